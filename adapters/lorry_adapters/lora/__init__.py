@@ -1,0 +1,1 @@
+"""Adapters as tensors: parsed, verified, placed in slots and applied to a batch."""

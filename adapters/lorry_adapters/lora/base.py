@@ -1,0 +1,44 @@
+"""The base model as adapters see it: the modules that can carry a delta, and their shapes.
+
+Plain data, no torch: uploads are verified against it without touching the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ModuleKind(StrEnum):
+    LINEAR = "linear"
+    """`torch.nn.Linear` or one of its quantized forms."""
+    CONV1D = "conv1d"
+    """GPT-2's transposed linear; the adapter's own shapes are those of a linear."""
+    EMBEDDING = "embedding"
+    """Listed so that an adapter which targets it is refused by name, not as 'not found'."""
+    OTHER = "other"
+    """Has weights, cannot carry a delta (norms, experts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModule:
+    name: str
+    """Dotted path in the base model, e.g. `model.layers.0.self_attn.q_proj`."""
+    kind: ModuleKind
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseLayout:
+    """Every module of the resident base that an adapter could name."""
+
+    name: str
+    """What the base is called in the API and in an adapter's `base_model`."""
+    architecture: str
+    """The model class, e.g. `LlamaForCausalLM`."""
+    num_layers: int
+    output_embedding: str | None
+    """Path of the output head; PEFT's `all-linear` leaves it out."""
+    modules: Mapping[str, BaseModule]

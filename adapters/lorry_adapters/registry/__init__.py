@@ -1,0 +1,1 @@
+"""Adapters as things with names: uploaded, verified, stored, leased and removed."""

@@ -1,0 +1,1 @@
+"""HTTP: schemas, routes, errors and streams. Nothing below this speaks JSON."""

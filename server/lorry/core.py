@@ -1,0 +1,189 @@
+"""The plain data that every floor shares. No torch, no behaviour.
+
+A request becomes a `Sequence` (the scheduler's), a step takes a `Batch` of `Row`s
+(the runner's), the answer is a stream of `TokenEvent`s (the HTTP side's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from lorry_adapters.registry.record import Lease
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """An end-of-text token. Stop strings are found on the HTTP side, which then cancels."""
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class Constraint(Protocol):
+    """A grammar that narrows the next token. Touched by the engine thread only."""
+
+    def allowed(self) -> AbstractSequence[int]:
+        """The next token's mask: 32-bit words, bit i of word w is token 32 * w + i."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take `token_id`, which `allowed` permitted."""
+        ...
+
+    def finished(self) -> bool:
+        """True when nothing but the end of the text may follow."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request's tokens are drawn. Every field is resolved and checked by the HTTP side."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy: the arg max, and none of the filters below matters."""
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    """CTRL's, over prompt and answer: arXiv:1909.05858, section 4.1."""
+    frequency_penalty: float = 0.0
+    """OpenAI's, over the answer."""
+    presence_penalty: float = 0.0
+    seed: int = 0
+    """The token at position p is drawn by the uniform number of (seed, p): it depends
+    neither on the batch nor on how often the request was preempted."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """Empty: end of text is ignored."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int = 0
+    """How many of the likeliest tokens to report beside the drawn one."""
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    id: str
+    prompt_ids: tuple[int, ...]
+    """Never empty."""
+    params: SamplingParams
+    lease: Lease
+    """Released by the engine with the final event."""
+    arrival: float
+    """`time.monotonic()` seconds, by the client."""
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token_id: int
+    logprob: float
+    """Of the model's own distribution, before temperature, penalties and filters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One step's news for one request. The last has a `finish`; there is exactly one such."""
+
+    request_id: str
+    token: TokenLogprob | None = None
+    """None only where a request ends without a new token (cancelled, error)."""
+    top: tuple[TokenLogprob, ...] = ()
+    """The `top_logprobs` likeliest, likeliest first."""
+    prompt: tuple[TokenLogprob | None, ...] = ()
+    """With the first token of a request that asked for `prompt_logprobs`: one entry per
+    prompt token, None for the first, which nothing predicts."""
+    finish: FinishReason | None = None
+    error: Exception | None = None
+    """With `finish` ERROR: an error of `lorry.errors` or `lorry_adapters.errors`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotUse:
+    """One adapter of one row: where its weights are, and how strongly they count."""
+
+    slot: int
+    """1 or more; slot 0 is the base model and is never listed."""
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Asks for the token that follows the last one of a row."""
+
+    params: SamplingParams
+    prompt: AbstractSequence[int]
+    answer: AbstractSequence[int]
+    """Tokens drawn so far; its length is the position in the answer."""
+    constraint: Constraint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The part of one sequence that runs in this step."""
+
+    request_id: str
+    token_ids: AbstractSequence[int]
+    """New tokens, at least one."""
+    start: int
+    """Absolute position of the first of them = tokens already in the KV cache."""
+    blocks: AbstractSequence[int]
+    """KV blocks of the whole sequence, in order; enough for start + len(token_ids)."""
+    adapters: tuple[SlotUse, ...]
+    sample: Sample | None
+    """None while a prompt is only partly in the cache."""
+    prompt_targets: AbstractSequence[int] | None = None
+    """For prompt logprobs: the token that follows each of `token_ids` in the prompt; one
+    shorter than `token_ids` where the chunk ends the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step runs. Built by the scheduler, consumed by the runner."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What the runner says of one row, in the batch's order."""
+
+    token: TokenLogprob | None
+    """None where the row had no `sample`."""
+    top: tuple[TokenLogprob, ...] = ()
+    prompt: tuple[TokenLogprob, ...] = ()
+    """One per `prompt_targets`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot that the engine thread replaces after every step; anyone may read it."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    kv_block_size: int = 0
+    """Tokens per block."""
+    slots_total: int = 0
+    """Device slots beside the base's."""
+    resident: tuple[str, ...] = ()
+    """Digests in device slots."""
+    running_adapters: tuple[str, ...] = ()
+    """Names in use by running requests, sorted."""
+    waiting_adapters: tuple[str, ...] = ()
+    steps: int = 0
+    loads: int = 0
+    """Adapters copied to a slot, ever."""
+    evictions: int = 0
+    preemptions: int = 0
+    failed_steps: int = 0

@@ -1,0 +1,82 @@
+"""Everything a server can refuse, beside what is wrong with an adapter.
+
+    LorryError
+    ├── SettingsError           a flag, variable or key with a bad value; named
+    ├── ModelError              the base cannot be found, read or verified
+    │   └── UnsupportedModel    it can be read, it cannot be served correctly
+    └── RequestError            one request, refused; `param` names the field
+        ├── InvalidRequest      a value that makes no sense
+        ├── UnsupportedParameter a field that exists elsewhere and is not served here
+        ├── ModelNotFound       `model` names neither the base nor an adapter
+        ├── PromptTooLong       prompt and answer exceed the model's length
+        ├── DoesNotFit          needs more KV cache, or slots, than the server has at all
+        ├── QueueFull           try again later; carries `retry_after` seconds
+        ├── ShuttingDown        the server is finishing what it has
+        └── GenerationFailed    the step that ran this request raised
+
+The adapters' own tree is in `lorry_adapters.errors`. A message says what is
+wrong, where, and what to do; status codes live in one table, `lorry.api.errors`.
+"""
+
+from __future__ import annotations
+
+
+class LorryError(Exception):
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class SettingsError(LorryError):
+    pass
+
+
+class ModelError(LorryError):
+    pass
+
+
+class UnsupportedModel(ModelError):
+    pass
+
+
+class RequestError(LorryError):
+    param: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        if param is not None:
+            self.param = param
+
+
+class InvalidRequest(RequestError):
+    pass
+
+
+class UnsupportedParameter(RequestError):
+    pass
+
+
+class ModelNotFound(RequestError):
+    param = "model"
+
+
+class PromptTooLong(RequestError):
+    param = "inputs"
+
+
+class DoesNotFit(RequestError):
+    pass
+
+
+class QueueFull(RequestError):
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(RequestError):
+    pass
+
+
+class GenerationFailed(RequestError):
+    pass
