@@ -1,0 +1,115 @@
+# Two commands for a user (serve, test), a few more for a developer. Needs Python 3.11 to 3.13, pip and make.
+#
+#   make serve                       a venv, the packages, the default model, the samples, the server on :8000
+#   make serve ARGS="--port 9000"    the same with any flag of `lorry serve`
+#   make test                        everything CI runs
+#   make lint                        the part of it that runs no test
+#   make fmt                         sorts imports, formats, mends what ruff can
+#   make bench                       measures this machine; see benchmarks/README.md
+#   make clean                       removes the venv and every cache in the checkout
+#
+# Variables:
+#   PYTHON=python3.12                the interpreter to use; found by itself otherwise
+#   TORCH_INDEX=URL                  where torch alone comes from. A Linux machine without a GPU wants
+#                                    https://download.pytorch.org/whl/cpu: the ordinary build brings gigabytes of CUDA
+#   MODEL=…                          what to serve; empty is the default model
+#   ARGS=…                           further flags of `lorry serve`, or of the benchmark
+#   JOBS=2                           test processes
+
+PYTHON ?=
+TORCH_INDEX ?=
+MODEL ?=
+ARGS ?=
+JOBS ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# Stamps: a target is done again only when what it was made from has changed.
+VENV_STAMP := $(VENV)/.made
+TORCH_STAMP := $(VENV)/.torch
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint fmt pytest bench install install-dev clean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+serve: $(RUN_STAMP)
+	@$(BIN)/lorry serve $(MODEL) --port 8000 --samples $(ARGS)
+
+test: lint pytest
+
+lint: $(DEV_STAMP)
+	@echo '==> ruff check' && $(BIN)/ruff check .
+	@echo '==> ruff format --check' && $(BIN)/ruff format --check .
+	@echo '==> mypy' && $(BIN)/mypy
+	@echo '==> lint-imports' && $(BIN)/lint-imports
+
+# One torch thread a process: the processes share the cores already.
+pytest: $(DEV_STAMP)
+	@echo '==> pytest'
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
+
+fmt: $(DEV_STAMP)
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(DEV_STAMP)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+install: $(RUN_STAMP)
+install-dev: $(DEV_STAMP)
+
+# The interpreter must really run: a version manager's shim exists for versions that do not.
+# Where the distribution splits ensurepip off, the interpreter's own pip fills the venv.
+$(VENV_STAMP):
+	@set -e; \
+	if $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null && $(PIP) --version >/dev/null 2>&1; then \
+	  echo '==> $(VENV) is there already'; touch $@; exit 0; \
+	fi; \
+	found=; \
+	for python in $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  if "$$python" -c '$(SUPPORTED)' 2>/dev/null; \
+	  then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo 'error: no Python 3.11, 3.12 or 3.13 found$(if $(PYTHON), as $(PYTHON)); say which with: make PYTHON=/path/to/python3.12' >&2; \
+	  exit 1; \
+	fi; \
+	echo "==> $(VENV) with $$("$$found" --version)"; \
+	rm -rf $(VENV); \
+	"$$found" -m venv $(VENV) >/dev/null 2>&1 || { \
+	  rm -rf $(VENV); \
+	  "$$found" -m venv --without-pip $(VENV); \
+	  "$$found" -m pip --python $(BIN)/python install --quiet pip; \
+	}; \
+	touch $@
+
+# torch first and alone: pip would otherwise take whichever build another package's range admits.
+$(TORCH_STAMP): $(VENV_STAMP) constraints.txt
+	@if [ -z "$(TORCH_INDEX)" ] && [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  echo '==> No NVIDIA driver here. If torch below comes with gigabytes of CUDA, stop and say:'; \
+	  echo '    make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu'; \
+	fi
+	@echo '==> torch (the largest download)'
+	@$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	  "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(RUN_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt
+	@echo '==> lorry and what it runs on'
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt
+	@echo '==> lorry and what its tests need'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(RUN_STAMP)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
