@@ -1,0 +1,74 @@
+"""Fixtures for everybody: tiny models in folders, adapters for them, built once a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Before transformers or huggingface_hub are imported: no test may reach for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The library's own files must not land in, or be found in, the home of whoever runs the tests.
+for _variable in [name for name in os.environ if name.startswith("LORRY_")]:
+    del os.environ[_variable]
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """Tiny matrices: more than one thread only adds waiting, and hides nothing."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model("llama")`: the folder of that family's tiny random model with a tokenizer."""
+    from support import tiny
+
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(family: str) -> Path:
+        path = root / family
+        if not path.exists():
+            tiny.save_model(family, path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def peft_adapter(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]
+) -> Callable[..., Path]:
+    """`peft_adapter("llama", "plain", seed=3)`: the folder of a loud PEFT adapter of that kind."""
+    from support import peft_adapters
+
+    root = tmp_path_factory.mktemp("adapters")
+
+    def folder(family: str, variant: str, *, seed: int = 0) -> Path:
+        path = root / family / f"{variant}-{seed}"
+        if not path.exists():
+            peft_adapters.save_adapter(family, tiny_model(family), variant, path, seed=seed)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zip_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Packs an adapter's folder as a zip, ready to upload."""
+    from support.peft_adapters import pack
+
+    root = tmp_path_factory.mktemp("archives")
+    count = iter(range(1_000_000))
+
+    def archive(folder: Path, members: Sequence[str] | None = None) -> Path:
+        return pack(folder, root / f"{next(count)}.zip", members)
+
+    return archive

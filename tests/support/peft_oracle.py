@@ -1,0 +1,109 @@
+"""What transformers and PEFT say: the truth that the server's numbers are compared with.
+
+One sequence at a time, no cache, no batch, eager attention. Scale is PEFT's own
+`set_scale`; several adapters are active together, their deltas summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+Adapters = Sequence[tuple[Path, float]]
+"""Folders and their scales."""
+
+
+def quantization_config(quantization: str, *, skip: Sequence[str] = ("lm_head",)) -> Any:
+    """As a user of transformers would ask for it; the compute type is float32."""
+    match quantization:
+        case "nf4" | "fp4":
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=quantization,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.float32,
+                llm_int8_skip_modules=list(skip),
+            )
+        case "int8":
+            return BitsAndBytesConfig(
+                load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(skip)
+            )
+    raise AssertionError(quantization)
+
+
+class PeftOracle:
+    """A base from `model_folder`, and every adapter that it is ever asked about."""
+
+    def __init__(self, model_folder: Path, quantization: str = "none", **config: Any) -> None:
+        more: dict[str, Any] = {}
+        if quantization != "none":
+            more["quantization_config"] = quantization_config(quantization, **config)
+        self.base = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=torch.float32, attn_implementation="eager", **more
+        ).eval()
+        self._peft: PeftModel | None = None
+        self._names: dict[Path, str] = {}
+
+    @torch.inference_mode()
+    def logprobs(self, adapters: Adapters, token_ids: Sequence[int]) -> torch.Tensor:
+        """Log-softmax [T, V] float32; row t is the distribution of token t + 1."""
+        with self._active(adapters) as model:
+            logits = model(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def prompt_logprobs(self, adapters: Adapters, token_ids: Sequence[int]) -> list[float]:
+        """The logprob of every token but the first, given those before it: T - 1 numbers."""
+        table_TV = self.logprobs(adapters, token_ids)
+        targets = torch.tensor(list(token_ids[1:]))
+        return table_TV[:-1].gather(1, targets[:, None])[:, 0].tolist()  # type: ignore[no-any-return]
+
+    def greedy(self, adapters: Adapters, token_ids: Sequence[int], count: int) -> list[int]:
+        """The next `count` tokens, each the arg max; an end-of-text token does not stop it."""
+        ids = list(token_ids)
+        for _ in range(count):
+            ids.append(int(self.logprobs(adapters, ids)[-1].argmax()))
+        return ids[len(token_ids) :]
+
+    @contextmanager
+    def _active(self, adapters: Adapters) -> Iterator[torch.nn.Module]:
+        if not adapters:
+            if self._peft is None:
+                yield self.base
+                return
+            with self._peft.disable_adapter():
+                yield self._peft
+            return
+        scales = {self._name_of(folder): scale for folder, scale in adapters}
+        assert len(scales) == len(adapters), "the same adapter twice"
+        model = self._peft
+        assert model is not None
+        model.base_model.set_adapter(list(scales))
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                for name, scale in scales.items():
+                    layer.set_scale(name, scale)
+        yield model
+
+    def _name_of(self, folder: Path) -> str:
+        name = self._names.get(folder)
+        if name is None:
+            name = self._names[folder] = f"a{len(self._names)}"
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.base, folder, adapter_name=name)
+            else:
+                result = self._peft.load_adapter(folder, adapter_name=name)
+                assert not result.unexpected_keys, result.unexpected_keys
+            self._peft.eval()
+        return name
+
+
+def peft_logprobs(model_folder: Path, adapters: Adapters, token_ids: Sequence[int]) -> torch.Tensor:
+    """One question to a fresh oracle; keep a `PeftOracle` where there are many."""
+    return PeftOracle(model_folder).logprobs(adapters, token_ids)
