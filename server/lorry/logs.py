@@ -1,0 +1,89 @@
+"""Logging: one handler, as text for people or as JSON lines for collectors.
+
+Nothing that a user wrote in a prompt, and nothing the model answered, is logged:
+callers pass identifiers and numbers in `extra`, and both formats show those.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TextIO
+
+_STANDARD = frozenset(
+    vars(logging.LogRecord("", 0, "", 0, "", None, None)).keys()
+    | {"message", "asctime", "taskName", "color_message"}
+)
+
+
+def setup(level: str, format: str, stream: TextIO | None = None) -> None:
+    """Make `stream` (default stderr) the one place where every logger of the process writes.
+
+    `level` is `debug`, `info`, `warning` or `error`; `format` is `text` or `json`.
+    Libraries speak from `warning` up, whatever `level` says, except at `debug`.
+    Calling it again replaces the handler.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    number = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(number if level == "debug" else max(number, logging.WARNING))
+    for name in ("lorry", "lorry_adapters", "uvicorn", "uvicorn.access", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(number)
+    logging.captureWarnings(True)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """What a caller passed in `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z INFO lorry.engine message key=value`, one line a message.
+
+    Control characters are escaped: an adapter's name cannot forge a second line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_timestamp(record)} {record.levelname} {record.name} {record.getMessage()}"
+        for key, value in fields_of(record).items():
+            text = str(value)
+            line += f" {key}={json.dumps(text) if ' ' in text or not text else text}"
+        line = "".join(char if char.isprintable() else _escaped(char) for char in line)
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time`, `level`, `logger`, `message`, the extra fields, `error`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key, value in fields_of(record).items():
+            entry.setdefault(key, value)
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,173 @@
+"""One setting as every place sees it: what a value may be, and how text becomes one.
+
+The table of settings itself is `lorry.settings`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from lorry.errors import SettingsError
+
+PREFIX = "LORRY_"
+
+
+class Kind(StrEnum):
+    """What a value of a setting looks like."""
+
+    TEXT = "text"
+    CHOICE = "choice"
+    INT = "whole number"
+    FLOAT = "number"
+    BOOL = "true or false"
+    SIZE = "size"
+    PATH = "path"
+    PATHS = "paths"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting as the command line, the environment, a file and the docs see it."""
+
+    name: str
+    """Field of `Settings`, and key in a settings file."""
+    kind: Kind
+    help: str
+    default: object
+    default_text: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    secret: bool = False
+    """Never shown, not even in an error."""
+    positional: bool = False
+
+    @property
+    def flag(self) -> str:
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def negative_flag(self) -> str | None:
+        return "--no-" + self.name.replace("_", "-") if self.kind is Kind.BOOL else None
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, in words."""
+        if self.kind is Kind.CHOICE:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is Kind.SIZE:
+            return "a size such as 512MiB or 2GiB"
+        if self.kind is Kind.TEXT:
+            return "text that is not empty"
+        if self.kind is Kind.PATHS:
+            return f"folders, separated by {os.pathsep!r} (a list in a file)"
+        if self.kind is Kind.PATH:
+            return "a path"
+        bounds = ""
+        if self.minimum is not None and self.maximum is not None:
+            bounds = f" from {self.minimum:g} to {self.maximum:g}"
+        elif self.minimum is not None:
+            bounds = f", {self.minimum:g} or more"
+        return ("" if self.kind is Kind.BOOL else "a ") + self.kind.value + bounds
+
+
+def parse(option: Option, raw: object, source: str) -> object:
+    """`raw` (text, or a file's own type) as the field's type. SettingsError names `source`."""
+    try:
+        value = _convert(option.kind, raw)
+    except (ValueError, TypeError):
+        raise _refusal(option, raw, source) from None
+    if option.choices and value not in option.choices:
+        raise _refusal(option, raw, source)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if option.minimum is not None and value < option.minimum:
+            raise _refusal(option, raw, source)
+        if option.maximum is not None and value > option.maximum:
+            raise _refusal(option, raw, source)
+    return value
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512MiB`, `2 GiB`, `1.5GB` or `4096`. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(text)
+    number, unit, binary = match.groups()
+    power = " KMGT".index(unit.upper()) if unit else 0
+    size = float(number) * (1024 if binary else 1000) ** power
+    if size != int(size) and not unit:
+        raise ValueError(text)
+    return int(size)
+
+
+def format_size(count: int) -> str:
+    """`count` bytes for people: `93.1 MiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _convert(kind: Kind, raw: object) -> object:
+    if isinstance(raw, str) and not raw.strip():
+        raise ValueError("empty")
+    match kind:
+        case Kind.TEXT | Kind.CHOICE:
+            if not isinstance(raw, str):
+                raise TypeError
+            return raw.strip()
+        case Kind.BOOL:
+            if isinstance(raw, bool):
+                return raw
+            words = {"true": True, "1": True, "yes": True, "on": True}
+            words |= {"false": False, "0": False, "no": False, "off": False}
+            word = raw.strip().lower() if isinstance(raw, str) else ""
+            if word not in words:
+                raise ValueError
+            return words[word]
+        case Kind.INT:
+            if isinstance(raw, bool) or not isinstance(raw, int | str):
+                raise TypeError
+            return int(raw)
+        case Kind.FLOAT:
+            if isinstance(raw, bool) or not isinstance(raw, int | float | str):
+                raise TypeError
+            number = float(raw)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        case Kind.SIZE:
+            if isinstance(raw, int) and not isinstance(raw, bool):
+                return raw
+            if not isinstance(raw, str):
+                raise TypeError
+            return parse_size(raw)
+        case Kind.PATH:
+            return _path(raw)
+        case Kind.PATHS:
+            items = raw.split(os.pathsep) if isinstance(raw, str) else raw
+            if not isinstance(items, list | tuple):
+                raise TypeError
+            return tuple(_path(item) for item in items)
+
+
+def _path(raw: object) -> Path:
+    if not isinstance(raw, str | Path) or not str(raw).strip():
+        raise TypeError
+    return Path(raw).expanduser().absolute()
+
+
+def _refusal(option: Option, raw: object, source: str) -> SettingsError:
+    shown = "this value" if option.secret else repr(raw)
+    return SettingsError(f"{source}: {shown} is not allowed; give {option.allowed}")

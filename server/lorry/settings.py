@@ -1,0 +1,320 @@
+"""Every setting of the server: one frozen `Settings`, one table that drives four places.
+
+The metadata of a field says its kind, bounds and help; from it come the flag
+(`--max-loras`), the variable (`LORRY_MAX_LORAS`), the key in a TOML or YAML file
+(`max_loras`) and the row of the documentation's table. Flags win over variables,
+variables over the file, the file over the default. A bad value is refused with the
+place it came from; an unknown variable or key is refused too, because a misspelt
+setting that is ignored is worse than a server that does not start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import yaml
+
+from lorry.errors import SettingsError
+from lorry.option import PREFIX, Kind, Option, parse
+
+DEFAULT_MODEL = "smollm2-135m"
+
+OTHER_VARIABLES = frozenset({"LORRY_URL", "LORRY_CONFIG"})
+"""Variables that are ours and no setting: the client's server, and the settings file."""
+
+
+def _option(
+    default: object,
+    kind: Kind,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    secret: bool = False,
+    positional: bool = False,
+    default_text: str | None = None,
+) -> Any:
+    metadata = {
+        "kind": kind,
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "secret": secret,
+        "positional": positional,
+        "default_text": default_text,
+    }
+    if default is MISSING:
+        return field(default_factory=_default_home, repr=not secret, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+def _default_home() -> Path:
+    return platformdirs.user_data_path("lorry", appauthor=False)
+
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Resolved and checked. Sizes are bytes, durations seconds."""
+
+    model: str = _option(
+        DEFAULT_MODEL,
+        Kind.TEXT,
+        "The base: an alias (`lorry models list`), a hub id, a folder, or a GGUF file.",
+        positional=True,
+    )
+    revision: str | None = _option(
+        None, Kind.TEXT, "Branch, tag or commit of a hub model.", default_text="the main branch"
+    )
+    hf_token: str | None = _option(
+        None,
+        Kind.TEXT,
+        "Token for private or gated hub models.",
+        secret=True,
+        default_text="the hub client's own",
+    )
+    served_model_name: str | None = _option(
+        None,
+        Kind.TEXT,
+        "What the base is called in the API.",
+        default_text="the alias, or the last part of MODEL",
+    )
+    quantize: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "Weights of the base, by bitsandbytes. auto: nf4 on CUDA, int8 on a CPU.",
+        choices=("auto", "nf4", "fp4", "int8", "none"),
+    )
+    bnb_4bit_double_quant: bool = _option(
+        True, Kind.BOOL, "nf4 and fp4: quantize the block scales too, 0.4 bits a weight less."
+    )
+    int8_threshold: float = _option(
+        0.0,
+        Kind.FLOAT,
+        "int8: columns with an activation beyond this run unquantized; 0 is off. Above 0 a "
+        "request's tokens can depend on the others in its batch.",
+        minimum=0,
+    )
+    device: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "Where the base lives. auto: CUDA when there is one.",
+        choices=("auto", "cpu", "cuda"),
+    )
+    dtype: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "What unquantized weights and activations are. auto: bfloat16 on CUDA, float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    host: str = _option("127.0.0.1", Kind.TEXT, "Address to listen on.")
+    port: int = _option(
+        8000, Kind.INT, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535
+    )
+    home: Path = _option(  # noqa: RUF009 - it returns a field, as every line here does
+        MISSING,
+        Kind.PATH,
+        "Folder of the adapter catalogue, the adapters and the model cache.",
+        default_text="the platform's user data folder",
+    )
+    api_key: str | None = _option(
+        None,
+        Kind.TEXT,
+        "Requests must carry it as a bearer token. Better in the variable than in a flag, "
+        "which every user of the machine can read.",
+        secret=True,
+        default_text="no key asked for",
+    )
+    max_loras: int = _option(
+        8, Kind.INT, "Adapters on the device at once, beside the base.", minimum=1, maximum=4096
+    )
+    max_cpu_loras: int = _option(
+        64, Kind.INT, "Adapters kept in host memory at most.", minimum=1, maximum=1_000_000
+    )
+    host_cache_memory: int = _option(
+        _GIB, Kind.SIZE, "Host memory for adapters at most.", minimum=0, default_text="1GiB"
+    )
+    max_lora_rank: int = _option(
+        64, Kind.INT, "Largest rank an adapter may have.", minimum=1, maximum=1024
+    )
+    max_model_len: int | None = _option(
+        None,
+        Kind.INT,
+        "Prompt and answer together, in tokens; not more than the model has.",
+        minimum=1,
+        default_text="the model's own",
+    )
+    max_num_seqs: int = _option(
+        16, Kind.INT, "Requests that run in one step at most.", minimum=1, maximum=4096
+    )
+    max_num_batched_tokens: int = _option(
+        512,
+        Kind.INT,
+        "Tokens in one step at most; at least max_num_seqs.",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    max_queue: int = _option(
+        256, Kind.INT, "Requests that wait at most; one more is answered 429.", minimum=0
+    )
+    kv_cache_memory: int = _option(
+        2 * _GIB, Kind.SIZE, "Memory of the KV cache.", minimum=_KIB, default_text="2GiB"
+    )
+    max_upload: int = _option(
+        512 * _MIB,
+        Kind.SIZE,
+        "Largest adapter that may be uploaded.",
+        minimum=_KIB,
+        default_text="512MiB",
+    )
+    adapter_roots: tuple[Path, ...] = _option(
+        (),
+        Kind.PATHS,
+        "Folders of this machine that adapters may be registered from.",
+        default_text="none",
+    )
+    samples: bool = _option(
+        True, Kind.BOOL, "Register the sample adapters when the base is the one they fit."
+    )
+    shutdown_grace: float = _option(
+        30.0,
+        Kind.FLOAT,
+        "Seconds that running requests get to finish after SIGTERM.",
+        minimum=0,
+        maximum=86_400,
+    )
+    log_level: str = _option(
+        "info",
+        Kind.CHOICE,
+        "Least severe message to log.",
+        choices=("debug", "info", "warning", "error"),
+    )
+    log_format: str = _option(
+        "text", Kind.CHOICE, "Log lines for people, or JSON.", choices=("text", "json")
+    )
+
+
+def options() -> tuple[Option, ...]:
+    """The table of settings, in the order of the documentation."""
+    rows = []
+    for item in fields(Settings):
+        default = item.default
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
+        metadata = dict(item.metadata)
+        text = metadata.pop("default_text")
+        if text is None:
+            text = str(default).lower() if isinstance(default, bool) else str(default)
+        rows.append(Option(name=item.name, default=default, default_text=text, **metadata))
+    return tuple(rows)
+
+
+def markdown_table() -> str:
+    """The settings as a Markdown table, one row each, for the documentation."""
+    lines = ["| Flag | Variable | Key | Default | |", "|---|---|---|---|---|"]
+    for option in options():
+        flag = f"`{option.flag}`"
+        if option.negative_flag:
+            flag += f", `{option.negative_flag}`"
+        text = option.help
+        if option.choices:
+            text += " (" + ", ".join(f"`{choice}`" for choice in option.choices) + ")"
+        lines.append(
+            f"| {flag} | `{option.variable}` | `{option.name}` | {option.default_text} | {text} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def load_settings(
+    flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None
+) -> Settings:
+    """`flags` by field name, None where a flag was not given; `file` as in `--config`.
+
+    Without `file`, `LORRY_CONFIG` names one. Raises SettingsError.
+    """
+    table = {option.name: option for option in options()}
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+
+    if file is None and environ.get("LORRY_CONFIG"):
+        file = Path(environ["LORRY_CONFIG"])
+    if file is not None:
+        for key, raw in _read_file(file).items():
+            source = f"key `{key}` in {file}"
+            option = _known(key, table, f"{file}: unknown key `{key}`", lambda row: row.name)
+            values[option.name] = parse(option, raw, source)
+            sources[option.name] = source
+
+    variables = {option.variable: option for option in table.values()}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
+            continue
+        option = _known(name, variables, f"unknown variable {name}", lambda row: row.variable)
+        source = f"variable {name}"
+        values[option.name] = parse(option, environ[name], source)
+        sources[option.name] = source
+
+    for name, given in flags.items():
+        if given is None:
+            continue
+        option = _known(name, table, f"unknown flag {name}", lambda row: row.flag)
+        source = option.flag if option.positional else f"flag {option.flag}"
+        values[option.name] = parse(option, given, source)
+        sources[option.name] = source
+
+    settings = Settings(**values)  # type: ignore[arg-type]
+    if settings.max_num_batched_tokens < settings.max_num_seqs:
+        where = sources.get("max_num_batched_tokens", "max_num_batched_tokens (default)")
+        other = sources.get("max_num_seqs", "max_num_seqs (default)")
+        raise SettingsError(
+            f"{where}: {settings.max_num_batched_tokens} tokens a step are fewer than the "
+            f"{settings.max_num_seqs} requests of {other}; every running request needs one"
+        )
+    return settings
+
+
+def _known(
+    name: str, table: Mapping[str, Option], refusal: str, spelling: Callable[[Option], str]
+) -> Option:
+    option = table.get(name)
+    if option is not None:
+        return option
+    close = difflib.get_close_matches(name.replace("-", "_"), table, n=1, cutoff=0.6)
+    hint = f"; did you mean {spelling(table[close[0]])}?" if close else ""
+    raise SettingsError(refusal + hint)
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        data = file.expanduser().read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"settings file {file} cannot be read: {error.strerror or error}"
+        ) from error
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".toml":
+            content: object = tomllib.loads(data.decode())
+        elif suffix in (".yaml", ".yml"):
+            content = yaml.safe_load(data)
+        else:
+            raise SettingsError(f"settings file {file}: its name must end in .toml, .yaml or .yml")
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"settings file {file} is not valid {suffix[1:].upper()}: {error}"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"settings file {file}: expected `key: value` lines at its top level")
+    return {str(key): value for key, value in content.items()}
