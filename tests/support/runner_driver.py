@@ -1,0 +1,167 @@
+"""Drives the runner as the engine would, with nothing in between: rows in, numbers out.
+
+Blocks are handed out in a shuffled order, so that a cache which only works for
+neighbouring blocks fails here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorry.model.loader import LoadedModel, load
+from lorry.model.runner import Runner
+
+from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
+from lorry.settings import Settings
+from lorry_adapters.lora import weights
+from support.peft_oracle import Adapters
+
+BLOCK_SIZE = 8
+NUM_BLOCKS = 512
+NUM_SLOTS = 8
+MAX_RANK = 32
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One sequence, and the adapters it wants."""
+
+    adapters: Adapters
+    token_ids: Sequence[int]
+
+
+def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
+    settings = Settings(
+        model=str(folder), home=folder, device="cpu", dtype="float32", quantize=quantization
+    )
+    return load(settings, lambda _: None)
+
+
+class RunnerDriver:
+    """A runner on a tiny model, and the slots and blocks that a scheduler would keep."""
+
+    def __init__(self, folder: Path, *, quantization: str = "none") -> None:
+        self.loaded = load_tiny(folder, quantization=quantization)
+        self.runner = Runner(
+            self.loaded,
+            kv_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            max_slots=NUM_SLOTS,
+            max_rank=MAX_RANK,
+        )
+        self._slots: dict[Path, int] = {}
+
+    def slot_of(self, folder: Path) -> int:
+        if folder not in self._slots:
+            assert len(self._slots) < NUM_SLOTS
+            self.place(len(self._slots) + 1, folder)
+        return self._slots[folder]
+
+    def place(self, slot: int, folder: Path) -> None:
+        """Puts the adapter in that slot, whatever was there."""
+        loaded = weights.load(folder, f"sha256:{folder}", self.loaded.layout)
+        self.runner.place(slot, loaded)
+        self._slots = {path: at for path, at in self._slots.items() if at != slot}
+        self._slots[folder] = slot
+
+    def forget_slots(self) -> None:
+        """The next adapters start at slot 1 again, over the old ones."""
+        self._slots.clear()
+
+    def score(self, asks: Sequence[Ask], *, chunk: int | None = None) -> list[list[float]]:
+        """Logprobs of every token but the first of each sequence, all in one batch.
+
+        `chunk`: the prompts go in that many tokens at a time, a step each.
+        """
+        rows = [_Sequence(ask, self._uses(ask)) for ask in asks]
+        _hand_out_blocks(rows)
+        while True:
+            now = [row.row(row.prompt_left(chunk), None) for row in rows if row.prompt_left(chunk)]
+            if not now:
+                return [row.logprobs for row in rows]
+            results = self.runner.run(Batch(tuple(now)))
+            for result, row in zip(results, _of(rows, now), strict=True):
+                row.logprobs.extend(entry.logprob for entry in result.prompt)
+
+    def greedy(
+        self, asks: Sequence[Ask], count: int, *, chunk: int | None = None, top: int = 0
+    ) -> list[list[RowResult]]:
+        """Prefills in chunks, then draws `count` tokens greedily for every sequence."""
+        params = SamplingParams(max_new_tokens=count, top_logprobs=top)
+        rows = [_Sequence(ask, self._uses(ask), room=count) for ask in asks]
+        _hand_out_blocks(rows)
+        while any(len(row.drawn) < count for row in rows):
+            now = [row.next(chunk, params) for row in rows if len(row.drawn) < count]
+            results = self.runner.run(Batch(tuple(now)))
+            for result, row in zip(results, _of(rows, now), strict=True):
+                if result.token is not None:
+                    row.answer.append(result.token.token_id)
+                    row.drawn.append(result)
+        return [row.drawn for row in rows]
+
+    def _uses(self, ask: Ask) -> tuple[SlotUse, ...]:
+        # As the scheduler does: an adapter at scale 0 is no adapter.
+        return tuple(
+            SlotUse(self.slot_of(folder), scale) for folder, scale in ask.adapters if scale != 0.0
+        )
+
+
+class _Sequence:
+    def __init__(self, ask: Ask, uses: tuple[SlotUse, ...], room: int = 0) -> None:
+        self.prompt = list(ask.token_ids)
+        self.uses = uses
+        self.num_tokens = len(self.prompt) + room
+        self.blocks: list[int] = []
+        self.computed = 0
+        self.answer: list[int] = []
+        self.drawn: list[RowResult] = []
+        self.logprobs: list[float] = []
+
+    def prompt_left(self, chunk: int | None) -> int:
+        left = max(0, len(self.prompt) - self.computed)
+        return left if chunk is None else min(left, chunk)
+
+    def next(self, chunk: int | None, params: SamplingParams) -> Row:
+        count = self.prompt_left(chunk)
+        if count and self.computed + count < len(self.prompt):
+            return self.row(count, None, score=False)
+        return self.row(
+            count or 1, Sample(params, self.prompt, list(self.answer), None), score=False
+        )
+
+    def row(self, count: int, sample: Sample | None, *, score: bool = True) -> Row:
+        tokens = self.prompt + self.answer
+        start, stop = self.computed, self.computed + count
+        self.computed = stop
+        return Row(
+            request_id=str(id(self)),
+            token_ids=tokens[start:stop],
+            start=start,
+            blocks=self.blocks,
+            adapters=self.uses,
+            sample=sample,
+            prompt_targets=self.prompt[start + 1 : stop + 1] if score else None,
+        )
+
+
+def _of(rows: Sequence[_Sequence], now: Sequence[Row]) -> list[_Sequence]:
+    by_id = {str(id(row)): row for row in rows}
+    return [by_id[row.request_id] for row in now]
+
+
+def _hand_out_blocks(rows: Sequence[_Sequence]) -> None:
+    free = list(range(NUM_BLOCKS))
+    random.Random(len(rows)).shuffle(free)
+    for row in rows:
+        row.blocks = [free.pop() for _ in range(-(-row.num_tokens // BLOCK_SIZE))]
+
+
+def token_ids(results: Sequence[RowResult]) -> list[int]:
+    return [result.token.token_id for result in results if result.token is not None]
+
+
+def drawn(results: Sequence[RowResult]) -> list[TokenLogprob]:
+    return [result.token for result in results if result.token is not None]
