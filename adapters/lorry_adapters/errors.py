@@ -13,7 +13,9 @@
     ├── AdapterConflict         the name exists with other content
     ├── DigestMismatch          If-Match named a digest that is no longer current
     ├── ForbiddenSource         a source outside the allowed roots
-    └── StorageFull             no room to keep it
+    ├── StorageFull             no room to keep it
+    └── HomeUnusable            the home folder is held by another server,
+                                written by a newer one, damaged, or not writable
 
 A message says what is wrong, where, and what to do. No error here knows a
 status code: one table in the HTTP layer maps them.
@@ -94,3 +96,7 @@ class ForbiddenSource(AdapterError):
 
 class StorageFull(AdapterError):
     param = "file"
+
+
+class HomeUnusable(AdapterError):
+    """Nothing can be stored; the message names the path."""

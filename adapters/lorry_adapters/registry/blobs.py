@@ -1,0 +1,195 @@
+"""Adapter files on disk, each content once, in a folder named by its digest.
+
+    <home>/blobs/sha256-<64 hex>/adapter_config.json
+                                 adapter_model.safetensors
+    <home>/staging/<random>/     uploads on their way in, removed folders on their way out
+
+The digest is over the two files' names and contents, however they were packed:
+
+    sha256sum adapter_config.json adapter_model.safetensors | sha256sum
+
+A folder appears by one rename of a staged folder whose files are already on disk, and
+disappears by one rename into staging: whatever moment the power fails, a blob is there
+whole or not at all. Start-up empties staging and drops blobs that nobody owns, which a
+crash between blob and catalogue leaves behind.
+
+Who owns what, and when a blob may go, is the registry's business; nothing here counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import queue
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorry_adapters.errors import StorageFull
+from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""In the digest's order, which is alphabetical."""
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+_BLOB_FOLDER = re.compile(r"sha256-[0-9a-f]{64}")
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_log = logging.getLogger(__name__)
+
+
+def digest_of(folder: Path) -> str:
+    """`sha256:` and 64 hex digits for the two files in `folder`. OSError if one is missing."""
+    manifest = hashlib.sha256()
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        manifest.update(f"{content}  {name}\n".encode())
+    return f"sha256:{manifest.hexdigest()}"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the two files together. OSError if one is missing."""
+    return sum((folder / name).stat().st_size for name in FILES)
+
+
+@contextmanager
+def storage_full_named(home: Path) -> Iterator[None]:
+    """Turns the system's 'no space' and 'quota exceeded' into StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise StorageFull(
+            f"no room on the disk of {home} to keep the adapter; free some and try again"
+        ) from error
+
+
+class Blobs:
+    """Thread-safe in so far as each call is; the registry orders calls on one digest."""
+
+    def __init__(self, home: Path) -> None:
+        """Create the folders under `home` where missing. Reads and removes nothing yet."""
+        self._home = home
+        self._blobs = home / "blobs"
+        self._staging = home / "staging"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=True)
+        # Unlinking a large file can take long, and the one who gives the last lease back
+        # is the engine's thread: it only renames, this thread deletes.
+        self._retired: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._janitor = threading.Thread(
+            target=self._delete_retired, name="lorry-blob-janitor", daemon=True
+        )
+        self._janitor.start()
+
+    def clean(self, owned: Collection[str]) -> None:
+        """At start-up, before anything is staged: leave only the blobs of `owned` digests."""
+        leftovers = list(self._staging.iterdir())
+        keep = {self.folder(digest).name for digest in owned}
+        for entry in self._blobs.iterdir():
+            if _BLOB_FOLDER.fullmatch(entry.name) is None:
+                _log.warning("%s is not Lorry's; it is left alone", entry)
+            elif entry.name not in keep:
+                leftovers.append(entry)
+        for entry in leftovers:
+            _log.info("removing %s, left by an interrupted upload or removal", entry)
+            _delete(entry)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A private empty folder on the blobs' file system, gone when the block ends."""
+        with storage_full_named(self._home):
+            folder = Path(tempfile.mkdtemp(dir=self._staging))
+        try:
+            yield folder
+        finally:
+            # Published by a rename: then there is nothing to delete.
+            if folder.exists():
+                _delete(folder)
+
+    def seal(self, folder: Path) -> None:
+        """Put the staged files on disk for good and drop everything else beside them."""
+        with storage_full_named(self._home):
+            for entry in list(folder.iterdir()):
+                if entry.name not in FILES:
+                    _delete(entry)
+            for name in FILES:
+                _sync(folder / name)
+            _sync(folder)
+
+    def publish(self, folder: Path, digest: str) -> bool:
+        """Rename a sealed folder to `digest`. True: what was there before, if anything,
+        was damaged and is replaced. False: the same content is there already, `folder`
+        stays in staging."""
+        assert folder.parent == self._staging
+        target = self.folder(digest)
+        with storage_full_named(self._home):
+            if target.exists():
+                if self.intact(digest):
+                    return False
+                self.retire(digest)
+            os.rename(folder, target)
+            _sync(self._blobs)
+        return True
+
+    def folder(self, digest: str) -> Path:
+        """Where `digest` is, or would be."""
+        assert DIGEST.fullmatch(digest), digest
+        return self._blobs / digest.replace(":", "-", 1)
+
+    def intact(self, digest: str) -> bool:
+        """Whether the stored files still have the digest; reads them whole (about 1 GB/s)."""
+        try:
+            return digest_of(self.folder(digest)) == digest
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def retire(self, digest: str) -> None:
+        """Take a blob away at once, its bytes soon. Missing is fine; a disk error is logged,
+        as the caller has nobody to tell and start-up tries again."""
+        source = self.folder(digest)
+        grave = self._staging / f"gone-{os.urandom(8).hex()}"
+        try:
+            os.rename(source, grave)
+        except FileNotFoundError:
+            return
+        except OSError:
+            _log.warning("cannot remove %s; the next start will", source, exc_info=True)
+            return
+        self._retired.put(grave)
+
+    def close(self) -> None:
+        """Finish the deletions under way."""
+        self._retired.put(None)
+        self._janitor.join()
+
+    def _delete_retired(self) -> None:
+        while (grave := self._retired.get()) is not None:
+            _delete(grave)
+
+
+def _delete(entry: Path) -> None:
+    try:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    except OSError:
+        _log.warning("cannot remove %s; the next start will try again", entry, exc_info=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""Who keeps which content alive: its owners (versions of adapters) and its holds.
+
+A hold is a lease of a request, a load from disk or an upload on its way in. A content
+with neither owner nor hold is free: its files and copies go. Plain bookkeeping that
+does no locking and no I/O; the registry calls everything here under its one lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Content:
+    owners: set[tuple[str, int]] = field(default_factory=set)
+    """Names and versions."""
+    holds: int = 0
+    broken: str | None = None
+    """Why it cannot be served, and what to do."""
+    generation: int = 0
+    """Raised when the files are replaced, so that a load which failed on the old ones
+    does not mark the new ones broken."""
+
+
+class Contents:
+    def __init__(self) -> None:
+        self._by_digest: dict[str, Content] = {}
+
+    def find(self, digest: str) -> Content | None:
+        return self._by_digest.get(digest)
+
+    def known(self, digest: str) -> Content:
+        """That of a digest which an owner or a hold is sure to keep."""
+        return self._by_digest[digest]
+
+    def digests(self) -> tuple[str, ...]:
+        return tuple(self._by_digest)
+
+    def own(self, digest: str, name: str, version: int) -> Content:
+        content = self._by_digest.setdefault(digest, Content())
+        content.owners.add((name, version))
+        return content
+
+    def disown(self, digest: str, name: str, version: int) -> bool:
+        """True: that was the last thing that kept it, and it is forgotten."""
+        self._by_digest[digest].owners.remove((name, version))
+        return self._forget_if_free(digest)
+
+    def hold(self, digest: str) -> None:
+        self._by_digest.setdefault(digest, Content()).holds += 1
+
+    def give_back(self, digests: Collection[str]) -> list[str]:
+        """One hold less on each; those that nothing keeps any more, and which are forgotten."""
+        freed = []
+        for digest in digests:
+            content = self._by_digest[digest]
+            assert content.holds > 0, digest
+            content.holds -= 1
+            if self._forget_if_free(digest):
+                freed.append(digest)
+        return freed
+
+    def holds(self) -> int:
+        return sum(content.holds for content in self._by_digest.values())
+
+    def _forget_if_free(self, digest: str) -> bool:
+        content = self._by_digest[digest]
+        if content.owners or content.holds:
+            return False
+        del self._by_digest[digest]
+        return True

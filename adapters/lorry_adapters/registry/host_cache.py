@@ -1,0 +1,160 @@
+"""Adapter weights in host memory: least recently used go first, within a byte budget.
+
+Rules, in this order:
+
+- Pinned digests are never evicted, even where they alone exceed the budget.
+- Everything else fits beside them, so `bytes <= max(budget, bytes of pinned)` always
+  holds, and the same for the count. What cannot fit is loaded, handed to the one who
+  asked, and not kept.
+- One load per digest at a time: who asks meanwhile waits for that load and shares
+  its result or its error. An error is not remembered, the next one to ask tries again.
+
+The weights given out live as long as somebody holds them, kept or not: eviction never
+takes them from under a reader, and the budget says nothing of what readers hold.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Only the annotation needs it: this file stays free of torch.
+    from lorry_adapters.lora.weights import AdapterWeights
+
+
+@dataclass(frozen=True, slots=True)
+class HostCacheStats:
+    entries: int
+    bytes: int
+    capacity_bytes: int
+    hits: int
+    """Answers that read no disk, those that waited for another's load included."""
+    misses: int
+    """Loads started."""
+    evictions: int
+    """Entries dropped to make room; removed adapters do not count."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A load on its way."""
+
+    result: Future[AdapterWeights] = field(default_factory=Future)
+    discarded: bool = False
+
+
+class HostCache:
+    """Thread-safe. `load` runs outside the lock, so a slow disk delays only its own digest."""
+
+    def __init__(
+        self,
+        load: Callable[[str], AdapterWeights],
+        *,
+        max_bytes: int,
+        max_entries: int | None = None,
+    ) -> None:
+        """`max_bytes` of tensors, `max_entries` adapters (None: any number) are kept at most."""
+        assert max_bytes >= 0 and (max_entries is None or max_entries >= 0)
+        self._load = load
+        self._max_bytes = max_bytes
+        self._max_entries = max_entries
+        self._lock = threading.Lock()
+        # All below is guarded by the lock. Least recently used first.
+        self._entries: OrderedDict[str, AdapterWeights] = OrderedDict()
+        self._bytes = 0
+        self._pinned: frozenset[str] = frozenset()
+        self._flights: dict[str, _Flight] = {}
+        self._hits = 0
+        self._misses = 0
+        self._evictions = 0
+
+    def get(self, digest: str) -> AdapterWeights:
+        """The weights, loaded if need be; whatever `load` raises."""
+        with self._lock:
+            kept = self._entries.get(digest)
+            if kept is not None:
+                self._entries.move_to_end(digest)
+                self._hits += 1
+                return kept
+            flight = self._flights.get(digest)
+            if flight is not None:
+                self._hits += 1
+                ours = None
+            else:
+                self._misses += 1
+                ours = flight = self._flights[digest] = _Flight()
+        if ours is None:
+            return flight.result.result()
+        try:
+            weights = self._load(digest)
+        except BaseException as error:
+            with self._lock:
+                del self._flights[digest]
+            ours.result.set_exception(error)
+            raise
+        with self._lock:
+            del self._flights[digest]
+            # A discard that came during the load must win, or the entry would outlive
+            # its adapter.
+            if not ours.discarded:
+                self._keep(digest, weights)
+        ours.result.set_result(weights)
+        return weights
+
+    def pin(self, digests: frozenset[str]) -> None:
+        """Exactly these are pinned from now on, kept yet or not."""
+        with self._lock:
+            self._pinned = digests
+            self._make_room(0, 0)
+
+    def discard(self, digest: str) -> None:
+        """Forget an adapter, one that is being loaded too."""
+        with self._lock:
+            if digest in self._entries:
+                self._drop(digest)
+            if digest in self._flights:
+                self._flights[digest].discarded = True
+
+    def __contains__(self, digest: str) -> bool:
+        with self._lock:
+            return digest in self._entries
+
+    def stats(self) -> HostCacheStats:
+        with self._lock:
+            return HostCacheStats(
+                entries=len(self._entries),
+                bytes=self._bytes,
+                capacity_bytes=self._max_bytes,
+                hits=self._hits,
+                misses=self._misses,
+                evictions=self._evictions,
+            )
+
+    def _keep(self, digest: str, weights: AdapterWeights) -> None:
+        if digest not in self._pinned:
+            pinned = [self._entries[one].bytes for one in self._pinned & self._entries.keys()]
+            # Nothing is evicted for an entry that would not fit even then.
+            if not self._fits(sum(pinned) + weights.bytes, len(pinned) + 1):
+                return
+        self._make_room(weights.bytes, 1)
+        self._entries[digest] = weights
+        self._bytes += weights.bytes
+
+    def _make_room(self, size: int, count: int) -> None:
+        for digest in list(self._entries):
+            if self._fits(self._bytes + size, len(self._entries) + count):
+                return
+            if digest not in self._pinned:
+                self._drop(digest)
+                self._evictions += 1
+
+    def _fits(self, size: int, count: int) -> bool:
+        return size <= self._max_bytes and (self._max_entries is None or count <= self._max_entries)
+
+    def _drop(self, digest: str) -> None:
+        self._bytes -= self._entries.pop(digest).bytes

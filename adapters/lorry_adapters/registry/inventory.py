@@ -1,0 +1,251 @@
+"""What is registered right now and who uses it, in memory, under one lock.
+
+`acquire` looks up, checks and counts in one step under that lock. In two steps, a
+removal could slip in between: the look-up finds the digest, the removal sees no lease
+and frees it, and the request then counts a lease on files and weights that are gone.
+
+Freeing runs under the lock too. If it ran after, the same content could be added and
+acquired again first, and the late news "gone" would then take a slot from under the new
+request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from lorry_adapters.errors import (
+    AdapterBroken,
+    AdapterDisabled,
+    InvalidSelection,
+    UnknownAdapter,
+)
+from lorry_adapters.registry.contents import Contents
+from lorry_adapters.registry.names import check_scale
+from lorry_adapters.registry.record import (
+    MAX_SELECTION,
+    AdapterChoice,
+    AdapterRecord,
+    AdapterRef,
+    Lease,
+    VersionRecord,
+)
+
+
+class Inventory:
+    """Thread-safe. No call does I/O but `free`, which must be quick."""
+
+    def __init__(self, reserved: frozenset[str], free: Callable[[str], None]) -> None:
+        """`free` is called under the lock with each digest that nothing keeps any more;
+        it must not call back."""
+        self._reserved = reserved
+        self._free = free
+        self._lock = threading.Lock()
+        self._records: dict[str, AdapterRecord] = {}
+        self._contents = Contents()
+        self._leases = 0
+        self._closed = False
+
+    def find(self, name: str) -> AdapterRecord | None:
+        with self._lock:
+            return self._records.get(name)
+
+    def get(self, name: str) -> AdapterRecord:
+        with self._lock:
+            return self._record(name)
+
+    def records(self) -> tuple[AdapterRecord, ...]:
+        """By name."""
+        with self._lock:
+            return tuple(self._records[name] for name in sorted(self._records))
+
+    def pinned(self) -> frozenset[str]:
+        """Digests of the current versions of pinned adapters."""
+        with self._lock:
+            return frozenset(r.current.digest for r in self._records.values() if r.pinned)
+
+    def leases(self) -> int:
+        """Given and not yet given back."""
+        with self._lock:
+            return self._leases
+
+    def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
+        """Look up, check and count; all of `choices` or none."""
+        if len(choices) > MAX_SELECTION:
+            raise InvalidSelection(
+                f"{len(choices)} adapters in one request; at most {MAX_SELECTION} can be summed"
+            )
+        with self._lock:
+            refs = tuple(self._ref(choice) for choice in choices)
+            names: dict[str, str] = {}
+            for ref in refs:
+                if ref.digest in names:
+                    raise InvalidSelection(_twice(names[ref.digest], ref.name))
+                names[ref.digest] = ref.name
+            for ref in refs:
+                self._contents.hold(ref.digest)
+            self._leases += 1
+        return Lease(refs, partial(self._release, [ref.digest for ref in refs], [None]))
+
+    @contextmanager
+    def holding(self, digest: str) -> Iterator[None]:
+        """Keep a content that exists (UnknownAdapter otherwise) for the block."""
+        with self._lock:
+            if self._contents.find(digest) is None:
+                raise UnknownAdapter(f"no adapter has the content {digest}")
+            self._contents.hold(digest)
+        try:
+            yield
+        finally:
+            self._give_back([digest])
+
+    @contextmanager
+    def admitting(self, digest: str) -> Iterator[None]:
+        """Keep a content that may be new, so that a removal of the same content, which
+        ends meanwhile, does not free it before it has an owner."""
+        with self._lock:
+            self._contents.hold(digest)
+        try:
+            yield
+        finally:
+            self._give_back([digest])
+
+    @contextmanager
+    def holding_version(self, name: str, version: int | None) -> Iterator[VersionRecord]:
+        """Look up a version (None: current) and keep its content for the block."""
+        with self._lock:
+            found = version_of(self._record(name), version)
+            self._contents.hold(found.digest)
+        try:
+            yield found
+        finally:
+            self._give_back([found.digest])
+
+    def show(self, record: AdapterRecord) -> None:
+        """Replace what is known of `record.name`; versions it no longer has lose their owner."""
+        with self._lock:
+            old = self._records.get(record.name)
+            self._records[record.name] = record
+            for version in record.versions:
+                self._contents.own(version.digest, record.name, version.version)
+            kept = {version.version for version in record.versions}
+            if old is not None:
+                self._disown(record.name, [v for v in old.versions if v.version not in kept])
+
+    def forget(self, name: str) -> None:
+        """New requests no longer get it; what nothing else keeps is freed."""
+        with self._lock:
+            old = self._records.pop(name)
+            self._disown(name, old.versions)
+
+    def why_broken(self, digest: str) -> str | None:
+        with self._lock:
+            content = self._contents.find(digest)
+            return None if content is None else content.broken
+
+    def generation(self, digest: str) -> int:
+        """Of the files of a content that is held; AdapterBroken if they are known to be bad."""
+        with self._lock:
+            content = self._contents.known(digest)
+            if content.broken is not None:
+                raise AdapterBroken(f"{self._owners(digest)} cannot be served: {content.broken}")
+            return content.generation
+
+    def mark_broken(self, digest: str, why: str, generation: int = 0) -> AdapterBroken | None:
+        """The error to raise; None if the files were replaced since `generation`."""
+        with self._lock:
+            content = self._contents.known(digest)
+            if content.generation != generation:
+                return None
+            content.broken = why
+            return AdapterBroken(f"{self._owners(digest)} cannot be served: {why}")
+
+    def mend(self, digest: str) -> None:
+        """The files of a content that is held are good again, or for the first time."""
+        with self._lock:
+            content = self._contents.known(digest)
+            content.broken = None
+            content.generation += 1
+
+    def close(self) -> None:
+        """Leases given back from now on free nothing: the home may be another server's."""
+        with self._lock:
+            self._closed = True
+
+    def _record(self, name: str) -> AdapterRecord:
+        record = self._records.get(name)
+        if record is None:
+            raise UnknownAdapter(f"no adapter is named {name!r}")
+        return record
+
+    def _ref(self, choice: AdapterChoice) -> AdapterRef:
+        record = self._record(choice.name)
+        version = version_of(record, choice.version)
+        if not record.enabled:
+            raise AdapterDisabled(
+                f"adapter {record.name!r} is disabled; enable it first "
+                f"(lorry adapters enable {record.name})"
+            )
+        why = self._contents.known(version.digest).broken
+        if record.name in self._reserved:
+            # Stored under another base: as a model name it would mean the base.
+            why = "it has the base model's name; upload it under another name and remove this one"
+        if why is not None:
+            raise AdapterBroken(
+                f"adapter {record.name!r} (version {version.version}) cannot be served: {why}"
+            )
+        scale = record.scale
+        if choice.scale is not None:
+            scale = check_scale(choice.scale, f"the scale of adapter {record.name!r}")
+        return AdapterRef(record.name, version.version, version.digest, scale)
+
+    def _owners(self, digest: str) -> str:
+        owners = sorted(self._contents.known(digest).owners)
+        if not owners:
+            return f"the removed adapter {digest}"
+        return "adapter " + ", ".join(f"{name!r} (version {version})" for name, version in owners)
+
+    def _release(self, digests: list[str], tickets: list[None]) -> None:
+        with self._lock:
+            # Two threads may both have seen the lease unreleased: one ticket, one release.
+            if not tickets:
+                return
+            tickets.clear()
+            self._leases -= 1
+            self._free_all(self._contents.give_back(digests))
+
+    def _give_back(self, digests: Collection[str]) -> None:
+        with self._lock:
+            self._free_all(self._contents.give_back(digests))
+
+    def _disown(self, name: str, versions: Sequence[VersionRecord]) -> None:
+        self._free_all(
+            [v.digest for v in versions if self._contents.disown(v.digest, name, v.version)]
+        )
+
+    def _free_all(self, digests: Sequence[str]) -> None:
+        if not self._closed:
+            for digest in digests:
+                self._free(digest)
+
+
+def version_of(record: AdapterRecord, version: int | None) -> VersionRecord:
+    """UnknownAdapter says which versions there are."""
+    if version is None:
+        return record.current
+    for candidate in record.versions:
+        if candidate.version == version:
+            return candidate
+    known = ", ".join(str(candidate.version) for candidate in record.versions)
+    raise UnknownAdapter(f"adapter {record.name!r} has no version {version}; it has {known}")
+
+
+def _twice(first: str, second: str) -> str:
+    if first == second:
+        return f"adapter {first!r} is given twice; give it once with the scale you mean"
+    return (
+        f"adapters {first!r} and {second!r} have the same content; "
+        "give one of them, with the sum of the scales"
+    )

@@ -1,0 +1,36 @@
+"""The rules for what users write: an adapter's name, a scale."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from lorry_adapters.errors import InvalidAdapterName, InvalidScale
+from lorry_adapters.registry.record import MAX_SCALE
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""No `@` (it separates a version), no slash (names stand in URLs)."""
+
+
+def check_name(name: str, reserved: frozenset[str]) -> str:
+    """`name`, or InvalidAdapterName. `reserved` holds what the base model answers to."""
+    if NAME.fullmatch(name) is None:
+        shown = name if len(name) <= 140 else name[:140] + "..."
+        raise InvalidAdapterName(
+            f"{shown!r} is not an adapter name: 1 to 128 letters, digits, '.', '_' or '-', "
+            "the first a letter or a digit"
+        )
+    if name in reserved:
+        raise InvalidAdapterName(f"{name!r} is the base model's name; choose another")
+    return name
+
+
+def check_scale(scale: object, of: str = "scale") -> float:
+    """`scale` as a float, or InvalidScale. A bool is not a number here."""
+    limit = f"a finite number from {-MAX_SCALE:g} to {MAX_SCALE:g}"
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise InvalidScale(f"{of} must be {limit}, not a {type(scale).__name__}")
+    # The integer may be too large for a float: compare before converting.
+    if not -MAX_SCALE <= scale <= MAX_SCALE or not math.isfinite(scale):
+        raise InvalidScale(f"{of} must be {limit}, not {str(scale)[:40]}")
+    return float(scale)

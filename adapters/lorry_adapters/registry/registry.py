@@ -1,0 +1,437 @@
+"""The one door to adapters: add, change, acquire, remove.
+
+A change goes to the disk and the catalogue first, one at a time, and is durable before
+the inventory in memory shows it; `acquire` and every look-up read the inventory only and
+wait for no disk.
+
+Removal is unregister, drain, free: at once no new request gets the adapter, what runs
+keeps it, and when the last lease is back its files, its host copy and (through
+`subscribe`) its device copy go. Content counts by digest, so the same files under two
+names, or added again while an older removal still drains, stay as long as anyone needs
+them.
+
+A stored adapter that cannot be served (files missing or changed, made for another base)
+stays listed and raises AdapterBroken when it is asked for; it stops neither start-up nor
+another adapter. Uploading the same files again mends it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lorry_adapters.errors import (
+    AdapterBroken,
+    AdapterConflict,
+    DigestMismatch,
+    HomeUnusable,
+    InvalidAdapter,
+)
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.weights import AdapterFacts, AdapterWeights, inspect, load
+from lorry_adapters.registry.archive import Upload, unpack
+from lorry_adapters.registry.blobs import Blobs, digest_of, size_of, storage_full_named
+from lorry_adapters.registry.catalog import Catalog, StoredContent
+from lorry_adapters.registry.home import HomeLock
+from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
+from lorry_adapters.registry.inventory import Inventory, version_of
+from lorry_adapters.registry.names import check_name, check_scale
+from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, Lease, VersionRecord
+from lorry_adapters.registry.sources import upload_from
+from lorry_adapters.registry.survey import FILES_GONE, fingerprint, survey
+from lorry_adapters.registry.tarball import Tarball
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """An upload that passed every check and lies in staging, synced."""
+
+    folder: Path
+    digest: str
+    facts: AdapterFacts
+    stored: StoredContent
+
+    def version(self, number: int, now: datetime) -> VersionRecord:
+        facts = self.facts
+        return VersionRecord(
+            version=number,
+            digest=self.digest,
+            peft_type=facts.peft_type,
+            rank=facts.rank,
+            target_modules=facts.target_modules,
+            parameters=facts.parameters,
+            bytes=facts.bytes,
+            base_model=facts.base_model,
+            created_at=now,
+        )
+
+
+class Registry:
+    """Thread-safe. Everything that touches the disk blocks; acquire, get, records do not."""
+
+    def __init__(
+        self,
+        home: Path,
+        layout: BaseLayout,
+        *,
+        max_rank: int,
+        max_upload: int,
+        max_host_bytes: int,
+        max_host_adapters: int | None = None,
+        reserved_names: frozenset[str] = frozenset(),
+        allowed_roots: tuple[Path, ...] = (),
+    ) -> None:
+        """Open or create `home`, which no other process may use until `close`.
+
+        `max_upload`: bytes of an adapter's files unpacked. `max_host_bytes`,
+        `max_host_adapters`: see `host_cache`. `reserved_names`: what the base answers to.
+        `allowed_roots`: folders from which `add_folder` may read. HomeUnusable.
+        """
+        self._layout = layout
+        self._fingerprint = fingerprint(layout)
+        self._max_rank = max_rank
+        self._max_upload = max_upload
+        self._reserved = reserved_names
+        self._roots = allowed_roots
+        self._home = home
+        self._writing = threading.Lock()
+        self._subscribers: tuple[Callable[[str], None], ...] = ()
+        self._cache = HostCache(self._load, max_bytes=max_host_bytes, max_entries=max_host_adapters)
+        self._inventory = Inventory(reserved_names, self._free)
+        with ExitStack() as opened:
+            opened.callback(HomeLock(home).close)
+            self._catalog = Catalog(home / "catalog.sqlite3")
+            opened.callback(self._catalog.close)
+            try:
+                self._blobs = Blobs(home)
+                opened.callback(self._blobs.close)
+                self._blobs.clean({content.digest for content in self._catalog.contents()})
+            except OSError as error:
+                raise HomeUnusable(f"cannot use the home folder {home}: {error}") from error
+            broken = survey(self._catalog, self._blobs, layout, max_rank)
+            for record in self._catalog.adapters():
+                self._inventory.show(record)
+            for digest, why in broken.items():
+                self._inventory.mark_broken(digest, why)
+            self._cache.pin(self._inventory.pinned())
+            opened.callback(self._inventory.close)
+            self._opened = opened.pop_all()
+
+    # Changing
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A private folder for a file on its way in, gone when the block ends. StorageFull."""
+        return self._blobs.staging()
+
+    def add(
+        self,
+        name: str,
+        upload: Upload,
+        *,
+        scale: float | None = None,
+        enabled: bool | None = None,
+        pinned: bool | None = None,
+        description: str | None = None,
+        replace: bool = False,
+    ) -> tuple[AdapterRecord, bool]:
+        """Verify and store an adapter. True: something was created.
+
+        The content that `name` has already: nothing changes, the other arguments are not
+        applied (`patch` is for that), and damaged files are mended. Other content:
+        AdapterConflict, or with `replace` the next version, which is current at once and
+        keeps what is not given of the adapter's state.
+        """
+        check_name(name, self._reserved)
+        if scale is not None:
+            scale = check_scale(scale)
+        with self._verified(upload) as new, self._writing:
+            old = self._inventory.find(name)
+            now = datetime.now(UTC)
+            if old is None:
+                version = new.version(1, now)
+                record = AdapterRecord(
+                    name=name,
+                    enabled=True,
+                    scale=1.0,
+                    pinned=False,
+                    description="",
+                    current=version,
+                    versions=(version,),
+                    created_at=now,
+                    updated_at=now,
+                )
+            elif old.current.digest == new.digest:
+                self._publish(new)
+                return old, False
+            elif not replace:
+                raise AdapterConflict(_conflict(old, new.digest))
+            else:
+                record = self._with_version(old, new)
+            record = _with_state(record, enabled, scale, pinned, description)
+            self._publish(new)
+            self._save(record, new.stored)
+            return record, True
+
+    def add_folder(
+        self,
+        name: str,
+        source: Path,
+        *,
+        scale: float | None = None,
+        enabled: bool | None = None,
+        pinned: bool | None = None,
+        description: str | None = None,
+        replace: bool = False,
+    ) -> tuple[AdapterRecord, bool]:
+        """`add` from a PEFT folder under an allowed root; ForbiddenSource otherwise."""
+        return self.add(
+            name,
+            upload_from(source, self._roots),
+            scale=scale,
+            enabled=enabled,
+            pinned=pinned,
+            description=description,
+            replace=replace,
+        )
+
+    def put(self, name: str, upload: Upload, *, if_match: str | None = None) -> AdapterRecord:
+        """A new current version of an adapter that exists; the content it has already
+        makes none. `if_match`: the digest it must have now, or DigestMismatch."""
+        _match(self._inventory.get(name), if_match)
+        with self._verified(upload) as new, self._writing:
+            # Looked up again: another change may have come first while this one was read.
+            old = self._inventory.get(name)
+            _match(old, if_match)
+            self._publish(new)
+            if old.current.digest == new.digest:
+                return old
+            record = self._with_version(old, new)
+            self._save(record, new.stored)
+            return record
+
+    def patch(
+        self,
+        name: str,
+        *,
+        enabled: bool | None = None,
+        scale: float | None = None,
+        pinned: bool | None = None,
+        description: str | None = None,
+        version: int | None = None,
+        if_match: str | None = None,
+    ) -> AdapterRecord:
+        """Change what is not None. Requests that run keep what they started with.
+
+        `version` rolls back or forward; UnknownAdapter without such a one, AdapterBroken
+        when it cannot be served.
+        """
+        if scale is not None:
+            scale = check_scale(scale)
+        with self._writing:
+            old = self._inventory.get(name)
+            _match(old, if_match)
+            current = version_of(old, version)
+            if current != old.current:
+                why = self._inventory.why_broken(current.digest)
+                if why is not None:
+                    raise AdapterBroken(
+                        f"adapter {name!r} cannot go to version {current.version}: {why}",
+                        param="version",
+                    )
+            record = _with_state(changed(old, current=current), enabled, scale, pinned, description)
+            if record == old:
+                return old
+            record = changed(record, updated_at=datetime.now(UTC))
+            self._save(record)
+            return record
+
+    def remove(self, name: str, *, version: int | None = None) -> None:
+        """Gone for new requests when this returns; freed when the running ones end.
+
+        With `version` only that one goes: AdapterConflict while it is current and not the
+        only one. The last version takes the adapter with it.
+        """
+        with self._writing:
+            old = self._inventory.get(name)
+            if version is not None:
+                gone = version_of(old, version)
+                rest = tuple(v for v in old.versions if v != gone)
+                if rest:
+                    if gone == old.current:
+                        raise AdapterConflict(
+                            f"version {version} of adapter {name!r} is current; make another "
+                            "one current first, or remove the adapter",
+                            param="version",
+                        )
+                    self._save(changed(old, versions=rest, updated_at=datetime.now(UTC)))
+                    return
+            self._catalog.forget(name)
+            self._inventory.forget(name)
+            self._cache.pin(self._inventory.pinned())
+
+    # Asking
+
+    def get(self, name: str) -> AdapterRecord:
+        """UnknownAdapter."""
+        return self._inventory.get(name)
+
+    def records(self) -> tuple[AdapterRecord, ...]:
+        """All adapters, by name."""
+        return self._inventory.records()
+
+    def why_broken(self, digest: str) -> str | None:
+        """What is known to be wrong with a stored content, and what to do about it."""
+        return self._inventory.why_broken(digest)
+
+    def folder(self, digest: str) -> Path:
+        """Where the two files of a content lie, while something keeps it. Read only."""
+        return self._blobs.folder(digest)
+
+    def content(self, name: str, version: int | None = None) -> Tarball:
+        """The files back, as a tar in chunks. UnknownAdapter, AdapterBroken."""
+        with self._inventory.holding_version(name, version) as found:
+            try:
+                return Tarball(self._blobs.folder(found.digest), found.digest)
+            except (OSError, ValueError) as error:
+                raise AdapterBroken(
+                    f"adapter {name!r} (version {found.version}): {FILES_GONE}"
+                ) from error
+
+    def in_host_cache(self, digest: str) -> bool:
+        return digest in self._cache
+
+    def host_cache_stats(self) -> HostCacheStats:
+        return self._cache.stats()
+
+    def open_leases(self) -> int:
+        """Given and not given back; 0 on an idle server."""
+        return self._inventory.leases()
+
+    # Using
+
+    def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
+        """All of `choices` at once, or an error and nothing. No I/O.
+
+        UnknownAdapter, AdapterDisabled, AdapterBroken, InvalidScale, InvalidSelection
+        (more than MAX_SELECTION, or the same content twice).
+        """
+        return self._inventory.acquire(choices)
+
+    def weights(self, digest: str) -> AdapterWeights:
+        """From the host cache, else from disk after the digest was checked there; one load
+        per digest at a time. Call it with a lease on `digest`. AdapterBroken."""
+        # The hold keeps a removal from freeing the files during the load, and the host
+        # copy is made before it ends, so that freeing finds and drops it.
+        with self._inventory.holding(digest):
+            return self._cache.get(digest)
+
+    def subscribe(self, gone: Callable[[str], None]) -> None:
+        """`gone(digest)` when a content has no version and no lease left: free your copy.
+
+        It is called under the registry's lock, in the order in which things happen, by
+        whichever thread gave back the last lease: take a note and return, never call the
+        registry from it, and never raise.
+        """
+        with self._writing:
+            self._subscribers = (*self._subscribers, gone)
+
+    def close(self) -> None:
+        """Let go of the home folder. A lease given back later frees nothing; the next
+        start does."""
+        with self._writing:
+            self._opened.close()
+
+    # Within
+
+    @contextmanager
+    def _verified(self, upload: Upload) -> Iterator[_Staged]:
+        """Unpack and check everything before anything changes; the content is held."""
+        with self._blobs.staging() as folder:
+            with storage_full_named(self._home):
+                unpack(upload, folder, max_bytes=self._max_upload)
+            facts = inspect(folder, self._layout, self._max_rank)
+            self._blobs.seal(folder)
+            digest = digest_of(folder)
+            stored = StoredContent(digest, size_of(folder), self._fingerprint)
+            with self._inventory.admitting(digest):
+                yield _Staged(folder, digest, facts, stored)
+
+    def _publish(self, new: _Staged) -> None:
+        self._blobs.publish(new.folder, new.digest)
+        self._inventory.mend(new.digest)
+
+    def _with_version(self, old: AdapterRecord, new: _Staged) -> AdapterRecord:
+        now = datetime.now(UTC)
+        version = new.version(self._catalog.next_version(old.name), now)
+        return changed(old, current=version, versions=(*old.versions, version), updated_at=now)
+
+    def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
+        self._catalog.save(record, stored)
+        self._inventory.show(record)
+        self._cache.pin(self._inventory.pinned())
+
+    def _load(self, digest: str) -> AdapterWeights:
+        while True:
+            generation = self._inventory.generation(digest)
+            try:
+                if self._blobs.intact(digest):
+                    return load(self._blobs.folder(digest), digest, self._layout)
+                why = FILES_GONE
+            except InvalidAdapter as error:
+                why = f"its files no longer load: {error.message}; upload it again"
+            except OSError as error:
+                # Perhaps only for now (too many open files, a network disk): not remembered.
+                raise AdapterBroken(
+                    f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
+                ) from error
+            broken = self._inventory.mark_broken(digest, why, generation)
+            if broken is not None:
+                raise broken
+
+    def _free(self, digest: str) -> None:
+        self._blobs.retire(digest)
+        self._cache.discard(digest)
+        for gone in self._subscribers:
+            gone(digest)
+
+
+def _with_state(
+    record: AdapterRecord,
+    enabled: bool | None,
+    scale: float | None,
+    pinned: bool | None,
+    description: str | None,
+) -> AdapterRecord:
+    return changed(
+        record,
+        enabled=record.enabled if enabled is None else enabled,
+        scale=record.scale if scale is None else scale,
+        pinned=record.pinned if pinned is None else pinned,
+        description=record.description if description is None else description,
+    )
+
+
+def _match(record: AdapterRecord, if_match: str | None) -> None:
+    if if_match is not None and if_match != record.current.digest:
+        raise DigestMismatch(
+            f"adapter {record.name!r} is now at version {record.current.version} with digest "
+            f"{record.current.digest}, not {if_match[:80]}; look at it again before changing it"
+        )
+
+
+def _conflict(record: AdapterRecord, digest: str) -> str:
+    for version in record.versions:
+        if version.digest == digest:
+            return (
+                f"adapter {record.name!r} has this content as version {version.version}, "
+                f"but version {record.current.version} is current; go back to it, or replace"
+            )
+    return (
+        f"adapter {record.name!r} exists with other content ({record.current.digest}); "
+        "replace it, or choose another name"
+    )

@@ -1,0 +1,46 @@
+"""Adapters that are already on the server's disk: which folders a client may name.
+
+A client that may upload may not thereby read the server's files. So a source counts by
+where it really is, symlinks resolved first, and so does each of its files: a folder of
+symlinks (the Hugging Face cache is one) is fine as long as they stay under the roots.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorry_adapters.errors import ForbiddenSource, UnsupportedUpload
+from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+from lorry_adapters.registry.archive import Upload
+
+
+def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
+    """The two files of the PEFT folder `source`.
+
+    ForbiddenSource unless everything lies under one of `roots`; UnsupportedUpload if a
+    file is missing. What exists outside the roots is never told.
+    """
+    resolved_roots = tuple(root.resolve() for root in roots)
+    folder = _inside(source, resolved_roots)
+    if not folder.is_dir():
+        raise UnsupportedUpload(f"{source} is not a folder on this server", param="source")
+    files = {}
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        file = _inside(folder / name, resolved_roots)
+        if not file.is_file():
+            found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+            raise UnsupportedUpload(f"{source} has no {name}; it holds {found}", param="source")
+        files[name] = file
+    return Upload(config=files[CONFIG_FILE], weights=files[WEIGHTS_FILE])
+
+
+def _inside(path: Path, roots: tuple[Path, ...]) -> Path:
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ForbiddenSource(f"{path} cannot be resolved: {error}") from error
+    if not any(resolved.is_relative_to(root) for root in roots):
+        allowed = ", ".join(str(root) for root in roots)
+        where = f"sources must lie under {allowed}" if roots else "this server allows no folders"
+        raise ForbiddenSource(f"{path} is not allowed as a source; {where}")
+    return resolved
