@@ -1,0 +1,219 @@
+"""Settings -> the resident base: loaded once, quantized, frozen, described.
+
+Nothing here changes the model after it is loaded, and no code of a model's repository
+is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from lorry.errors import ModelError, UnsupportedModel
+from lorry.model import source
+from lorry.model.layout import layout_of
+from lorry.model.memory import memory_by_part
+from lorry.model.progress import Meter, Say, meter_of
+from lorry.model.quantize import (
+    Precision,
+    bitsandbytes_config,
+    resolve,
+    settle,
+    stored_quantization,
+)
+from lorry.model.quiet import quiet
+from lorry.option import format_size
+from lorry.settings import Settings
+from lorry_adapters.lora.base import BaseLayout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """The base and what the rest of the server needs to know of it."""
+
+    model: PreTrainedModel
+    """In evaluation mode; no parameter asks for a gradient."""
+    tokenizer: PreTrainedTokenizerFast
+    config: PretrainedConfig
+    name: str
+    """What the API calls it."""
+    layout: BaseLayout
+    device: torch.device
+    dtype: torch.dtype
+    """Of activations, and of weights that are not quantized."""
+    quantization: str
+    """`nf4`, `fp4`, `int8` or `none`."""
+    eos_token_ids: frozenset[int]
+    memory: dict[str, int]
+    """Bytes by part: `lorry.model.memory.PARTS`."""
+    max_model_len: int
+    """Tokens, prompt and answer together."""
+    source: str
+    """As the user gave it."""
+    revision: str | None
+    """Commit of a hub model."""
+
+
+def load(
+    settings: Settings,
+    progress: Say,
+    *,
+    meter: Meter | None = None,
+    attention: str = "eager",
+) -> LoadedModel:
+    """Fetch where needed, load, quantize and describe `settings.model`.
+
+    `attention` names a function registered with transformers. `meter` draws bars; without
+    one, `progress` gets a line now and then. Raises ModelError, UnsupportedModel.
+    """
+    precision = resolve(settings)
+    found = source.fetch(
+        settings.model,
+        settings.home,
+        revision=settings.revision,
+        token=settings.hf_token,
+        say=progress,
+        meter=meter or meter_of(progress),
+    )
+    config = _config(found)
+    stored = stored_quantization(config, settings.quantize)
+    length = _max_model_len(config, found.given, settings.max_model_len)
+    tokenizer = _tokenizer(found, config)
+    kind = precision.quantization if stored is None else stored
+    progress(
+        f"loading {found.name}: {kind} weights, {_short(precision.dtype)} on {precision.device}"
+    )
+    model = _model(found, config, precision, attention, quantized=stored is not None)
+    settle(model, precision)
+    name = settings.served_model_name or found.name
+    memory = memory_by_part(model)
+    parts = ", ".join(f"{part} {format_size(size)}" for part, size in memory.items() if size)
+    progress(f"{name} takes {format_size(sum(memory.values()))}: {parts}")
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        config=model.config,
+        name=name,
+        layout=layout_of(model, name),
+        device=precision.device,
+        dtype=precision.dtype,
+        quantization=kind.value,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+        memory=memory,
+        max_model_len=length,
+        source=found.given,
+        revision=found.revision,
+    )
+
+
+def _config(found: source.Source) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"the config of {found.given} cannot be read: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModel(
+            f"{found.given} is of type {config.model_type}, which is not a causal language model"
+        )
+    return config
+
+
+def _tokenizer(found: source.Source, config: PretrainedConfig) -> PreTrainedTokenizerFast:
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        raise ModelError(f"the tokenizer of {found.given} cannot be read: {error}") from error
+    if not tokenizer.is_fast:
+        raise UnsupportedModel(
+            f"{found.given} has only a slow tokenizer; save it with a tokenizer.json"
+        )
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    rows = config.get_text_config().vocab_size
+    if largest >= rows:
+        raise UnsupportedModel(
+            f"{found.given}: the tokenizer knows token {largest}, the model has embeddings for "
+            f"{rows} only; the two do not belong together"
+        )
+    return tokenizer
+
+
+def _model(
+    found: source.Source,
+    config: PretrainedConfig,
+    precision: Precision,
+    attention: str,
+    *,
+    quantized: bool,
+) -> PreTrainedModel:
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                found.folder,
+                config=config,
+                dtype=precision.dtype,
+                # One device, named: accelerate neither chooses nor installs hooks.
+                device_map={"": precision.device},
+                attn_implementation=attention,
+                quantization_config=None if quantized else bitsandbytes_config(precision),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{found.given} does not fit on {precision.device} as {precision.quantization}: {error}"
+        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{found.given} cannot be loaded: {error}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        # transformers would fill these with random numbers.
+        names = sorted(str(key) for key in report.get(problem, ()))
+        if names:
+            raise ModelError(
+                f"{found.given}: {len(names)} weights are {problem.removesuffix('_keys')} in its "
+                f"files, {names[0]} for one"
+            )
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _max_model_len(config: PretrainedConfig, given: str, asked: int | None) -> int:
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if own is None:
+        if asked is None:
+            raise ModelError(
+                f"the config of {given} ({config.model_type}) states no length; "
+                "give one with --max-model-len"
+            )
+        return asked
+    if asked is not None and asked > own:
+        raise ModelError(f"--max-model-len {asked}: {given} was made for {own} tokens at most")
+    return int(own) if asked is None else asked
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    found: set[int] = set()
+    for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        if isinstance(value, int):
+            found.add(value)
+        elif value is not None:
+            found.update(int(item) for item in value)
+    return frozenset(found)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

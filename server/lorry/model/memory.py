@@ -1,0 +1,79 @@
+"""What the base takes, by part, and a fingerprint of every byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+PARTS = ("quantized_linears", "linears", "embeddings", "output_head", "other")
+
+
+def memory_by_part(model: PreTrainedModel) -> dict[str, int]:
+    """Bytes of each of PARTS. A head tied to the embeddings counts there, and once."""
+    head = model.get_output_embeddings()
+    report = dict.fromkeys(PARTS, 0)
+    seen: set[tuple[torch.device, int]] = set()
+    for module in model.modules():
+        part = _part(module, head)
+        for _, tensor in _tensors(module):
+            storage = tensor.untyped_storage()
+            key = (tensor.device, storage.data_ptr())
+            if storage.nbytes() and key not in seen:
+                seen.add(key)
+                report[part] += storage.nbytes()
+    return report
+
+
+def digest_of_base(model: nn.Module) -> dict[str, str]:
+    """sha256 of every parameter, buffer and quantization constant, by dotted name.
+
+    Two calls give the same as long as no byte, dtype or shape of the base changed.
+    """
+    digests = {}
+    for path, module in model.named_modules():
+        for name, tensor in _tensors(module):
+            digests[f"{path}.{name}" if path else name] = _digest(tensor)
+    return digests
+
+
+def _part(module: nn.Module, head: nn.Module | None) -> str:
+    if isinstance(module, nn.Embedding):
+        return "embeddings"
+    if module is head:
+        return "output_head"
+    if isinstance(module, Linear4bit | Linear8bitLt):
+        return "quantized_linears"
+    if isinstance(module, nn.Linear | Conv1D):
+        return "linears"
+    return "other"
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's own tensors, and those bitsandbytes keeps outside its parameters."""
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+    if isinstance(module, Linear4bit):
+        state = module.weight.quant_state
+        yield "weight.absmax", state.absmax
+        yield "weight.code", state.code
+        if state.nested:
+            yield "weight.offset", state.offset
+            yield "weight.nested_absmax", state.state2.absmax
+            yield "weight.nested_code", state.state2.code
+    if isinstance(module, Linear8bitLt):
+        scales = module.state.SCB if module.state.SCB is not None else module.weight.SCB
+        if scales is not None:
+            yield "weight.scales", scales
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().contiguous().reshape(-1)
+    data = flat.view(torch.uint8) if flat.numel() else flat
+    head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    return hashlib.sha256(head + data.cpu().numpy().tobytes()).hexdigest()
