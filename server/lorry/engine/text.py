@@ -1,0 +1,135 @@
+"""Token ids to text as they come, and the strings that end it.
+
+`Detokenizer` never shows half a character, `StopStrings` never shows a stop string (or
+anything after one), wherever the borders between tokens fall. Both are fed piece by
+piece, and what they give back does not depend on how the pieces were cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text, special tokens included, nothing tidied up."""
+
+REPLACEMENT = "\ufffd"
+
+_CONTEXT = 6
+"""Prompt tokens kept before the answer: decoders that strip the first token's leading
+space must not strip the answer's."""
+
+_PATIENCE = 256
+"""Tokens held back at most. A character is four bytes, so a longer wait is noise, and
+decoding an ever longer window would be quadratic."""
+
+
+class Detokenizer:
+    """Turns one answer's token ids into text. Special tokens are no text."""
+
+    def __init__(
+        self, decode: Decode, special_ids: frozenset[int], context: Sequence[int] = ()
+    ) -> None:
+        """`context` is the prompt (its tail is enough); its text is not repeated."""
+        self._decode = decode
+        self._special_ids = special_ids
+        self._ids = [one for one in context[-_CONTEXT:] if one not in special_ids]
+        # Text up to `_read` is out. The window to decode starts at `_start`, one step
+        # earlier: a token's text can depend on the token before it.
+        self._start = 0
+        self._read = len(self._ids)
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now; empty while a character is incomplete."""
+        if token_id in self._special_ids:
+            return ""
+        self._ids.append(token_id)
+        fresh = self._fresh()
+        if fresh.endswith(REPLACEMENT) and len(self._ids) - self._read < _PATIENCE:
+            return ""
+        self._advance()
+        return fresh
+
+    def flush(self) -> str:
+        """What was held back, with U+FFFD for bytes that never became a character."""
+        if self._read == len(self._ids):
+            return ""
+        fresh = self._fresh()
+        self._advance()
+        return fresh
+
+    def _fresh(self) -> str:
+        shown = self._decode(self._ids[self._start : self._read])
+        window = self._decode(self._ids[self._start :])
+        if window.startswith(shown):
+            return window[len(shown) :]
+        # Bytes that spoil the character before them, in decoders that join a run of
+        # byte tokens: what is out stays out, the rest is decoded by itself.
+        return self._decode(self._ids[self._read :])
+
+    def _advance(self) -> None:
+        del self._ids[: self._start]
+        self._start = self._read - self._start
+        self._read = len(self._ids)
+
+
+class StopStrings:
+    """Watches a text for the first stop string to be completed.
+
+    With `keep` the stop string itself is given out (TGI's way); without, it is not
+    (OpenAI's), and text that may turn out to begin one is held back until it does not.
+    """
+
+    def __init__(self, stops: Sequence[str], *, keep: bool) -> None:
+        assert all(stops), "an empty stop string matches everywhere"
+        self._stops = tuple(stops)
+        self._keep = keep
+        self._buffer = ""
+        self._sent = 0
+        self.hit: str | None = None
+        """The stop string that was found; nothing may be pushed after that."""
+
+    def push(self, text: str) -> str:
+        assert self.hit is None
+        self._buffer += text
+        found = self._first()
+        if found is not None:
+            start, end, self.hit = found
+            return self._buffer[self._sent : end if self._keep else start]
+        held = self._unfinished()
+        cut = len(self._buffer) - held
+        if self._keep:
+            out = self._buffer[self._sent :]
+            self._sent = held
+        else:
+            out = self._buffer[:cut]
+        self._buffer = self._buffer[cut:]
+        return out
+
+    def flush(self) -> str:
+        """The text is over: what was held back is no stop string after all."""
+        out = "" if self.hit is not None else self._buffer[self._sent :]
+        self._buffer = ""
+        self._sent = 0
+        return out
+
+    def _first(self) -> tuple[int, int, str] | None:
+        """The stop string that ends first (the longest of those): start, end, itself."""
+        best: tuple[int, int, str] | None = None
+        for stop in self._stops:
+            start = self._buffer.find(stop)
+            if start < 0:
+                continue
+            end = start + len(stop)
+            if best is None or (end, start) < (best[1], best[0]):
+                best = start, end, stop
+        return best
+
+    def _unfinished(self) -> int:
+        """Length of the longest end of the buffer that begins a stop string."""
+        longest = 0
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(self._buffer)), longest, -1):
+                if self._buffer.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
