@@ -1,0 +1,45 @@
+"""What is wrong with an adapter, in words that are safe to show.
+
+The words quote strangers' files. They go to logs, terminals and JSON, so a quoted value is
+ASCII and short, and a list of problems ends somewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from lorry_adapters.errors import InvalidAdapter
+
+MAX_PROBLEMS: Final = 50
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """A stranger's value, printable: ASCII, quoted, at most `limit` characters."""
+    # Cut first where it can be large, so that a megabyte is not formatted to be thrown away.
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    elif isinstance(value, list | tuple | dict) and len(value) > 20:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    elif isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a huge number"
+    try:
+        text = ascii(value)
+    except RecursionError:
+        return "a deeply nested value"
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def some(names: Iterable[str], count: int = 3) -> str:
+    """The first few of `names`, and how many more there are."""
+    every = list(names)
+    first = ", ".join(shown(name)[1:-1] for name in every[:count])
+    return first if len(every) <= count else f"{first} and {len(every) - count} more"
+
+
+def refusal(problems: list[str]) -> InvalidAdapter:
+    """The error that lists `problems`: all of them, up to a length that someone would read."""
+    if len(problems) > MAX_PROBLEMS:
+        rest = len(problems) - MAX_PROBLEMS
+        problems = [*problems[:MAX_PROBLEMS], f"and {rest} more problems"]
+    return InvalidAdapter(problems)
