@@ -1,0 +1,82 @@
+"""The command line: `lorry serve`, `adapters`, `models`, `doctor`.
+
+Every command ends in one of three ways: 0, and what was asked for on standard output;
+1, and one line on standard error that says what is wrong and what to do; 2, the same for
+a command that was typed wrongly. A mistake of the user's is never a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from lorry.cli import adapters, doctor, models, serve
+from lorry.cli.output import report_error
+from lorry.errors import LorryError, SettingsError
+from lorry_adapters.errors import AdapterError, InvalidAdapter
+
+
+def build_app() -> typer.Typer:
+    """The whole tree of commands."""
+    app = typer.Typer(
+        name="lorry",
+        help="One quantized base model, any number of LoRA adapters, every mix in one batch.",
+        no_args_is_help=False,
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        context: typer.Context,
+        version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+    ) -> None:
+        if version:
+            typer.echo(f"lorry {metadata.version('lorry')}")
+        elif context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    serve.register(app)
+    app.add_typer(adapters.build_app(), name="adapters")
+    app.add_typer(models.build_app(), name="models")
+    doctor.register(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. `arguments` default to the process's own."""
+    command = get_command(build_app())
+    try:
+        result = command.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="lorry",
+            standalone_mode=False,
+        )
+    except SettingsError as error:
+        report_error(error.message)
+        return 2
+    except InvalidAdapter as error:
+        report_error("; ".join(error.problems))
+        return 1
+    except (LorryError, AdapterError) as error:
+        report_error(error.message)
+        return 1
+    except typer.TyperException as error:
+        report_error(f"{error.format_message()} (lorry --help)")
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (`lorry adapters list | head -1`); Python would
+        # complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0

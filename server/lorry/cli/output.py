@@ -1,0 +1,132 @@
+"""What the commands write: tables for people, JSON for scripts, errors on one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Protocol
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from lorry.model.progress import Meter, Say, meter_of
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for scripts.")]
+
+PIPE_WIDTH = 1000
+"""Columns where nobody looks: a script's lines are not to be wrapped."""
+
+
+class Advance(Protocol):
+    def __call__(self, count: int) -> None: ...
+
+
+def report_error(message: str) -> None:
+    """One line on standard error, whatever line ends the message has."""
+    typer.echo("error: " + " ".join(message.split()), err=True)
+
+
+def report(message: str) -> None:
+    """One line of news on standard error, so that standard output stays the answer's."""
+    typer.echo(message, err=True)
+
+
+def write_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write_line(text: str) -> None:
+    typer.echo(text)
+
+
+def write_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Cells are shown as they are: what a server says is never read as markup."""
+    console = _stdout()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        numbers = bool(rows) and all(type(row[index]) in (int, float) for row in rows)
+        table.add_column(
+            Text(column), justify="right" if numbers else "left", overflow="fold", no_wrap=False
+        )
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def write_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """`name  value` lines, the values in one column."""
+    console = _stdout()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(name), Text(_cell(value)))
+    console.print(table)
+
+
+@contextmanager
+def transfer(title: str, total: int | None) -> Iterator[Advance]:
+    """A progress bar of bytes on standard error, in a terminal only."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def metered() -> Iterator[tuple[Say, Meter]]:
+    """Where slow work tells how far it is: bars in a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield report, meter_of(report)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def meter(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total, visible=done < total)
+
+        yield lambda line: progress.console.print(Text(line)), meter
+
+
+def _stdout() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case list() | tuple():
+            return ", ".join(str(item) for item in value) or "-"
+        case _:
+            return str(value)

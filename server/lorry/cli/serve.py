@@ -1,0 +1,82 @@
+"""`lorry serve`: one flag for every row of the settings' table, and nothing of its own."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorry.option import Kind, Option
+from lorry.settings import load_settings, options
+
+METAVARS = {
+    Kind.INT: "N",
+    Kind.FLOAT: "X",
+    Kind.SIZE: "SIZE",
+    Kind.PATH: "PATH",
+    Kind.PATHS: "PATHS",
+    Kind.TEXT: "TEXT",
+}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("serve")(_command())
+
+
+def _command() -> Any:
+    def serve(**given: Any) -> None:
+        """Serve one base model and its adapters over HTTP.
+
+        It runs until SIGTERM or Ctrl-C, and lets running requests finish then. Each flag is also a LORRY_… variable and a key of the --config file; flags win over
+        variables, variables over the file.
+        """
+        config: Path | None = given.pop("config")
+        settings = load_settings(given, os.environ, config)
+        # The command line starts in a tenth of a second; torch and the server take seconds.
+        from lorry import bootstrap
+
+        bootstrap.serve(settings)
+
+    parameters = [_parameter(option) for option in options()]
+    parameters.append(
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None,
+                typer.Option(
+                    "--config",
+                    metavar="FILE",
+                    help="Settings in TOML or YAML. [env: LORRY_CONFIG]",
+                    show_default=False,
+                ),
+            ],
+        )
+    )
+    # typer reads a function's signature; this one is written from the table of settings.
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    serve.__annotations__ = {item.name: item.annotation for item in parameters}
+    return serve
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """None unless given, so that a variable or the file can speak; text, for `Settings` to read."""
+    default = "" if option.positional else f"; default: {option.default_text}"
+    help = f"{option.help} [env: {option.variable}{default}]"
+    if option.positional:
+        kind: Any = typer.Argument(metavar=option.flag, help=help, show_default=False)
+    else:
+        names = option.flag + (f"/{option.negative_flag}" if option.negative_flag else "")
+        metavar = "|".join(option.choices) or METAVARS.get(option.kind)
+        kind = typer.Option(names, metavar=metavar, help=help, show_default=False)
+    value = bool if option.kind is Kind.BOOL else str
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[value | None, kind],
+    )
