@@ -39,6 +39,15 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
         logger.propagate = True
         logger.setLevel(number)
     logging.captureWarnings(True)
+    hush_libraries()
+
+
+def hush_libraries() -> None:
+    """Silence what a library says in every forward pass, or of packages nobody needs.
+
+    bitsandbytes warns of each int8 layer's cast in each step.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:

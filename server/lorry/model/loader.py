@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
+from lorry.logs import hush_libraries
 from lorry.model import source
 from lorry.model.layout import layout_of
 from lorry.model.memory import memory_by_part
@@ -78,6 +79,7 @@ def load(
     `attention` names a function registered with transformers. `meter` draws bars; without
     one, `progress` gets a line now and then. Raises ModelError, UnsupportedModel.
     """
+    hush_libraries()
     precision = resolve(settings)
     found = source.fetch(
         settings.model,
