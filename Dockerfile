@@ -1,0 +1,47 @@
+# One image, two flavours, chosen by where torch comes from:
+#   docker build -t lorry .
+#   docker build -t lorry:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+# CUDA's libraries come with torch's own wheels, so both flavours start from the same small base.
+ARG PYTHON_VERSION=3.12
+
+FROM python:${PYTHON_VERSION}-slim AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /src
+# torch first and alone: the layer survives every change of our own code.
+COPY constraints.txt ./
+RUN python -m venv /opt/lorry \
+    && /opt/lorry/bin/pip install --no-deps --index-url "${TORCH_INDEX}" \
+        "$(grep '^torch==' constraints.txt)"
+COPY pyproject.toml README.md LICENSE ./
+COPY server/lorry server/lorry
+COPY adapters adapters
+RUN /opt/lorry/bin/pip install --constraint constraints.txt .
+
+FROM python:${PYTHON_VERSION}-slim
+# bitsandbytes' CPU library is linked against the system's OpenMP.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 lorry \
+    && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home \
+        --shell /usr/sbin/nologin lorry \
+    && install -d -o lorry -g lorry /data /data/models
+COPY --from=build /opt/lorry /opt/lorry
+ENV PATH=/opt/lorry/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    LORRY_HOST=0.0.0.0 \
+    LORRY_PORT=8000 \
+    LORRY_HOME=/data
+USER 10001:10001
+WORKDIR /data
+VOLUME ["/data"]
+EXPOSE 8000
+# The first start fetches and converts the default model. No curl in a small image.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["lorry"]
+CMD ["serve"]
