@@ -20,20 +20,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from dataclasses import replace as changed
-from datetime import UTC, datetime
 from pathlib import Path
 
 from lorry_adapters.errors import (
     AdapterBroken,
     AdapterConflict,
-    DigestMismatch,
     HomeUnusable,
     InvalidAdapter,
 )
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import AdapterFacts, AdapterWeights, inspect, load
+from lorry_adapters.lora.weights import AdapterWeights, inspect, load
 from lorry_adapters.registry.archive import Upload, unpack
 from lorry_adapters.registry.blobs import Blobs, digest_of, size_of, storage_full_named
 from lorry_adapters.registry.catalog import Catalog, StoredContent
@@ -41,34 +37,19 @@ from lorry_adapters.registry.home import HomeLock
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
 from lorry_adapters.registry.inventory import Inventory, version_of
 from lorry_adapters.registry.names import check_name, check_scale
-from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, Lease, VersionRecord
+from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, Lease
+from lorry_adapters.registry.revision import (
+    Staged,
+    check_match,
+    conflict,
+    first_record,
+    with_state,
+    with_version,
+    without_version,
+)
 from lorry_adapters.registry.sources import upload_from
 from lorry_adapters.registry.survey import FILES_GONE, fingerprint, survey
 from lorry_adapters.registry.tarball import Tarball
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """An upload that passed every check and lies in staging, synced."""
-
-    folder: Path
-    digest: str
-    facts: AdapterFacts
-    stored: StoredContent
-
-    def version(self, number: int, now: datetime) -> VersionRecord:
-        facts = self.facts
-        return VersionRecord(
-            version=number,
-            digest=self.digest,
-            peft_type=facts.peft_type,
-            rank=facts.rank,
-            target_modules=facts.target_modules,
-            parameters=facts.parameters,
-            bytes=facts.bytes,
-            base_model=facts.base_model,
-            created_at=now,
-        )
 
 
 class Registry:
@@ -151,28 +132,16 @@ class Registry:
             scale = check_scale(scale)
         with self._verified(upload) as new, self._writing:
             old = self._inventory.find(name)
-            now = datetime.now(UTC)
             if old is None:
-                version = new.version(1, now)
-                record = AdapterRecord(
-                    name=name,
-                    enabled=True,
-                    scale=1.0,
-                    pinned=False,
-                    description="",
-                    current=version,
-                    versions=(version,),
-                    created_at=now,
-                    updated_at=now,
-                )
+                record = first_record(name, new)
             elif old.current.digest == new.digest:
                 self._publish(new)
                 return old, False
             elif not replace:
-                raise AdapterConflict(_conflict(old, new.digest))
+                raise conflict(old, new.digest)
             else:
-                record = self._with_version(old, new)
-            record = _with_state(record, enabled, scale, pinned, description)
+                record = with_version(old, new, self._catalog.next_version(name))
+            record = with_state(record, enabled, scale, pinned, description, record.current)
             self._publish(new)
             self._save(record, new.stored)
             return record, True
@@ -202,15 +171,15 @@ class Registry:
     def put(self, name: str, upload: Upload, *, if_match: str | None = None) -> AdapterRecord:
         """A new current version of an adapter that exists; the content it has already
         makes none. `if_match`: the digest it must have now, or DigestMismatch."""
-        _match(self._inventory.get(name), if_match)
+        check_match(self._inventory.get(name), if_match)
         with self._verified(upload) as new, self._writing:
             # Looked up again: another change may have come first while this one was read.
             old = self._inventory.get(name)
-            _match(old, if_match)
+            check_match(old, if_match)
             self._publish(new)
             if old.current.digest == new.digest:
                 return old
-            record = self._with_version(old, new)
+            record = with_version(old, new, self._catalog.next_version(name))
             self._save(record, new.stored)
             return record
 
@@ -234,7 +203,7 @@ class Registry:
             scale = check_scale(scale)
         with self._writing:
             old = self._inventory.get(name)
-            _match(old, if_match)
+            check_match(old, if_match)
             current = version_of(old, version)
             if current != old.current:
                 why = self._inventory.why_broken(current.digest)
@@ -243,10 +212,9 @@ class Registry:
                         f"adapter {name!r} cannot go to version {current.version}: {why}",
                         param="version",
                     )
-            record = _with_state(changed(old, current=current), enabled, scale, pinned, description)
+            record = with_state(old, enabled, scale, pinned, description, current)
             if record == old:
                 return old
-            record = changed(record, updated_at=datetime.now(UTC))
             self._save(record)
             return record
 
@@ -260,15 +228,14 @@ class Registry:
             old = self._inventory.get(name)
             if version is not None:
                 gone = version_of(old, version)
-                rest = tuple(v for v in old.versions if v != gone)
-                if rest:
+                if len(old.versions) > 1:
                     if gone == old.current:
                         raise AdapterConflict(
                             f"version {version} of adapter {name!r} is current; make another "
                             "one current first, or remove the adapter",
                             param="version",
                         )
-                    self._save(changed(old, versions=rest, updated_at=datetime.now(UTC)))
+                    self._save(without_version(old, gone))
                     return
             self._catalog.forget(name)
             self._inventory.forget(name)
@@ -349,7 +316,7 @@ class Registry:
     # Within
 
     @contextmanager
-    def _verified(self, upload: Upload) -> Iterator[_Staged]:
+    def _verified(self, upload: Upload) -> Iterator[Staged]:
         """Unpack and check everything before anything changes; the content is held."""
         with self._blobs.staging() as folder:
             with storage_full_named(self._home):
@@ -359,16 +326,11 @@ class Registry:
             digest = digest_of(folder)
             stored = StoredContent(digest, size_of(folder), self._fingerprint)
             with self._inventory.admitting(digest):
-                yield _Staged(folder, digest, facts, stored)
+                yield Staged(folder, digest, facts, stored)
 
-    def _publish(self, new: _Staged) -> None:
+    def _publish(self, new: Staged) -> None:
         self._blobs.publish(new.folder, new.digest)
         self._inventory.mend(new.digest)
-
-    def _with_version(self, old: AdapterRecord, new: _Staged) -> AdapterRecord:
-        now = datetime.now(UTC)
-        version = new.version(self._catalog.next_version(old.name), now)
-        return changed(old, current=version, versions=(*old.versions, version), updated_at=now)
 
     def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
         self._catalog.save(record, stored)
@@ -398,40 +360,3 @@ class Registry:
         self._cache.discard(digest)
         for gone in self._subscribers:
             gone(digest)
-
-
-def _with_state(
-    record: AdapterRecord,
-    enabled: bool | None,
-    scale: float | None,
-    pinned: bool | None,
-    description: str | None,
-) -> AdapterRecord:
-    return changed(
-        record,
-        enabled=record.enabled if enabled is None else enabled,
-        scale=record.scale if scale is None else scale,
-        pinned=record.pinned if pinned is None else pinned,
-        description=record.description if description is None else description,
-    )
-
-
-def _match(record: AdapterRecord, if_match: str | None) -> None:
-    if if_match is not None and if_match != record.current.digest:
-        raise DigestMismatch(
-            f"adapter {record.name!r} is now at version {record.current.version} with digest "
-            f"{record.current.digest}, not {if_match[:80]}; look at it again before changing it"
-        )
-
-
-def _conflict(record: AdapterRecord, digest: str) -> str:
-    for version in record.versions:
-        if version.digest == digest:
-            return (
-                f"adapter {record.name!r} has this content as version {version.version}, "
-                f"but version {record.current.version} is current; go back to it, or replace"
-            )
-    return (
-        f"adapter {record.name!r} exists with other content ({record.current.digest}); "
-        "replace it, or choose another name"
-    )

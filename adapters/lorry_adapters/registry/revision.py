@@ -1,0 +1,109 @@
+"""From one record of an adapter to the next. Pure: nothing is stored or shown here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lorry_adapters.errors import AdapterConflict, DigestMismatch
+from lorry_adapters.lora.weights import AdapterFacts
+from lorry_adapters.registry.catalog import StoredContent
+from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An upload that passed every check and lies in staging, synced."""
+
+    folder: Path
+    digest: str
+    facts: AdapterFacts
+    stored: StoredContent
+
+
+def first_record(name: str, new: Staged) -> AdapterRecord:
+    now = datetime.now(UTC)
+    version = _version(1, new, now)
+    return AdapterRecord(
+        name=name,
+        enabled=True,
+        scale=1.0,
+        pinned=False,
+        description="",
+        current=version,
+        versions=(version,),
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def with_version(old: AdapterRecord, new: Staged, number: int) -> AdapterRecord:
+    """`new` as version `number`, current at once; the state stays."""
+    now = datetime.now(UTC)
+    version = _version(number, new, now)
+    return replace(old, current=version, versions=(*old.versions, version), updated_at=now)
+
+
+def without_version(old: AdapterRecord, gone: VersionRecord) -> AdapterRecord:
+    """`gone` is not the current one."""
+    assert gone != old.current
+    rest = tuple(version for version in old.versions if version != gone)
+    return replace(old, versions=rest, updated_at=datetime.now(UTC))
+
+
+def with_state(
+    old: AdapterRecord,
+    enabled: bool | None,
+    scale: float | None,
+    pinned: bool | None,
+    description: str | None,
+    current: VersionRecord,
+) -> AdapterRecord:
+    """What is None stays; equal to `old` where nothing changes."""
+    new = replace(
+        old,
+        enabled=old.enabled if enabled is None else enabled,
+        scale=old.scale if scale is None else scale,
+        pinned=old.pinned if pinned is None else pinned,
+        description=old.description if description is None else description,
+        current=current,
+    )
+    return old if new == old else replace(new, updated_at=datetime.now(UTC))
+
+
+def check_match(record: AdapterRecord, if_match: str | None) -> None:
+    """DigestMismatch unless `if_match` is None or the current digest."""
+    if if_match is not None and if_match != record.current.digest:
+        raise DigestMismatch(
+            f"adapter {record.name!r} is now at version {record.current.version} with digest "
+            f"{record.current.digest}, not {if_match[:80]}; look at it again before changing it"
+        )
+
+
+def conflict(record: AdapterRecord, digest: str) -> AdapterConflict:
+    """The error for other content under a name that exists."""
+    for version in record.versions:
+        if version.digest == digest:
+            return AdapterConflict(
+                f"adapter {record.name!r} has this content as version {version.version}, "
+                f"but version {record.current.version} is current; go back to it, or replace"
+            )
+    return AdapterConflict(
+        f"adapter {record.name!r} exists with other content ({record.current.digest}); "
+        "replace it, or choose another name"
+    )
+
+
+def _version(number: int, new: Staged, now: datetime) -> VersionRecord:
+    return VersionRecord(
+        version=number,
+        digest=new.digest,
+        peft_type=new.facts.peft_type,
+        rank=new.facts.rank,
+        target_modules=new.facts.target_modules,
+        parameters=new.facts.parameters,
+        bytes=new.facts.bytes,
+        base_model=new.facts.base_model,
+        created_at=now,
+    )
