@@ -24,11 +24,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
 from lorry.model import source
+from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
 from lorry.model.memory import memory_by_part
 from lorry.model.progress import Meter, Say, meter_of
 from lorry.model.quantize import (
     Precision,
+    Quantization,
     bitsandbytes_config,
     resolve,
     settle,
@@ -100,6 +102,9 @@ def load(
     model = _model(found, config, precision, attention, quantized=stored is not None)
     settle(model, precision)
     name = settings.served_model_name or found.name
+    layout = layout_of(model, name)
+    if kind is Quantization.INT8 and precision.device.type == "cpu":
+        use_int8_kernels(model)
     memory = memory_by_part(model)
     parts = ", ".join(f"{part} {format_size(size)}" for part, size in memory.items() if size)
     progress(f"{name} takes {format_size(sum(memory.values()))}: {parts}")
@@ -108,7 +113,7 @@ def load(
         tokenizer=tokenizer,
         config=model.config,
         name=name,
-        layout=layout_of(model, name),
+        layout=layout,
         device=precision.device,
         dtype=precision.dtype,
         quantization=kind.value,

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorry.model.int8 import Int8Linear
+
 PARTS = ("quantized_linears", "linears", "embeddings", "output_head", "other")
 
 
@@ -21,6 +23,9 @@ def memory_by_part(model: PreTrainedModel) -> dict[str, int]:
     seen: set[tuple[torch.device, int]] = set()
     for module in model.modules():
         part = _part(module, head)
+        if isinstance(module, Int8Linear):
+            report[part] += module.nbytes
+            continue
         for _, tensor in _tensors(module):
             storage = tensor.untyped_storage()
             key = (tensor.device, storage.data_ptr())
@@ -47,7 +52,7 @@ def _part(module: nn.Module, head: nn.Module | None) -> str:
         return "embeddings"
     if module is head:
         return "output_head"
-    if isinstance(module, Linear4bit | Linear8bitLt):
+    if isinstance(module, Linear4bit | Linear8bitLt | Int8Linear):
         return "quantized_linears"
     if isinstance(module, nn.Linear | Conv1D):
         return "linears"
@@ -56,6 +61,9 @@ def _part(module: nn.Module, head: nn.Module | None) -> str:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The module's own tensors, and those bitsandbytes keeps outside its parameters."""
+    if isinstance(module, Int8Linear):
+        yield from module.base_tensors().items()
+        return
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
     if isinstance(module, Linear4bit):

@@ -1,0 +1,166 @@
+"""The step's plan: which tokens want which slots at which scale. Built once, used by every layer.
+
+A *pair* is one adapter of one token. A row with two adapters has two pairs per
+token, a row of the base model has none. Pairs are sorted by slot, so that the
+tokens of one adapter are neighbours and one matrix product serves them all. A
+request's scale is a number of the pair; no weights are copied for it.
+
+Layers differ in which slots carry something for them (an adapter may target
+`q_proj` only) and at which rank. Layers with the same ranks share one
+`ModulePlan`, made at first use: two or three a step, not one a layer.
+
+Letters: T tokens, P pairs, N adapters in this step, M tokens of one adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+Uses = Sequence[tuple[int, float]]
+"""(slot, scale) of every adapter of one row; slot >= 1, scale != 0."""
+
+MAX_PADDING = 2.0
+"""Padded batch of adapters or one product each: the batch may waste this factor of work."""
+
+
+class Shape(StrEnum):
+    """How the pairs lie, and so which kernel suits them."""
+
+    UNIFORM = "uniform"
+    """The tokens from `first_token` on are the pairs, in order, M for each of N slots."""
+    PADDED = "padded"
+    """Unequal counts, near enough for one batch of N x M with holes."""
+    SEGMENTS = "segments"
+    """One product for each slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The pairs of one slot."""
+
+    slot: int
+    rank: int
+    start: int
+    """First pair."""
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePlan:
+    """What one module does in this step; the same object for all modules of equal ranks."""
+
+    shape: Shape
+    segments: tuple[Segment, ...]
+    """By slot; none is empty and none has rank 0."""
+    rank: int
+    """Largest of them."""
+    first_slot: int
+    contiguous: bool
+    """The segments' slots are first_slot, first_slot + 1, ...: read them without a copy."""
+    slots_N: Tensor
+    """int64, the segments' slots."""
+    token_P: Tensor | None
+    """int64, the token of each pair; None where it is `first_token` + pair."""
+    first_token: int
+    scale_P1: Tensor | None
+    """In the compute dtype; None where every scale is 1."""
+    place_P: Tensor | None
+    """PADDED: int64, where each pair lies in the N x M grid."""
+    width: int
+    """UNIFORM and PADDED: M."""
+
+    @property
+    def num_pairs(self) -> int:
+        return self.segments[-1].stop
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """Made by `build_plan`; immutable but for the memo of module plans."""
+
+    pairs: tuple[tuple[int, int, float], ...]
+    """(slot, token, scale), sorted by slot, then token."""
+    num_tokens: int
+    dtype: torch.dtype
+    device: torch.device
+    _memo: dict[tuple[int, ...], ModulePlan | None] = field(default_factory=dict, repr=False)
+
+    def for_ranks(self, ranks: tuple[int, ...]) -> ModulePlan | None:
+        """The plan of a module that holds rank `ranks[slot]` for each slot (0: nothing).
+
+        None where no token of this step wants anything of the module.
+        """
+        try:
+            return self._memo[ranks]
+        except KeyError:
+            made = self._memo[ranks] = self._build(ranks)
+            return made
+
+    def _build(self, ranks: tuple[int, ...]) -> ModulePlan | None:
+        pairs = [pair for pair in self.pairs if ranks[pair[0]]]
+        if not pairs:
+            return None
+        segments: list[Segment] = []
+        for index, (slot, _, _) in enumerate(pairs):
+            if segments and segments[-1].slot == slot:
+                last = segments[-1]
+                segments[-1] = Segment(slot, last.rank, last.start, index + 1)
+            else:
+                segments.append(Segment(slot, ranks[slot], index, index + 1))
+        tokens = [token for _, token, _ in pairs]
+        scales = [scale for _, _, scale in pairs]
+        in_order = tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+        slots = [segment.slot for segment in segments]
+        width = max(segment.stop - segment.start for segment in segments)
+        uniform = in_order and all(s.stop - s.start == width for s in segments)
+        padded = len(segments) * width <= MAX_PADDING * len(pairs)
+        if len(segments) == 1 or not (uniform or padded):
+            shape = Shape.SEGMENTS
+        else:
+            shape = Shape.UNIFORM if uniform else Shape.PADDED
+        place = None
+        if shape is Shape.PADDED:
+            place = [
+                n * width + k
+                for n, segment in enumerate(segments)
+                for k in range(segment.stop - segment.start)
+            ]
+
+        def ints(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+        return ModulePlan(
+            shape=shape,
+            segments=tuple(segments),
+            rank=max(segment.rank for segment in segments),
+            first_slot=slots[0],
+            contiguous=slots == list(range(slots[0], slots[0] + len(slots))),
+            slots_N=ints(slots),
+            token_P=None if in_order else ints(tokens),
+            first_token=tokens[0],
+            scale_P1=None
+            if all(scale == 1.0 for scale in scales)
+            else torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1),
+            place_P=None if place is None else ints(place),
+            width=width,
+        )
+
+
+def build_plan(
+    rows: Sequence[tuple[int, Uses]], *, dtype: torch.dtype, device: torch.device
+) -> Plan:
+    """`rows`: (number of tokens, adapters) in the order of the packed tokens."""
+    pairs: list[tuple[int, int, float]] = []
+    token = 0
+    for num_tokens, uses in rows:
+        for slot, scale in uses:
+            assert slot >= 1 and scale != 0.0
+            pairs.extend((slot, token + offset, scale) for offset in range(num_tokens))
+        token += num_tokens
+    pairs.sort(key=lambda pair: pair[:2])
+    return Plan(tuple(pairs), token, dtype, device)

@@ -1,0 +1,110 @@
+"""Which adapter sits in which device slot. No torch: places only, the tensors are in `layers`.
+
+Slot 0 is the base model and never appears here; slots 1 to `num_slots` each hold
+at most one adapter, known by its digest. A pinned slot is in use by a running
+request and is never taken; among the others the least recently used goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Place:
+    slot: int
+    pins: int = 0
+    forgotten: bool = False
+    """Its adapter is gone for good: free the slot at the last unpin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A slot given to an adapter whose weights are not there yet."""
+
+    slot: int
+    evicted: str | None
+    """The digest that lost it; None where the slot was free."""
+
+
+class SlotTable:
+    """Places adapters in slots, pins them while they run, evicts the rest by age."""
+
+    def __init__(self, num_slots: int) -> None:
+        assert num_slots >= 1
+        self.num_slots = num_slots
+        # Ordered by last use, oldest first.
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+        # Lowest slot last, so that `pop` keeps the used slots together: the kernels
+        # read neighbouring slots without a copy.
+        self._free = list(range(num_slots, 0, -1))
+
+    def slot_of(self, digest: str) -> int | None:
+        place = self._places.get(digest)
+        return None if place is None else place.slot
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Digests in slots, least recently used first."""
+        return tuple(self._places)
+
+    @property
+    def num_pinned(self) -> int:
+        return sum(place.pins > 0 for place in self._places.values())
+
+    def has_room_for(self, digests: Sequence[str]) -> bool:
+        """Could all of `digests` be in slots at once, without taking a pinned one?"""
+        wanted = set(digests)
+        missing = sum(digest not in self._places for digest in wanted)
+        evictable = sum(
+            place.pins == 0 and digest not in wanted for digest, place in self._places.items()
+        )
+        return missing <= len(self._free) + evictable
+
+    def claim(self, digest: str, *, keep: Sequence[str] = ()) -> Claim | None:
+        """Give `digest` a slot: a free one, else the least recently used that is neither
+        pinned nor in `keep`. None if there is no such slot."""
+        assert digest not in self._places
+        evicted = None
+        if not self._free:
+            evicted = next(
+                (d for d, place in self._places.items() if place.pins == 0 and d not in keep), None
+            )
+            if evicted is None:
+                return None
+            self._release(evicted)
+        slot = self._free.pop()
+        self._places[digest] = _Place(slot)
+        return Claim(slot, evicted)
+
+    def pin(self, digest: str) -> int:
+        """Count one more user of a resident adapter; gives its slot."""
+        place = self._places[digest]
+        place.pins += 1
+        place.forgotten = False
+        self._places.move_to_end(digest)
+        return place.slot
+
+    def unpin(self, digest: str) -> None:
+        place = self._places[digest]
+        assert place.pins > 0
+        place.pins -= 1
+        if place.pins == 0 and place.forgotten:
+            self._release(digest)
+
+    def forget(self, digest: str) -> None:
+        """The adapter is gone: free its slot now, or when its last row has ended."""
+        place = self._places.get(digest)
+        if place is None:
+            return
+        if place.pins:
+            place.forgotten = True
+        else:
+            self._release(digest)
+
+    def _release(self, digest: str) -> None:
+        place = self._places.pop(digest)
+        self._free.append(place.slot)
+        self._free.sort(reverse=True)

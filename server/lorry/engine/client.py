@@ -1,0 +1,178 @@
+"""The asyncio side of the engine: requests go in, each comes back as a stream of events.
+
+Lives in the event loop's thread. The engine's thread hands it a step's events at
+once; they are sorted into one queue a request here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+from lorry.core import Constraint, EngineStats, Request, SamplingParams, TokenEvent
+from lorry.engine.loop import Cancel, Engine, Submit
+from lorry.errors import DoesNotFit, InvalidRequest, PromptTooLong, QueueFull, ShuttingDown
+from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
+from lorry_adapters.registry.registry import Registry
+
+
+class Generation(AsyncIterator[TokenEvent]):
+    """One request's events; ends after the one with a `finish`."""
+
+    def __init__(self, client: EngineClient, request_id: str, refs: tuple[AdapterRef, ...]) -> None:
+        self.refs = refs
+        self._client = client
+        self._id = request_id
+        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._ended = False
+
+    async def __anext__(self) -> TokenEvent:
+        if self._ended:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        self._ended = event.finish is not None
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel, if it has not ended. The lease goes back when the engine says so."""
+        if not self._ended:
+            self._ended = True
+            self._client._cancel(self._id)
+
+
+class EngineClient:
+    """What the HTTP side sees of the engine."""
+
+    def __init__(self, engine: Engine, registry: Registry, *, max_queue: int) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._max_queue = max_queue
+        self._draining = False
+        self._generations: dict[str, Generation] = {}
+        # Requests without a first event: the queue as seen from outside.
+        self._unstarted: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._engine.stats
+
+    @property
+    def ready(self) -> bool:
+        return not (self._draining or self._engine.broken)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.scheduler.limits.max_model_len
+
+    async def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        choices: Sequence[AdapterChoice] = (),
+        constraint: Constraint | None = None,
+    ) -> Generation:
+        """Accept a request, or say why not.
+
+        Raises:
+            AdapterError: what `Registry.acquire` raises.
+            InvalidRequest: an empty prompt.
+            PromptTooLong: prompt and answer exceed the model's length.
+            DoesNotFit: they exceed the whole KV cache, or the slots.
+            QueueFull: too many requests wait.
+            ShuttingDown: the server drains.
+        """
+        if self._draining or self._engine.broken:
+            raise ShuttingDown("the server is shutting down; send the request elsewhere")
+        self._check_size(len(prompt_ids), params.max_new_tokens)
+        if len(self._unstarted) >= self._max_queue:
+            raise QueueFull(
+                f"{len(self._unstarted)} requests wait already, the limit is {self._max_queue}; "
+                "try again later",
+                retry_after=1,
+            )
+        lease = self._registry.acquire(choices)
+        try:
+            self._check_slots(lease)
+        except DoesNotFit:
+            lease.release()
+            raise
+        request_id = uuid.uuid4().hex
+        generation = Generation(self, request_id, lease.refs)
+        self._loop = asyncio.get_running_loop()
+        self._generations[request_id] = generation
+        self._unstarted.add(request_id)
+        self._idle.clear()
+        self._engine.mailbox.put(
+            Submit(
+                Request(request_id, tuple(prompt_ids), params, lease, time.monotonic(), constraint)
+            )
+        )
+        return generation
+
+    async def drain(self, grace: float) -> bool:
+        """Refuse new requests and wait until those accepted have ended, or `grace` seconds.
+
+        True when all of them ended by themselves."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), grace)
+        except TimeoutError:
+            for request_id in list(self._generations):
+                self._cancel(request_id)
+            return False
+        return True
+
+    def emit(self, events: list[TokenEvent]) -> None:
+        """The engine's outbox; called in its thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            self._unstarted.discard(event.request_id)
+            generation = self._generations.get(event.request_id)
+            assert generation is not None, "one final event a request"
+            generation._events.put_nowait(event)
+            if event.finish is not None:
+                del self._generations[event.request_id]
+        if not self._generations:
+            self._idle.set()
+
+    def _cancel(self, request_id: str) -> None:
+        self._engine.mailbox.put(Cancel(request_id))
+
+    def _check_size(self, num_prompt: int, max_new_tokens: int) -> None:
+        if num_prompt == 0:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
+        total, limit = num_prompt + max_new_tokens, self.max_model_len
+        if total > limit:
+            raise PromptTooLong(
+                f"the prompt has {num_prompt} tokens and {max_new_tokens} new ones were asked for: "
+                f"{total} together, the limit is {limit}; shorten one of them"
+            )
+        blocks = self._engine.scheduler.blocks
+        capacity = blocks.num_blocks * blocks.block_size
+        if blocks.blocks_for(total) > blocks.num_blocks:
+            raise DoesNotFit(
+                f"the request needs {total} tokens of KV cache, the server has {capacity} in all; "
+                "shorten it, or start the server with more --kv-cache-memory"
+            )
+
+    def _check_slots(self, lease: Lease) -> None:
+        needed = len({ref.digest for ref in lease.refs if ref.scale != 0.0})
+        slots = self._engine.residency.slots.num_slots
+        if needed > slots:
+            raise DoesNotFit(
+                f"the request sums {needed} adapters, the server has {slots} slots; "
+                "ask for fewer, or start the server with more --max-loras",
+                param="adapter",
+            )

@@ -1,0 +1,195 @@
+"""`Engine.step`, and the one thread that takes it. Nothing else touches the model.
+
+Requests, cancellations and removals arrive through the mailbox, from any thread,
+and are taken between two steps. Events leave through `emit`, a step's worth at a
+time. A step that raises ends its own requests and no others; `MAX_FAILURES` in a
+row, and the engine calls itself broken and stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lorry.core import Batch, EngineStats, Request, RowResult, TokenEvent
+from lorry.engine.residency import SlotResidency
+from lorry.engine.scheduler import Scheduler
+from lorry.errors import GenerationFailed
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Steps in a row that may raise before the engine gives up."""
+
+PATIENCE = 0.5
+"""Seconds an idle engine sleeps when nobody wakes it."""
+
+
+class Runner(Protocol):
+    """Runs a batch through the model."""
+
+    def run(self, batch: Batch) -> list[RowResult]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The registry has let go of this content."""
+
+    digest: str
+
+
+Letter = Submit | Cancel | Forget
+
+
+class Mailbox:
+    """Letters to the engine; any thread puts, the engine takes."""
+
+    def __init__(self) -> None:
+        self._letters: list[Letter] = []
+        self._woken = False
+        self._changed = threading.Condition()
+
+    def put(self, letter: Letter) -> None:
+        with self._changed:
+            self._letters.append(letter)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Something else has changed that the engine should look at."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+    def take(self) -> list[Letter]:
+        with self._changed:
+            letters, self._letters = self._letters, []
+            self._woken = False
+            return letters
+
+    def wait(self) -> None:
+        """Sleep until there is a letter or a wake since the last `take`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._letters or self._woken, timeout=PATIENCE)
+
+
+class Engine:
+    """Owns the scheduler, the residency and the runner, and steps them in a thread."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        residency: SlotResidency,
+        runner: Runner,
+        mailbox: Mailbox,
+        *,
+        emit: Callable[[list[TokenEvent]], None],
+        on_step: Callable[[int, float], None] = lambda tokens, seconds: None,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.residency = residency
+        self.runner = runner
+        self.mailbox = mailbox
+        self.broken = False
+        self._emit = emit
+        self._on_step = on_step
+        self._on_broken = on_broken
+        self._steps = 0
+        self._failed_steps = 0
+        self._failures = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lorry-engine", daemon=True)
+        self.stats = self._snapshot()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in; requests still there get an error."""
+        self._stopping.set()
+        self.mailbox.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.residency.close()
+
+    def step(self) -> None:
+        """Take the letters, run one batch, tell the news. Sleeps when there is no batch."""
+        self._drain_mailbox()
+        batch = self.scheduler.schedule()
+        events = self.scheduler.take_events()
+        if batch is not None:
+            began = time.monotonic()
+            try:
+                results = self.runner.run(batch)  # the only line that touches the model
+            except Exception as error:  # noqa: BLE001 - whatever it is, only this batch ends
+                self._fail(batch, error)
+            else:
+                events += self.scheduler.commit(batch, results)
+                self._failures = 0
+                self._steps += 1
+                self._on_step(batch.num_tokens, time.monotonic() - began)
+        events += self.scheduler.take_events()
+        self.stats = self._snapshot()
+        if events:
+            self._emit(events)
+        if batch is None and not events:
+            self.mailbox.wait()
+
+    def _drain_mailbox(self) -> None:
+        for letter in self.mailbox.take():
+            match letter:
+                case Submit(request):
+                    self.scheduler.add(request)
+                case Cancel(request_id):
+                    self.scheduler.cancel(request_id)
+                case Forget(digest):
+                    self.residency.forget(digest)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        logger.exception("a step of %d rows raised", len(batch.rows))
+        self._failed_steps += 1
+        self._failures += 1
+        failure = GenerationFailed(
+            f"the step that ran this request failed ({type(error).__name__}); "
+            "send it again, and see the server's log if it fails again"
+        )
+        self.scheduler.fail([row.request_id for row in batch.rows], failure)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self.step()
+            if self._failures >= MAX_FAILURES:
+                logger.critical("%d steps in a row raised; the engine stops", self._failures)
+                self.broken = True
+                break
+        self._drain_mailbox()
+        self.scheduler.fail_all(GenerationFailed("the server stopped before this request ended"))
+        self.stats = self._snapshot()
+        self._emit(self.scheduler.take_events())
+        if self.broken:
+            self._on_broken()
+
+    def _snapshot(self) -> EngineStats:
+        return replace(
+            self.scheduler.stats(),
+            slots_total=self.residency.slots.num_slots,
+            resident=self.residency.slots.resident,
+            steps=self._steps,
+            loads=self.residency.loads,
+            evictions=self.residency.evictions,
+            failed_steps=self._failed_steps,
+        )

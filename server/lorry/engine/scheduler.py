@@ -1,0 +1,355 @@
+"""Who runs in this step. Pure Python: `schedule() -> Batch`, `commit() -> events`.
+
+A step's token budget goes first to the rows that decode (one token each, so that
+nobody's stream stalls), then to prompts half in the cache, then to new requests,
+first come first served. Two things make a new request wait:
+
+memory    its prompt does not fit in the free KV blocks. Nobody overtakes it, or a
+          long prompt would starve.
+adapters  its weights are on their way to a slot, or all slots are in use. Others
+          overtake it, but only `MAX_OVERTAKEN` times.
+
+When a decode finds no block, the youngest running sequence gives its blocks up
+and starts over later from its prompt and its answer so far; its tokens are drawn
+by position, so the answer does not change.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lorry.core import (
+    Batch,
+    EngineStats,
+    FinishReason,
+    Request,
+    Row,
+    RowResult,
+    Sample,
+    SlotUse,
+    TokenEvent,
+    TokenLogprob,
+)
+from lorry.engine.blocks import BlockPool
+from lorry_adapters.errors import AdapterError
+
+MAX_OVERTAKEN = 64
+"""Admissions that may pass a request which waits for its adapters."""
+
+
+class Residency(Protocol):
+    """Puts adapters in slots; the scheduler's view of it."""
+
+    def acquire(self, digests: AbstractSequence[str]) -> tuple[int, ...] | None:
+        """Pin all of `digests` in slots, or none of them and say None: not yet.
+
+        Raises:
+            AdapterError: one of them cannot be loaded, now or ever.
+        """
+        ...
+
+    def release(self, digests: AbstractSequence[str]) -> None: ...
+
+    def prefetch(self, digests: AbstractSequence[str]) -> None:
+        """These will be wanted: begin to bring them nearer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_num_seqs: int
+    """Sequences in the cache at once."""
+    max_num_batched_tokens: int
+    """Tokens in one step."""
+    max_model_len: int
+    """Prompt and answer of one request, tokens."""
+    prefetch: int = 8
+    """Waiting requests whose adapters are fetched ahead."""
+
+    def __post_init__(self) -> None:
+        # Or the rows at the end of a full batch would never decode.
+        assert self.max_num_batched_tokens >= self.max_num_seqs
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request on its way: what the scheduler knows of it."""
+
+    request: Request
+    digests: tuple[str, ...]
+    scales: tuple[float, ...]
+    answer: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    """Tokens whose keys and values are in the cache."""
+    blocks: list[int] = field(default_factory=list)
+    uses: tuple[SlotUse, ...] = ()
+    """Set while it runs: its digests are pinned."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Collected chunk by chunk; None when not asked for, or already sent."""
+    overtaken: int = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.request.prompt_ids, *self.answer]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.request.prompt_ids) + len(self.answer)
+
+    def next_tokens(self, count: int) -> AbstractSequence[int]:
+        """The first `count` tokens that are not in the cache."""
+        done, prompt = self.num_computed, self.request.prompt_ids
+        if done >= len(prompt):
+            return self.answer[done - len(prompt) : done - len(prompt) + count]
+        return self.tokens[done : done + count]
+
+
+class Scheduler:
+    """Holds every accepted request from `add` to its final event."""
+
+    def __init__(self, limits: Limits, blocks: BlockPool, residency: Residency) -> None:
+        self.limits = limits
+        self.blocks = blocks
+        self.residency = residency
+        self.preemptions = 0
+        self._waiting: deque[Sequence] = deque()
+        # In order of arrival: the last is the youngest.
+        self._running: list[Sequence] = []
+        self._by_id: dict[str, Sequence] = {}
+        self._events: list[TokenEvent] = []
+
+    # ---- what comes in
+
+    def add(self, request: Request) -> None:
+        """Accept a request. The client has checked that it can fit at all."""
+        assert request.id not in self._by_id
+        refs = [ref for ref in request.lease.refs if ref.scale != 0.0]
+        sequence = Sequence(
+            request,
+            digests=tuple(ref.digest for ref in refs),
+            scales=tuple(ref.scale for ref in refs),
+            prompt_logprobs=[] if request.params.prompt_logprobs else None,
+        )
+        self._by_id[request.id] = sequence
+        self._waiting.append(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request now; unknown and finished ones are no mistake: the client may be late."""
+        sequence = self._by_id.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, FinishReason.CANCELLED)
+
+    def fail(self, request_ids: Iterable[str], error: Exception) -> None:
+        """End these requests with `error`."""
+        for request_id in request_ids:
+            sequence = self._by_id.get(request_id)
+            if sequence is not None:
+                self._finish(sequence, FinishReason.ERROR, error=error)
+
+    def fail_all(self, error: Exception) -> None:
+        self.fail(list(self._by_id), error)
+
+    def take_events(self) -> list[TokenEvent]:
+        """Final events of requests that ended outside a commit."""
+        events, self._events = self._events, []
+        return events
+
+    # ---- the step
+
+    def schedule(self) -> Batch | None:
+        """The next step's batch; None when nothing can run now."""
+        budget = self.limits.max_num_batched_tokens
+        rows: dict[str, int] = {}
+        for decoding in (True, False):
+            for sequence in list(self._running):
+                missing = sequence.num_tokens - sequence.num_computed
+                if sequence not in self._running or (missing == 1) is not decoding:
+                    continue
+                count = min(missing, budget)
+                if count == 0 or not self._make_room(sequence, sequence.num_computed + count):
+                    continue
+                rows[sequence.request.id] = count
+                budget -= count
+        self._admit(rows, budget)
+        # A later row may have preempted an earlier one.
+        running = [s for s in self._running if s.request.id in rows]
+        if not running:
+            return None
+        return Batch(tuple(self._row(s, rows[s.request.id]) for s in running))
+
+    def commit(self, batch: Batch, results: AbstractSequence[RowResult]) -> list[TokenEvent]:
+        """Take in what the runner made of `batch`; one event per new token."""
+        assert len(batch.rows) == len(results)
+        for row, result in zip(batch.rows, results, strict=True):
+            sequence = self._by_id.get(row.request_id)
+            if sequence is None:
+                continue
+            sequence.num_computed += len(row.token_ids)
+            if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
+                sequence.prompt_logprobs.extend(result.prompt)
+            if result.token is not None:
+                self._take_token(sequence, result)
+        return self.take_events()
+
+    # ---- what it looks like from outside
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._by_id or self._events)
+
+    def stats(self) -> EngineStats:
+        """The part of the snapshot that the scheduler knows."""
+
+        def names(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+            return tuple(sorted({ref.name for s in sequences for ref in s.request.lease.refs}))
+
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_used=self.blocks.num_used,
+            kv_blocks_total=self.blocks.num_blocks,
+            kv_block_size=self.blocks.block_size,
+            running_adapters=names(self._running),
+            waiting_adapters=names(self._waiting),
+            preemptions=self.preemptions,
+        )
+
+    # ---- inside
+
+    def _admit(self, rows: dict[str, int], budget: int) -> None:
+        passed: list[Sequence] = []
+        for sequence in list(self._waiting):
+            if budget == 0 or len(self._running) >= self.limits.max_num_seqs:
+                break
+            needed = self.blocks.blocks_for(sequence.num_tokens)
+            if needed > self.blocks.num_free:
+                break
+            try:
+                slots = self.residency.acquire(sequence.digests)
+            except AdapterError as error:
+                self._finish(sequence, FinishReason.ERROR, error=error)
+                continue
+            if slots is None:
+                if sequence.overtaken >= MAX_OVERTAKEN:
+                    break
+                passed.append(sequence)
+                continue
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            sequence.uses = tuple(
+                SlotUse(slot, scale) for slot, scale in zip(slots, sequence.scales, strict=True)
+            )
+            count = min(sequence.num_tokens, budget)
+            # The whole prompt's blocks at once: half a prompt in the cache helps nobody.
+            grown = self.blocks.grow(sequence.blocks, sequence.num_tokens)
+            assert grown
+            rows[sequence.request.id] = count
+            budget -= count
+            for waiting in passed:
+                waiting.overtaken += 1
+        for sequence in list(self._waiting)[: self.limits.prefetch]:
+            self.residency.prefetch(sequence.digests)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for `num_tokens` of a running sequence, if need be the youngest's.
+
+        False where that was the sequence itself."""
+        while not self.blocks.grow(sequence.blocks, num_tokens):
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self._stop_running(sequence)
+        sequence.num_computed = 0
+        if sequence.prompt_logprobs is not None:
+            sequence.prompt_logprobs = []
+        self._waiting.appendleft(sequence)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self.blocks.give_back(sequence.blocks)
+        sequence.blocks = []
+        self.residency.release(sequence.digests)
+        sequence.uses = ()
+
+    def _row(self, sequence: Sequence, count: int) -> Row:
+        request, start = sequence.request, sequence.num_computed
+        prompt = request.prompt_ids
+        completes = start + count == sequence.num_tokens
+        targets: AbstractSequence[int] | None = None
+        if sequence.prompt_logprobs is not None and start < len(prompt):
+            targets = prompt[start + 1 : start + count + 1]
+        return Row(
+            request_id=request.id,
+            token_ids=sequence.next_tokens(count),
+            start=start,
+            blocks=sequence.blocks,
+            adapters=sequence.uses,
+            sample=Sample(request.params, prompt, sequence.answer, request.constraint)
+            if completes
+            else None,
+            prompt_targets=targets,
+        )
+
+    def _take_token(self, sequence: Sequence, result: RowResult) -> None:
+        assert result.token is not None
+        request, token = sequence.request, result.token
+        sequence.answer.append(token.token_id)
+        prompt: tuple[TokenLogprob | None, ...] = ()
+        if sequence.prompt_logprobs is not None:
+            prompt = (None, *sequence.prompt_logprobs)
+            sequence.prompt_logprobs = None
+        finish: FinishReason | None = None
+        if token.token_id in request.params.eos_token_ids or (
+            request.constraint is not None and self._constraint_ends(sequence, token.token_id)
+        ):
+            finish = FinishReason.STOP
+        elif (
+            len(sequence.answer) >= request.params.max_new_tokens
+            or sequence.num_tokens >= self.limits.max_model_len
+        ):
+            finish = FinishReason.LENGTH
+        event = TokenEvent(request.id, token, result.top, prompt, finish)
+        if finish is None:
+            self._events.append(event)
+        else:
+            self._finish(sequence, finish, event)
+
+    def _constraint_ends(self, sequence: Sequence, token_id: int) -> bool:
+        constraint = sequence.request.constraint
+        assert constraint is not None
+        constraint.advance(token_id)
+        return constraint.finished()
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        finish: FinishReason,
+        event: TokenEvent | None = None,
+        *,
+        error: Exception | None = None,
+    ) -> None:
+        request = sequence.request
+        del self._by_id[request.id]
+        if sequence in self._running:
+            self._stop_running(sequence)
+        else:
+            self._waiting.remove(sequence)
+        request.lease.release()
+        self._events.append(event or TokenEvent(request.id, finish=finish, error=error))

@@ -1,0 +1,196 @@
+"""Attention over our cache, called by transformers' own modeling code.
+
+Registered under the name `lorry`. A modeling file hands us the step's new
+queries, keys and values, `[1, heads, T, size]`, all sequences packed in one row;
+we write keys and values to the cache and let every sequence see its own past.
+The step's plan reaches us through a context variable, set by `attending`.
+
+Grouped queries are never expanded to one key head each: the G query heads that
+share a key head are laid out as G query tokens.
+
+Letters: T packed tokens, B single rows, L context, Q query heads, H key heads,
+G = Q / H, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from lorry.errors import UnsupportedModel
+from lorry.model.inputs import AttentionPlan, Chunk
+from lorry.model.kv_cache import KVCache, LayerShape
+
+NAME = "lorry"
+
+HARMLESS = frozenset(
+    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions",
+     "output_hidden_states", "cache_position", "return_dict", "position_embeddings",
+     "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_items_in_batch",
+     "logits_to_keep", "layer_idx", "past_key_values", "past_key_value", "labels"}
+)  # fmt: skip
+"""Keyword arguments that cannot change a causal layer's result here. What is not in
+this list and not None would be dropped silently, so it refuses the model instead."""
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Stands in for the cache in the very first forward pass: notes what layers store."""
+
+    shapes: dict[nn.Module, LayerShape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    plan: AttentionPlan
+    cache: KVCache
+
+
+_current: ContextVar[Step | Recorder | None] = ContextVar("lorry_attention_step", default=None)
+
+
+@contextmanager
+def attending(step: Step | Recorder) -> Iterator[None]:
+    """Attention layers called inside belong to `step`. Does not nest."""
+    assert _current.get() is None, "steps do not nest"
+    token = _current.set(step)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `[1, Q, T, D]` in, `[1, T, Q, D]` out.
+
+    Raises:
+        UnsupportedModel: the layer asks for something that this function would drop.
+    """
+    step = _current.get()
+    assert step is not None, "an attention layer ran outside a step"
+    for name, argument in kwargs.items():
+        if argument is not None and argument is not False and name not in HARMLESS:
+            raise UnsupportedModel(
+                f"{type(module).__name__} passes {name!r} to attention, which is not served yet"
+            )
+    if isinstance(step, Recorder):
+        step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    plan, kv = step.plan, step.cache.layer(module)
+    k_THD, v_THD = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    kv.k_NHD.index_copy_(0, plan.write_T, k_THD)
+    kv.v_NHD.index_copy_(0, plan.write_T, v_THD)
+    q_QTD = query[0]
+    out_TQD = q_QTD.new_empty(q_QTD.shape[1], q_QTD.shape[0], value.shape[3])
+    if plan.num_singles:
+        singles = plan.singles(sliding_window)
+        k_BLHD = kv.k_NHD.index_select(0, singles.context_BL.flatten())
+        v_BLHD = kv.v_NHD.index_select(0, singles.context_BL.flatten())
+        size = singles.context_BL.shape
+        heads = k_BLHD.shape[1]
+        # [Q, B, D] -> [B, H, G, D]: query heads of one key head are neighbours.
+        q_BHGD = q_QTD[:, : singles.count].transpose(0, 1).unflatten(1, (heads, -1))
+        out_BHGD = _weigh(
+            q_BHGD,
+            k_BLHD.unflatten(0, size).transpose(1, 2),
+            v_BLHD.unflatten(0, size).transpose(1, 2),
+            singles.mask_B11L,
+            scale,
+            softcap,
+        )
+        out_TQD[: singles.count] = out_BHGD.flatten(1, 2)
+    for chunk in plan.chunks:
+        part = slice(chunk.first, chunk.first + chunk.count)
+        if chunk.start == 0:
+            k_LHD, v_LHD = k_THD[part], v_THD[part]
+        else:
+            k_LHD = kv.k_NHD.index_select(0, chunk.context_L)
+            v_LHD = kv.v_NHD.index_select(0, chunk.context_L)
+        out_TQD[part] = _chunk(q_QTD[:, part], k_LHD, v_LHD, chunk, scale, softcap, sliding_window)
+    return out_TQD.unsqueeze(0), None
+
+
+def _chunk(
+    q_QTD: Tensor,
+    k_LHD: Tensor,
+    v_LHD: Tensor,
+    chunk: Chunk,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Several new tokens of one sequence against its whole past: `[T, Q, D]`."""
+    heads, length = k_LHD.shape[1], k_LHD.shape[0]
+    k_1HLD, v_1HLD = k_LHD.transpose(0, 1).unsqueeze(0), v_LHD.transpose(0, 1).unsqueeze(0)
+    windowed = window is not None and length > window
+    if chunk.start == 0 and softcap is None and not windowed:
+        out_1QTD = F.scaled_dot_product_attention(
+            q_QTD.unsqueeze(0),
+            k_1HLD,
+            v_1HLD,
+            is_causal=True,
+            scale=scale,
+            enable_gqa=heads != q_QTD.shape[0],
+        )
+        return out_1QTD[0].transpose(0, 1)
+    cells_L = torch.arange(length, device=k_LHD.device)
+    positions_T1 = torch.arange(
+        chunk.start, chunk.start + chunk.count, device=k_LHD.device
+    ).unsqueeze(1)
+    seen_TL = cells_L <= positions_T1
+    if window is not None:
+        seen_TL &= cells_L > positions_T1 - window
+    out_1QTD = _weigh(
+        q_QTD.unsqueeze(0),
+        k_1HLD.repeat_interleave(q_QTD.shape[0] // heads, 1),
+        v_1HLD.repeat_interleave(q_QTD.shape[0] // heads, 1),
+        seen_TL[None, None],
+        scale,
+        softcap,
+    )
+    return out_1QTD[0].transpose(0, 1)
+
+
+def _weigh(
+    q_BHGD: Tensor,
+    k_BHLD: Tensor,
+    v_BHLD: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """softmax(q k' scale) v where `mask` is True; with Gemma 2's cap on the scores
+    (arXiv:2408.00118, section 2), which torch's fused operation does not have."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(q_BHGD, k_BHLD, v_BHLD, attn_mask=mask, scale=scale)
+    scores = torch.matmul(q_BHGD, k_BHLD.transpose(2, 3)) * scale
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(-1, dtype=torch.float32).to(v_BHLD.dtype), v_BHLD)
+
+
+def register() -> None:
+    """Make the name known to transformers. Idempotent.
+
+    No mask function goes with it: for a name without one, transformers makes no mask,
+    and we need none."""
+    AttentionInterface.register(NAME, attend)

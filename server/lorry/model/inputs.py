@@ -1,0 +1,186 @@
+"""A batch as tensors: tokens packed in one row, and for attention, who sees what.
+
+Rows that add one token are *singles*: they share one padded attention call a
+layer. Rows that add several (prompts, or chunks of them) get a call each. The
+index tensors are built once a step; a layer with a sliding window asks for its own.
+
+Letters: T packed tokens, B single rows, L longest context of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lorry.core import Batch, Row
+from lorry_adapters.lora.plan import Plan, build_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Several new tokens of one sequence."""
+
+    first: int
+    """Index of the first in the packed row."""
+    count: int
+    start: int
+    """Absolute position of the first."""
+    context_L: Tensor
+    """int64, cache rows of tokens 0 to start + count - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """One new token each of B sequences; they are the first B of the packed row."""
+
+    count: int
+    context_BL: Tensor
+    """int64, cache rows; padded with row 0."""
+    mask_B11L: Tensor | None
+    """bool, True where a cell may be seen; None where all may."""
+
+
+@dataclass(slots=True, eq=False)
+class AttentionPlan:
+    """What every attention layer of a step needs to know."""
+
+    rows: tuple[Row, ...]
+    """In packed order: singles first."""
+    num_singles: int
+    block_size: int
+    device: torch.device
+    write_T: Tensor
+    """int64, the cache row of each packed token."""
+    chunks: tuple[Chunk, ...]
+    _singles: dict[int | None, Singles] = field(default_factory=dict, repr=False)
+
+    def singles(self, window: int | None) -> Singles:
+        """The single rows' context; with a sliding `window`, only its last tokens."""
+        try:
+            return self._singles[window]
+        except KeyError:
+            made = self._singles[window] = self._build_singles(window)
+            return made
+
+    def _build_singles(self, window: int | None) -> Singles:
+        contexts = []
+        for row in self.rows[: self.num_singles]:
+            end = row.start + 1
+            begin = 0 if window is None else max(0, end - window)
+            contexts.append(_cache_rows(row, begin, end, self.block_size))
+        lengths = [len(context) for context in contexts]
+        longest = max(lengths)
+        padded = [context + [0] * (longest - len(context)) for context in contexts]
+        mask = None
+        if min(lengths) != longest:
+            cells = torch.arange(longest, device=self.device)
+            lengths_B1 = torch.tensor(lengths, device=self.device).unsqueeze(1)
+            mask = (cells < lengths_B1)[:, None, None, :]
+        return Singles(
+            self.num_singles,
+            torch.tensor(padded, dtype=torch.int64, device=self.device),
+            mask,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One forward pass."""
+
+    order: tuple[int, ...]
+    """`order[i]` is the batch's row that lies i-th in the packed row."""
+    ids_1T: Tensor
+    positions_1T: Tensor
+    attention: AttentionPlan
+    body: Plan
+    head: Plan
+    """Over the tokens that the output head sees."""
+    wanted_K: Tensor
+    """int64, packed tokens whose logits are needed, ascending."""
+    wanted: tuple[tuple[int, int], ...]
+    """For each packed row: (first, count) of its logits among `wanted_K`."""
+
+
+def build_inputs(
+    batch: Batch, *, block_size: int, dtype: torch.dtype, device: torch.device
+) -> Inputs:
+    # Singles by slot: neighbours in the packed row then share an adapter, and the
+    # adapters' kernel reads tokens and slots without a gather.
+    order = sorted(
+        range(len(batch.rows)),
+        key=lambda i: (
+            len(batch.rows[i].token_ids) > 1,
+            batch.rows[i].adapters[0].slot if batch.rows[i].adapters else 0,
+        ),
+    )
+    rows = tuple(batch.rows[i] for i in order)
+    ids: list[int] = []
+    positions: list[int] = []
+    write: list[int] = []
+    wanted: list[int] = []
+    wanted_rows: list[tuple[int, int]] = []
+    chunks: list[Chunk] = []
+    for row in rows:
+        first, count = len(ids), len(row.token_ids)
+        end = row.start + count
+        ids.extend(row.token_ids)
+        positions.extend(range(row.start, end))
+        if count > 1:
+            context = _cache_rows(row, 0, end, block_size)
+            write.extend(context[row.start :])
+            context_L = torch.tensor(context, dtype=torch.int64, device=device)
+            chunks.append(Chunk(first, count, row.start, context_L))
+        else:
+            write.extend(_cache_rows(row, row.start, end, block_size))
+        mine = _wanted_of(row, first)
+        wanted_rows.append((len(wanted), len(mine)))
+        wanted.extend(mine)
+    uses = [[(use.slot, use.scale) for use in row.adapters] for row in rows]
+    counts = [len(row.token_ids) for row in rows]
+
+    def ints(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return Inputs(
+        order=tuple(order),
+        ids_1T=ints(ids).unsqueeze(0),
+        positions_1T=ints(positions).unsqueeze(0),
+        attention=AttentionPlan(
+            rows, len(rows) - len(chunks), block_size, device, ints(write), tuple(chunks)
+        ),
+        body=build_plan(list(zip(counts, uses, strict=True)), dtype=dtype, device=device),
+        head=build_plan(
+            [(count, use) for (_, count), use in zip(wanted_rows, uses, strict=True)],
+            dtype=dtype,
+            device=device,
+        ),
+        # A step of half prompts wants no logits; the head gets one token all the same,
+        # so that no kernel meets an empty batch.
+        wanted_K=ints(wanted or [0]),
+        wanted=tuple(wanted_rows),
+    )
+
+
+def _cache_rows(row: Row, begin: int, end: int, block_size: int) -> list[int]:
+    """Cache rows of the positions `begin` to `end` - 1 of a sequence."""
+    rows: list[int] = []
+    for index in range(begin // block_size, -(-end // block_size)):
+        base = row.blocks[index] * block_size
+        low = max(begin - index * block_size, 0)
+        high = min(end - index * block_size, block_size)
+        rows.extend(range(base + low, base + high))
+    return rows
+
+
+def _wanted_of(row: Row, first: int) -> list[int]:
+    """Packed tokens of this row whose logits are needed: those that predict a prompt
+    token, and the last where the next token is to be sampled."""
+    count = 0 if row.prompt_targets is None else len(row.prompt_targets)
+    wanted = list(range(first, first + count))
+    last = first + len(row.token_ids) - 1
+    if row.sample is not None and last not in wanted:
+        wanted.append(last)
+    return wanted

@@ -1,0 +1,67 @@
+"""Keys and values of every token in the cache, a pair of arrays a layer.
+
+Token-major, `[N, H, D]`: N tokens = blocks x block size, so that writing a step's
+tokens is one scatter, and a sequence's blocks are read by one gather of rows.
+
+Letters: N cached tokens, H key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention module stores a token."""
+
+    heads: int
+    key_size: int
+    value_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    k_NHD: Tensor
+    v_NHD: Tensor
+
+
+class KVCache:
+    """Reserved once, at start-up; who owns which block is the scheduler's business."""
+
+    def __init__(
+        self,
+        shapes: dict[nn.Module, LayerShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        tokens = num_blocks * block_size
+
+        # Zeroed: a padded row reads cells that nobody has written, and 0 x NaN is NaN.
+        def cells(heads: int, size: int) -> Tensor:
+            return torch.zeros(tokens, heads, size, dtype=dtype, device=device)
+
+        self._layers = {
+            module: LayerKV(cells(s.heads, s.key_size), cells(s.heads, s.value_size))
+            for module, s in shapes.items()
+        }
+
+    def layer(self, module: nn.Module) -> LayerKV:
+        return self._layers[module]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(kv.k_NHD.nbytes + kv.v_NHD.nbytes for kv in self._layers.values())
+
+
+def bytes_per_token(shapes: dict[nn.Module, LayerShape], dtype: torch.dtype) -> int:
+    """Cache bytes of one token, all layers."""
+    return sum(s.heads * (s.key_size + s.value_size) for s in shapes.values()) * dtype.itemsize
