@@ -1,0 +1,202 @@
+"""A safetensors file, read with distrust: the header first, then tensors in memory of their own.
+
+Format: 8 bytes, the header's length N, little-endian; N bytes of JSON, name -> {"dtype",
+"shape", "data_offsets": [begin, end)} counted from the header's end; then the data, which
+the tensors cover without gap or overlap (https://huggingface.co/docs/safetensors).
+
+Nothing is mapped: a tensor that aliased a file would change, or crash the process, with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.problems import refusal, shown
+
+MAX_HEADER: Final = 16 << 20
+"""Bytes; about 100,000 tensors. The format itself allows 100 MB."""
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""What an adapter may be stored in."""
+
+_SIZES: Final = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    dtype: str
+    """As the file spells it: `F32`, ..."""
+    shape: tuple[int, ...]
+    begin: int
+    """Bytes from the start of the file."""
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class TensorFile:
+    """An open file whose header has been checked against the file's size.
+
+    Raises InvalidAdapter with every lie found in the header; OSError as `open` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Unbuffered: tensors are read into their own memory in one go.
+        self._file = path.open("rb", buffering=0)
+        try:
+            self.entries: Mapping[str, TensorEntry] = self._header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in host memory that belongs to nothing else.
+
+        Raises InvalidAdapter where the file has become shorter than it was.
+        """
+        entry = self.entries[name]
+        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        if entry.bytes:
+            self._file.seek(entry.begin)
+            self._fill(tensor.view(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def _fill(self, memory: memoryview) -> None:
+        done = 0
+        while done < len(memory):
+            count = self._file.readinto(memory[done:])
+            if not count:
+                raise InvalidAdapter([f"{self._path.name} ends in the middle of a tensor"])
+            done += count
+
+    def _header(self) -> dict[str, TensorEntry]:
+        name = self._path.name
+        size = os.fstat(self._file.fileno()).st_size
+        if size < 8:
+            raise InvalidAdapter([f"{name} has {size} bytes: not a safetensors file"])
+        first = bytearray(8)
+        self._fill(memoryview(first))
+        length = int.from_bytes(first, "little")
+        if length > size - 8:
+            raise InvalidAdapter(
+                [
+                    f"{name} is not a safetensors file, or is truncated: its first bytes promise "
+                    f"a header of {length} bytes, the file has {size}"
+                ]
+            )
+        if length > MAX_HEADER:
+            raise InvalidAdapter(
+                [f"{name}: a header of {length} bytes; at most {MAX_HEADER} are accepted"]
+            )
+        text = bytearray(length)
+        self._fill(memoryview(text))
+        return _entries(name, _parsed(name, bytes(text)), 8 + length, size)
+
+
+def _parsed(name: str, text: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands in it twice")
+        return found
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except RecursionError:
+        raise InvalidAdapter([f"{name}: the header is nested too deeply"]) from None
+    except ValueError as error:
+        raise InvalidAdapter([f"{name}: the header cannot be read: {error}"]) from None
+    if not isinstance(header, dict):
+        raise InvalidAdapter([f"{name}: the header is not a JSON object"])
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise InvalidAdapter([f"{name}: __metadata__ in the header is not an object"])
+    return header
+
+
+def _entries(
+    name: str, header: dict[str, Any], start: int, file_size: int
+) -> dict[str, TensorEntry]:
+    problems: list[str] = []
+    entries: dict[str, TensorEntry] = {}
+    for key, value in header.items():
+        try:
+            entries[key] = _entry(value, start, file_size)
+        except _Lie as lie:
+            problems.append(f"{shown(key)}: {lie}")
+    if not problems:
+        end = start
+        for key, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+            if entry.begin != end:
+                what = "overlaps the one before it" if entry.begin < end else "leaves a gap"
+                problems.append(f"{shown(key)}: its data {what}")
+            end = max(end, entry.begin + entry.bytes)
+        if end != file_size and not problems:
+            problems.append(
+                f"{name} has {file_size} bytes, its header accounts for {end}: "
+                "the file is truncated, or has something else appended"
+            )
+    if problems:
+        raise refusal(problems)
+    return entries
+
+
+class _Lie(Exception):
+    """What an entry of the header says that cannot be."""
+
+
+def _entry(value: Any, start: int, file_size: int) -> TensorEntry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise _Lie("its header entry must have dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _SIZES:
+        raise _Lie(f"unknown dtype {shown(dtype)}")
+    if not _sizes(shape) or len(shape) > 8:
+        raise _Lie(f"{shown(shape)} is not a shape")
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _Lie(f"{shown(offsets)} are not data offsets")
+    entry = TensorEntry(dtype, tuple(shape), start + offsets[0], offsets[1] - offsets[0])
+    if entry.begin + entry.bytes > file_size:
+        raise _Lie(f"its data ends at byte {entry.begin + entry.bytes}, the file at {file_size}")
+    if entry.elements * _SIZES[dtype] != entry.bytes:
+        raise _Lie(f"{dtype} of shape {shown(shape)} does not take {entry.bytes} bytes")
+    return entry
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 1 << 48 for one in value
+    )

@@ -1,0 +1,336 @@
+"""An untrusted upload -> a folder with an adapter's files in it, and nothing else.
+
+Zip, tar and tar.gz are read member by member; what is written has one of our own names, so
+no path of a stranger ever reaches the file system. The archive may hold the adapter's folder
+at any depth, and other files, which are never unpacked. It may not hold two adapters, links,
+devices or paths that lead out of it. Sizes are counted as bytes arrive; declared ones are
+not believed. What the files say is not this file's business: `lora.weights.inspect` reads them.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
+from lorry_adapters.lora.config import MAX_CONFIG
+from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+from lorry_adapters.registry.streams import Bounded, Gunzip
+
+README_FILE: Final = "README.md"
+MAX_README: Final = 1 << 18
+"""Bytes. A longer one is left out: it is a courtesy, not a part of the adapter."""
+
+MAX_MEMBERS: Final = 10_000
+_BESIDES: Final = 16 << 20
+"""Bytes of other files (a tokenizer, ...) that a compressed tar may have beside its adapter."""
+
+_CHUNK: Final = 1 << 20
+_ACCEPTED: Final = (
+    f"accepted are a zip, tar or tar.gz with {CONFIG_FILE} and {WEIGHTS_FILE} in it, "
+    "or those two files"
+)
+_CONVERT: Final = (
+    "is a pickle, which can run code when it is opened, so it is never opened here. Where you "
+    'trust it, convert it: python -c "import torch, safetensors.torch as s; s.save_file('
+    "torch.load('adapter_model.bin', map_location='cpu', weights_only=True), "
+    f"'{WEIGHTS_FILE}')\""
+)
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
+"""Starts of names that a trainer leaves in a checkpoint; pickles, and no weights."""
+
+_FOREIGN: Final = {
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+}
+
+_DAMAGED: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+)
+"""What the standard library raises for archives that are not what they claim to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Where the bytes of an upload lie: `archive`, or both of the others."""
+
+    archive: Path | None = None
+    config: Path | None = None
+    weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        files = (self.config is not None, self.weights is not None)
+        assert files == ((False, False) if self.archive is not None else (True, True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A regular file in an archive."""
+
+    folder: str
+    name: str
+    open: Callable[[], IO[bytes]]
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+
+def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
+    """Leaves CONFIG_FILE and WEIGHTS_FILE in `into`, and README.md where the archive has one.
+
+    `max_bytes` bounds the weights. Raises UnsupportedUpload, UploadTooLarge, InvalidAdapter
+    (a file is missing), and OSError as writing does; `into` is then to be thrown away.
+    """
+    if upload.archive is None:
+        assert upload.config is not None and upload.weights is not None
+        _refuse_pickle(upload.weights)
+        with upload.config.open("rb") as source:
+            _copy(source.read, into / CONFIG_FILE, MAX_CONFIG)
+        with upload.weights.open("rb") as source:
+            _copy(source.read, into / WEIGHTS_FILE, max_bytes)
+        return
+    with _members(upload.archive, max_bytes) as members:
+        config, weights, readme = _choose(members)
+        for member in members:  # in the archive's order: a compressed tar starts over to go back
+            if member is config:
+                _extract(member, into / CONFIG_FILE, MAX_CONFIG)
+            elif member is weights:
+                _extract(member, into / WEIGHTS_FILE, max_bytes)
+            elif member is readme:
+                _extract_readme(member, into / README_FILE)
+
+
+def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
+    with to.open("xb") as out:
+        size = 0
+        while chunk := read(_CHUNK):
+            size += len(chunk)
+            if size > limit:
+                raise UploadTooLarge(f"{to.name} is larger than {limit} bytes")
+            out.write(chunk)
+
+
+def _extract(member: _Member, to: Path, limit: int) -> None:
+    with _opened(member) as read:
+        _copy(read, to, limit)
+
+
+def _extract_readme(member: _Member, to: Path) -> None:
+    with _opened(member) as read:
+        text = b""
+        while len(text) <= MAX_README and (chunk := read(MAX_README)):
+            text += chunk
+    if len(text) <= MAX_README:
+        to.write_bytes(text)
+
+
+@contextmanager
+def _opened(member: _Member) -> Iterator[Callable[[int], bytes]]:
+    """A function that reads the member on; only what breaks inside it blames the archive."""
+    what = f"member {shown(member.path)} of the archive"
+    with _reading(what):
+        file = member.open()
+
+    def read(size: int) -> bytes:
+        with _reading(what):
+            return file.read(size)
+
+    with file:
+        yield read
+
+
+def _choose(members: list[_Member]) -> tuple[_Member, _Member, _Member | None]:
+    configs = [member for member in members if member.name == CONFIG_FILE]
+    weights = [member for member in members if member.name == WEIGHTS_FILE]
+    for name, found in ((CONFIG_FILE, configs), (WEIGHTS_FILE, weights)):
+        if len(found) > 1:
+            raise UnsupportedUpload(
+                f"the archive has {len(found)} files {name} ({some(m.path for m in found)}): "
+                "pack one adapter per archive"
+            )
+    pickles = [m for m in members if m.name.endswith(_PICKLES) and not m.name.startswith(_TRAINER)]
+    if not weights and pickles:
+        raise UnsupportedUpload(f"{shown(pickles[0].path)} {_CONVERT}")
+    problems = []
+    if not configs:
+        problems.append(f"{CONFIG_FILE} is missing from the archive")
+    if not weights:
+        problems.append(f"{WEIGHTS_FILE} is missing from the archive")
+    if problems:
+        has = some((member.path for member in members), 5) if members else "no files"
+        raise InvalidAdapter([*problems[:-1], f"{problems[-1]}, which has {has}"])
+    if configs[0].folder != weights[0].folder:
+        raise UnsupportedUpload(
+            f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
+            "pack one adapter's folder"
+        )
+    beside = [m for m in members if m.name == README_FILE and m.folder == configs[0].folder]
+    return configs[0], weights[0], beside[0] if beside else None
+
+
+@contextmanager
+def _members(archive: Path, max_bytes: int) -> Iterator[list[_Member]]:
+    """Every regular file of the archive, in its order; the archive is open meanwhile."""
+    with archive.open("rb") as file:
+        start = file.read(512)
+        file.seek(0)
+        if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            stream: Any = Bounded(file, None)
+            with _reading("zip"):
+                packed = zipfile.ZipFile(stream)
+            with packed:
+                yield _zip_members(packed)
+        elif start[:2] == b"\x1f\x8b":
+            limit = 2 * max_bytes + _BESIDES
+            yield _tar_members(Bounded(Gunzip(file), limit), "tar.gz")
+        elif start[257:262] == b"ustar":
+            yield _tar_members(Bounded(file, None), "tar")
+        else:
+            raise UnsupportedUpload(f"the file is {_described(start)}; {_ACCEPTED}")
+
+
+def _described(start: bytes) -> str:
+    if not start:
+        return "empty"
+    for magic, name in _FOREIGN.items():
+        if start.startswith(magic):
+            return name
+    if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        return f"a pickle. It {_CONVERT}"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return f"a safetensors file without its {CONFIG_FILE}"
+    return "no archive"
+
+
+def _refuse_pickle(weights: Path) -> None:
+    with weights.open("rb") as file:
+        start = file.read(4)
+    if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05") or start == b"PK\x03\x04":
+        raise UnsupportedUpload(f"the weights' file {_CONVERT}")
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Around calls that only read the archive: whatever breaks in them, the archive did."""
+    try:
+        yield
+    except _DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        raise UnsupportedUpload(f"the {what} is truncated or damaged: {reason[:200]}") from None
+
+
+def _zip_members(packed: zipfile.ZipFile) -> list[_Member]:
+    members: list[_Member] = []
+    seen: set[tuple[str, str]] = set()
+    for info in packed.infolist():
+        if len(members) >= MAX_MEMBERS:
+            raise _too_many()
+        # ZipInfo.filename ends at a NUL and has this machine's separators; this is what it says.
+        name = info.orig_filename
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _special(name)
+        folder_and_name = _safe(name)
+        if info.is_dir() or kind == stat.S_IFDIR or name.endswith("\\"):
+            continue
+        if folder_and_name in seen:
+            raise _twice(name)
+        seen.add(folder_and_name)
+        members.append(_Member(*folder_and_name, _zip_opener(packed, info)))
+    return members
+
+
+def _zip_opener(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    def opened() -> IO[bytes]:
+        if info.flag_bits & 0x1:
+            raise UnsupportedUpload(f"{shown(info.filename)} is encrypted: upload it without")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnsupportedUpload(
+                f"{shown(info.filename)} is compressed by method {info.compress_type}; "
+                "pack the zip with deflate"
+            )
+        return packed.open(info)
+
+    return opened
+
+
+def _tar_members(file: Any, what: str) -> list[_Member]:
+    members: list[_Member] = []
+    seen: set[tuple[str, str]] = set()
+    with _reading(what):
+        packed = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed with its file
+        count = 0
+        while (info := packed.next()) is not None:
+            count += 1
+            if count > MAX_MEMBERS:
+                raise _too_many()
+            folder_and_name = _safe(info.name)
+            if info.isdir():
+                continue
+            if not info.isreg():
+                raise _special(info.name)
+            if folder_and_name in seen:
+                raise _twice(info.name)
+            seen.add(folder_and_name)
+            members.append(_Member(*folder_and_name, _tar_opener(packed, info)))
+        while file.read(_CHUNK):  # a compressed one has its checksum at the end
+            pass
+    return members
+
+
+def _tar_opener(packed: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
+    def opened() -> IO[bytes]:
+        file = packed.extractfile(info)
+        assert file is not None  # a regular member
+        return file
+
+    return opened
+
+
+def _safe(path: str) -> tuple[str, str]:
+    """Folder and name of a member. Raises UnsupportedUpload where the path leads elsewhere."""
+    parts = path.replace("\\", "/").split("/")
+    if not parts[0] or re.match(r"[A-Za-z]:", path) or ".." in parts or "\0" in path:
+        raise UnsupportedUpload(
+            f"the archive has a member {shown(path)}: absolute paths and .. are not accepted"
+        )
+    parts = [part for part in parts if part not in ("", ".")]
+    return "/".join(parts[:-1]), parts[-1] if parts else ""
+
+
+def _special(path: str) -> UnsupportedUpload:
+    return UnsupportedUpload(
+        f"{shown(path)} in the archive is a link or a device: pack plain files "
+        "(tar --dereference follows links)"
+    )
+
+
+def _twice(path: str) -> UnsupportedUpload:
+    return UnsupportedUpload(f"the archive has the member {shown(path)} twice")
+
+
+def _too_many() -> UnsupportedUpload:
+    return UnsupportedUpload(f"the archive has more than {MAX_MEMBERS} members: pack one adapter")
