@@ -1,8 +1,10 @@
 """How the base's weights are kept: what was asked for, and what bitsandbytes made of it.
 
-bitsandbytes finishes a layer's storage in its first forward pass (a CPU with
-AVX512-BF16 repacks 4-bit weights, int8 moves its scales). `settle` makes it do that
-at load, so that afterwards no byte of the base ever changes.
+bitsandbytes finishes a layer's storage in its first forward pass: a CPU with
+AVX512-BF16 repacks 4-bit weights and rounds their block scales to bfloat16, int8 moves
+its scales. `settle` makes it do that at load, so that afterwards no byte of the base
+ever changes. The packing is kept, where a shape allows it, because its products take a
+third of the time and a row's do not depend on the rows beside it, which the plain ones' do.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def bitsandbytes_config(precision: Precision) -> BitsAndBytesConfig | None:
             return None
         case Quantization.INT8:
             return BitsAndBytesConfig(
-                load_in_8bit=True, llm_int8_threshold=precision.int8_threshold
+                load_in_8bit=True, llm_int8_threshold=float(precision.int8_threshold)
             )
         case kind:
             return BitsAndBytesConfig(
@@ -127,23 +129,24 @@ def is_quantized(module: nn.Module) -> bool:
 def settle(model: nn.Module, precision: Precision) -> None:
     """Bring every quantized layer into the storage in which it will stay.
 
-    One zero row goes through each. A 4-bit layer whose shape the CPU packing cannot hold
-    keeps the plain format; bitsandbytes would raise in its first forward pass.
+    A 4-bit layer whose shape the CPU packing cannot hold keeps the plain format;
+    bitsandbytes would raise in its first forward pass.
     """
     with torch.inference_mode():
         for module in model.modules():
-            if not isinstance(module, Linear4bit | Linear8bitLt):
-                continue
-            if isinstance(module, Linear4bit):
+            if isinstance(module, Linear8bitLt):
+                if module.weight.CB is not None:
+                    module.init_8bit_state()
+            elif isinstance(module, Linear4bit):
                 # In another dtype than the layer's own, its bias would be cast in place.
                 module.compute_dtype = precision.dtype
                 module.compute_type_is_set = True
                 if not _can_pack(module):
                     module.support_avx512bf16_for_cpu = False
-            x_TI = torch.zeros(
-                1, module.in_features, dtype=precision.dtype, device=precision.device
-            )
-            module(x_TI)
+                row_1I = torch.zeros(
+                    1, module.in_features, dtype=precision.dtype, device=precision.device
+                )
+                module(row_1I)
 
 
 def _can_pack(module: Linear4bit) -> bool:
