@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lorry.model.loader import digest_of_base
 
+from lorry.model.memory import digest_of_base
 from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver
 
 VARIANTS = ["plain", "large", "one_module", "head", "rslora", "mlp_only", "small", "all_linear"]

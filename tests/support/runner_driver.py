@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
 from lorry.model.loader import LoadedModel, load
 from lorry.model.runner import Runner
-
-from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
 from support.peft_oracle import Adapters

@@ -9,7 +9,9 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+SPECIAL = ("<|endoftext|>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+"""The first is padding. transformers' Qwen2 tokenizer adds it where it is missing."""
+
 PAD, BOS, EOS = 0, 1, 2
 
 VOCAB_SIZE = 384
@@ -52,7 +54,7 @@ def build_tokenizer(*, add_bos: bool) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",
-        pad_token="<pad>",
+        pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
