@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from lorry_adapters.registry.host_cache import HostCache
 
 SIZES = {"a": 0, "b": 1, "c": 3, "d": 5, "e": 5, "f": 8, "g": 13}
@@ -16,9 +17,7 @@ digests = st.sampled_from(sorted(SIZES))
 class CacheMachine(RuleBasedStateMachine):
     cache: HostCache
 
-    @initialize(
-        max_bytes=st.integers(0, 20), max_entries=st.one_of(st.none(), st.integers(0, 4))
-    )
+    @initialize(max_bytes=st.integers(0, 20), max_entries=st.one_of(st.none(), st.integers(0, 4)))
     def start(self, max_bytes: int, max_entries: int | None) -> None:
         self.max_bytes, self.max_entries = max_bytes, max_entries
         self.cache = HostCache(self.load, max_bytes=max_bytes, max_entries=max_entries)

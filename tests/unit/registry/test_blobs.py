@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from lorry_adapters.errors import StorageFull
 from lorry_adapters.registry.blobs import Blobs, digest_of, size_of, storage_full_named
 

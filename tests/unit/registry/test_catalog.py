@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from lorry_adapters.errors import HomeUnusable, StorageFull
 from lorry_adapters.registry.catalog import SCHEMA_VERSION, Catalog, StoredContent
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
@@ -153,7 +154,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     db.close()
-    with pytest.raises(HomeUnusable, match="newer Lorry.*upgrade") as refused:
+    with pytest.raises(HomeUnusable, match=r"newer Lorry.*upgrade") as refused:
         Catalog(path)
     assert str(path) in refused.value.message
 

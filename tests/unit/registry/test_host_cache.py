@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from lorry_adapters.registry.host_cache import HostCache
 
 

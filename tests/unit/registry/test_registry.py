@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lorry_adapters.errors import (
     AdapterBroken,
     AdapterConflict,
