@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
 from typer.main import get_command
 
+from lorry import __version__
 from lorry.cli import adapters, doctor, models, serve
 from lorry.cli.output import report_error
 from lorry.errors import LorryError, SettingsError
+from lorry.logs import hush_libraries
 from lorry_adapters.errors import AdapterError, InvalidAdapter
 
 
@@ -40,7 +41,7 @@ def build_app() -> typer.Typer:
         version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
     ) -> None:
         if version:
-            typer.echo(f"lorry {metadata.version('lorry')}")
+            typer.echo(f"lorry {__version__}")
         elif context.invoked_subcommand is None:
             typer.echo(context.get_help())
 
@@ -53,6 +54,7 @@ def build_app() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. `arguments` default to the process's own."""
+    hush_libraries()
     command = get_command(build_app())
     try:
         result = command.main(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
@@ -195,7 +194,7 @@ def _is_lorry(settings: Settings) -> bool:
         body = answer.json()
     except (httpx.HTTPError, ValueError):
         return False
-    return isinstance(body, dict) and body.get("server") == "lorry"
+    return isinstance(body, dict) and "max_lora_rank" in body
 
 
 def _torch(settings: Settings) -> Iterator[Finding]:
@@ -236,8 +235,6 @@ def _torch(settings: Settings) -> Iterator[Finding]:
 
 def _bitsandbytes(settings: Settings) -> Iterator[Finding]:
     """Quantize something small for real: an import alone proves nothing of its kernels."""
-    # It warns of an optional package that no one here needs.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
         import torch

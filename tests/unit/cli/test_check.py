@@ -1,0 +1,88 @@
+"""`lorry adapters check`: the upload's verification with no server and no weights of the base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorry.cli import check, main, transfer
+from lorry.model.layout import layout_of
+from lorry.settings import Settings
+from lorry_adapters.lora import weights
+
+
+@pytest.fixture
+def broken(peft_adapter, tmp_path: Path) -> Path:
+    """Two things wrong: a shape, and a NaN in another tensor."""
+    folder = tmp_path / "broken"
+    shutil.copytree(peft_adapter("llama", "plain"), folder)
+    file = folder / transfer.WEIGHTS_FILE
+    tensors = load_file(file)
+    first, second, *_ = sorted(tensors)
+    tensors[first] = torch.ones(3, 5)
+    tensors[second][0, 0] = float("nan")
+    save_file(tensors, file)
+    return folder
+
+
+def test_a_good_folder_fits(peft_adapter, tiny_model, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = peft_adapter("llama", "plain")
+    base = tiny_model("llama")
+    assert main(["adapters", "check", str(folder), "--base", str(base), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is True
+    assert answer["rank"] >= 1
+    assert main(["adapters", "check", str(folder), "--base", str(base)]) == 0
+    assert "fits" in capsys.readouterr().out
+
+
+def test_an_archive_is_checked_like_its_folder(
+    peft_adapter, tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "adapter.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(peft_adapter("llama", "plain"), "adapter")
+    assert main(["adapters", "check", str(archive), "--base", str(tiny_model("llama"))]) == 0
+
+
+def test_every_problem_is_listed(
+    broken: Path, tiny_model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(tiny_model("llama"))
+    assert main(["adapters", "check", str(broken), "--base", base, "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert len(problems) >= 2
+    assert main(["adapters", "check", str(broken), "--base", base]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [f"- {problem}" for problem in problems]
+    assert captured.err.count("\n") == 1
+
+
+def test_another_base_is_a_problem_not_a_crash(
+    peft_adapter, tiny_model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = peft_adapter("llama", "plain")
+    assert main(["adapters", "check", str(folder), "--base", str(tiny_model("gpt2"))]) == 1
+    assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_layout_without_weights_is_the_loaded_models(tiny_model, family: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_model(family)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    expected = layout_of(loaded, folder.name)
+    assert check.layout_without_weights(Settings(model=str(folder))) == expected
+
+
+def test_file_names_are_the_adapters_own() -> None:
+    """The client repeats two constants, so that it starts without torch."""
+    assert transfer.CONFIG_FILE == weights.CONFIG_FILE
+    assert transfer.WEIGHTS_FILE == weights.WEIGHTS_FILE
