@@ -7,9 +7,11 @@ is ever run.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -128,7 +130,7 @@ def load(
 def _config(found: source.Source) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ModelError(f"the config of {found.given} cannot be read: {error}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModel(
@@ -178,6 +180,8 @@ def _model(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                # Refused below, with the name that transformers' own refusal lacks.
+                ignore_mismatched_sizes=True,
             )
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -185,17 +189,23 @@ def _model(
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{found.given} cannot be loaded: {error}") from error
-    for problem in ("missing_keys", "mismatched_keys"):
-        # transformers would fill these with random numbers.
-        names = sorted(str(key) for key in report.get(problem, ()))
-        if names:
-            raise ModelError(
-                f"{found.given}: {len(names)} weights are {problem.removesuffix('_keys')} in its "
-                f"files, {names[0]} for one"
-            )
+    _refuse_gaps(found, report)
     model.requires_grad_(False)
     model.eval()
     return model
+
+
+def _refuse_gaps(found: source.Source, report: Mapping[str, Collection[object]]) -> None:
+    """Weights that the files lack, or have in another shape: transformers makes up numbers."""
+    missing = sorted(str(key) for key in report["missing_keys"])
+    # Entries are the key, or the key with both shapes.
+    mismatched = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]
+    )
+    for names, problem in ((missing, "missing from"), (mismatched, "of another shape in")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"{found.given}: {names[0]}{more}: {problem} its files")
 
 
 def _max_model_len(config: PretrainedConfig, given: str, asked: int | None) -> int:

@@ -1,0 +1,147 @@
+"""A hub's model: what is asked for, what is left there, and that it is offline afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMIT = "c0ffee" + "0" * 34
+TOKEN = "hf_right"
+
+_FETCH = """
+import sys
+from pathlib import Path
+from lorry.errors import ModelError
+from lorry.model import source
+
+model, home, revision, token = sys.argv[1:]
+try:
+    found = source.fetch(model, Path(home), revision=revision or None, token=token or None,
+                         say=lambda line: None, meter=lambda *news: None)
+except ModelError as error:
+    print("refused:", error.message)
+else:
+    print(found.name, found.revision, found.folder)
+"""
+
+
+class Hub:
+    """The two calls of the hub's protocol that a snapshot needs, for one gated repository."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.answer(self, folder, body=True)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, folder, body=False)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, handler: BaseHTTPRequestHandler, folder: Path, *, body: bool) -> None:
+        path = handler.path.partition("?")[0]
+        self.asked.append(path)
+        headers = {"X-Repo-Commit": COMMIT, "Content-Type": "application/json"}
+        status, data = 404, b"{}"
+        if handler.headers.get("Authorization") != f"Bearer {TOKEN}":
+            status = 403
+            headers["X-Error-Code"] = "GatedRepo"
+        elif path.startswith("/api/models/org/tiny/revision/"):
+            if path.rpartition("/")[2] in ("main", "v1", COMMIT):
+                names = [
+                    str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()
+                ]
+                status = 200
+                data = json.dumps(
+                    {
+                        "id": "org/tiny",
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": name} for name in names],
+                    }
+                ).encode()
+            else:
+                headers["X-Error-Code"] = "RevisionNotFound"
+        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+            status, data = 200, (folder / path.split(f"{COMMIT}/")[1]).read_bytes()
+            headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()}"'
+        else:
+            headers["X-Error-Code"] = "RepoNotFound"
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        if body:
+            handler.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[Hub]:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for item in tiny_model("llama").iterdir():
+        (folder / item.name).write_bytes(item.read_bytes())
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "modeling_own.py").write_text("raise SystemExit")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.safetensors").write_bytes(b"x")
+    hub = Hub(folder)
+    yield hub
+    hub.server.shutdown()
+
+
+def fetch(hub: Hub, home: Path, model: str, *, revision: str = "", token: str = TOKEN) -> str:
+    """In a process of its own: the hub's address is read when its client is imported."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environ |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _FETCH, model, str(home), revision, token],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_hub_model(hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    answer = fetch(hub, home, "org/tiny", revision="v1")
+    assert not answer.startswith("refused"), answer
+    name, commit, folder = answer.split()
+    assert (name, commit) == ("tiny", COMMIT)
+    assert Path(folder).is_relative_to(home / "models")
+    fetched = {str(item.relative_to(folder)) for item in Path(folder).rglob("*")}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
+    assert not {"pytorch_model.bin", "modeling_own.py", "onnx"} & fetched
+    assert not any(path.endswith((".bin", ".py")) for path in hub.asked)
+
+    assert "is gated: " in fetch(hub, tmp_path / "other", "org/tiny", token="hf_wrong")
+    assert "org/tiny has no revision v9" in fetch(hub, home, "org/tiny", revision="v9")
+    assert "org/none is no alias" in fetch(hub, home, "org/none")
+
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert fetch(hub, home, "org/tiny", revision="v1") == f"{name} {commit} {folder}"
+    assert "the hub cannot be reached" in fetch(hub, tmp_path / "other", "org/tiny")
