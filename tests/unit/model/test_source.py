@@ -17,25 +17,27 @@ import pytest
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_right"
 
-_FETCH = """
-import sys
+_CLIENT = """
+import json, sys
 from pathlib import Path
 from lorry.errors import ModelError
 from lorry.model import source
 
-model, home, revision, token = sys.argv[1:]
-try:
-    found = source.fetch(model, Path(home), revision=revision or None, token=token or None,
-                         say=lambda line: None, meter=lambda *news: None)
-except ModelError as error:
-    print("refused:", error.message)
-else:
-    print(found.name, found.revision, found.folder)
+for line in sys.stdin:
+    call = json.loads(line)
+    try:
+        found = source.fetch(call.pop("model"), Path(call.pop("home")), **call,
+                             say=lambda line: None, meter=lambda *news: None)
+    except ModelError as error:
+        answer = "refused: " + error.message
+    else:
+        answer = f"{found.name} {found.revision} {found.folder}"
+    print(answer, flush=True)
 """
 
 
 class Hub:
-    """The two calls of the hub's protocol that a snapshot needs, for one gated repository."""
+    """The calls of the hub's protocol that a snapshot needs, for one gated repository."""
 
     def __init__(self, folder: Path) -> None:
         self.asked: list[str] = []
@@ -59,15 +61,26 @@ class Hub:
         path = handler.path.partition("?")[0]
         self.asked.append(path)
         headers = {"X-Repo-Commit": COMMIT, "Content-Type": "application/json"}
+        names = [str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()]
         status, data = 404, b"{}"
         if handler.headers.get("Authorization") != f"Bearer {TOKEN}":
             status = 403
             headers["X-Error-Code"] = "GatedRepo"
+        elif path == f"/api/models/org/tiny/tree/{COMMIT}":
+            status = 200
+            data = json.dumps(
+                [
+                    {
+                        "type": "file",
+                        "path": name,
+                        "size": (folder / name).stat().st_size,
+                        "oid": hashlib.sha1((folder / name).read_bytes()).hexdigest(),
+                    }
+                    for name in names
+                ]
+            ).encode()
         elif path.startswith("/api/models/org/tiny/revision/"):
             if path.rpartition("/")[2] in ("main", "v1", COMMIT):
-                names = [
-                    str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()
-                ]
                 status = 200
                 data = json.dumps(
                     {
@@ -107,41 +120,58 @@ def hub(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[Hub]:
     hub.server.shutdown()
 
 
-def fetch(hub: Hub, home: Path, model: str, *, revision: str = "", token: str = TOKEN) -> str:
-    """In a process of its own: the hub's address is read when its client is imported."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environ |= {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _FETCH, model, str(home), revision, token],
-        capture_output=True,
-        text=True,
-        env=environ,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+class Client:
+    """Fetches in a process of its own: the hub's address is read when its client is imported."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        self._home = home
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environ |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CLIENT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environ,
+        )
+
+    def fetch(self, model: str, *, home: str = "home", **more: str) -> str:
+        call = {"model": model, "home": str(self._home / home), "token": TOKEN, **more}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(call) + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
 
 
-@pytest.mark.slow
-def test_a_hub_model(hub: Hub, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    answer = fetch(hub, home, "org/tiny", revision="v1")
-    assert not answer.startswith("refused"), answer
-    name, commit, folder = answer.split()
-    assert (name, commit) == ("tiny", COMMIT)
-    assert Path(folder).is_relative_to(home / "models")
-    fetched = {str(item.relative_to(folder)) for item in Path(folder).rglob("*")}
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path) -> Iterator[Client]:
+    client = Client(hub, tmp_path)
+    yield client
+    client.close()
+
+
+def test_a_hub_model(hub: Hub, client: Client, tmp_path: Path) -> None:
+    answer = client.fetch("org/tiny", revision="v1")
+    assert answer.startswith(f"tiny {COMMIT} "), (answer, hub.asked)
+    folder = Path(answer.split()[2])
+    assert folder.is_relative_to(tmp_path / "home" / "models")
+    fetched = {str(item.relative_to(folder)) for item in folder.rglob("*")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
     assert not {"pytorch_model.bin", "modeling_own.py", "onnx"} & fetched
     assert not any(path.endswith((".bin", ".py")) for path in hub.asked)
 
-    assert "is gated: " in fetch(hub, tmp_path / "other", "org/tiny", token="hf_wrong")
-    assert "org/tiny has no revision v9" in fetch(hub, home, "org/tiny", revision="v9")
-    assert "org/none is no alias" in fetch(hub, home, "org/none")
+    assert "is gated: " in client.fetch("org/tiny", home="other", token="hf_wrong")
+    assert "org/tiny has no revision v9" in client.fetch("org/tiny", revision="v9")
+    assert "org/none is no alias" in client.fetch("org/none")
 
     hub.server.shutdown()
     hub.server.server_close()
-    assert fetch(hub, home, "org/tiny", revision="v1") == f"{name} {commit} {folder}"
-    assert "the hub cannot be reached" in fetch(hub, tmp_path / "other", "org/tiny")
+    assert client.fetch("org/tiny", revision="v1") == answer
+    assert "the hub cannot be reached" in client.fetch("org/tiny", home="other")
