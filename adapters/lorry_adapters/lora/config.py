@@ -252,7 +252,7 @@ class _Parser:
                 "target_modules names modules of single layers and layers_to_transform "
                 "layers again: leave one of the two out"
             )
-        if pattern and layers is None and not _complains_of(self._problems, "layers_to_transform"):
+        if pattern and self._fields.get("layers_to_transform") is None:
             self._problems.append("layers_pattern is set and layers_to_transform is not")
 
     def _matcher(

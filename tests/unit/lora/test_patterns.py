@@ -1,0 +1,120 @@
+"""Strangers' regular expressions: Python's meaning, without Python's backtracking."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.patterns import Budget, Pattern, SuffixPattern
+
+NAMES = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.11.self_attn.o_proj",
+    "model.layers.1.mlp.down_proj",
+    "transformer.h.3.attn.c_attn",
+    "lm_head",
+    "model.embed_tokens",
+    "model.LAYERS.2.Q_PROJ",
+]
+
+# As they stand in adapters of the wild: written by trainers and by hand.
+SERVED = [
+    r".*q_proj",
+    r".*\.(q_proj|v_proj)",
+    r"model\.layers\.\d+\.self_attn\.[qkvo]_proj",
+    r"(?:.*?(?:language|text|layers).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)"
+    r".*?(?:k_proj|v_proj|q_proj|out_proj|o_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
+    r"(?:self_attn|attention|attn|mlp)\.(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj)))",
+    r"^(?!.*(?:mlp|embed)).*(?:proj|c_attn)$",
+    r".*(?<!down)_proj",
+    r".*(?<=attn\.)q_proj",
+    r"(?i).*\.layers\.\d\..*q_PROJ",
+    r"(?x) .* \. q_proj   # the queries",
+    r"[^.]+",
+    r".*\.[^\d\W]+\.\w+",
+    r"model\.layers\.(?:[0-9]|1[0-5])\..*",
+    r"(model\.)?(?P<x>lm_head|embed_tokens)",
+    r".*\Bproj",
+    r"(?:a|)*(?:b?)+?.*head",
+    r".{7}",
+    r".{3,7}?",
+    r"(?s:.)*\Z",
+    r"",
+]
+
+
+@pytest.mark.parametrize("source", SERVED)
+def test_means_what_python_means(source: str) -> None:
+    pattern = Pattern(source, where="target_modules")
+    found = [name for name in NAMES if pattern.matches(name, Budget())]
+    assert found == [name for name in NAMES if re.fullmatch(source, name)]
+
+
+@pytest.mark.parametrize("source", [".*(a|b)q?_proj", "^model.*q_proj", "q.proj", "attn|q_proj"])
+def test_a_suffix_pattern_starts_at_a_dot(source: str) -> None:
+    pattern = SuffixPattern(source, where="rank_pattern")
+    names = [*NAMES, "q_proj", "xq_proj", "qxproj", "a.q.proj"]
+    found = [name for name in names if pattern.matches(name, Budget())]
+    assert found == [name for name in names if re.match(rf"(.*\.)?({source})$", name)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"(a+)+$",
+        r"(.*)*(.*)*(.*)*x",
+        r"(?:(?:a*)*)*b",
+        r"(a|aa)+$",
+        r"(.*.*.*.*.*.*.*.*.*.*.*.*)x",
+        r"(?=(.*a){9}.*x)" * 8,
+        "((((((((((a{0,99}){0,99}){0,99}){0,99}){0,99}){0,99}){0,99}){0,99}){0,99})b)",
+    ],
+)
+def test_never_hangs(source: str) -> None:
+    started = time.monotonic()
+    pattern = Pattern(source, where="target_modules")
+    budget = Budget()
+    try:
+        for _ in range(50):
+            assert not pattern.matches("a" * 119 + "!", budget)
+    except InvalidAdapter as error:
+        assert "too long" in error.problems[0]
+    # Python's own engine needs years for most of these. A minute is far beyond any slow machine.
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (r"(a)\1", "back-reference"),
+        (r"(a)?(?(1)b|c)", "conditional"),
+        (r"(?>a+)b", "atomic"),
+        (r"a++b", "possessive"),
+        (r"(a", "unterminated"),
+        (r"(?<=a+)b", "fixed-width"),
+        (r"[\u0400-\u0500]+", "ASCII"),
+        (r"(?i)[\x00-\U0010ffff]", "ASCII"),
+        (r"a{9999999999999999999}", "too large"),
+        ("(" * 1000 + ")" * 1000, "nested"),
+        ("(a?" * 90 + ")" * 90, "nested"),
+        ("a" * 5000 + "*", "5001 characters"),
+    ],
+)
+def test_refused_by_name(source: str, said: str) -> None:
+    with pytest.raises(InvalidAdapter) as caught:
+        Pattern(source, where="target_modules")
+    (problem,) = caught.value.problems
+    assert problem.startswith("target_modules: ")
+    assert said in problem
+    assert len(problem) < 400
+
+
+def test_a_budget_is_shared() -> None:
+    budget = Budget(1000)
+    pattern = Pattern("(x|y)*.*", where="target_modules")
+    with pytest.raises(InvalidAdapter, match="too long"):
+        for _ in range(1000):
+            pattern.matches("model.layers.0.self_attn.q_proj", budget)
