@@ -60,9 +60,9 @@ class Sources:
 class Metrics:
     """All metrics of one server. Thread-safe."""
 
-    def __init__(self, collectors: CollectorRegistry, *, model_name: str) -> None:
+    def __init__(self, collectors: CollectorRegistry, *, base_name: str) -> None:
         self.collectors = collectors
-        self.model_name = model_name
+        self.base_name = base_name
         self._adapters = _AdapterSeries(collectors)
         base = {"labelnames": ("model_name", "engine"), "registry": collectors}
         self._prompt_tokens = self._own(
@@ -76,7 +76,7 @@ class Metrics:
             made = Histogram(
                 name, help, ("model_name", "engine"), registry=collectors, buckets=buckets
             )
-            return made.labels(model_name, "0")
+            return made.labels(base_name, "0")
 
         self._first = histogram(
             "vllm:time_to_first_token_seconds", "From arrival to the first token.", _FIRST
@@ -104,6 +104,15 @@ class Metrics:
         self._answers = histogram(
             "vllm:request_params_n", "Answers that a request asked for.", _COUNT
         )
+        self._step_tokens = histogram(
+            "vllm:iteration_tokens_total", "Tokens in one forward pass.", _TOKENS
+        )
+        self._step_seconds = Histogram(
+            "lorry_engine_step_seconds",
+            "Time of one forward pass, sampling included.",
+            registry=collectors,
+            buckets=_EACH,
+        )
         self._finished = Counter(
             "vllm:request_success",
             "Requests ended, by reason.",
@@ -119,7 +128,7 @@ class Metrics:
 
     def watch(self, sources: Sources) -> None:
         """Shows at every scrape what `sources` say. Once per `Metrics`."""
-        self.collectors.register(_Scrape(self.model_name, sources))
+        self.collectors.register(_Scrape(self.base_name, sources))
 
     def accepted(
         self, refs: Sequence[AdapterRef], *, prompt_tokens: int, max_tokens: int
@@ -128,13 +137,18 @@ class Metrics:
         self._prompt_tokens.inc(prompt_tokens)
         self._prompt_length.observe(prompt_tokens)
         self._asked.observe(max_tokens)
-        names = tuple((ref.name, str(ref.version)) for ref in refs) or ((self.model_name, ""),)
+        names = tuple((ref.name, str(ref.version)) for ref in refs) or ((self.base_name, ""),)
         self._adapters.accepted(names, prompt_tokens)
         return RequestMeter(self, names)
 
     def answers(self, count: int) -> None:
         """A request asked for `count` answers (`n`, `best_of`)."""
         self._answers.observe(count)
+
+    def observe_step(self, tokens: int, seconds: float) -> None:
+        """The engine ran one step. Called in its thread."""
+        self._step_tokens.observe(tokens)
+        self._step_seconds.observe(seconds)
 
     def refused(self, code: str) -> None:
         """A request was answered with the error of that code."""
@@ -149,7 +163,7 @@ class Metrics:
         return generate_latest(self.collectors)
 
     def _own(self, metric: Counter) -> Counter:
-        return metric.labels(self.model_name, "0")
+        return metric.labels(self.base_name, "0")
 
 
 class RequestMeter:
@@ -184,7 +198,7 @@ class RequestMeter:
         self._finished = True
         metrics = self._metrics
         now = time.monotonic()
-        metrics._finished.labels(metrics.model_name, "0", reason).inc()
+        metrics._finished.labels(metrics.base_name, "0", reason).inc()
         metrics._whole.observe(now - self._start)
         metrics._answer_length.observe(self._tokens)
         each = None

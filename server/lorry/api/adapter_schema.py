@@ -1,0 +1,110 @@
+"""Bodies and answers of `/adapters`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from lorry.api.bodies import Body
+
+# The scale's type and range are the registry's to check: one rule, one message.
+Scale = Any
+
+
+class FolderBody(Body):
+    """An adapter that the server's own disk has."""
+
+    name: str
+    source: str = Field(description="Absolute path of a PEFT folder under an allowed root.")
+    scale: Scale = None
+    enabled: bool | None = None
+    pinned: bool | None = None
+    description: str | None = None
+    replace: bool | None = None
+
+
+class PatchBody(Body):
+    """What to change; null or absent is left as it is."""
+
+    enabled: bool | None = None
+    scale: Scale = None
+    pinned: bool | None = None
+    description: str | None = None
+    version: int | None = None
+
+
+class VersionView(BaseModel):
+    version: int
+    digest: str
+    peft_type: str
+    rank: int
+    target_modules: list[str]
+    parameters: int
+    bytes: int
+    base_model: str | None
+    created_at: str
+
+
+class AdapterView(BaseModel):
+    name: str
+    version: int
+    digest: str
+    enabled: bool
+    scale: float
+    pinned: bool
+    description: str
+    peft_type: str
+    rank: int
+    target_modules: list[str]
+    parameters: int
+    bytes: int
+    base_model: str | None
+    residency: str = Field(description="device, host or disk: where the weights are")
+    broken: str | None = Field(description="Why it cannot be served; null: it can")
+    created_at: str
+    updated_at: str
+    versions: list[VersionView]
+
+
+class AdapterList(BaseModel):
+    adapters: list[AdapterView]
+
+
+class UploadForm(BaseModel):
+    """`file`, or the two files by their own names."""
+
+    name: str
+    file: str | None = Field(
+        default=None,
+        description="zip, tar or tar.gz of a PEFT folder",
+        json_schema_extra={"format": "binary"},
+    )
+    adapter_config_json: str | None = Field(
+        default=None, alias="adapter_config.json", json_schema_extra={"format": "binary"}
+    )
+    adapter_model_safetensors: str | None = Field(
+        default=None, alias="adapter_model.safetensors", json_schema_extra={"format": "binary"}
+    )
+    scale: float | None = None
+    enabled: bool | None = None
+    pinned: bool | None = None
+    description: str | None = None
+    replace: bool | None = None
+
+
+class LoadBody(Body):
+    """vLLM's."""
+
+    lora_name: str | None = None
+    lora_path: str | None = None
+    load_inplace: bool | None = None
+    base_model_name: str | None = None
+    is_3d_lora_weight: bool | None = None
+
+
+class UnloadBody(Body):
+    """vLLM's."""
+
+    lora_name: str | None = None
+    lora_int_id: int | None = None

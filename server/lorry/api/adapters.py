@@ -1,0 +1,314 @@
+"""`/adapters`: upload, list, change, remove, and the files back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from lorry.api.adapter_schema import AdapterList, AdapterView, FolderBody, PatchBody
+from lorry.api.bodies import media_type, read_body
+from lorry.api.docs import json_body
+from lorry.api.errors import InvalidFields, UnsupportedMediaType, documented
+from lorry.api.residency import Residencies
+from lorry.api.uploads import Form, raise_problems, read_form, refuse_unread
+from lorry.errors import UnsupportedParameter
+from lorry.metrics import Metrics
+from lorry_adapters.errors import AdapterError
+from lorry_adapters.registry.archive import Upload
+from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.registry import Registry
+
+_STATE = ("scale", "enabled", "pinned", "description", "replace")
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What comes with an upload beside the files; None: as it is, or the default."""
+
+    scale: float | None = None
+    enabled: bool | None = None
+    pinned: bool | None = None
+    description: str | None = None
+    replace: bool = False
+
+
+class Adapters:
+    def __init__(
+        self, *, registry: Registry, metrics: Metrics, residencies: Residencies, max_upload: int
+    ) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._residencies = residencies
+        self._max_upload = max_upload
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/adapters", tags=["adapters"])
+        record = {"model": AdapterView, "description": "The record; `ETag` is its digest"}
+        again = {"model": AdapterView, "description": "It was there already"}
+        gone = {"description": "Gone for new requests; running ones finish"}
+        tar = {"content": {"application/x-tar": {}}, "description": "The tar"}
+        form = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/UploadForm"}}}
+        upload = {"requestBody": {"required": True, "content": form}}
+        either = json_body(FolderBody)
+        either["requestBody"]["content"].update(form)
+        checked = (400, 409, 413, 415, 422, 507)
+
+        def add(
+            method: str,
+            path: str,
+            route: Callable[..., Awaitable[Response]],
+            summary: str,
+            ok: dict[int | str, dict[str, Any]],
+            failures: tuple[int, ...] = (),
+            body: dict[str, Any] | None = None,
+        ) -> None:
+            router.add_api_route(
+                path,
+                route,
+                methods=[method],
+                summary=summary,
+                responses={**ok, **documented(*failures)},
+                openapi_extra=body,
+                response_model=None,
+                status_code=int(next(iter(ok))),
+            )
+
+        add("GET", "", self.listing, "All adapters", {200: {"model": AdapterList}})
+        both: dict[int | str, dict[str, Any]] = {201: record, 200: again}
+        add("POST", "", self.create, "Register an adapter", both, checked, either)
+        one = "/{name}"
+        add("GET", one, self.show, "One adapter", {200: record}, (404,))
+        add("PUT", one, self.replace, "A new version", {200: record}, (404, 412, *checked), upload)
+        add(
+            "PATCH",
+            one,
+            self.change,
+            "Change its state, or go to another version",
+            {200: record},
+            (400, 404, 412, 413, 415, 422),
+            json_body(PatchBody),
+        )
+        add("DELETE", one, self.remove, "Remove it, or a version", {204: gone}, (404, 409, 422))
+        add("GET", "/{name}/content", self.content, "Its files, as a tar", {200: tar}, (404, 422))
+        return router
+
+    async def listing(self) -> Response:
+        records = self._registry.records()
+        return JSONResponse({"adapters": [self._view(record) for record in records]})
+
+    async def show(self, name: str) -> Response:
+        return self._answer(self._registry.get(name))
+
+    async def create(self, request: Request) -> Response:
+        if media_type(request) == "application/json":
+            return await self._create_from_folder(await read_body(request, FolderBody))
+        async with self._form(request) as form:
+            name = form.fields.pop("name", None)
+            if not name:
+                form.problems.insert(0, "name is required")
+            state = _state(form)
+            upload = form.upload()
+            raise_problems(form)
+            assert name is not None and upload is not None
+            record, new = await asyncio.to_thread(
+                self._registry.add,
+                name,
+                upload,
+                scale=state.scale,
+                enabled=state.enabled,
+                pinned=state.pinned,
+                description=state.description,
+                replace=state.replace,
+            )
+        return self._answer(record, 201 if new else 200)
+
+    async def replace(self, request: Request, name: str) -> Response:
+        try:
+            if_match = self._if_match(request, self._registry.get(name))
+        except AdapterError:
+            await refuse_unread(request)
+            raise
+        if media_type(request) == "application/json":
+            raise UnsupportedMediaType(
+                "a new version is sent as a form with Content-Type: multipart/form-data"
+            )
+        async with self._form(request) as form:
+            if form.fields.pop("name", name) != name:
+                form.problems.append(f"name must be {name!r}, as in the path, or left out")
+            for field in form.fields:
+                form.problems.append(
+                    f"{field[:80]} does not belong to a version; change it with PATCH"
+                    if field in _STATE
+                    else f"unknown field {field[:80]}"
+                )
+            upload = form.upload()
+            raise_problems(form)
+            assert upload is not None
+            record = await self._put(name, upload, if_match)
+        return self._answer(record)
+
+    async def change(self, request: Request, name: str) -> Response:
+        body = await read_body(request, PatchBody)
+        if_match = self._if_match(request, self._registry.get(name))
+        record = await asyncio.to_thread(
+            self._registry.patch,
+            name,
+            enabled=body.enabled,
+            scale=body.scale,
+            pinned=body.pinned,
+            description=body.description,
+            version=body.version,
+            if_match=if_match,
+        )
+        return self._answer(record)
+
+    async def remove(self, name: str, version: int | None = None) -> Response:
+        await self.drop(name, version)
+        return Response(status_code=204)
+
+    async def drop(self, name: str, version: int | None = None) -> None:
+        """Remove an adapter or a version, its metrics with it. Raises UnknownAdapter."""
+        await asyncio.to_thread(self._registry.remove, name, version=version)
+        self._metrics.forget(name, version)
+
+    async def content(self, name: str, version: int | None = None) -> Response:
+        tar = await asyncio.to_thread(self._registry.content, name, version)
+        shown = name if version is None else f"{name}-{version}"
+
+        async def chunks() -> AsyncGenerator[bytes]:
+            try:
+                while chunk := await asyncio.to_thread(next, tar, b""):
+                    yield chunk
+            finally:
+                tar.close()
+
+        headers = {
+            "Content-Length": str(tar.size),
+            "Content-Disposition": f'attachment; filename="{shown}.tar"',
+        }
+        return StreamingResponse(chunks(), media_type="application/x-tar", headers=headers)
+
+    async def _put(self, name: str, upload: Upload, if_match: str | None) -> AdapterRecord:
+        return await asyncio.to_thread(self._registry.put, name, upload, if_match=if_match)
+
+    async def _create_from_folder(self, body: FolderBody) -> Response:
+        record, new = await asyncio.to_thread(
+            self._registry.add_folder,
+            body.name,
+            folder_of(body.source),
+            scale=body.scale,
+            enabled=body.enabled,
+            pinned=body.pinned,
+            description=body.description,
+            replace=bool(body.replace),
+        )
+        return self._answer(record, 201 if new else 200)
+
+    @asynccontextmanager
+    async def _form(self, request: Request) -> AsyncGenerator[Form]:
+        """The request's form, its files in a folder that is gone after the block."""
+        staging = self._registry.staging()
+        folder = await asyncio.to_thread(staging.__enter__)
+        try:
+            yield await read_form(request, folder, self._max_upload)
+        finally:
+            await asyncio.to_thread(staging.__exit__, None, None, None)
+
+    def _if_match(self, request: Request, record: AdapterRecord) -> str | None:
+        """The digest that If-Match asks for; None where any will do."""
+        header = request.headers.get("if-match", "").strip()
+        if header in ("", "*"):
+            return None
+        tags = [tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")]
+        return record.current.digest if record.current.digest in tags else tags[0]
+
+    def _answer(self, record: AdapterRecord, status: int = 200) -> Response:
+        headers = {"ETag": f'"{record.current.digest}"'}
+        return JSONResponse(self._view(record), status_code=status, headers=headers)
+
+    def _view(self, record: AdapterRecord) -> dict[str, Any]:
+        current = _version_view(record.current)
+        return {
+            "name": record.name,
+            **current,
+            "enabled": record.enabled,
+            "scale": record.scale,
+            "pinned": record.pinned,
+            "description": record.description,
+            "residency": self._residencies.of(record.current.digest),
+            "broken": self._registry.why_broken(record.current.digest),
+            "created_at": record.created_at.isoformat(),
+            "updated_at": record.updated_at.isoformat(),
+            "versions": [_version_view(version) for version in record.versions],
+        }
+
+
+def folder_of(source: str) -> Path:
+    """A `source` as a folder. Raises UnsupportedParameter for what is none."""
+    scheme, colon, rest = source.partition("://")
+    if colon and scheme.lower() == "file":
+        source = rest
+    elif colon:
+        raise UnsupportedParameter(
+            f"source: {scheme[:20]}:// is not served; upload the files, or name a folder of the "
+            "server",
+            param="source",
+        )
+    if not source.startswith("/"):
+        raise UnsupportedParameter(
+            f"source: {source[:80]!r} looks like a hub id, which is not served; upload the files, "
+            "or name a folder of the server by its absolute path",
+            param="source",
+        )
+    if "\0" in source:
+        raise InvalidFields(["source is not a path"], param="source")
+    return Path(source)
+
+
+def _state(form: Form) -> State:
+    """The form's fields beside the name and the files; what is wrong goes to its problems."""
+    fields, problems = form.fields, form.problems
+    for name in fields:
+        if name not in _STATE:
+            problems.append(f"unknown field {name[:80]}")
+    truths: dict[str, bool | None] = {}
+    for name in ("enabled", "pinned", "replace"):
+        given = fields.get(name)
+        truths[name] = None if given is None else _TRUTH.get(given.strip().lower())
+        if given is not None and truths[name] is None:
+            problems.append(f"{name} must be true or false, not {given[:40]!r}")
+    scale = None
+    if "scale" in fields:
+        try:
+            scale = float(fields["scale"])
+        except ValueError:
+            problems.append(f"scale must be a number, not {fields['scale'][:40]!r}")
+    return State(
+        scale=scale,
+        enabled=truths["enabled"],
+        pinned=truths["pinned"],
+        description=fields.get("description"),
+        replace=bool(truths["replace"]),
+    )
+
+
+def _version_view(version: VersionRecord) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "digest": version.digest,
+        "peft_type": version.peft_type,
+        "rank": version.rank,
+        "target_modules": list(version.target_modules),
+        "parameters": version.parameters,
+        "bytes": version.bytes,
+        "base_model": version.base_model,
+        "created_at": version.created_at.isoformat(),
+    }

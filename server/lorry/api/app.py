@@ -1,0 +1,138 @@
+"""The HTTP application: connects the routes to what they need. Made by `create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fastapi import FastAPI
+from transformers import PreTrainedTokenizerFast
+
+import lorry
+from lorry.api import docs, errors
+from lorry.api.adapter_schema import FolderBody, LoadBody, PatchBody, UnloadBody, UploadForm
+from lorry.api.adapters import Adapters
+from lorry.api.auth import Guard
+from lorry.api.chat import Chat
+from lorry.api.chat_schema import ChatBody, ChatChunk
+from lorry.api.completions import Completions
+from lorry.api.completions_schema import CompletionsBody
+from lorry.api.generate import Generate
+from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
+from lorry.api.health import Health
+from lorry.api.models import Models
+from lorry.api.openai import OpenAI
+from lorry.api.prompts import Prompts
+from lorry.api.residency import Residencies
+from lorry.api.runs import Runs
+from lorry.api.vllm_lora import VllmLora
+from lorry.engine.client import EngineClient
+from lorry.engine.grammar import GrammarCompiler
+from lorry.metrics import Metrics, Sources
+from lorry.settings import Settings
+from lorry_adapters.registry.registry import Registry
+
+_BODIES = (
+    GenerateBody,
+    TokenizeBody,
+    StreamEvent,
+    CompletionsBody,
+    ChatBody,
+    ChatChunk,
+    FolderBody,
+    PatchBody,
+    UploadForm,
+    LoadBody,
+    UnloadBody,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes stand on."""
+
+    client: EngineClient
+    registry: Registry
+    tokenizer: PreTrainedTokenizerFast
+    settings: Settings
+    metrics: Metrics
+    base_name: str
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    info: Callable[[], Mapping[str, object]]
+    vocab_size: int | None = None
+    """Width of the logits; None: as many as the tokenizer has tokens."""
+
+
+def create_app(services: Services) -> FastAPI:
+    """The application of one server. It owns nothing that must be closed."""
+    client, registry, metrics = services.client, services.registry, services.metrics
+    app = FastAPI(
+        title="Lorry",
+        version=lorry.__version__,
+        description="One quantized base model and many LoRA adapters, every mix in one batch.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    metrics.watch(
+        Sources(
+            stats=lambda: client.stats,
+            host_cache=registry.host_cache_stats,
+            records=registry.records,
+            in_host_cache=registry.in_host_cache,
+        )
+    )
+    prompts = Prompts(services.tokenizer, services.vocab_size)
+    grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids, services.vocab_size)
+    runs = Runs(client, prompts, metrics)
+    openai = OpenAI(
+        prompts=prompts,
+        runs=runs,
+        grammars=grammars,
+        metrics=metrics,
+        registry=registry,
+        base_name=services.base_name,
+        eos_token_ids=services.eos_token_ids,
+    )
+    adapters = Adapters(
+        registry=registry,
+        metrics=metrics,
+        residencies=Residencies(lambda: client.stats, registry.in_host_cache),
+        max_upload=services.settings.max_upload,
+    )
+    generate = Generate(
+        prompts=prompts,
+        runs=runs,
+        grammars=grammars,
+        metrics=metrics,
+        eos_token_ids=services.eos_token_ids,
+    )
+    models = Models(
+        registry=registry,
+        base_name=services.base_name,
+        base_source=services.settings.model,
+        max_model_len=services.max_model_len,
+        started=datetime.now(UTC),
+    )
+    health = Health(
+        ready=lambda: client.ready,
+        info=services.info,
+        metrics=metrics,
+        settings=services.settings,
+        max_model_len=services.max_model_len,
+    )
+    for room in (
+        generate,
+        Completions(openai),
+        Chat(openai),
+        models,
+        adapters,
+        VllmLora(registry=registry, adapters=adapters, metrics=metrics),
+        health,
+    ):
+        app.include_router(room.router())
+    errors.install(app, metrics)
+    docs.install(app, _BODIES)
+    app.add_middleware(Guard, api_key=services.settings.api_key, metrics=metrics)
+    return app

@@ -1,0 +1,71 @@
+"""Who may ask: the API key, and browsers on other people's pages.
+
+Open without a key: health (a supervisor has none), `/metrics` (a scraper has none; it
+shows names and counts, no text), and the documentation, which carries no data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lorry.api.errors import CrossSite, HttpError, Unauthorized, respond, row_of
+from lorry.metrics import Metrics
+
+OPEN_PATHS = frozenset(
+    {"/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"}
+)
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Guard:
+    """ASGI middleware: lets a request through, or answers it."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, metrics: Metrics) -> None:
+        self._app = app
+        # Digests have one length: the comparison's time tells nothing about the key's.
+        self._key = None if api_key is None else _digest(api_key.encode())
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._unauthorized(scope, headers) or _cross_site(scope, headers)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        self._metrics.refused(row_of(refusal).code)
+        await respond(scope["path"], refusal)(scope, receive, send)
+
+    def _unauthorized(self, scope: Scope, headers: Headers) -> HttpError | None:
+        if self._key is None or scope["path"] in OPEN_PATHS:
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            return Unauthorized("this server asks for a key: send Authorization: Bearer KEY")
+        # latin-1 is what headers are decoded from: the client's bytes again.
+        if not hmac.compare_digest(_digest(given.strip().encode("latin-1")), self._key):
+            return Unauthorized("the key in Authorization is not this server's")
+        return None
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _cross_site(scope: Scope, headers: Headers) -> HttpError | None:
+    """A form on any web page can post to a server on the visitor's own machine, uploads
+    included; browsers say so, and nobody else sends `Origin`."""
+    if scope["method"] in _SAFE:
+        return None
+    origin = headers.get("origin")
+    if origin is None or urlsplit(origin).netloc == headers.get("host"):
+        return None
+    return CrossSite(f"a page of {origin[:200]} may not use this server")

@@ -1,0 +1,66 @@
+"""Types of the numbers in a request: the range is checked, documented and in the message."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A finite number from `low` to `high`; with `above`, `low` itself is too little."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        low = "exclusiveMinimum" if self.above else "minimum"
+        return {**handler(schema), low: self.low, "maximum": self.high}
+
+    def _check(self, value: float) -> float:
+        enough = value > self.low if self.above else value >= self.low
+        if enough and value <= self.high and math.isfinite(value):
+            return value
+        where = f"above {self.low:g} and at most" if self.above else f"from {self.low:g} to"
+        raise PydanticCustomError(
+            "range", "must be {where} {high}", {"where": where, "high": f"{self.high:.15g}"}
+        )
+
+
+MAX_TOKENS = 2**31 - 1
+"""Beyond any model; the model's own length is checked when the prompt is known."""
+
+MAX_ANSWERS = 16
+"""Of `n` and `best_of`."""
+
+MAX_TOP = 20
+"""Of `top_logprobs` and its like: OpenAI's limit."""
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
+
+Tokens = Annotated[int, Within(1, MAX_TOKENS)]
+TokensOrNone = Annotated[int, Within(0, MAX_TOKENS)]
+Temperature = Annotated[float, Within(0, 100)]
+TopK = Annotated[int, Within(0, MAX_TOKENS)]
+TopKOrOff = Annotated[int, Within(-1, MAX_TOKENS)]
+Mass = Annotated[float, Within(0, 1, above=True)]
+"""A probability mass to keep; 1 keeps all."""
+Fraction = Annotated[float, Within(0, 1)]
+RepetitionPenalty = Annotated[float, Within(0, 100, above=True)]
+Penalty = Annotated[float, Within(-2, 2)]
+Seed = Annotated[int, Within(-(2**63), 2**64 - 1)]
+Answers = Annotated[int, Within(1, MAX_ANSWERS)]
+Top = Annotated[int, Within(0, MAX_TOP)]

@@ -1,0 +1,207 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapters_used import used
+from lorry.api.bodies import read_body
+from lorry.api.chat_schema import ChatAnswer, ChatBody
+from lorry.api.completions import shown
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import documented, openai_body
+from lorry.api.messages import template_messages
+from lorry.api.openai import (
+    FINISH,
+    Chunks,
+    OpenAI,
+    check_stream_options,
+    generated_tokens,
+    prompt_tokens,
+    usage,
+)
+from lorry.api.runs import Answer, Job, Step, answers, logprob_of
+from lorry.api.sse import Steps, frame, stream
+from lorry.api.tools import CallReader, Tools, tools_of
+from lorry.core import TokenLogprob
+from lorry.errors import InvalidRequest, UnsupportedParameter
+from lorry_adapters.registry.record import AdapterChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body, resolved."""
+
+    choices: tuple[AdapterChoice, ...]
+    jobs: list[Job]
+    tools: Tools
+    logprobs: bool
+
+
+class Chat:
+    def __init__(self, openai: OpenAI) -> None:
+        self._openai = openai
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["openai"])
+        router.add_api_route(
+            "/v1/chat/completions",
+            self.chat,
+            methods=["POST"],
+            summary="Answer a conversation",
+            responses={
+                200: {"model": ChatAnswer, "description": "The answer; or events (ChatChunk)"},
+                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+            },
+            openapi_extra=json_body(ChatBody),
+            response_model=None,
+        )
+        return router
+
+    async def chat(self, request: Request) -> Response:
+        body = await read_body(request, ChatBody)
+        include_usage = check_stream_options(body)
+        asked = await self._asked(body)
+        if not body.stream:
+            envelope = self._openai.envelope("chatcmpl", "chat.completion", body)
+            return JSONResponse(await until_gone(request.receive, self._whole(asked, envelope)))
+        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="messages")
+        chunks = Chunks(
+            envelope=self._openai.envelope("chatcmpl", "chat.completion.chunk", body),
+            refs=runs[0].refs,
+            prompt_tokens=prompt_tokens(runs, len(runs)),
+            include_usage=include_usage,
+            choices=len(runs),
+        )
+        return await stream(
+            request,
+            runs,
+            frames=lambda steps: self._frames(asked, chunks, steps),
+            failed=lambda error: frame(openai_body(error)),
+            metrics=self._openai.metrics,
+        )
+
+    async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
+        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="messages")
+        made = await answers(runs)
+        return {
+            **envelope,
+            "choices": [self._choice(asked, index, one) for index, one in enumerate(made)],
+            "usage": usage(prompt_tokens(runs, len(runs)), generated_tokens(made)),
+            "adapters": used(runs[0].refs),
+        }
+
+    def _choice(self, asked: Asked, index: int, answer: Answer) -> dict[str, Any]:
+        reader = CallReader(asked.tools)
+        text = reader.push(answer.text)
+        rest, calls = reader.end()
+        text += rest
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(answer.steps) if asked.logprobs else None,
+            "finish_reason": "tool_calls" if calls else FINISH[answer.ending],
+        }
+
+    async def _frames(self, asked: Asked, chunks: Chunks, steps: Steps) -> AsyncGenerator[bytes]:
+        readers: dict[int, CallReader] = {}
+        held: dict[int, list[Step]] = {}
+        async for index, step in steps:
+            if index not in readers:
+                readers[index] = CallReader(asked.tools)
+                held[index] = []
+                yield chunks.chunk(_choice_of(index, {"role": "assistant", "content": ""}))
+            chunks.generated += 1
+            text = readers[index].push(step.text)
+            calls: list[dict[str, Any]] = []
+            if step.ending is not None:
+                rest, calls = readers[index].end()
+                text += rest
+            held[index].append(step)
+            if text or (asked.logprobs and step.ending is not None):
+                logprobs = self._logprobs(held[index]) if asked.logprobs else None
+                held[index] = []
+                yield chunks.chunk(_choice_of(index, {"content": text}, logprobs))
+            if calls:
+                numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+                yield chunks.chunk(_choice_of(index, {"tool_calls": numbered}))
+            if step.ending is not None:
+                reason = "tool_calls" if calls else FINISH[step.ending]
+                yield chunks.chunk(_choice_of(index, {}, None, reason))
+        yield chunks.end()
+
+    def _logprobs(self, steps: Sequence[Step]) -> dict[str, Any]:
+        return {
+            "content": [
+                {
+                    **self._logprob(step.token),
+                    "top_logprobs": [self._logprob(one) for one in step.top],
+                }
+                for step in steps
+                if shown(step)
+            ]
+        }
+
+    def _logprob(self, token: TokenLogprob) -> dict[str, Any]:
+        prompts = self._openai.prompts
+        return {
+            "token": prompts.text_of(token.token_id),
+            "logprob": logprob_of(token),
+            "bytes": prompts.bytes_of(token.token_id),
+        }
+
+    async def _asked(self, body: ChatBody) -> Asked:
+        """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
+        openai = self._openai
+        if body.modalities not in (None, ["text"]):
+            raise UnsupportedParameter("modalities: only text is served", param="modalities")
+        if body.top_logprobs is not None and not body.logprobs:
+            raise InvalidRequest(
+                "top_logprobs needs logprobs: true; set it, or leave both out",
+                param="top_logprobs",
+            )
+        choices = openai.choices(body)
+        tools = tools_of(body.tools, body.tool_choice)
+        if tools.forced and body.response_format not in (None, {"type": "text"}):
+            raise InvalidRequest(
+                "response_format and a forced tool_choice exclude each other", param="tool_choice"
+            )
+        text = await openai.prompts.chat(
+            template_messages(body.messages),
+            tools=tools.shown,
+            variables=body.chat_template_kwargs or {},
+        )
+        # The template has put every special token where it belongs.
+        ids = await openai.prompts.encode(text, param="messages", add_special_tokens=False)
+        wanted = body.max_completion_tokens or body.max_tokens
+        if wanted is None:
+            wanted = openai.runs.room(ids)
+        elif wanted == 0:
+            raise InvalidRequest("max_tokens must be from 1, not 0", param="max_tokens")
+        params = openai.params(body, max_new_tokens=wanted, top_logprobs=body.top_logprobs or 0)
+        jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar)
+        return Asked(choices, jobs, tools, bool(body.logprobs))
+
+
+def _choice_of(
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "delta": delta,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+    }

@@ -1,0 +1,87 @@
+"""Body and answer of `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from lorry.api.bounds import Tokens, Top
+from lorry.api.openai_schema import Idle, SharedAnswer, SharedBody
+
+
+class ChatBody(SharedBody):
+    messages: list[dict[str, Any]] = Field(
+        description="`role` (system, developer, user, assistant, tool) and `content`, a text or "
+        "a list of text parts."
+    )
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    modalities: list[str] | None = Field(default=None, description="Only text.")
+    prediction: Idle = None
+
+
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: str
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    role: str
+    content: str | None
+    tool_calls: list[ToolCall] | None = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatLogprob]
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    """stop, length or tool_calls."""
+
+
+class ChatAnswer(SharedAnswer):
+    choices: list[ChatChoice]
+
+
+class ChatDelta(BaseModel):
+    role: str | None = None
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class ChatChunk(SharedAnswer):
+    choices: list[ChatChunkChoice]

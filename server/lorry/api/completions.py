@@ -1,0 +1,290 @@
+"""`/v1/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapters_used import used
+from lorry.api.bodies import read_body
+from lorry.api.completions_schema import CompletionAnswer, CompletionsBody
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import documented, openai_body
+from lorry.api.openai import (
+    FINISH,
+    Chunks,
+    OpenAI,
+    check_stream_options,
+    generated_tokens,
+    prompt_tokens,
+    usage,
+)
+from lorry.api.prompts import Prompts
+from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
+from lorry.api.sse import Steps, frame, stream
+from lorry.core import TokenLogprob
+from lorry.errors import InvalidRequest, UnsupportedParameter
+from lorry_adapters.registry.record import AdapterChoice
+
+DEFAULT_TOKENS = 16
+"""OpenAI's."""
+
+MAX_PROMPTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body, resolved: `each` jobs for every prompt, `n` of them shown."""
+
+    prompts: list[Prompt]
+    choices: tuple[AdapterChoice, ...]
+    jobs: list[Job]
+    each: int
+    n: int
+    echo: bool
+    logprobs: bool
+    silent: bool
+    """No new token was asked for: only the echo is shown."""
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """The columns of one choice, filled token by token."""
+
+    prompts: Prompts
+    offset: int = 0
+    columns: dict[str, list[Any]] = field(
+        default_factory=lambda: {
+            "text_offset": [],
+            "token_logprobs": [],
+            "tokens": [],
+            "top_logprobs": [],
+        }
+    )
+
+    def prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> None:
+        for token_id, one in zip(ids, logprobs, strict=True):
+            # The engine tells a prompt's tokens and not their rivals: None, rather than a
+            # table that would make every token look like the likeliest.
+            self._add(self.prompts.text_of(token_id), one, None)
+
+    def step(self, step: Step) -> None:
+        top = {self.prompts.text_of(one.token_id): logprob_of(one) for one in step.top}
+        text = self.prompts.text_of(step.token.token_id)
+        top.setdefault(text, logprob_of(step.token))
+        self._add(text, step.token, top)
+
+    def _add(self, text: str, one: TokenLogprob | None, top: dict[str, float] | None) -> None:
+        self.columns["text_offset"].append(self.offset)
+        self.columns["token_logprobs"].append(None if one is None else logprob_of(one))
+        self.columns["tokens"].append(text)
+        self.columns["top_logprobs"].append(top)
+        self.offset += len(text)
+
+    def take(self) -> dict[str, list[Any]]:
+        """What was added since the last call."""
+        taken = self.columns
+        self.columns = {name: [] for name in taken}
+        return taken
+
+
+class Completions:
+    def __init__(self, openai: OpenAI) -> None:
+        self._openai = openai
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["openai"])
+        router.add_api_route(
+            "/v1/completions",
+            self.complete,
+            methods=["POST"],
+            summary="Complete a text",
+            responses={
+                200: {"model": CompletionAnswer, "description": "The answer; or events"},
+                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+            },
+            openapi_extra=json_body(CompletionsBody),
+            response_model=None,
+        )
+        return router
+
+    async def complete(self, request: Request) -> Response:
+        body = await read_body(request, CompletionsBody)
+        include_usage = check_stream_options(body)
+        asked = await self._asked(body)
+        envelope = self._openai.envelope("cmpl", "text_completion", body)
+        if not body.stream:
+            return JSONResponse(await until_gone(request.receive, self._whole(asked, envelope)))
+        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="prompt")
+        chunks = Chunks(
+            envelope=envelope,
+            refs=runs[0].refs,
+            prompt_tokens=prompt_tokens(runs, asked.each),
+            include_usage=include_usage,
+            choices=len(runs),
+        )
+        return await stream(
+            request,
+            runs,
+            frames=lambda steps: self._frames(asked, chunks, steps),
+            failed=lambda error: frame(openai_body(error)),
+            metrics=self._openai.metrics,
+        )
+
+    async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
+        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="prompt")
+        made = await answers(runs)
+        choices: list[dict[str, Any]] = []
+        for index, prompt in enumerate(asked.prompts):
+            group = made[index * asked.each : (index + 1) * asked.each]
+            if asked.each > asked.n:
+                group = sorted(group, key=lambda answer: -answer.mean_logprob)[: asked.n]
+            for answer in group:
+                choices.append(self._choice(asked, prompt, answer, len(choices)))
+        generated = 0 if asked.silent else generated_tokens(made)
+        return {
+            **envelope,
+            "choices": choices,
+            "usage": usage(prompt_tokens(runs, asked.each), generated),
+            "adapters": used(runs[0].refs),
+        }
+
+    def _choice(self, asked: Asked, prompt: Prompt, answer: Answer, index: int) -> dict[str, Any]:
+        text = prompt.text if asked.echo else ""
+        columns = Logprobs(self._openai.prompts)
+        if asked.logprobs and asked.echo:
+            columns.prompt(prompt.ids, answer.prompt)
+        if not asked.silent:
+            text += answer.text
+            for step in answer.steps:
+                if shown(step):
+                    columns.step(step)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": columns.take() if asked.logprobs else None,
+            "finish_reason": FINISH[answer.ending],
+        }
+
+    async def _frames(self, asked: Asked, chunks: Chunks, steps: Steps) -> AsyncGenerator[bytes]:
+        columns = [Logprobs(self._openai.prompts) for _ in asked.jobs]
+        begun = [False] * len(asked.jobs)
+        async for index, step in steps:
+            text = "" if asked.silent else step.text
+            if asked.echo and not begun[index]:
+                prompt = asked.prompts[index // asked.each]
+                text = prompt.text + text
+                if asked.logprobs:
+                    columns[index].prompt(prompt.ids, step.prompt)
+            begun[index] = True
+            if not asked.silent:
+                chunks.generated += 1
+                if asked.logprobs and shown(step):
+                    columns[index].step(step)
+            taken = columns[index].take()
+            if text or taken["tokens"] or step.ending is not None:
+                yield chunks.chunk(
+                    {
+                        "index": index,
+                        "text": text,
+                        "logprobs": taken if asked.logprobs else None,
+                        "finish_reason": None if step.ending is None else FINISH[step.ending],
+                    }
+                )
+        yield chunks.end()
+
+    async def _asked(self, body: CompletionsBody) -> Asked:
+        """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
+        openai = self._openai
+        if body.suffix:
+            raise UnsupportedParameter("suffix is not served; leave it out", param="suffix")
+        choices = openai.choices(body)
+        n = body.n or 1
+        each = body.best_of or n
+        if each < n:
+            raise InvalidRequest(
+                f"best_of must be at least n: {each} answers cannot show {n}", param="best_of"
+            )
+        if each > n and body.stream:
+            raise InvalidRequest(
+                "best_of above n needs the whole answers; it cannot stream", param="best_of"
+            )
+        echo = bool(body.echo)
+        wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+        if wanted == 0 and not echo:
+            raise InvalidRequest(
+                "max_tokens must be from 1 without echo, not 0", param="max_tokens"
+            )
+        prompts = await self._prompts(body)
+        jobs: list[Job] = []
+        for prompt in prompts:
+            # What was asked for is refused where it does not fit; the default gives way.
+            new = (
+                wanted if body.max_tokens is not None else min(wanted, openai.runs.room(prompt.ids))
+            )
+            params = openai.params(
+                body,
+                max_new_tokens=max(1, new),
+                top_logprobs=body.logprobs or 0,
+                prompt_logprobs=echo and body.logprobs is not None,
+            )
+            jobs += await openai.jobs(body, prompt.ids, params, each)
+        return Asked(
+            prompts=prompts,
+            choices=choices,
+            jobs=jobs,
+            each=each,
+            n=n,
+            echo=echo,
+            logprobs=body.logprobs is not None,
+            silent=wanted == 0,
+        )
+
+    async def _prompts(self, body: CompletionsBody) -> list[Prompt]:
+        given = body.prompt
+        if isinstance(given, str) or (
+            isinstance(given, list) and given and all(type(one) is int for one in given)
+        ):
+            given = [given]
+        if not isinstance(given, list) or not given:
+            raise InvalidRequest(
+                "prompt must be a text, a list of texts, token ids or a list of those",
+                param="prompt",
+            )
+        if len(given) > MAX_PROMPTS:
+            raise InvalidRequest(
+                f"prompt lists {len(given)} prompts, the most is {MAX_PROMPTS}", param="prompt"
+            )
+        tokens = self._openai.prompts
+        prompts = []
+        for one in given:
+            if isinstance(one, str):
+                ids = await tokens.encode(one, param="prompt", truncate=body.truncate_prompt_tokens)
+                prompts.append(Prompt(one, ids))
+            elif isinstance(one, list):
+                ids = tokens.check_ids(one, param="prompt")
+                if body.truncate_prompt_tokens is not None:
+                    ids = ids[-body.truncate_prompt_tokens :]
+                prompts.append(Prompt(tokens.decode(ids), ids))
+            else:
+                raise InvalidRequest(
+                    "prompt must be a text, a list of texts, token ids or a list of those",
+                    param="prompt",
+                )
+        return prompts
+
+
+def shown(step: Step) -> bool:
+    """An end-of-text token is counted, and is no part of what is shown."""
+    return not (step.ending is Ending.EOS and step.special)

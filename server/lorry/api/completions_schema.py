@@ -1,0 +1,54 @@
+"""Body and answer of `/v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from lorry.api.bounds import Answers, Tokens, Top
+from lorry.api.openai_schema import SharedAnswer, SharedBody
+
+_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+
+PromptField = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "title": "Prompt",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}},
+                _IDS,
+                {"type": "array", "items": _IDS},
+            ],
+        }
+    ),
+]
+
+
+class CompletionsBody(SharedBody):
+    prompt: PromptField = Field(description="A text, its token ids, or a list of either.")
+    best_of: Answers | None = None
+    echo: bool | None = None
+    logprobs: Top | None = None
+    suffix: str | None = Field(default=None, description="Not served: refused.")
+    truncate_prompt_tokens: Tokens | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class CompletionAnswer(SharedAnswer):
+    choices: list[CompletionChoice]

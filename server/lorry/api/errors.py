@@ -1,0 +1,265 @@
+"""Errors as HTTP: one table from a class to its status, code and type; two shapes of body.
+
+The routes that TGI's and LoRAX's clients speak answer in TGI's shape, everything else in
+OpenAI's. A message never holds a traceback: what nobody foresaw is logged, and the client
+reads that it was the server's fault.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+import lorry.errors as served
+import lorry_adapters.errors as adapters
+from lorry.errors import InvalidRequest, LorryError
+from lorry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+CLIENT_GONE = 499
+"""nginx's status for nobody there to read it; it shows in logs only."""
+
+
+class HttpError(LorryError):
+    """A request that HTTP itself makes wrong; `param` names a header or a field."""
+
+    param: str | None = None
+
+
+class MalformedBody(HttpError):
+    pass
+
+
+class UnsupportedMediaType(HttpError):
+    param = "Content-Type"
+
+
+class BodyTooLarge(HttpError):
+    pass
+
+
+class Unauthorized(HttpError):
+    param = "Authorization"
+
+
+class CrossSite(HttpError):
+    param = "Origin"
+
+
+class NoSuchRoute(HttpError):
+    pass
+
+
+class WrongMethod(HttpError):
+    pass
+
+
+class InvalidFields(InvalidRequest):
+    """A body or a form with wrong fields: all of them, not only the first."""
+
+    def __init__(self, problems: Sequence[str], *, param: str | None = None) -> None:
+        self.problems = tuple(problems)
+        assert self.problems
+        super().__init__("; ".join(self.problems), param=param)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    status: int
+    code: str
+    """Ours, stable: what a program looks at."""
+    type: str
+    """OpenAI's `type`."""
+    tgi: str
+    """TGI's `error_type`."""
+
+
+_REQUEST = "invalid_request_error"
+_SERVER = "server_error"
+
+TABLE: Mapping[type[Exception], Row] = {
+    MalformedBody: Row(400, "malformed_body", _REQUEST, "validation"),
+    Unauthorized: Row(401, "unauthorized", "authentication_error", "unauthorized"),
+    CrossSite: Row(403, "cross_site_request", "permission_error", "forbidden"),
+    adapters.ForbiddenSource: Row(403, "forbidden_source", "permission_error", "forbidden"),
+    NoSuchRoute: Row(404, "no_such_route", "not_found_error", "not_found"),
+    served.ModelNotFound: Row(404, "model_not_found", "not_found_error", "not_found"),
+    adapters.UnknownAdapter: Row(404, "unknown_adapter", "not_found_error", "not_found"),
+    WrongMethod: Row(405, "method_not_allowed", _REQUEST, "validation"),
+    adapters.AdapterDisabled: Row(409, "adapter_disabled", "conflict_error", "adapter_disabled"),
+    adapters.AdapterConflict: Row(409, "adapter_conflict", "conflict_error", "conflict"),
+    adapters.DigestMismatch: Row(412, "digest_mismatch", "precondition_error", "conflict"),
+    BodyTooLarge: Row(413, "body_too_large", _REQUEST, "validation"),
+    adapters.UploadTooLarge: Row(413, "upload_too_large", _REQUEST, "validation"),
+    UnsupportedMediaType: Row(415, "unsupported_media_type", _REQUEST, "validation"),
+    adapters.UnsupportedUpload: Row(415, "unsupported_upload", _REQUEST, "validation"),
+    InvalidRequest: Row(422, "invalid_request", _REQUEST, "validation"),
+    served.UnsupportedParameter: Row(422, "unsupported_parameter", _REQUEST, "validation"),
+    served.PromptTooLong: Row(422, "context_length_exceeded", _REQUEST, "validation"),
+    served.DoesNotFit: Row(422, "does_not_fit", _REQUEST, "validation"),
+    adapters.InvalidAdapter: Row(422, "invalid_adapter", _REQUEST, "validation"),
+    adapters.InvalidAdapterName: Row(422, "invalid_adapter_name", _REQUEST, "validation"),
+    adapters.InvalidScale: Row(422, "invalid_scale", _REQUEST, "validation"),
+    adapters.InvalidSelection: Row(422, "invalid_selection", _REQUEST, "validation"),
+    adapters.AdapterBroken: Row(422, "adapter_broken", _REQUEST, "adapter_broken"),
+    served.QueueFull: Row(429, "queue_full", "rate_limit_error", "overloaded"),
+    served.GenerationFailed: Row(500, "generation_failed", _SERVER, "generation"),
+    served.ShuttingDown: Row(503, "shutting_down", _SERVER, "overloaded"),
+    adapters.StorageFull: Row(507, "storage_full", _SERVER, "overloaded"),
+    Exception: Row(500, "internal_error", _SERVER, "generation"),
+}
+
+_UNFORESEEN = "the server failed at this request; its log says how"
+
+TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize"})
+"""Paths whose errors have TGI's shape."""
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    problems: list[str] | None = None
+    """Everything that is wrong, where several things can be: 422 only."""
+
+
+class ErrorBody(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+class TgiErrorBody(BaseModel):
+    """An error in the shape of text-generation-inference."""
+
+    error: str
+    error_type: str
+
+
+def row_of(error: Exception) -> Row:
+    for kind in type(error).__mro__:
+        if kind in TABLE:
+            return TABLE[kind]
+    raise AssertionError("Exception is in the table")
+
+
+def message_of(error: Exception) -> str:
+    if row_of(error) is TABLE[Exception]:
+        return _UNFORESEEN
+    message = getattr(error, "message", None)
+    return message if isinstance(message, str) else str(error)
+
+
+def tgi_body(error: Exception) -> dict[str, Any]:
+    return {"error": message_of(error), "error_type": row_of(error).tgi}
+
+
+def openai_body(error: Exception) -> dict[str, Any]:
+    row = row_of(error)
+    detail: dict[str, Any] = {
+        "message": message_of(error),
+        "type": row.type,
+        "param": getattr(error, "param", None),
+        "code": row.code,
+    }
+    if row.status == 422:
+        detail["problems"] = list(getattr(error, "problems", (detail["message"],)))
+    return {"error": detail}
+
+
+def body_of(path: str, error: Exception) -> dict[str, Any]:
+    return tgi_body(error) if path in TGI_ROUTES else openai_body(error)
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    if isinstance(error, served.QueueFull):
+        return {"Retry-After": str(max(1, error.retry_after))}
+    if isinstance(error, served.ShuttingDown):
+        return {"Retry-After": "5"}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    return {}
+
+
+def respond(path: str, error: Exception) -> Response:
+    return JSONResponse(
+        body_of(path, error), status_code=row_of(error).status, headers=headers_of(error)
+    )
+
+
+def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can fail so. 401 and 500 can come from any."""
+    model = TgiErrorBody if tgi else ErrorBody
+    meanings = {
+        400: "The body is not JSON, or not what its header says",
+        401: "No key, or a wrong one",
+        403: "Not allowed",
+        404: "No such adapter, version or model",
+        409: "The adapter is disabled, or exists with other content",
+        412: "The adapter changed since",
+        413: "The body is too large",
+        415: "A content type, or a kind of file, that is not accepted here",
+        422: "A field with a wrong value; the message names it",
+        429: "The queue is full; `Retry-After` says when to try again",
+        500: "The server failed",
+        503: "Not ready, or shutting down",
+        507: "No room to keep it",
+    }
+    return {
+        status: {"model": model, "description": meanings[status]}
+        for status in sorted({*statuses, 401, 403, 500})
+    }
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Have every exception of `app` answered from the table."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        metrics.refused(row_of(error).code)
+        return respond(request.url.path, error)
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path, method = request.url.path, request.method
+        translated: HttpError
+        if error.status_code == 404:
+            translated = NoSuchRoute(f"there is no {method} {path[:200]} here; see /docs")
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            translated = WrongMethod(f"{path} does not take {method}, only {allowed}")
+        else:
+            translated = MalformedBody(str(error.detail))
+        response = await known(request, translated)
+        response.headers.update(error.headers or {})
+        return response
+
+    async def of_parameters(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        problems = [
+            f"{item['loc'][-1]}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+            for item in error.errors()
+        ]
+        param = str(error.errors()[0]["loc"][-1])
+        return await known(request, InvalidFields(problems, param=param))
+
+    async def of_leaving(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(LorryError, known)
+    app.add_exception_handler(adapters.AdapterError, known)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_parameters)
+    app.add_exception_handler(ClientDisconnect, of_leaving)
+    # Starlette raises it again after the answer, so that the web server logs it.
+    app.add_exception_handler(Exception, known)

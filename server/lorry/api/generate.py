@@ -1,0 +1,340 @@
+"""`/generate`, `/generate_stream`, `POST /`, `/tokenize`: what TGI's and LoRAX's clients speak."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from lorry.api import sampling
+from lorry.api.adapters_used import used
+from lorry.api.bodies import read_body
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import documented, tgi_body
+from lorry.api.generate_schema import (
+    GenerateAnswer,
+    GenerateBody,
+    Parameters,
+    StreamEvent,
+    TextToken,
+    TokenizeBody,
+)
+from lorry.api.grammars import compiled, grammar_of
+from lorry.api.prompts import Prompts
+from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logprob_of
+from lorry.api.selection import choices_of, one_of
+from lorry.api.sse import EventStream, Steps, frame, stream
+from lorry.core import SamplingParams, TokenLogprob
+from lorry.engine.grammar import GrammarCompiler
+from lorry.errors import InvalidRequest, UnsupportedParameter
+from lorry.metrics import Metrics
+from lorry_adapters.registry.record import AdapterChoice
+
+DEFAULT_NEW_TOKENS = 100
+"""TGI's, or less where the model's length leaves less."""
+
+_REASONS = {
+    Ending.EOS: "eos_token",
+    Ending.LENGTH: "length",
+    Ending.STOP_STRING: "stop_sequence",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body, resolved."""
+
+    prompt: str
+    choices: tuple[AdapterChoice, ...]
+    jobs: tuple[Job, ...]
+    """One, or `best_of` of them."""
+    full_text: bool
+    details: bool
+    prefill: bool
+    top: bool
+
+
+class Generate:
+    """The routes of one server."""
+
+    def __init__(
+        self,
+        *,
+        prompts: Prompts,
+        runs: Runs,
+        grammars: GrammarCompiler,
+        metrics: Metrics,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._prompts = prompts
+        self._runs = runs
+        self._grammars = grammars
+        self._metrics = metrics
+        self._eos_token_ids = eos_token_ids
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["generate"])
+        errors = documented(400, 404, 409, 413, 415, 422, 429, 503, tgi=True)
+        body = json_body(GenerateBody)
+        sse = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/StreamEvent"}}}
+
+        def add(path: str, route: Any, model: Any, summary: str, streams: bool) -> None:
+            ok: dict[str, Any] = {"model": model, "description": "The answer"}
+            if streams:
+                ok["content"] = sse
+                ok["description"] += "; with `stream`, events"
+            router.add_api_route(
+                path,
+                route,
+                methods=["POST"],
+                summary=summary,
+                responses={200: ok, **errors},
+                openapi_extra=body,
+                response_model=None,
+            )
+
+        add("/", self.compatible, list[GenerateAnswer], "Generate, as TGI's clients expect", True)
+        add("/generate", self.generate, GenerateAnswer, "Generate", True)
+        add("/generate_stream", self.generate_stream, StreamEvent, "Generate, as events", True)
+        router.add_api_route(
+            "/tokenize",
+            self.tokenize,
+            methods=["POST"],
+            summary="A text's tokens",
+            responses={200: {"model": list[TextToken]}, **documented(400, 413, 415, 422, tgi=True)},
+            openapi_extra=json_body(TokenizeBody),
+            response_model=None,
+        )
+        return router
+
+    async def generate(self, request: Request) -> Response:
+        body = await read_body(request, GenerateBody)
+        if body.stream:
+            return await self._stream(request, body)
+        return JSONResponse(await until_gone(request.receive, self._whole(body)))
+
+    async def generate_stream(self, request: Request) -> Response:
+        return await self._stream(request, await read_body(request, GenerateBody))
+
+    async def compatible(self, request: Request) -> Response:
+        body = await read_body(request, GenerateBody)
+        if body.stream:
+            return await self._stream(request, body)
+        return JSONResponse([await until_gone(request.receive, self._whole(body))])
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await read_body(request, TokenizeBody)
+        pieces = await self._prompts.pieces(
+            body.inputs, add_special_tokens=body.add_special_tokens is not False
+        )
+        return JSONResponse(
+            [
+                {"id": one.id, "text": one.text, "start": one.start, "stop": one.stop}
+                for one in pieces
+            ]
+        )
+
+    async def _whole(self, body: GenerateBody) -> dict[str, Any]:
+        asked = await self._asked(body)
+        runs = await self._runs.start(asked.jobs, asked.choices, param="inputs")
+        made = await answers(runs)
+        order = sorted(range(len(made)), key=lambda index: -made[index].mean_logprob)
+        best = order[0]
+        answer: dict[str, Any] = {
+            "generated_text": self._text(asked, made[best]),
+            "adapters": used(runs[0].refs),
+        }
+        if asked.details:
+            details = self._details(asked, made[best], best)
+            details["prompt_tokens"] = runs[0].prompt_tokens
+            details["skipped_tokens"] = 0
+            if len(made) > 1:
+                details["best_of_sequences"] = [
+                    {
+                        "generated_text": self._text(asked, made[index]),
+                        **self._details(asked, made[index], index),
+                    }
+                    for index in order[1:]
+                ]
+            answer["details"] = details
+        return answer
+
+    async def _stream(self, request: Request, body: GenerateBody) -> EventStream:
+        asked = await self._asked(body)
+        if len(asked.jobs) > 1:
+            raise InvalidRequest(
+                "parameters.best_of above 1 needs the whole answers; it cannot stream",
+                param="best_of",
+            )
+        if asked.prefill:
+            raise InvalidRequest(
+                "parameters.decoder_input_details cannot stream; leave out one of the two",
+                param="decoder_input_details",
+            )
+        runs = await self._runs.start(asked.jobs, asked.choices, param="inputs")
+        return await stream(
+            request,
+            runs,
+            frames=lambda steps: self._frames(asked, runs[0], steps),
+            failed=lambda error: frame(tgi_body(error), space=False),
+            metrics=self._metrics,
+        )
+
+    async def _frames(self, asked: Asked, run: Run, steps: Steps) -> AsyncGenerator[bytes]:
+        text = ""
+        index = 0
+        async for _, step in steps:
+            index += 1
+            text += step.text
+            event: dict[str, Any] = {
+                "index": index,
+                "token": self._token(step),
+                "generated_text": None,
+                "details": None,
+            }
+            if asked.top:
+                event["top_tokens"] = [self._alternative(one) for one in step.top]
+            if step.ending is not None:
+                event["generated_text"] = asked.prompt + text if asked.full_text else text
+                event["details"] = {
+                    "finish_reason": _REASONS[step.ending],
+                    "prompt_tokens": run.prompt_tokens,
+                    "generated_tokens": index,
+                    "input_length": run.prompt_tokens,
+                    "skipped_tokens": 0,
+                    "seed": sampling.shown_seed(asked.jobs[0].params),
+                }
+            if index == 1 or step.ending is not None:
+                event["adapters"] = used(run.refs)
+            yield frame(event, space=False)
+
+    async def _asked(self, body: GenerateBody) -> Asked:
+        """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
+        given = body.parameters or Parameters()
+        _refuse_unserved(given)
+        choices = choices_of(one_of(body.adapter, given.adapter_id))
+        stops = sampling.stops_of(given.stop, param="parameters.stop")
+        if given.grammar is not None and given.response_format is not None:
+            raise InvalidRequest(
+                "parameters.grammar and parameters.response_format say the same; give one",
+                param="grammar",
+            )
+        grammar = grammar_of(given.grammar, "parameters.grammar") or grammar_of(
+            given.response_format, "parameters.response_format"
+        )
+        temperature = sampling.temperature_of(given.temperature, given.do_sample)
+        best_of = given.best_of or 1
+        if best_of > 1 and temperature == 0:
+            raise InvalidRequest(
+                "parameters.best_of above 1 needs sampling: give a temperature or do_sample, "
+                "greedy answers are all the same",
+                param="best_of",
+            )
+        ids = await self._prompts.encode(body.inputs, param="inputs", truncate=given.truncate)
+        room = self._runs.room(ids)
+        params = SamplingParams(
+            max_new_tokens=given.max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
+            temperature=temperature,
+            top_k=given.top_k or 0,
+            top_p=_or(given.top_p, 1.0),
+            min_p=_or(given.min_p, 0.0),
+            typical_p=_or(given.typical_p, 1.0),
+            repetition_penalty=_or(given.repetition_penalty, 1.0),
+            frequency_penalty=_or(given.frequency_penalty, 0.0),
+            presence_penalty=_or(given.presence_penalty, 0.0),
+            seed=sampling.seed_of(given.seed),
+            eos_token_ids=frozenset() if given.ignore_eos_token else self._eos_token_ids,
+            top_logprobs=given.top_n_tokens or 0,
+            prompt_logprobs=bool(given.decoder_input_details),
+        )
+        constraints = await compiled(self._grammars, grammar, best_of)
+        return Asked(
+            prompt=body.inputs,
+            choices=choices,
+            jobs=tuple(
+                Job(ids, sampling.for_answer(params, index), stops, True, constraint)
+                for index, constraint in enumerate(constraints)
+            ),
+            full_text=bool(given.return_full_text),
+            details=bool(given.details or given.decoder_input_details),
+            prefill=bool(given.decoder_input_details),
+            top=bool(given.top_n_tokens),
+        )
+
+    def _details(self, asked: Asked, answer: Answer, index: int) -> dict[str, Any]:
+        steps = answer.steps
+        job = asked.jobs[index]
+        details: dict[str, Any] = {
+            "finish_reason": _REASONS[answer.ending],
+            "generated_tokens": len(steps),
+            "seed": sampling.shown_seed(job.params),
+            "prefill": [],
+            "tokens": [self._token(step) for step in steps],
+        }
+        if asked.prefill:
+            details["prefill"] = [
+                {
+                    "id": token_id,
+                    "text": self._prompts.text_of(token_id),
+                    "logprob": None if one is None else logprob_of(one),
+                }
+                for token_id, one in zip(job.prompt_ids, answer.prompt, strict=True)
+            ]
+        if asked.top:
+            details["top_tokens"] = [[self._alternative(one) for one in step.top] for step in steps]
+        return details
+
+    def _text(self, asked: Asked, answer: Answer) -> str:
+        return asked.prompt + answer.text if asked.full_text else answer.text
+
+    def _token(self, step: Step) -> dict[str, Any]:
+        token_id = step.token.token_id
+        return {
+            "id": token_id,
+            # A special token is no part of the text, but its event shows what it is.
+            "text": self._prompts.text_of(token_id) if step.special else step.text,
+            "logprob": logprob_of(step.token),
+            "special": step.special,
+            "skipped": False,
+        }
+
+    def _alternative(self, token: TokenLogprob) -> dict[str, Any]:
+        return {
+            "id": token.token_id,
+            "text": self._prompts.text_of(token.token_id),
+            "logprob": logprob_of(token),
+            "special": token.token_id in self._prompts.special_ids,
+        }
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _refuse_unserved(given: Parameters) -> None:
+    """Fields that exist elsewhere and would change the answer. Raises UnsupportedParameter."""
+    if given.watermark:
+        raise UnsupportedParameter(
+            "parameters.watermark is not served; leave it out", param="watermark"
+        )
+    if given.merged_adapters is not None:
+        raise UnsupportedParameter(
+            "parameters.merged_adapters is not served; list the adapters in `adapter`, each with "
+            'its scale: [{"name": ..., "scale": ...}, ...]',
+            param="merged_adapters",
+        )
+    if given.return_k_alternatives is not None:
+        raise UnsupportedParameter(
+            "parameters.return_k_alternatives is not served; use top_n_tokens",
+            param="return_k_alternatives",
+        )
+    if given.adapter_source not in (None, "local"):
+        raise UnsupportedParameter(
+            "parameters.adapter_source: only 'local' is served; upload the adapter to /adapters "
+            "first and name it",
+            param="adapter_source",
+        )

@@ -1,0 +1,147 @@
+"""Bodies and answers of `/generate` and its relatives, field by field as TGI and LoRAX have
+them. Their clients send every field they know as an explicit null."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from lorry.api.adapters_used import AdapterUsed
+from lorry.api.bodies import Body
+from lorry.api.bounds import (
+    Answers,
+    Fraction,
+    Mass,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Tokens,
+    Top,
+    TopK,
+)
+from lorry.api.selection import AdapterField
+
+
+class Parameters(Body):
+    max_new_tokens: Tokens | None = None
+    do_sample: bool | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: Mass | None = None
+    min_p: Fraction | None = None
+    typical_p: Mass | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    return_full_text: bool | None = None
+    truncate: Tokens | None = None
+    best_of: Answers | None = None
+    top_n_tokens: Top | None = None
+    details: bool | None = None
+    decoder_input_details: bool | None = None
+    ignore_eos_token: bool | None = None
+    grammar: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    adapter_id: AdapterField = Field(
+        default=None, description="LoRAX's and TGI's name for `adapter`."
+    )
+    adapter_source: str | None = Field(
+        default=None, description="Only `local`: adapters are uploaded, not fetched by a request."
+    )
+    api_token: str | None = Field(
+        default=None, description="Of a hub; nothing is fetched, so unused."
+    )
+    watermark: bool | None = Field(default=None, description="Not served: true is refused.")
+    merged_adapters: dict[str, Any] | None = Field(
+        default=None, description="Not served: `adapter` takes a list, each with its scale."
+    )
+    return_k_alternatives: int | None = Field(
+        default=None, description="Not served: `top_n_tokens` is."
+    )
+
+
+class GenerateBody(Body):
+    inputs: Annotated[str, Field(description="The prompt.")]
+    adapter: AdapterField = None
+    parameters: Parameters | None = None
+    stream: bool | None = None
+
+
+class PrefillToken(BaseModel):
+    id: int
+    text: str
+    logprob: float | None
+
+
+class Token(BaseModel):
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    skipped: bool | None = None
+    """LoRAX's clients ask for it; never true here."""
+
+
+class Sequence(BaseModel):
+    """One of the answers that `best_of` made and did not choose."""
+
+    generated_text: str
+    finish_reason: str
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | None = None
+
+
+class Details(BaseModel):
+    finish_reason: str = Field(description="length, eos_token or stop_sequence")
+    prompt_tokens: int
+    generated_tokens: int
+    skipped_tokens: int
+    seed: int | None = Field(description="null for a greedy answer")
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | None = None
+    best_of_sequences: list[Sequence] | None = None
+
+
+class GenerateAnswer(BaseModel):
+    generated_text: str
+    adapters: list[AdapterUsed]
+    details: Details | None = None
+
+
+class StreamDetails(BaseModel):
+    finish_reason: str
+    prompt_tokens: int
+    generated_tokens: int
+    input_length: int
+    skipped_tokens: int
+    seed: int | None
+
+
+class StreamEvent(BaseModel):
+    index: int
+    token: Token
+    generated_text: str | None
+    details: StreamDetails | None
+    top_tokens: list[Token] | None = None
+    adapters: list[AdapterUsed] | None = None
+    """With the first and the last event."""
+
+
+class TokenizeBody(Body):
+    inputs: str
+    add_special_tokens: bool | None = None
+
+
+class TextToken(BaseModel):
+    id: int
+    text: str
+    start: int
+    stop: int

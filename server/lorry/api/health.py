@@ -1,0 +1,104 @@
+"""`/health*`, `/info`, `/metrics`: what supervisors, people and scrapers ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.bodies import MAX_JSON
+from lorry.api.bounds import MAX_ANSWERS, MAX_STOPS, MAX_TOP
+from lorry.api.errors import documented
+from lorry.metrics import CONTENT_TYPE, Metrics
+from lorry.settings import Settings
+from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION
+
+
+class HealthView(BaseModel):
+    status: str
+
+
+class Health:
+    def __init__(
+        self,
+        *,
+        ready: Callable[[], bool],
+        info: Callable[[], Mapping[str, object]],
+        metrics: Metrics,
+        settings: Settings,
+        max_model_len: int,
+    ) -> None:
+        self._ready = ready
+        self._info = info
+        self._metrics = metrics
+        self._settings = settings
+        self._max_model_len = max_model_len
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["operations"])
+
+        def add(path: str, route: Any, summary: str, responses: dict[int | str, Any]) -> None:
+            router.add_api_route(
+                path,
+                route,
+                methods=["GET"],
+                summary=summary,
+                responses=responses,
+                response_model=None,
+            )
+
+        well: dict[int | str, Any] = {200: {"model": HealthView}}
+        unready: dict[int | str, Any] = {
+            503: {"model": HealthView, "description": "Not ready, or shutting down"}
+        }
+        add("/health/live", self.live, "The process answers", well)
+        add("/health/ready", self.ready, "It takes requests", {**well, **unready})
+        add("/health", self.ready, "As /health/ready", {**well, **unready})
+        add("/info", self.info, "The model, its memory, the limits", documented())
+        add("/metrics", self.metrics, "For Prometheus", {200: {"content": {"text/plain": {}}}})
+        return router
+
+    async def live(self) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(self) -> Response:
+        if self._ready():
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready"}, status_code=503)
+
+    async def info(self) -> Response:
+        limits = {
+            "max_model_len": self._max_model_len,
+            "max_num_seqs": self._settings.max_num_seqs,
+            "max_queue": self._settings.max_queue,
+            "max_upload": self._settings.max_upload,
+            "max_body": MAX_JSON,
+            "max_lora_rank": self._settings.max_lora_rank,
+            "max_adapters_per_request": MAX_SELECTION,
+            "max_scale": MAX_SCALE,
+            "max_answers": MAX_ANSWERS,
+            "max_top_tokens": MAX_TOP,
+            "max_stop_sequences": MAX_STOPS,
+        }
+        info = dict(self._info())
+        # The names under which TGI's clients look for some of it.
+        tgi = {
+            "model_dtype": info.get("dtype"),
+            "model_device_type": info.get("device"),
+            "model_sha": info.get("model_revision"),
+            "max_concurrent_requests": self._settings.max_num_seqs + self._settings.max_queue,
+            "max_best_of": MAX_ANSWERS,
+            "max_stop_sequences": MAX_STOPS,
+            "max_input_tokens": self._max_model_len - 1,
+            "max_total_tokens": self._max_model_len,
+        }
+        return JSONResponse({**tgi, **info, "limits": limits})
+
+    async def metrics(self) -> Response:
+        return Response(
+            await asyncio.to_thread(self._metrics.render), headers={"Content-Type": CONTENT_TYPE}
+        )

@@ -1,0 +1,102 @@
+"""`/v1/models`: the base first, then the adapters, as OpenAI's clients and gateways list them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.errors import documented
+from lorry.errors import ModelNotFound
+from lorry_adapters.errors import UnknownAdapter
+from lorry_adapters.registry.record import AdapterRecord
+from lorry_adapters.registry.registry import Registry
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    root: str
+    """What its content is: the base's source, an adapter's digest."""
+    parent: str | None
+    """The base, for an adapter."""
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: str
+    data: list[ModelCard]
+
+
+class Models:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        base_name: str,
+        base_source: str,
+        max_model_len: int,
+        started: datetime,
+    ) -> None:
+        self._registry = registry
+        self._base_name = base_name
+        self._base_source = base_source
+        self._max_model_len = max_model_len
+        self._started = started
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/v1/models", tags=["openai"])
+        router.add_api_route(
+            "",
+            self.listing,
+            methods=["GET"],
+            summary="The base and the adapters",
+            responses={200: {"model": ModelList}, **documented()},
+            response_model=None,
+        )
+        router.add_api_route(
+            "/{model}",
+            self.show,
+            methods=["GET"],
+            summary="One of them",
+            responses={200: {"model": ModelCard}, **documented(404)},
+            response_model=None,
+        )
+        return router
+
+    async def listing(self) -> Response:
+        """Disabled adapters are left out: a request for one is refused."""
+        adapters = [self._adapter(one) for one in self._registry.records() if one.enabled]
+        return JSONResponse({"object": "list", "data": [self._base(), *adapters]})
+
+    async def show(self, model: str) -> Response:
+        if model == self._base_name:
+            return JSONResponse(self._base())
+        try:
+            return JSONResponse(self._adapter(self._registry.get(model)))
+        except UnknownAdapter as error:
+            raise ModelNotFound(
+                f"model {model[:200]!r} is neither the base ({self._base_name!r}) nor an adapter"
+            ) from error
+
+    def _base(self) -> dict[str, Any]:
+        return self._card(self._base_name, self._started, self._base_source, None)
+
+    def _adapter(self, record: AdapterRecord) -> dict[str, Any]:
+        return self._card(record.name, record.created_at, record.current.digest, self._base_name)
+
+    def _card(self, name: str, created: datetime, root: str, parent: str | None) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(created.timestamp()),
+            "owned_by": "lorry",
+            "root": root,
+            "parent": parent,
+            "max_model_len": self._max_model_len,
+        }

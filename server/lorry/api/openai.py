@@ -1,0 +1,166 @@
+"""What the two OpenAI routes have in common: selection, sampling, usage, chunks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorry.api import sampling
+from lorry.api.adapters_used import used
+from lorry.api.grammars import compiled, grammar_of
+from lorry.api.openai_schema import SharedBody
+from lorry.api.prompts import Prompts
+from lorry.api.runs import Answer, Ending, Job, Run, Runs
+from lorry.api.selection import choices_of, choices_of_model
+from lorry.api.sse import DONE, frame
+from lorry.core import SamplingParams
+from lorry.engine.grammar import Grammar, GrammarCompiler
+from lorry.errors import InvalidRequest
+from lorry.metrics import Metrics
+from lorry_adapters.registry.record import AdapterChoice, AdapterRef
+from lorry_adapters.registry.registry import Registry
+
+FINISH = {Ending.EOS: "stop", Ending.LENGTH: "length", Ending.STOP_STRING: "stop"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAI:
+    """The rooms that both routes use."""
+
+    prompts: Prompts
+    runs: Runs
+    grammars: GrammarCompiler
+    metrics: Metrics
+    registry: Registry
+    base_name: str
+    eos_token_ids: frozenset[int]
+
+    def choices(self, body: SharedBody) -> tuple[AdapterChoice, ...]:
+        """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
+        mistake. Raises InvalidSelection, InvalidScale."""
+        of_model = choices_of_model(body.model, self.base_name, self.registry)
+        if "adapter" in body.model_fields_set:
+            return choices_of(body.adapter)
+        return of_model
+
+    def params(
+        self,
+        body: SharedBody,
+        *,
+        max_new_tokens: int,
+        top_logprobs: int = 0,
+        prompt_logprobs: bool = False,
+    ) -> SamplingParams:
+        """Raises InvalidRequest."""
+        return SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=_or(body.temperature, 1.0),
+            top_k=max(0, body.top_k or 0),
+            top_p=_or(body.top_p, 1.0),
+            min_p=_or(body.min_p, 0.0),
+            typical_p=_or(body.typical_p, 1.0),
+            repetition_penalty=_or(body.repetition_penalty, 1.0),
+            frequency_penalty=_or(body.frequency_penalty, 0.0),
+            presence_penalty=_or(body.presence_penalty, 0.0),
+            seed=sampling.seed_of(body.seed),
+            eos_token_ids=frozenset() if body.ignore_eos else self.eos_token_ids,
+            logit_bias=sampling.bias_of(body.logit_bias, self.prompts.vocab_size),
+            top_logprobs=top_logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    async def jobs(
+        self,
+        body: SharedBody,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        count: int,
+        grammar: Grammar | None = None,
+    ) -> list[Job]:
+        """`count` answers to one prompt. `grammar` is used instead of `response_format`."""
+        if grammar is None:
+            grammar = grammar_of(body.response_format, "response_format")
+        stops = sampling.stops_of(body.stop)
+        return [
+            Job(prompt_ids, sampling.for_answer(params, index), stops, False, constraint)
+            for index, constraint in enumerate(await compiled(self.grammars, grammar, count))
+        ]
+
+    def envelope(self, prefix: str, kind: str, body: SharedBody) -> dict[str, Any]:
+        """What every answer and every chunk of one request begins with."""
+        return {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": body.model or self.base_name,
+        }
+
+
+@dataclass(slots=True)
+class Chunks:
+    """The chunks of one stream: `adapters` with the first and the last, usage at the end."""
+
+    envelope: dict[str, Any]
+    refs: tuple[AdapterRef, ...]
+    prompt_tokens: int
+    include_usage: bool
+    choices: int
+    generated: int = 0
+    _begun: bool = False
+    _ended: int = 0
+
+    def chunk(self, choice: dict[str, Any]) -> bytes:
+        data = {**self.envelope, "choices": [choice]}
+        self._ended += choice.get("finish_reason") is not None
+        if not self._begun or self._ended == self.choices:
+            data["adapters"] = used(self.refs)
+        self._begun = True
+        if self.include_usage:
+            data["usage"] = None
+        return frame(data)
+
+    def end(self) -> bytes:
+        if not self.include_usage:
+            return DONE
+        last = {
+            **self.envelope,
+            "choices": [],
+            "usage": usage(self.prompt_tokens, self.generated),
+            "adapters": used(self.refs),
+        }
+        return frame(last) + DONE
+
+
+def check_stream_options(body: SharedBody) -> bool:
+    """Whether usage was asked for. Raises InvalidRequest."""
+    if body.stream_options is None:
+        return False
+    if not body.stream:
+        raise InvalidRequest(
+            "stream_options is for streams; leave it out, or set stream", param="stream_options"
+        )
+    return bool(body.stream_options.include_usage)
+
+
+def usage(prompt_tokens: int, generated: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+    }
+
+
+def generated_tokens(made: Sequence[Answer]) -> int:
+    return sum(len(answer.steps) for answer in made)
+
+
+def prompt_tokens(runs: Sequence[Run], each: int) -> int:
+    """Tokens of all prompts; `each` runs share one."""
+    return sum(run.prompt_tokens for run in runs[::each])
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

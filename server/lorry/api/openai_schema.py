@@ -1,0 +1,84 @@
+"""Fields that `/v1/completions` and `/v1/chat/completions` share.
+
+A field that would change the answer and is not served is refused by its name; one that
+cannot is accepted, so that OpenAI's own clients work unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from lorry.api.adapters_used import AdapterUsed
+from lorry.api.bodies import Body
+from lorry.api.bounds import (
+    Answers,
+    Fraction,
+    Mass,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TokensOrNone,
+    TopKOrOff,
+)
+from lorry.api.selection import AdapterField
+
+Idle = Annotated[Any, Field(description="Accepted; it has no bearing on the answer.")]
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: Idle = None
+
+
+class SharedBody(Body):
+    model: str | None = Field(
+        default=None,
+        description="The base's name, an adapter's, or name@version; absent: the base.",
+    )
+    adapter: AdapterField = Field(
+        default=None,
+        description="Any adapter spec; where it is given, null too, it wins over `model`.",
+    )
+    n: Answers | None = None
+    temperature: Temperature | None = None
+    top_p: Mass | None = None
+    top_k: TopKOrOff | None = None
+    min_p: Fraction | None = None
+    typical_p: Mass | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: TokensOrNone | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    ignore_eos: bool | None = None
+    user: Idle = None
+    metadata: Idle = None
+    store: Idle = None
+    service_tier: Idle = None
+    safety_identifier: Idle = None
+    prompt_cache_key: Idle = None
+    prompt_cache_retention: Idle = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class SharedAnswer(BaseModel):
+    id: str
+    object: str
+    created: int
+    model: str
+    adapters: list[AdapterUsed] | None = None
+    """With every whole answer, and with the first and the last chunk of a stream."""
+    usage: Usage | None = None

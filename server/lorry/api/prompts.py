@@ -1,0 +1,199 @@
+"""Text to token ids and back: encoding, truncation, the chat template, one token's text."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jinja2
+from transformers import PreTrainedTokenizerFast
+
+from lorry.errors import InvalidRequest, UnsupportedParameter
+
+_LONG = 20_000
+"""Characters. Encoding more than that holds the event loop up too long."""
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of a text, for `/tokenize`."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class Prompts:
+    """The tokenizer, as requests need it. Thread-safe: the tokenizer's state never changes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        # A tokenizer.json may carry a truncation and a padding; the first call drops
+        # them, and a later one finds nothing to change while another thread encodes.
+        tokenizer("")
+        self.vocab_size = vocab_size or len(tokenizer)
+        added = self._backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(one for one, token in added.items() if token.special)
+        self._added_ids = frozenset(added)
+        self._byte_of = _bytes_of_alphabet() if _is_byte_level(self._backend) else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """All of it, special tokens included, nothing tidied up."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def text_of(self, token_id: int) -> str:
+        """One token by itself; U+FFFD where it is no whole character."""
+        return self.decode((token_id,))
+
+    def bytes_of(self, token_id: int) -> list[int] | None:
+        """The bytes that one token stands for; None where the tokenizer does not tell."""
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return None
+        if token_id in self._added_ids:
+            return list(token.encode())
+        if self._byte_of is not None and all(char in self._byte_of for char in token):
+            return [self._byte_of[char] for char in token]
+        match = _BYTE_TOKEN.fullmatch(token)
+        if match is not None:
+            return [int(match[1], 16)]
+        text = self.text_of(token_id)
+        return None if "\ufffd" in text else list(text.encode())
+
+    async def encode(
+        self,
+        text: str,
+        *,
+        param: str,
+        add_special_tokens: bool = True,
+        truncate: int | None = None,
+    ) -> list[int]:
+        """Token ids of a prompt. `truncate` keeps that many of the last, and what the
+        tokenizer puts in front. Raises InvalidRequest for an empty prompt."""
+        if not text:
+            raise InvalidRequest(f"{param} is empty; send at least one character", param=param)
+
+        def work() -> list[int]:
+            ids = self._ids(text, add_special_tokens)
+            if truncate is None or len(ids) <= truncate:
+                return ids
+            plain = self._ids(text, False)
+            in_front = len(ids) - len(plain)
+            if add_special_tokens and 0 < in_front < truncate and ids[in_front:] == plain:
+                return ids[:in_front] + plain[len(plain) - (truncate - in_front) :]
+            return ids[-truncate:]
+
+        ids = await _off_loop(len(text), work)
+        if not ids:
+            raise InvalidRequest(f"{param} has no tokens", param=param)
+        return ids
+
+    async def pieces(self, text: str, *, add_special_tokens: bool) -> list[Piece]:
+        def work() -> list[Piece]:
+            encoded = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return [
+                Piece(token_id, text[start:stop] or self.text_of(token_id), start, stop)
+                for token_id, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
+            ]
+
+        return await _off_loop(len(text), work)
+
+    def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
+        """A prompt given as token ids. Raises InvalidRequest."""
+        if not ids:
+            raise InvalidRequest(f"{param} has no tokens", param=param)
+        for one in ids:
+            if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < self.vocab_size:
+                raise InvalidRequest(
+                    f"{param}: {json.dumps(one)[:40]} is no token id; they go from 0 to "
+                    f"{self.vocab_size - 1}",
+                    param=param,
+                )
+        return list(ids)
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> str:
+        """`messages` through the base's own template, ready for the answer.
+
+        Raises UnsupportedParameter where the base has no template, or one without tools;
+        InvalidRequest where the template refuses the messages.
+        """
+        template = self._template(tools)
+        if tools is not None and re.search(r"\btools\b", template) is None:
+            raise UnsupportedParameter(
+                "tools: this base's chat template cannot take tools; leave them out", param="tools"
+            )
+        reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
+        for name in variables:
+            if name in reserved or name in ("messages", "tools"):
+                raise InvalidRequest(
+                    f"chat_template_kwargs.{name[:80]} is not for the template to set",
+                    param="chat_template_kwargs",
+                )
+
+        def work() -> str:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=None if tools is None else [dict(tool) for tool in tools],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                    **variables,
+                )
+            )
+
+        size = sum(len(str(message.get("content") or "")) for message in messages)
+        try:
+            return await _off_loop(size, work)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InvalidRequest(
+                f"messages: the base's chat template refuses them: {error}", param="messages"
+            ) from error
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def _template(self, tools: object) -> str:
+        try:
+            return str(self._tokenizer.get_chat_template(tools=tools))
+        except ValueError as error:
+            raise UnsupportedParameter(
+                "messages: this base has no chat template; use /v1/completions", param="messages"
+            ) from error
+
+
+async def _off_loop(size: int, work: Callable[[], Result]) -> Result:
+    """`work` here and now, or in a thread when its input is long."""
+    return work() if size <= _LONG else await asyncio.to_thread(work)
+
+
+def _is_byte_level(backend: Any) -> bool:
+    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    parts = decoder.get("decoders", [decoder])
+    return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def _bytes_of_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: every byte as a printable character. The printable ones are
+    themselves, the others follow from U+0100 in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(rest)})
+    return alphabet

@@ -1,0 +1,23 @@
+"""Where an adapter's weights are right now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorry.core import EngineStats
+from lorry_adapters.registry.record import Residency
+
+
+@dataclass(frozen=True, slots=True)
+class Residencies:
+    stats: Callable[[], EngineStats]
+    in_host_cache: Callable[[str], bool]
+
+    def of(self, digest: str) -> str:
+        """The nearest place."""
+        if digest in self.stats().resident:
+            return Residency.DEVICE.value
+        if self.in_host_cache(digest):
+            return Residency.HOST.value
+        return Residency.DISK.value

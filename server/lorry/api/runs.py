@@ -1,0 +1,265 @@
+"""Requests on their way through the engine, with their text, stop strings and metrics.
+
+A `Run` is one answer in the making. Several (`n`, `best_of`, a list of prompts) start
+together and end together: an error in one cancels the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lorry.api.prompts import Prompts
+from lorry.core import Constraint, FinishReason, SamplingParams, TokenEvent, TokenLogprob
+from lorry.engine.client import EngineClient, Generation
+from lorry.engine.text import Detokenizer, StopStrings
+from lorry.errors import GenerationFailed, PromptTooLong, RequestError, ShuttingDown
+from lorry.metrics import Metrics, RequestMeter
+from lorry_adapters.registry.record import AdapterChoice, AdapterRef
+
+_FLOOR = -9999.0
+"""JSON has no infinity."""
+
+
+class Ending(StrEnum):
+    """Why an answer ended, for metrics as vLLM says it."""
+
+    EOS = "eos"
+    LENGTH = "length"
+    STOP_STRING = "stop_string"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token and the text that it made certain."""
+
+    token: TokenLogprob
+    text: str
+    """May be empty (half a character, a special token), may belong to earlier tokens."""
+    special: bool
+    top: tuple[TokenLogprob, ...]
+    prompt: tuple[TokenLogprob | None, ...]
+    """With the first token, where prompt logprobs were asked for."""
+    ending: Ending | None
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def ending(self) -> Ending:
+        ending = self.steps[-1].ending
+        assert ending is not None
+        return ending
+
+    @property
+    def prompt(self) -> tuple[TokenLogprob | None, ...]:
+        return self.steps[0].prompt
+
+    @property
+    def mean_logprob(self) -> float:
+        """What `best_of` compares."""
+        return sum(logprob_of(step.token) for step in self.steps) / len(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one run is to do."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    stops: tuple[str, ...]
+    keep_stop: bool
+    """TGI keeps the stop string in the text, OpenAI drops it."""
+    constraint: Constraint | None = None
+
+
+class Run:
+    """One answer in the making. Close it; to close one that ended does nothing."""
+
+    def __init__(
+        self, generation: Generation, job: Job, prompts: Prompts, meter: RequestMeter
+    ) -> None:
+        self.refs: tuple[AdapterRef, ...] = generation.refs
+        self.prompt_tokens = len(job.prompt_ids)
+        self._generation = generation
+        self._eos = job.params.eos_token_ids
+        self._prompts = prompts
+        self._meter = meter
+        self._text = Detokenizer(prompts.decode, prompts.special_ids, job.prompt_ids)
+        self._stops = StopStrings(job.stops, keep=job.keep_stop)
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """Every token; the last has an ending. Raises what ended it otherwise."""
+        async for event in self._generation:
+            if event.token is None:
+                raise self._failure(event)
+            self._meter.token()
+            step = self._step(event.token, event)
+            if step.ending is not None:
+                self._meter.finish("length" if step.ending is Ending.LENGTH else "stop")
+                # A stop string is seen here only: the engine must be told.
+                await self._generation.aclose()
+                yield step
+                return
+            if event.finish is not None:
+                raise self._failure(event)
+            yield step
+
+    async def answer(self) -> Answer:
+        answer = Answer()
+        async for step in self.steps():
+            answer.steps.append(step)
+        return answer
+
+    async def close(self) -> None:
+        self._meter.finish("abort")
+        await self._generation.aclose()
+
+    def _step(self, token: TokenLogprob, event: TokenEvent) -> Step:
+        ends = token.token_id in self._eos
+        special = ends or token.token_id in self._prompts.special_ids
+        text = "" if ends else self._text.push(token.token_id)
+        ending = None
+        if event.finish is FinishReason.STOP:
+            ending = Ending.EOS
+        elif event.finish is FinishReason.LENGTH:
+            ending = Ending.LENGTH
+        if ending is not None:
+            text += self._text.flush()
+        shown = self._stops.push(text)
+        if self._stops.hit is not None:
+            ending = Ending.STOP_STRING
+        elif ending is not None:
+            shown += self._stops.flush()
+        return Step(token, shown, special, event.top, event.prompt, ending)
+
+    def _failure(self, event: TokenEvent) -> Exception:
+        self._meter.finish("error")
+        if event.error is not None:
+            return event.error
+        if event.finish is FinishReason.CANCELLED:
+            # Nobody here cancelled it: the grace period of a shutdown was over.
+            return ShuttingDown("the server shut down before the answer was complete")
+        return GenerationFailed("the engine ended the request without a reason")
+
+
+class Runs:
+    """Starts runs for the routes."""
+
+    def __init__(self, client: EngineClient, prompts: Prompts, metrics: Metrics) -> None:
+        self._client = client
+        self._prompts = prompts
+        self._metrics = metrics
+
+    @property
+    def max_model_len(self) -> int:
+        return self._client.max_model_len
+
+    def room(self, prompt_ids: Sequence[int]) -> int:
+        """Tokens that an answer to this prompt can have; at least 1, so that a prompt
+        that is too long by itself is refused with the engine's own numbers."""
+        return max(1, self._client.max_model_len - len(prompt_ids))
+
+    async def start(
+        self, jobs: Sequence[Job], choices: Sequence[AdapterChoice], *, param: str
+    ) -> list[Run]:
+        """All of `jobs` with the same adapters, or none. `param` is the prompt's field."""
+        runs: list[Run] = []
+        try:
+            for job in jobs:
+                if runs:
+                    # The very versions and scales of the first: a change in between must
+                    # not split one request.
+                    choices = [
+                        AdapterChoice(ref.name, ref.version, ref.scale) for ref in runs[0].refs
+                    ]
+                runs.append(await self._start(job, choices, param))
+        except BaseException:
+            await close_all(runs)
+            raise
+        self._metrics.answers(len(runs))
+        return runs
+
+    async def _start(self, job: Job, choices: Sequence[AdapterChoice], param: str) -> Run:
+        try:
+            generation = await self._client.submit(
+                job.prompt_ids, job.params, choices, job.constraint
+            )
+        except PromptTooLong as error:
+            error.param = param
+            raise
+        except RequestError as error:
+            if error.param == "inputs":
+                error.param = param
+            raise
+        meter = self._metrics.accepted(
+            generation.refs,
+            prompt_tokens=len(job.prompt_ids),
+            max_tokens=job.params.max_new_tokens,
+        )
+        return Run(generation, job, self._prompts, meter)
+
+
+async def answers(runs: Sequence[Run]) -> list[Answer]:
+    """All answers, in order; the first error cancels the rest."""
+    tasks = [asyncio.ensure_future(run.answer()) for run in runs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await close_all(runs)
+
+
+async def merged(runs: Sequence[Run]) -> AsyncGenerator[tuple[int, Step]]:
+    """The steps of all runs as they come, with the index of their run."""
+    if len(runs) == 1:
+        async for step in runs[0].steps():
+            yield 0, step
+        return
+    queue: asyncio.Queue[tuple[int, Step | BaseException | None]] = asyncio.Queue()
+
+    async def pump(index: int, run: Run) -> None:
+        try:
+            async for step in run.steps():
+                queue.put_nowait((index, step))
+            queue.put_nowait((index, None))
+        except BaseException as error:
+            queue.put_nowait((index, error))
+            raise
+
+    tasks = [asyncio.ensure_future(pump(index, run)) for index, run in enumerate(runs)]
+    try:
+        open_runs = len(runs)
+        while open_runs:
+            index, item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                open_runs -= 1
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def close_all(runs: Sequence[Run]) -> None:
+    for run in runs:
+        await run.close()
+
+
+def logprob_of(token: TokenLogprob) -> float:
+    return max(token.logprob, _FLOOR)

@@ -1,0 +1,74 @@
+"""From what a body asks to `SamplingParams` with nothing left open."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lorry.api.bounds import MAX_STOP_LENGTH, MAX_STOPS
+from lorry.core import SamplingParams
+from lorry.errors import InvalidRequest
+
+_SEEDS = 2**53
+"""Random seeds stay below what JavaScript's numbers hold exactly: they are echoed in JSON."""
+
+_SEED_MASK = 2**64 - 1
+
+MAX_BIAS = 100.0
+
+
+def for_answer(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of answer `index` of several: the first has the seed itself."""
+    return replace(params, seed=(params.seed + index) & _SEED_MASK)
+
+
+def shown_seed(params: SamplingParams) -> int | None:
+    """What to tell the client; None where nothing was drawn."""
+    return params.seed if params.temperature > 0 else None
+
+
+def temperature_of(temperature: float | None, do_sample: bool | None) -> float:
+    """TGI's rule: a temperature samples, with or without `do_sample`; `do_sample` alone
+    samples at 1; neither is greedy. 0 is greedy, as OpenAI's clients mean it."""
+    if temperature is not None:
+        return temperature
+    return 1.0 if do_sample else 0.0
+
+
+def seed_of(seed: int | None) -> int:
+    return secrets.randbelow(_SEEDS) if seed is None else seed & _SEED_MASK
+
+
+def stops_of(stop: str | Sequence[str] | None, *, param: str = "stop") -> tuple[str, ...]:
+    """Raises InvalidRequest."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(
+            f"{param} has {len(stops)} strings, the most is {MAX_STOPS}", param=param
+        )
+    for one in stops:
+        if not 0 < len(one) <= MAX_STOP_LENGTH:
+            raise InvalidRequest(
+                f"{param}: a stop string has 1 to {MAX_STOP_LENGTH} characters, not {len(one)}",
+                param=param,
+            )
+    return tuple(dict.fromkeys(stops))
+
+
+def bias_of(bias: Mapping[str, float] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    """`logit_bias`: token ids as strings. Raises InvalidRequest."""
+    pairs = []
+    for key, value in (bias or {}).items():
+        known = key.isascii() and key.isdigit() and len(key) < 19 and int(key) < vocab_size
+        if not known:
+            raise InvalidRequest(
+                f"logit_bias: {key[:40]!r} is no token id; they go from 0 to {vocab_size - 1}",
+                param="logit_bias",
+            )
+        if not -MAX_BIAS <= value <= MAX_BIAS:
+            raise InvalidRequest(
+                f"logit_bias.{key} must be from -100 to 100, not {value:g}", param="logit_bias"
+            )
+        pairs.append((int(key), float(value)))
+    return tuple(pairs)

@@ -1,0 +1,153 @@
+"""The adapter spec: what a request says of adapters, as `AdapterChoice`s.
+
+    null | "legal" | "legal@3" | {"name": "legal", "scale": 0.7} | [spec, spec, ...]
+
+Only its form is checked here; names, versions and state are the registry's.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
+
+from lorry.errors import InvalidRequest, ModelNotFound
+from lorry_adapters.errors import InvalidSelection, UnknownAdapter
+from lorry_adapters.registry.names import check_scale
+from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION, AdapterChoice
+from lorry_adapters.registry.registry import Registry
+
+_ONE: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "description": "A name, or name@version"},
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "version": {"type": "integer", "minimum": 1},
+                "scale": {"type": "number", "minimum": -MAX_SCALE, "maximum": MAX_SCALE},
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+AdapterField = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "title": "Adapter spec",
+            "description": "null is the base model; a list is summed, each with its scale.",
+            "anyOf": [
+                {"type": "null"},
+                *_ONE["anyOf"],
+                {"type": "array", "items": _ONE, "maxItems": MAX_SELECTION},
+            ],
+        }
+    ),
+]
+"""A field that takes an adapter spec; `choices_of` reads it."""
+
+_KEYS = ("name", "version", "scale")
+
+
+def choices_of(spec: object, field: str = "adapter") -> tuple[AdapterChoice, ...]:
+    """Raises InvalidSelection, InvalidScale; `field` is where the spec stood."""
+    if spec is None:
+        return ()
+    if not isinstance(spec, list):
+        return (_choice(spec, field, field),)
+    if len(spec) > MAX_SELECTION:
+        raise InvalidSelection(
+            f"{field} lists {len(spec)} adapters, the most is {MAX_SELECTION}", param=field
+        )
+    return tuple(_choice(one, f"{field}[{index}]", field) for index, one in enumerate(spec))
+
+
+def choices_of_model(
+    model: str | None, base_name: str, registry: Registry
+) -> tuple[AdapterChoice, ...]:
+    """What OpenAI's `model` selects: nothing for the base. Raises ModelNotFound."""
+    if model is None or model == base_name:
+        return ()
+    try:
+        choice = _named(model, "model", "model")
+        registry.get(choice.name)
+    except (InvalidSelection, UnknownAdapter) as error:
+        raise ModelNotFound(
+            f"model {model[:200]!r} is neither the base ({base_name!r}) nor an adapter; "
+            "GET /v1/models lists them"
+        ) from error
+    return (choice,)
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two specs ask for the same."""
+    return choices_of(one) == choices_of(other)
+
+
+def _choice(spec: object, where: str, field: str) -> AdapterChoice:
+    if isinstance(spec, str):
+        return _named(spec, where, field)
+    if not isinstance(spec, dict):
+        raise InvalidSelection(
+            f'{where} must be a name, {{"name": ..., "scale": ...}} or a list of those, '
+            f"not {json.dumps(spec)[:80]}",
+            param=field,
+        )
+    unknown = [key for key in spec if key not in _KEYS]
+    if unknown:
+        raise InvalidSelection(
+            f"{where} has an unknown key {unknown[0][:80]!r}; it takes {', '.join(_KEYS)}",
+            param=field,
+        )
+    name = spec.get("name")
+    if not isinstance(name, str):
+        raise InvalidSelection(f"{where}.name must be an adapter's name", param=field)
+    choice = _named(name, f"{where}.name", field)
+    version = spec.get("version")
+    if version is not None:
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise InvalidSelection(
+                f"{where}.version must be a whole number from 1, not {json.dumps(version)[:80]}",
+                param=field,
+            )
+        if choice.version not in (None, version):
+            raise InvalidSelection(
+                f"{where} names version {choice.version} and version {version}", param=field
+            )
+    scale = spec.get("scale")
+    return AdapterChoice(
+        name=choice.name,
+        version=choice.version if version is None else version,
+        scale=None if scale is None else check_scale(scale, f"{where}.scale"),
+    )
+
+
+def _named(text: str, where: str, field: str) -> AdapterChoice:
+    name, at, version = text.partition("@")
+    if not name:
+        raise InvalidSelection(f"{where} is empty; leave it out for the base model", param=field)
+    if not at:
+        return AdapterChoice(name)
+    # Past 18 digits no version is that far, and SQL has no number for it.
+    if not (version.isascii() and version.isdigit() and len(version) < 19 and int(version)):
+        raise InvalidSelection(
+            f"{where}: {version[:80]!r} is no version; write name@3, or the name alone",
+            param=field,
+        )
+    return AdapterChoice(name, int(version))
+
+
+def one_of(adapter: object, alias: object) -> object:
+    """`adapter` or its alias `adapter_id`; InvalidRequest when they differ."""
+    if alias is None:
+        return adapter
+    if adapter is not None and not same(adapter, alias):
+        raise InvalidRequest(
+            "adapter and parameters.adapter_id are both given and differ; give one",
+            param="adapter_id",
+        )
+    return alias if adapter is None else adapter

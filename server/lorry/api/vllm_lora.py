@@ -1,0 +1,102 @@
+"""vLLM's two routes for adapters, so that its operators' tools work: plain text when it
+went well, its shape of error (its `type`s, the status as `code`) when it did not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from lorry.api.adapter_schema import LoadBody, UnloadBody
+from lorry.api.adapters import Adapters, folder_of
+from lorry.api.bodies import read_body
+from lorry.api.docs import json_body
+from lorry.api.errors import documented, message_of, row_of
+from lorry.errors import InvalidRequest, LorryError, UnsupportedParameter
+from lorry.metrics import Metrics
+from lorry_adapters.errors import AdapterConflict, AdapterError, UnknownAdapter
+from lorry_adapters.registry.registry import Registry
+
+_TYPES = {
+    400: "InvalidUserInput",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+}
+
+
+class VllmLora:
+    def __init__(self, *, registry: Registry, adapters: Adapters, metrics: Metrics) -> None:
+        self._registry = registry
+        self._adapters = adapters
+        self._metrics = metrics
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/v1", tags=["adapters"])
+        ok: dict[int | str, Any] = {
+            200: {"content": {"text/plain": {}}, "description": "What was done"}
+        }
+        for path, route, body, summary in (
+            ("/load_lora_adapter", self.load, LoadBody, "Register a folder, as vLLM does"),
+            ("/unload_lora_adapter", self.unload, UnloadBody, "Remove an adapter, as vLLM does"),
+        ):
+            router.add_api_route(
+                path,
+                route,
+                methods=["POST"],
+                summary=summary,
+                responses={**ok, **documented(400, 404, 413, 507)},
+                openapi_extra=json_body(body),
+                response_model=None,
+            )
+        return router
+
+    async def load(self, request: Request) -> Response:
+        try:
+            body = await read_body(request, LoadBody)
+            if not body.lora_name or not body.lora_path:
+                raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.")
+            if body.is_3d_lora_weight:
+                raise UnsupportedParameter("is_3d_lora_weight is not served; leave it out")
+            known = {record.name for record in self._registry.records()}
+            if body.lora_name in known and not body.load_inplace:
+                raise AdapterConflict(
+                    f"The lora adapter '{body.lora_name}' has already been loaded. If you want "
+                    "to load the adapter in place, set 'load_inplace' to True."
+                )
+            await asyncio.to_thread(
+                self._registry.add_folder,
+                body.lora_name,
+                folder_of(body.lora_path),
+                replace=bool(body.load_inplace),
+            )
+        except (LorryError, AdapterError) as error:
+            return self._refused(error)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload(self, request: Request) -> Response:
+        try:
+            body = await read_body(request, UnloadBody)
+            if not body.lora_name:
+                raise InvalidRequest("'lora_name' must be provided.")
+            await self._adapters.drop(body.lora_name)
+        except UnknownAdapter as error:
+            error.message = f"The lora adapter '{body.lora_name}' cannot be found."
+            return self._refused(error)
+        except (LorryError, AdapterError) as error:
+            return self._refused(error)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    def _refused(self, error: Exception) -> Response:
+        row = row_of(error)
+        self._metrics.refused(row.code)
+        # vLLM knows few statuses: whatever is wrong with what was sent is 400.
+        status = 400 if row.status in (409, 415, 422) else row.status
+        detail = {
+            "message": message_of(error),
+            "type": _TYPES.get(status, "InternalServerError"),
+            "param": getattr(error, "param", None),
+            "code": status,
+        }
+        return JSONResponse({"error": detail}, status_code=status)
