@@ -7,7 +7,6 @@ error measured on these models.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,16 +17,11 @@ import torch
 from support import tiny
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
+from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver, drawn
 
 TOLERANCE = 1e-4
 FAMILIES = [*tiny.REQUIRED, *tiny.EXTRA]
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    """Random tokens, no special ones; longer than the sliding windows by far."""
-    random_ = random.Random(seed)
-    return [random_.randrange(5, 384) for _ in range(length)]
 
 
 class Both:
@@ -70,7 +64,7 @@ def _slots_from_one(both: Callable[[str], Both], request: pytest.FixtureRequest)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_alone(family: str, variant: str, both: Callable[[str], Both]) -> None:
     pair = both(family)
-    pair.check([Ask([(pair.adapter(variant), 1.0)], prompt(27, 1))])
+    pair.check([Ask([(pair.adapter(variant), 1.0)], random_prompt(27, 1))])
 
 
 def mixed(pair: Both) -> list[Ask]:
@@ -82,7 +76,7 @@ def mixed(pair: Both) -> list[Ask]:
         [(a, 0.5)],
         [(a, 1.0), (b, 1.0)],
     ]
-    return [Ask(chosen, prompt(17 + 3 * row, row)) for row, chosen in enumerate(selections)]
+    return [Ask(chosen, random_prompt(17 + 3 * row, row)) for row, chosen in enumerate(selections)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,11 +117,12 @@ def test_all_variants_in_one_batch(family: str, both: Callable[[str], Both]) -> 
     pair = both(family)
     chosen = ["rank_one", "odd_rank", "rslora", "one_module", "mlp_only", "regex", "head"]
     folders = [pair.adapter(variant, seed=7) for variant in chosen]
-    asks = [Ask([(f, 0.25 * (i + 1))], prompt(9 + i, i)) for i, f in enumerate(folders)]
+    asks = [Ask([(f, 0.25 * (i + 1))], random_prompt(9 + i, i)) for i, f in enumerate(folders)]
     asks += [
-        Ask([(folders[i], -0.5), (folders[i + 1], 0.75)], prompt(12, 50 + i)) for i in range(6)
+        Ask([(folders[i], -0.5), (folders[i + 1], 0.75)], random_prompt(12, 50 + i))
+        for i in range(6)
     ]
-    asks.append(Ask([(f, 0.3) for f in folders], prompt(12, 60)))
+    asks.append(Ask([(f, 0.3) for f in folders], random_prompt(12, 60)))
     pair.check(asks, chunk=8)
 
 
@@ -137,7 +132,7 @@ def test_scale_is_set_scale(scale: float, both: Callable[[str], Both]) -> None:
     16 both sides stray from PEFT in float64 by 1e-5, now and then by 1e-4."""
     pair = both("llama")
     for variant in ("plain", "rslora", "both_patterns_rslora"):
-        asks = [Ask([(pair.adapter(variant), scale)], prompt(20, 3))]
+        asks = [Ask([(pair.adapter(variant), scale)], random_prompt(20, 3))]
         pair.check(asks, tolerance=TOLERANCE * max(1.0, scale))
 
 
@@ -145,8 +140,8 @@ def test_scale_zero_is_the_base_exactly(both: Callable[[str], Both]) -> None:
     """Bit for bit, in batches of one shape."""
     pair = both("llama")
     a, b = pair.adapter("plain", seed=1), pair.adapter("large", seed=2)
-    ids = prompt(21, 9)
-    neighbours = [Ask([(b, 1.0)], prompt(13, 10))]
+    ids = random_prompt(21, 9)
+    neighbours = [Ask([(b, 1.0)], random_prompt(13, 10))]
     base = pair.ours.score([Ask([], ids), *neighbours])[0]
     zero = pair.ours.score([Ask([(a, 0.0)], ids), *neighbours])[0]
     two_zeros = pair.ours.score([Ask([(a, 0.0), (b, 0.0)], ids), *neighbours])[0]
@@ -160,7 +155,7 @@ def test_a_slot_forgets_what_it_held(both: Callable[[str], Both]) -> None:
     for variant in ("large", "one_module", "all_linear", "rank_one", "head", "small", "regex"):
         folder = pair.adapter(variant, seed=3)
         pair.ours.place(1, folder)
-        pair.check([Ask([(folder, 1.0)], prompt(15, 4)), Ask([], prompt(15, 4))])
+        pair.check([Ask([(folder, 1.0)], random_prompt(15, 4)), Ask([], random_prompt(15, 4))])
 
 
 def test_half_precision_files(
@@ -174,4 +169,4 @@ def test_half_precision_files(
         folder = save_adapter(
             "llama", tiny_model("llama"), "plain", tmp_path / str(dtype), dtype=dtype
         )
-        pair.check([Ask([(folder, 1.0)], prompt(15, 4))])
+        pair.check([Ask([(folder, 1.0)], random_prompt(15, 4))])

@@ -6,12 +6,13 @@ One sequence at a time, no cache, no batch, eager attention. Scale is PEFT's own
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear8bitLt
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -20,7 +21,7 @@ Adapters = Sequence[tuple[Path, float]]
 """Folders and their scales."""
 
 
-def quantization_config(quantization: str, *, skip: Sequence[str] = ("lm_head",)) -> Any:
+def quantization_config(quantization: str) -> Any:
     """As a user of transformers would ask for it; the compute type is float32."""
     match quantization:
         case "nf4" | "fp4":
@@ -29,27 +30,45 @@ def quantization_config(quantization: str, *, skip: Sequence[str] = ("lm_head",)
                 bnb_4bit_quant_type=quantization,
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=torch.float32,
-                llm_int8_skip_modules=list(skip),
             )
         case "int8":
-            return BitsAndBytesConfig(
-                load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(skip)
-            )
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     raise AssertionError(quantization)
 
 
 class PeftOracle:
     """A base from `model_folder`, and every adapter that it is ever asked about."""
 
-    def __init__(self, model_folder: Path, quantization: str = "none", **config: Any) -> None:
+    def __init__(self, model_folder: Path, quantization: str = "none") -> None:
         more: dict[str, Any] = {}
         if quantization != "none":
-            more["quantization_config"] = quantization_config(quantization, **config)
+            more["quantization_config"] = quantization_config(quantization)
         self.base = AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=torch.float32, attn_implementation="eager", **more
         ).eval()
         self._peft: PeftModel | None = None
         self._names: dict[Path, str] = {}
+
+    def multiply_exactly(self) -> None:
+        """Keep an int8 base's integers and scales, but not bitsandbytes' arithmetic with them:
+        no activation is rounded to 8 bits any more. The output head, which bitsandbytes
+        leaves alone, is rounded to 8 bits row by row, as the server does it on a CPU."""
+        for module in self.base.modules():
+            if isinstance(module, Linear8bitLt):
+                module.forward = _exact_int8(module)  # type: ignore[method-assign]
+        head = self.base.get_output_embeddings()
+        scale_O1 = head.weight.detach().abs().amax(1, keepdim=True) / 127
+        rounded_OI = (head.weight.detach() / scale_O1).round() * scale_O1
+        head.forward = lambda x: torch.nn.functional.linear(x, rounded_OI, head.bias)
+
+    def preload(self, folders: Sequence[Path]) -> None:
+        """Wrap the base with these adapters, before its first forward pass.
+
+        Needed on a 4-bit base: bitsandbytes packs it for the CPU in its first forward pass,
+        and unpacks it, rounding the block scales once more, when PEFT later reads its state.
+        """
+        for folder in folders:
+            self._name_of(folder)
 
     @torch.inference_mode()
     def logprobs(self, adapters: Adapters, token_ids: Sequence[int]) -> torch.Tensor:
@@ -102,6 +121,12 @@ class PeftOracle:
                 assert not result.unexpected_keys, result.unexpected_keys
             self._peft.eval()
         return name
+
+
+def _exact_int8(module: Linear8bitLt) -> Callable[[torch.Tensor], torch.Tensor]:
+    codes_OI, scale_O = module.weight.CB, module.weight.SCB
+    weight_OI = codes_OI.float() * (scale_O.float() / 127).unsqueeze(1)
+    return lambda x: torch.nn.functional.linear(x, weight_OI, module.bias)
 
 
 def peft_logprobs(model_folder: Path, adapters: Adapters, token_ids: Sequence[int]) -> torch.Tensor:

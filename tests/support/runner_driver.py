@@ -31,6 +31,10 @@ class Ask:
     adapters: Adapters
     token_ids: Sequence[int]
 
+    @property
+    def both(self) -> tuple[Adapters, Sequence[int]]:
+        return self.adapters, self.token_ids
+
 
 def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
     settings = Settings(

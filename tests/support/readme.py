@@ -1,0 +1,126 @@
+"""The parts of README.md that are made from the code, so that they cannot go stale.
+
+`make docs` writes them; `tests/unit/test_docs.py` fails where they are not what the code says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
+
+from lorry.api.app import Services, create_app
+from lorry.core import EngineStats
+from lorry.metrics import Metrics, Sources
+from lorry.settings import Settings, markdown_table
+from lorry_adapters.registry.host_cache import HostCacheStats
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+
+_SECTION = r"(<!-- {name}: begin -->\n)(.*?)(<!-- {name}: end -->)"
+
+
+def sections() -> dict[str, Callable[[], str]]:
+    return {
+        "samples": samples,
+        "endpoints": endpoints,
+        "settings": markdown_table,
+        "metrics": metrics,
+    }
+
+
+def written(name: str) -> str:
+    """What README.md says between the marks of `name`."""
+    found = re.search(_SECTION.format(name=name), README.read_text(), re.DOTALL)
+    assert found is not None, f"README.md has no section {name}"
+    return found.group(2)
+
+
+def samples() -> str:
+    content = json.loads((ROOT / "adapters/samples/samples.json").read_text())
+    lines = ["| Adapter | |", "|---|---|"]
+    for item in content["samples"]:
+        lines.append(f"| `{item['name']}` | {item['description']} |")
+    return "\n".join(lines) + "\n"
+
+
+def endpoints() -> str:
+    """One row a route, in the order of OpenAPI, whose summaries these are."""
+    lines = ["| Call | |", "|---|---|"]
+    for path, methods in openapi()["paths"].items():
+        for method, operation in methods.items():
+            lines.append(f"| `{method.upper()} {path}` | {operation['summary']} |")
+    return "\n".join(lines) + "\n"
+
+
+def openapi() -> dict[str, Any]:
+    """The document of an application that could answer nothing: it is only described here."""
+    registry = SimpleNamespace(host_cache_stats=None, records=None, in_host_cache=None)
+    services = Services(
+        client=cast(Any, None),
+        registry=cast(Any, registry),
+        tokenizer=build_tokenizer(add_bos=False),
+        settings=Settings(),
+        metrics=Metrics(CollectorRegistry(), base_name="base"),
+        base_name="base",
+        eos_token_ids=frozenset({EOS}),
+        max_model_len=128,
+        info=dict,
+        vocab_size=VOCAB_SIZE,
+    )
+    return create_app(services).openapi()
+
+
+def metrics() -> str:
+    lines = ["| Metric | Labels | |", "|---|---|---|"]
+    for family in families():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        shown = ", ".join(f"`{label}`" for label in labels)
+        lines.append(f"| `{name}` | {shown} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
+def families() -> list[Metric]:
+    """Everything a scrape can show, sorted by name, with a sample of each."""
+    collectors = CollectorRegistry()
+    metrics = Metrics(collectors, base_name="base")
+    metrics.watch(
+        Sources(
+            stats=EngineStats,
+            host_cache=lambda: HostCacheStats(0, 0, 0, 0, 0, 0),
+            records=tuple,
+            in_host_cache=lambda digest: False,
+        )
+    )
+    meter = metrics.accepted((), prompt_tokens=1, max_tokens=1)
+    meter.token()
+    meter.token()
+    meter.finish("stop")
+    metrics.refused("code")
+    return sorted(collectors.collect(), key=lambda family: family.name)
+
+
+def main() -> None:
+    text = README.read_text()
+    for name, make in sections().items():
+        body = make()
+        text = re.sub(
+            _SECTION.format(name=name),
+            lambda found, body=body: found.group(1) + body + found.group(3),
+            text,
+            flags=re.DOTALL,
+        )
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
