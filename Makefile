@@ -5,6 +5,7 @@
 #   make test                        everything CI runs
 #   make lint                        the part of it that runs no test
 #   make fmt                         sorts imports, formats, mends what ruff can
+#   make docs                        writes the parts of README.md that come from the code
 #   make bench                       measures this machine; see benchmarks/README.md
 #   make clean                       removes the venv and every cache in the checkout
 #
@@ -33,7 +34,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt pytest bench install install-dev clean
+.PHONY: help serve test lint fmt docs pytest bench install install-dev clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -54,6 +55,9 @@ pytest: $(DEV_STAMP)
 	@echo '==> pytest'
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
+
+docs: $(DEV_STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m support.readme
 
 fmt: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

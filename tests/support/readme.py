@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 from lorry.api.app import Services, create_app
 from lorry.core import EngineStats
 from lorry.metrics import Metrics, Sources
 from lorry.settings import Settings, markdown_table
 from lorry_adapters.registry.host_cache import HostCacheStats
+from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -97,8 +99,8 @@ def families() -> list[Metric]:
         Sources(
             stats=EngineStats,
             host_cache=lambda: HostCacheStats(0, 0, 0, 0, 0, 0),
-            records=tuple,
-            in_host_cache=lambda digest: False,
+            records=lambda: (_record(),),
+            in_host_cache=lambda digest: True,
         )
     )
     meter = metrics.accepted((), prompt_tokens=1, max_tokens=1)
@@ -107,6 +109,12 @@ def families() -> list[Metric]:
     meter.finish("stop")
     metrics.refused("code")
     return sorted(collectors.collect(), key=lambda family: family.name)
+
+
+def _record() -> AdapterRecord:
+    now = datetime.now(UTC)
+    version = VersionRecord(1, "sha256:0", "LORA", 1, ("q_proj",), 1, 1, None, now)
+    return AdapterRecord("name", True, 1.0, False, "", version, (version,), now, now)
 
 
 def main() -> None:

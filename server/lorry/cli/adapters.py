@@ -51,12 +51,12 @@ def list_adapters(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJso
         report(f"no adapters at {url}; add one with: lorry adapters push PATH --name NAME")
         return
     write_table(
-        ("name", "version", "enabled", "scale", "rank", "size", "weights on", "pinned", "digest"),
+        ("name", "version", "state", "scale", "rank", "size", "weights on", "pinned", "digest"),
         [
             (
                 record["name"],
                 record["version"],
-                record["enabled"],
+                _state(record),
                 float(record["scale"]),
                 record["rank"],
                 format_size(record["bytes"]),
@@ -220,12 +220,17 @@ def _say(record: dict[str, Any], as_json: bool) -> None:
     if as_json:
         write_json(record)
         return
-    state = "enabled" if record["enabled"] else "disabled"
     pinned = ", pinned" if record["pinned"] else ""
     write_line(
         f"{record['name']}@{record['version']} {short(record['digest'])}: "
-        f"{state}, scale {record['scale']:g}{pinned}"
+        f"{_state(record)}, scale {record['scale']:g}{pinned}"
     )
+
+
+def _state(record: dict[str, Any]) -> str:
+    if record["broken"]:
+        return "broken"
+    return "enabled" if record["enabled"] else "disabled"
 
 
 def short(digest: str) -> str:

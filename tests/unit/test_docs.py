@@ -1,0 +1,150 @@
+"""The promises of the documentation: what it names exists, and what exists it names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from lorry.cli import build_app
+from lorry.settings import options
+from support import readme
+
+ROOT = readme.ROOT
+PAGES = [
+    "README.md",
+    ".github/CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for folder in ("server", "adapters", "benchmarks")
+        for path in (ROOT / folder).rglob("*.md")
+    ),
+]
+
+
+def shell_lines(text: str) -> Iterator[str]:
+    """The lines of the fenced blocks without a language, continued lines joined."""
+    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield from re.sub(r"\\\n\s*", "", block).splitlines()
+
+
+def commands() -> dict[tuple[str, ...], Any]:
+    """Every command of `lorry` by its words."""
+    found: dict[tuple[str, ...], Any] = {}
+
+    def walk(words: tuple[str, ...], command: Any) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            walk((*words, name), child)
+        if not hasattr(command, "commands"):
+            found[words] = command
+
+    walk((), get_command(build_app()))
+    return found
+
+
+@pytest.mark.parametrize("name", list(readme.sections()))
+def test_sections_made_from_the_code_are_up_to_date(name: str) -> None:
+    assert readme.written(name) == readme.sections()[name](), "run: make docs"
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    text = readme.written("settings")
+    for option in options():
+        assert option.variable in text
+        assert option.flag in text
+
+
+def test_every_command_is_in_the_readme() -> None:
+    text = readme.README.read_text()
+    missing = [words for words in commands() if f"lorry {' '.join(words)}" not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_docs_exist(page: str) -> None:
+    known = commands()
+    for line in shell_lines((ROOT / page).read_text()):
+        line = line.removeprefix("$ ")
+        if not line.startswith("lorry "):
+            continue
+        words = shlex.split(line, comments=True)[1:]
+        if words[0].startswith("-"):
+            continue
+        path = next((key for key in known if tuple(words[: len(key)]) == key), None)
+        assert path is not None, line
+        flags = {flag for item in known[path].params for flag in (*item.opts, *item.secondary_opts)}
+        for word in words[len(path) :]:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in flags, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_in_the_docs_exist(page: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`make ([a-z-]+)", text)
+    named += [line.split()[1] for line in shell_lines(text) if re.match(r"(\$ )?make [a-z]", line)]
+    assert set(named) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_calls_in_the_docs_are_served(page: str) -> None:
+    paths = readme.openapi()["paths"]
+    for line in shell_lines((ROOT / page).read_text()):
+        found = re.search(r"curl .*?localhost:8000(/[^\s'\"?]*)", line)
+        if found is None:
+            continue
+        asked = re.search(r"-X (\w+)", line)
+        sends = re.search(r" (-d|-F|--data|--form) ", line)
+        method = asked.group(1).lower() if asked else "post" if sends else "get"
+        assert any(
+            method in methods and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), found.group(1))
+            for path, methods in paths.items()
+        ), line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = file.parent / path if path else file
+        assert there.exists(), f"{page}: {target}"
+        if anchor and there.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
+            assert anchor in anchors, f"{page}: {target}"
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "server/decisions"
+    index = (folder / "README.md").read_text()
+    pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert pages
+    for page in pages:
+        assert f"({page})" in index
+    numbers = [page[:4] for page in pages]
+    assert len(numbers) == len(set(numbers)), "two decisions share a number"
+
+
+def test_no_file_knows_the_machine_it_was_written_on() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: nothing says which files are the project's")
+    traces = [f"/{name}/".encode() for name in ("root", "work")]
+    guilty = [
+        name
+        for name in listed.stdout.decode().split("\0")
+        if name and (ROOT / name).is_file()
+        if any(trace in Path(ROOT / name).read_bytes() for trace in traces)
+    ]
+    assert guilty == []
