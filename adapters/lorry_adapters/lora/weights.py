@@ -248,8 +248,10 @@ def _not_linear(module: BaseModule) -> str:
 
 def _unknown_modules(unknown: list[str], any_known: bool, layout: BaseLayout) -> Iterator[str]:
     if unknown and any_known:
-        for name in unknown:
-            yield f"{shown(name)} is no module of the base {layout.name}"
+        yield (
+            f"the file has {len(unknown)} modules that the base {layout.name} has not: "
+            f"{some(unknown)}"
+        )
     elif unknown:
         yield (
             f"no module of the adapter is in the base {layout.name} ({layout.architecture}): "
