@@ -4,7 +4,7 @@
     ├── InvalidAdapter          the files; carries every problem found, not only the first
     ├── InvalidAdapterName      a name with a slash, the base model's name, ...
     ├── InvalidScale            not finite, or beyond 16 in magnitude
-    ├── InvalidSelection        a spec with nine adapters, the same one twice, more than the slots hold
+    ├── InvalidSelection        nine adapters in a spec, or the same one twice
     ├── UnsupportedUpload       not an archive, a pickle only, two configs
     ├── UploadTooLarge          more bytes than the limit
     ├── UnknownAdapter          no adapter or no version of that name

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
+import typer
+import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import lorry
+from lorry import logs, samples
 from lorry.api.app import Services, create_app
 from lorry.core import TokenEvent
 from lorry.engine.blocks import BlockPool
@@ -18,7 +23,7 @@ from lorry.engine.client import EngineClient
 from lorry.engine.loop import Engine, Forget, Mailbox
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Limits, Scheduler
-from lorry.errors import ModelError
+from lorry.errors import GenerationFailed, ModelError, SettingsError
 from lorry.metrics import Metrics
 from lorry.model import selfcheck
 from lorry.model.kv_cache import bytes_per_token
@@ -28,8 +33,6 @@ from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.registry.registry import Registry
-
-logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
 """Tokens in a KV block: small enough that little of the last one is wasted."""
@@ -166,3 +169,98 @@ def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[st
             "host_cache_limit": settings.host_cache_memory,
         },
     }
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn, but SIGTERM first lets running requests end while new ones are told 503.
+
+    uvicorn alone would close its sockets first, and a client could not tell a server
+    that drains from one that is gone.
+    """
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+        self._drain: asyncio.Task[None] | None = None
+        self.failed = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            say(f"lorry serves {self._server.loaded.name} on http://{host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain is not None:
+            # Asked twice: now.
+            self.should_exit = True
+            return
+        self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
+
+    async def _drain_and_exit(self) -> None:
+        grace = self._server.settings.shutdown_grace
+        say(f"shutting down: running requests have {grace:g} s, new ones are refused")
+        await self._server.client.drain(grace)
+        self.should_exit = True
+
+    def give_up(self) -> None:
+        """The engine is broken; called in its thread."""
+        self.failed = True
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or Ctrl-C.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+        ModelError: the base cannot be served.
+        GenerationFailed: the engine broke; a supervisor should start the process again.
+    """
+    logs.setup(settings.log_level, settings.log_format)
+    # Before the model: a port in use should not cost the time of a load.
+    listening = _bind(settings)
+    listeners: list[_Listener] = []
+    server = assemble(settings, say, on_broken=lambda: listeners[0].give_up())
+    try:
+        if settings.samples:
+            added = samples.offer(server.registry, server.loaded.source, settings.home)
+            if added:
+                say(f"sample adapters: {', '.join(added)}")
+        config = uvicorn.Config(
+            server.app,
+            log_config=None,
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+            server_header=False,
+        )
+        listener = _Listener(config, server)
+        listeners.append(listener)
+        server.engine.start()
+        listener.run(sockets=[listening])
+    finally:
+        server.close()
+    if listener.failed:
+        raise GenerationFailed("the engine broke, see the log above; the server has stopped")
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """A bound socket that does not listen yet: clients are refused until it serves."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+            "choose another --host or --port"
+        ) from error
+    return bound
+
+
+def say(line: str) -> None:
+    """One line of progress for whoever started the server."""
+    typer.echo(line)

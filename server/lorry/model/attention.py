@@ -107,11 +107,15 @@ def attend(
         size = singles.context_BL.shape
         heads = k_BLHD.shape[1]
         # [Q, B, D] -> [B, H, G, D]: query heads of one key head are neighbours.
-        q_BHGD = q_QTD[:, : singles.count].transpose(0, 1).unflatten(1, (heads, -1))
+        q_BHGD = (
+            q_QTD[:, : singles.count]
+            .transpose(0, 1)
+            .reshape(singles.count, heads, -1, q_QTD.shape[2])
+        )
         out_BHGD = _weigh(
             q_BHGD,
-            k_BLHD.unflatten(0, size).transpose(1, 2),
-            v_BLHD.unflatten(0, size).transpose(1, 2),
+            k_BLHD.view(*size, heads, -1).transpose(1, 2),
+            v_BLHD.view(*size, heads, -1).transpose(1, 2),
             singles.mask_B11L,
             scale,
             softcap,

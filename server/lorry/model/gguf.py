@@ -12,7 +12,13 @@ from pathlib import Path
 import torch
 import transformers
 from gguf import GGUFReader
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model.progress import Say
@@ -23,6 +29,13 @@ FORMAT = 1
 """Part of a converted folder's name: raise it when the conversion changes."""
 
 _MAGIC = b"GGUF"
+
+_SPECIAL = (
+    ("bos_token_id", "bos_token"),
+    ("eos_token_id", "eos_token"),
+    ("unknown_token_id", "unk_token"),
+    ("padding_token_id", "pad_token"),
+)
 
 
 def is_gguf(file: Path) -> bool:
@@ -35,7 +48,8 @@ def convert(file: Path, into: Path, say: Say) -> None:
     if not is_gguf(file):
         raise ModelError(f"{file} is not a GGUF file")
     try:
-        weights = sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+        reader = GGUFReader(file)
+        weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
     except (ValueError, IndexError, KeyError) as error:
         raise ModelError(f"{file} is damaged: {error}") from error
     require_room(into, 4 * weights, f"converting {file.name}")
@@ -59,12 +73,33 @@ def convert(file: Path, into: Path, say: Say) -> None:
             model.load_state_dict(state, strict=True, assign=True)
             model.tie_weights()
             model.generation_config = loaded.generation_config
+            _set_special_tokens(reader, tokenizer, model.generation_config)
             model.save_pretrained(into)
             tokenizer.save_pretrained(into)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise UnsupportedModel(
             f"transformers {transformers.__version__} cannot read the GGUF file {file}: {error}"
         ) from error
+
+
+def _set_special_tokens(
+    reader: GGUFReader, tokenizer: PreTrainedTokenizerFast, generation: GenerationConfig
+) -> None:
+    """What the file says begins and ends a text; some releases of transformers mix them up."""
+    for field, attribute in _SPECIAL:
+        token_id = _token_id(reader, field)
+        if token_id is not None:
+            setattr(tokenizer, attribute, tokenizer.convert_ids_to_tokens(token_id))
+    # The end of a turn is not always the end of a text.
+    ends = [_token_id(reader, "eos_token_id"), _token_id(reader, "eot_token_id")]
+    known = list(dict.fromkeys(end for end in ends if end is not None))
+    if known:
+        generation.eos_token_id = known if len(known) > 1 else known[0]
+
+
+def _token_id(reader: GGUFReader, field: str) -> int | None:
+    found = reader.get_field(f"tokenizer.ggml.{field}")
+    return None if found is None else int(found.contents())
 
 
 def _dense() -> dict[str, object]:

@@ -36,6 +36,8 @@ def available() -> bool:
 class Int8Linear(nn.Module):
     """y = x W' + bias with W = codes x scale, on the CPU in fp32."""
 
+    bias: Tensor | None
+
     def __init__(self, codes_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> None:
         """`codes_OI`: int8 in -127 ... 127; `scale_O`: fp32, what one code is worth."""
         super().__init__()
@@ -54,11 +56,11 @@ class Int8Linear(nn.Module):
                 0,
             )
             engine = torch.backends.quantized.engine
-            torch.backends.quantized.engine = "fbgemm"  # type: ignore[assignment]
+            torch.backends.quantized.engine = "fbgemm"
             try:
                 self._packed = torch.ops.quantized.linear_prepack(quantized, None)
             finally:
-                torch.backends.quantized.engine = engine  # type: ignore[assignment]
+                torch.backends.quantized.engine = engine
 
     def base_tensors(self) -> Mapping[str, Tensor]:
         """The packed weight unpacked: what shows that it never changes. Copies."""

@@ -98,8 +98,9 @@ def load(
     length = _max_model_len(config, found.given, settings.max_model_len)
     tokenizer = _tokenizer(found, config)
     kind = precision.quantization if stored is None else stored
+    weights = "unquantized" if kind is Quantization.NONE else kind.value
     progress(
-        f"loading {found.name}: {kind} weights, {_short(precision.dtype)} on {precision.device}"
+        f"loading {found.name}: {weights} weights, {_short(precision.dtype)} on {precision.device}"
     )
     model = _model(found, config, precision, attention, quantized=stored is not None)
     settle(model, precision)

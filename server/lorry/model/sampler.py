@@ -93,7 +93,7 @@ def _adjust(logits_V: Tensor, s: Sample) -> Tensor:
             had > 0, had / p.repetition_penalty, had * p.repetition_penalty
         )
     if s.answer and (p.frequency_penalty or p.presence_penalty):
-        ids, counts = torch.tensor(list(s.answer), device=device).unique(return_counts=True)
+        ids, counts = torch.unique(torch.tensor(list(s.answer), device=device), return_counts=True)
         scores_V[ids] -= p.frequency_penalty * counts + p.presence_penalty
     for token_id, bias in p.logit_bias:
         scores_V[token_id] += bias

@@ -41,11 +41,11 @@ def _add_uniform(
     y_TO: Tensor, x_TI: Tensor, a_SRI: Tensor, b_SRO: Tensor, plan: ModulePlan
 ) -> None:
     n, first, stop = len(plan.segments), plan.first_token, plan.first_token + plan.num_pairs
-    x_NMI = x_TI[first:stop].unflatten(0, (n, plan.width))
+    x_NMI = x_TI[first:stop].view(n, plan.width, -1)
     h_NMR = torch.bmm(x_NMI, _active(a_SRI, plan).transpose(1, 2))
     if plan.scale_P1 is not None:
-        h_NMR *= plan.scale_P1.unflatten(0, (n, plan.width))
-    y_TO[first:stop].unflatten(0, (n, plan.width)).baddbmm_(h_NMR, _active(b_SRO, plan))
+        h_NMR *= plan.scale_P1.view(n, plan.width, 1)
+    y_TO[first:stop].view(n, plan.width, -1).baddbmm_(h_NMR, _active(b_SRO, plan))
 
 
 def _add_padded(y_TO: Tensor, x_TI: Tensor, a_SRI: Tensor, b_SRO: Tensor, plan: ModulePlan) -> None:
@@ -54,7 +54,7 @@ def _add_padded(y_TO: Tensor, x_TI: Tensor, a_SRI: Tensor, b_SRO: Tensor, plan: 
     x_PI = _pairs_of(x_TI, plan)
     grid_GI = x_PI.new_zeros(n * plan.width, x_PI.shape[1])
     grid_GI[plan.place_P] = x_PI
-    h_NMR = torch.bmm(grid_GI.unflatten(0, (n, plan.width)), _active(a_SRI, plan).transpose(1, 2))
+    h_NMR = torch.bmm(grid_GI.view(n, plan.width, -1), _active(a_SRI, plan).transpose(1, 2))
     d_PO = torch.bmm(h_NMR, _active(b_SRO, plan)).flatten(0, 1)[plan.place_P]
     if plan.scale_P1 is not None:
         d_PO *= plan.scale_P1

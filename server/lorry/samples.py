@@ -1,0 +1,76 @@
+"""The ready adapters that come with Lorry, offered once to a server on the base they fit.
+
+What was offered is written down in the home folder, so that a sample that its user
+has removed does not come back with the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import lorry_adapters
+from lorry_adapters.errors import AdapterError
+from lorry_adapters.registry.archive import Upload
+from lorry_adapters.registry.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+OFFERED_FILE = "samples-offered.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    description: str
+    folder: Path
+
+
+def folder() -> Path:
+    """`lorry_adapters/samples` where Lorry is installed, `adapters/samples` in a checkout."""
+    package = Path(str(files(lorry_adapters)))
+    installed = package / "samples"
+    return installed if installed.is_dir() else package.parent / "samples"
+
+
+def samples_for(base: str) -> tuple[Sample, ...]:
+    """The samples trained on `base`, the alias or path as the user gave it."""
+    index = folder() / "samples.json"
+    if not index.is_file():
+        return ()
+    content = json.loads(index.read_text("utf-8"))
+    if content["base"] != base:
+        return ()
+    return tuple(
+        Sample(entry["name"], entry["description"], folder() / entry["name"])
+        for entry in content["samples"]
+    )
+
+
+def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
+    """Register the samples for `base` that this home has not been offered; their names.
+
+    A name that the user has given to an adapter of their own is left alone.
+    """
+    path = home / OFFERED_FILE
+    offered = set(json.loads(path.read_text("utf-8"))) if path.is_file() else set()
+    added: list[str] = []
+    for sample in samples_for(base):
+        if sample.name in offered:
+            continue
+        upload = Upload(
+            config=sample.folder / "adapter_config.json",
+            weights=sample.folder / "adapter_model.safetensors",
+        )
+        try:
+            registry.add(sample.name, upload, description=sample.description)
+        except AdapterError as error:
+            logger.warning("sample %s was not registered: %s", sample.name, error.message)
+        else:
+            added.append(sample.name)
+        offered.add(sample.name)
+    path.write_text(json.dumps(sorted(offered)), "utf-8")
+    return tuple(added)
