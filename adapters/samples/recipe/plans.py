@@ -72,10 +72,10 @@ _ALL = (
     ),
     Plan(
         name="sql",
-        rank=12,
-        alpha=24,
+        rank=10,
+        alpha=20,
         targets=("k_proj", "v_proj", "o_proj"),
-        epochs=8,
+        epochs=7,
         dtype="float16",
     ),
 )

@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(PLANS)}; none means all")
     parser.add_argument("--base", default=ALIAS, help="a model folder, or an alias of lorry's")
     parser.add_argument("--into", type=Path, default=SAMPLES, help="where the folders go")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(PLANS))
     if unknown:
