@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lorry_adapters.errors import AdapterConflict, AdapterDisabled, InvalidSelection, UnknownAdapter
+from lorry_adapters.errors import (
+    AdapterConflict,
+    AdapterDisabled,
+    DigestMismatch,
+    InvalidSelection,
+    UnknownAdapter,
+)
 from lorry_adapters.registry import registry as registry_module
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.record import AdapterChoice
@@ -57,7 +63,7 @@ def test_every_lease_can_be_served_and_nothing_is_left(registry: Registry, tmp_p
             names = chance.sample(NAMES, chance.randint(1, 2))
             try:
                 lease = registry.acquire([AdapterChoice(name) for name in names])
-            except (UnknownAdapter, AdapterDisabled, InvalidSelection):
+            except (UnknownAdapter, AdapterDisabled, DigestMismatch, InvalidSelection):
                 continue
             for ref in lease.refs:
                 # The digest is that of what the disk holds, so the right weights follow.
@@ -119,7 +125,8 @@ def test_one_lease_given_back_by_many_threads_counts_once(
     for _ in range(50):
         lease = registry.acquire([AdapterChoice("a")])
         other = registry.acquire([AdapterChoice("a")])
-        together(*[lease.release] * 4)
+        # As if all had seen it unreleased before the first gave it back.
+        together(*[lease._give_back] * 4)
         assert registry.open_leases() == 1
         other.release()
     assert registry.weights(digest)
@@ -143,6 +150,25 @@ def test_a_removal_waits_for_a_load(
     assert registry.weights(digest).digest == digest
     assert gone == [digest]
     assert not registry.in_host_cache(digest)
+    registry.close()
+
+
+def test_compare_and_swap_looks_again_after_reading_the_upload(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [save_adapter(tmp_path / str(seed), seed) for seed in range(3)]
+    digest = registry.add("a", upload(folders[0]))[0].current.digest
+    inspect = registry_module.inspect
+
+    def another_came_first(*args: object) -> object:
+        monkeypatch.undo()
+        registry.put("a", upload(folders[1]), if_match=digest)
+        return inspect(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry_module, "inspect", another_came_first)
+    with pytest.raises(DigestMismatch):
+        registry.put("a", upload(folders[2]), if_match=digest)
+    assert registry.get("a").current.digest == digest_of(folders[1])
     registry.close()
 
 

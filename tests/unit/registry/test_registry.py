@@ -607,6 +607,16 @@ def test_pins_follow_the_current_version(registry: Registry, files: Files, reope
     assert registry.in_host_cache(second)
 
 
+def test_a_pin_goes_with_its_adapter(reopen: Open, files: Files) -> None:
+    registry = reopen(max_host_bytes=1)
+    digest = registry.add("pinned", upload(files(1)), pinned=True)[0].current.digest
+    registry.add("plain", upload(files(1)))
+    registry.weights(digest)
+    assert registry.in_host_cache(digest)
+    registry.remove("pinned")
+    assert not registry.in_host_cache(digest)
+
+
 # Content and sources
 
 
