@@ -238,8 +238,8 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        reason = str(error) or type(error).__name__
-        raise UnsupportedUpload(f"the {what} is truncated or damaged: {reason[:200]}") from None
+        reason = ascii(str(error))[1:-1][:200] or type(error).__name__
+        raise UnsupportedUpload(f"the {what} is truncated or damaged: {reason}") from None
 
 
 def _zip_members(packed: zipfile.ZipFile) -> list[_Member]:
