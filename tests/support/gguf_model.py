@@ -12,12 +12,13 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from support.tokenizer import BOS, EOS, SPECIAL, VOCAB_SIZE, build_tokenizer
+from support.tokenizer import BOS, EOS, PAD, SPECIAL, VOCAB_SIZE, build_tokenizer
 
 HIDDEN = 64
 HEADS = 4
 LAYERS = 2
 POSITIONS = 256
+IM_END = SPECIAL.index("<|im_end|>")
 
 
 def write_gguf(path: Path, *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -102,5 +103,6 @@ def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
-    writer.add_pad_token_id(0)
+    writer.add_pad_token_id(PAD)
+    writer.add_eot_token_id(IM_END)
     writer.add_chat_template(str(tokenizer.chat_template))

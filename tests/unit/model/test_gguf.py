@@ -11,7 +11,7 @@ from lorry.errors import ModelError
 from lorry.model import gguf
 from lorry.model.loader import load
 from lorry.settings import Settings
-from support.gguf_model import POSITIONS, write_gguf
+from support.gguf_model import IM_END, POSITIONS, write_gguf
 from support.tokenizer import EOS, build_tokenizer
 
 
@@ -24,7 +24,8 @@ def test_every_weight_and_the_tokenizer_are_the_file_s(tmp_path: Path) -> None:
     loaded = load(settings, said.append)
     assert loaded.name == "tiny"
     assert loaded.max_model_len == POSITIONS
-    assert loaded.eos_token_ids == {EOS}
+    assert loaded.eos_token_ids == {EOS, IM_END}
+    assert (loaded.tokenizer.bos_token, loaded.tokenizer.eos_token) == ("<s>", "</s>")
     layers = loaded.model.get_submodule("model.layers")
     for name, path in (
         ("blk.0.attn_v", "0.self_attn.v_proj"),

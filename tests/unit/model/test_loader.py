@@ -53,7 +53,7 @@ def test_a_folder_is_loaded_and_described(folder: Path) -> None:
     assert loaded.eos_token_ids == {EOS}
     assert loaded.config.model_type == "llama"
     assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
-    assert said[0] == "loading tiny-llama: none weights, float32 on cpu"
+    assert said[0] == "loading tiny-llama: unquantized weights, float32 on cpu"
     assert said[-1].startswith("tiny-llama takes ") and "embeddings 96.0 KiB" in said[-1]
     assert not (folder / "home").exists(), "a local folder is served from where it is"
 

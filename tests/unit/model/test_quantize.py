@@ -43,7 +43,10 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
 @pytest.mark.parametrize("name", REQUIRED)
 def test_every_family_runs_in_every_quantization(name: str, tmp_path: Path) -> None:
     folder = save_model(name, tmp_path / name)
-    truth = logits_of(build_model(name))
+    model = build_model(name)
+    # Some releases' fused attention leaves gemma2's soft cap out.
+    model.set_attn_implementation("eager")
+    truth = logits_of(model)
     spread = truth.std()
     for quantize, tolerance in (("none", 1e-5), ("int8", 0.2), ("nf4", 0.8), ("fp4", 1.0)):
         loaded = load_tiny(folder, quantize)
