@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+
 from lorry.bootstrap import Server, assemble
 from lorry.settings import Settings
 

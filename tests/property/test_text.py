@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
 from lorry.engine.text import REPLACEMENT, Detokenizer, StopStrings
 from support.tokenizer import VOCAB_SIZE, build_tokenizer
-from tokenizers import Tokenizer, decoders, models
 
 TOKENIZER = build_tokenizer(add_bos=False).backend_tokenizer
 SPECIAL = frozenset(

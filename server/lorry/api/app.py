@@ -62,7 +62,7 @@ class Services:
     max_model_len: int
     info: Callable[[], Mapping[str, object]]
     vocab_size: int | None = None
-    """Width of the logits; None: as many as the tokenizer has tokens."""
+    """Tokens that the base has embeddings and logits for; None: as many as the tokenizer."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -84,7 +84,7 @@ def create_app(services: Services) -> FastAPI:
         )
     )
     prompts = Prompts(services.tokenizer, services.vocab_size)
-    grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids, services.vocab_size)
+    grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids)
     runs = Runs(client, prompts, metrics)
     openai = OpenAI(
         prompts=prompts,

@@ -77,20 +77,22 @@ class Logprobs:
         for token_id, one in zip(ids, logprobs, strict=True):
             # The engine tells a prompt's tokens and not their rivals: None, rather than a
             # table that would make every token look like the likeliest.
-            self._add(self.prompts.text_of(token_id), one, None)
+            self._add(token_id, one, None)
 
     def step(self, step: Step) -> None:
         top = {self.prompts.text_of(one.token_id): logprob_of(one) for one in step.top}
-        text = self.prompts.text_of(step.token.token_id)
-        top.setdefault(text, logprob_of(step.token))
-        self._add(text, step.token, top)
+        token_id = step.token.token_id
+        top.setdefault(self.prompts.text_of(token_id), logprob_of(step.token))
+        self._add(token_id, step.token, top)
 
-    def _add(self, text: str, one: TokenLogprob | None, top: dict[str, float] | None) -> None:
+    def _add(self, token_id: int, one: TokenLogprob | None, top: dict[str, float] | None) -> None:
+        text = self.prompts.text_of(token_id)
         self.columns["text_offset"].append(self.offset)
         self.columns["token_logprobs"].append(None if one is None else logprob_of(one))
         self.columns["tokens"].append(text)
         self.columns["top_logprobs"].append(top)
-        self.offset += len(text)
+        # A special token is listed, and is no part of the text.
+        self.offset += 0 if token_id in self.prompts.special_ids else len(text)
 
     def take(self) -> dict[str, list[Any]]:
         """What was added since the last call."""

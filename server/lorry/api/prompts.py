@@ -97,6 +97,12 @@ class Prompts:
         ids = await _off_loop(len(text), work)
         if not ids:
             raise InvalidRequest(f"{param} has no tokens", param=param)
+        if max(ids) >= self.vocab_size:
+            raise InvalidRequest(
+                f"{param} has the token {self.text_of(max(ids))!r}, which this base has no "
+                "embedding for",
+                param=param,
+            )
         return ids
 
     async def pieces(self, text: str, *, add_special_tokens: bool) -> list[Piece]:

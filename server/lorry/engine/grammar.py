@@ -46,7 +46,8 @@ class TokenConstraint:
         self._matcher = matcher
 
     def allowed(self) -> Sequence[int]:
-        """The next token's mask, 32 tokens a word. Raises GenerationFailed."""
+        """The next token's mask, 32 tokens a word; as wide as the tokenizer's vocabulary,
+        past which a model's may be padded. Raises GenerationFailed."""
         mask: bytes = self._matcher.compute_bitmask()
         self._check()
         return memoryview(mask).cast("I")
@@ -71,17 +72,9 @@ class GrammarCompiler:
     llguidance's view of the tokenizer is built at the first grammar, once.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        eos_token_ids: frozenset[int],
-        vocab_size: int | None = None,
-    ) -> None:
-        """`vocab_size` is the width of the model's logits where that is more than the
-        tokenizer's vocabulary."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
         self._source = tokenizer
         self._eos_token_ids = sorted(eos_token_ids)
-        self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
 
@@ -108,9 +101,7 @@ class GrammarCompiler:
             if self._tokenizer is None:
                 try:
                     self._tokenizer = llguidance.hf.from_tokenizer(
-                        self._source,
-                        n_vocab=self._vocab_size,
-                        eos_token=self._eos_token_ids or None,
+                        self._source, eos_token=self._eos_token_ids or None
                     )
                 except ValueError as error:
                     raise UnsupportedParameter(

@@ -1,0 +1,67 @@
+"""Chat messages on their way to a template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorry.api.messages import template_messages
+from lorry.errors import InvalidRequest, RequestError, UnsupportedParameter
+
+
+def test_texts_are_joined_and_roles_translated() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert template_messages(
+        [
+            {"role": "developer", "content": "be kind"},
+            {"role": "user", "content": parts, "name": "Ann"},
+            {"role": "assistant", "content": "c", "refusal": None, "audio": None},
+        ]
+    ) == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "ab", "name": "Ann"},
+        {"role": "assistant", "content": "c"},
+    ]
+
+
+def test_tool_calls_become_objects() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = template_messages(
+        [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "2", "tool_call_id": "1"},
+        ]
+    )
+    assert messages[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert messages[0]["content"] == ""
+    assert messages[1]["tool_call_id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind", "words"),
+    [
+        ([], InvalidRequest, "empty"),
+        ([{"role": "king", "content": "x"}], InvalidRequest, "messages[0].role"),
+        ([{"content": "x"}], InvalidRequest, "messages[0].role"),
+        ([{"role": "user"}], InvalidRequest, "messages[0].content is required"),
+        ([{"role": "user", "content": 3}], InvalidRequest, "a text or a list"),
+        ([{"role": "user", "content": [{"type": "text"}]}], InvalidRequest, "[0].text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            UnsupportedParameter,
+            "image_url",
+        ),
+        ([{"role": "user", "content": "x", "mood": "sad"}], UnsupportedParameter, "mood"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            InvalidRequest,
+            "not JSON",
+        ),
+    ],
+)
+def test_refused(messages: list[dict[str, Any]], kind: type[RequestError], words: str) -> None:
+    with pytest.raises(kind) as caught:
+        template_messages(messages)
+    assert words in caught.value.message
+    assert caught.value.param == "messages"

@@ -1,0 +1,110 @@
+"""Encoding, truncation, one token's bytes, the chat template."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from lorry.api.prompts import Prompts
+from lorry.errors import InvalidRequest, UnsupportedParameter
+from support.tokenizer import BOS, build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return Prompts(build_tokenizer(add_bos=True))
+
+
+def encode(prompts: Prompts, text: str, **options: Any) -> list[int]:
+    return asyncio.run(prompts.encode(text, param="inputs", **options))
+
+
+def test_truncation_keeps_what_comes_first_and_the_last_tokens(prompts: Prompts) -> None:
+    whole = encode(prompts, "How do I cook rice?")
+    assert whole[0] == BOS
+    assert encode(prompts, "How do I cook rice?", truncate=100) == whole
+    assert encode(prompts, "How do I cook rice?", truncate=3) == [BOS, *whole[-2:]]
+    assert encode(prompts, "How do I cook rice?", truncate=1) == whole[-1:]
+    plain = encode(prompts, "How do I cook rice?", add_special_tokens=False, truncate=3)
+    assert plain == whole[-3:]
+
+
+def test_a_long_text_takes_the_same_way_in_a_thread(prompts: Prompts) -> None:
+    text = "rice " * 10_000
+
+    assert prompts.decode(encode(prompts, text)[1:]) == text
+
+
+def test_an_empty_prompt_is_refused(prompts: Prompts) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        encode(prompts, "")
+    assert caught.value.param == "inputs"
+
+
+def test_bytes_of_tokens_join_to_the_text(prompts: Prompts) -> None:
+    text = "Ahoy, 漢字 🚚 é!"
+    ids = encode(prompts, text, add_special_tokens=False)
+    assert any("\ufffd" in prompts.text_of(one) for one in ids)
+    joined = b"".join(bytes(prompts.bytes_of(one) or []) for one in ids)
+    assert joined.decode() == text
+    assert bytes(prompts.bytes_of(BOS) or []) == b"<s>"
+    assert prompts.bytes_of(10**6) is None
+
+
+def test_token_ids(prompts: Prompts) -> None:
+    assert prompts.check_ids([1, 2], param="prompt") == [1, 2]
+    for wrong in ([], [-1], [10**6], [True], ["1"]):
+        with pytest.raises(InvalidRequest):
+            prompts.check_ids(wrong, param="prompt")  # type: ignore[arg-type]
+
+
+def chat(prompts: Prompts, **options: Any) -> str:
+    given: dict[str, Any] = {"tools": None, "variables": {}, **options}
+    return asyncio.run(prompts.chat([{"role": "user", "content": "hi"}], **given))
+
+
+def test_chat_template(prompts: Prompts) -> None:
+    expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert chat(prompts) == expected
+
+
+def test_a_template_without_tools_refuses_them(prompts: Prompts) -> None:
+    with pytest.raises(UnsupportedParameter, match="tools"):
+        chat(prompts, tools=[{"type": "function", "function": {"name": "f"}}])
+
+
+def test_a_template_gets_its_variables_and_no_more() -> None:
+    tokenizer = build_tokenizer(add_bos=True)
+    tokenizer.chat_template = "{{ mood }} {{ tools[0]['function']['name'] }}"
+    prompts = Prompts(tokenizer)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert chat(prompts, tools=tools, variables={"mood": "calm"}) == "calm f"
+    for name in ("tokenize", "chat_template", "messages"):
+        with pytest.raises(InvalidRequest, match=name):
+            chat(prompts, variables={name: "x"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[5].content.strip() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ 1 + 'x' }}",
+        "{% if %}",
+    ],
+)
+def test_what_a_template_refuses_is_the_request_s_fault(template: str) -> None:
+    tokenizer = build_tokenizer(add_bos=True)
+    tokenizer.chat_template = template
+    with pytest.raises(InvalidRequest, match="messages"):
+        chat(Prompts(tokenizer))
+
+
+def test_no_template() -> None:
+    tokenizer = build_tokenizer(add_bos=True)
+    tokenizer.chat_template = None
+    with pytest.raises(UnsupportedParameter, match="no chat template"):
+        chat(Prompts(tokenizer))
