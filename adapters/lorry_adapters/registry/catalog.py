@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from lorry_adapters.errors import HomeUnusable, StorageFull
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.reserve import Reserve
 
 # Entry n takes a file from schema n to schema n + 1; only ever appended to.
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -78,28 +79,23 @@ class Catalog:
         """Open or create `path`, and migrate it. HomeUnusable: newer, or not a catalogue."""
         self._path = path
         self._lock = threading.Lock()
+        self._reserve = Reserve(path.with_name("reserve"))
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = self._open()
         except sqlite3.Error as error:
-            raise HomeUnusable(f"cannot open the adapter catalogue {path}: {error}") from error
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-        except sqlite3.Error as error:
-            self._db.close()
-            raise HomeUnusable(
-                f"{path} cannot be used as an adapter catalogue ({error}); "
-                "restore it from a backup, or move it away to start empty"
-            ) from error
-        except BaseException:
-            self._db.close()
-            raise
+            # Opening writes a little too, so a full disk would stop the start.
+            damaged = _kind(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+            if damaged or not self._reserve.spend():
+                raise self._unusable(error) from error
+            try:
+                self._db = self._open()
+            except sqlite3.Error as again:
+                raise self._unusable(again) from again
+        self._reserve.fill()
 
     def adapters(self) -> tuple[AdapterRecord, ...]:
         """Everything stored, by name."""
-        with self._lock:
+        with self._lock, self._reading():
             versions: dict[str, list[VersionRecord]] = {}
             for row in self._db.execute(
                 "SELECT name, version, digest, peft_type, rank, target_modules, parameters, bytes,"
@@ -116,13 +112,13 @@ class Catalog:
             )
 
     def contents(self) -> tuple[StoredContent, ...]:
-        with self._lock:
+        with self._lock, self._reading():
             rows = self._db.execute("SELECT digest, stored_bytes, layout FROM contents")
             return tuple(StoredContent(*row) for row in rows)
 
     def next_version(self, name: str) -> int:
         """One more than the highest number ever given under `name`; 1 for a new name."""
-        with self._lock:
+        with self._lock, self._reading():
             row = self._db.execute(
                 "SELECT last_version FROM adapters WHERE name = ?", (name,)
             ).fetchone()
@@ -130,59 +126,63 @@ class Catalog:
 
     def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
         """Make the stored adapter equal `record`; `content` is that of a new version."""
-        with self._lock, self._transaction():
-            if content is not None:
-                facts = next(v for v in record.versions if v.digest == content.digest)
-                self._save_content(facts, content)
-            self._db.execute(
-                "INSERT INTO adapters (name, current, last_version, enabled, scale, pinned,"
-                " description, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET current = excluded.current,"
-                " last_version = max(last_version, excluded.last_version),"
-                " enabled = excluded.enabled, scale = excluded.scale, pinned = excluded.pinned,"
-                " description = excluded.description, updated_at = excluded.updated_at",
-                (
-                    record.name,
-                    record.current.version,
-                    max(version.version for version in record.versions),
-                    record.enabled,
-                    record.scale,
-                    record.pinned,
-                    record.description,
-                    record.created_at.isoformat(),
-                    record.updated_at.isoformat(),
-                ),
-            )
-            stored = self._db.execute("SELECT version FROM versions WHERE name = ?", (record.name,))
-            gone = {row[0] for row in stored} - {version.version for version in record.versions}
-            self._db.executemany(
-                "DELETE FROM versions WHERE name = ? AND version = ?",
-                [(record.name, version) for version in gone],
-            )
-            self._db.executemany(
-                "INSERT INTO versions (name, version, digest, created_at)"
-                " VALUES (?, ?, ?, ?) ON CONFLICT (name, version) DO NOTHING",
-                [
-                    (record.name, v.version, v.digest, v.created_at.isoformat())
-                    for v in record.versions
-                ],
-            )
-            self._drop_unused_contents()
+        with self._lock:
+            self._write(lambda: self._save(record, content), spending=content is None)
 
     def save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         """Replace what is known of one content, after it was verified again."""
-        with self._lock, self._transaction():
-            self._save_content(facts, content)
+        with self._lock:
+            self._write(lambda: self._save_content(facts, content), spending=False)
 
     def forget(self, name: str) -> None:
         """Remove an adapter with all its versions."""
-        with self._lock, self._transaction():
-            self._db.execute("DELETE FROM adapters WHERE name = ?", (name,))
-            self._drop_unused_contents()
+        with self._lock:
+            self._write(lambda: self._forget(name), spending=True)
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._reserve.fill()
+
+    def _save(self, record: AdapterRecord, content: StoredContent | None) -> None:
+        if content is not None:
+            facts = next(v for v in record.versions if v.digest == content.digest)
+            self._save_content(facts, content)
+        self._db.execute(
+            "INSERT INTO adapters (name, current, last_version, enabled, scale, pinned,"
+            " description, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET current = excluded.current,"
+            " last_version = max(last_version, excluded.last_version),"
+            " enabled = excluded.enabled, scale = excluded.scale, pinned = excluded.pinned,"
+            " description = excluded.description, updated_at = excluded.updated_at",
+            (
+                record.name,
+                record.current.version,
+                max(version.version for version in record.versions),
+                record.enabled,
+                record.scale,
+                record.pinned,
+                record.description,
+                record.created_at.isoformat(),
+                record.updated_at.isoformat(),
+            ),
+        )
+        stored = self._db.execute("SELECT version FROM versions WHERE name = ?", (record.name,))
+        gone = {row[0] for row in stored} - {version.version for version in record.versions}
+        self._db.executemany(
+            "DELETE FROM versions WHERE name = ? AND version = ?",
+            [(record.name, version) for version in gone],
+        )
+        self._db.executemany(
+            "INSERT INTO versions (name, version, digest, created_at)"
+            " VALUES (?, ?, ?, ?) ON CONFLICT (name, version) DO NOTHING",
+            [(record.name, v.version, v.digest, v.created_at.isoformat()) for v in record.versions],
+        )
+        self._drop_unused_contents()
+
+    def _forget(self, name: str) -> None:
+        self._db.execute("DELETE FROM adapters WHERE name = ?", (name,))
+        self._drop_unused_contents()
 
     def _save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         self._db.execute(
@@ -209,6 +209,25 @@ class Catalog:
     def _drop_unused_contents(self) -> None:
         self._db.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM versions)")
 
+    def _write(self, statements: Callable[[], None], *, spending: bool) -> None:
+        """One transaction; `spending`: worth the reserve where the disk is full."""
+        self._reserve.fill()
+        try:
+            with self._transaction():
+                statements()
+        except StorageFull:
+            if not (spending and self._reserve.spend()):
+                raise
+            with self._transaction():
+                statements()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
@@ -217,11 +236,11 @@ class Catalog:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            if _kind(error) == sqlite3.SQLITE_FULL:
                 raise StorageFull(
                     f"no room on the disk of {self._path}; free some and try again"
                 ) from error
-            raise HomeUnusable(f"cannot write the catalogue {self._path}: {error}") from error
+            raise self._unusable(error) from error
         except BaseException:
             self._roll_back()
             raise
@@ -231,20 +250,41 @@ class Catalog:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
-    def _migrate(self) -> None:
-        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-        if found > SCHEMA_VERSION:
-            raise HomeUnusable(
-                f"{self._path} was written by a newer Lorry (schema {found}; this one reads up to "
-                f"{SCHEMA_VERSION}); upgrade, or choose another --home"
-            )
-        if found == SCHEMA_VERSION:
-            return
-        with self._transaction():
-            for statements in _MIGRATIONS[found:]:
-                for statement in statements:
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            found = int(db.execute("PRAGMA user_version").fetchone()[0])
+            if found > SCHEMA_VERSION:
+                raise HomeUnusable(
+                    f"{self._path} was written by a newer Lorry (schema {found}; this one reads "
+                    f"up to {SCHEMA_VERSION}); upgrade, or choose another --home"
+                )
+            if found < SCHEMA_VERSION:
+                db.execute("BEGIN IMMEDIATE")
+                for statements in _MIGRATIONS[found:]:
+                    for statement in statements:
+                        db.execute(statement)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                db.execute("COMMIT")
+        except BaseException:
+            # Closing rolls back what was not committed.
+            db.close()
+            raise
+        return db
+
+    def _unusable(self, error: sqlite3.Error) -> HomeUnusable:
+        what = f"the adapter catalogue {self._path} cannot be used ({error})"
+        if _kind(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return HomeUnusable(f"{what}; restore it from a backup, or move it away to start empty")
+        return HomeUnusable(f"{what}; see that its disk is writable and not full")
+
+
+def _kind(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 for errors of Python's own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 _VersionRow = tuple[int, str, str, int, str, int, int, str | None, str]

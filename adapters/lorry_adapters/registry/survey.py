@@ -13,7 +13,7 @@ import json
 import logging
 from dataclasses import replace as changed
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, StorageFull
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.blobs import Blobs, size_of
@@ -43,7 +43,10 @@ def survey(catalog: Catalog, blobs: Blobs, layout: BaseLayout, max_rank: int) ->
     for content in catalog.contents():
         if (why := _why_not(content, facts[content.digest], blobs, layout, ours, max_rank)) is None:
             if content.layout != ours:
-                catalog.save_content(facts[content.digest], changed(content, layout=ours))
+                try:
+                    catalog.save_content(facts[content.digest], changed(content, layout=ours))
+                except StorageFull:
+                    _log.warning("the disk is full: the next start will verify adapters again")
         else:
             broken[content.digest] = why
             _log.warning("the stored adapter %s cannot be served: %s", content.digest, why)

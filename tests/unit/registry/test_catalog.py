@@ -161,6 +161,44 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
 
 def test_what_is_no_catalogue_is_refused_by_its_path(path: Path) -> None:
     path.write_bytes(b"These are not the tables you are looking for. " * 100)
-    with pytest.raises(HomeUnusable, match=r"catalog\.sqlite3 cannot be used"):
+    with pytest.raises(HomeUnusable, match=r"catalog\.sqlite3 cannot be used.*backup"):
         Catalog(path)
     assert path.read_bytes().startswith(b"These are not")
+
+
+def test_a_damaged_page_is_said_to_be_damage(path: Path) -> None:
+    catalog = Catalog(path)
+    catalog.save(adapter("legal", version(1, "a")), content("a"))
+    catalog.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    catalog = Catalog(path)
+    with pytest.raises(HomeUnusable, match="restore it from a backup"):
+        catalog.adapters()
+    catalog.close()
+
+
+def test_a_full_disk_does_not_stop_a_removal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(path)
+    catalog.save(adapter("one", version(1, "a")), content("a"))
+    reserve = path.with_name("reserve")
+    assert reserve.stat().st_size > 100_000
+    drop = catalog._drop_unused_contents
+
+    def full_until_the_reserve_is_given_up() -> None:
+        if reserve.exists():
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        drop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "_drop_unused_contents", full_until_the_reserve_is_given_up)
+        # It is not given up for more to store.
+        with pytest.raises(StorageFull):
+            catalog.save(adapter("two", version(1, "b")), content("b"))
+        catalog.forget("one")
+    assert catalog.adapters() == ()
+    catalog.save(adapter("two", version(1, "b")), content("b"))
+    assert reserve.exists()
+    catalog.close()
