@@ -59,7 +59,7 @@ def check(data: bytes) -> None:
         into.mkdir(parents=True)
         try:
             unpack(Upload(archive=archive), into, max_bytes=MAX)
-            assert {CONFIG, WEIGHTS} <= {path.name for path in into.iterdir()}
+            assert {CONFIG, WEIGHTS} == {path.name for path in into.iterdir()}
         except (UnsupportedUpload, UploadTooLarge) as error:
             assert error.message.isascii()
         except InvalidAdapter as error:
@@ -67,7 +67,7 @@ def check(data: bytes) -> None:
         assert sorted(root.iterdir()) == [root / "in", archive]
         assert list((root / "in").iterdir()) == [into]
         for path in into.rglob("*"):
-            assert path.name in {CONFIG, WEIGHTS, "README.md"}
+            assert path.name in {CONFIG, WEIGHTS}
             assert path.is_file() and not path.is_symlink()
             assert path.stat().st_size <= 1 << 20
 

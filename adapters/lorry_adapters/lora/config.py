@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.patterns import MAX_PATTERNS, Pattern, SuffixPattern, is_plain
+from lorry_adapters.lora.patterns import Pattern, SuffixRules
 from lorry_adapters.lora.problems import refusal, shown
 from lorry_adapters.lora.spec import AdapterSpec, targeted
 
@@ -150,8 +150,8 @@ class _Parser:
         self._targets(target_modules, layers, layers_pattern)
         target = self._matcher("target_modules", target_modules)
         exclude = self._matcher("exclude_modules", exclude_modules, regex=True)
-        ranks = tuple(self._patterns("rank_pattern", rank_pattern))
-        alphas = tuple(self._patterns("alpha_pattern", alpha_pattern))
+        ranks = self._rules("rank_pattern", rank_pattern)
+        alphas = self._rules("alpha_pattern", alpha_pattern)
         self._refuse_the_rest()
         if self._problems:
             raise refusal(self._problems)
@@ -270,19 +270,12 @@ class _Parser:
             self._problems.extend(error.problems)
             return frozenset()
 
-    def _patterns(self, key: str, values: Mapping[str, Any]) -> Iterable[tuple[SuffixPattern, Any]]:
-        length = sum(len(source) for source in values if not is_plain(source))
-        if length > MAX_PATTERNS:
-            self._problems.append(
-                f"{key} has {length} characters of regular expressions; "
-                f"at most {MAX_PATTERNS} are accepted"
-            )
-            return
-        for source, value in values.items():
-            try:
-                yield SuffixPattern(source, where=key), value
-            except InvalidAdapter as error:
-                self._problems.extend(error.problems)
+    def _rules(self, key: str, values: Mapping[str, Any]) -> SuffixRules[Any]:
+        try:
+            return SuffixRules(values, where=key)
+        except InvalidAdapter as error:
+            self._problems.extend(error.problems)
+            return SuffixRules({}, where=key)
 
     def _refuse_the_rest(self) -> None:
         for key, value in self._fields.items():

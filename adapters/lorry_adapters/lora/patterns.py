@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.problems import shown
@@ -34,6 +34,9 @@ MAX_PATTERNS: Final = 1 << 16
 _MAX_DEPTH: Final = 60
 _NESTED: Final = "is nested too deeply"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
+_NESTED_SET: Final = re.compile(r"\[\^?\[|--|&&|~~|\|\|")
+"""What Python's parser warns of, on the server's standard error for a stranger's file."""
+
 _ORDERED: Final = {
     "GROUPREF": "a back-reference",
     "GROUPREF_IGNORE": "a back-reference",
@@ -49,11 +52,6 @@ _CATEGORIES: Final = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
-
-
-def is_plain(source: str) -> bool:
-    """A dotted path and nothing more; needs no machine to be matched."""
-    return _PLAIN.fullmatch(source) is not None
 
 
 class Budget:
@@ -101,19 +99,20 @@ class _Text:
         return mask
 
 
+Value = TypeVar("Value")
 _Node = Callable[[_Text, int], int]
 
 
 class Pattern:
     """`re.fullmatch(source, name) is not None`, in bounded time.
 
-    Raises InvalidAdapter when the expression cannot be parsed or served; `where` names the
-    field it stands in.
+    With `suffix`, a part of the name that follows a dot may match instead. Raises
+    InvalidAdapter when the expression cannot be parsed or served; `where` names its field.
     """
 
     __slots__ = ("_node",)
 
-    def __init__(self, source: str, *, where: str) -> None:
+    def __init__(self, source: str, *, where: str, suffix: bool = False) -> None:
         if len(source) > MAX_PATTERN:
             raise InvalidAdapter(
                 [
@@ -121,10 +120,14 @@ class Pattern:
                     f"at most {MAX_PATTERN} are accepted"
                 ]
             )
+        if _NESTED_SET.search(source):
+            raise InvalidAdapter(
+                [f"{where}: {shown(source)} has a nested set, whose meaning Python will change"]
+            )
         try:
             # Only the parser: compiling costs up to 20 ms for every few characters of a class.
             parser: Any = importlib.import_module("re._parser")
-            tree = parser.parse(source)
+            tree = parser.parse(rf"(.*\.)?({source})" if suffix else source)
             self._node = _sequence(tree, tree.state.flags, 0)
         except RecursionError:
             raise InvalidAdapter([f"{where}: the regular expression {_NESTED}"]) from None
@@ -138,34 +141,70 @@ class Pattern:
         return bool(self._node(text, 1) >> text.length & 1)
 
 
-class SuffixPattern:
-    """PEFT's key of `rank_pattern` and `alpha_pattern`: it matches a module's dotted suffix.
+class SuffixRules(Generic[Value]):
+    """PEFT's `rank_pattern` and `alpha_pattern`: the first that matches a module wins.
 
     `re.match(rf"(.*\\.)?({source})$", name)`: a whole name, or what follows one of its dots.
+    Raises InvalidAdapter with every source that cannot be served.
     """
 
-    __slots__ = ("_pattern", "_plain")
+    __slots__ = ("_machines", "_plain")
 
-    def __init__(self, source: str, *, where: str) -> None:
-        # Most keys are plain paths, often one per module; they need no machine. Their dots
-        # still match any character, as the expression they are.
-        self._plain = source if is_plain(source) else None
-        self._pattern = (
-            None if self._plain is not None else Pattern(rf"(.*\.)?({source})", where=where)
-        )
+    def __init__(self, rules: Mapping[str, Value], *, where: str) -> None:
+        # Most sources are plain paths, often one for each module of the base, and need no
+        # machine; but their dots match any character, as the expressions they are. Those of
+        # one length with dots in the same places are looked up together.
+        self._plain: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, Value]]] = {}
+        self._machines: list[tuple[int, Pattern, Value]] = []
+        problems: list[str] = []
+        length = sum(len(source) for source in rules if not _PLAIN.fullmatch(source))
+        if length > MAX_PATTERNS:
+            raise InvalidAdapter(
+                [
+                    f"{where} has {length} characters of regular expressions; "
+                    f"at most {MAX_PATTERNS} are accepted"
+                ]
+            )
+        for order, (source, value) in enumerate(rules.items()):
+            if _PLAIN.fullmatch(source):
+                dots = tuple(at for at, char in enumerate(source) if char == ".")
+                self._plain.setdefault((len(source), dots), {})[source] = (order, value)
+                continue
+            try:
+                pattern = Pattern(source, where=where, suffix=True)
+            except InvalidAdapter as error:
+                problems.extend(error.problems)
+            else:
+                self._machines.append((order, pattern, value))
+        if problems:
+            raise InvalidAdapter(problems)
 
-    def matches(self, name: str, budget: Budget) -> bool:
-        if self._pattern is not None:
-            return self._pattern.matches(name, budget)
-        assert self._plain is not None
-        budget.spend()
-        start = len(name) - len(self._plain)
-        if start < 0 or (start > 0 and name[start - 1] != "."):
-            return False
-        if name.endswith(self._plain):
-            return True
-        pairs = zip(self._plain, name[start:], strict=True)
-        return all(wanted in (".", char) for wanted, char in pairs)
+    def find(self, name: str, budget: Budget) -> Value | None:
+        first: tuple[int, Value] | None = None
+        budget.spend(len(self._plain))
+        for (length, dots), table in self._plain.items():
+            start = len(name) - length
+            if start < 0 or (start > 0 and name[start - 1] != "."):
+                continue
+            found = table.get(_dotted(name[start:], dots))
+            if found is not None and (first is None or found[0] < first[0]):
+                first = found
+        for order, pattern, value in self._machines:
+            if first is not None and first[0] < order:
+                break
+            if pattern.matches(name, budget):
+                return value
+        return None if first is None else first[1]
+
+
+def _dotted(suffix: str, dots: tuple[int, ...]) -> str:
+    """`suffix` with a dot in each of these places."""
+    if all(suffix[at] == "." for at in dots):
+        return suffix
+    chars = list(suffix)
+    for at in dots:
+        chars[at] = "."
+    return "".join(chars)
 
 
 def _sequence(items: Any, flags: int, depth: int) -> _Node:

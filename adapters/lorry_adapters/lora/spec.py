@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.patterns import Budget, Pattern, SuffixPattern
+from lorry_adapters.lora.patterns import Budget, Pattern, SuffixRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +37,21 @@ class AdapterSpec:
     _target: Pattern | frozenset[str] | None = field(repr=False, compare=False)
     """None: all-linear."""
     _exclude: Pattern | frozenset[str] = field(repr=False, compare=False)
-    _ranks: tuple[tuple[SuffixPattern, int], ...] = field(repr=False, compare=False)
-    _alphas: tuple[tuple[SuffixPattern, float], ...] = field(repr=False, compare=False)
+    _ranks: SuffixRules[int] = field(repr=False, compare=False)
+    _alphas: SuffixRules[float] = field(repr=False, compare=False)
 
     def rank_of(self, module: str, budget: Budget | None = None) -> int:
         """The rank of `module`, a dotted path of the base."""
         budget = Budget() if budget is None else budget
-        for pattern, rank in self._ranks:
-            if pattern.matches(module, budget):
-                return rank
-        return self.r
+        rank = self._ranks.find(module, budget)
+        return self.r if rank is None else rank
 
     def scaling_of(self, module: str, budget: Budget | None = None) -> float:
         """What multiplies B·A·x at scale 1: alpha/r, or alpha/sqrt(r) for rsLoRA."""
         budget = Budget() if budget is None else budget
         rank = self.rank_of(module, budget)
-        alpha = self.lora_alpha
-        for pattern, value in self._alphas:
-            if pattern.matches(module, budget):
-                alpha = value
-                break
+        alpha = self._alphas.find(module, budget)
+        alpha = self.lora_alpha if alpha is None else alpha
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 

@@ -27,10 +27,6 @@ from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
 
-README_FILE: Final = "README.md"
-MAX_README: Final = 1 << 18
-"""Bytes. A longer one is left out: it is a courtesy, not a part of the adapter."""
-
 MAX_MEMBERS: Final = 10_000
 _BESIDES: Final = 16 << 20
 """Bytes of other files (a tokenizer, ...) that a compressed tar may have beside its adapter."""
@@ -99,7 +95,7 @@ class _Member:
 
 
 def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
-    """Leaves CONFIG_FILE and WEIGHTS_FILE in `into`, and README.md where the archive has one.
+    """Leaves CONFIG_FILE and WEIGHTS_FILE in `into`, and nothing else.
 
     `max_bytes` bounds the weights. Raises UnsupportedUpload, UploadTooLarge, InvalidAdapter
     (a file is missing), and OSError as writing does; `into` is then to be thrown away.
@@ -113,14 +109,12 @@ def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
             _copy(source.read, into / WEIGHTS_FILE, max_bytes)
         return
     with _members(upload.archive, max_bytes) as members:
-        config, weights, readme = _choose(members)
+        config, weights = _choose(members)
         for member in members:  # in the archive's order: a compressed tar starts over to go back
             if member is config:
                 _extract(member, into / CONFIG_FILE, MAX_CONFIG)
             elif member is weights:
                 _extract(member, into / WEIGHTS_FILE, max_bytes)
-            elif member is readme:
-                _extract_readme(member, into / README_FILE)
 
 
 def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
@@ -134,35 +128,19 @@ def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
 
 
 def _extract(member: _Member, to: Path, limit: int) -> None:
-    with _opened(member) as read:
-        _copy(read, to, limit)
-
-
-def _extract_readme(member: _Member, to: Path) -> None:
-    with _opened(member) as read:
-        text = b""
-        while len(text) <= MAX_README and (chunk := read(MAX_README)):
-            text += chunk
-    if len(text) <= MAX_README:
-        to.write_bytes(text)
-
-
-@contextmanager
-def _opened(member: _Member) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads the member on; only what breaks inside it blames the archive."""
     what = f"member {shown(member.path)} of the archive"
     with _reading(what):
         file = member.open()
 
     def read(size: int) -> bytes:
-        with _reading(what):
+        with _reading(what):  # not around the writing: a full disk is no fault of the archive
             return file.read(size)
 
     with file:
-        yield read
+        _copy(read, to, limit)
 
 
-def _choose(members: list[_Member]) -> tuple[_Member, _Member, _Member | None]:
+def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
     configs = [member for member in members if member.name == CONFIG_FILE]
     weights = [member for member in members if member.name == WEIGHTS_FILE]
     for name, found in ((CONFIG_FILE, configs), (WEIGHTS_FILE, weights)):
@@ -187,8 +165,7 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member, _Member | None]:
             f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
             "pack one adapter's folder"
         )
-    beside = [m for m in members if m.name == README_FILE and m.folder == configs[0].folder]
-    return configs[0], weights[0], beside[0] if beside else None
+    return configs[0], weights[0]
 
 
 @contextmanager

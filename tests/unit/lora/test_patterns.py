@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.patterns import Budget, Pattern, SuffixPattern
+from lorry_adapters.lora.patterns import Budget, Pattern, SuffixRules
 
 NAMES = [
     "model.layers.0.self_attn.q_proj",
@@ -53,12 +53,42 @@ def test_means_what_python_means(source: str) -> None:
     assert found == [name for name in NAMES if re.fullmatch(source, name)]
 
 
-@pytest.mark.parametrize("source", [".*(a|b)q?_proj", "^model.*q_proj", "q.proj", "attn|q_proj"])
-def test_a_suffix_pattern_starts_at_a_dot(source: str) -> None:
-    pattern = SuffixPattern(source, where="rank_pattern")
-    names = [*NAMES, "q_proj", "xq_proj", "qxproj", "a.q.proj"]
-    found = [name for name in names if pattern.matches(name, Budget())]
+@pytest.mark.parametrize(
+    "source",
+    [
+        ".*(a|b)q?_proj",
+        "^model.*q_proj",
+        "q.proj",
+        "attn|q_proj",
+        "self.attn.q_proj",
+        "self_attn.q_proj",
+        "model.layers.1.mlp.down_proj",
+        "model",
+        ".",
+    ],
+)
+def test_a_suffix_starts_at_a_dot(source: str) -> None:
+    rules = SuffixRules({source: 7}, where="rank_pattern")
+    names = [*NAMES, "q_proj", "xq_proj", "qxproj", "a.q.proj", "a.b"]
+    found = [name for name in names if rules.find(name, Budget()) == 7]
     assert found == [name for name in names if re.match(rf"(.*\.)?({source})$", name)]
+
+
+def test_the_first_of_the_rules_wins() -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    sources = ["k_proj", "attn.q_proj", "q.proj", ".*q_proj", "q_proj", "self_attn.q_proj"]
+    assert SuffixRules({s: s for s in sources}, where="r").find(name, Budget()) == "q.proj"
+    sources.reverse()
+    assert SuffixRules({s: s for s in sources}, where="r").find(name, Budget()) == sources[0]
+    sources.insert(0, ".*layers.*")
+    assert SuffixRules({s: s for s in sources}, where="r").find(name, Budget()) == ".*layers.*"
+
+
+def test_a_rule_for_every_module_of_a_large_model_is_cheap() -> None:
+    names = [f"model.layers.{i}.mlp.experts.{j}.up_proj" for i in range(90) for j in range(99)]
+    rules = SuffixRules({name: index for index, name in enumerate(names)}, where="rank_pattern")
+    budget = Budget(20 * len(names))
+    assert [rules.find(name, budget) for name in names] == list(range(len(names)))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +131,8 @@ def test_never_hangs(source: str) -> None:
         ("(" * 1000 + ")" * 1000, "nested"),
         ("(a?" * 90 + ")" * 90, "nested"),
         ("a" * 5000 + "*", "5001 characters"),
+        ("[[a]*", "nested set"),
+        ("[a||b]*", "nested set"),
     ],
 )
 def test_refused_by_name(source: str, said: str) -> None:
