@@ -78,6 +78,9 @@ def parse_json(data: bytes) -> Any:
 
 async def drop_rest(request: Request) -> None:
     """Read and forget what still comes, up to a limit."""
+    if request._stream_consumed:
+        # The refused chunk was the last; Starlette's `stream` would raise.
+        return
     dropped = 0
     async for chunk in request.stream():
         dropped += len(chunk)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -39,7 +40,7 @@ _ROLES = {
     CONFIG_FILE: CONFIG_FILE,
     WEIGHTS_FILE: WEIGHTS_FILE,
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(slots=True)
@@ -178,7 +179,9 @@ class _Parser:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            # After a write that failed, closing tries to write the rest once more.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
     def _begin(self) -> None:
