@@ -28,6 +28,7 @@ from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
 from lorry.api.sse import Steps, frame, stream
 from lorry.core import TokenLogprob
+from lorry.engine.text import Detokenizer
 from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry_adapters.registry.record import AdapterChoice
 
@@ -74,25 +75,35 @@ class Logprobs:
     )
 
     def prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> None:
+        text = Detokenizer(self.prompts.decode, self.prompts.special_ids)
         for token_id, one in zip(ids, logprobs, strict=True):
             # The engine tells a prompt's tokens and not their rivals: None, rather than a
             # table that would make every token look like the likeliest.
-            self._add(token_id, one, None)
+            self._add(token_id, one, None, text.push(token_id))
 
     def step(self, step: Step) -> None:
-        top = {self.prompts.text_of(one.token_id): logprob_of(one) for one in step.top}
-        token_id = step.token.token_id
-        top.setdefault(self.prompts.text_of(token_id), logprob_of(step.token))
-        self._add(token_id, step.token, top)
+        top = {self._label(one.token_id): logprob_of(one) for one in step.top}
+        top.setdefault(self._label(step.token.token_id), logprob_of(step.token))
+        self._add(step.token.token_id, step.token, top, step.text)
 
-    def _add(self, token_id: int, one: TokenLogprob | None, top: dict[str, float] | None) -> None:
-        text = self.prompts.text_of(token_id)
+    def _add(
+        self, token_id: int, one: TokenLogprob | None, top: dict[str, float] | None, text: str
+    ) -> None:
         self.columns["text_offset"].append(self.offset)
         self.columns["token_logprobs"].append(None if one is None else logprob_of(one))
-        self.columns["tokens"].append(text)
+        self.columns["tokens"].append(self._label(token_id))
         self.columns["top_logprobs"].append(top)
-        # A special token is listed, and is no part of the text.
-        self.offset += 0 if token_id in self.prompts.special_ids else len(text)
+        self.offset += len(text)
+
+    def _label(self, token_id: int) -> str:
+        """A token's text; `bytes:\\xf0\\x9f` for a part of a character, as OpenAI has it,
+        because all of those would look alike."""
+        text = self.prompts.text_of(token_id)
+        if "\ufffd" in text:
+            raw = self.prompts.bytes_of(token_id)
+            if raw is not None:
+                return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return text
 
     def take(self) -> dict[str, list[Any]]:
         """What was added since the last call."""

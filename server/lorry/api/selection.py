@@ -72,14 +72,17 @@ def choices_of_model(
     """What OpenAI's `model` selects: nothing for the base. Raises ModelNotFound."""
     if model is None or model == base_name:
         return ()
+    unknown = ModelNotFound(
+        f"model {model[:200]!r} is neither the base ({base_name!r}) nor an adapter; "
+        "GET /v1/models lists them"
+    )
     try:
         choice = _named(model, "model", "model")
-        registry.get(choice.name)
+        versions = registry.get(choice.name).versions
     except (InvalidSelection, UnknownAdapter) as error:
-        raise ModelNotFound(
-            f"model {model[:200]!r} is neither the base ({base_name!r}) nor an adapter; "
-            "GET /v1/models lists them"
-        ) from error
+        raise unknown from error
+    if choice.version is not None and all(one.version != choice.version for one in versions):
+        raise unknown
     return (choice,)
 
 

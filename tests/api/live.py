@@ -1,0 +1,73 @@
+"""A real server in this process, on a socket of its own. Nothing is mocked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
+
+from lorry.bootstrap import Server, assemble
+from lorry.settings import Settings
+
+BASE = "tiny"
+
+
+@dataclass(eq=False)
+class Live:
+    """A running server and a client for it."""
+
+    server: Server
+    url: str
+    http: httpx.Client
+
+    def generate(self, inputs: str = "Ahoy there", **body: Any) -> dict[str, Any]:
+        """The answer of `/generate` with details; keyword `parameters` are merged."""
+        parameters = {"max_new_tokens": 6, "details": True, **body.pop("parameters", {})}
+        answer = self.http.post(
+            "/generate", json={"inputs": inputs, "parameters": parameters, **body}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample's value in `/metrics`; 0 where there is none."""
+        for family in text_string_to_metric_families(self.http.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        return 0.0
+
+    def upload(self, name: str, archive: Path, **fields: str) -> httpx.Response:
+        with archive.open("rb") as file:
+            return self.http.post(
+                "/adapters", data={"name": name, **fields}, files={"file": (archive.name, file)}
+            )
+
+
+@contextmanager
+def serve(settings: Settings) -> Iterator[Live]:
+    """A server for the length of a `with` block."""
+    server = assemble(settings, lambda line: None, on_broken=lambda: None)
+    server.engine.start()
+    config = uvicorn.Config(server.app, host="127.0.0.1", port=0, log_level="warning")
+    web = uvicorn.Server(config)
+    thread = threading.Thread(target=web.run)
+    thread.start()
+    while not web.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    port = web.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
+        yield Live(server, url, client)
+    web.should_exit = True
+    thread.join()
+    server.close()

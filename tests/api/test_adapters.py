@@ -1,0 +1,409 @@
+"""The life of an adapter over HTTP. A server of its own: others count on their adapters."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.live import Live, serve
+from lorry.settings import Settings
+
+PROMPT = "Ahoy there"
+FIELDS = {
+    "name",
+    "version",
+    "digest",
+    "enabled",
+    "scale",
+    "pinned",
+    "description",
+    "peft_type",
+    "rank",
+    "target_modules",
+    "parameters",
+    "bytes",
+    "base_model",
+    "residency",
+    "broken",
+    "created_at",
+    "updated_at",
+    "versions",
+}
+MAX_UPLOAD = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def own(
+    tmp_path_factory: pytest.TempPathFactory,
+    settings_for: Callable[..., Settings],
+    peft_adapter: Callable[..., Path],
+) -> Iterator[Live]:
+    root = peft_adapter("llama", "plain", seed=1).parent
+    home = tmp_path_factory.mktemp("home")
+    with serve(settings_for(home, adapter_roots=(root,), max_upload=MAX_UPLOAD)) as one:
+        yield one
+
+
+@pytest.fixture
+def fresh(own: Live) -> Live:
+    """No adapters at first, nothing on its way at the end."""
+    for record in own.http.get("/adapters").json()["adapters"]:
+        assert own.http.delete(f"/adapters/{record['name']}").status_code == 204
+    return own
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    return {name: (name, (folder / name).read_bytes()) for name in names}
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert error["code"] == code, error
+    assert error["message"] and error["type"]
+    if status == 422:
+        assert error["problems"]
+    return error
+
+
+def test_upload_list_show(fresh: Live, archives: Callable[[int], Path]) -> None:
+    answer = fresh.upload("legal", archives(1), scale="0.5", description="for contracts")
+    record = answer.json()
+    assert answer.status_code == 201
+    assert record.keys() == FIELDS
+    assert (record["name"], record["version"], record["enabled"]) == ("legal", 1, True)
+    assert (record["scale"], record["pinned"]) == (0.5, False)
+    assert (record["rank"], record["residency"], record["broken"]) == (8, "disk", None)
+    assert answer.headers["etag"] == f'"{record["digest"]}"'
+    assert record["versions"][0]["digest"] == record["digest"]
+    assert fresh.http.get("/adapters/legal").json() == record
+    assert fresh.http.get("/adapters").json() == {"adapters": [record]}
+    fresh.generate(PROMPT, adapter="legal")
+    assert fresh.http.get("/adapters/legal").json()["residency"] == "device"
+
+
+def test_the_same_again_is_no_news_and_other_content_is_a_conflict(
+    fresh: Live, archives: Callable[[int], Path]
+) -> None:
+    first = fresh.upload("legal", archives(1)).json()
+    again = fresh.upload("legal", archives(1), scale="2")
+    assert (again.status_code, again.json()) == (200, first)
+    refused(fresh.upload("legal", archives(2)), 409, "adapter_conflict")
+    replaced = fresh.upload("legal", archives(2), replace="true")
+    assert replaced.status_code == 201
+    assert [one["version"] for one in replaced.json()["versions"]] == [1, 2]
+
+
+def test_two_files_under_their_own_names(
+    fresh: Live, archives: Callable[[int], Path], peft_adapter: Callable[..., Path]
+) -> None:
+    digest = fresh.upload("zip", archives(1)).json()["digest"]
+    files = files_of(peft_adapter("llama", "plain", seed=1))
+    answer = fresh.http.post("/adapters", data={"name": "two"}, files=files)
+    assert (answer.status_code, answer.json()["digest"]) == (201, digest)
+    both = [("file", part) for part in files.values()]
+    answer = fresh.http.post("/adapters", data={"name": "same-field"}, files=both)
+    assert (answer.status_code, answer.json()["digest"]) == (201, digest)
+
+
+def test_from_a_folder_of_the_server(
+    fresh: Live, peft_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = peft_adapter("llama", "plain", seed=1)
+    body = {"name": "local", "source": str(folder), "scale": 0.25, "pinned": True}
+    answer = fresh.http.post("/adapters", json=body)
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["scale"], answer.json()["pinned"]) == (0.25, True)
+    answer = fresh.http.post("/adapters", json={**body, "source": folder.as_uri()})
+    assert answer.status_code == 200
+    for source in ("/etc", str(tmp_path), str(folder / ".." / ".." / "..")):
+        body = {"name": "other", "source": source}
+        refused(fresh.http.post("/adapters", json=body), 403, "forbidden_source")
+    for source in ("org/name", "hf://org/name", "s3://bucket/key", "https://x/y", "relative"):
+        body = {"name": "other", "source": source}
+        refused(fresh.http.post("/adapters", json=body), 422, "unsupported_parameter")
+    for wrong in ({"name": "x"}, {"source": "/x"}, {"name": "x", "source": "/x", "y": 1}):
+        refused(fresh.http.post("/adapters", json=wrong), 422, "invalid_request")
+
+
+def test_disable_enable_scale(fresh: Live, archives: Callable[[int], Path]) -> None:
+    fresh.upload("legal", archives(1))
+    half = fresh.generate(PROMPT, adapter={"name": "legal", "scale": 0.5})
+    answer = fresh.http.patch("/adapters/legal", json={"scale": 0.5, "description": "half"})
+    assert (answer.json()["scale"], answer.json()["description"]) == (0.5, "half")
+    assert fresh.generate(PROMPT, adapter="legal") == half
+    assert fresh.http.patch("/adapters/legal", json={"enabled": False}).json()["enabled"] is False
+    off = fresh.http.post("/generate", json={"inputs": PROMPT, "adapter": "legal"})
+    assert (off.status_code, off.json()["error_type"]) == (409, "adapter_disabled")
+    body = {"model": "legal", "prompt": PROMPT}
+    refused(fresh.http.post("/v1/completions", json=body), 409, "adapter_disabled")
+    assert [one["id"] for one in fresh.http.get("/v1/models").json()["data"]] == ["tiny"]
+    assert fresh.http.patch("/adapters/legal", json={"enabled": True}).status_code == 200
+    assert fresh.generate(PROMPT, adapter="legal") == half
+    nothing = fresh.http.patch("/adapters/legal", json={"scale": None})
+    assert nothing.json()["scale"] == 0.5
+
+
+def test_versions(fresh: Live, archives: Callable[[int], Path]) -> None:
+    first = fresh.upload("legal", archives(1)).json()
+    before = fresh.generate(PROMPT, adapter="legal")
+    with archives(2).open("rb") as file:
+        put = fresh.http.put(
+            "/adapters/legal",
+            files={"file": file},
+            headers={"If-Match": f'"{first["digest"]}"'},
+        )
+    assert put.status_code == 200, put.text
+    assert put.json()["version"] == 2
+    after = fresh.generate(PROMPT, adapter="legal")
+    assert after["generated_text"] != before["generated_text"]
+    assert fresh.generate(PROMPT, adapter="legal@1") == before
+    back = fresh.http.patch("/adapters/legal", json={"version": 1})
+    assert back.json()["version"] == 1 and back.headers["etag"] == f'"{first["digest"]}"'
+    assert fresh.generate(PROMPT, adapter="legal") == before
+    refused(fresh.http.patch("/adapters/legal", json={"version": 9}), 404, "unknown_adapter")
+    current = fresh.http.delete("/adapters/legal", params={"version": 1})
+    refused(current, 409, "adapter_conflict")
+    assert fresh.http.delete("/adapters/legal", params={"version": 2}).status_code == 204
+    gone = fresh.http.post("/generate", json={"inputs": PROMPT, "adapter": "legal@2"})
+    assert gone.status_code == 404
+
+
+def test_compare_and_swap(fresh: Live, archives: Callable[[int], Path]) -> None:
+    fresh.upload("legal", archives(1))
+    stale = {"If-Match": '"sha256:' + "0" * 64 + '"'}
+    with archives(2).open("rb") as file:
+        answer = fresh.http.put("/adapters/legal", files={"file": file}, headers=stale)
+    refused(answer, 412, "digest_mismatch")
+    answer = fresh.http.patch("/adapters/legal", json={"scale": 2}, headers=stale)
+    refused(answer, 412, "digest_mismatch")
+    assert fresh.http.get("/adapters/legal").json()["scale"] == 1.0
+    with archives(2).open("rb") as file:
+        answer = fresh.http.put("/adapters/legal", files={"file": file}, headers={"If-Match": "*"})
+    assert answer.status_code == 200
+
+
+def test_put_is_for_versions_only(fresh: Live, archives: Callable[[int], Path]) -> None:
+    with archives(1).open("rb") as file:
+        answer = fresh.http.put("/adapters/nobody", files={"file": file})
+    refused(answer, 404, "unknown_adapter")
+    fresh.upload("legal", archives(1))
+    with archives(2).open("rb") as file:
+        data = {"name": "other", "scale": "2", "x": "y"}
+        answer = fresh.http.put("/adapters/legal", data=data, files={"file": file})
+    problems = refused(answer, 422, "invalid_request")["problems"]
+    assert len(problems) == 3
+    answer = fresh.http.put("/adapters/legal", json={"source": "/x"})
+    refused(answer, 415, "unsupported_media_type")
+
+
+def test_delete_while_it_runs(fresh: Live, archives: Callable[[int], Path]) -> None:
+    fresh.upload("legal", archives(1))
+    parameters = {"max_new_tokens": 200, "ignore_eos_token": True}
+    whole = fresh.generate(PROMPT, adapter="legal", parameters=parameters)
+    body = {"inputs": PROMPT, "adapter": "legal", "parameters": parameters}
+    with fresh.http.stream("POST", "/generate_stream", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        with httpx.Client(base_url=fresh.url) as other:
+            assert other.delete("/adapters/legal").status_code == 204
+            assert other.post("/generate", json=body).status_code == 404
+            refused(other.get("/adapters/legal"), 404, "unknown_adapter")
+            refused(other.delete("/adapters/legal"), 404, "unknown_adapter")
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data:"))["generated_text"] == whole["generated_text"]
+    assert fresh.metric("lorry_adapter_requests_total", adapter="legal") == 0
+
+
+def test_the_files_come_back(
+    fresh: Live, archives: Callable[[int], Path], peft_adapter: Callable[..., Path]
+) -> None:
+    digest = fresh.upload("legal", archives(1)).json()["digest"]
+    answer = fresh.http.get("/adapters/legal/content")
+    assert answer.headers["content-type"] == "application/x-tar"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+        weights = tar.extractfile("adapter_model.safetensors")
+        assert weights is not None
+        folder = peft_adapter("llama", "plain", seed=1)
+        assert weights.read() == (folder / "adapter_model.safetensors").read_bytes()
+    files = {"file": ("back.tar", answer.content)}
+    again = fresh.http.post("/adapters", data={"name": "again"}, files=files)
+    assert again.json()["digest"] == digest
+    assert fresh.http.get("/adapters/legal/content", params={"version": 2}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "problems"),
+    [
+        ({}, {"file": b"x"}, ["name is required"]),
+        ({"name": "x"}, {}, ["file is required"]),
+        ({}, {}, ["name is required", "file is required"]),
+        ({"name": "x", "scale": "big", "enabled": "maybe", "foo": "1"}, {"file": b"x"}, ["scale"]),
+        ({"name": "x"}, {"adapter_config.json": b"{}"}, ["adapter_model.safetensors is required"]),
+        ({"name": "x"}, {"file": b"x", "adapter_config.json": b"{}"}, ["either"]),
+        ({"name": "x"}, {"file": b"x", "weights": b"y"}, ["unknown file 'weights'"]),
+        ({"name": ["x", "y"]}, {"file": b"x"}, ["name is given twice"]),
+    ],
+)
+def test_fields_that_are_missing_or_wrong(
+    fresh: Live, data: dict[str, Any], files: dict[str, bytes], problems: list[str]
+) -> None:
+    parts: list[Any] = [
+        (name, (None, value)) for name, value in data.items() if isinstance(value, str)
+    ]
+    parts += [(n, (None, one)) for n, v in data.items() if isinstance(v, list) for one in v]
+    parts += [(name, (f"{name}.bin", content)) for name, content in files.items()]
+    parts = parts or [("nothing", (None, ""))]
+    answer = fresh.http.post("/adapters", files=parts)
+    found = refused(answer, 422, "invalid_request")["problems"]
+    for problem in problems:
+        assert any(problem in one for one in found), found
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", "tiny", ".hidden", "a b", "x" * 129, "a@1"])
+def test_bad_names(fresh: Live, archives: Callable[[int], Path], name: str) -> None:
+    refused(fresh.upload(name, archives(1)), 422, "invalid_adapter_name")
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "17", "-16.1"])
+def test_bad_scales(fresh: Live, archives: Callable[[int], Path], scale: str) -> None:
+    refused(fresh.upload("legal", archives(1), scale=scale), 422, "invalid_scale")
+    assert fresh.http.get("/adapters/legal").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"scale": 17}, "invalid_scale"),
+        ({"scale": "1"}, "invalid_scale"),
+        ({"scale": True}, "invalid_scale"),
+        ({"enabled": "yes"}, "invalid_request"),
+        ({"version": 1.5}, "invalid_request"),
+        ({"name": "other"}, "invalid_request"),
+    ],
+)
+def test_bad_changes(
+    fresh: Live, archives: Callable[[int], Path], body: dict[str, Any], code: str
+) -> None:
+    record = fresh.upload("legal", archives(1)).json()
+    refused(fresh.http.patch("/adapters/legal", json=body), 422, code)
+    assert fresh.http.get("/adapters/legal").json() == record
+
+
+def test_what_is_no_form(fresh: Live) -> None:
+    for kind in ("text/plain", "application/octet-stream", "application/x-www-form-urlencoded"):
+        answer = fresh.http.post("/adapters", content=b"x", headers={"Content-Type": kind})
+        refused(answer, 415, "unsupported_media_type")
+    kind = "multipart/form-data; boundary=b"
+    cut = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nlegal\r\n--b\r\nContent-'
+    for content in (cut, b"nonsense", b""):
+        answer = fresh.http.post("/adapters", content=content, headers={"Content-Type": kind})
+        refused(answer, 400, "malformed_body")
+    answer = fresh.http.post(
+        "/adapters", content=cut, headers={"Content-Type": "multipart/form-data"}
+    )
+    refused(answer, 400, "malformed_body")
+
+
+def test_what_is_no_archive(fresh: Live) -> None:
+    files = {"file": ("a.zip", b"this is no archive")}
+    answer = fresh.http.post("/adapters", data={"name": "legal"}, files=files)
+    refused(answer, 415, "unsupported_upload")
+
+
+def test_too_large(fresh: Live) -> None:
+    files = {"file": ("a.zip", b"\0" * (2 * MAX_UPLOAD))}
+    answer = fresh.http.post("/adapters", data={"name": "legal"}, files=files)
+    refused(answer, 413, "upload_too_large")
+
+    def endless() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(8):
+            yield b"\0" * (MAX_UPLOAD // 2)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = fresh.http.post("/adapters", content=endless(), headers=headers)
+    refused(answer, 413, "upload_too_large")
+    staged(fresh, 0)
+
+
+def staged(live: Live, count: int) -> None:
+    """Waits until `count` uploads lie in staging."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = [path for path in live.server.settings.home.rglob("upload-*") if path.is_file()]
+        if len(found) == count:
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+
+
+def test_a_client_that_leaves_in_the_middle_leaves_nothing(fresh: Live) -> None:
+    host, port = fresh.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST /adapters HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1200000\r\n"
+            "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.encode()
+            + b"\0" * 1_100_000
+        )
+        staged(fresh, 1)
+    staged(fresh, 0)
+    assert fresh.http.get("/adapters").json() == {"adapters": []}
+    assert fresh.http.get("/health").status_code == 200
+
+
+def test_unknown_adapters(fresh: Live) -> None:
+    for answer in (
+        fresh.http.get("/adapters/nobody"),
+        fresh.http.patch("/adapters/nobody", json={"scale": 1}),
+        fresh.http.delete("/adapters/nobody"),
+        fresh.http.get("/adapters/nobody/content"),
+    ):
+        refused(answer, 404, "unknown_adapter")
+    refused(fresh.http.delete("/adapters/nobody?version=x"), 422, "invalid_request")
+
+
+def test_vllms_routes(
+    fresh: Live, peft_adapter: Callable[..., Path], archives: Callable[[int], Path]
+) -> None:
+    one, two = (str(peft_adapter("llama", "plain", seed=seed)) for seed in (1, 2))
+
+    def load(**body: Any) -> httpx.Response:
+        return fresh.http.post("/v1/load_lora_adapter", json=body)
+
+    def unload(**body: Any) -> httpx.Response:
+        return fresh.http.post("/v1/unload_lora_adapter", json=body)
+
+    def wrong(answer: httpx.Response, status: int, kind: str) -> None:
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == (kind, status)
+
+    answer = load(lora_name="a", lora_path=one)
+    assert answer.status_code == 200
+    assert answer.text == "Success: LoRA adapter 'a' added successfully."
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert fresh.generate(PROMPT, adapter="a")["adapters"][0]["version"] == 1
+    wrong(load(lora_name="a", lora_path=one), 400, "InvalidUserInput")
+    assert load(lora_name="a", lora_path=two, load_inplace=True).status_code == 200
+    assert fresh.generate(PROMPT, adapter="a")["adapters"][0]["version"] == 2
+    wrong(load(lora_name="a"), 400, "InvalidUserInput")
+    wrong(load(lora_path=one), 400, "InvalidUserInput")
+    wrong(load(lora_name="b", lora_path="org/name"), 400, "InvalidUserInput")
+    wrong(load(lora_name="b", lora_path="/etc"), 403, "PermissionDeniedError")
+    answer = unload(lora_name="a", lora_int_id=None)
+    assert answer.text == "Success: LoRA adapter 'a' removed successfully."
+    wrong(unload(lora_name="a"), 404, "NotFoundError")
+    wrong(unload(), 400, "InvalidUserInput")

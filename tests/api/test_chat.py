@@ -1,0 +1,176 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from api.live import Live
+
+MESSAGES = [
+    {"role": "system", "content": "Answer."},
+    {"role": "user", "content": "How do I cook rice?"},
+]
+RENDERED = (
+    "<|im_start|>system\nAnswer.<|im_end|>\n"
+    "<|im_start|>user\nHow do I cook rice?<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def chat(live: Live, **extra: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 8, **extra}
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def chunks(live: Live, **extra: Any) -> list[dict[str, Any]]:
+    body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 8, "stream": True, **extra}
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    frames = answer.text.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+
+
+def prompt_ids(live: Live) -> list[int]:
+    body = {"inputs": RENDERED, "add_special_tokens": False}
+    return [one["id"] for one in live.http.post("/tokenize", json=body).json()]
+
+
+def test_the_answer_is_that_of_the_rendered_template(live: Live) -> None:
+    answer = chat(live, model="legal")
+    assert answer["object"] == "chat.completion"
+    choice = answer["choices"][0]
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    body = {"model": "legal", "prompt": prompt_ids(live), "temperature": 0, "max_tokens": 8}
+    plain = live.http.post("/v1/completions", json=body).json()
+    assert choice["message"] == {"role": "assistant", "content": plain["choices"][0]["text"]}
+    assert answer["usage"] == plain["usage"]
+    assert answer["adapters"] == plain["adapters"]
+
+
+def test_without_a_limit_there_is_all_the_room(live: Live) -> None:
+    answer = chat(live, max_tokens=None, ignore_eos=True)
+    assert answer["usage"]["total_tokens"] == 512
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert chat(live, max_completion_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+def test_logprobs(live: Live) -> None:
+    content = chat(live, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
+    assert len(content) == 8
+    for one in content:
+        assert one.keys() == {"token", "logprob", "bytes", "top_logprobs"}
+        assert one["token"] == one["top_logprobs"][0]["token"]
+        assert len(one["top_logprobs"]) == 2
+    joined = bytes(byte for one in content for byte in one["bytes"])
+    assert joined.decode("utf-8", "replace") == chat(live)["choices"][0]["message"]["content"]
+    assert chat(live, logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+def test_streams(live: Live) -> None:
+    asked = {"n": 2, "temperature": 1.0, "seed": 8, "logprobs": True, "top_logprobs": 1}
+    whole = chat(live, model="pirate", **asked)
+    got = chunks(live, model="pirate", stream_options={"include_usage": True}, **asked)
+    *parts, last = got
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert got[0]["adapters"] == last["adapters"] == whole["adapters"]
+    for index in range(2):
+        mine = [one["choices"][0] for one in parts if one["choices"][0]["index"] == index]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert mine[-1]["delta"] == {} and mine[-1]["finish_reason"] == "length"
+        assert all(one["finish_reason"] is None for one in mine[:-1])
+        text = "".join(one["delta"].get("content", "") for one in mine)
+        assert text == whole["choices"][index]["message"]["content"]
+        logprobs = [one for part in mine if part["logprobs"] for one in part["logprobs"]["content"]]
+        expected = whole["choices"][index]["logprobs"]["content"]
+        assert [one["bytes"] for one in logprobs] == [one["bytes"] for one in expected]
+        assert [one["logprob"] for one in logprobs] == pytest.approx(
+            [one["logprob"] for one in expected], abs=1e-4
+        )
+
+
+def test_json(live: Live) -> None:
+    answer = chat(
+        live,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {
+                "name": "answer",
+                "strict": True,
+                "schema": {
+                    "type": "object",
+                    "properties": {"ok": {"type": "boolean"}},
+                    "required": ["ok"],
+                    "additionalProperties": False,
+                },
+            },
+        },
+        max_tokens=100,
+    )
+    assert json.loads(answer["choices"][0]["message"]["content"])["ok"] in (True, False)
+
+
+def test_parts_are_joined(live: Live) -> None:
+    parts = [{"type": "text", "text": "How do I "}, {"type": "text", "text": "cook rice?"}]
+    messages = [MESSAGES[0], {"role": "user", "content": parts}]
+    assert chat(live, messages=messages)["choices"] == chat(live)["choices"]
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"messages": []}, "messages is empty"),
+        ({"messages": "hi"}, "messages must be a list"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "x", "content": "y"}]}, "messages[0].role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "image_url",
+        ),
+        ({"tools": [TOOL]}, "cannot take tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"top_logprobs": 2}, "logprobs: true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5000}, "limit is 512"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"functions": []}, "unknown field functions"),
+        ({"reasoning_effort": "low"}, "unknown field reasoning_effort"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
+    ],
+)
+def test_bad_input(live: Live, extra: dict[str, Any], words: str) -> None:
+    answer = live.http.post("/v1/chat/completions", json={"messages": MESSAGES, **extra})
+    assert answer.status_code == 422, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_prompt_that_is_too_long_names_the_messages(live: Live) -> None:
+    messages = [{"role": "user", "content": "rice " * 600}]
+    answer = live.http.post("/v1/chat/completions", json={"messages": messages})
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+
+
+def test_what_has_no_bearing_on_the_answer_is_accepted(live: Live) -> None:
+    idle = {
+        "user": "ann",
+        "metadata": {},
+        "store": True,
+        "parallel_tool_calls": False,
+        "tool_choice": "none",
+        "tools": None,
+        "modalities": ["text"],
+        "prediction": None,
+        "safety_identifier": "x",
+        "prompt_cache_key": "y",
+    }
+    assert chat(live, **idle)["choices"] == chat(live)["choices"]

@@ -1,0 +1,285 @@
+"""Health, info, metrics, models, the documentation, unknown routes, a server that is full or
+going down."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.live import Live, serve
+from lorry.settings import Settings
+
+PROMPT = "The lorry waited"
+
+
+def test_health(live: Live) -> None:
+    for path in ("/health", "/health/ready", "/health/live"):
+        assert live.http.get(path).status_code == 200
+
+
+def test_info(live: Live) -> None:
+    info = live.http.get("/info").json()
+    assert (info["model_id"], info["quantization"], info["max_total_tokens"]) == (
+        "tiny",
+        "none",
+        512,
+    )
+    assert info["memory"]["kv_cache"] > 0
+    assert info["limits"]["max_adapters_per_request"] == 8
+
+
+def test_models(live: Live) -> None:
+    models = live.http.get("/v1/models").json()
+    assert models["object"] == "list"
+    base, *adapters = models["data"]
+    assert (base["id"], base["parent"], base["object"]) == ("tiny", None, "model")
+    assert [(one["id"], one["parent"]) for one in adapters] == [
+        ("legal", "tiny"),
+        ("pirate", "tiny"),
+    ]
+    digest = live.http.get("/adapters/legal").json()["digest"]
+    assert adapters[0]["root"] == digest
+    assert live.http.get("/v1/models/legal").json() == adapters[0]
+    assert live.http.get("/v1/models/tiny").json() == base
+    unknown = live.http.get("/v1/models/gpt")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_unknown_routes_and_methods(live: Live) -> None:
+    answer = live.http.get("/v2/models")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "no_such_route"
+    answer = live.http.put("/v1/models", json={})
+    assert answer.status_code == 405
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == "GET"
+    answer = live.http.get("/generate")
+    assert (answer.status_code, answer.json()["error_type"]) == (405, "validation")
+
+
+def values(live: Live) -> dict[str, float]:
+    """Every sample, by its name and labels."""
+    answer = live.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_what_was_done(live: Live) -> None:
+    before = values(live)
+    answer = live.generate(PROMPT, adapter=["pirate", "legal"])
+    live.generate(PROMPT)
+    live.http.post("/generate", json={"inputs": PROMPT, "adapter": "nobody"})
+    after = values(live)
+
+    def grown(name: str, **labels: str) -> float:
+        key = f"{name}{sorted(labels.items())}"
+        return after[key] - before.get(key, 0.0)
+
+    prompt = answer["details"]["prompt_tokens"]
+    engine = {"model_name": "tiny", "engine": "0"}
+    assert grown("vllm:prompt_tokens_total", **engine) == 2 * prompt
+    assert grown("vllm:generation_tokens_total", **engine) == 12
+    assert grown("vllm:request_success_total", finished_reason="length", **engine) == 2
+    assert grown("vllm:time_to_first_token_seconds_count", **engine) == 2
+    assert grown("vllm:inter_token_latency_seconds_count", **engine) == 10
+    assert grown("vllm:time_per_output_token_seconds_count", **engine) == 2
+    assert grown("vllm:e2e_request_latency_seconds_count", **engine) == 2
+    assert grown("vllm:iteration_tokens_total_sum", **engine) == 2 * (prompt + 5)
+    assert grown("lorry_refused_requests_total", code="unknown_adapter") == 1
+    for name, version in (("pirate", "1"), ("legal", "1"), ("tiny", "")):
+        labels = {"adapter": name, "version": version}
+        assert grown("lorry_adapter_requests_total", finished_reason="length", **labels) == 1
+        assert grown("lorry_adapter_prompt_tokens_total", **labels) == prompt
+        assert grown("lorry_adapter_generated_tokens_total", **labels) == 6
+        assert grown("lorry_adapter_time_to_first_token_seconds_count", **labels) == 1
+        assert grown("lorry_adapter_time_per_token_seconds_count", **labels) == 1
+        assert grown("lorry_adapter_errors_total", **labels) == 0
+    assert not any("nobody" in key for key in after)
+
+
+def test_metrics_of_the_engine(live: Live) -> None:
+    live.generate(PROMPT, adapter=["pirate", "legal"])
+    now = values(live)
+    engine = "[('engine', '0'), ('model_name', 'tiny')]"
+    for name, value in {
+        f"vllm:num_requests_running{engine}": 0,
+        f"vllm:num_requests_waiting{engine}": 0,
+        f"vllm:kv_cache_usage_perc{engine}": 0,
+        f"vllm:num_preemptions_total{engine}": 0,
+        f"vllm:num_gpu_loaded_lora_adapters{engine}": 2,
+        f"vllm:max_gpu_lora_adapters{engine}": 4,
+        "lorry_slots[]": 4,
+        "lorry_slots_used[]": 2,
+        "lorry_adapter_loads_total[]": 2,
+        "lorry_adapter_evictions_total[]": 0,
+        "lorry_engine_failed_steps_total[]": 0,
+        "lorry_adapters[('state', 'enabled')]": 2,
+        "lorry_adapters[('state', 'disabled')]": 0,
+        "lorry_host_cache_adapters[]": 2,
+    }.items():
+        assert now[name] == value, name
+    assert now["lorry_engine_steps_total[]"] > 0
+    assert now["lorry_host_cache_bytes[]"] > 0
+    info = [key for key in now if key.startswith("vllm:lora_requests_info")]
+    assert len(info) == 1
+    assert "('running_lora_adapters', 'legal,pirate')" in info[0]
+    assert "('max_lora', '4')" in info[0]
+
+
+def test_the_documentation_names_every_status(live: Live) -> None:
+    document = live.http.get("/openapi.json").json()
+    paths = document["paths"]
+    expected = {
+        ("/generate", "post"): {200, 400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503},
+        ("/v1/chat/completions", "post"): {
+            *(200, 400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503)
+        },
+        ("/adapters", "post"): {200, 201, 400, 401, 403, 409, 413, 415, 422, 500, 507},
+        ("/adapters/{name}", "put"): {200, 400, 401, 403, 404, 409, 412, 413, 415, 422, 500, 507},
+        ("/adapters/{name}", "delete"): {204, 401, 403, 404, 409, 422, 500},
+        ("/health", "get"): {200, 503},
+    }
+    for (path, method), statuses in expected.items():
+        assert {int(one) for one in paths[path][method]["responses"]} == statuses, path
+    # Every reference leads somewhere.
+    text = live.http.get("/openapi.json").text
+    for part in text.split('"$ref":"#/components/schemas/')[1:]:
+        assert part.split('"', 1)[0] in document["components"]["schemas"]
+    body = paths["/generate"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["schema"]["$ref"].endswith("GenerateBody")
+    top_p = document["components"]["schemas"]["Parameters"]["properties"]["top_p"]
+    assert {"exclusiveMinimum": 0, "maximum": 1}.items() <= top_p["anyOf"][0].items()
+    assert live.http.get("/docs").status_code == 200
+
+
+def test_nothing_but_the_keys_of_the_answer_is_undocumented(live: Live) -> None:
+    schemas = live.http.get("/openapi.json").json()["components"]["schemas"]
+
+    def check(value: Any, schema: dict[str, Any], where: str) -> None:
+        if "$ref" in schema:
+            schema = schemas[schema["$ref"].rpartition("/")[2]]
+        if "anyOf" in schema:
+            options = [one for one in schema["anyOf"] if one.get("type") != "null"]
+            if value is None or len(options) != 1:
+                return
+            return check(value, options[0], where)
+        if isinstance(value, list) and "items" in schema:
+            for one in value:
+                check(one, schema["items"], f"{where}[]")
+        if isinstance(value, dict) and "properties" in schema:
+            assert value.keys() <= schema["properties"].keys(), where
+            assert set(schema.get("required", ())) <= value.keys(), where
+            for key, one in value.items():
+                check(one, schema["properties"][key], f"{where}.{key}")
+
+    asked = {"best_of": 2, "temperature": 1, "top_n_tokens": 2, "decoder_input_details": True}
+    check(
+        live.generate(PROMPT, adapter="pirate", parameters=asked),
+        schemas["GenerateAnswer"],
+        "generate",
+    )
+    body: dict[str, Any] = {"prompt": PROMPT, "logprobs": 2, "model": "legal"}
+    answer = live.http.post("/v1/completions", json=body).json()
+    check(answer, schemas["CompletionAnswer"], "completions")
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "logprobs": True}
+    answer = live.http.post("/v1/chat/completions", json=body).json()
+    check(answer, schemas["ChatAnswer"], "chat")
+    check(live.http.get("/adapters").json(), schemas["AdapterList"], "adapters")
+    check(live.http.get("/v1/models").json(), schemas["ModelList"], "models")
+    answer = live.http.post("/v1/completions", json={}).json()
+    check(answer, schemas["ErrorBody"], "error")
+
+
+def test_a_full_queue_is_429(
+    tmp_path: Path, settings_for: Callable[..., Settings], archives: Callable[[int], Path]
+) -> None:
+    with serve(settings_for(tmp_path / "home", max_queue=2, max_num_seqs=1)) as own:
+        body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 200, "ignore_eos_token": True}}
+        held = threading.Barrier(9)
+
+        def post(_: int) -> httpx.Response:
+            held.wait()
+            return httpx.post(f"{own.url}/generate", json=body, timeout=120)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = [pool.submit(post, index) for index in range(8)]
+            held.wait()
+            done = [one.result() for one in answers]
+        statuses = {one.status_code for one in done}
+        assert statuses == {200, 429}
+        for one in done:
+            if one.status_code == 429:
+                assert one.json()["error_type"] == "overloaded"
+                assert int(one.headers["retry-after"]) >= 1
+        # All or nothing: five answers do not fit, and none is left behind.
+        several = {"prompt": PROMPT, "n": 5, "max_tokens": 2}
+        answer = own.http.post("/v1/completions", json=several)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert own.generate(PROMPT)["generated_text"]
+        assert own.server.registry.open_leases() == 0
+
+
+def test_a_server_that_goes_down(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    with serve(settings_for(tmp_path / "home")) as own:
+        parameters = {"max_new_tokens": 400, "ignore_eos_token": True}
+        body = {"inputs": PROMPT, "parameters": parameters}
+        with own.http.stream("POST", "/generate_stream", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            # As SIGTERM does, in the server's own loop.
+            loop = own.server.client._loop
+            assert loop is not None
+            drained = asyncio.run_coroutine_threadsafe(own.server.client.drain(60), loop)
+            with httpx.Client(base_url=own.url) as other:
+                refused = other.post("/generate", json={"inputs": PROMPT})
+                while refused.status_code == 200:
+                    refused = other.post("/generate", json={"inputs": PROMPT})
+                assert refused.status_code == 503
+                assert refused.json()["error_type"] == "overloaded"
+                assert "retry-after" in refused.headers
+                assert other.get("/health").status_code == 503
+                assert other.get("/health/ready").status_code == 503
+                assert other.get("/health/live").status_code == 200
+            count = sum(line.startswith("data:") for line in lines)
+        assert count == 399
+        assert drained.result(60) is True
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_grace_period_ends(
+    tmp_path: Path, settings_for: Callable[..., Settings], stream: bool
+) -> None:
+    with serve(settings_for(tmp_path / "home")) as own:
+        body = {
+            "prompt": PROMPT,
+            "max_tokens": 450,
+            "ignore_eos": True,
+            "stream": stream,
+            "n": 8,
+        }
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(own.http.post, "/v1/completions", json=body)
+            while own.server.client.stats.running == 0:
+                pass
+            loop = own.server.client._loop
+            assert loop is not None
+            asyncio.run_coroutine_threadsafe(own.server.client.drain(0), loop).result(60)
+            done = answer.result()
+        if stream:
+            assert done.status_code == 200
+            assert '"code":"shutting_down"' in done.text.split("\n\n")[-2]
+        else:
+            assert done.status_code == 503
+            assert done.json()["error"]["code"] == "shutting_down"

@@ -1,0 +1,139 @@
+"""Metrics: what is counted, and what goes away with an adapter."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lorry.core import EngineStats
+from lorry.metrics import Metrics, Sources
+from lorry_adapters.registry.host_cache import HostCacheStats
+from lorry_adapters.registry.record import AdapterRecord, AdapterRef, VersionRecord
+
+LEGAL = AdapterRef("legal", 1, "sha256:" + "a" * 64, 1.0)
+NEWER = AdapterRef("legal", 2, "sha256:" + "b" * 64, 1.0)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry(), base_name="base")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.collectors.get_sample_value(name, labels)
+
+
+def series(metrics: Metrics, adapter: str) -> set[tuple[str, str]]:
+    return {
+        (family.name, sample.labels["version"])
+        for family in metrics.collectors.collect()
+        for sample in family.samples
+        if sample.labels.get("adapter") == adapter
+    }
+
+
+def run(metrics: Metrics, *refs: AdapterRef, tokens: int = 3, reason: str = "stop") -> None:
+    meter = metrics.accepted(refs, prompt_tokens=5, max_tokens=10)
+    for _ in range(tokens):
+        meter.token()
+    meter.finish(reason)
+
+
+def test_a_request_counts_once(metrics: Metrics) -> None:
+    meter = metrics.accepted((), prompt_tokens=5, max_tokens=10)
+    meter.token()
+    meter.finish("length")
+    meter.finish("abort")
+    done = {"model_name": "base", "engine": "0"}
+    assert value(metrics, "vllm:request_success_total", finished_reason="length", **done) == 1
+    assert value(metrics, "vllm:request_success_total", finished_reason="abort", **done) is None
+    # One token has a first and no pace.
+    assert value(metrics, "vllm:time_to_first_token_seconds_count", **done) == 1
+    assert value(metrics, "vllm:time_per_output_token_seconds_count", **done) == 0
+
+
+def test_errors_are_counted_for_their_adapter(metrics: Metrics) -> None:
+    run(metrics, LEGAL)
+    run(metrics, LEGAL, tokens=0, reason="error")
+    labels = {"adapter": "legal", "version": "1"}
+    assert value(metrics, "lorry_adapter_errors_total", **labels) == 1
+    assert value(metrics, "lorry_adapter_requests_total", finished_reason="error", **labels) == 1
+    assert value(metrics, "lorry_adapter_generated_tokens_total", **labels) == 3
+
+
+def test_a_removed_adapter_takes_its_series_along(metrics: Metrics) -> None:
+    run(metrics, LEGAL)
+    run(metrics, NEWER, reason="length")
+    run(metrics, AdapterRef("other", 1, "sha256:" + "c" * 64, 1.0))
+    metrics.forget("legal", 1)
+    assert {version for _, version in series(metrics, "legal")} == {"2"}
+    metrics.forget("legal")
+    assert series(metrics, "legal") == set()
+    assert series(metrics, "other")
+    metrics.forget("nobody")
+
+
+def test_a_request_that_outlives_its_adapter_does_not_bring_it_back(metrics: Metrics) -> None:
+    meter = metrics.accepted((LEGAL,), prompt_tokens=5, max_tokens=10)
+    metrics.forget("legal")
+    meter.token()
+    meter.token()
+    meter.finish("stop")
+    assert series(metrics, "legal") == set()
+    run(metrics, LEGAL)
+    assert series(metrics, "legal")
+
+
+def record(name: str, digest: str, *, enabled: bool = True) -> AdapterRecord:
+    now = datetime.now(UTC)
+    version = VersionRecord(1, digest, "LORA", 8, ("q_proj",), 10, 20, None, now)
+    return AdapterRecord(name, enabled, 1.0, True, "", version, (version,), now, now)
+
+
+def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
+    stats = EngineStats()
+    metrics.watch(
+        Sources(
+            stats=lambda: stats,
+            host_cache=lambda: HostCacheStats(1, 2, 3, 4, 5, 6),
+            records=lambda: (
+                record("on-device", "d1"),
+                record("in-host", "d2", enabled=False),
+                record("on-disk", "d3"),
+            ),
+            in_host_cache=lambda digest: digest in ("d1", "d2"),
+        )
+    )
+    # Nothing yet: no division by the blocks that are not there.
+    assert value(metrics, "vllm:kv_cache_usage_perc", model_name="base", engine="0") == 0
+    stats = EngineStats(
+        running=2,
+        waiting=3,
+        kv_blocks_used=1,
+        kv_blocks_total=4,
+        kv_block_size=16,
+        slots_total=8,
+        resident=("d1",),
+        running_adapters=("busy",),
+        waiting_adapters=("z", "y"),
+        loads=7,
+    )
+    engine = {"model_name": "base", "engine": "0"}
+    assert value(metrics, "vllm:num_requests_running", **engine) == 2
+    assert value(metrics, "vllm:num_requests_waiting", **engine) == 3
+    assert value(metrics, "vllm:kv_cache_usage_perc", **engine) == 0.25
+    labels = {"block_size": "16", "num_gpu_blocks": "4"}
+    assert value(metrics, "vllm:cache_config_info", **engine, **labels) == 1
+    info = {"max_lora": "8", "running_lora_adapters": "busy,on-device"}
+    assert value(metrics, "vllm:lora_requests_info", waiting_lora_adapters="y,z", **info)
+    for name, level in (("on-device", "gpu"), ("in-host", "cpu")):
+        labels = {"adapter_name": name, "level": level, "pinned": "true", "rank": "8"}
+        assert value(metrics, "vllm:lora_adapter_loaded", **engine, **labels) == 1
+    assert value(metrics, "lorry_adapters", state="enabled") == 2
+    assert value(metrics, "lorry_adapters", state="disabled") == 1
+    assert value(metrics, "lorry_adapter_loads_total") == 7
+    assert value(metrics, "lorry_host_cache_capacity_bytes") == 3
+    assert value(metrics, "lorry_host_cache_misses_total") == 5
+    assert b"# TYPE vllm:num_requests_running gauge" in metrics.render()
