@@ -128,9 +128,9 @@ def bad_uploads(folder: Path, *, max_rank: int) -> dict[str, BadUpload]:
     rank = max_rank + 1
     return {
         "not an archive": BadUpload("a.zip", b"this is no archive" * 99, 415, "archive"),
-        "nothing at all": BadUpload("a.zip", b"", 415, "archive"),
-        "truncated zip": BadUpload("a.zip", whole[: len(whole) // 2], 415, "archive"),
-        "truncated tar": BadUpload("a.tar", tar_of(good)[: len(whole) // 2], 415, "archive"),
+        "nothing at all": BadUpload("a.zip", b"", 415, "empty"),
+        "truncated zip": BadUpload("a.zip", whole[: len(whole) // 2], 415, "truncated"),
+        "truncated tar": BadUpload("a.tar", tar_of(good)[: len(whole) // 2], 415, "truncated"),
         "climbs out": BadUpload("a.zip", zip_of({**good, "../evil": b"x"}), 415, "../evil"),
         "absolute path": BadUpload("a.tar", tar_of({**good, "/etc/evil": b"x"}), 415, "/etc/evil"),
         "symbolic link": BadUpload(
@@ -140,8 +140,8 @@ def bad_uploads(folder: Path, *, max_rank: int) -> dict[str, BadUpload]:
         "two configs": BadUpload(
             "a.zip", zip_of({**good, f"other/{CONFIG}": good[CONFIG]}), 415, CONFIG
         ),
-        "no config": BadUpload("a.zip", zip_of({WEIGHTS: good[WEIGHTS]}), 415, CONFIG),
-        "no weights": BadUpload("a.zip", zip_of(only_config), 415, WEIGHTS),
+        "no config": BadUpload("a.zip", zip_of({WEIGHTS: good[WEIGHTS]}), 422, CONFIG),
+        "no weights": BadUpload("a.zip", zip_of(only_config), 422, WEIGHTS),
         "pickle only": BadUpload("a.zip", zip_of(pickled), 415, "pickle"),
         "config is no JSON": BadUpload("a.zip", zip_of({**good, CONFIG: b"{'r': 8"}), 422, "json"),
         "config is a list": BadUpload("a.zip", zip_of({**good, CONFIG: b"[]"}), 422, "object"),
@@ -154,7 +154,7 @@ def bad_uploads(folder: Path, *, max_rank: int) -> dict[str, BadUpload]:
         "header claims a larger shape": BadUpload("a.zip", with_header(larger_shape), 422, ""),
         "header has a strange dtype": BadUpload("a.zip", with_header(strange_dtype), 422, "f7"),
         "weights truncated": BadUpload("a.zip", with_weights(good[WEIGHTS][:-100]), 422, ""),
-        "wrong shape": BadUpload("a.zip", with_tensors(wider), 422, "shape"),
+        "wrong shape": BadUpload("a.zip", with_tensors(wider), 422, "down_proj"),
         "not a number": BadUpload("a.zip", with_tensors(poison(float("nan"))), 422, "finite"),
         "infinite": BadUpload("a.zip", with_tensors(poison(float("inf"))), 422, "finite"),
         "integers": BadUpload("a.zip", with_tensors(integers), 422, "i32"),

@@ -1,0 +1,183 @@
+"""What stands in for the model and for the slots where the engine's own logic is tested.
+
+`ToyRunner` is a language model of one line: the next token is a hash of everything
+before it and of the adapters in use. It keeps what it is fed in numbered cells, as
+the real cache does, and reads its context back from the row's blocks. So two
+sequences in one block, a token fed twice, a wrong slot or a lost answer change the
+tokens that come out, and `answer_of` says what should have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lorry.core import (
+    Batch,
+    Constraint,
+    Request,
+    Row,
+    RowResult,
+    SamplingParams,
+    TokenLogprob,
+)
+from lorry_adapters.errors import AdapterError
+from lorry_adapters.registry.record import AdapterRef, Lease
+
+VOCABULARY = 50
+
+Adapters = Sequence[tuple[str, float]]
+"""Digests and scales."""
+
+
+@dataclass
+class CountedLease:
+    """A lease, and how often it was given back."""
+
+    lease: Lease
+    releases: list[None] = field(default_factory=list)
+
+
+def counted_lease(adapters: Adapters) -> CountedLease:
+    releases: list[None] = []
+    refs = tuple(AdapterRef(f"name-{digest}", 1, digest, scale) for digest, scale in adapters)
+    return CountedLease(Lease(refs, lambda: releases.append(None)), releases)
+
+
+def request(
+    name: str,
+    prompt: Sequence[int] = (1, 2, 3),
+    max_new_tokens: int = 4,
+    adapters: Adapters = (),
+    *,
+    lease: Lease | None = None,
+    constraint: Constraint | None = None,
+    eos: Iterable[int] = (),
+    prompt_logprobs: bool = False,
+) -> Request:
+    params = SamplingParams(
+        max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs
+    )
+    held = lease or counted_lease(adapters).lease
+    return Request(name, tuple(prompt), params, held, 0.0, constraint)
+
+
+def _number(*what: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "big")
+
+
+def next_token(tokens: Sequence[int], adapters: Adapters) -> int:
+    return _number("token", tuple(tokens), tuple(adapters)) % VOCABULARY
+
+
+def logprob(before: Sequence[int], token: int) -> float:
+    return -(_number("logprob", tuple(before), token) % 1000) / 100
+
+
+def answer_of(asked: Request) -> list[int]:
+    """What the toy model says when it runs the request alone."""
+    adapters = [(ref.digest, ref.scale) for ref in asked.lease.refs if ref.scale != 0.0]
+    answer: list[int] = []
+    while len(answer) < asked.params.max_new_tokens:
+        answer.append(next_token([*asked.prompt_ids, *answer], adapters))
+        if answer[-1] in asked.params.eos_token_ids:
+            break
+    return answer
+
+
+def prompt_logprobs_of(prompt: Sequence[int]) -> tuple[TokenLogprob | None, ...]:
+    rest = [TokenLogprob(token, logprob(prompt[: i + 1], token)) for i, token in
+            enumerate(prompt[1:])]  # fmt: skip
+    return (None, *rest)
+
+
+class ToyRunner:
+    """Deterministic, and as forgetful as a real cache: it knows only what its cells say."""
+
+    def __init__(self, block_size: int, digest_in: Callable[[int], str | None]) -> None:
+        self.block_size = block_size
+        self.digest_in = digest_in
+        self.cells: dict[int, tuple[int, int]] = {}
+        self.batches: list[list[tuple[str, int, tuple[int, ...]]]] = []
+        """(request, start, tokens) of every row of every step."""
+        self.failing: Exception | None = None
+
+    def run(self, batch: Batch) -> list[RowResult]:
+        self.batches.append([(r.request_id, r.start, tuple(r.token_ids)) for r in batch.rows])
+        if self.failing is not None:
+            raise self.failing
+        # As on a real device: everything is written, then everything is read.
+        for row in batch.rows:
+            for offset, token in enumerate(row.token_ids):
+                position = row.start + offset
+                self.cells[self._cell(row, position)] = (position, token)
+        return [self._result(row) for row in batch.rows]
+
+    def _result(self, row: Row) -> RowResult:
+        end = row.start + len(row.token_ids)
+        context = [self.cells[self._cell(row, position)] for position in range(end)]
+        assert [position for position, _ in context] == list(range(end)), "another's cells"
+        tokens = [token for _, token in context]
+        prompt = tuple(
+            TokenLogprob(target, logprob(tokens[: row.start + i + 1], target))
+            for i, target in enumerate(row.prompt_targets or ())
+        )
+        if row.sample is None:
+            return RowResult(None, (), prompt)
+        assert tokens == [*row.sample.prompt, *row.sample.answer]
+        adapters = []
+        for use in row.adapters:
+            digest = self.digest_in(use.slot)
+            assert digest is not None, "an empty slot"
+            adapters.append((digest, use.scale))
+        token = next_token(tokens, adapters)
+        return RowResult(TokenLogprob(token, logprob(tokens, token)), (), prompt)
+
+    def _cell(self, row: Row, position: int) -> int:
+        return row.blocks[position // self.block_size] * self.block_size + (
+            position % self.block_size
+        )
+
+
+class ToyResidency:
+    """Slots without threads: a test says what has arrived and what is broken."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.arrived: set[str] = set()
+        self.broken: set[str] = set()
+        self.pins: dict[str, int] = {}
+        self.wanted: list[tuple[str, ...]] = []
+        """What was asked for ahead, call by call."""
+        self._slots: dict[str, int] = {}
+
+    def digest_in(self, slot: int) -> str | None:
+        """Of a slot in use: nothing may run on one that is not pinned."""
+        return next((d for d, s in self._slots.items() if s == slot and self.pins.get(d)), None)
+
+    def acquire(self, digests: Sequence[str]) -> tuple[int, ...] | None:
+        for digest in digests:
+            if digest in self.broken:
+                raise AdapterError(f"{digest} is broken")
+        missing = {d for d in digests if d not in self._slots}
+        if not missing <= self.arrived:
+            return None
+        idle = [d for d in self._slots if not self.pins.get(d) and d not in digests]
+        free = [s for s in range(1, self.num_slots + 1) if s not in self._slots.values()]
+        if len(missing) > len(free) + len(idle):
+            return None
+        for digest in sorted(missing):
+            slot = free.pop() if free else self._slots.pop(idle.pop())
+            self._slots[digest] = slot
+        for digest in digests:
+            self.pins[digest] = self.pins.get(digest, 0) + 1
+        return tuple(self._slots[digest] for digest in digests)
+
+    def release(self, digests: Sequence[str]) -> None:
+        for digest in digests:
+            assert self.pins[digest] > 0, "released more often than acquired"
+            self.pins[digest] -= 1
+
+    def prefetch(self, digests: Sequence[str]) -> None:
+        self.wanted.append(tuple(digests))
