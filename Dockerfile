@@ -17,7 +17,13 @@ RUN python -m venv /opt/lorry \
 COPY pyproject.toml README.md LICENSE ./
 COPY server/lorry server/lorry
 COPY adapters adapters
-RUN /opt/lorry/bin/pip install --constraint constraints.txt .
+# Then out with what nothing here runs: torch's own tests and headers, other makers' GPU kernels,
+# and CUDA's where torch has none.
+# hadolint ignore=DL3003
+RUN /opt/lorry/bin/pip install --constraint constraints.txt . \
+    && cd "$(/opt/lorry/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+    && rm -rf torch/test torch/include torch/bin/{protoc*,*Test,test_*} bitsandbytes/libbitsandbytes_{rocm,xpu}*.so \
+    && case "${TORCH_INDEX}" in */cpu) rm -f bitsandbytes/libbitsandbytes_cuda*.so ;; esac
 
 FROM python:${PYTHON_VERSION}-slim
 # bitsandbytes' CPU library is linked against the system's OpenMP.
