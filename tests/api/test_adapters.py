@@ -338,6 +338,25 @@ def test_too_large(fresh: Live) -> None:
     staged(fresh, 0)
 
 
+def test_files_that_were_damaged_on_the_disk(fresh: Live, archives: Callable[[int], Path]) -> None:
+    digest = fresh.upload("legal", archives(1)).json()["digest"]
+    folder = fresh.server.registry.folder(digest)
+    for file in folder.iterdir():
+        file.chmod(0o600)
+        file.write_bytes(b"damaged")
+    for path in ("/generate", "/generate_stream"):
+        answer = fresh.http.post(path, json={"inputs": PROMPT, "adapter": "legal"})
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_broken")
+    answer = fresh.http.post("/v1/completions", json={"model": "legal", "prompt": "x"})
+    refused(answer, 422, "adapter_broken")
+    assert fresh.http.get("/adapters/legal").json()["broken"]
+    assert fresh.http.get("/adapters/legal/content").status_code == 422
+    fresh.generate(PROMPT)
+    # The same files again mend it.
+    assert fresh.upload("legal", archives(1)).status_code == 200
+    fresh.generate(PROMPT, adapter="legal")
+
+
 def staged(live: Live, count: int) -> None:
     """Waits until `count` uploads lie in staging."""
     deadline = time.monotonic() + 30

@@ -66,3 +66,13 @@ def test_pages_of_other_sites_may_not_write(live: Live) -> None:
     own = {"Origin": live.url}
     assert live.http.post("/generate", json={"inputs": "x"}, headers=own).status_code == 200
     assert live.http.get("/adapters", headers=evil).status_code == 200
+    # Behind a proxy the host is another one, and the browser says that the page is ours.
+    proxied = {"Origin": "https://lorry.example", "Sec-Fetch-Site": "same-origin"}
+    assert live.http.post("/generate", json={"inputs": "x"}, headers=proxied).status_code == 200
+    sneaky = {**own, "Sec-Fetch-Site": "cross-site"}
+    assert live.http.post("/generate", json={"inputs": "x"}, headers=sneaky).status_code == 403
+
+
+def test_a_refused_upload_is_answered_although_nobody_reads_it(locked: Live) -> None:
+    files = {"file": ("a.zip", b"\0" * (4 << 20))}
+    assert httpx.post(locked.url + "/adapters", files=files).status_code == 401

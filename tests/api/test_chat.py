@@ -120,6 +120,42 @@ def test_parts_are_joined(live: Live) -> None:
     assert chat(live, messages=messages)["choices"] == chat(live)["choices"]
 
 
+TEMPLATE = (
+    "{% for one in tools or [] %}{{ one.function.name }} {% endfor %}{{ messages[-1].content }}"
+)
+FORECAST = {
+    "type": "function",
+    "function": {
+        "name": "forecast",
+        "parameters": {
+            "type": "object",
+            "properties": {"days": {"enum": [1, 2]}},
+            "required": ["days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "forecast"}}]
+)
+def test_a_forced_tool_call(live: Live, monkeypatch: pytest.MonkeyPatch, choice: Any) -> None:
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    asked = {"tools": [FORECAST], "tool_choice": choice, "max_tokens": 200}
+    answer = chat(live, **asked)["choices"][0]
+    assert answer["finish_reason"] == "tool_calls"
+    call = answer["message"]["tool_calls"][0]
+    assert (call["type"], call["function"]["name"]) == ("function", "forecast")
+    assert json.loads(call["function"]["arguments"])["days"] in (1, 2)
+    *_, called, last = chunks(live, **asked)
+    streamed = called["choices"][0]["delta"]["tool_calls"][0]
+    assert streamed["index"] == 0 and streamed["function"] == call["function"]
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+    free = chat(live, tools=[FORECAST], max_tokens=5)
+    assert free["choices"][0]["finish_reason"] == "length"
+
+
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 

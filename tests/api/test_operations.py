@@ -97,6 +97,7 @@ def test_metrics_count_what_was_done(live: Live) -> None:
     assert grown("vllm:time_per_output_token_seconds_count", **engine) == 2
     assert grown("vllm:e2e_request_latency_seconds_count", **engine) == 2
     assert grown("vllm:iteration_tokens_total_sum", **engine) == 2 * (prompt + 5)
+    assert grown("vllm:request_params_n_sum", **engine) == 2
     assert grown("lorry_refused_requests_total", code="unknown_adapter") == 1
     for name, version in (("pirate", "1"), ("legal", "1"), ("tiny", "")):
         labels = {"adapter": name, "version": version}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -10,6 +10,11 @@ from lorry.api.bodies import Body
 
 # The scale's type and range are the registry's to check: one rule, one message.
 Scale = Any
+
+MAX_DESCRIPTION = 10_000
+"""Characters."""
+
+Description = Annotated[str, Field(max_length=MAX_DESCRIPTION)]
 
 
 class FolderBody(Body):
@@ -20,7 +25,7 @@ class FolderBody(Body):
     scale: Scale = None
     enabled: bool | None = None
     pinned: bool | None = None
-    description: str | None = None
+    description: Description | None = None
     replace: bool | None = None
 
 
@@ -30,7 +35,7 @@ class PatchBody(Body):
     enabled: bool | None = None
     scale: Scale = None
     pinned: bool | None = None
-    description: str | None = None
+    description: Description | None = None
     version: int | None = None
 
 

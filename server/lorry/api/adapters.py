@@ -12,12 +12,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from lorry.api.adapter_schema import AdapterList, AdapterView, FolderBody, PatchBody
-from lorry.api.bodies import media_type, read_body
+from lorry.api.adapter_schema import (
+    MAX_DESCRIPTION,
+    AdapterList,
+    AdapterView,
+    FolderBody,
+    PatchBody,
+)
+from lorry.api.bodies import drop_unread, media_type, read_body
 from lorry.api.docs import json_body
 from lorry.api.errors import InvalidFields, UnsupportedMediaType, documented
 from lorry.api.residency import Residencies
-from lorry.api.uploads import Form, raise_problems, read_form, refuse_unread
+from lorry.api.uploads import Form, raise_problems, read_form
 from lorry.errors import UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.errors import AdapterError
@@ -134,7 +140,7 @@ class Adapters:
         try:
             if_match = self._if_match(request, self._registry.get(name))
         except AdapterError:
-            await refuse_unread(request)
+            await drop_unread(request)
             raise
         if media_type(request) == "application/json":
             raise UnsupportedMediaType(
@@ -295,9 +301,16 @@ def _state(form: Form) -> State:
         scale=scale,
         enabled=truths["enabled"],
         pinned=truths["pinned"],
-        description=fields.get("description"),
+        description=_description(form),
         replace=bool(truths["replace"]),
     )
+
+
+def _description(form: Form) -> str | None:
+    text = form.fields.get("description")
+    if text is not None and len(text) > MAX_DESCRIPTION:
+        form.problems.append(f"description must have at most {MAX_DESCRIPTION} characters")
+    return text
 
 
 def _version_view(version: VersionRecord) -> dict[str, Any]:

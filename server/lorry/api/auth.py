@@ -6,13 +6,16 @@ shows names and counts, no text), and the documentation, which carries no data.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lorry.api.bodies import drop_unread
 from lorry.api.errors import CrossSite, HttpError, Unauthorized, respond, row_of
 from lorry.metrics import Metrics
 
@@ -42,6 +45,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         self._metrics.refused(row_of(refusal).code)
+        with contextlib.suppress(ClientDisconnect):
+            await drop_unread(Request(scope, receive))
         await respond(scope["path"], refusal)(scope, receive, send)
 
     def _unauthorized(self, scope: Scope, headers: Headers) -> HttpError | None:
@@ -65,7 +70,11 @@ def _cross_site(scope: Scope, headers: Headers) -> HttpError | None:
     included; browsers say so, and nobody else sends `Origin`."""
     if scope["method"] in _SAFE:
         return None
-    origin = headers.get("origin")
-    if origin is None or urlsplit(origin).netloc == headers.get("host"):
+    # A browser's own word comes first: behind a proxy, Host may be the proxy's business.
+    site = headers.get("sec-fetch-site")
+    if site in ("same-origin", "none"):
         return None
-    return CrossSite(f"a page of {origin[:200]} may not use this server")
+    origin = headers.get("origin")
+    if site is None and (origin is None or urlsplit(origin).netloc == headers.get("host")):
+        return None
+    return CrossSite(f"a page of {(origin or 'another site')[:200]} may not use this server")

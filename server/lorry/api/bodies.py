@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Never, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -88,6 +89,12 @@ async def drop_rest(request: Request) -> None:
             return
 
 
+async def drop_unread(request: Request) -> None:
+    """The body is not wanted: let a client that only sends now read the answer afterwards."""
+    if not waits_for_consent(request):
+        await drop_rest(request)
+
+
 def announced_length(request: Request) -> int | None:
     """Content-Length, where it is a number."""
     value = request.headers.get("content-length", "")
@@ -105,8 +112,7 @@ async def _read(request: Request) -> bytes:
         f"the body is larger than {MAX_JSON} bytes, the most a JSON body may have"
     )
     if length is not None and length > MAX_JSON:
-        if not waits_for_consent(request) and length <= _LINGER:
-            await drop_rest(request)
+        await drop_unread(request)
         raise refusal
     data = bytearray()
     async for chunk in request.stream():
@@ -131,7 +137,8 @@ def _refuse(error: ValidationError) -> Never:
         elif kind == "extra_forbidden":
             problems.append(f"unknown field {field}")
         else:
-            message = item["msg"].replace("Input should", "must").replace("a valid ", "a ")
+            message = re.sub("^(Input|String|List|Dictionary) should", "must", item["msg"])
+            message = message.replace("a valid ", "a ")
             problems.append(f"{field} {message}, not {_describe(item['input'])}")
     first = error.errors(include_url=False)[0]["loc"]
     raise InvalidFields(problems, param=".".join(str(part) for part in first)) from error

@@ -71,7 +71,9 @@ class Chat:
         if not body.stream:
             envelope = self._openai.envelope("chatcmpl", "chat.completion", body)
             return JSONResponse(await until_gone(request.receive, self._whole(asked, envelope)))
-        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="messages")
+        runs = await self._openai.runs.start(
+            asked.jobs, asked.choices, param="messages", each=len(asked.jobs)
+        )
         chunks = Chunks(
             envelope=self._openai.envelope("chatcmpl", "chat.completion.chunk", body),
             refs=runs[0].refs,
@@ -88,7 +90,9 @@ class Chat:
         )
 
     async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
-        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="messages")
+        runs = await self._openai.runs.start(
+            asked.jobs, asked.choices, param="messages", each=len(asked.jobs)
+        )
         made = await answers(runs)
         return {
             **envelope,

@@ -139,7 +139,9 @@ class Completions:
         envelope = self._openai.envelope("cmpl", "text_completion", body)
         if not body.stream:
             return JSONResponse(await until_gone(request.receive, self._whole(asked, envelope)))
-        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="prompt")
+        runs = await self._openai.runs.start(
+            asked.jobs, asked.choices, param="prompt", each=asked.each
+        )
         chunks = Chunks(
             envelope=envelope,
             refs=runs[0].refs,
@@ -156,7 +158,9 @@ class Completions:
         )
 
     async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
-        runs = await self._openai.runs.start(asked.jobs, asked.choices, param="prompt")
+        runs = await self._openai.runs.start(
+            asked.jobs, asked.choices, param="prompt", each=asked.each
+        )
         made = await answers(runs)
         choices: list[dict[str, Any]] = []
         for index, prompt in enumerate(asked.prompts):

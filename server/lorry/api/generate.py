@@ -140,7 +140,9 @@ class Generate:
 
     async def _whole(self, body: GenerateBody) -> dict[str, Any]:
         asked = await self._asked(body)
-        runs = await self._runs.start(asked.jobs, asked.choices, param="inputs")
+        runs = await self._runs.start(
+            asked.jobs, asked.choices, param="inputs", each=len(asked.jobs)
+        )
         made = await answers(runs)
         order = sorted(range(len(made)), key=lambda index: -made[index].mean_logprob)
         best = order[0]
@@ -175,7 +177,9 @@ class Generate:
                 "parameters.decoder_input_details cannot stream; leave out one of the two",
                 param="decoder_input_details",
             )
-        runs = await self._runs.start(asked.jobs, asked.choices, param="inputs")
+        runs = await self._runs.start(
+            asked.jobs, asked.choices, param="inputs", each=len(asked.jobs)
+        )
         return await stream(
             request,
             runs,

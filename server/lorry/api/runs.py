@@ -161,19 +161,20 @@ class Runs:
         self._prompts = prompts
         self._metrics = metrics
 
-    @property
-    def max_model_len(self) -> int:
-        return self._client.max_model_len
-
     def room(self, prompt_ids: Sequence[int]) -> int:
         """Tokens that an answer to this prompt can have; at least 1, so that a prompt
         that is too long by itself is refused with the engine's own numbers."""
-        return max(1, self._client.max_model_len - len(prompt_ids))
+        stats = self._client.stats
+        limit = self._client.max_model_len
+        if stats.kv_blocks_total:
+            limit = min(limit, stats.kv_blocks_total * stats.kv_block_size)
+        return max(1, limit - len(prompt_ids))
 
     async def start(
-        self, jobs: Sequence[Job], choices: Sequence[AdapterChoice], *, param: str
+        self, jobs: Sequence[Job], choices: Sequence[AdapterChoice], *, param: str, each: int
     ) -> list[Run]:
-        """All of `jobs` with the same adapters, or none. `param` is the prompt's field."""
+        """All of `jobs` with the same adapters, or none. `param` is the prompt's field,
+        `each` the answers asked for to one prompt."""
         runs: list[Run] = []
         try:
             for job in jobs:
@@ -187,7 +188,7 @@ class Runs:
         except BaseException:
             await close_all(runs)
             raise
-        self._metrics.answers(len(runs))
+        self._metrics.answers(each)
         return runs
 
     async def _start(self, job: Job, choices: Sequence[AdapterChoice], param: str) -> Run:

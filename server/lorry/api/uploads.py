@@ -18,7 +18,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from lorry.api.bodies import announced_length, drop_rest, waits_for_consent
+from lorry.api.bodies import announced_length, drop_rest, drop_unread
 from lorry.api.errors import InvalidFields, MalformedBody, UnsupportedMediaType
 from lorry_adapters.errors import StorageFull, UploadTooLarge
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
@@ -85,7 +85,7 @@ async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
     too_large = UploadTooLarge(f"the upload is larger than the limit of {max_upload} bytes")
     length = announced_length(request)
     if length is not None and length > limit:
-        await refuse_unread(request)
+        await drop_unread(request)
         raise too_large
     parser = _Parser(folder, _boundary(request))
     received = 0
@@ -114,12 +114,6 @@ async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
         raise
     finally:
         parser.close()
-
-
-async def refuse_unread(request: Request) -> None:
-    """The answer is a refusal: let a client that only sends now read it afterwards."""
-    if not waits_for_consent(request):
-        await drop_rest(request)
 
 
 def _boundary(request: Request) -> bytes:
