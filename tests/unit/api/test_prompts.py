@@ -108,3 +108,14 @@ def test_no_template() -> None:
     tokenizer.chat_template = None
     with pytest.raises(UnsupportedParameter, match="no chat template"):
         chat(Prompts(tokenizer))
+
+
+def test_tokens_beyond_the_bases_embeddings_are_refused() -> None:
+    """They would fail the whole step, and every request in it."""
+    tokenizer = build_tokenizer(add_bos=True)
+    ids = encode(Prompts(tokenizer), "rice")
+    small = Prompts(tokenizer, vocab_size=max(ids))
+    with pytest.raises(InvalidRequest, match="no embedding"):
+        encode(small, "rice")
+    with pytest.raises(InvalidRequest):
+        small.check_ids([max(ids)], param="prompt")
