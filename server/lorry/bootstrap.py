@@ -28,6 +28,7 @@ from lorry.metrics import Metrics
 from lorry.model import selfcheck
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.loader import LoadedModel, load
+from lorry.model.native.choice import choose
 from lorry.model.runner import Runner, measure
 from lorry.option import format_size
 from lorry.settings import Settings
@@ -49,10 +50,12 @@ class Server:
     registry: Registry
     engine: Engine
     client: EngineClient
+    runner: Runner
     app: FastAPI
 
     def close(self) -> None:
         self.engine.stop()
+        self.runner.close()
         self.registry.close()
 
 
@@ -74,7 +77,16 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         max_rank=settings.max_lora_rank,
         shapes=shapes,
     )
+    chosen = choose(
+        settings.kernels,
+        loaded,
+        runner,
+        max_tokens=settings.max_num_batched_tokens,
+        max_rank=settings.max_lora_rank,
+    )
+    say(f"steps run on {chosen}")
     selfcheck.check(runner, loaded)
+    runner.settle()
     say(
         f"KV cache takes {format_size(runner.cache.nbytes)}: "
         f"{blocks * BLOCK_SIZE} tokens of {format_size(per_token)}"
@@ -130,9 +142,10 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             eos_token_ids=loaded.eos_token_ids,
             max_model_len=loaded.max_model_len,
             info=lambda: _info(settings, loaded, runner),
+            vocab_size=loaded.config.get_text_config().vocab_size,
         )
     )
-    return Server(settings, loaded, registry, engine, client, app)
+    return Server(settings, loaded, registry, engine, client, runner, app)
 
 
 def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
@@ -158,6 +171,7 @@ def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[st
         "quantization": loaded.quantization,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": str(loaded.device),
+        "kernels": runner.path,
         "torch": torch.__version__,
         "max_model_len": loaded.max_model_len,
         "max_loras": settings.max_loras,

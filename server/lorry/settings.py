@@ -135,6 +135,13 @@ class Settings:
         secret=True,
         default_text="no key asked for",
     )
+    kernels: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "What runs an int8 base on a CPU: the compiled step (native) or PyTorch's operations "
+        "(torch). auto: native where it was built and knows the model.",
+        choices=("auto", "native", "torch"),
+    )
     max_loras: int = _option(
         8, Kind.INT, "Adapters on the device at once, beside the base.", minimum=1, maximum=4096
     )

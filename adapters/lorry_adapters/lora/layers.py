@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lorry_adapters.lora.arrays import zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.kernels import grouped
 from lorry_adapters.lora.plan import Plan
@@ -88,6 +89,14 @@ class LoraLinear(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
+    @property
+    def arrays(self) -> tuple[Tensor, Tensor] | None:
+        """A `[S, R, I]` and B `[S, R, O]` of all slots, in the compute dtype; B carries the
+        trained strength. None until a first adapter was placed."""
+        if self._a_SRI is None or self._b_SRO is None:
+            return None
+        return self._a_SRI, self._b_SRO
+
     def place(self, slot: int, pair: LoraPair | None) -> None:
         """Copy `pair` into `slot`; None empties it. Not while a forward pass runs."""
         assert 1 <= slot < len(self.ranks)
@@ -110,8 +119,8 @@ class LoraLinear(nn.Module):
 
     def _reserve(self) -> None:
         shape = (len(self.ranks), self._max_rank)
-        self._a_SRI = torch.zeros(*shape, self.in_features, dtype=self._dtype, device=self._device)
-        self._b_SRO = torch.zeros(*shape, self.out_features, dtype=self._dtype, device=self._device)
+        self._a_SRI = zeros((*shape, self.in_features), dtype=self._dtype, device=self._device)
+        self._b_SRO = zeros((*shape, self.out_features), dtype=self._dtype, device=self._device)
         self.slot_bytes = self._a_SRI.nbytes + self._b_SRO.nbytes
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def attend(
                 f"{type(module).__name__} passes {name!r} to attention, which is not served yet"
             )
     if isinstance(step, Recorder):
-        step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3], sliding_window)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plan, kv = step.plan, step.cache.layer(module)

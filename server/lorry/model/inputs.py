@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.core import Batch, Row
@@ -57,6 +59,10 @@ class AttentionPlan:
     chunks: tuple[Chunk, ...]
     _singles: dict[int | None, Singles] = field(default_factory=dict, repr=False)
 
+    def cells_of(self, row: Row) -> NDArray[np.int64]:
+        """Cache rows of everything that the last token of `row` sees."""
+        return _cache_rows(row, 0, row.start + len(row.token_ids), self.block_size)
+
     def singles(self, window: int | None) -> Singles:
         """The single rows' context; with a sliding `window`, only its last tokens."""
         try:
@@ -73,7 +79,9 @@ class AttentionPlan:
             contexts.append(_cache_rows(row, begin, end, self.block_size))
         lengths = [len(context) for context in contexts]
         longest = max(lengths)
-        padded = [context + [0] * (longest - len(context)) for context in contexts]
+        padded = np.zeros((len(contexts), longest), dtype=np.int64)
+        for place, context in enumerate(contexts):
+            padded[place, : len(context)] = context
         mask = None
         if min(lengths) != longest:
             cells = torch.arange(longest, device=self.device)
@@ -81,7 +89,7 @@ class AttentionPlan:
             mask = (cells < lengths_B1)[:, None, None, :]
         return Singles(
             self.num_singles,
-            torch.tensor(padded, dtype=torch.int64, device=self.device),
+            torch.from_numpy(padded).to(self.device),
             mask,
         )
 
@@ -130,11 +138,11 @@ def build_inputs(
         positions.extend(range(row.start, end))
         if count > 1:
             context = _cache_rows(row, 0, end, block_size)
-            write.extend(context[row.start :])
-            context_L = torch.tensor(context, dtype=torch.int64, device=device)
+            write.extend(context[row.start :].tolist())
+            context_L = torch.from_numpy(context).to(device)
             chunks.append(Chunk(first, count, row.start, context_L))
         else:
-            write.extend(_cache_rows(row, row.start, end, block_size))
+            write.extend(_cache_rows(row, row.start, end, block_size).tolist())
         mine = _wanted_of(row, first)
         wanted_rows.append((len(wanted), len(mine)))
         wanted.extend(mine)
@@ -164,15 +172,12 @@ def build_inputs(
     )
 
 
-def _cache_rows(row: Row, begin: int, end: int, block_size: int) -> list[int]:
+def _cache_rows(row: Row, begin: int, end: int, block_size: int) -> NDArray[np.int64]:
     """Cache rows of the positions `begin` to `end` - 1 of a sequence."""
-    rows: list[int] = []
-    for index in range(begin // block_size, -(-end // block_size)):
-        base = row.blocks[index] * block_size
-        low = max(begin - index * block_size, 0)
-        high = min(end - index * block_size, block_size)
-        rows.extend(range(base + low, base + high))
-    return rows
+    first = begin // block_size
+    blocks = np.asarray(row.blocks[first : -(-end // block_size)], dtype=np.int64)
+    cells = blocks[:, None] * block_size + np.arange(block_size)
+    return cells.reshape(-1)[begin - first * block_size : end - first * block_size]
 
 
 def _wanted_of(row: Row, first: int) -> list[int]:

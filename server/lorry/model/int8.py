@@ -19,7 +19,7 @@ depend on the batch it is in.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,16 @@ class Int8Linear(nn.Module):
 
     def base_tensors(self) -> Mapping[str, Tensor]:
         """The packed weight unpacked: what shows that it never changes. Copies."""
+        if self._packed is None:
+            return self._elsewhere()
         quantized, _ = torch.ops.quantized.linear_unpack(self._packed)
         tensors = {"codes": quantized.int_repr(), "scale": quantized.q_per_channel_scales()}
         return tensors if self.bias is None else {**tensors, "bias": self.bias}
+
+    def hand_over(self, elsewhere: Callable[[], Mapping[str, Tensor]]) -> None:
+        """The weights live somewhere else from now on; this module no longer runs."""
+        self._elsewhere = elsewhere
+        self._packed = None
 
     @property
     def nbytes(self) -> int:
@@ -74,6 +81,7 @@ class Int8Linear(nn.Module):
         return self.out_features * self.in_features + 4 * self.out_features + bias
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self._packed is not None, "its weights were handed over"
         x_TI = x.reshape(-1, self.in_features)
         tokens = x_TI.shape[0]
         # A row of zeros has no largest element: any scale does.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lorry_adapters.lora.arrays import zeros
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -21,6 +23,8 @@ class LayerShape:
     heads: int
     key_size: int
     value_size: int
+    window: int | None = None
+    """Last tokens that it sees, its own included; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,9 @@ class KVCache:
 
         # Zeroed: a padded row reads cells that nobody has written, and 0 x NaN is NaN.
         def cells(heads: int, size: int) -> Tensor:
-            return torch.zeros(tokens, heads, size, dtype=dtype, device=device)
+            return zeros((tokens, heads, size), dtype=dtype, device=device)
 
+        self._shapes = shapes
         self._layers = {
             module: LayerKV(cells(s.heads, s.key_size), cells(s.heads, s.value_size))
             for module, s in shapes.items()
@@ -56,6 +61,9 @@ class KVCache:
 
     def layer(self, module: nn.Module) -> LayerKV:
         return self._layers[module]
+
+    def shape(self, module: nn.Module) -> LayerShape:
+        return self._shapes[module]
 
     @property
     def nbytes(self) -> int:

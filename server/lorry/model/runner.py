@@ -20,6 +20,7 @@ from lorry.model.attention import Recorder, Step, attending
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.loader import LoadedModel
+from lorry.model.native.lean import LeanModel
 from lorry.model.sampler import logprobs_of, sample
 from lorry_adapters.lora.layers import LoraModel
 
@@ -58,12 +59,33 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
         )
+        self._lean: LeanModel | None = None
         parameters = inspect.signature(loaded.model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
 
     def place(self, slot: int, weights: AdapterWeights) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
         self.lora.place(slot, weights)
+        if self._lean is not None:
+            self._lean.refresh()
+
+    def go_lean(self, lean: LeanModel) -> None:
+        """Run every further step through the compiled path."""
+        self._lean = lean
+
+    @property
+    def path(self) -> str:
+        """What runs the steps: `native` or `torch`."""
+        return "torch" if self._lean is None else "native"
+
+    def settle(self) -> None:
+        """After the self-check: let go of what only the other path needs."""
+        if self._lean is not None:
+            self._lean.take_over()
+
+    def close(self) -> None:
+        if self._lean is not None:
+            self._lean.close()
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
@@ -88,6 +110,8 @@ class Runner:
 
     def _forward(self, inputs: Inputs) -> Tensor:
         """Logits of the wanted tokens, `[K, V]`."""
+        if self._lean is not None:
+            return self._lean.run(inputs)
         keep = {"logits_to_keep": inputs.wanted_K} if self._keeps_logits else {}
         step = Step(inputs.attention, self.cache)
         head = inputs.head if self._keeps_logits else inputs.body

@@ -1,0 +1,255 @@
+"""A Llama-shaped int8 model for the compiled step: recognised, packed, run.
+
+Recognition looks at the modules and not at a name alone: `unsuited` says what does
+not fit, and the self-check at start-up compares every answer with transformers' own
+layers before the first request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lorry.model.inputs import Inputs
+from lorry.model.int8 import Int8Linear
+from lorry.model.kv_cache import KVCache
+from lorry.model.loader import LoadedModel
+from lorry.model.native import structs
+from lorry.model.native.pack import BLOCK, PackedLinear, pack
+from lorry_adapters.lora.layers import LoraLinear
+from lorry_adapters.lora.plan import Plan
+
+ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
+STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
+"""Kinds whose frequencies do not depend on the length of the sequence."""
+
+
+def unsuited(loaded: LoadedModel) -> str | None:
+    """Why the compiled step cannot run this model; None where it can."""
+    config: Any = loaded.config
+    if loaded.layout.architecture not in ARCHITECTURES:
+        return f"{loaded.layout.architecture} is not of a shape that it knows"
+    if loaded.quantization != "int8" or loaded.device.type != "cpu":
+        return "it runs int8 weights on a CPU"
+    if config.hidden_act != "silu":
+        return f"the activation is {config.hidden_act}"
+    if config.rope_parameters.get("rope_type", "default") not in STATIC_ROPES:
+        return f"positions are of type {config.rope_parameters['rope_type']}"
+    if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        return "only a part of each head is rotated"
+    attention = loaded.model.model.layers[0].self_attn
+    sizes = (config.hidden_size, config.intermediate_size, attention.head_dim, config.vocab_size)
+    if any(size % BLOCK for size in sizes):
+        return f"a width of {sizes} is not a multiple of {BLOCK}"
+    if not all(isinstance(_bare(m), Int8Linear) for m in _linears(loaded.model)):
+        return "some of its linears are not int8"
+    return None
+
+
+class LeanModel:
+    """The packed model and its threads. One step at a time, from one thread."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        loaded: LoadedModel,
+        cache: KVCache,
+        layers: Mapping[str, LoraLinear],
+        *,
+        max_tokens: int,
+        max_pairs: int,
+        max_rank: int,
+        num_threads: int,
+    ) -> None:
+        """`layers`: the model's linears with their slots, by name."""
+        self._library = library
+        self._layers = layers
+        # Everything the compiled side points to.
+        self._keep: list[object] = []
+        self._packed: list[PackedLinear] = []
+        self._sources: list[tuple[Int8Linear, PackedLinear, int]] = []
+        self._rope = loaded.model.model.rotary_emb
+        self._ranks: dict[str, NDArray[np.int32]] = {}
+        self._slots: list[tuple[str, structs.Slots]] = []
+        self._vocab = int(loaded.config.vocab_size)
+        model: Any = loaded.model
+        self._structs = (structs.Layer * len(model.model.layers))()
+        for index, layer in enumerate(model.model.layers):
+            self._fill_layer(self._structs[index], layer, index, cache)
+        config: Any = loaded.config
+        attention = model.model.layers[0].self_attn
+        self._model = structs.Model(
+            num_layers=len(self._structs),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_size=attention.head_dim,
+            inner=config.intermediate_size,
+            vocab=config.vocab_size,
+            max_rank=max_rank,
+            epsilon=config.rms_norm_eps,
+            attention_scale=attention.scaling,
+            embedding=self._pointer(model.model.embed_tokens.weight),
+            norm=self._pointer(model.model.norm.weight),
+            head=self._linear(model.lm_head),
+            layers=self._structs,
+        )
+        self._add_slots(self._model, "head_slots", "lm_head")
+        self.refresh()
+        self._max_context = loaded.max_model_len
+        self._engine = library.lorry_engine(
+            ctypes.byref(self._model), max_tokens, max_pairs, self._max_context, num_threads
+        )
+        if not self._engine:
+            raise MemoryError("no memory or no threads for the compiled step")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(packed.nbytes for packed in self._packed)
+
+    def refresh(self) -> None:
+        """Look again at the slots; call it after an adapter was placed."""
+        for name, target in self._slots:
+            layer = self._layers[name]
+            arrays = layer.arrays
+            if arrays is not None:
+                target.a_SRI, target.b_SRO = (array.data_ptr() for array in arrays)
+            self._ranks[name][:] = layer.ranks
+
+    def take_over(self) -> None:
+        """Drop the generic path's copy of the weights; only this one runs from here on."""
+        for linear, packed, part in self._sources:
+            linear.hand_over(partial(packed.part, part))
+
+    def run(self, inputs: Inputs) -> Tensor:
+        """Logits of the wanted tokens, `[K, V]` fp32."""
+        attention = inputs.attention
+        cos, sin = self._rope(
+            inputs.positions_1T.new_zeros((), dtype=torch.float32), position_ids=inputs.positions_1T
+        )
+        half = cos.shape[-1] // 2
+        cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        logits_KV = torch.empty(len(inputs.wanted_K), self._vocab)
+        counts = [len(row.token_ids) for row in attention.rows]
+        contexts = [attention.cells_of(row) for row in attention.rows]
+        starts = np.cumsum([0, *(len(context) for context in contexts)], dtype=np.int64)
+        arrays: dict[str, NDArray[np.generic]] = {
+            "ids": _int32(inputs.ids_1T[0]),
+            "position": _int32(inputs.positions_1T[0]),
+            "cell": _int32(attention.write_T),
+            "row": np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+            "context": starts,
+            "cells": np.concatenate(contexts).astype(np.int32),
+            "wanted": _int32(inputs.wanted_K),
+        }
+        body, head = _Pairs(inputs.body), _Pairs(inputs.head)
+        step = structs.Step(
+            num_tokens=inputs.ids_1T.shape[1],
+            num_wanted=len(inputs.wanted_K),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            body=body.struct,
+            head=head.struct,
+            logits=logits_KV.data_ptr(),
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+        self._library.lorry_run(self._engine, ctypes.byref(step))
+        return logits_KV
+
+    def close(self) -> None:
+        """End the threads. No step may follow."""
+        if self._engine:
+            self._library.lorry_engine_free(self._engine)
+            self._engine = None
+
+    def _fill_layer(self, target: structs.Layer, layer: Any, index: int, cache: KVCache) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        prefix = f"model.layers.{index}"
+        target.qkv = self._linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        target.o = self._linear(attention.o_proj)
+        target.gate_up = self._linear(mlp.gate_proj, mlp.up_proj)
+        target.down = self._linear(mlp.down_proj)
+        for name in ("q", "k", "v", "o"):
+            self._add_slots(target, f"{name}_slots", f"{prefix}.self_attn.{name}_proj")
+        for name in ("gate", "up", "down"):
+            self._add_slots(target, f"{name}_slots", f"{prefix}.mlp.{name}_proj")
+        target.attention_norm = self._pointer(layer.input_layernorm.weight)
+        target.mlp_norm = self._pointer(layer.post_attention_layernorm.weight)
+        if hasattr(attention, "q_norm"):
+            target.q_norm = self._pointer(attention.q_norm.weight)
+            target.k_norm = self._pointer(attention.k_norm.weight)
+        kv = cache.layer(attention)
+        target.k_NHD = self._pointer(kv.k_NHD)
+        target.v_NHD = self._pointer(kv.v_NHD)
+        target.window = cache.shape(attention).window or 0
+        target.rotary = 1
+
+    def _linear(self, *layers: nn.Module) -> structs.Linear:
+        bare = [base for base in map(_bare, layers) if isinstance(base, Int8Linear)]
+        assert len(bare) == len(layers)
+        packed = pack(*bare)
+        self._packed.append(packed)
+        self._sources += [(linear, packed, i) for i, linear in enumerate(bare)]
+        return packed.struct
+
+    def _add_slots(self, owner: structs.Layer | structs.Model, field: str, name: str) -> None:
+        layer = self._layers[name]
+        ranks = self._ranks[name] = np.zeros(len(layer.ranks), dtype=np.int32)
+        setattr(
+            owner,
+            field,
+            structs.Slots(None, None, ranks.ctypes.data, layer.in_features, layer.out_features),
+        )
+        # The copy inside `owner`, not ours: a later write must reach it.
+        self._slots.append((name, getattr(owner, field)))
+
+    def _pointer(self, tensor: Tensor) -> int:
+        assert tensor.dtype is torch.float32 and tensor.is_contiguous()
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+
+class _Pairs:
+    """A plan as `step.h` wants it; keeps its arrays."""
+
+    def __init__(self, plan: Plan) -> None:
+        slots = [slot for slot, _, _ in plan.pairs]
+        starts = [i for i, slot in enumerate(slots) if i == 0 or slots[i - 1] != slot]
+        self._token = np.array([token for _, token, _ in plan.pairs], dtype=np.int32)
+        self._scale = np.array([scale for _, _, scale in plan.pairs], dtype=np.float32)
+        self._slot = np.array([slots[i] for i in starts], dtype=np.int32)
+        self._start = np.array([*starts, len(slots)], dtype=np.int32)
+        self.struct = structs.Pairs(
+            len(slots),
+            len(starts),
+            self._token.ctypes.data,
+            self._slot.ctypes.data,
+            self._start.ctypes.data,
+            self._scale.ctypes.data,
+        )
+
+
+def _int32(values: Tensor) -> NDArray[np.int32]:
+    return values.to(torch.int32).numpy()
+
+
+def _bare(layer: nn.Module) -> nn.Module:
+    return layer.base if isinstance(layer, LoraLinear) else layer
+
+
+def _linears(model: Any) -> Sequence[nn.Module]:
+    found: list[nn.Module] = [model.lm_head]
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        found += [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        found += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return found

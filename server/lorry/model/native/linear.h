@@ -1,0 +1,101 @@
+/* The int8 linear: the arithmetic of `lorry.model.int8.Int8Linear`, integer for integer.
+ *
+ * A token's activations are two rows of codes, high and low; both meet the same
+ * weights, so they are neighbours and one load of the weights serves both.
+ */
+#ifndef LORRY_LINEAR_H
+#define LORRY_LINEAR_H
+
+#include "step.h"
+#include "vectors.h"
+#include <math.h>
+#include <string.h>
+
+#define CODES 63
+#define OFFSET 64 /* codes are stored unsigned, 1 to 127 */
+
+#if defined(__AVX512VNNI__)
+#define TILE_TOKENS 4
+#define TILE_BLOCKS 2
+#else
+/* Half the registers, half the width: as many accumulators as fit. */
+#define TILE_TOKENS 1
+#define TILE_BLOCKS 1
+#endif
+
+/* x [in] -> codes [2, in], and what a code of the high row is worth. */
+INLINE float encode(const float *x, uint8_t *codes, int in) {
+    Floats most = all(0);
+    for (int i = 0; i < in; i += WIDTH) most = greater(most, magnitude(load(x + i)));
+    float absmax = largest(most);
+    if (!(absmax > 1e-30f)) absmax = 1e-30f;
+    Floats factor = all(CODES / absmax);
+    uint8_t *high = codes, *low = codes + in;
+    typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
+    for (int i = 0; i < in; i += WIDTH) {
+        Floats code = load(x + i) * factor, rounded = nearest(code);
+        Floats rest = nearest((code - rounded) * all(CODES));
+        *(Bytes *)(high + i) = __builtin_convertvector(to_ints(rounded) + OFFSET, Bytes);
+        *(Bytes *)(low + i) = __builtin_convertvector(to_ints(rest) + OFFSET, Bytes);
+    }
+    return absmax / CODES;
+}
+
+/* `tokens` x `blocks` outputs, both compile-time constants where it is called. */
+INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
+                        int stride, int block, int tokens, int blocks) {
+    const int in = linear->in, rows = 2 * tokens;
+    const size_t block_bytes = (size_t)in * WIDTH;
+    const int8_t *weights = linear->codes + block * block_bytes;
+    Ints acc[2 * TILE_TOKENS][TILE_BLOCKS];
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < blocks; b++) acc[r][b] = (Ints){0};
+    for (int i = 0; i < in; i += 4) {
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, codes + (size_t)r * in + i, 4);
+            for (int b = 0; b < blocks; b++)
+                acc[r][b] = dot4(acc[r][b], four, weights + b * block_bytes + i * WIDTH);
+        }
+    }
+    for (int b = 0; b < blocks; b++) {
+        const int o = (block + b) * WIDTH;
+        Ints offset = *(const Ints *)(linear->sum_O + o) * OFFSET;
+        Floats scale = load(linear->scale_O + o);
+        for (int t = 0; t < tokens; t++) {
+            Floats high = to_floats(acc[2 * t][b] - offset);
+            Floats low = to_floats(acc[2 * t + 1][b] - offset);
+            Floats out = (high + low * all(1.0f / CODES)) * scale * all(worth[t]);
+            if (linear->bias_O) out += load(linear->bias_O + o);
+            store(y + (size_t)t * stride + o, out);
+        }
+    }
+}
+
+/* Output blocks `first` to `last` - 1 of every token: y [T, stride]. */
+static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
+                          int stride, int tokens, int first, int last) {
+    const size_t row = 2 * (size_t)linear->in;
+    int block = first;
+    /* Weights outside, tokens inside: a block of weights stays in the nearest cache. */
+    while (block < last) {
+        const int blocks = last - block >= TILE_BLOCKS ? TILE_BLOCKS : 1;
+        int t = 0;
+#define TILE(T, B)                                                                              \
+    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, T, B)
+        if (blocks == TILE_BLOCKS) {
+            for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS) TILE(TILE_TOKENS, TILE_BLOCKS);
+#if TILE_TOKENS > 1
+            if (tokens - t == 3) TILE(3, TILE_BLOCKS);
+            if (tokens - t == 2) TILE(2, TILE_BLOCKS);
+            if (tokens - t == 1) TILE(1, TILE_BLOCKS);
+#endif
+        } else {
+            for (; t < tokens; t++) TILE(1, 1);
+        }
+#undef TILE
+        block += blocks;
+    }
+}
+
+#endif

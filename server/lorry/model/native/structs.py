@@ -1,0 +1,95 @@
+"""`step.h` in ctypes, field by field. Nothing else knows the layout."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
+
+
+class Linear(Structure):
+    _fields_ = [
+        ("codes", c_void_p),
+        ("scale_O", c_void_p),
+        ("sum_O", c_void_p),
+        ("bias_O", c_void_p),
+        ("out", c_int32),
+        ("in_", c_int32),
+    ]
+
+
+class Slots(Structure):
+    _fields_ = [
+        ("a_SRI", c_void_p),
+        ("b_SRO", c_void_p),
+        ("rank_S", c_void_p),
+        ("in_", c_int32),
+        ("out", c_int32),
+    ]
+
+
+LINEARS = ("qkv", "o", "gate_up", "down")
+SLOTS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Layer(Structure):
+    _fields_ = [
+        *((name, Linear) for name in LINEARS),
+        *((f"{name}_slots", Slots) for name in SLOTS),
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("k_NHD", c_void_p),
+        ("v_NHD", c_void_p),
+        ("window", c_int32),
+        ("rotary", c_int32),
+    ]
+
+
+class Model(Structure):
+    _fields_ = [
+        ("num_layers", c_int32),
+        ("hidden", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_size", c_int32),
+        ("inner", c_int32),
+        ("vocab", c_int32),
+        ("max_rank", c_int32),
+        ("epsilon", c_float),
+        ("attention_scale", c_float),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+        ("head", Linear),
+        ("head_slots", Slots),
+        ("layers", POINTER(Layer)),
+    ]
+
+
+class Pairs(Structure):
+    _fields_ = [
+        ("num_pairs", c_int32),
+        ("num_segments", c_int32),
+        ("token", c_void_p),
+        ("slot", c_void_p),
+        ("start", c_void_p),
+        ("scale", c_void_p),
+    ]
+
+
+class Step(Structure):
+    _fields_ = [
+        ("num_tokens", c_int32),
+        ("num_wanted", c_int32),
+        ("ids", c_void_p),
+        ("position", c_void_p),
+        ("cell", c_void_p),
+        ("row", c_void_p),
+        ("context", c_void_p),
+        ("cells", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("body", Pairs),
+        ("head", Pairs),
+        ("wanted", c_void_p),
+        ("logits", c_void_p),
+    ]
