@@ -4,31 +4,79 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
+from api.live import serve
 from lorry.model.memory import digest_of_base
+from lorry.settings import Settings
+from support.peft_adapters import pack
+from support.prompts import random_prompt
 from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver
+from support.server import body
 
 VARIANTS = ["plain", "large", "one_module", "head", "rslora", "mlp_only", "small", "all_linear"]
+ROUNDS = 1000
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-def test_a_thousand_loads_leave_the_base_as_it_was(
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_thousand_places_in_the_runner(
     quantization: str, tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
     driver = RunnerDriver(tiny_model("llama"), quantization=quantization)
     before = digest_of_base(driver.loaded.model)
     random_ = random.Random(0)
     folders = [peft_adapter("llama", variant, seed=5) for variant in VARIANTS]
-    ids = [random_.randrange(5, 384) for _ in range(6)]
+    ids = random_prompt(6, 0)
     alone = driver.score([Ask([], ids)])
-    for load in range(1000):
+    for turn in range(ROUNDS):
         driver.place(random_.randint(1, NUM_SLOTS), random_.choice(folders))
-        if load % 10 == 0:
-            held = list(driver._slots)
-            chosen = random_.sample(held, min(2, len(held)))
+        if turn % 10 == 0:
+            chosen = random_.sample(driver.placed, min(2, len(driver.placed)))
             driver.greedy([Ask([(f, random_.uniform(-2, 2)) for f in chosen], ids)], 2)
     assert digest_of_base(driver.loaded.model) == before
     assert driver.score([Ask([], ids)]) == alone
+
+
+def test_a_thousand_uploads_requests_and_deletions(
+    tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Through the whole server, on the base as it is by default on a CPU."""
+    settings = Settings(
+        model=str(tiny_model("llama")),
+        home=tmp_path / "home",
+        device="cpu",
+        quantize="int8",
+        kv_cache_memory=1 << 20,
+        samples=False,
+        max_loras=3,
+        max_cpu_loras=4,
+    )
+    archives = [
+        pack(peft_adapter("llama", variant, seed=5), tmp_path / f"{variant}.zip").read_bytes()
+        for variant in VARIANTS
+    ]
+    with serve(settings) as live:
+        before = digest_of_base(live.server.loaded.model)
+        assert any("codes" in name or "SCB" in name or "scales" in name for name in before)
+        answer = live.generate("Ahoy there")
+
+        def lives(worker: int) -> None:
+            with httpx.Client(base_url=live.url, timeout=60) as client:
+                for turn in range(ROUNDS // 4):
+                    name = f"w{worker}-{turn}"
+                    archive = archives[(worker * 2 + turn % 2) % len(archives)]
+                    files = {"file": archive}
+                    client.post("/adapters", data={"name": name}, files=files).raise_for_status()
+                    asked = body("Ahoy", {"name": name, "scale": 1 + turn % 3}, 1)
+                    client.post("/generate", json=asked).raise_for_status()
+                    client.delete(f"/adapters/{name}").raise_for_status()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lives, range(4)))
+        assert live.metric("lorry_adapter_loads_total") >= ROUNDS / 2
+        assert live.generate("Ahoy there") == answer
+        assert digest_of_base(live.server.loaded.model) == before

@@ -70,6 +70,11 @@ class RunnerDriver:
         self._slots = {path: at for path, at in self._slots.items() if at != slot}
         self._slots[folder] = slot
 
+    @property
+    def placed(self) -> list[Path]:
+        """Adapters that lie in a slot now."""
+        return list(self._slots)
+
     def forget_slots(self) -> None:
         """The next adapters start at slot 1 again, over the old ones."""
         self._slots.clear()
