@@ -20,6 +20,7 @@ from lorry.model.attention import Recorder, Step, attending
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.loader import LoadedModel
+from lorry.model.logits import Logits
 from lorry.model.native.lean import LeanModel
 from lorry.model.sampler import logprobs_of, sample
 from lorry_adapters.lora.layers import LoraModel
@@ -82,6 +83,9 @@ class Runner:
         """After the self-check: let go of what only the other path needs."""
         if self._lean is not None:
             self._lean.take_over()
+            # What is left to PyTorch is small. Its own threads would spin for a while
+            # after each operation, on the cores that the next step needs.
+            torch.set_num_threads(1)
 
     def close(self) -> None:
         if self._lean is not None:
@@ -93,14 +97,14 @@ class Runner:
         inputs = build_inputs(
             batch, block_size=self.cache.block_size, dtype=self._dtype, device=self._device
         )
-        logits_KV = self._forward(inputs)
+        logits = self._forward(inputs)
         results: list[RowResult | None] = [None] * len(batch.rows)
-        drawn = self._sample(batch, inputs, logits_KV)
+        drawn = self._sample(batch, inputs, logits)
         for place, index in enumerate(inputs.order):
             row = batch.rows[index]
             first, _ = inputs.wanted[place]
             targets = row.prompt_targets or ()
-            prompt = logprobs_of(logits_KV[first : first + len(targets)], targets)
+            prompt = logprobs_of(logits[first : first + len(targets)], targets)
             if place in drawn:
                 token, top = drawn[place]
                 results[index] = RowResult(token, top, prompt)
@@ -108,8 +112,8 @@ class Runner:
                 results[index] = RowResult(None, (), prompt)
         return [result for result in results if result is not None]
 
-    def _forward(self, inputs: Inputs) -> Tensor:
-        """Logits of the wanted tokens, `[K, V]`."""
+    def _forward(self, inputs: Inputs) -> Logits:
+        """Logits of the wanted tokens."""
         if self._lean is not None:
             return self._lean.run(inputs)
         keep = {"logits_to_keep": inputs.wanted_K} if self._keeps_logits else {}
@@ -122,11 +126,11 @@ class Runner:
                 use_cache=False,
                 **keep,
             )
-        logits: Tensor = output.logits[0]
-        return logits if self._keeps_logits else logits[inputs.wanted_K]
+        logits_TV: Tensor = output.logits[0]
+        return Logits.of(logits_TV if self._keeps_logits else logits_TV[inputs.wanted_K])
 
     def _sample(
-        self, batch: Batch, inputs: Inputs, logits_KV: Tensor
+        self, batch: Batch, inputs: Inputs, logits: Logits
     ) -> dict[int, tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
         """By place in the packed row: the drawn token and the likeliest."""
         places: list[int] = []
@@ -141,7 +145,7 @@ class Runner:
                 lasts.append(first + count - 1)
         if not places:
             return {}
-        chosen = logits_KV if len(lasts) == logits_KV.shape[0] else logits_KV[lasts]
+        chosen = logits if len(lasts) == len(logits) else logits[lasts]
         return dict(zip(places, sample(chosen, samples), strict=True))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lorry.core import Sample, SamplingParams, TokenLogprob
+from lorry.model.logits import Logits
 
 
 def uniform(seed: int, position: int) -> float:
@@ -28,38 +29,35 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits_KV: Tensor, samples: Sequence[Sample]
+    logits: Logits, samples: Sequence[Sample]
 ) -> list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
     """One token for each row: (token, its `top_logprobs` likeliest).
 
     Log-probabilities are the model's own: before temperature, penalties and filters.
     """
-    logits_KV = logits_KV.float()
+    logits_KV, tokens_K = logits.values_KV, logits.best_K
     plain = [_is_plain(s) for s in samples]
-    tokens_K = logits_KV.argmax(-1)
     if not all(plain):
+        tokens_K = tokens_K.clone()
         for k, s in enumerate(samples):
             if not plain[k]:
                 tokens_K[k] = _draw(_adjust(logits_KV[k], s), s)
-    norm_K1 = logits_KV.logsumexp(-1, keepdim=True)
-    logprobs = (logits_KV.gather(1, tokens_K.unsqueeze(1)) - norm_K1).squeeze(1).tolist()
+    chosen_K = logits_KV.gather(1, tokens_K.unsqueeze(1)).squeeze(1)
+    logprobs = (chosen_K - logits.norm_K).tolist()
     drawn = [TokenLogprob(t, p) for t, p in zip(tokens_K.tolist(), logprobs, strict=True)]
     return [
-        (token, _top(logits_KV[k] - norm_K1[k], s.params.top_logprobs))
+        (token, _top(logits_KV[k], logits.norm_K[k], s.params.top_logprobs))
         for k, (token, s) in enumerate(zip(drawn, samples, strict=True))
     ]
 
 
-def logprobs_of(logits_KV: Tensor, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
+def logprobs_of(logits: Logits, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
     """Log-probability of each target under the row of logits that predicts it."""
     if not targets:
         return ()
-    logits_KV = logits_KV.float()
-    index_K1 = torch.tensor(targets, device=logits_KV.device).unsqueeze(1)
-    values_K1 = logits_KV.gather(1, index_K1) - logits_KV.logsumexp(-1, keepdim=True)
-    return tuple(
-        TokenLogprob(t, p) for t, p in zip(targets, values_K1.squeeze(1).tolist(), strict=True)
-    )
+    index_K1 = torch.tensor(targets, device=logits.values_KV.device).unsqueeze(1)
+    values_K = logits.values_KV.gather(1, index_K1).squeeze(1) - logits.norm_K
+    return tuple(TokenLogprob(t, p) for t, p in zip(targets, values_K.tolist(), strict=True))
 
 
 def _is_plain(s: Sample) -> bool:
@@ -75,11 +73,12 @@ def _is_plain(s: Sample) -> bool:
     )
 
 
-def _top(logprobs_V: Tensor, count: int) -> tuple[TokenLogprob, ...]:
+def _top(logits_V: Tensor, norm: Tensor, count: int) -> tuple[TokenLogprob, ...]:
     if count == 0:
         return ()
-    values, ids = logprobs_V.topk(min(count, logprobs_V.shape[0]))
-    return tuple(TokenLogprob(t, p) for t, p in zip(ids.tolist(), values.tolist(), strict=True))
+    values, ids = logits_V.topk(min(count, logits_V.shape[0]))
+    logprobs = (values - norm).tolist()
+    return tuple(TokenLogprob(t, p) for t, p in zip(ids.tolist(), logprobs, strict=True))
 
 
 def _adjust(logits_V: Tensor, s: Sample) -> Tensor:

@@ -51,4 +51,5 @@ def choose(
             num_threads=torch.get_num_threads(),
         )
     )
-    return f"the compiled step, {library.instructions()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"the compiled step, {library.instructions()}, {threads} threads"

@@ -21,6 +21,7 @@ from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
 from lorry.model.loader import LoadedModel
+from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
 from lorry_adapters.lora.layers import LoraLinear
@@ -130,15 +131,17 @@ class LeanModel:
         for linear, packed, part in self._sources:
             linear.hand_over(partial(packed.part, part))
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """Logits of the wanted tokens, `[K, V]` fp32."""
+    def run(self, inputs: Inputs) -> Logits:
+        """Logits of the wanted tokens, fp32."""
         attention = inputs.attention
         cos, sin = self._rope(
             inputs.positions_1T.new_zeros((), dtype=torch.float32), position_ids=inputs.positions_1T
         )
         half = cos.shape[-1] // 2
         cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-        logits_KV = torch.empty(len(inputs.wanted_K), self._vocab)
+        wanted = len(inputs.wanted_K)
+        logits_KV = torch.empty(wanted, self._vocab)
+        norm_K, best_K = torch.empty(wanted), torch.empty(wanted, dtype=torch.int32)
         counts = [len(row.token_ids) for row in attention.rows]
         contexts = [attention.cells_of(row) for row in attention.rows]
         starts = np.cumsum([0, *(len(context) for context in contexts)], dtype=np.int64)
@@ -154,16 +157,18 @@ class LeanModel:
         body, head = _Pairs(inputs.body), _Pairs(inputs.head)
         step = structs.Step(
             num_tokens=inputs.ids_1T.shape[1],
-            num_wanted=len(inputs.wanted_K),
+            num_wanted=wanted,
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             body=body.struct,
             head=head.struct,
             logits=logits_KV.data_ptr(),
+            norm=norm_K.data_ptr(),
+            best=best_K.data_ptr(),
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
         self._library.lorry_run(self._engine, ctypes.byref(step))
-        return logits_KV
+        return Logits(logits_KV, norm_K, best_K.long())
 
     def close(self) -> None:
         """End the threads. No step may follow."""

@@ -184,6 +184,18 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     barrier(pool);
 }
 
+/* What every sampled row needs of its logits, while they are still in a near cache. */
+static void summarise(const float *logits, int vocab, float *norm, int32_t *best) {
+    Floats most = load(logits), totals = all(0);
+    for (int v = WIDTH; v < vocab; v += WIDTH) most = greater(most, load(logits + v));
+    const float top = largest(most);
+    int found = 0;
+    while (found < vocab - 1 && logits[found] != top) found++;
+    for (int v = 0; v < vocab; v += WIDTH) totals += exponential(load(logits + v) - all(top));
+    *norm = top + logf(sum(totals));
+    *best = found;
+}
+
 static void run_step(void *argument, int thread) {
     Engine *e = argument;
     const Model *m = &e->model;
@@ -207,6 +219,9 @@ static void run_step(void *argument, int thread) {
     barrier(&e->pool);
     module(e, &m->head, &m->head_slots, &step->head, 0, 0, m->head.out, step->logits, m->vocab,
            step->num_wanted, thread);
+    barrier(&e->pool);
+    for (int k = first; k < last; k++)
+        summarise(step->logits + (size_t)k * m->vocab, m->vocab, step->norm + k, step->best + k);
 }
 
 static void run_linear(void *argument, int thread) {

@@ -65,6 +65,8 @@ typedef struct {
     Pairs body, head;       /* head's tokens count the wanted ones */
     const int32_t *wanted;  /* tokens, ascending */
     float *logits;          /* [num_wanted, vocab] */
+    float *norm;            /* [num_wanted]: log of the sum of e^logit */
+    int32_t *best;          /* [num_wanted]: the largest logit's token, the first of equals */
 } Step;
 
 typedef struct Engine Engine;

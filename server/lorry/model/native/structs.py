@@ -92,4 +92,6 @@ class Step(Structure):
         ("head", Pairs),
         ("wanted", c_void_p),
         ("logits", c_void_p),
+        ("norm", c_void_p),
+        ("best", c_void_p),
     ]
