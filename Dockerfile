@@ -9,12 +9,18 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
+# A compiler for Lorry's own step; it stays in this stage.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 # torch first and alone: the layer survives every change of our own code.
 COPY constraints.txt ./
 RUN python -m venv /opt/lorry \
     && /opt/lorry/bin/pip install --no-deps --index-url "${TORCH_INDEX}" \
         "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md LICENSE ./
+COPY server/build_native.py server/
 COPY server/lorry server/lorry
 COPY adapters adapters
 # Then out with what nothing here runs: torch's own tests and headers, other makers' GPU kernels,

@@ -33,6 +33,9 @@ TORCH_STAMP := $(VENV)/.torch
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
+# What the installation compiles, where there is a C compiler.
+COMPILED := server/build_native.py $(wildcard server/lorry/model/native/*.[ch]) server/lorry/model/native/library.py
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint fmt docs pytest bench install install-dev clean
 
@@ -104,12 +107,12 @@ $(TORCH_STAMP): $(VENV_STAMP) constraints.txt
 	  "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
-$(RUN_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt
+$(RUN_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt $(COMPILED)
 	@echo '==> lorry and what it runs on'
 	@$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 
-$(DEV_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt
+$(DEV_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt $(COMPILED)
 	@echo '==> lorry and what its tests need'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(RUN_STAMP)

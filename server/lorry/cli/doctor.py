@@ -86,6 +86,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _port,
         _torch,
         _bitsandbytes,
+        _kernels,
         _model,
     )
     for check in checks:
@@ -268,6 +269,23 @@ def _bitsandbytes(settings: Settings) -> Iterator[Finding]:
         yield Finding("quantize", State.OK, f"auto means {auto} here")
     else:
         yield Finding("quantize", State.OK, f"{settings.quantize}, as asked; auto means {auto}")
+
+
+def _kernels(settings: Settings) -> Iterator[Finding]:
+    from lorry.model.native import library
+
+    best = library.instructions()
+    if best is None:
+        yield Finding("kernels", State.NOTE, "no AVX2: steps run on PyTorch's operations")
+    elif library.find() is None:
+        yield Finding(
+            "kernels",
+            State.NOTE,
+            "the compiled step was not built: install a C compiler and then Lorry again; until "
+            "then steps run on PyTorch's operations",
+        )
+    else:
+        yield Finding("kernels", State.OK, f"the compiled step for {best} is there")
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

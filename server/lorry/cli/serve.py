@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lorry.cli.output import metered
 from lorry.option import Kind, Option
-from lorry.settings import load_settings, options
+from lorry.settings import Settings, load_settings, options
 
 METAVARS = {
     Kind.INT: "N",
@@ -36,6 +38,8 @@ def _command() -> Any:
         """
         config: Path | None = given.pop("config")
         settings = load_settings(given, os.environ, config)
+        if sys.stderr.isatty():
+            _fetch(settings)
         # The command line starts in a tenth of a second; torch and the server take seconds.
         from lorry import bootstrap
 
@@ -62,6 +66,16 @@ def _command() -> Any:
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     serve.__annotations__ = {item.name: item.annotation for item in parameters}
     return serve
+
+
+def _fetch(settings: Settings) -> None:
+    """The long download of a first start, with a bar; a server on its own says it in lines."""
+    from lorry.model import catalogue
+
+    base = catalogue.find(settings.model)
+    if base is not None:
+        with metered() as (say, meter):
+            catalogue.pull(base, settings.home, say, meter)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

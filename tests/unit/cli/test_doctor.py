@@ -11,7 +11,7 @@ import pytest
 from lorry.cli import main
 
 TOPICS = {"python", "cpu", "memory", "disk", "port", "torch", "threads", "gpu"}
-TOPICS |= {"bitsandbytes", "quantize", "model"}
+TOPICS |= {"bitsandbytes", "quantize", "kernels", "model"}
 
 
 def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
