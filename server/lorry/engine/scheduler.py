@@ -259,6 +259,8 @@ class Scheduler:
             budget -= count
             for waiting in passed:
                 waiting.overtaken += 1
+            if any(waiting.overtaken >= MAX_OVERTAKEN for waiting in passed):
+                break
         for sequence in list(self._waiting)[: self.limits.prefetch]:
             self.residency.prefetch(sequence.digests)
 

@@ -1,0 +1,324 @@
+"""The scheduler's promises, over any order of arrivals, cancellations, failures and loads.
+
+The model is `ToyRunner`: what it says depends on everything that it was fed, so that the
+answers at the end also hold the cache's blocks, the slots and the preemptions to account.
+"""
+
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lorry.core import Batch, FinishReason, Request, TokenEvent
+from lorry.engine import scheduler as scheduler_module
+from lorry.engine.blocks import BlockPool
+from lorry.engine.scheduler import Limits, Scheduler
+from lorry.errors import GenerationFailed
+from lorry_adapters.errors import AdapterError
+from support.engine_fakes import (
+    VOCABULARY,
+    ToyResidency,
+    ToyRunner,
+    answer_of,
+    counted_lease,
+    prompt_logprobs_of,
+    request,
+)
+
+MAX_LEN = 24
+OVERTAKEN = 3
+DIGESTS = ("a", "b", "c", "d")
+
+
+@dataclass(frozen=True)
+class Ask:
+    prompt: list[int]
+    max_new_tokens: int
+    adapters: list[str]
+    scale: float
+    eos: frozenset[int]
+    prompt_logprobs: bool
+
+
+tokens = st.integers(0, VOCABULARY - 1)
+asks = st.builds(
+    Ask,
+    prompt=st.lists(tokens, min_size=1, max_size=12),
+    max_new_tokens=st.integers(1, 12),
+    adapters=st.lists(st.sampled_from(DIGESTS), max_size=2, unique=True),
+    scale=st.sampled_from([1.0, -0.5, 0.0]),
+    eos=st.frozensets(tokens, max_size=4),
+    prompt_logprobs=st.booleans(),
+)
+
+
+@dataclass
+class Tracked:
+    """What the outside knows of one request."""
+
+    request: Request
+    releases: list[None]
+    arrival: int
+    answer: list[int] = field(default_factory=list)
+    prompt: tuple[object, ...] = ()
+    final: TokenEvent | None = None
+    computed: int = 0
+    started: bool = False
+    must_restart: bool = False
+    """It decoded and was left out of a step: it must have been preempted."""
+    overtakers: set[str] = field(default_factory=set)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.request.prompt_ids, *self.answer]
+
+    @property
+    def plain(self) -> bool:
+        return not self.request.lease.refs
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        block_size=st.integers(1, 4),
+        spare_blocks=st.integers(0, 6),
+        max_num_seqs=st.integers(1, 6),
+        spare_tokens=st.integers(0, 12),
+        num_slots=st.integers(2, 3),
+        arrived=st.frozensets(st.sampled_from(DIGESTS)),
+        first=st.lists(asks, min_size=1, max_size=6),
+    )
+    def start(
+        self,
+        block_size: int,
+        spare_blocks: int,
+        max_num_seqs: int,
+        spare_tokens: int,
+        num_slots: int,
+        arrived: frozenset[str],
+        first: list[Ask],
+    ) -> None:
+        self.limits = Limits(max_num_seqs, max_num_seqs + spare_tokens, MAX_LEN, prefetch=4)
+        self.blocks = BlockPool(-(-MAX_LEN // block_size) + spare_blocks, block_size)
+        self.residency = ToyResidency(num_slots)
+        self.residency.arrived |= arrived
+        self.runner = ToyRunner(block_size, self.residency.digest_in)
+        self.scheduler = Scheduler(self.limits, self.blocks, self.residency)
+        self.oldest: str | None = None
+        self.add(first)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: dict[str, Tracked] = {}
+        self.patch = patch.object(scheduler_module, "MAX_OVERTAKEN", OVERTAKEN)
+        self.patch.start()
+
+    # ---- what may happen
+
+    @rule(asked=st.lists(asks, min_size=1, max_size=6))
+    def more(self, asked: list[Ask]) -> None:
+        self.add(asked)
+
+    def add(self, asked: list[Ask]) -> None:
+        for ask in asked:
+            name = f"r{len(self.all)}"
+            counted = counted_lease([(digest, ask.scale) for digest in ask.adapters])
+            made = request(
+                name,
+                ask.prompt,
+                ask.max_new_tokens,
+                lease=counted.lease,
+                eos=ask.eos,
+                prompt_logprobs=ask.prompt_logprobs,
+            )
+            self.all[name] = Tracked(made, counted.releases, len(self.all))
+            self.scheduler.add(made)
+
+    @rule(arriving=st.frozensets(st.sampled_from(DIGESTS)))
+    def load(self, arriving: frozenset[str]) -> None:
+        self.residency.arrived |= arriving
+
+    @rule(digest=st.sampled_from((None, None, *DIGESTS)))
+    def break_or_mend(self, digest: str | None) -> None:
+        self.residency.broken = {digest} if digest else set()
+
+    @precondition(lambda self: self.all)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.all)))
+        late = name not in self.live()
+        self.scheduler.cancel(name)
+        events = self.scheduler.take_events()
+        if late:
+            assert events == []
+        else:
+            (event,) = events
+            assert event.finish is FinishReason.CANCELLED
+        self.take(events)
+
+    @precondition(lambda self: self.all)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        names = data.draw(st.lists(st.sampled_from(sorted(self.all)), unique=True, max_size=3))
+        hit = [name for name in names if name in self.live()]
+        error = GenerationFailed("on purpose")
+        self.scheduler.fail(names, error)
+        events = self.scheduler.take_events()
+        assert [(e.request_id, e.finish, e.error) for e in events] == [
+            (name, FinishReason.ERROR, error) for name in hit
+        ]
+        self.take(events)
+
+    @rule(count=st.integers(1, 4))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+
+    @rule(count=st.integers(1, 12))
+    def more_steps(self, count: int) -> None:
+        self.steps(count)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def step_with_a_cancellation_in_it(self, data: st.DataObject) -> None:
+        """The client leaves after the batch was made and before its tokens are taken."""
+        self.step(cancel=data.draw(st.sampled_from(self.live())))
+
+    # ---- what must hold
+
+    def live(self) -> list[str]:
+        return [name for name, one in self.all.items() if one.final is None]
+
+    def step(self, cancel: str | None = None) -> bool:
+        decoding = {
+            name
+            for name in self.live()
+            if (one := self.all[name]).computed
+            and not one.must_restart
+            and one.computed == len(one.tokens) - 1
+        }
+        batch = self.scheduler.schedule()
+        self.take(self.scheduler.take_events())
+        rows = () if batch is None else batch.rows
+        for name in decoding - {row.request_id for row in rows}:
+            self.all[name].must_restart = True
+            assert name != self.oldest, "the oldest made room for a younger"
+        if batch is None:
+            return False
+        self.check_batch(batch)
+        self.oldest = rows[0].request_id if len(rows) == self.scheduler.num_running else None
+        results = self.runner.run(batch)
+        if cancel is not None:
+            self.scheduler.cancel(cancel)
+        for row in batch.rows:
+            self.all[row.request_id].computed = row.start + len(row.token_ids)
+        self.take(self.scheduler.commit(batch, results))
+        return True
+
+    def check_batch(self, batch: Batch) -> None:
+        assert 0 < batch.num_tokens <= self.limits.max_num_batched_tokens
+        assert len(batch.rows) <= self.scheduler.num_running <= self.limits.max_num_seqs
+        names = [row.request_id for row in batch.rows]
+        assert len(set(names)) == len(names)
+        taken = [block for row in batch.rows for block in row.blocks]
+        assert len(set(taken)) == len(taken)
+        for row in batch.rows:
+            one = self.all[row.request_id]
+            assert one.final is None
+            assert one.releases == []
+            count = len(row.token_ids)
+            assert count >= 1
+            if one.must_restart:
+                assert row.start == 0
+                one.must_restart = False
+            # Each token once and in order, or all of them again after a preemption.
+            assert row.start in (one.computed, 0)
+            assert list(row.token_ids) == one.tokens[row.start : row.start + count]
+            assert len(row.blocks) * self.blocks.block_size >= row.start + count
+            assert (row.sample is not None) == (row.start + count == len(one.tokens))
+            scales = [ref.scale for ref in one.request.lease.refs if ref.scale]
+            assert [use.scale for use in row.adapters] == scales
+        first_time = [self.all[name] for name in names if not self.all[name].started]
+        for one in first_time:
+            one.started = True
+            for other in self.all.values():
+                waits = other.final is None and (not other.started or other.must_restart)
+                if waits and other.arrival < one.arrival:
+                    # Only who waits for adapters is overtaken, and only so often.
+                    assert not other.plain
+                    other.overtakers.add(one.request.id)
+                    assert len(other.overtakers) <= OVERTAKEN
+        plain = [one.arrival for one in first_time if one.plain]
+        assert plain == sorted(plain)
+
+    def take(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            one = self.all[event.request_id]
+            assert one.final is None, "news after the final event"
+            if event.token is not None:
+                assert event.prompt == () or one.answer == []
+                one.answer.append(event.token.token_id)
+                one.prompt += event.prompt
+            if event.finish is not None:
+                one.final = event
+                assert one.releases == [None]
+            else:
+                assert event.token is not None
+
+    @invariant()
+    def a_lease_is_given_back_with_the_final_event(self) -> None:
+        for one in self.all.values():
+            assert len(one.releases) == (one.final is not None)
+
+    @invariant()
+    def numbers_add_up(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        stats = self.scheduler.stats()
+        assert stats.running + stats.waiting == len(self.live())
+        assert stats.kv_blocks_used == self.blocks.num_used
+        assert self.scheduler.has_work == bool(self.live())
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "scheduler"):
+                self.finish_everything()
+        finally:
+            self.patch.stop()
+
+    def finish_everything(self) -> None:
+        self.residency.arrived.update(DIGESTS)
+        self.residency.broken.clear()
+        # Each running request moves on in every step, and the oldest is never preempted:
+        # together they cannot need more steps than this.
+        bound = sum(len(self.all[name].request.prompt_ids) + MAX_LEN for name in self.live()) + 1
+        while self.live():
+            bound -= 1
+            assert bound >= 0, "somebody starves"
+            assert self.step(), "work, and nothing runs"
+        for one in self.all.values():
+            assert one.final is not None
+            expected = answer_of(one.request)
+            if one.final.finish in (FinishReason.STOP, FinishReason.LENGTH):
+                assert one.answer == expected
+                stopped = one.answer[-1] in one.request.params.eos_token_ids
+                assert (one.final.finish is FinishReason.STOP) == stopped
+            else:
+                assert one.answer == expected[: len(one.answer)]
+            if one.final.finish is FinishReason.ERROR:
+                assert isinstance(one.final.error, GenerationFailed | AdapterError)
+            if one.answer:
+                asked = one.request.params.prompt_logprobs
+                assert one.prompt == (prompt_logprobs_of(one.request.prompt_ids) if asked else ())
+        assert self.blocks.num_used == 0
+        assert not any(self.residency.pins.values())
+        assert self.scheduler.take_events() == []
+        assert self.scheduler.schedule() is None
+        assert not self.scheduler.has_work
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=40, deadline=None
+)
+TestScheduler = SchedulerMachine.TestCase
