@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -250,6 +251,10 @@ def serve(settings: Settings) -> None:
         )
         listener = _Listener(config, server)
         listeners.append(listener)
+        # What start-up made lives as long as the process; without this the collector looks
+        # through all of it again and again, in the middle of a step.
+        gc.collect()
+        gc.freeze()
         server.engine.start()
         listener.run(sockets=[listening])
     finally:
