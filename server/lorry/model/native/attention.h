@@ -1,53 +1,104 @@
-/* One new token against its cached past, for the query heads that share a key head. */
+/* One new token against its cached past, for the query heads that share a key head.
+ *
+ * Which keys a token sees, and so the order of every sum here, depends on its own
+ * position alone: neither the batch nor the way a prompt was cut changes a bit.
+ */
 #ifndef LORRY_ATTENTION_H
 #define LORRY_ATTENTION_H
 
 #include "step.h"
 #include "vectors.h"
+#include <math.h>
+
+#define HEADS (WIDTH == 16 ? 4 : 2) /* query heads that share a load of values */
+#define SPAN 4                      /* vectors of a head that are added up at once */
+
+/* Scores of one head are padded to whole vectors. */
+#define PADDED(length) (((size_t)(length) + BLOCK - 1) / BLOCK * BLOCK)
+
+/* mine[l] = q . k[l] * scale for every key, minus infinity in the padding. */
+static void score_keys(const float *q_D, const float *k_NHD, const int32_t *cells, int length,
+                       int size, size_t cell_stride, float scale, float *mine) {
+    /* As many keys at once as a vector has lanes: one reduction makes all their sums. */
+    for (int first = 0; first < length; first += WIDTH) {
+        const float *keys[WIDTH];
+        Floats acc[WIDTH];
+        for (int l = 0; l < WIDTH; l++) {
+            const int known = first + l < length ? first + l : length - 1;
+            keys[l] = k_NHD + cells[known] * cell_stride;
+            acc[l] = all(0);
+        }
+        for (int d = 0; d < size; d += WIDTH) {
+            const Floats q = load(q_D + d);
+            for (int l = 0; l < WIDTH; l++) acc[l] = fused(q, load(keys[l] + d), acc[l]);
+        }
+        store(mine + first, sums(acc) * all(scale));
+    }
+    for (size_t l = (size_t)length; l < PADDED(length); l++) mine[l] = -INFINITY;
+}
+
+/* Scores to weights, in place; gives 1 / their sum. */
+static float weigh(float *mine, int length) {
+    Floats most = load(mine), totals = all(0);
+    for (int l = WIDTH; l < length; l += WIDTH) most = greater(most, load(mine + l));
+    const Floats best = all(largest(most));
+    for (int l = 0; l < length; l += WIDTH) {
+        const Floats e = exponential(load(mine + l) - best);
+        store(mine + l, e);
+        totals += e;
+    }
+    return 1.0f / sum(totals);
+}
+
+/* out[g] = factor[g] * sum over l of weights[g][l] * v[l], for `group` heads and `vectors` of
+ * each, constants where it is called. */
+INLINE void mix_values(const float *v_NHD, const int32_t *cells, int length, size_t cell_stride,
+                       const float *weights, const float *factor, float *out_GD, int size,
+                       int group, int vectors) {
+    Floats acc[HEADS][SPAN];
+    for (int g = 0; g < group; g++)
+        for (int i = 0; i < vectors; i++) acc[g][i] = all(0);
+    for (int l = 0; l < length; l++) {
+        const float *v = v_NHD + cells[l] * cell_stride;
+        for (int i = 0; i < vectors; i++) {
+            const Floats value = load(v + i * WIDTH);
+            for (int g = 0; g < group; g++)
+                acc[g][i] = fused(all(weights[g * PADDED(length) + l]), value, acc[g][i]);
+        }
+    }
+    for (int g = 0; g < group; g++)
+        for (int i = 0; i < vectors; i++)
+            store(out_GD + g * size + i * WIDTH, acc[g][i] * all(factor[g]));
+}
 
 /* q_GD, out_GD: `group` query heads, contiguous. k_NHD, v_NHD: at this key head already.
- * cells: the `length` cells to see. scores: [group, length]. */
+ * cells: the `length` cells to see. scores: room for [group, PADDED(length)]. */
 static void attend(const float *q_GD, const float *k_NHD, const float *v_NHD, float *out_GD,
                    const int32_t *cells, int length, int group, int size, size_t cell_stride,
                    float scale, float *scores) {
-    for (int l = 0; l < length; l++) {
-        const float *k = k_NHD + cells[l] * cell_stride;
-        for (int g = 0; g < group; g++) {
-            const float *q = q_GD + g * size;
-            Floats acc = all(0);
-            for (int d = 0; d < size; d += WIDTH) acc += load(q + d) * load(k + d);
-            scores[g * length + l] = sum(acc) * scale;
+    for (int first = 0; first < group; first += HEADS) {
+        const int heads = group - first < HEADS ? group - first : HEADS;
+        float factor[HEADS];
+        for (int g = 0; g < heads; g++) {
+            float *mine = scores + g * PADDED(length);
+            score_keys(q_GD + (first + g) * size, k_NHD, cells, length, size, cell_stride, scale,
+                       mine);
+            factor[g] = weigh(mine, length);
         }
-    }
-    for (int g = 0; g < group; g++) {
-        float *mine = scores + g * length, best = mine[0], total = 0;
-        for (int l = 1; l < length; l++) best = mine[l] > best ? mine[l] : best;
-        int l = 0;
-        Floats totals = all(0);
-        for (; l + WIDTH <= length; l += WIDTH) {
-            Floats e = exponential(load(mine + l) - all(best));
-            store(mine + l, e);
-            totals += e;
-        }
-        total = sum(totals);
-        for (; l < length; l++) {
-            mine[l] = exponential(all(mine[l] - best))[0];
-            total += mine[l];
-        }
-        /* Four vectors at a time: a head of 64 is one pass over the values. */
-        for (int d = 0; d < size; d += 4 * WIDTH) {
-            const int vectors = size - d >= 4 * WIDTH ? 4 : (size - d) / WIDTH;
-            Floats acc[4] = {all(0), all(0), all(0), all(0)};
-            for (l = 0; l < length; l++) {
-                const float *v = v_NHD + cells[l] * cell_stride + d;
-                Floats weight = all(mine[l]);
-                if (vectors == 4)
-                    for (int i = 0; i < 4; i++) acc[i] += weight * load(v + i * WIDTH);
-                else
-                    for (int i = 0; i < vectors; i++) acc[i] += weight * load(v + i * WIDTH);
-            }
-            for (int i = 0; i < vectors; i++)
-                store(out_GD + g * size + d + i * WIDTH, acc[i] * all(1.0f / total));
+        for (int d = 0; d < size;) {
+            const int vectors = size - d >= SPAN * WIDTH ? SPAN : 1;
+#define MIX(G, V)                                                                               \
+    mix_values(v_NHD + d, cells, length, cell_stride, scores, factor, out_GD + first * size + d, \
+               size, G, V)
+            if (vectors == SPAN && heads == 1) MIX(1, SPAN);
+            if (vectors == SPAN && heads == 2) MIX(2, SPAN);
+#if WIDTH == 16
+            if (vectors == SPAN && heads == 3) MIX(3, SPAN);
+            if (vectors == SPAN && heads == 4) MIX(4, SPAN);
+#endif
+            if (vectors == 1) MIX(heads, 1);
+#undef MIX
+            d += vectors * WIDTH;
         }
     }
 }

@@ -1,7 +1,8 @@
 /* The adapters' deltas: shrink h = scale * A x, expand y += B h, over pairs sorted by slot.
  *
  * One token of an adapter: its A and B are streamed once, the memory's speed is the
- * limit. Several: a few tokens share each load.
+ * limit. Several: a few tokens share each load. Every tile below adds up in the same
+ * order, so a token's delta is the same, bit for bit, alone and beside others.
  */
 #ifndef LORRY_LORA_H
 #define LORRY_LORA_H
@@ -9,22 +10,31 @@
 #include "step.h"
 #include "vectors.h"
 
-#define MANY 4 /* tokens that share a load */
+#define MANY 4 /* tokens that share a load; rows of A that share a token's */
+#define WIDE 8 /* vectors of B's outputs that a single token takes at once */
 
-INLINE void dots(const float *a, const float *const *x, float *out, int in, int tokens) {
-    Floats acc[MANY][2];
-    for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = all(0);
+/* h[t][r] = scale[t] * dot(a[r], x[t]) for `rows` x `tokens`, compile-time constants. */
+INLINE void dots(const float *a, const float *const *x, const float *scale, float *h, int in,
+                 int max_rank, int rows, int tokens) {
+    Floats acc[MANY][MANY][2];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) acc[r][t][0] = acc[r][t][1] = all(0);
     int i = 0;
-    for (; i + 2 * WIDTH <= in; i += 2 * WIDTH) {
-        Floats a0 = load(a + i), a1 = load(a + i + WIDTH);
-        for (int t = 0; t < tokens; t++) {
-            acc[t][0] += a0 * load(x[t] + i);
-            acc[t][1] += a1 * load(x[t] + i + WIDTH);
-        }
-    }
+    for (; i + 2 * WIDTH <= in; i += 2 * WIDTH)
+        for (int r = 0; r < rows; r++)
+            for (int half = 0; half < 2; half++) {
+                Floats weights = load(a + (size_t)r * in + i + half * WIDTH);
+                for (int t = 0; t < tokens; t++)
+                    acc[r][t][half] = fused(weights, load(x[t] + i + half * WIDTH),
+                                            acc[r][t][half]);
+            }
     for (; i < in; i += WIDTH)
-        for (int t = 0; t < tokens; t++) acc[t][0] += load(a + i) * load(x[t] + i);
-    for (int t = 0; t < tokens; t++) out[t] = sum(acc[t][0] + acc[t][1]);
+        for (int r = 0; r < rows; r++)
+            for (int t = 0; t < tokens; t++)
+                acc[r][t][0] = fused(load(a + (size_t)r * in + i), load(x[t] + i), acc[r][t][0]);
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++)
+            h[(size_t)t * max_rank + r] = sum(acc[r][t][0] + acc[r][t][1]) * scale[t];
 }
 
 /* h [P, max_rank] for this thread's share of each adapter's rows.
@@ -39,21 +49,42 @@ static void shrink(const Slots *slots, const Pairs *pairs, const float *x, int s
         const float *a_RI = slots->a_SRI + (size_t)pairs->slot[s] * max_rank * in;
         for (int p = pairs->start[s]; p < pairs->start[s + 1];) {
             const int left = pairs->start[s + 1] - p, tokens = left >= MANY ? MANY : 1;
-            const float *rows[MANY];
-            float out[MANY];
-            for (int t = 0; t < tokens; t++) rows[t] = x + (size_t)pairs->token[p + t] * stride;
-            for (int r = first; r < last; r++) {
-                if (tokens == MANY) dots(a_RI + (size_t)r * in, rows, out, in, MANY);
-                else dots(a_RI + (size_t)r * in, rows, out, in, 1);
-                for (int t = 0; t < tokens; t++)
-                    h[(size_t)(p + t) * max_rank + r] = out[t] * pairs->scale[p + t];
+            const float *scale = pairs->scale + p, *mine[MANY];
+            for (int t = 0; t < tokens; t++) mine[t] = x + (size_t)pairs->token[p + t] * stride;
+            float *to = h + (size_t)p * max_rank;
+            int r = first;
+#define DOTS(R, T) dots(a_RI + (size_t)r * in, mine, scale, to + r, in, max_rank, R, T)
+            if (tokens == MANY) {
+                for (; r < last; r++) DOTS(1, MANY);
+            } else {
+                for (; r + MANY <= last; r += MANY) DOTS(MANY, 1);
+                for (; r < last; r++) DOTS(1, 1);
             }
+#undef DOTS
             p += tokens;
         }
     }
 }
 
-/* y [T, stride] += B h for outputs `first` to `last` - 1 (multiples of 16). */
+/* y[t][o ...] += sum over r of h[t][r] * b[r][o ...], `tokens` x `vectors` constants. */
+INLINE void expand_tile(const float *b_RO, int out, int rank, const float *h, int max_rank,
+                        float *const *y, int o, int tokens, int vectors) {
+    Floats acc[MANY][WIDE];
+    for (int t = 0; t < tokens; t++)
+        for (int v = 0; v < vectors; v++) acc[t][v] = all(0);
+    for (int r = 0; r < rank; r++)
+        for (int v = 0; v < vectors; v++) {
+            Floats weights = load(b_RO + (size_t)r * out + o + v * WIDTH);
+            for (int t = 0; t < tokens; t++)
+                acc[t][v] = fused(weights, all(h[(size_t)t * max_rank + r]), acc[t][v]);
+        }
+    /* Token by token: two pairs of one token may stand side by side. */
+    for (int t = 0; t < tokens; t++)
+        for (int v = 0; v < vectors; v++)
+            store(y[t] + o + v * WIDTH, load(y[t] + o + v * WIDTH) + acc[t][v]);
+}
+
+/* y [T, stride] += B h for outputs `first` to `last` - 1 (multiples of BLOCK). */
 static void expand(const Slots *slots, const Pairs *pairs, const float *h, float *y, int stride,
                    int max_rank, int first, int last) {
     if (!slots->b_SRO) return;
@@ -62,40 +93,22 @@ static void expand(const Slots *slots, const Pairs *pairs, const float *h, float
         const int rank = slots->rank_S[pairs->slot[s]];
         if (!rank) continue;
         const float *b_RO = slots->b_SRO + (size_t)pairs->slot[s] * max_rank * out;
-        int p = pairs->start[s];
-        for (; p + MANY <= pairs->start[s + 1]; p += MANY) {
-            const float *hidden = h + (size_t)p * max_rank;
+        for (int p = pairs->start[s]; p < pairs->start[s + 1];) {
+            const int left = pairs->start[s + 1] - p, tokens = left >= MANY ? MANY : 1;
+            const float *mine = h + (size_t)p * max_rank;
             float *rows[MANY];
-            for (int t = 0; t < MANY; t++) rows[t] = y + (size_t)pairs->token[p + t] * stride;
-            for (int o = first; o < last; o += WIDTH) {
-                /* One after the other: two pairs of one token may stand side by side. */
-                Floats acc[MANY];
-                for (int t = 0; t < MANY; t++) acc[t] = all(0);
-                for (int r = 0; r < rank; r++) {
-                    Floats b = load(b_RO + (size_t)r * out + o);
-                    for (int t = 0; t < MANY; t++) acc[t] += b * all(hidden[t * max_rank + r]);
-                }
-                for (int t = 0; t < MANY; t++) store(rows[t] + o, load(rows[t] + o) + acc[t]);
+            for (int t = 0; t < tokens; t++) rows[t] = y + (size_t)pairs->token[p + t] * stride;
+            int o = first;
+#define EXPAND(T, V) expand_tile(b_RO, out, rank, mine, max_rank, rows, o, T, V)
+            if (tokens == MANY) {
+                for (; o + 2 * WIDTH <= last; o += 2 * WIDTH) EXPAND(MANY, 2);
+                for (; o < last; o += WIDTH) EXPAND(MANY, 1);
+            } else {
+                for (; o + WIDE * WIDTH <= last; o += WIDE * WIDTH) EXPAND(1, WIDE);
+                for (; o < last; o += WIDTH) EXPAND(1, 1);
             }
-        }
-        for (; p < pairs->start[s + 1]; p++) {
-            const float *hidden = h + (size_t)p * max_rank;
-            float *row = y + (size_t)pairs->token[p] * stride;
-            int r = 0;
-            for (; r + 4 <= rank; r += 4) {
-                const float *b = b_RO + (size_t)r * out;
-                Floats h0 = all(hidden[r]), h1 = all(hidden[r + 1]);
-                Floats h2 = all(hidden[r + 2]), h3 = all(hidden[r + 3]);
-                for (int o = first; o < last; o += WIDTH) {
-                    Floats delta = h0 * load(b + o) + h1 * load(b + out + o);
-                    delta += h2 * load(b + 2 * out + o) + h3 * load(b + 3 * out + o);
-                    store(row + o, load(row + o) + delta);
-                }
-            }
-            for (; r < rank; r++)
-                for (int o = first; o < last; o += WIDTH)
-                    store(row + o,
-                          load(row + o) + all(hidden[r]) * load(b_RO + (size_t)r * out + o));
+#undef EXPAND
+            p += tokens;
         }
     }
 }

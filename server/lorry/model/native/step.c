@@ -12,7 +12,7 @@
 
 struct Engine {
     Pool pool;
-    Model model;
+    const Model *model; /* Python's own: slots appear in it as adapters come */
     int max_tokens, max_pairs, max_context;
     const Step *step;
     float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *worth_T, *hidden, *scores;
@@ -28,7 +28,7 @@ struct Engine {
 
 static void rms_norm(const float *x, const float *weight, float *out, int size, float epsilon) {
     Floats squares = all(0);
-    for (int i = 0; i < size; i += WIDTH) squares += load(x + i) * load(x + i);
+    for (int i = 0; i < size; i += WIDTH) squares = fused(load(x + i), load(x + i), squares);
     Floats factor = all(1.0f / sqrtf(sum(squares) / size + epsilon));
     for (int i = 0; i < size; i += WIDTH)
         store(out + i, load(weight + i) * (load(x + i) * factor));
@@ -50,23 +50,23 @@ static void encode_tokens(Engine *e, const float *x, int in, int first, int last
 
 /* Three modules at most read the same input; each has its own part of `hidden`. */
 static float *hidden_of(Engine *e, int module) {
-    return e->hidden + (size_t)module * e->max_pairs * e->model.max_rank;
+    return e->hidden + (size_t)module * e->max_pairs * e->model->max_rank;
 }
 
 /* y [T, stride] (+)= this thread's blocks of one module, its deltas included.
  * `offset`: the module's first output within the linear and within y. */
 static void module(Engine *e, const Linear *linear, const Slots *slots, const Pairs *pairs,
                    int part, int offset, int out, float *y, int stride, int tokens, int thread) {
-    const int first = SHARE(out / WIDTH, thread, e->pool.size);
-    const int last = SHARE(out / WIDTH, thread + 1, e->pool.size);
-    const int block = offset / WIDTH;
+    const int first = SHARE(out / BLOCK, thread, e->pool.size);
+    const int last = SHARE(out / BLOCK, thread + 1, e->pool.size);
+    const int block = offset / BLOCK;
     linear_blocks(linear, e->codes, e->worth_T, y, stride, tokens, block + first, block + last);
-    expand(slots, pairs, hidden_of(e, part), y + offset, stride, e->model.max_rank, first * WIDTH,
-           last * WIDTH);
+    expand(slots, pairs, hidden_of(e, part), y + offset, stride, e->model->max_rank, first * BLOCK,
+           last * BLOCK);
 }
 
 static void prepare_heads(Engine *e, const Layer *layer, int t) {
-    const Model *m = &e->model;
+    const Model *m = e->model;
     const Step *step = e->step;
     const int size = m->head_size, queries = m->heads * size, keys = m->kv_heads * size;
     float *q = e->qkv + (size_t)t * (queries + 2 * keys), *k = q + queries, *v = k + keys;
@@ -81,7 +81,7 @@ static void prepare_heads(Engine *e, const Layer *layer, int t) {
 }
 
 static void attend_share(Engine *e, const Layer *layer, int thread) {
-    const Model *m = &e->model;
+    const Model *m = e->model;
     const Step *step = e->step;
     const int size = m->head_size, group = m->heads / m->kv_heads;
     const int queries = m->heads * size, keys = m->kv_heads * size;
@@ -94,14 +94,15 @@ static void attend_share(Engine *e, const Layer *layer, int thread) {
                layer->k_NHD + h * size, layer->v_NHD + h * size,
                e->attended + (size_t)t * queries + h * group * size,
                step->cells + step->context[step->row[t]] + begin, end - begin, group, size, keys,
-               m->attention_scale, e->scores + (size_t)thread * group * e->max_context);
+               m->attention_scale,
+               e->scores + (size_t)thread * HEADS * PADDED(e->max_context));
     }
 }
 
 static void activate(Engine *e, int thread) {
-    const int tokens = e->step->num_tokens, inner = e->model.inner;
-    const int first = SHARE(inner / WIDTH, thread, e->pool.size) * WIDTH;
-    const int last = SHARE(inner / WIDTH, thread + 1, e->pool.size) * WIDTH;
+    const int tokens = e->step->num_tokens, inner = e->model->inner;
+    const int first = SHARE(inner / BLOCK, thread, e->pool.size) * BLOCK;
+    const int last = SHARE(inner / BLOCK, thread + 1, e->pool.size) * BLOCK;
     for (int t = 0; t < tokens; t++) {
         float *gate = e->gate + (size_t)t * 2 * inner, *up = gate + inner;
         for (int i = first; i < last; i += WIDTH) {
@@ -112,9 +113,9 @@ static void activate(Engine *e, int thread) {
 }
 
 static void add_share(Engine *e, const float *delta, int thread) {
-    const int tokens = e->step->num_tokens, size = e->model.hidden;
-    const int first = SHARE(size / WIDTH, thread, e->pool.size) * WIDTH;
-    const int last = SHARE(size / WIDTH, thread + 1, e->pool.size) * WIDTH;
+    const int tokens = e->step->num_tokens, size = e->model->hidden;
+    const int first = SHARE(size / BLOCK, thread, e->pool.size) * BLOCK;
+    const int last = SHARE(size / BLOCK, thread + 1, e->pool.size) * BLOCK;
     for (int t = 0; t < tokens; t++)
         for (int i = first; i < last; i += WIDTH) {
             float *x = e->x_TH + (size_t)t * size + i;
@@ -123,7 +124,7 @@ static void add_share(Engine *e, const float *delta, int thread) {
 }
 
 static void run_layer(Engine *e, const Layer *layer, int thread) {
-    const Model *m = &e->model;
+    const Model *m = e->model;
     const Step *step = e->step;
     const Pairs *pairs = &step->body;
     Pool *pool = &e->pool;
@@ -198,7 +199,7 @@ static void summarise(const float *logits, int vocab, float *norm, int32_t *best
 
 static void run_step(void *argument, int thread) {
     Engine *e = argument;
-    const Model *m = &e->model;
+    const Model *m = e->model;
     const Step *step = e->step;
     const int threads = e->pool.size, hidden = m->hidden;
     for (int t = SHARE(step->num_tokens, thread, threads);
@@ -226,7 +227,7 @@ static void run_step(void *argument, int thread) {
 
 static void run_linear(void *argument, int thread) {
     Engine *e = argument;
-    const int in = e->linear->in, threads = e->pool.size, blocks = e->linear->out / WIDTH;
+    const int in = e->linear->in, threads = e->pool.size, blocks = e->linear->out / BLOCK;
     encode_tokens(e, e->input, in, SHARE(e->tokens, thread, threads),
                   SHARE(e->tokens, thread + 1, threads));
     barrier(&e->pool);
@@ -259,7 +260,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
                      int32_t max_context, int32_t num_threads) {
     Engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
-    e->model = *model;
+    e->model = model;
     e->max_tokens = max_tokens;
     e->max_pairs = max_pairs;
     e->max_context = max_context;
@@ -273,8 +274,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
     e->worth_T = reserve(tokens, sizeof(float));
     e->hidden = reserve((size_t)3 * max_pairs * model->max_rank, sizeof(float));
-    e->scores = reserve((size_t)num_threads * (model->heads / model->kv_heads) * max_context,
-                        sizeof(float));
+    e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
     e->codes = reserve(tokens * 2 * widest, 1);
     if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->worth_T ||
         !e->hidden || !e->scores || !e->codes || pool_start(&e->pool, num_threads)) {

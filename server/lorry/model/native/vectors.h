@@ -1,17 +1,29 @@
-/* Sixteen floats at a time, in the compiler's own vector types: one source for AVX2
- * (two registers each) and AVX-512 (one). Only the integer dot product is written by
- * hand for each. */
+/* As many floats at a time as a register holds, in the compiler's own vector types: one
+ * source for AVX2 (8) and AVX-512 (16). What the types cannot say is written by hand for
+ * each, at the end.
+ *
+ * Multiply-adds are fused where `fused` stands and nowhere else (-ffp-contract=off):
+ * left to itself a compiler fuses in one copy of a loop and not in another, and a row's
+ * last bits would depend on how many rows lie beside it.
+ */
 #ifndef LORRY_VECTORS_H
 #define LORRY_VECTORS_H
 
 #include <immintrin.h>
 #include <stdint.h>
 
+#define BLOCK 16 /* outputs that lie together in packed weights; every width is a multiple */
+
+/* A type wider than the registers would live in memory. */
+#if defined(__AVX512VNNI__)
 #define WIDTH 16
+#else
+#define WIDTH 8
+#endif
 
 /* aligned(4): loads and stores make no claim on alignment. */
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float Floats __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -21,34 +33,37 @@ INLINE Floats all(float x) { return (Floats){0} + x; }
 INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 INLINE Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
 
-INLINE float sum(Floats v) {
-    float lanes[WIDTH];
-    store(lanes, v);
-    float total = 0;
-    for (int i = 0; i < 8; i++) lanes[i] += lanes[i + 8];
-    for (int i = 0; i < 4; i++) lanes[i] += lanes[i + 4];
-    total = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
-    return total;
-}
+/* a * b + c, rounded once. */
+INLINE Floats fused(Floats a, Floats b, Floats c);
+/* a > b ? a : b and a < b ? a : b: the second where one of them is not a number. */
+INLINE Floats greater(Floats a, Floats b);
+INLINE Floats smaller(Floats a, Floats b);
+INLINE Ints greater_int(Ints a, Ints b);
+INLINE float sum(Floats v);
+/* The sums of WIDTH vectors, each in its lane. */
+INLINE Floats sums(const Floats *v);
+/* acc += for each of WIDTH outputs, the dot product of 4 unsigned codes (the same for
+ * all) and 4 signed ones. Unsigned codes are at most 127: AVX2's 16-bit sums stay exact. */
+INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights);
 
 INLINE float largest(Floats v) {
-    float lanes[WIDTH];
-    store(lanes, v);
-    float best = lanes[0];
-    for (int i = 1; i < WIDTH; i++) best = lanes[i] > best ? lanes[i] : best;
+    float best = v[0];
+    for (int i = 1; i < WIDTH; i++) best = v[i] > best ? v[i] : best;
     return best;
 }
 
-/* `where` is all ones or all zeros in each lane, as comparisons give it. */
-INLINE Floats pick(Ints where, Floats yes, Floats no) {
-    return (Floats)((where & (Ints)yes) | (~where & (Ints)no));
-}
-
-INLINE Floats greater(Floats a, Floats b) { return pick(a > b, a, b); }
-INLINE Floats smaller(Floats a, Floats b) { return pick(a < b, a, b); }
-
-INLINE Floats magnitude(Floats v) {
-    return (Floats)((Ints)v & ((Ints){0} + 0x7fffffff));
+/* The largest |x|; not a number where one of them is none. As integers, the bits of
+ * floats without a sign are in the floats' order, and above infinity lie the NaNs. */
+INLINE float largest_magnitude(const float *x, int count) {
+    Ints most = {0};
+    for (int i = 0; i < count; i += WIDTH)
+        most = greater_int(most, (Ints)load(x + i) & 0x7fffffff);
+    union {
+        int32_t bits;
+        float value;
+    } best = {.bits = most[0]};
+    for (int i = 1; i < WIDTH; i++) best.bits = most[i] > best.bits ? most[i] : best.bits;
+    return best.value;
 }
 
 /* To the nearest integer, halves to even, for |v| < 2^22. */
@@ -59,39 +74,90 @@ INLINE Floats nearest(Floats v) {
 
 /* e^v, relative error below 2e-7: Cody-Waite reduction and Cephes' polynomial. */
 INLINE Floats exponential(Floats v) {
-    v = greater(smaller(v, all(88.0f)), all(-87.0f));
+    v = greater(all(-87.0f), smaller(all(88.0f), v));
     Floats n = nearest(v * all(1.44269504088896341f));
-    Floats r = v - n * all(0.693359375f) - n * all(-2.12194440e-4f);
+    Floats r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), v));
     Floats p = all(1.9875691500e-4f);
-    p = p * r + all(1.3981999507e-3f);
-    p = p * r + all(8.3334519073e-3f);
-    p = p * r + all(4.1665795894e-2f);
-    p = p * r + all(1.6666665459e-1f);
-    p = p * r + all(5.0000001201e-1f);
-    p = p * r * r + r + all(1.0f);
+    p = fused(p, r, all(1.3981999507e-3f));
+    p = fused(p, r, all(8.3334519073e-3f));
+    p = fused(p, r, all(4.1665795894e-2f));
+    p = fused(p, r, all(1.6666665459e-1f));
+    p = fused(p, r, all(5.0000001201e-1f));
+    p = fused(p * r, r, r) + all(1.0f);
     Ints power = (to_ints(n) + 127) << 23;
     return p * (Floats)power;
 }
 
-/* acc += for each of 16 outputs, the dot product of 4 unsigned codes (the same for all)
- * and 4 signed ones. Unsigned codes are at most 127: AVX2's 16-bit sums stay exact. */
+#if WIDTH == 16
+
+INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+INLINE Floats greater(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE Ints greater_int(Ints a, Ints b) {
+    return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
+}
+INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE Floats sums(const Floats *v) {
+    __m512d fours[4];
+    for (int i = 0; i < 4; i++) {
+        __m512d twos[2];
+        for (int j = 0; j < 2; j++) {
+            const __m512 a = (__m512)v[4 * i + 2 * j], b = (__m512)v[4 * i + 2 * j + 1];
+            twos[j] = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        }
+        fours[i] = (__m512d)_mm512_add_ps((__m512)_mm512_unpacklo_pd(twos[0], twos[1]),
+                                          (__m512)_mm512_unpackhi_pd(twos[0], twos[1]));
+    }
+    /* Each quarter of fours[i] now has a part of the sums 4 i to 4 i + 3. */
+    __m512 eights[2];
+    for (int i = 0; i < 2; i++) {
+        const __m512 a = (__m512)fours[2 * i], b = (__m512)fours[2 * i + 1];
+        eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88),
+                                  _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    return (Floats)_mm512_add_ps(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
+                                 _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
+}
 INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights) {
-#if defined(__AVX512VNNI__)
     return (Ints)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(codes),
                                      _mm512_loadu_si512(weights));
-#else
-    const __m256i x = _mm256_set1_epi32(codes), ones = _mm256_set1_epi16(1);
-    union {
-        Ints whole;
-        __m256i half[2];
-    } a = {.whole = acc};
-    for (int i = 0; i < 2; i++) {
-        __m256i w = _mm256_loadu_si256((const __m256i *)(weights + 32 * i));
-        __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), ones);
-        a.half[i] = _mm256_add_epi32(a.half[i], sums);
-    }
-    return a.whole;
-#endif
 }
+
+#else
+
+INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+INLINE Floats greater(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE Ints greater_int(Ints a, Ints b) {
+    return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
+}
+INLINE float sum(Floats v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v),
+                             _mm256_extractf128_ps((__m256)v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE Floats sums(const Floats *v) {
+    __m256 fours[2];
+    for (int i = 0; i < 2; i++) {
+        const __m256 low = _mm256_hadd_ps((__m256)v[4 * i], (__m256)v[4 * i + 1]);
+        const __m256 high = _mm256_hadd_ps((__m256)v[4 * i + 2], (__m256)v[4 * i + 3]);
+        fours[i] = _mm256_hadd_ps(low, high);
+    }
+    /* Each half of fours[i] now has a part of the sums 4 i to 4 i + 3. */
+    return (Floats)_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                                 _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+}
+INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights) {
+    const __m256i w = _mm256_loadu_si256((const __m256i *)weights);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(codes), w);
+    return (Ints)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+#endif
 
 #endif
