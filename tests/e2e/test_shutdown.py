@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,21 @@ def test_sigterm_lets_running_requests_finish(
     """New ones are told 503 meanwhile, and the process ends with status 0."""
     server = start(model, tmp_path / "home", "--shutdown-grace", "60")
     server.upload("a", archive("plain", 1)).raise_for_status()
-    begun = threading.Barrier(5)
+    begun = threading.Barrier(9)
 
     def long_stream(adapter: str | None) -> Answer:
         answer = Answer()
         with (
             httpx.Client(base_url=server.url, timeout=60) as client,
-            stream(client, body(PROMPT, adapter, 400)) as events,
+            stream(client, body(PROMPT, adapter, 450)) as events,
         ):
             answer.events.append(next(events))
             begun.wait(60)
             answer.events.extend(events)
         return answer
 
-    with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(long_stream, adapter) for adapter in ("a", None, "a", None)]
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(long_stream, adapter) for adapter in ("a", None) * 4]
         begun.wait(60)
         server.terminate()
         refused = _until_refused(server)
@@ -55,7 +56,7 @@ def test_sigterm_lets_running_requests_finish(
         assert refused.json()["error_type"] == "overloaded"
         answers = [future.result(60) for future in streams]
     for answer in answers:
-        assert len(answer.token_ids) == 400
+        assert len(answer.token_ids) == 450
         assert answer.last["details"]["finish_reason"] == "length"
         adapters = answer.last["adapters"]
         assert answer.token_ids[:20] == truth.tokens(PROMPT, adapters, 20)
@@ -77,17 +78,25 @@ def _until_refused(server: Server) -> httpx.Response:
 def test_the_grace_period_ends(model: Path, tmp_path: Path) -> None:
     """What has not finished by then is told so, and the process ends all the same."""
     server = start(model, tmp_path / "home", "--shutdown-grace", "0")
-    with stream(server.client, body(PROMPT, None, 480)) as events:
-        seen = [next(events)]
+    cut = 0
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(8):
+            client = stack.enter_context(httpx.Client(base_url=server.url, timeout=60))
+            streams.append(stack.enter_context(stream(client, body(PROMPT, None, 480))))
+        for events in streams:
+            next(events)
         server.terminate()
-        try:
-            seen += list(events)
-        except Refused as refused:
-            assert refused.body["error_type"] == "overloaded"
-        except httpx.TransportError:
-            pass
-        else:
-            raise AssertionError(f"the stream ended well, after {len(seen)} tokens")
+        for events in streams:
+            try:
+                for _ in events:
+                    pass
+            except Refused as refused:
+                assert refused.body["error_type"] == "overloaded"
+                cut += 1
+            except httpx.TransportError:
+                cut += 1
+    assert cut, "too fast to prove anything"
     server.client.close()
     assert server.wait() == 0, server.tail()
 

@@ -84,3 +84,13 @@ def test_it_was_a_crowd(live: Live) -> None:
     assert live.metric("vllm:num_preemptions_total") > 0
     assert live.metric("lorry_adapter_evictions_total") > 0
     assert live.metric("lorry_engine_failed_steps_total") == 0
+
+
+def test_scale_zero_is_the_base_exactly(live: Live) -> None:
+    """Every number of the answer, to the last digit."""
+    specs: list[Any] = [None, [], {"name": "plain", "scale": 0}]
+    specs += [[{"name": name, "scale": 0.0} for name in ADAPTERS]]
+    asked = [body(TEXT, spec, 12, decoder_input_details=True, top_n_tokens=5) for spec in specs]
+    base, *same = [answer["details"] for answer in alone(live.url, asked)]
+    for details in same:
+        assert details == base
