@@ -120,7 +120,8 @@ class Sample:
     prompt: AbstractSequence[int]
     answer: AbstractSequence[int]
     """Tokens drawn so far; its length is the position in the answer."""
-    constraint: Constraint | None
+    allowed: AbstractSequence[int] | None
+    """`Constraint.allowed` of a request with a grammar: the mask of what may come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,7 +278,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stats = self.scheduler.stats()
         assert stats.running + stats.waiting == len(self.live())
         assert stats.kv_blocks_used == self.blocks.num_used
-        assert self.scheduler.has_work == bool(self.live())
+        assert self.scheduler.num_requests == len(self.live())
 
     def teardown(self) -> None:
         try:
@@ -315,7 +315,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not any(self.residency.pins.values())
         assert self.scheduler.take_events() == []
         assert self.scheduler.schedule() is None
-        assert not self.scheduler.has_work
+        assert self.scheduler.num_requests == 0
 
 
 SchedulerMachine.TestCase.settings = settings(

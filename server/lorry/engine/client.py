@@ -10,12 +10,15 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 from lorry.core import Constraint, EngineStats, Request, SamplingParams, TokenEvent
 from lorry.engine.loop import Cancel, Engine, Submit
 from lorry.errors import DoesNotFit, InvalidRequest, PromptTooLong, QueueFull, ShuttingDown
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
 from lorry_adapters.registry.registry import Registry
+
+SHUTTING_DOWN = "the server is shutting down; send the request elsewhere"
 
 
 class Generation(AsyncIterator[TokenEvent]):
@@ -91,7 +94,7 @@ class EngineClient:
             ShuttingDown: the server drains.
         """
         if self._draining or self._engine.broken:
-            raise ShuttingDown("the server is shutting down; send the request elsewhere")
+            raise ShuttingDown(SHUTTING_DOWN)
         self._check_size(len(prompt_ids), params.max_new_tokens)
         if len(self._unstarted) >= self._max_queue:
             raise QueueFull(
@@ -111,11 +114,14 @@ class EngineClient:
         self._generations[request_id] = generation
         self._unstarted.add(request_id)
         self._idle.clear()
-        self._engine.mailbox.put(
-            Submit(
-                Request(request_id, tuple(prompt_ids), params, lease, time.monotonic(), constraint)
-            )
+        request = Request(
+            request_id, tuple(prompt_ids), params, lease, time.monotonic(), constraint
         )
+        if not self._engine.mailbox.offer(Submit(request)):
+            # It ended since we looked: nobody would ever answer.
+            lease.release()
+            self._drop(request_id)
+            raise ShuttingDown(SHUTTING_DOWN)
         return generation
 
     async def drain(self, grace: float) -> bool:
@@ -133,7 +139,10 @@ class EngineClient:
 
     def emit(self, events: list[TokenEvent]) -> None:
         """The engine's outbox; called in its thread."""
-        if self._loop is not None and not self._loop.is_closed():
+        if self._loop is None:
+            return
+        # The loop may close between a look at it and the call: then nobody listens.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, events)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
@@ -143,7 +152,11 @@ class EngineClient:
             assert generation is not None, "one final event a request"
             generation._events.put_nowait(event)
             if event.finish is not None:
-                del self._generations[event.request_id]
+                self._drop(event.request_id)
+
+    def _drop(self, request_id: str) -> None:
+        self._unstarted.discard(request_id)
+        del self._generations[request_id]
         if not self._generations:
             self._idle.set()
 

@@ -2,8 +2,9 @@
 
 Requests, cancellations and removals arrive through the mailbox, from any thread,
 and are taken between two steps. Events leave through `emit`, a step's worth at a
-time. A step that raises ends its own requests and no others; `MAX_FAILURES` in a
-row, and the engine calls itself broken and stops.
+time. A run of the model that raises ends its own requests and no others, a failure
+outside of it ends all; `MAX_FAILURES` in a row, and the engine calls itself broken
+and stops.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -61,12 +63,21 @@ class Mailbox:
     def __init__(self) -> None:
         self._letters: list[Letter] = []
         self._woken = False
+        self._closed = False
         self._changed = threading.Condition()
 
     def put(self, letter: Letter) -> None:
+        """An engine that has ended needs no news."""
+        self.offer(letter)
+
+    def offer(self, letter: Letter) -> bool:
+        """False where the engine has ended: nobody will ever read it."""
         with self._changed:
+            if self._closed:
+                return False
             self._letters.append(letter)
             self._changed.notify()
+            return True
 
     def wake(self) -> None:
         """Something else has changed that the engine should look at."""
@@ -79,6 +90,11 @@ class Mailbox:
             letters, self._letters = self._letters, []
             self._woken = False
             return letters
+
+    def close(self) -> None:
+        """No more letters; those that are here can still be taken."""
+        with self._changed:
+            self._closed = True
 
     def wait(self) -> None:
         """Sleep until there is a letter or a wake since the last `take`."""
@@ -111,6 +127,9 @@ class Engine:
         self._steps = 0
         self._failed_steps = 0
         self._failures = 0
+        # Letters taken and not yet read, events not yet told: what a failure must not lose.
+        self._letters: deque[Letter] = deque()
+        self._news: list[TokenEvent] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lorry-engine", daemon=True)
         self.stats = self._snapshot()
@@ -130,34 +149,41 @@ class Engine:
         """Take the letters, run one batch, tell the news. Sleeps when there is no batch."""
         self._drain_mailbox()
         batch = self.scheduler.schedule()
-        events = self.scheduler.take_events()
         if batch is not None:
-            began = time.monotonic()
-            try:
-                results = self.runner.run(batch)  # the only line that touches the model
-            except Exception as error:  # noqa: BLE001 - whatever it is, only this batch ends
-                self._fail(batch, error)
-            else:
-                events += self.scheduler.commit(batch, results)
-                self._failures = 0
-                self._steps += 1
-                self._on_step(batch.num_tokens, time.monotonic() - began)
-        events += self.scheduler.take_events()
+            self._run_batch(batch)
+        self._news += self.scheduler.take_events()
         self.stats = self._snapshot()
-        if events:
-            self._emit(events)
-        if batch is None and not events:
+        if not self._tell() and batch is None:
             self.mailbox.wait()
 
     def _drain_mailbox(self) -> None:
-        for letter in self.mailbox.take():
-            match letter:
+        self._letters.extend(self.mailbox.take())
+        while self._letters:
+            match self._letters.popleft():
                 case Submit(request):
                     self.scheduler.add(request)
                 case Cancel(request_id):
                     self.scheduler.cancel(request_id)
                 case Forget(digest):
                     self.residency.forget(digest)
+
+    def _run_batch(self, batch: Batch) -> None:
+        began = time.monotonic()
+        try:
+            results = self.runner.run(batch)  # the only line that touches the model
+            self._news += self.scheduler.commit(batch, results)
+        except Exception as error:  # noqa: BLE001 - whatever it is, only this batch ends
+            self._fail(batch, error)
+            return
+        self._failures = 0
+        self._steps += 1
+        self._on_step(batch.num_tokens, time.monotonic() - began)
+
+    def _tell(self) -> bool:
+        news, self._news = self._news, []
+        if news:
+            self._emit(news)
+        return bool(news)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         logger.exception("a step of %d rows raised", len(batch.rows))
@@ -170,18 +196,38 @@ class Engine:
         self.scheduler.fail([row.request_id for row in batch.rows], failure)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self.step()
-            if self._failures >= MAX_FAILURES:
-                logger.critical("%d steps in a row raised; the engine stops", self._failures)
-                self.broken = True
-                break
-        self._drain_mailbox()
-        self.scheduler.fail_all(GenerationFailed("the server stopped before this request ended"))
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self.step()
+                except Exception:
+                    # Not the model but we ourselves: nobody knows whose fault it was.
+                    logger.exception("the engine failed between two runs of the model")
+                    self._failed_steps += 1
+                    self._failures += 1
+                    self._end_all("the server failed while it held this request; send it again")
+                if self._failures >= MAX_FAILURES:
+                    logger.critical("%d steps in a row raised; the engine stops", self._failures)
+                    self.broken = True
+                    break
+            self.mailbox.close()
+            self._drain_mailbox()
+            self._end_all("the server stopped before this request ended")
+        finally:
+            self.mailbox.close()
+            if self.broken:
+                self._on_broken()
+
+    def _end_all(self, why: str) -> None:
+        while self.scheduler.num_requests:
+            try:
+                self.scheduler.fail_all(GenerationFailed(why))
+            except Exception:
+                # Every call ends one request at least, so this comes to an end.
+                logger.exception("a request ended untidily")
+        self._news += self.scheduler.take_events()
         self.stats = self._snapshot()
-        self._emit(self.scheduler.take_events())
-        if self.broken:
-            self._on_broken()
+        self._tell()
 
     def _snapshot(self) -> EngineStats:
         return replace(

@@ -10,7 +10,6 @@ idle engine looks again.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -42,18 +41,21 @@ class SlotResidency:
         self._place = place
         self._wake = wake
         self._pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="lorry-fetch")
-        # Under way or landed, oldest first. A landed one that nobody takes is dropped
-        # when as many as the slots have come after it; the host cache still has it.
-        self._fetches: OrderedDict[str, Future[AdapterWeights]] = OrderedDict()
+        # Under way or landed, and not in a slot yet. They hold memory beside the host
+        # cache's, so they are few; what a request needs fits in the slots, and so in here.
+        self._fetches: dict[str, Future[AdapterWeights]] = {}
+        self._max_fetches = slots.num_slots + FETCHERS
+        self._wanted: frozenset[str] = frozenset()
 
     def acquire(self, digests: Sequence[str]) -> tuple[int, ...] | None:
         # Two names may have one content: it needs one slot.
         missing = [d for d in dict.fromkeys(digests) if self.slots.slot_of(d) is None]
-        self.prefetch(missing)
+        absent = False
         for digest in missing:
-            future = self._fetches[digest]
-            if not future.done():
-                return None
+            future = self._fetches.get(digest)
+            if future is None or not future.done():
+                absent = True
+                continue
             error = future.exception()
             if error is not None:
                 # Not remembered: the files may be mended before the next request.
@@ -65,6 +67,10 @@ class SlotResidency:
                 ) from error
         if not self.slots.has_room_for(digests):
             return None
+        if absent:
+            for digest in missing:
+                self._begin(digest, keep=missing)
+            return None
         for digest in missing:
             self._load(digest, keep=digests)
         return tuple(self.slots.pin(digest) for digest in digests)
@@ -74,36 +80,47 @@ class SlotResidency:
             self.slots.unpin(digest)
 
     def prefetch(self, digests: Sequence[str]) -> None:
-        for digest in digests:
-            if digest in self._fetches or self.slots.slot_of(digest) is not None:
-                continue
-            future = self._pool.submit(self._fetch, digest)
-            self._fetches[digest] = future
-            future.add_done_callback(lambda _: self._wake())
-        landed = [digest for digest, future in self._fetches.items() if future.done()]
-        wanted = set(digests)
-        for digest in landed[: max(0, len(landed) - self.slots.num_slots)]:
-            if digest not in wanted:
-                del self._fetches[digest]
+        missing = [d for d in dict.fromkeys(digests) if self.slots.slot_of(d) is None]
+        urgent = missing[: self._max_fetches]
+        self._wanted = frozenset(urgent)
+        for digest in urgent:
+            self._begin(digest)
 
     def forget(self, digest: str) -> None:
         """The registry no longer has `digest`, and nothing runs with it."""
-        self._fetches.pop(digest, None)
+        future = self._fetches.pop(digest, None)
+        if future is not None:
+            future.cancel()
         self.slots.forget(digest)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _begin(self, digest: str, *, keep: Sequence[str] = ()) -> None:
+        """Fetch `digest`, unless too many are under way that are wanted as well."""
+        if digest in self._fetches:
+            return
+        if len(self._fetches) >= self._max_fetches:
+            for other, future in list(self._fetches.items()):
+                unwanted = other not in self._wanted and other not in keep
+                # The host cache may still have it, if it is asked for again.
+                if unwanted and (future.done() or future.cancel()):
+                    del self._fetches[other]
+        if len(self._fetches) < self._max_fetches:
+            future = self._pool.submit(self._fetch, digest)
+            self._fetches[digest] = future
+            future.add_done_callback(lambda _: self._wake())
+
     def _load(self, digest: str, *, keep: Sequence[str]) -> None:
         weights = self._fetches.pop(digest).result()
         claim = self.slots.claim(digest, keep=keep)
         assert claim is not None, "has_room_for said so"
+        self.evictions += claim.evicted is not None
         try:
             self._place(claim.slot, weights)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             # Half an adapter must never answer.
             self.slots.forget(digest)
             raise AdapterBroken(f"adapter {digest} could not be placed: {error}") from error
         self.loads += 1
-        self.evictions += claim.evicted is not None
         logger.debug("adapter %s in slot %d, evicted %s", digest, claim.slot, claim.evicted)

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
+from itertools import islice
+from math import isfinite
 from typing import Protocol
 
 from lorry.core import (
@@ -35,6 +37,7 @@ from lorry.core import (
     TokenLogprob,
 )
 from lorry.engine.blocks import BlockPool
+from lorry.errors import GenerationFailed, RequestError
 from lorry_adapters.errors import AdapterError
 
 MAX_OVERTAKEN = 64
@@ -55,7 +58,8 @@ class Residency(Protocol):
     def release(self, digests: AbstractSequence[str]) -> None: ...
 
     def prefetch(self, digests: AbstractSequence[str]) -> None:
-        """These will be wanted: begin to bring them nearer."""
+        """These will be wanted, the most urgent first: begin to bring them nearer. What
+        was asked for earlier and is not among them may be let go."""
         ...
 
 
@@ -177,9 +181,9 @@ class Scheduler:
         self._admit(rows, budget)
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
-        if not running:
-            return None
-        return Batch(tuple(self._row(s, rows[s.request.id]) for s in running))
+        made = [self._row(s, rows[s.request.id]) for s in running]
+        batch = Batch(tuple(row for row in made if row is not None))
+        return batch if batch.rows else None
 
     def commit(self, batch: Batch, results: AbstractSequence[RowResult]) -> list[TokenEvent]:
         """Take in what the runner made of `batch`; one event per new token."""
@@ -191,7 +195,10 @@ class Scheduler:
             sequence.num_computed += len(row.token_ids)
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
-            if result.token is not None:
+            drawn = () if result.token is None else (result.token,)
+            if not all(isfinite(entry.logprob) for entry in (*result.prompt, *drawn)):
+                self._finish(sequence, FinishReason.ERROR, error=_overflow(sequence))
+            elif result.token is not None:
                 self._take_token(sequence, result)
         return self.take_events()
 
@@ -206,8 +213,9 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def has_work(self) -> bool:
-        return bool(self._by_id or self._events)
+    def num_requests(self) -> int:
+        """Accepted, and without a final event yet."""
+        return len(self._by_id)
 
     def stats(self) -> EngineStats:
         """The part of the snapshot that the scheduler knows."""
@@ -229,6 +237,10 @@ class Scheduler:
     # ---- inside
 
     def _admit(self, rows: dict[str, int], budget: int) -> None:
+        if not self._waiting:
+            return
+        soon = islice(self._waiting, self.limits.prefetch)
+        self.residency.prefetch([digest for sequence in soon for digest in sequence.digests])
         passed: list[Sequence] = []
         for sequence in list(self._waiting):
             if budget == 0 or len(self._running) >= self.limits.max_num_seqs:
@@ -261,8 +273,6 @@ class Scheduler:
                 waiting.overtaken += 1
             if any(waiting.overtaken >= MAX_OVERTAKEN for waiting in passed):
                 break
-        for sequence in list(self._waiting)[: self.limits.prefetch]:
-            self.residency.prefetch(sequence.digests)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for `num_tokens` of a running sequence, if need be the youngest's.
@@ -290,10 +300,20 @@ class Scheduler:
         self.residency.release(sequence.digests)
         sequence.uses = ()
 
-    def _row(self, sequence: Sequence, count: int) -> Row:
+    def _row(self, sequence: Sequence, count: int) -> Row | None:
+        """None where the request has just ended: its grammar failed."""
         request, start = sequence.request, sequence.num_computed
         prompt = request.prompt_ids
-        completes = start + count == sequence.num_tokens
+        sample: Sample | None = None
+        if start + count == sequence.num_tokens:
+            allowed: AbstractSequence[int] | None = None
+            if request.constraint is not None:
+                try:
+                    allowed = request.constraint.allowed()
+                except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
+                    self._finish(sequence, FinishReason.ERROR, error=_grammar_error(error))
+                    return None
+            sample = Sample(request.params, prompt, sequence.answer, allowed)
         targets: AbstractSequence[int] | None = None
         if sequence.prompt_logprobs is not None and start < len(prompt):
             targets = prompt[start + 1 : start + count + 1]
@@ -303,9 +323,7 @@ class Scheduler:
             start=start,
             blocks=sequence.blocks,
             adapters=sequence.uses,
-            sample=Sample(request.params, prompt, sequence.answer, request.constraint)
-            if completes
-            else None,
+            sample=sample,
             prompt_targets=targets,
         )
 
@@ -318,9 +336,15 @@ class Scheduler:
             prompt = (None, *sequence.prompt_logprobs)
             sequence.prompt_logprobs = None
         finish: FinishReason | None = None
-        if token.token_id in request.params.eos_token_ids or (
-            request.constraint is not None and self._constraint_ends(sequence, token.token_id)
-        ):
+        ends = token.token_id in request.params.eos_token_ids
+        if request.constraint is not None and not ends:
+            try:
+                request.constraint.advance(token.token_id)
+                ends = request.constraint.finished()
+            except Exception as error:  # noqa: BLE001 - as in `_row`
+                self._finish(sequence, FinishReason.ERROR, error=_grammar_error(error))
+                return
+        if ends:
             finish = FinishReason.STOP
         elif (
             len(sequence.answer) >= request.params.max_new_tokens
@@ -333,12 +357,6 @@ class Scheduler:
         else:
             self._finish(sequence, finish, event)
 
-    def _constraint_ends(self, sequence: Sequence, token_id: int) -> bool:
-        constraint = sequence.request.constraint
-        assert constraint is not None
-        constraint.advance(token_id)
-        return constraint.finished()
-
     def _finish(
         self,
         sequence: Sequence,
@@ -349,9 +367,24 @@ class Scheduler:
     ) -> None:
         request = sequence.request
         del self._by_id[request.id]
+        # First of all: whatever may go wrong below, nobody waits for ever.
+        self._events.append(event or TokenEvent(request.id, finish=finish, error=error))
         if sequence in self._running:
             self._stop_running(sequence)
         else:
             self._waiting.remove(sequence)
         request.lease.release()
-        self._events.append(event or TokenEvent(request.id, finish=finish, error=error))
+
+
+def _grammar_error(error: Exception) -> Exception:
+    if isinstance(error, RequestError):
+        return error
+    return GenerationFailed(f"the grammar could not be followed: {error}")
+
+
+def _overflow(sequence: Sequence) -> Exception:
+    names = ", ".join(ref.name for ref in sequence.request.lease.refs)
+    return GenerationFailed(
+        "the model's numbers overflowed"
+        + (f"; try a smaller scale for {names}" if names else " for this prompt")
+    )

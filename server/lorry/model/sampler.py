@@ -65,7 +65,7 @@ def _is_plain(s: Sample) -> bool:
     p = s.params
     return (
         p.temperature == 0.0
-        and s.constraint is None
+        and s.allowed is None
         and not p.logit_bias
         and p.repetition_penalty == 1.0
         and p.frequency_penalty == 0.0
@@ -96,8 +96,8 @@ def _adjust(logits_V: Tensor, s: Sample) -> Tensor:
         scores_V[ids] -= p.frequency_penalty * counts + p.presence_penalty
     for token_id, bias in p.logit_bias:
         scores_V[token_id] += bias
-    if s.constraint is not None:
-        words = np.asarray(s.constraint.allowed(), dtype=np.uint32).astype("<u4")
+    if s.allowed is not None:
+        words = np.asarray(s.allowed, dtype=np.uint32).astype("<u4")
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         allowed = torch.from_numpy(bits[: scores_V.shape[0]].astype(np.bool_)).to(device)
         # The model's vocabulary may be padded past the tokenizer's: those are never allowed.
