@@ -54,6 +54,12 @@ INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float 
         for (int b = 0; b < blocks; b++)
             for (int v = 0; v < VECTORS; v++) acc[r][b][v] = (Ints){0};
     for (int i = 0; i < in; i += 4) {
+        /* The weights of the blocks that come next: their memory, and not the arithmetic,
+         * is what a step of few tokens waits for, and blocks are too short for the
+         * processor to notice where they lead. */
+        for (int b = 0; b < blocks; b++)
+            _mm_prefetch((const char *)(weights + (blocks + b) * block_bytes + i * BLOCK),
+                         _MM_HINT_T0);
         for (int r = 0; r < rows; r++) {
             int32_t four;
             memcpy(&four, codes + (size_t)r * in + i, 4);
