@@ -1,4 +1,4 @@
-"""The command line: `lorry serve`, `adapters`, `models`, `doctor`.
+"""The command line: `lorry serve`, `adapters`, `models`, `bench`, `doctor`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from lorry import __version__
-from lorry.cli import adapters, doctor, models, serve
+from lorry.cli import adapters, bench, doctor, models, serve
 from lorry.cli.output import report_error
 from lorry.errors import LorryError, SettingsError
 from lorry.logs import hush_libraries
@@ -48,6 +48,7 @@ def build_app() -> typer.Typer:
     serve.register(app)
     app.add_typer(adapters.build_app(), name="adapters")
     app.add_typer(models.build_app(), name="models")
+    bench.register(app)
     doctor.register(app)
     return app
 

@@ -1,0 +1,105 @@
+"""Sends the requests of a row and notes when they went and when each piece came back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter, process_time
+
+from lorry.bench.answer import Answer
+from lorry.bench.connection import Broken, Connections
+from lorry.bench.targets import Reading, Target, read
+from lorry.bench.workload import Ask
+
+OnDone = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request and what became of it. Times are seconds on one clock."""
+
+    ask: Ask
+    sent: float
+    ended: float
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One repeat of a row."""
+
+    samples: tuple[Sample, ...]
+    seconds: float
+    """From the first request sent to the last answer whole."""
+    client_seconds: float
+    """Of processor time that the generator itself took meanwhile."""
+    late: float
+    """Open load: the most seconds by which a request went out after its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    ask: Ask
+    sent: float
+    ended: float
+    answer: Answer | None
+    problem: str
+
+
+async def run(
+    asks: Sequence[Ask],
+    *,
+    concurrency: int | None,
+    target: Target,
+    connections: Connections,
+    timeout: float,
+    on_done: OnDone,
+) -> Run:
+    """Closed where `concurrency` is given; else each request goes out at its time."""
+    # Bodies first: while the clock ticks nothing is encoded, and no answer is taken apart.
+    bodies = [target.body(ask) for ask in asks]
+    exchanges: list[_Exchange] = []
+    late = 0.0
+
+    async def one(index: int) -> None:
+        ask = asks[index]
+        sent = perf_counter()
+        answer, problem = None, ""
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await connections.send("POST", target.path, bodies[index])
+        except TimeoutError:
+            problem = f"no whole answer within {timeout:g} s"
+        except Broken as error:
+            problem = str(error)
+        exchanges.append(_Exchange(ask, sent, perf_counter(), answer, problem))
+        on_done()
+
+    async def worker(queue: list[int]) -> None:
+        while queue:
+            await one(queue.pop())
+
+    cpu, start = process_time(), perf_counter()
+    async with asyncio.TaskGroup() as group:
+        if concurrency is not None:
+            queue = list(range(len(asks)))[::-1]
+            for _ in range(min(concurrency, len(asks))):
+                group.create_task(worker(queue))
+        else:
+            for index, ask in enumerate(asks):
+                await asyncio.sleep(max(0.0, start + ask.at - perf_counter()))
+                late = max(late, perf_counter() - start - ask.at)
+                group.create_task(one(index))
+    client_seconds = process_time() - cpu
+    seconds = max((item.ended for item in exchanges), default=start) - start
+    samples = tuple(_sample(item, target) for item in exchanges)
+    return Run(samples, seconds, client_seconds, late)
+
+
+def _sample(item: _Exchange, target: Target) -> Sample:
+    if item.answer is None:
+        reading = Reading((), 0, "", problem=item.problem)
+    else:
+        reading = read(target, item.answer, item.ask.new_tokens)
+    return Sample(item.ask, item.sent, item.ended, reading)

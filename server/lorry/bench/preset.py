@@ -1,0 +1,58 @@
+"""Workload W: what every figure in benchmarks/README.md is of.
+
+Prompts of 64 words, 64 new tokens, end of text ignored, greedy, streamed; adapters of rank 16
+on all seven projections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lorry.bench.popularity import Popularity
+from lorry.bench.workload import Row
+
+NAMES = ("W",)
+
+BASE_ONE = "base, c=1"
+BASE_EIGHT = "base, c=8"
+ADAPTER_ONE = "one adapter, c=1"
+ADAPTER_EIGHT = "one adapter, c=8"
+DISTINCT = "eight adapters, c=8"
+SLOTS = "64 adapters, 16 slots, zipf, c=8"
+RESIDENT = "64 adapters, 64 slots, zipf, c=8"
+
+MANY = 64
+ZIPF = Popularity("zipf", 1.5)
+_MANY_FLAGS = ("--max-lora-rank", "16", "--max-cpu-loras", "64", "--host-cache-memory", "2GiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Rows that one server answers."""
+
+    rows: tuple[Row, ...]
+    flags: tuple[str, ...] = ()
+    """Of `lorry serve`, where the server is ours."""
+
+
+def workload_w(*, zipf: bool, own_server: bool) -> tuple[Stage, ...]:
+    """Five rows; with `zipf` two more, on servers with few and with enough slots."""
+    rows = (
+        Row(BASE_ONE, 6, concurrency=1, warm_up=1),
+        Row(BASE_EIGHT, 24, concurrency=8, warm_up=8),
+        Row(ADAPTER_ONE, 6, concurrency=1, warm_up=1, adapters=1),
+        Row(ADAPTER_EIGHT, 24, concurrency=8, warm_up=8, adapters=1),
+        Row(DISTINCT, 24, concurrency=8, warm_up=8, adapters=8),
+    )
+    if not zipf:
+        return (Stage(rows),)
+    slots = Row(SLOTS, 48, concurrency=8, warm_up=48, adapters=MANY, popularity=ZIPF)
+    if not own_server:
+        # How many slots the server has is its owner's affair.
+        return (Stage((*rows, slots)),)
+    resident = replace(slots, name=RESIDENT)
+    return (
+        Stage(rows),
+        Stage((slots,), ("--max-loras", "16", *_MANY_FLAGS)),
+        Stage((resident,), ("--max-loras", str(MANY), *_MANY_FLAGS)),
+    )
