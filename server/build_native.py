@@ -6,9 +6,11 @@ says so. Called by hatchling; `python server/build_native.py` builds into the ch
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,35 +22,54 @@ HERE = Path(__file__).parent
 NATIVE = HERE / "lorry" / "model" / "native"
 
 
-def flags() -> dict[str, str]:
-    """`library.FLAGS`, read and not imported: torch may not be installed yet."""
-    source = (NATIVE / "library.py").read_text("utf-8")
-    table = source[source.index("FLAGS = {") : source.index("}", source.index("FLAGS = {"))]
-    return dict(re.findall(r'"(\w+)": "([^"]+)"', table))
-
-
 def build() -> list[Path]:
     """The shared libraries made; none where there is no compiler or no x86."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if sys.platform != "linux" or platform.machine() != "x86_64" or not compiler:
+    compiler = shlex.split(os.environ.get("CC", "")) or _compilers()[:1]
+    if sys.platform != "linux" or platform.machine() != "x86_64":
         return []
+    if not compiler:
+        sys.stderr.write("lorry: no C compiler: steps will run on PyTorch's operations\n")
+        return []
+    recipe = _recipe()
     made = []
-    for instructions, extra in flags().items():
-        target = NATIVE / f"step_{instructions}.so"
+    for instructions in recipe.INSTRUCTIONS:
+        target = NATIVE / recipe.file_name(instructions)
         fresh = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [compiler, "-std=gnu11", "-O3", "-Wno-psabi", "-fPIC", "-shared", "-pthread"]
-        # vectors.h says why: a row's bits must not depend on what a loop was unrolled into.
-        command += ["-ffp-contract=off"]
-        command += ["-mfma", *extra.split(), str(NATIVE / "step.c"), "-o", str(fresh), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.stderr.write(f"lorry: step for {instructions} was not built:\n{done.stderr}\n")
+        problem = _run(recipe.command(compiler, instructions, fresh))
+        if problem:
+            sys.stderr.write(f"lorry: the step for {instructions} was not built:\n{problem}\n")
             fresh.unlink(missing_ok=True)
             continue
         # A server may have the old one open: replaced, never written over.
         fresh.replace(target)
         made.append(target)
     return made
+
+
+def _recipe() -> Any:
+    """The module, by its path: Lorry and torch may not be installed yet."""
+    spec = importlib.util.spec_from_file_location("recipe", NATIVE / "recipe.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _compilers() -> list[str]:
+    found = map(shutil.which, ("cc", "gcc", "clang"))
+    return [path for path in found if path]
+
+
+def _run(command: list[str]) -> str | None:
+    """What went wrong; None where nothing did."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    if done.returncode:
+        return done.stderr.strip() or f"{command[0]} ended with {done.returncode}"
+    # /bin/true compiles everything.
+    return None if Path(command[command.index("-o") + 1]).is_file() else "nothing came out"
 
 
 try:

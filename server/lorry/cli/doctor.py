@@ -274,16 +274,11 @@ def _bitsandbytes(settings: Settings) -> Iterator[Finding]:
 def _kernels(settings: Settings) -> Iterator[Finding]:
     from lorry.model.native import library
 
-    best = library.instructions()
-    if best is None:
-        yield Finding("kernels", State.NOTE, "no AVX2: steps run on PyTorch's operations")
-    elif library.find() is None:
-        yield Finding(
-            "kernels",
-            State.NOTE,
-            "the compiled step was not built: install a C compiler and then Lorry again; until "
-            "then steps run on PyTorch's operations",
-        )
+    try:
+        best, _ = library.find()
+    except library.Missing as missing:
+        text = f"steps run on PyTorch's operations; not the compiled step: {missing}"
+        yield Finding("kernels", State.NOTE, text)
     else:
         yield Finding("kernels", State.OK, f"the compiled step for {best} is there")
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 
 from lorry.errors import ModelError
+from lorry.model import selfcheck
 from lorry.model.loader import LoadedModel
 from lorry.model.native import library
 from lorry.model.native.lean import LeanModel, unsuited
 from lorry.model.runner import Runner
-
-PAIRS_PER_TOKEN = 8
-"""Adapters of one token at most, as a request may name them."""
 
 
 def choose(
@@ -25,31 +23,29 @@ def choose(
     """
     if kernels == "torch":
         return "PyTorch's operations, as asked for"
-    why = unsuited(loaded)
-    built = None
-    if why is None:
-        built = library.find()
-        if built is None:
-            why = (
-                "it was not built; install a C compiler and then Lorry again"
-                if library.instructions()
-                else "this processor has no AVX2"
-            )
-    if why is not None or built is None:
+    try:
+        why = unsuited(loaded)
+        if why is not None:
+            raise library.Missing(why)
+        name, built = library.find()
+    except library.Missing as missing:
         if kernels == "native":
-            raise ModelError(f"--kernels native: the compiled step cannot run here: {why}")
-        return f"PyTorch's operations; not the compiled step: {why}"
+            raise ModelError(
+                f"--kernels native: the compiled step cannot run here: {missing}"
+            ) from missing
+        return f"PyTorch's operations; not the compiled step: {missing}"
+    threads = torch.get_num_threads()
     runner.go_lean(
         LeanModel(
             built,
             loaded,
             runner.cache,
-            runner.lora.layers,
-            max_tokens=max_tokens,
-            max_pairs=max_tokens * PAIRS_PER_TOKEN,
+            num_slots=runner.lora.num_slots,
+            # The self-check runs whatever the limits are.
+            max_tokens=max(max_tokens, sum(selfcheck.LENGTHS)),
+            max_context=max(loaded.max_model_len, *selfcheck.LENGTHS),
             max_rank=max_rank,
-            num_threads=torch.get_num_threads(),
+            num_threads=threads,
         )
     )
-    threads = torch.get_num_threads()
-    return f"the compiled step, {library.instructions()}, {threads} threads"
+    return f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"

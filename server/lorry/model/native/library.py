@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_int32, c_void_p
+import platform
+import sys
+from ctypes import POINTER, c_char_p, c_int32, c_void_p
 from pathlib import Path
 
 import torch
 
+from lorry.model.native import recipe
 from lorry.model.native.structs import Linear, Model, Step
 
-FLAGS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512",
-    "avx2": "-mavx2",
-}
-"""Instruction sets that the step is built for, best first, and the compiler's flags for
-each; the build hook reads them here."""
+FOLDER = Path(__file__).parent
 
 
-def file_name(instructions: str) -> str:
-    return f"step_{instructions}.so"
+class Missing(Exception):
+    """There is no compiled step to run here; the message says why, and what to do."""
 
 
-def instructions() -> str | None:
-    """The best of FLAGS that this processor has; None where it has none."""
+def instructions() -> tuple[str, ...]:
+    """Those of `recipe.INSTRUCTIONS` that this processor has, best first."""
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability == "AVX512" and torch.cpu._is_vnni_supported():
-        return "avx512"
-    return "avx2" if capability in ("AVX512", "AVX2") else None
+    has = {
+        "avx512": capability == "AVX512" and torch.cpu._is_vnni_supported(),
+        "avx2": capability in ("AVX512", "AVX2"),
+    }
+    return tuple(name for name in recipe.INSTRUCTIONS if has[name])
 
 
-def find() -> ctypes.CDLL | None:
-    """The library, its functions declared; None where it was not built or cannot run here."""
-    best = instructions()
-    path = Path(__file__).parent / file_name(best) if best else None
-    if path is None or not path.is_file():
-        return None
-    library = ctypes.CDLL(str(path))
+def find(folder: Path = FOLDER) -> tuple[str, ctypes.CDLL]:
+    """The best library of those that were built, after its instruction set.
+
+    Raises:
+        Missing: there is none, or it cannot run here.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise Missing("it is made for Linux on x86-64 only")
+    names = instructions()
+    if not names:
+        raise Missing("this processor has no AVX2")
+    # An old compiler may know the second best only.
+    built = [name for name in names if (folder / recipe.file_name(name)).is_file()]
+    name = (built or names)[0]
+    return name, load(folder / recipe.file_name(name))
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """One library, its functions declared. Raises Missing."""
+    if not path.is_file():
+        raise Missing("it was not built; install a C compiler and then Lorry again")
+    try:
+        library = ctypes.CDLL(str(path))
+        library.lorry_sources.restype = c_char_p
+        made_from = library.lorry_sources().decode()
+    except (OSError, AttributeError) as error:
+        raise Missing(f"it cannot be loaded ({error}); install Lorry again") from error
+    if made_from != recipe.sources():
+        raise Missing("it was built from other sources than these; install Lorry again")
     library.lorry_engine.argtypes = [POINTER(Model), c_int32, c_int32, c_int32, c_int32]
     library.lorry_engine.restype = c_void_p
     library.lorry_engine_free.argtypes = [c_void_p]

@@ -31,6 +31,8 @@ class PackedLinear:
     in_features: int
     sizes: tuple[int, ...]
     """Outputs of each linear in it."""
+    biased: tuple[bool, ...]
+    """Which of them has a bias of its own."""
 
     def part(self, index: int) -> dict[str, Tensor]:
         """The tensors of one of the linears, in their own order. Copies."""
@@ -38,7 +40,9 @@ class PackedLinear:
         rows = slice(first, first + self.sizes[index])
         codes_OI = self.codes.permute(0, 2, 1, 3).reshape(self.out_features, self.in_features)
         found = {"codes": codes_OI[rows].clone(), "scale": self.scale_O[rows].double()}
-        return found if self.bias_O is None else {**found, "bias": self.bias_O[rows].clone()}
+        if self.bias_O is None or not self.biased[index]:
+            return found
+        return {**found, "bias": self.bias_O[rows].clone()}
 
     @property
     def struct(self) -> Linear:
@@ -81,4 +85,5 @@ def pack(*linears: Int8Linear) -> PackedLinear:
         out_features=out,
         in_features=inputs,
         sizes=tuple(linear.out_features for linear in linears),
+        biased=tuple(bias is not None for bias in biases),
     )

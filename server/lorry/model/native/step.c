@@ -235,6 +235,9 @@ static void run_linear(void *argument, int thread) {
                   SHARE(blocks, thread, threads), SHARE(blocks, thread + 1, threads));
 }
 
+/* recipe.sources() of what this was compiled from. */
+const char *lorry_sources(void) { return LORRY_SOURCES; }
+
 void lorry_run(Engine *engine, const Step *step) {
     engine->step = step;
     pool_run(&engine->pool, run_step, engine);
