@@ -180,7 +180,7 @@ def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[st
         "memory": {
             **loaded.memory,
             "kv_cache": runner.cache.nbytes,
-            "adapter_slots_reserved": runner.lora.slot_bytes,
+            "adapter_slots_reserved": runner.slot_bytes,
             "host_cache_limit": settings.host_cache_memory,
         },
     }

@@ -89,14 +89,6 @@ class LoraLinear(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
-    @property
-    def arrays(self) -> tuple[Tensor, Tensor] | None:
-        """A `[S, R, I]` and B `[S, R, O]` of all slots, in the compute dtype; B carries the
-        trained strength. None until a first adapter was placed."""
-        if self._a_SRI is None or self._b_SRO is None:
-            return None
-        return self._a_SRI, self._b_SRO
-
     def place(self, slot: int, pair: LoraPair | None) -> None:
         """Copy `pair` into `slot`; None empties it. Not while a forward pass runs."""
         assert 1 <= slot < len(self.ranks)

@@ -66,12 +66,19 @@ class Runner:
 
     def place(self, slot: int, weights: AdapterWeights) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
-        self.lora.place(slot, weights)
-        if self._lean is not None:
-            self._lean.refresh()
+        if self._lean is None:
+            self.lora.place(slot, weights)
+        else:
+            self._lean.place(slot, weights)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Reserved for the slots so far, all modules."""
+        return self.lora.slot_bytes if self._lean is None else self._lean.slot_bytes
 
     def go_lean(self, lean: LeanModel) -> None:
-        """Run every further step through the compiled path."""
+        """Run every further step through the compiled path, which has slots of its own."""
+        assert self.lora.slot_bytes == 0, "adapters were placed before"
         self._lean = lean
 
     @property

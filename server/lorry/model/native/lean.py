@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lorry.errors import ModelError
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
@@ -24,8 +25,16 @@ from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
+from lorry.model.native.slots import HalfSlots
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.lora.plan import Plan
+
+if TYPE_CHECKING:
+    pass
+from lorry_adapters.registry.record import MAX_SELECTION
+
+if TYPE_CHECKING:
+    from lorry_adapters.lora.weights import AdapterWeights
 
 ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -57,30 +66,34 @@ def unsuited(loaded: LoadedModel) -> str | None:
 
 
 class LeanModel:
-    """The packed model and its threads. One step at a time, from one thread."""
+    """The packed model and its threads. One step at a time, from one thread: the engine's
+    (`lorry.engine.loop`), which also places adapters, between two steps."""
 
     def __init__(
         self,
         library: ctypes.CDLL,
         loaded: LoadedModel,
         cache: KVCache,
-        layers: Mapping[str, LoraLinear],
         *,
+        num_slots: int,
         max_tokens: int,
-        max_pairs: int,
+        max_context: int,
         max_rank: int,
         num_threads: int,
     ) -> None:
-        """`layers`: the model's linears with their slots, by name."""
+        """`max_tokens` of one step, `max_context` of one sequence.
+
+        Raises:
+            ModelError: no memory for the activations, or no threads.
+        """
         self._library = library
-        self._layers = layers
         # Everything the compiled side points to.
         self._keep: list[object] = []
         self._packed: list[PackedLinear] = []
         self._sources: list[tuple[Int8Linear, PackedLinear, int]] = []
         self._rope = loaded.model.model.rotary_emb
-        self._ranks: dict[str, NDArray[np.int32]] = {}
-        self._slots: list[tuple[str, structs.Slots]] = []
+        self._num_slots, self._max_rank = num_slots, max_rank
+        self._slots: dict[str, HalfSlots] = {}
         self._vocab = int(loaded.config.vocab_size)
         model: Any = loaded.model
         self._structs = (structs.Layer * len(model.model.layers))()
@@ -104,27 +117,30 @@ class LeanModel:
             head=self._linear(model.lm_head),
             layers=self._structs,
         )
-        self._add_slots(self._model, "head_slots", "lm_head")
-        self.refresh()
-        self._max_context = loaded.max_model_len
+        self._add_slots(self._model, "head_slots", "lm_head", model.lm_head)
+        self._max_tokens = max_tokens
+        self._max_pairs = max_tokens * MAX_SELECTION
+        self._max_context = max_context
+        self._num_cells = cache.num_blocks * cache.block_size
         self._engine = library.lorry_engine(
-            ctypes.byref(self._model), max_tokens, max_pairs, self._max_context, num_threads
+            ctypes.byref(self._model), max_tokens, self._max_pairs, max_context, num_threads
         )
         if not self._engine:
-            raise MemoryError("no memory or no threads for the compiled step")
+            raise ModelError("no memory or no threads for the compiled step")
 
     @property
     def nbytes(self) -> int:
         return sum(packed.nbytes for packed in self._packed)
 
-    def refresh(self) -> None:
-        """Look again at the slots; call it after an adapter was placed."""
-        for name, target in self._slots:
-            layer = self._layers[name]
-            arrays = layer.arrays
-            if arrays is not None:
-                target.a_SRI, target.b_SRO = (array.data_ptr() for array in arrays)
-            self._ranks[name][:] = layer.ranks
+    @property
+    def slot_bytes(self) -> int:
+        """Reserved for the slots so far."""
+        return sum(slots.nbytes for slots in self._slots.values())
+
+    def place(self, slot: int, weights: AdapterWeights) -> None:
+        """Fill `slot` with an adapter; whatever it held is gone. Between two steps only."""
+        for name, slots in self._slots.items():
+            slots.place(slot, weights.modules.get(name))
 
     def take_over(self) -> None:
         """Drop the generic path's copy of the weights; only this one runs from here on."""
@@ -154,6 +170,7 @@ class LeanModel:
             "cells": np.concatenate(contexts).astype(np.int32),
             "wanted": _int32(inputs.wanted_K),
         }
+        self._check(arrays, inputs)
         body, head = _Pairs(inputs.body), _Pairs(inputs.head)
         step = structs.Step(
             num_tokens=inputs.ids_1T.shape[1],
@@ -176,6 +193,21 @@ class LeanModel:
             self._library.lorry_engine_free(self._engine)
             self._engine = None
 
+    def _check(self, arrays: Mapping[str, NDArray[np.generic]], inputs: Inputs) -> None:
+        """What would be an IndexError in Python is somebody else's memory in C."""
+        assert self._engine, "closed"
+        assert 0 < len(arrays["ids"]) <= self._max_tokens
+        assert len(inputs.body.pairs) <= self._max_pairs
+        assert len(inputs.head.pairs) <= self._max_pairs
+        assert np.diff(arrays["context"]).max() <= self._max_context
+        for name, limit in (
+            ("ids", self._vocab),
+            ("cells", self._num_cells),
+            ("cell", self._num_cells),
+            ("wanted", len(arrays["ids"])),
+        ):
+            assert arrays[name].min() >= 0 and arrays[name].max() < limit, name
+
     def _fill_layer(self, target: structs.Layer, layer: Any, index: int, cache: KVCache) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         prefix = f"model.layers.{index}"
@@ -184,9 +216,11 @@ class LeanModel:
         target.gate_up = self._linear(mlp.gate_proj, mlp.up_proj)
         target.down = self._linear(mlp.down_proj)
         for name in ("q", "k", "v", "o"):
-            self._add_slots(target, f"{name}_slots", f"{prefix}.self_attn.{name}_proj")
+            path = f"self_attn.{name}_proj"
+            self._add_slots(target, f"{name}_slots", f"{prefix}.{path}", layer.get_submodule(path))
         for name in ("gate", "up", "down"):
-            self._add_slots(target, f"{name}_slots", f"{prefix}.mlp.{name}_proj")
+            path = f"mlp.{name}_proj"
+            self._add_slots(target, f"{name}_slots", f"{prefix}.{path}", layer.get_submodule(path))
         target.attention_norm = self._pointer(layer.input_layernorm.weight)
         target.mlp_norm = self._pointer(layer.post_attention_layernorm.weight)
         if hasattr(attention, "q_norm"):
@@ -206,16 +240,14 @@ class LeanModel:
         self._sources += [(linear, packed, i) for i, linear in enumerate(bare)]
         return packed.struct
 
-    def _add_slots(self, owner: structs.Layer | structs.Model, field: str, name: str) -> None:
-        layer = self._layers[name]
-        ranks = self._ranks[name] = np.zeros(len(layer.ranks), dtype=np.int32)
-        setattr(
-            owner,
-            field,
-            structs.Slots(None, None, ranks.ctypes.data, layer.in_features, layer.out_features),
-        )
-        # The copy inside `owner`, not ours: a later write must reach it.
-        self._slots.append((name, getattr(owner, field)))
+    def _add_slots(
+        self, owner: structs.Layer | structs.Model, field: str, name: str, linear: Any
+    ) -> None:
+        slots = HalfSlots(self._num_slots, self._max_rank, linear.in_features, linear.out_features)
+        setattr(owner, field, slots.struct)
+        # A structure is copied into its owner, so that is where later writes must go.
+        slots.bind(getattr(owner, field))
+        self._slots[name] = slots
 
     def _pointer(self, tensor: Tensor) -> int:
         assert tensor.dtype is torch.float32 and tensor.is_contiguous()

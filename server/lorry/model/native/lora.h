@@ -13,28 +13,32 @@
 #define MANY 4 /* tokens that share a load; rows of A that share a token's */
 #define WIDE 8 /* vectors of B's outputs that a single token takes at once */
 
-/* h[t][r] = scale[t] * dot(a[r], x[t]) for `rows` x `tokens`, compile-time constants. */
-INLINE void dots(const float *a, const float *const *x, const float *scale, float *h, int in,
-                 int max_rank, int rows, int tokens) {
+/* h[t][r] = scale[t] * gain * dot(a[r], x[t]) for `rows` x `tokens`, compile-time constants. */
+INLINE void dots(const uint16_t *a, const float *const *x, const float *scale, float gain, float *h,
+                 int in, int max_rank, int rows, int tokens) {
     Floats acc[MANY][MANY][2];
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t][0] = acc[r][t][1] = all(0);
     int i = 0;
-    for (; i + 2 * WIDTH <= in; i += 2 * WIDTH)
+    for (; i + 2 * WIDTH <= in; i += 2 * WIDTH) {
+        /* The rows that come next, see linear.h. */
+        for (int r = 0; r < rows; r++)
+            _mm_prefetch((const char *)(a + (size_t)(rows + r) * in + i), _MM_HINT_T0);
         for (int r = 0; r < rows; r++)
             for (int half = 0; half < 2; half++) {
-                Floats weights = load(a + (size_t)r * in + i + half * WIDTH);
+                Floats weights = load_half(a + (size_t)r * in + i + half * WIDTH);
                 for (int t = 0; t < tokens; t++)
                     acc[r][t][half] = fused(weights, load(x[t] + i + half * WIDTH),
                                             acc[r][t][half]);
             }
+    }
     for (; i < in; i += WIDTH)
         for (int r = 0; r < rows; r++)
             for (int t = 0; t < tokens; t++)
-                acc[r][t][0] = fused(load(a + (size_t)r * in + i), load(x[t] + i), acc[r][t][0]);
+                acc[r][t][0] = fused(load_half(a + (size_t)r * in + i), load(x[t] + i), acc[r][t][0]);
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++)
-            h[(size_t)t * max_rank + r] = sum(acc[r][t][0] + acc[r][t][1]) * scale[t];
+            h[(size_t)t * max_rank + r] = sum(acc[r][t][0] + acc[r][t][1]) * (scale[t] * gain);
 }
 
 /* h [P, max_rank] for this thread's share of each adapter's rows.
@@ -46,14 +50,15 @@ static void shrink(const Slots *slots, const Pairs *pairs, const float *x, int s
     for (int s = 0; s < pairs->num_segments; s++) {
         const int rank = slots->rank_S[pairs->slot[s]];
         const int first = rank * thread / threads, last = rank * (thread + 1) / threads;
-        const float *a_RI = slots->a_SRI + (size_t)pairs->slot[s] * max_rank * in;
+        const float gain = slots->gain_S[pairs->slot[s]];
+        const uint16_t *a_RI = slots->a_SRI + (size_t)pairs->slot[s] * max_rank * in;
         for (int p = pairs->start[s]; p < pairs->start[s + 1];) {
             const int left = pairs->start[s + 1] - p, tokens = left >= MANY ? MANY : 1;
             const float *scale = pairs->scale + p, *mine[MANY];
             for (int t = 0; t < tokens; t++) mine[t] = x + (size_t)pairs->token[p + t] * stride;
             float *to = h + (size_t)p * max_rank;
             int r = first;
-#define DOTS(R, T) dots(a_RI + (size_t)r * in, mine, scale, to + r, in, max_rank, R, T)
+#define DOTS(R, T) dots(a_RI + (size_t)r * in, mine, scale, gain, to + r, in, max_rank, R, T)
             if (tokens == MANY) {
                 for (; r < last; r++) DOTS(1, MANY);
             } else {
@@ -67,14 +72,17 @@ static void shrink(const Slots *slots, const Pairs *pairs, const float *x, int s
 }
 
 /* y[t][o ...] += sum over r of h[t][r] * b[r][o ...], `tokens` x `vectors` constants. */
-INLINE void expand_tile(const float *b_RO, int out, int rank, const float *h, int max_rank,
+INLINE void expand_tile(const uint16_t *b_RO, int out, int rank, const float *h, int max_rank,
                         float *const *y, int o, int tokens, int vectors) {
     Floats acc[MANY][WIDE];
     for (int t = 0; t < tokens; t++)
         for (int v = 0; v < vectors; v++) acc[t][v] = all(0);
     for (int r = 0; r < rank; r++)
         for (int v = 0; v < vectors; v++) {
-            Floats weights = load(b_RO + (size_t)r * out + o + v * WIDTH);
+            const uint16_t *b = b_RO + (size_t)r * out + o + v * WIDTH;
+            /* The tile that comes next, see linear.h. */
+            if (v % 2 == 0) _mm_prefetch((const char *)(b + vectors * WIDTH), _MM_HINT_T0);
+            Floats weights = load_half(b);
             for (int t = 0; t < tokens; t++)
                 acc[t][v] = fused(weights, all(h[(size_t)t * max_rank + r]), acc[t][v]);
         }
@@ -92,7 +100,7 @@ static void expand(const Slots *slots, const Pairs *pairs, const float *h, float
     for (int s = 0; s < pairs->num_segments; s++) {
         const int rank = slots->rank_S[pairs->slot[s]];
         if (!rank) continue;
-        const float *b_RO = slots->b_SRO + (size_t)pairs->slot[s] * max_rank * out;
+        const uint16_t *b_RO = slots->b_SRO + (size_t)pairs->slot[s] * max_rank * out;
         for (int p = pairs->start[s]; p < pairs->start[s + 1];) {
             const int left = pairs->start[s + 1] - p, tokens = left >= MANY ? MANY : 1;
             const float *mine = h + (size_t)p * max_rank;

@@ -19,11 +19,13 @@ typedef struct {
     int32_t out, in;      /* multiples of 16 */
 } Linear;
 
-/* The slots of one linear; `a_SRI` is NULL where no adapter has ever targeted it. */
+/* The slots of one linear; `a_SRI` is NULL where no adapter has ever targeted it. A and B
+ * are half precision floats; gain is what their product is worth in each slot. */
 typedef struct {
-    const float *a_SRI;
-    const float *b_SRO;
+    const uint16_t *a_SRI;
+    const uint16_t *b_SRO;
     const int32_t *rank_S;
+    const float *gain_S;
     int32_t in, out;
 } Slots;
 

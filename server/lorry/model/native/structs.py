@@ -21,6 +21,7 @@ class Slots(Structure):
         ("a_SRI", c_void_p),
         ("b_SRO", c_void_p),
         ("rank_S", c_void_p),
+        ("gain_S", c_void_p),
         ("in_", c_int32),
         ("out", c_int32),
     ]

@@ -40,6 +40,8 @@ INLINE Floats greater(Floats a, Floats b);
 INLINE Floats smaller(Floats a, Floats b);
 INLINE Ints greater_int(Ints a, Ints b);
 INLINE float sum(Floats v);
+/* Half precision to single. */
+INLINE Floats load_half(const uint16_t *p);
 /* The sums of WIDTH vectors, each in its lane. */
 INLINE Floats sums(const Floats *v);
 /* acc += for each of WIDTH outputs, the dot product of 4 unsigned codes (the same for
@@ -99,6 +101,9 @@ INLINE Ints greater_int(Ints a, Ints b) {
     return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
 }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE Floats load_half(const uint16_t *p) {
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 INLINE Floats sums(const Floats *v) {
     __m512d fours[4];
     for (int i = 0; i < 4; i++) {
@@ -134,6 +139,9 @@ INLINE Floats greater(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256
 INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE Ints greater_int(Ints a, Ints b) {
     return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
+}
+INLINE Floats load_half(const uint16_t *p) {
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
 INLINE float sum(Floats v) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v),
