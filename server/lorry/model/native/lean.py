@@ -28,9 +28,6 @@ from lorry.model.native.pack import BLOCK, PackedLinear, pack
 from lorry.model.native.slots import HalfSlots
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.lora.plan import Plan
-
-if TYPE_CHECKING:
-    pass
 from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
