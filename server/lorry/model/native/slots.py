@@ -76,5 +76,7 @@ class HalfSlots:
 def _store(target: Tensor, values: Tensor) -> int:
     """`values` over 2^exponent, so that the largest is in [0.5, 1); the exponent."""
     _, exponent = math.frexp(float(values.abs().max()))
+    # 2^127 is the largest power that the product may be taken with in fp32.
+    exponent = max(exponent, -127)
     target.copy_(values * math.ldexp(1.0, -exponent) if exponent else values)
     return exponent
