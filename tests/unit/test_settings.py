@@ -28,6 +28,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "home": ("/srv/lorry", Path("/srv/lorry")),
     "api_key": ("secret", "secret"),
+    "kernels": ("torch", "torch"),
     "max_loras": ("4", 4),
     "max_cpu_loras": ("5", 5),
     "host_cache_memory": ("64MiB", 64 << 20),
