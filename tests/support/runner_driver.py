@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
 from lorry.model.loader import LoadedModel, load
+from lorry.model.native.choice import choose
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
@@ -22,6 +25,8 @@ BLOCK_SIZE = 8
 NUM_BLOCKS = 512
 NUM_SLOTS = 8
 MAX_RANK = 32
+MAX_TOKENS = 1024
+"""In one step."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
 class RunnerDriver:
     """A runner on a tiny model, and the slots and blocks that a scheduler would keep."""
 
-    def __init__(self, folder: Path, *, quantization: str = "none") -> None:
+    def __init__(
+        self, folder: Path, *, quantization: str = "none", kernels: str = "torch", threads: int = 1
+    ) -> None:
+        """`kernels`: torch or native, as `--kernels` has them; `threads` of the native ones."""
         self.loaded = load_tiny(folder, quantization=quantization)
         self.runner = Runner(
             self.loaded,
@@ -56,6 +64,17 @@ class RunnerDriver:
             max_rank=MAX_RANK,
         )
         self._slots: dict[Path, int] = {}
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            choose(kernels, self.loaded, self.runner, max_tokens=MAX_TOKENS, max_rank=MAX_RANK)
+        finally:
+            torch.set_num_threads(before)
+        self.runner.settle()
+        assert self.runner.path == kernels
+
+    def close(self) -> None:
+        self.runner.close()
 
     def slot_of(self, folder: Path) -> int:
         if folder not in self._slots:

@@ -1,0 +1,177 @@
+"""The compiled step against PEFT over the same int8 weights, and against itself.
+
+`tests/oracle/test_quantized.py` says where its tolerances come from: 14 bits of an
+activation on our side, exact products on theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from lorry.errors import ModelError
+from lorry.model.memory import digest_of_base
+from lorry.model.native import library
+from support import tiny
+from support.peft_adapters import VARIANTS
+from support.peft_oracle import Adapters, PeftOracle
+from support.prompts import random_prompt
+from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver, token_ids
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+WORST, MEAN = 0.03, 0.006
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _built() -> None:
+    try:
+        library.find()
+    except library.Missing as missing:
+        pytest.skip(f"the compiled step is not built here: {missing}")
+
+
+@pytest.fixture(params=["avx512", "avx2"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A processor with the first has the second too: both are tried where both can be."""
+    if request.param not in library.instructions():
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setattr(library, "instructions", lambda: (request.param,))
+    try:
+        library.find()
+    except library.Missing as missing:
+        pytest.skip(f"the compiled step is not built for {request.param}: {missing}")
+    return str(request.param)
+
+
+@contextmanager
+def native(folder: Path, threads: int = 1) -> Iterator[RunnerDriver]:
+    driver = RunnerDriver(folder, quantization="int8", kernels="native", threads=threads)
+    yield driver
+    driver.close()
+
+
+def exact(folder: Path, asks: list[Ask]) -> list[list[float]]:
+    oracle = PeftOracle(folder, "int8")
+    oracle.multiply_exactly()
+    return [oracle.prompt_logprobs(*ask.both) for ask in asks]
+
+
+def check(mine: list[list[float]], theirs: list[list[float]]) -> None:
+    for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+        wrong = [abs(x - y) for x, y in zip(a, b, strict=True)]
+        assert max(wrong) < WORST, f"row {index}"
+        assert fmean(wrong) < MEAN, f"row {index}"
+
+
+def mixed(adapter: Callable[..., Path]) -> list[Ask]:
+    a, b = adapter("plain", seed=1), adapter("rank_pattern", seed=2)
+    chosen: list[Adapters] = [[], [(a, 1.0)], [(b, 1.0)], [(a, 0.5)], [(a, 1.0), (b, 1.0)]]
+    return [Ask(one, random_prompt(17 + 3 * row, row)) for row, one in enumerate(chosen)]
+
+
+@pytest.fixture
+def adapter_of(peft_adapter: Callable[..., Path]) -> Callable[[str], Callable[..., Path]]:
+    return lambda family: lambda *a, **k: peft_adapter(family, *a, **k)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixed_batch(
+    family: str, threads: int, tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    asks = mixed(adapter_of(family))
+    theirs = exact(tiny_model(family), asks)
+    with native(tiny_model(family), threads) as driver:
+        for chunk in (None, 1, 5, 16):
+            check(driver.score(asks, chunk=chunk), theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_variant(
+    family: str, tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    """Alone, in one batch with the others, at scales of their own, and several summed."""
+    folders = [adapter_of(family)(variant) for variant in VARIANTS]
+    asks = [Ask([(folder, 1.0)], random_prompt(20, 1)) for folder in folders]
+    theirs = exact(tiny_model(family), asks)
+    with native(tiny_model(family)) as driver:
+        for start in range(0, len(folders), NUM_SLOTS):
+            part = slice(start, start + NUM_SLOTS)
+            driver.forget_slots()
+            alone = [driver.score([ask])[0] for ask in asks[part]]
+            check(alone, theirs[part])
+            assert driver.score(asks[part]) == alone
+        driver.forget_slots()
+        held = folders[:NUM_SLOTS]
+        sums = [Ask([(held[i], -0.5), (held[i + 1], 0.75)], random_prompt(12, i)) for i in range(7)]
+        sums.append(Ask([(folder, 0.3) for folder in held], random_prompt(12, 60)))
+        sums.append(Ask([(held[0], 2.0)], random_prompt(12, 61)))
+        check(driver.score(sums, chunk=8), exact(tiny_model(family), sums))
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_does_not_know_its_neighbours(
+    family: str, threads: int, tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    """Bit for bit: the same row alone, in any company, in any order, token by token."""
+    asks = mixed(adapter_of(family))
+    with native(tiny_model(family), threads) as driver:
+        together = driver.score(asks)
+        assert [driver.score([ask])[0] for ask in asks] == together
+        assert driver.score(asks[::-1])[::-1] == together
+        drawn = [token_ids(one) for one in driver.greedy(asks, 24, chunk=7)]
+        assert [token_ids(driver.greedy([ask], 24)[0]) for ask in asks] == drawn
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_is_prefill(
+    family: str, tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    """A token's logprob when it is drawn is the one it has as part of a prompt."""
+    asks = mixed(adapter_of(family))
+    with native(tiny_model(family)) as driver:
+        for ask, results in zip(asks, driver.greedy(asks, 12, chunk=7), strict=True):
+            ids = [*ask.token_ids, *token_ids(results)]
+            again = driver.score([Ask(ask.adapters, ids)])[0][len(ask.token_ids) - 1 :]
+            for result, logprob in zip(results, again, strict=True):
+                assert result.token is not None
+                assert abs(result.token.logprob - logprob) < WORST
+
+
+def test_scale_zero_is_the_base_exactly(
+    tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    folder, ids = adapter_of("llama")("all_linear"), random_prompt(20, 1)
+    with native(tiny_model("llama")) as driver:
+        base = driver.score([Ask([], ids)])
+        driver.slot_of(folder)
+        assert driver.score([Ask([], ids)]) == base
+        assert driver.score([Ask([(folder, 0.0)], ids)]) == base
+
+
+def test_a_slot_forgets_what_it_held(
+    tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    """A small adapter in the slot of a large one with more targets, and back; the base's
+    bytes stay as they were."""
+    with native(tiny_model("llama")) as driver:
+        before = digest_of_base(driver.loaded.model)
+        for variant in ("large", "one_module", "all_linear", "rank_one", "head", "small", "regex"):
+            folder = adapter_of("llama")(variant, seed=3)
+            driver.place(1, folder)
+            asks = [Ask([(folder, 1.0)], random_prompt(15, 4)), Ask([], random_prompt(15, 4))]
+            check(driver.score(asks), exact(tiny_model("llama"), asks))
+        assert digest_of_base(driver.loaded.model) == before
+
+
+@pytest.mark.parametrize("family", sorted(set(tiny.FAMILIES) - set(FAMILIES)))
+def test_other_shapes_are_refused_by_name(family: str, tiny_model: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match="is not of a shape that it knows"):
+        RunnerDriver(tiny_model(family), quantization="int8", kernels="native")
