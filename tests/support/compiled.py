@@ -1,0 +1,60 @@
+"""The compiled step for the tests: each instruction set by itself, in a runner with a chosen
+number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lorry.model.native import library, recipe
+from lorry.model.native.lean import LeanModel, unsuited
+from support.runner_driver import BLOCK_SIZE, MAX_RANK, NUM_BLOCKS, NUM_SLOTS, RunnerDriver
+
+MAX_TOKENS = 256
+
+
+def compiled(instructions: str, folder: Path) -> ctypes.CDLL:
+    """The library that was installed, or, where that is none of these sources, one built in
+    `folder`. Skips the test where neither is possible."""
+    if instructions not in library.instructions():
+        pytest.skip(f"this processor has no {instructions}")
+    name = recipe.file_name(instructions)
+    try:
+        return library.load(library.FOLDER / name)
+    except library.Missing as missing:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip(f"no compiled step ({missing}) and no C compiler")
+    if not (folder / name).exists():
+        subprocess.run(recipe.command([compiler], instructions, folder / name), check=True)
+    return library.load(folder / name)
+
+
+class LeanDriver(RunnerDriver):
+    """A runner on the compiled step."""
+
+    def __init__(
+        self,
+        folder: Path,
+        built: ctypes.CDLL,
+        *,
+        num_threads: int = 1,
+        max_tokens: int = MAX_TOKENS,
+    ) -> None:
+        super().__init__(folder, quantization="int8")
+        assert unsuited(self.loaded) is None
+        self.lean = LeanModel(
+            built,
+            self.loaded,
+            self.runner.cache,
+            num_slots=NUM_SLOTS,
+            max_tokens=max_tokens,
+            max_context=NUM_BLOCKS * BLOCK_SIZE,
+            max_rank=MAX_RANK,
+            num_threads=num_threads,
+        )
+        self.runner.go_lean(self.lean)
