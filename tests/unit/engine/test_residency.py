@@ -325,6 +325,19 @@ def test_the_first_in_the_queue_is_never_let_go_for_those_behind(
     assert sorted(depot.fetched) == ["a", "b", "busy", "c"]
 
 
+def test_who_stands_further_back_takes_nothing_from_the_first(
+    residency: Make, depot: Depot
+) -> None:
+    one = residency(1)
+    one.prefetch(["a", "b", "c"])
+    depot.until(lambda: depot.wakes == 3)
+    assert one.acquire(["x"]) is None
+    assert one.acquire(["a"]) == (1,)
+    one.close()
+    assert sorted(depot.fetched) == ["a", "b", "c"]
+    assert depot.wakes == 3
+
+
 def test_what_nobody_wants_any_more_makes_room(residency: Make, depot: Depot) -> None:
     one = residency(1)
     one.prefetch(["a", "b", "c"])
