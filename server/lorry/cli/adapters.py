@@ -100,7 +100,7 @@ def push(
     ] = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Register it switched off.")] = False,
     pinned: Annotated[
-        bool, typer.Option("--pinned", help="Never let it leave the device for another.")
+        bool, typer.Option("--pinned", help="Keep it in host memory, whatever else comes.")
     ] = False,
     description: Annotated[
         str | None, typer.Option("--description", metavar="TEXT", help="For people.")
@@ -173,14 +173,14 @@ def scale(
 def pin(
     names: Names, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Keep these adapters on the device."""
+    """Keep these adapters in host memory, whatever else comes."""
     _change(names, {"pinned": True}, url, api_key, as_json)
 
 
 def unpin(
     names: Names, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Let these adapters leave the device when others need the room."""
+    """Let these adapters leave host memory when others need the room."""
     _change(names, {"pinned": False}, url, api_key, as_json)
 
 
