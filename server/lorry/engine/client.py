@@ -129,13 +129,12 @@ class EngineClient:
 
         True when all of them ended by themselves."""
         self._draining = True
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
-            for request_id in list(self._generations):
-                self._cancel(request_id)
-            return False
-        return True
+        left = list(self._generations)
+        for request_id in left:
+            self._cancel(request_id)
+        return not left
 
     def emit(self, events: list[TokenEvent]) -> None:
         """The engine's outbox; called in its thread."""

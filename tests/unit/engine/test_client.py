@@ -1,0 +1,360 @@
+"""The client over a real engine thread: requests in, streams out, from an event loop."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from lorry.core import Batch, FinishReason, RowResult, SamplingParams, TokenEvent
+from lorry.engine.blocks import BlockPool
+from lorry.engine.client import EngineClient, Generation
+from lorry.engine.loop import MAX_FAILURES, Engine, Mailbox
+from lorry.engine.residency import SlotResidency
+from lorry.engine.scheduler import Limits, Scheduler
+from lorry.errors import (
+    DoesNotFit,
+    GenerationFailed,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    ShuttingDown,
+)
+from lorry_adapters.errors import UnknownAdapter
+from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.weights import AdapterWeights
+from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
+from support.engine_fakes import ToyRunner, answer_of, request
+
+PATIENCE = 20
+BLOCK = 4
+MAX_LEN = 64
+
+
+class Shelf:
+    """The registry's door as the client uses it: any name but `unknown` is an adapter."""
+
+    def __init__(self) -> None:
+        self.out = 0
+
+    def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
+        if any(choice.name == "unknown" for choice in choices):
+            raise UnknownAdapter("no adapter 'unknown'")
+        refs = tuple(
+            AdapterRef(c.name, 1, f"sha256:{c.name}", 1.0 if c.scale is None else c.scale)
+            for c in choices
+        )
+        self.out += 1
+
+        def give_back() -> None:
+            self.out -= 1
+
+        return Lease(refs, give_back)
+
+
+class Gated(ToyRunner):
+    """Once `gate` is set, each step waits to be let through."""
+
+    gate: threading.Semaphore | None = None
+
+    def run(self, batch: Batch) -> list[RowResult]:
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=PATIENCE)
+        return super().run(batch)
+
+
+@dataclass
+class House:
+    client: EngineClient
+    engine: Engine
+    runner: Gated
+    shelf: Shelf
+    generations: list[Generation] = field(default_factory=list)
+
+    async def submit(
+        self, prompt: Sequence[int] = (1, 2), new: int = 3, *adapters: str
+    ) -> Generation:
+        choices = [AdapterChoice(name) for name in adapters]
+        return await self.client.submit(prompt, SamplingParams(new), choices)
+
+
+@asynccontextmanager
+async def opened(max_queue: int = 100, blocks: int = 32) -> AsyncIterator[House]:
+    mailbox, slots, shelf = Mailbox(), SlotTable(2), Shelf()
+    residency = SlotResidency(
+        slots,
+        fetch=lambda digest: AdapterWeights(digest, {}, 0),
+        place=lambda slot, weights: None,
+        wake=mailbox.wake,
+    )
+    runner = Gated(BLOCK, lambda slot: next(d for d in slots.resident if slots.slot_of(d) == slot))
+    scheduler = Scheduler(Limits(4, 32, MAX_LEN), BlockPool(blocks, BLOCK), residency)
+    emits: list[Callable[[list[TokenEvent]], None]] = []
+    engine = Engine(scheduler, residency, runner, mailbox, emit=lambda events: emits[0](events))
+    client = EngineClient(engine, shelf, max_queue=max_queue)  # type: ignore[arg-type]
+    emits.append(client.emit)
+    engine.start()
+    try:
+        yield House(client, engine, runner, shelf)
+    finally:
+        if runner.gate is not None:
+            runner.gate.release(10_000)
+        await asyncio.to_thread(engine.stop)
+
+
+def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE))
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def whole(generation: Generation) -> list[TokenEvent]:
+    return [event async for event in generation]
+
+
+def tokens(events: Sequence[TokenEvent]) -> list[int]:
+    return [event.token.token_id for event in events if event.token is not None]
+
+
+# ---- a stream
+
+
+@in_a_loop
+async def test_a_stream_ends_with_its_final_event() -> None:
+    async with opened() as house:
+        generation = await house.submit((4, 5), 4, "a")
+        assert [ref.name for ref in generation.refs] == ["a"]
+        events = await whole(generation)
+        assert tokens(events) == answer_of(request("", (4, 5), 4, [("sha256:a", 1.0)]))
+        assert [e.finish for e in events] == [None, None, None, FinishReason.LENGTH]
+        with pytest.raises(StopAsyncIteration):
+            await anext(generation)
+        assert house.shelf.out == 0
+        await generation.aclose()
+
+
+@in_a_loop
+async def test_many_streams_each_get_their_own() -> None:
+    async with opened() as house:
+        asked = [((i, 2 * i, 3), 1 + i % 7, ["a", "b", "c"][: i % 3]) for i in range(20)]
+        streams = [await house.submit(prompt, new, *names) for prompt, new, names in asked]
+        answers = await asyncio.gather(*(whole(stream) for stream in streams))
+        for (prompt, new, names), events in zip(asked, answers, strict=True):
+            adapters = [(f"sha256:{name}", 1.0) for name in names]
+            assert tokens(events) == answer_of(request("", prompt, new, adapters))
+        assert house.shelf.out == 0
+
+
+# ---- closing
+
+
+@in_a_loop
+async def test_closing_cancels_within_a_step_and_gives_the_lease_back() -> None:
+    async with opened() as house:
+        house.runner.gate = threading.Semaphore(0)
+        generation = await house.submit((1,), 40, "a")
+        house.runner.gate.release()
+        await anext(generation)
+        await generation.aclose()
+        # The lease is the engine's until it says so.
+        assert house.shelf.out == 1
+        house.runner.gate.release(10_000)
+        assert await house.client.drain(PATIENCE)
+        assert house.shelf.out == 0
+        # The step that was under way, and at most the one that began before the letter.
+        assert len(house.runner.batches) <= 3
+        with pytest.raises(StopAsyncIteration):
+            await anext(generation)
+
+
+@in_a_loop
+async def test_closed_before_it_began() -> None:
+    async with opened() as house:
+        house.runner.gate = threading.Semaphore(0)
+        streams = [await house.submit((1,), 40) for _ in range(8)]
+        for stream in streams:
+            await stream.aclose()
+            await stream.aclose()
+        house.runner.gate.release(10_000)
+        assert await house.client.drain(PATIENCE)
+        assert house.shelf.out == 0
+
+
+@in_a_loop
+async def test_whoever_stops_listening_in_the_middle_can_close() -> None:
+    async with opened() as house:
+        house.runner.gate = threading.Semaphore(0)
+        generation = await house.submit((1,), 40)
+        listener = asyncio.create_task(anext(generation))
+        await asyncio.sleep(0)
+        listener.cancel()
+        await generation.aclose()
+        house.runner.gate.release(10_000)
+        assert await house.client.drain(PATIENCE)
+        assert house.shelf.out == 0
+
+
+@in_a_loop
+async def test_a_listener_hears_of_a_cancellation_by_another() -> None:
+    async with opened() as house:
+        house.runner.gate = threading.Semaphore(0)
+        generation = await house.submit((1,), 40)
+        listener = asyncio.create_task(anext(generation))
+        await asyncio.sleep(0)
+        assert not await house.client.drain(0.01)
+        house.runner.gate.release(10_000)
+        events = [await listener, *await whole(generation)]
+        assert events[-1].finish is FinishReason.CANCELLED
+
+
+# ---- refusals
+
+
+@in_a_loop
+async def test_what_can_never_run_is_refused_and_holds_nothing() -> None:
+    async with opened(blocks=8) as house:
+        with pytest.raises(InvalidRequest):
+            await house.submit(())
+        with pytest.raises(PromptTooLong, match="65 together, the limit is 64"):
+            await house.submit([1] * 60, 5)
+        with pytest.raises(DoesNotFit, match="33 tokens of KV cache, the server has 32"):
+            await house.submit([1] * 30, 3)
+        with pytest.raises(DoesNotFit, match="sums 3 adapters, the server has 2 slots"):
+            await house.submit((1,), 1, "a", "b", "c")
+        with pytest.raises(UnknownAdapter):
+            await house.submit((1,), 1, "unknown")
+        assert house.shelf.out == 0
+        assert len(await whole(await house.submit([1] * 30, 2))) == 2
+        assert await house.client.drain(0)
+
+
+@in_a_loop
+async def test_an_adapter_at_scale_zero_needs_no_slot() -> None:
+    async with opened() as house:
+        choices = [AdapterChoice(name, scale=scale) for name, scale in
+                   [("a", 1.0), ("b", 1.0), ("c", 0.0)]]  # fmt: skip
+        events = await whole(await house.client.submit((1,), SamplingParams(2), choices))
+        assert len(tokens(events)) == 2
+
+
+@in_a_loop
+async def test_a_full_queue_refuses_and_takes_again() -> None:
+    async with opened(max_queue=3) as house:
+        house.runner.gate = threading.Semaphore(0)
+        streams = [await house.submit((1,), 40) for _ in range(3)]
+        with pytest.raises(QueueFull) as refused:
+            await house.submit()
+        assert refused.value.retry_after >= 1
+        house.runner.gate.release(2)
+        # Whoever has a first token waits no more.
+        for stream in streams:
+            await anext(stream)
+        extra = await house.submit((1,), 1)
+        house.runner.gate.release(10_000)
+        assert len(await whole(extra)) == 1
+        assert house.shelf.out <= 3
+
+
+# ---- the end
+
+
+@in_a_loop
+async def test_draining_lets_what_runs_end_and_takes_nothing_new() -> None:
+    async with opened() as house:
+        assert house.client.ready
+        house.runner.gate = threading.Semaphore(0)
+        running = [await house.submit((1,), 5), await house.submit((2,), 5)]
+        draining = asyncio.create_task(house.client.drain(PATIENCE))
+        await asyncio.sleep(0)
+        assert not house.client.ready
+        with pytest.raises(ShuttingDown):
+            await house.submit()
+        house.runner.gate.release(10_000)
+        assert await draining
+        for stream in running:
+            assert len(tokens(await whole(stream))) == 5
+
+
+@in_a_loop
+async def test_draining_does_not_wait_for_ever() -> None:
+    async with opened() as house:
+        house.runner.gate = threading.Semaphore(0)
+        running = await house.submit((1,), 40)
+        assert not await house.client.drain(0.01)
+        house.runner.gate.release(10_000)
+        assert (await whole(running))[-1].finish is FinishReason.CANCELLED
+        assert house.shelf.out == 0
+
+
+@in_a_loop
+async def test_draining_an_idle_server_is_done() -> None:
+    async with opened() as house:
+        assert await house.client.drain(0)
+
+
+@in_a_loop
+async def test_a_stopped_engine_refuses_and_nobody_hangs() -> None:
+    async with opened() as house:
+        await asyncio.to_thread(house.engine.stop)
+        with pytest.raises(ShuttingDown):
+            await house.submit((1,), 1, "a")
+        assert house.shelf.out == 0
+        assert await house.client.drain(0)
+
+
+@in_a_loop
+async def test_requests_that_race_with_the_stop_all_end() -> None:
+    async with opened() as house:
+        stopping = asyncio.create_task(asyncio.to_thread(house.engine.stop))
+        refused = 0
+        streams = []
+        while not refused:
+            try:
+                streams.append(await house.submit((1,), 20))
+            except ShuttingDown:
+                refused += 1
+            except QueueFull:
+                pass
+            await asyncio.sleep(0)
+        await stopping
+        for events in [await whole(stream) for stream in streams]:
+            assert events[-1].finish is not None
+        assert house.shelf.out == 0
+
+
+@in_a_loop
+async def test_a_broken_engine_is_not_ready_and_refuses() -> None:
+    async with opened() as house:
+        house.runner.failing = RuntimeError()
+        for _ in range(MAX_FAILURES):
+            (event,) = await whole(await house.submit())
+            assert isinstance(event.error, GenerationFailed)
+        while not house.engine.broken:
+            await asyncio.sleep(0.01)
+        assert not house.client.ready
+        with pytest.raises(ShuttingDown):
+            await house.submit()
+        assert house.shelf.out == 0
+
+
+def test_events_after_the_loop_has_closed_hurt_nobody() -> None:
+    house: list[House] = []
+
+    async def leave() -> None:
+        opening = opened()
+        house.append(await opening.__aenter__())
+        house[0].runner.gate = threading.Semaphore(0)
+        await house[0].submit((1,), 5)
+
+    asyncio.run(leave())
+    gate = house[0].runner.gate
+    assert gate is not None
+    gate.release(10_000)
+    house[0].engine.stop()
+    assert not house[0].engine.broken
+    assert house[0].engine.stats.failed_steps == 0
+    assert house[0].shelf.out == 0
