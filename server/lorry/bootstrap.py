@@ -152,13 +152,14 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
 def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
     """Blocks that the budget buys, and no more than the rows could ever fill."""
     affordable = settings.kv_cache_memory // (per_token * BLOCK_SIZE)
-    if affordable < 1:
+    least = selfcheck.blocks_needed(BLOCK_SIZE)
+    if affordable < least:
         raise ModelError(
             f"--kv-cache-memory {format_size(settings.kv_cache_memory)} does not hold "
-            f"{BLOCK_SIZE} tokens of {format_size(per_token)} each; give more"
+            f"{least * BLOCK_SIZE} tokens of {format_size(per_token)} each; give more"
         )
     per_row = -(-loaded.max_model_len // BLOCK_SIZE)
-    return min(affordable, settings.max_num_seqs * per_row)
+    return min(affordable, max(least, settings.max_num_seqs * per_row))
 
 
 def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[str, object]:

@@ -27,6 +27,11 @@ What this check is to find (a sequence that sees another, wrong positions, a dro
 argument) moves them by more than 1."""
 
 
+def blocks_needed(block_size: int) -> int:
+    """KV blocks that the check fills, whatever the server's limits are."""
+    return sum(-(-length // block_size) for length in LENGTHS)
+
+
 def check(runner: Runner, loaded: LoadedModel) -> None:
     """Run before the first request: it writes to the cache's first blocks.
 

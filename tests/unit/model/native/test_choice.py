@@ -1,0 +1,205 @@
+"""Which path serves which model, and that it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorry.bootstrap import assemble
+from lorry.errors import ModelError
+from lorry.model import selfcheck
+from lorry.model.loader import LoadedModel, load
+from lorry.model.native import choice, library, recipe
+from lorry.model.native.lean import STATIC_ROPES, unsuited
+from lorry.model.runner import Runner
+from lorry.settings import Settings
+from support import tiny
+from support.compiled import compiled
+from support.runner_driver import BLOCK_SIZE, load_tiny
+from support.tokenizer import build_tokenizer
+
+Model = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def there(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was installed: the best compiled step of this machine, from these sources."""
+    name = library.instructions()[0]
+    built = compiled(name, tmp_path_factory.mktemp("built"))
+    monkeypatch.setattr(library, "find", lambda: (name, built))
+
+
+def save(folder: Path, family: str = "llama", **config: Any) -> Path:
+    made = tiny.family(family).config()
+    for name, value in config.items():
+        setattr(made, name, value)
+    model = tiny.transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    tiny.fill(model, seed=3)
+    model.eval().save_pretrained(folder)
+    build_tokenizer(add_bos=False).save_pretrained(folder)
+    return folder
+
+
+def runner_of(loaded: LoadedModel) -> Runner:
+    return Runner(loaded, kv_blocks=8, block_size=BLOCK_SIZE, max_slots=2, max_rank=8)
+
+
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **more}}
+
+
+UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "architecture": ("phi3", {}, {}, "Phi3ForCausalLM is not of a shape that it knows"),
+    "unquantized": ("llama", {}, {"quantize": "none"}, "it runs int8 weights on a CPU"),
+    "4 bits": ("llama", {}, {"quantize": "nf4"}, "it runs int8 weights on a CPU"),
+    "activation": ("llama", {"hidden_act": "gelu"}, {}, "the activation is gelu"),
+    "positions": (
+        "llama",
+        rope("dynamic", factor=2.0),
+        {},
+        "positions are of type dynamic",
+    ),
+    "part of a head": (
+        "llama",
+        rope("default", partial_rotary_factor=0.5),
+        {},
+        "only a part of each head is rotated",
+    ),
+    "width": ("llama", {"intermediate_size": 136}, {}, "is not a multiple of 16"),
+    "outliers": ("llama", {}, {"int8_threshold": 6.0}, "some of its linears are not int8"),
+}
+
+
+def load_with(folder: Path, **settings: Any) -> LoadedModel:
+    base = Settings(model=str(folder), home=folder, device="cpu", dtype="float32", quantize="int8")
+    return load(dataclasses.replace(base, **settings), lambda _: None)
+
+
+@pytest.mark.parametrize("name", UNSUITED)
+def test_a_model_that_does_not_fit_is_served_on_the_generic_path(name: str, tmp_path: Path) -> None:
+    family, config, settings, reason = UNSUITED[name]
+    loaded = load_with(save(tmp_path, family, **config), **settings)
+    why = unsuited(loaded)
+    assert why is not None and reason in why
+    runner = runner_of(loaded)
+    said = choice.choose("auto", loaded, runner, max_tokens=64, max_rank=8)
+    assert said == f"PyTorch's operations; not the compiled step: {why}"
+    assert runner.path == "torch"
+    selfcheck.check(runner, loaded)
+    with pytest.raises(ModelError, match="--kernels native: the compiled step cannot run here"):
+        choice.choose("native", loaded, runner, max_tokens=64, max_rank=8)
+
+
+@pytest.mark.parametrize("asked", ["auto", "native"])
+def test_what_fits_runs_on_the_compiled_step(asked: str, tiny_model: Model) -> None:
+    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    runner = runner_of(loaded)
+    said = choice.choose(asked, loaded, runner, max_tokens=64, max_rank=8)
+    assert said == f"the compiled step, {library.instructions()[0]}, 1 thread"
+    assert runner.path == "native"
+    selfcheck.check(runner, loaded)
+    runner.close()
+
+
+def test_the_generic_path_can_be_asked_for(tiny_model: Model) -> None:
+    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    runner = runner_of(loaded)
+    said = choice.choose("torch", loaded, runner, max_tokens=64, max_rank=8)
+    assert said == "PyTorch's operations, as asked for"
+    assert runner.path == "torch"
+    selfcheck.check(runner, loaded)
+
+
+def test_without_the_library_the_reason_is_said(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise library.Missing("it was not built; install a C compiler and then Lorry again")
+
+    monkeypatch.setattr(library, "find", missing)
+    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    runner = runner_of(loaded)
+    said = choice.choose("auto", loaded, runner, max_tokens=64, max_rank=8)
+    assert said.endswith("not the compiled step: it was not built; install a C compiler and then "
+                         "Lorry again")  # fmt: skip
+    assert runner.path == "torch"
+    with pytest.raises(ModelError, match="install a C compiler"):
+        choice.choose("native", loaded, runner, max_tokens=64, max_rank=8)
+
+
+def test_a_wrong_answer_of_the_compiled_step_is_refused(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The self-check is what stands between a model that only looks like Llama and a user.
+    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    runner = runner_of(loaded)
+    choice.choose("native", loaded, runner, max_tokens=64, max_rank=8)
+    with torch.no_grad():
+        loaded.model.model.layers[1].post_attention_layernorm.weight.neg_()
+    selfcheck.check(runner, loaded)  # both see the same weights still
+    loaded.model.model.layers[1].post_attention_layernorm.weight = torch.nn.Parameter(
+        loaded.model.model.layers[1].post_attention_layernorm.weight * 2
+    )
+    with pytest.raises(ModelError, match="not served"):
+        selfcheck.check(runner, loaded)
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_num_batched_tokens": 1, "max_num_seqs": 1},
+        {"max_model_len": 8, "max_num_batched_tokens": 1, "max_num_seqs": 1},
+    ],
+    ids=str,
+)
+def test_the_smallest_server_starts(
+    limits: dict[str, int], tiny_model: Model, tmp_path: Path
+) -> None:
+    # The self-check's steps are larger than any that such a server will run.
+    settings = Settings(
+        model=str(tiny_model("llama")),
+        home=tmp_path,
+        device="cpu",
+        quantize="int8",
+        kv_cache_memory=1 << 20,
+        kernels="native",
+        **limits,
+    )
+    said: list[str] = []
+    server = assemble(settings, said.append, on_broken=lambda: None)
+    server.close()
+    assert any("the compiled step" in line for line in said)
+
+
+def test_every_rope_that_is_let_through_is_compared_elsewhere() -> None:
+    assert {"default", "linear", "llama3", "yarn"} == STATIC_ROPES  # test_step.py
+
+
+# ---- the library itself
+
+
+def test_a_library_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(library.Missing, match="it was not built; install a C compiler"):
+        library.load(tmp_path / "step_avx2.so")
+
+
+def test_a_library_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "step_avx2.so"
+    path.write_bytes(b"not a library")
+    with pytest.raises(library.Missing, match="it cannot be loaded"):
+        library.load(path)
+
+
+def test_a_library_of_other_sources_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, built = library.find()
+    path = Path(built._name)
+    library.load(path)
+    monkeypatch.setattr(recipe, "sources", lambda: "0" * 16)
+    with pytest.raises(library.Missing, match="built from other sources"):
+        library.load(path)
