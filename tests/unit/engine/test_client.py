@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -29,6 +29,8 @@ from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
 from support.engine_fakes import ToyRunner, answer_of, request
 
 PATIENCE = 20
+FOREVER = 1000
+"""More than a test may take."""
 BLOCK = 4
 MAX_LEN = 64
 
@@ -71,7 +73,6 @@ class House:
     engine: Engine
     runner: Gated
     shelf: Shelf
-    generations: list[Generation] = field(default_factory=list)
 
     async def submit(
         self, prompt: Sequence[int] = (1, 2), new: int = 3, *adapters: str
@@ -80,8 +81,8 @@ class House:
         return await self.client.submit(prompt, SamplingParams(new), choices)
 
 
-@asynccontextmanager
-async def opened(max_queue: int = 100, blocks: int = 32) -> AsyncIterator[House]:
+@contextmanager
+def opened(max_queue: int = 100, blocks: int = 32) -> Iterator[House]:
     mailbox, slots, shelf = Mailbox(), SlotTable(2), Shelf()
     residency = SlotResidency(
         slots,
@@ -101,7 +102,7 @@ async def opened(max_queue: int = 100, blocks: int = 32) -> AsyncIterator[House]
     finally:
         if runner.gate is not None:
             runner.gate.release(10_000)
-        await asyncio.to_thread(engine.stop)
+        engine.stop()
 
 
 def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -125,7 +126,7 @@ def tokens(events: Sequence[TokenEvent]) -> list[int]:
 
 @in_a_loop
 async def test_a_stream_ends_with_its_final_event() -> None:
-    async with opened() as house:
+    with opened() as house:
         generation = await house.submit((4, 5), 4, "a")
         assert [ref.name for ref in generation.refs] == ["a"]
         events = await whole(generation)
@@ -139,7 +140,7 @@ async def test_a_stream_ends_with_its_final_event() -> None:
 
 @in_a_loop
 async def test_many_streams_each_get_their_own() -> None:
-    async with opened() as house:
+    with opened() as house:
         asked = [((i, 2 * i, 3), 1 + i % 7, ["a", "b", "c"][: i % 3]) for i in range(20)]
         streams = [await house.submit(prompt, new, *names) for prompt, new, names in asked]
         answers = await asyncio.gather(*(whole(stream) for stream in streams))
@@ -154,7 +155,7 @@ async def test_many_streams_each_get_their_own() -> None:
 
 @in_a_loop
 async def test_closing_cancels_within_a_step_and_gives_the_lease_back() -> None:
-    async with opened() as house:
+    with opened() as house:
         house.runner.gate = threading.Semaphore(0)
         generation = await house.submit((1,), 40, "a")
         house.runner.gate.release()
@@ -163,7 +164,7 @@ async def test_closing_cancels_within_a_step_and_gives_the_lease_back() -> None:
         # The lease is the engine's until it says so.
         assert house.shelf.out == 1
         house.runner.gate.release(10_000)
-        assert await house.client.drain(PATIENCE)
+        assert await house.client.drain(FOREVER)
         assert house.shelf.out == 0
         # The step that was under way, and at most the one that began before the letter.
         assert len(house.runner.batches) <= 3
@@ -173,20 +174,20 @@ async def test_closing_cancels_within_a_step_and_gives_the_lease_back() -> None:
 
 @in_a_loop
 async def test_closed_before_it_began() -> None:
-    async with opened() as house:
+    with opened() as house:
         house.runner.gate = threading.Semaphore(0)
         streams = [await house.submit((1,), 40) for _ in range(8)]
         for stream in streams:
             await stream.aclose()
             await stream.aclose()
         house.runner.gate.release(10_000)
-        assert await house.client.drain(PATIENCE)
+        assert await house.client.drain(FOREVER)
         assert house.shelf.out == 0
 
 
 @in_a_loop
 async def test_whoever_stops_listening_in_the_middle_can_close() -> None:
-    async with opened() as house:
+    with opened() as house:
         house.runner.gate = threading.Semaphore(0)
         generation = await house.submit((1,), 40)
         listener = asyncio.create_task(anext(generation))
@@ -194,13 +195,13 @@ async def test_whoever_stops_listening_in_the_middle_can_close() -> None:
         listener.cancel()
         await generation.aclose()
         house.runner.gate.release(10_000)
-        assert await house.client.drain(PATIENCE)
+        assert await house.client.drain(FOREVER)
         assert house.shelf.out == 0
 
 
 @in_a_loop
 async def test_a_listener_hears_of_a_cancellation_by_another() -> None:
-    async with opened() as house:
+    with opened() as house:
         house.runner.gate = threading.Semaphore(0)
         generation = await house.submit((1,), 40)
         listener = asyncio.create_task(anext(generation))
@@ -216,7 +217,7 @@ async def test_a_listener_hears_of_a_cancellation_by_another() -> None:
 
 @in_a_loop
 async def test_what_can_never_run_is_refused_and_holds_nothing() -> None:
-    async with opened(blocks=8) as house:
+    with opened(blocks=8) as house:
         with pytest.raises(InvalidRequest):
             await house.submit(())
         with pytest.raises(PromptTooLong, match="65 together, the limit is 64"):
@@ -234,7 +235,7 @@ async def test_what_can_never_run_is_refused_and_holds_nothing() -> None:
 
 @in_a_loop
 async def test_an_adapter_at_scale_zero_needs_no_slot() -> None:
-    async with opened() as house:
+    with opened() as house:
         choices = [AdapterChoice(name, scale=scale) for name, scale in
                    [("a", 1.0), ("b", 1.0), ("c", 0.0)]]  # fmt: skip
         events = await whole(await house.client.submit((1,), SamplingParams(2), choices))
@@ -243,7 +244,7 @@ async def test_an_adapter_at_scale_zero_needs_no_slot() -> None:
 
 @in_a_loop
 async def test_a_full_queue_refuses_and_takes_again() -> None:
-    async with opened(max_queue=3) as house:
+    with opened(max_queue=3) as house:
         house.runner.gate = threading.Semaphore(0)
         streams = [await house.submit((1,), 40) for _ in range(3)]
         with pytest.raises(QueueFull) as refused:
@@ -264,11 +265,11 @@ async def test_a_full_queue_refuses_and_takes_again() -> None:
 
 @in_a_loop
 async def test_draining_lets_what_runs_end_and_takes_nothing_new() -> None:
-    async with opened() as house:
+    with opened() as house:
         assert house.client.ready
         house.runner.gate = threading.Semaphore(0)
         running = [await house.submit((1,), 5), await house.submit((2,), 5)]
-        draining = asyncio.create_task(house.client.drain(PATIENCE))
+        draining = asyncio.create_task(house.client.drain(FOREVER))
         await asyncio.sleep(0)
         assert not house.client.ready
         with pytest.raises(ShuttingDown):
@@ -281,7 +282,7 @@ async def test_draining_lets_what_runs_end_and_takes_nothing_new() -> None:
 
 @in_a_loop
 async def test_draining_does_not_wait_for_ever() -> None:
-    async with opened() as house:
+    with opened() as house:
         house.runner.gate = threading.Semaphore(0)
         running = await house.submit((1,), 40)
         assert not await house.client.drain(0.01)
@@ -292,13 +293,13 @@ async def test_draining_does_not_wait_for_ever() -> None:
 
 @in_a_loop
 async def test_draining_an_idle_server_is_done() -> None:
-    async with opened() as house:
+    with opened() as house:
         assert await house.client.drain(0)
 
 
 @in_a_loop
 async def test_a_stopped_engine_refuses_and_nobody_hangs() -> None:
-    async with opened() as house:
+    with opened() as house:
         await asyncio.to_thread(house.engine.stop)
         with pytest.raises(ShuttingDown):
             await house.submit((1,), 1, "a")
@@ -308,7 +309,7 @@ async def test_a_stopped_engine_refuses_and_nobody_hangs() -> None:
 
 @in_a_loop
 async def test_requests_that_race_with_the_stop_all_end() -> None:
-    async with opened() as house:
+    with opened() as house:
         stopping = asyncio.create_task(asyncio.to_thread(house.engine.stop))
         refused = 0
         streams = []
@@ -328,7 +329,7 @@ async def test_requests_that_race_with_the_stop_all_end() -> None:
 
 @in_a_loop
 async def test_a_broken_engine_is_not_ready_and_refuses() -> None:
-    async with opened() as house:
+    with opened() as house:
         house.runner.failing = RuntimeError()
         for _ in range(MAX_FAILURES):
             (event,) = await whole(await house.submit())
@@ -342,19 +343,10 @@ async def test_a_broken_engine_is_not_ready_and_refuses() -> None:
 
 
 def test_events_after_the_loop_has_closed_hurt_nobody() -> None:
-    house: list[House] = []
-
-    async def leave() -> None:
-        opening = opened()
-        house.append(await opening.__aenter__())
-        house[0].runner.gate = threading.Semaphore(0)
-        await house[0].submit((1,), 5)
-
-    asyncio.run(leave())
-    gate = house[0].runner.gate
-    assert gate is not None
-    gate.release(10_000)
-    house[0].engine.stop()
-    assert not house[0].engine.broken
-    assert house[0].engine.stats.failed_steps == 0
-    assert house[0].shelf.out == 0
+    with opened() as house:
+        house.runner.gate = threading.Semaphore(0)
+        asyncio.run(house.submit((1,), 5))
+        house.runner.gate.release(10_000)
+        house.engine.stop()
+        assert house.engine.stats.failed_steps == 0
+        assert house.shelf.out == 0
