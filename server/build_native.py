@@ -24,7 +24,11 @@ NATIVE = HERE / "lorry" / "model" / "native"
 
 def build() -> list[Path]:
     """The shared libraries made; none where there is no compiler or no x86."""
-    compiler = shlex.split(os.environ.get("CC", "")) or _compilers()[:1]
+    try:
+        compiler = shlex.split(os.environ.get("CC", "")) or _compilers()[:1]
+    except ValueError as error:
+        sys.stderr.write(f"lorry: CC={os.environ['CC']}: {error}\n")
+        return []
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return []
     if not compiler:
