@@ -176,7 +176,9 @@ def _events(answer: Answer) -> list[tuple[float, dict[str, Any]]]:
         if data == b"[DONE]":
             break
         event = json.loads(data)
-        if isinstance(event, dict) and event.get("error"):
+        if not isinstance(event, dict):
+            raise TypeError(f"an event that is a {type(event).__name__}")
+        if event.get("error"):
             error = event["error"]
             raise Refused(str(error.get("message") if isinstance(error, dict) else error))
         found.append((time, event))
