@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -128,6 +129,28 @@ def test_a_row_does_not_know_its_neighbours(
         assert driver.score(asks[::-1])[::-1] == together
         drawn = [token_ids(one) for one in driver.greedy(asks, 24, chunk=7)]
         assert [token_ids(driver.greedy([ask], 24)[0]) for ask in asks] == drawn
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_a_sum_does_not_know_its_slots(
+    kernels: str, tiny_model: Callable[[str], Path], adapter_of: Callable
+) -> None:
+    """Where adapters lie depends on who came before: no bit of an answer may."""
+    held = [adapter_of("llama")(variant) for variant in ("plain", "large", "rslora", "head")]
+    asks = [Ask([(folder, 0.5) for folder in held], random_prompt(30, 1)), *mixed_sums(held)]
+    driver = RunnerDriver(tiny_model("llama"), quantization="int8", kernels=kernels)
+    answers = []
+    for order in (held, held[::-1], held[2:] + held[:2]):
+        driver.forget_slots()
+        for slot, folder in enumerate(order, start=1):
+            driver.place(slot, folder)
+        answers.append([driver.score([ask])[0] for ask in asks])
+    driver.close()
+    assert answers[0] == answers[1] == answers[2]
+
+
+def mixed_sums(held: list[Path]) -> list[Ask]:
+    return [Ask([(a, 1.0), (b, -0.7)], random_prompt(15, 2)) for a, b in pairwise(held)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

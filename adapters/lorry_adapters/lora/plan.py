@@ -1,7 +1,7 @@
 """The step's plan: which tokens want which slots at which scale. Built once, used by every layer.
 
 A *pair* is one adapter of one token. A row with two adapters has two pairs per
-token, a row of the base model has none. Pairs are sorted by slot, so that the
+token, a row of the base model has none. Pairs lie slot by slot, so that the
 tokens of one adapter are neighbours and one matrix product serves them all. A
 request's scale is a number of the pair; no weights are copied for it.
 
@@ -14,7 +14,7 @@ Letters: T tokens, P pairs, N adapters in this step, M tokens of one adapter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -56,7 +56,7 @@ class ModulePlan:
 
     shape: Shape
     segments: tuple[Segment, ...]
-    """By slot; none is empty and none has rank 0."""
+    """In the order of the plan's pairs; none is empty and none has rank 0."""
     rank: int
     """Largest of them."""
     first_slot: int
@@ -84,7 +84,7 @@ class Plan:
     """Made by `build_plan`; immutable but for the memo of module plans."""
 
     pairs: tuple[tuple[int, int, float], ...]
-    """(slot, token, scale), sorted by slot, then token."""
+    """(slot, token, scale): slot by slot, and by token within each."""
     num_tokens: int
     dtype: torch.dtype
     device: torch.device
@@ -152,9 +152,14 @@ class Plan:
 
 
 def build_plan(
-    rows: Sequence[tuple[int, Uses]], *, dtype: torch.dtype, device: torch.device
+    rows: Sequence[tuple[int, Uses]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    digests: Mapping[int, str] | None = None,
 ) -> Plan:
-    """`rows`: (number of tokens, adapters) in the order of the packed tokens."""
+    """`rows`: (number of tokens, adapters) in the order of the packed tokens. `digests`: of
+    the adapters in the slots; with them a sum is made in an order that no slot decides."""
     pairs: list[tuple[int, int, float]] = []
     token = 0
     for num_tokens, uses in rows:
@@ -162,5 +167,10 @@ def build_plan(
             assert slot >= 1 and scale != 0.0
             pairs.extend((slot, token + offset, scale) for offset in range(num_tokens))
         token += num_tokens
-    pairs.sort(key=lambda pair: pair[:2])
+    if digests is not None and any(len(uses) > 1 for _, uses in rows):
+        # Deltas are added in this order. Slots depend on who came before, digests do not:
+        # a sum of adapters has the same last bits wherever they lie.
+        pairs.sort(key=lambda pair: (digests[pair[0]], *pair[:2]))
+    else:
+        pairs.sort(key=lambda pair: pair[:2])
     return Plan(tuple(pairs), token, dtype, device)

@@ -9,7 +9,7 @@ Letters: T packed tokens, B single rows, L longest context of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,8 +113,14 @@ class Inputs:
 
 
 def build_inputs(
-    batch: Batch, *, block_size: int, dtype: torch.dtype, device: torch.device
+    batch: Batch,
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    digests: Mapping[int, str],
 ) -> Inputs:
+    """`digests`: of the adapters in the slots."""
     # Singles by slot: neighbours in the packed row then share an adapter, and the
     # adapters' kernel reads tokens and slots without a gather.
     order = sorted(
@@ -159,11 +165,14 @@ def build_inputs(
         attention=AttentionPlan(
             rows, len(rows) - len(chunks), block_size, device, ints(write), tuple(chunks)
         ),
-        body=build_plan(list(zip(counts, uses, strict=True)), dtype=dtype, device=device),
+        body=build_plan(
+            list(zip(counts, uses, strict=True)), dtype=dtype, device=device, digests=digests
+        ),
         head=build_plan(
             [(count, use) for (_, count), use in zip(wanted_rows, uses, strict=True)],
             dtype=dtype,
             device=device,
+            digests=digests,
         ),
         # A step of half prompts wants no logits; the head gets one token all the same,
         # so that no kernel meets an empty batch.

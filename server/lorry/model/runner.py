@@ -61,11 +61,13 @@ class Runner:
             device=loaded.device,
         )
         self._lean: LeanModel | None = None
+        self._digests: dict[int, str] = {}
         parameters = inspect.signature(loaded.model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
 
     def place(self, slot: int, weights: AdapterWeights) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
+        self._digests[slot] = weights.digest
         if self._lean is None:
             self.lora.place(slot, weights)
         else:
@@ -102,7 +104,11 @@ class Runner:
     def run(self, batch: Batch) -> list[RowResult]:
         """One forward pass; a result for each row, in the batch's order."""
         inputs = build_inputs(
-            batch, block_size=self.cache.block_size, dtype=self._dtype, device=self._device
+            batch,
+            block_size=self.cache.block_size,
+            dtype=self._dtype,
+            device=self._device,
+            digests=self._digests,
         )
         logits = self._forward(inputs)
         results: list[RowResult | None] = [None] * len(batch.rows)
