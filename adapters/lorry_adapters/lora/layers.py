@@ -99,12 +99,14 @@ class LoraLinear(nn.Module):
                 self._reserve()
             assert self._a_SRI is not None and self._b_SRO is not None
             a_RI, b_RO = self._a_SRI[slot], self._b_SRO[slot]
+            # Even if copying fails halfway, the next adapter here clears what it left.
+            filled = self._filled[slot] = max(rank, self._filled[slot])
             a_RI[:rank].copy_(pair.a_RI)
             # alpha / r goes into B in fp32, before B is rounded to the compute dtype.
             b_RO[:rank].copy_((pair.b_OR.to(self._device, torch.float32) * pair.scaling).t())
             # A batch runs at its largest rank: what is beyond ours must be zero.
-            a_RI[rank : self._filled[slot]].zero_()
-            b_RO[rank : self._filled[slot]].zero_()
+            a_RI[rank:filled].zero_()
+            b_RO[rank:filled].zero_()
             self._filled[slot] = rank
         if rank != self.ranks[slot]:
             self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
