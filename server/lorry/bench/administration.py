@@ -24,7 +24,10 @@ class Administration:
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
+        # The load goes straight to the server; so does this, whatever proxies there are.
+        self._client = httpx.Client(
+            base_url=self._url, headers=headers, timeout=TIMEOUT, trust_env=False
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -21,12 +21,14 @@ FORMAT = 1
 COLUMNS = (
     "",
     "tokens/s",
-    "of repeats",
-    "first token p50/p90/p99 ms",
-    "per token p50/p90/p99 ms",
-    "whole answer p50/p90/p99 s",
+    "repeats",
+    "first token ms",
+    "per token ms",
+    "answer s",
     "errors",
 )
+
+LEGEND = "times are p50/p90/p99, every figure the median of the repeats"
 
 
 _COMPARABLE = (

@@ -262,7 +262,7 @@ def bench(
     made = report.Report(
         where, outcome.server, outcome.results, outcome.checked, outcome.differences
     )
-    write_line(where.one_line)
+    write_line(f"{where.one_line}; {report.LEGEND}")
     write_table(report.COLUMNS, made.table())
     if json_file is not None:
         report.write_json(json_file, made.as_json())
@@ -349,12 +349,8 @@ class _Bar:
 
 @contextmanager
 def _show(title: str, total: int | None) -> Iterator[Ticker]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    counts = () if total is None else (MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts)
     progress = Progress(
         *columns,
         console=Console(stderr=True),
