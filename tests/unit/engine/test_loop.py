@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,12 @@ class Gated(ToyRunner):
 
     gate: threading.Semaphore | None = None
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.entered = threading.Event()
+
     def run(self, batch: Batch) -> list[RowResult]:
+        self.entered.set()
         if self.gate is not None:
             assert self.gate.acquire(timeout=PATIENCE)
         return super().run(batch)
@@ -372,6 +378,8 @@ def test_a_letter_in_the_box_when_it_stops_is_answered_too(house: House) -> None
     house.runner.gate = threading.Semaphore(0)
     house.engine.start()
     house.submit(request("r", [1], 50))
+    # In its step it cannot close the box before the second letter is in.
+    assert house.runner.entered.wait(PATIENCE)
     stopper = threading.Thread(target=house.engine.stop)
     stopper.start()
     house.submit(request("late", [1], 50))
