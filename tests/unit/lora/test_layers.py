@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.layers import LoraLinear, LoraModel, PlanHolder
-from lorry_adapters.lora.plan import Uses, build_plan
+from lorry_adapters.lora.plan import Plan, Uses, build_plan
 from lorry_adapters.lora.weights import AdapterWeights, LoraPair
 
 IN, OUT, SLOTS, MAX_RANK = 24, 40, 4, 16
@@ -95,7 +95,7 @@ def test_half_precision_keeps_the_trained_strength_exact_until_it_is_stored() ->
     """alpha / r times B is rounded once; rounding B first and the product again would not be
     the same number."""
     layer, holder = linear(torch.bfloat16)
-    one = LoraPair(torch.ones(1, IN), torch.full((OUT, 1), 1.003), 1 / 3)
+    one = LoraPair(torch.ones(1, IN), torch.full((OUT, 1), 1.0035), 3.0)
     layer.place(1, one)
     layer.base.weight.zero_()
     layer.base.bias.zero_()
@@ -104,7 +104,7 @@ def test_half_precision_keeps_the_trained_strength_exact_until_it_is_stored() ->
     plan = build_plan([(1, [(1, 1.0)])], dtype=torch.bfloat16, device=CPU)
     with holder.holding(plan):
         got = layer(x_TI)
-    assert set(got.flatten().tolist()) == {float(torch.tensor(1.003 / 3, dtype=torch.bfloat16))}
+    assert set(got.flatten().tolist()) == {float(torch.tensor(3.0105, dtype=torch.bfloat16))}
 
 
 def test_a_transposed_linear_takes_the_same_adapter() -> None:
@@ -261,11 +261,14 @@ def wrapped() -> tuple[Model, LoraModel]:
 
 
 def forward(model: Model, lora: LoraModel, uses: Uses, keep: slice) -> Tensor:
-    x_1TI = inputs(3)
-    body = build_plan([(3, uses)], dtype=F32, device=CPU)
-    head = build_plan([(len(range(3)[keep]), uses)], dtype=F32, device=CPU)
-    with lora.planned(body, head):
-        return model(x_1TI, keep)
+    """Three tokens, the last with adapters; the head sees those in `keep`."""
+    rows: list[Uses] = [[], [], uses]
+    with lora.planned(plan_of(rows), plan_of(rows[keep])):
+        return model(inputs(3), keep)
+
+
+def plan_of(rows: Sequence[Uses]) -> Plan:
+    return build_plan([(1, uses) for uses in rows], dtype=F32, device=CPU)
 
 
 def test_every_linear_is_wrapped_and_nothing_else_and_the_base_stays_what_it_was() -> None:
@@ -304,7 +307,7 @@ def test_a_slot_is_taken_over_whole(ranks: dict[str, int]) -> None:
 
 def test_a_slot_half_filled_is_taken_over_whole() -> None:
     model, lora = wrapped()
-    lora.place(1, weights(first=16, second=4, head=8))
+    lora.place(1, weights(second=4))
     torn = weights(first=8, second=8, head=8)
     bad = LoraPair(torch.zeros(8, IN + 1), torch.zeros(IN, 8), 1.0)
     with pytest.raises(RuntimeError):
