@@ -5,8 +5,8 @@ filtered distribution's cumulative sum at one uniform number, which depends on t
 request's seed and the token's position in the answer and on nothing else: the
 same request gives the same tokens alone, in any batch, and after a preemption.
 
-Order of the filters: penalties, bias, grammar, temperature, top-k, typical-p,
-top-p, min-p; transformers and TGI have the same.
+Order of the filters: penalties, bias, grammar, temperature, top-k, top-p, min-p,
+typical-p; transformers and TGI have the same.
 """
 
 from __future__ import annotations
@@ -121,22 +121,23 @@ def _draw(scores_V: Tensor, s: Sample) -> int:
 
 
 def filtered(scores_V: Tensor, p: SamplingParams) -> Tensor:
-    """The distribution after top-k, typical-p, top-p and min-p; removed tokens have 0."""
+    """The distribution after top-k, top-p, min-p and typical-p; removed tokens have 0."""
     if 0 < p.top_k < scores_V.shape[0]:
         floor = scores_V.topk(p.top_k).values[-1]
         scores_V = scores_V.masked_fill(scores_V < floor, float("-inf"))
     probs_V = scores_V.softmax(-1)
-    if p.typical_p < 1.0:
-        # Locally typical sampling: arXiv:2202.00666, section 4.
-        surprise_V = -probs_V.clamp_min(1e-38).log()
-        entropy = (probs_V * surprise_V).sum()
-        probs_V = _keep_mass(probs_V, -(surprise_V - entropy).abs(), p.typical_p)
     if p.top_p < 1.0:
         # Nucleus sampling: arXiv:1904.09751, section 3.1.
         probs_V = _keep_mass(probs_V, probs_V, p.top_p)
     if p.min_p > 0.0:
         # arXiv:2407.01082: a floor relative to the likeliest.
         probs_V = probs_V.masked_fill(probs_V < p.min_p * probs_V.max(), 0.0)
+    if p.typical_p < 1.0:
+        # Locally typical sampling: arXiv:2202.00666, section 4.
+        probs_V = probs_V / probs_V.sum()
+        surprise_V = -probs_V.clamp_min(1e-38).log()
+        entropy = (probs_V * surprise_V).sum()
+        probs_V = _keep_mass(probs_V, -(surprise_V - entropy).abs(), p.typical_p)
     return probs_V / probs_V.sum()
 
 

@@ -1,0 +1,367 @@
+"""Logits to tokens: against transformers' own processors, the penalties' formulas, and chance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from lorry.core import Sample, SamplingParams, TokenLogprob
+from lorry.model.logits import Logits
+from lorry.model.sampler import filtered, logprobs_of, sample, uniform
+
+V = 97
+PLAIN = SamplingParams(max_new_tokens=9)
+WARM = replace(PLAIN, temperature=1.0)
+
+
+def logits(rows: int, seed: int = 0, *, spread: float = 3.0, size: int = V) -> Tensor:
+    return spread * torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+
+
+def wish(
+    params: SamplingParams,
+    prompt: Sequence[int] = (1,),
+    answer: Sequence[int] = (),
+    allowed: Sequence[int] | None = None,
+) -> Sample:
+    return Sample(params, prompt, answer, allowed)
+
+
+def draw(values_KV: Tensor, *wishes: Sample) -> list[int]:
+    return [token.token_id for token, _ in sample(Logits.of(values_KV), wishes)]
+
+
+# ---- greedy
+
+
+def test_greedy_is_the_arg_max_whatever_the_filters_say() -> None:
+    values_KV = logits(20)
+    params = replace(PLAIN, top_k=3, top_p=0.2, min_p=0.5, typical_p=0.3, seed=5)
+    assert draw(values_KV, *[wish(params)] * 20) == values_KV.argmax(-1).tolist()
+
+
+def test_the_first_of_equals() -> None:
+    values_KV = torch.zeros(1, V)
+    values_KV[0, [7, 3, 90]] = 5
+    assert draw(values_KV, wish(PLAIN)) == [3]
+
+
+# ---- the filters, one by one and all together
+
+
+FILTERS = [
+    *[(replace(WARM, top_k=k), TopKLogitsWarper(k)) for k in (1, 5, V - 1)],
+    *[(replace(WARM, top_p=p), TopPLogitsWarper(p)) for p in (1e-6, 0.3, 0.9, 0.999)],
+    *[(replace(WARM, min_p=p), MinPLogitsWarper(p)) for p in (0.01, 0.1, 0.7, 1.0)],
+    *[(replace(WARM, typical_p=p), TypicalLogitsWarper(p)) for p in (1e-6, 0.2, 0.5, 0.95)],
+]
+
+
+@pytest.mark.parametrize(("params", "theirs"), FILTERS, ids=str)
+@pytest.mark.parametrize("spread", [0.3, 3.0, 20.0])
+def test_a_filter_is_transformers(
+    params: SamplingParams, theirs: LogitsProcessor, spread: float
+) -> None:
+    for row_1V in logits(20, seed=1, spread=spread).split(1):
+        expected = theirs(torch.zeros(1, 0), row_1V.clone()).softmax(-1)[0]
+        mine = filtered(row_1V[0], params)
+        assert torch.equal(mine > 0, expected > 0)
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-7)
+
+
+COMBINED = [
+    replace(WARM, temperature=0.7, top_k=20, top_p=0.9),
+    replace(WARM, temperature=1.4, top_p=0.95, typical_p=0.8),
+    replace(WARM, temperature=2.0, top_k=50, min_p=0.02, typical_p=0.9),
+    replace(WARM, temperature=0.3, top_k=40, top_p=0.99, min_p=0.001, typical_p=0.95),
+    replace(WARM, repetition_penalty=1.3, temperature=0.8, top_p=0.8),
+    replace(WARM, repetition_penalty=0.7, top_k=10),
+]
+
+
+def chain(params: SamplingParams) -> LogitsProcessorList:
+    """In transformers' order."""
+    every: list[LogitsProcessor] = []
+    if params.repetition_penalty != 1.0:
+        every.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    every.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k:
+        every.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        every.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        every.append(MinPLogitsWarper(params.min_p))
+    if params.typical_p < 1:
+        every.append(TypicalLogitsWarper(params.typical_p))
+    return LogitsProcessorList(every)
+
+
+@pytest.mark.parametrize("params", COMBINED, ids=range(len(COMBINED)))
+def test_a_draw_is_the_inverse_of_transformers_distribution(params: SamplingParams) -> None:
+    prompt, answer = [3, 5, 5, 60], [9, 9, 2]
+    for seed, row_1V in enumerate(logits(40, seed=2).split(1)):
+        context = torch.tensor([[*prompt, *answer]])
+        probs_V = chain(params)(context, row_1V.clone()).softmax(-1)[0].double()
+        (token,) = draw(row_1V, wish(replace(params, seed=seed), prompt, answer))
+        assert probs_V[token] > 0
+        # The uniform number lies in the token's own stretch of the cumulative sum.
+        at, until = uniform(seed, len(answer)), float(probs_V[: token + 1].sum())
+        assert until - float(probs_V[token]) - 1e-5 <= at <= until + 1e-5
+
+
+def test_top_k_keeps_equals() -> None:
+    """As transformers does: cutting them by position would favour low ids."""
+    row_V = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0])
+    assert (filtered(row_V, replace(WARM, top_k=2)) > 0).tolist() == [True] * 4 + [False]
+
+
+def test_whatever_the_filters_one_token_is_left() -> None:
+    params = replace(WARM, top_k=1, top_p=1e-9, min_p=1.0, typical_p=1e-9)
+    for row_V in logits(10):
+        assert filtered(row_V, params).nonzero().flatten().tolist() == [int(row_V.argmax())]
+
+
+def test_a_very_low_temperature_is_nearly_greedy() -> None:
+    values_KV = logits(20)
+    params = replace(PLAIN, temperature=1e-4)
+    assert draw(values_KV, *[wish(params)] * 20) == values_KV.argmax(-1).tolist()
+
+
+# ---- penalties and bias
+
+
+def best_after(scores_V: Tensor) -> list[int]:
+    return [int(scores_V.argmax())]
+
+
+@pytest.mark.parametrize("penalty", [1.2, 5.0, 0.5])
+def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    for seed in range(30):
+        row_1V = logits(1, seed=seed)
+        # The likeliest ones have been said, in prompt and answer.
+        said = row_1V[0].topk(6).indices.tolist()
+        expected = theirs(torch.tensor([said]), row_1V.clone())[0]
+        asked = wish(replace(PLAIN, repetition_penalty=penalty), said[::2], said[1::2])
+        assert draw(row_1V, asked) == best_after(expected)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "presence"), [(0.5, 0.0), (0.0, 1.5), (1.0, 0.7), (-0.5, -1.0)]
+)
+def test_frequency_and_presence_penalties_are_openais(frequency: float, presence: float) -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c over the answer only."""
+    params = replace(PLAIN, frequency_penalty=frequency, presence_penalty=presence)
+    moved = 0
+    for seed in range(40):
+        row_1V = logits(1, seed=seed, spread=1.5)
+        first, second, third = row_1V[0].topk(3).indices.tolist()
+        answer = [first] * (seed % 4) + [second] * (seed % 3)
+        counts_V = torch.bincount(torch.tensor([*answer, V - 1]), minlength=V)
+        counts_V[V - 1] -= 1
+        expected = row_1V[0] - frequency * counts_V - presence * (counts_V > 0)
+        # What the prompt said does not count.
+        assert draw(row_1V, wish(params, [third] * 5, answer)) == best_after(expected)
+        moved += int(expected.argmax()) != first
+    if frequency + presence > 0:
+        assert moved > 5
+
+
+def test_logit_bias_moves_and_bans() -> None:
+    values_1V = logits(1)
+    best, second = values_1V[0].topk(2).indices.tolist()
+    assert draw(values_1V, wish(replace(PLAIN, logit_bias=((best, -100.0),)))) == [second]
+    assert draw(values_1V, wish(replace(PLAIN, logit_bias=((42, 100.0), (best, 1.0))))) == [42]
+
+
+def test_penalties_reach_sampled_rows_too() -> None:
+    values_1V = torch.zeros(1, V)
+    params = replace(WARM, logit_bias=tuple((token, -100.0) for token in range(V) if token != 11))
+    assert draw(values_1V, wish(params)) == [11]
+
+
+# ---- grammars
+
+
+def words_of(allowed: Sequence[int], size: int) -> list[int]:
+    words = [0] * -(-size // 32)
+    for token in allowed:
+        words[token // 32] |= 1 << (token % 32)
+    return words
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("size", [V, 64, 70])
+def test_only_what_the_grammar_allows(temperature: float, size: int) -> None:
+    """`size`: the tokenizer's vocabulary, to whose end the mask goes; the model's has V."""
+    params = replace(PLAIN, temperature=temperature)
+    for seed in range(20):
+        row_1V = logits(1, seed=seed)
+        may = [2, 31, 32, 33, 63]
+        (token,) = draw(row_1V, wish(replace(params, seed=seed), allowed=words_of(may, size)))
+        assert token in may
+        if temperature == 0.0:
+            assert token == max(may, key=lambda one: float(row_1V[0, one]))
+
+
+def test_a_padded_vocabulary_is_never_drawn_from() -> None:
+    values_1V = torch.zeros(1, 128)
+    values_1V[0, 64:] = 50
+    everything = words_of(range(64), 64)
+    assert draw(values_1V, wish(PLAIN, allowed=everything))[0] < 64
+
+
+def test_a_mask_may_be_wider_than_the_logits() -> None:
+    assert draw(logits(1), wish(PLAIN, allowed=words_of([5, 127], 128))) == [5]
+
+
+def test_one_rows_mask_is_not_anothers() -> None:
+    values_KV = logits(1).repeat(3, 1)
+    best = int(values_KV[0].argmax())
+    assert draw(values_KV, wish(PLAIN), wish(PLAIN, allowed=words_of([5], V)), wish(PLAIN)) == [
+        best,
+        5,
+        best,
+    ]
+
+
+# ---- chance
+
+
+def test_the_same_seed_and_position_draw_the_same_token_in_any_company() -> None:
+    values_KV = logits(6, seed=3, spread=1.0)
+    wishes = [
+        wish(replace(WARM, seed=7), answer=[1, 2]),
+        wish(PLAIN),
+        wish(replace(WARM, seed=2**63 + 5, temperature=0.8, top_p=0.9)),
+        wish(replace(WARM, seed=7), answer=[1, 2, 3]),
+        wish(replace(WARM, seed=8, frequency_penalty=1.0), answer=[1, 1]),
+        wish(replace(WARM, seed=0)),
+    ]
+    together = draw(values_KV, *wishes)
+    alone = [draw(values_KV[k : k + 1], one)[0] for k, one in enumerate(wishes)]
+    order = [3, 1, 5, 0, 4, 2]
+    shuffled = draw(values_KV[order], *[wishes[k] for k in order])
+    assert together == alone
+    assert shuffled == [together[k] for k in order]
+
+
+def test_the_uniform_numbers_are_fixed_and_spread() -> None:
+    """Fixed: an answer with a seed must be the same after an upgrade."""
+    places = [(0, 0), (0, 1), (1, 0), (2**64 - 1, 5)]
+    assert [round(uniform(seed, at), 6) for seed, at in places] == PHILOX
+    assert uniform(3, 4) == uniform(3 + 2**64, 4)
+    drawn = [uniform(seed, at) for seed in range(40) for at in range(40)]
+    assert len(set(drawn)) == len(drawn)
+    assert all(0 <= number < 1 for number in drawn)
+
+
+PHILOX = [0.011547, 0.50238, 0.303568, 0.462925]
+
+CHI_SQUARE = 29.9
+"""Seven degrees of freedom: exceeded by chance once in 10,000; the draws are fixed."""
+
+
+@pytest.mark.parametrize("by", ["seed", "position"])
+def test_draws_follow_the_distribution(by: str) -> None:
+    count = 3000
+    values_1V = logits(1, seed=4, spread=1.0, size=8)
+    wishes = [
+        wish(replace(WARM, seed=i))
+        if by == "seed"
+        else wish(replace(WARM, seed=1), answer=range(i))
+        for i in range(count)
+    ]
+    seen = Counter(draw(values_1V.expand(count, 8), *wishes))
+    expected = (values_1V[0].softmax(-1) * count).tolist()
+    assert min(expected) > 20
+    assert sum((seen[k] - e) ** 2 / e for k, e in enumerate(expected)) < CHI_SQUARE
+
+
+def test_temperature_and_filters_shape_the_draws() -> None:
+    count = 1500
+    values_1V = logits(1, seed=5, spread=1.0, size=16)
+    params = replace(WARM, temperature=0.7, top_k=8)
+    seen = Counter(
+        draw(values_1V.expand(count, 16), *[wish(replace(params, seed=i)) for i in range(count)])
+    )
+    kept = values_1V[0].topk(8).indices.tolist()
+    assert set(seen) == set(kept)
+    expected = ((values_1V[0, kept] / 0.7).softmax(-1) * count).tolist()
+    chi = sum((seen[k] - e) ** 2 / e for k, e in zip(kept, expected, strict=True))
+    assert chi < CHI_SQUARE
+
+
+# ---- log-probabilities
+
+
+def test_logprobs_are_the_models_own_whatever_was_done_to_the_draw() -> None:
+    values_KV = logits(5, seed=6)
+    table_KV = values_KV.log_softmax(-1)
+    params = [
+        PLAIN,
+        replace(WARM, temperature=3.0, seed=3),
+        replace(PLAIN, logit_bias=((42, 100.0),)),
+        replace(WARM, top_k=2, seed=4),
+        replace(PLAIN, repetition_penalty=2.0),
+    ]
+    drawn = sample(Logits.of(values_KV), [wish(replace(p, top_logprobs=3)) for p in params])
+    for k, (token, top) in enumerate(drawn):
+        assert token.logprob == pytest.approx(float(table_KV[k, token.token_id]), abs=1e-5)
+        best = table_KV[k].topk(3)
+        assert [entry.token_id for entry in top] == best.indices.tolist()
+        assert [entry.logprob for entry in top] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_as_many_of_the_likeliest_as_were_asked_for_and_there_are() -> None:
+    values_KV = logits(3, size=4)
+    counts = [0, 2, 9]
+    asked = [wish(replace(PLAIN, top_logprobs=count)) for count in counts]
+    assert [len(top) for _, top in sample(Logits.of(values_KV), asked)] == [0, 2, 4]
+
+
+def test_logprobs_of_a_prompt() -> None:
+    values_KV = logits(4)
+    table_KV = values_KV.log_softmax(-1)
+    targets = [5, 0, V - 1, 5]
+    found = logprobs_of(Logits.of(values_KV), targets)
+    assert [entry.token_id for entry in found] == targets
+    expected = [float(table_KV[k, target]) for k, target in enumerate(targets)]
+    assert [entry.logprob for entry in found] == pytest.approx(expected, abs=1e-5)
+    assert logprobs_of(Logits.of(values_KV[:0]), []) == ()
+
+
+def test_half_precision_logits_are_widened_first() -> None:
+    values_KV = logits(2).bfloat16()
+    (token, _), _ = sample(Logits.of(values_KV), [wish(PLAIN)] * 2)
+    best = int(values_KV[0].argmax())
+    expected = float(values_KV[0].float().log_softmax(-1)[best])
+    assert token == TokenLogprob(best, pytest.approx(expected, abs=1e-6))
+
+
+def test_a_row_of_nans_is_its_own_misfortune() -> None:
+    values_KV = logits(3)
+    values_KV[1] = float("nan")
+    alone = draw(values_KV[[0, 2]], wish(PLAIN), wish(replace(WARM, seed=1)))
+    for params in (PLAIN, WARM, replace(WARM, top_p=0.5, typical_p=0.5, top_k=4)):
+        drawn = sample(
+            Logits.of(values_KV), [wish(PLAIN), wish(params), wish(replace(WARM, seed=1))]
+        )
+        assert [drawn[0][0].token_id, drawn[2][0].token_id] == alone
+        # Not a number: what tells the scheduler to end the request.
+        assert drawn[1][0].logprob != drawn[1][0].logprob
