@@ -142,11 +142,11 @@ def filtered(scores_V: Tensor, p: SamplingParams) -> Tensor:
 
 
 def _keep_mass(probs_V: Tensor, preference_V: Tensor, mass: float) -> Tensor:
-    """The most preferred tokens whose probabilities first reach `mass`; at least one."""
+    """The most preferred tokens whose probabilities, 1 in all, first reach `mass`; at least
+    one."""
     order_V = preference_V.masked_fill(probs_V == 0, float("-inf")).argsort(descending=True)
     before_V = probs_V[order_V].cumsum(0) - probs_V[order_V]
-    # Of what earlier filters have left, as if it were normalised.
-    dropped_V = order_V[before_V >= mass * probs_V.sum()]
+    dropped_V = order_V[before_V >= mass]
     kept_V = probs_V.clone()
     kept_V[dropped_V] = 0.0
     return kept_V

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lorry.core import Sample, SamplingParams, TokenLogprob
+from lorry.model import sampler
 from lorry.model.logits import Logits
 from lorry.model.sampler import filtered, logprobs_of, sample, uniform
 
@@ -153,7 +154,8 @@ def best_after(scores_V: Tensor) -> list[int]:
 def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
     theirs = RepetitionPenaltyLogitsProcessor(penalty)
     for seed in range(30):
-        row_1V = logits(1, seed=seed)
+        # Above zero it divides, below it multiplies.
+        row_1V = logits(1, seed=seed) - 12 * (seed % 2)
         # The likeliest ones have been said, in prompt and answer.
         said = row_1V[0].topk(6).indices.tolist()
         expected = theirs(torch.tensor([said]), row_1V.clone())[0]
@@ -259,6 +261,25 @@ def test_the_same_seed_and_position_draw_the_same_token_in_any_company() -> None
     shuffled = draw(values_KV[order], *[wishes[k] for k in order])
     assert together == alone
     assert shuffled == [together[k] for k in order]
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of probability 0 lie there, too."""
+    monkeypatch.setattr(sampler, "uniform", lambda seed, position: number)
+    values_1V = logits(1)
+    values_1V[0, 40] = 50
+    assert draw(values_1V, wish(replace(WARM, top_k=1))) == [40]
+
+
+def test_what_it_is_given_stays_as_it_is() -> None:
+    """The arrays are the runner's, and the next row's."""
+    given = Logits.of(logits(2))
+    before = [part.clone() for part in (given.values_KV, given.best_K, given.norm_K)]
+    everything = replace(WARM, logit_bias=((3, 50.0),), repetition_penalty=2.0, presence_penalty=1)
+    sample(given, [wish(everything, answer=[1, 1])] * 2)
+    after = [given.values_KV, given.best_K, given.norm_K]
+    assert all(torch.equal(b, a) for b, a in zip(before, after, strict=True))
 
 
 def test_the_uniform_numbers_are_fixed_and_spread() -> None:
