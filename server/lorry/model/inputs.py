@@ -40,7 +40,7 @@ class Singles:
 
     count: int
     context_BL: Tensor
-    """int64, cache rows; padded with row 0."""
+    """int64, cache rows; padded with the sequence's own last."""
     mask_B11L: Tensor | None
     """bool, True where a cell may be seen; None where all may."""
 
@@ -79,9 +79,11 @@ class AttentionPlan:
             contexts.append(_cache_rows(row, begin, end, self.block_size))
         lengths = [len(context) for context in contexts]
         longest = max(lengths)
-        padded = np.zeros((len(contexts), longest), dtype=np.int64)
+        padded = np.empty((len(contexts), longest), dtype=np.int64)
         for place, context in enumerate(contexts):
             padded[place, : len(context)] = context
+            # Masked, but read: 0 x NaN is NaN, so never another sequence's cell.
+            padded[place, len(context) :] = context[-1]
         mask = None
         if min(lengths) != longest:
             cells = torch.arange(longest, device=self.device)
