@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def _documents(results: dict[str, Any]) -> list[tuple[str, Any]]:
     found = []
     if results.get("lorry"):
         server = results["lorry"]["server"]
-        found.append((f"Lorry, {server['model_id']} in {server['quantization']}", results["lorry"]))
+        title = f"Lorry, {server['model_id']} in {server['quantization']}"
+        found.append((f"{title}, {server.get('kernels')} kernels", results["lorry"]))
     found += list(results["peers"].items())
     if results.get("memory"):
         found.append(("Memory: short requests, random adapters and scales", results["memory"]))
@@ -170,7 +172,7 @@ def _spread(spread: dict[str, float | None], places: int) -> str:
     return " / ".join("-" if x is None else f"{x * 1000:.{places}f}" for x in spread.values())
 
 
-def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _markdown(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def linear(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
         for tokens in TOKENS:
             x_TI = torch.randn(tokens, width_in, generator=torch.Generator().manual_seed(1))
             runs: dict[str, tuple[Callable[[], object], int]] = {
-                "int8": (lambda x_TI=x_TI, kernel=kernel: kernel(x_TI), 1),
-                "fp32": (lambda x_TI=x_TI, w=weight_OI: torch.nn.functional.linear(x_TI, w), 4),
+                "int8": (partial(kernel, x_TI), 1),
+                "fp32": (partial(torch.nn.functional.linear, x_TI, weight_OI), 4),
             }
             for name, (run, bytes_each) in runs.items():
                 with torch.inference_mode():

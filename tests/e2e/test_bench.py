@@ -141,10 +141,12 @@ def wrong_server(together: int) -> Iterator[str]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Wrong)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{http.server_address[1]}"
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
 
 
 def test_an_answer_that_depends_on_its_neighbours_is_found(run: Run) -> None:

@@ -60,6 +60,17 @@ class Report:
     """Answers that were compared; None where none were to be."""
     differences: Sequence[Difference] = field(default=())
 
+    @property
+    def server_line(self) -> str:
+        """What was measured: the API, and the server's own words where it has some."""
+        facts = self.server
+        if facts["api"] != "lorry":
+            return f"a server that speaks {facts['api']}"
+        # An older server may say less of itself.
+        named = ("version", "model_id", "quantization", "device", "kernels")
+        version, model, quantization, device, kernels = (facts.get(name, "?") for name in named)
+        return f"Lorry {version}, {model} in {quantization} on {device}, {kernels} kernels"
+
     def table(self) -> list[tuple[object, ...]]:
         """One tuple a row, in the order of COLUMNS."""
         return [_line(result.row.name, result.figures) for result in self.results]

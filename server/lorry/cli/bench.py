@@ -262,7 +262,8 @@ def bench(
     made = report.Report(
         where, outcome.server, outcome.results, outcome.checked, outcome.differences
     )
-    write_line(f"{where.one_line}; {report.LEGEND}")
+    write_line(where.one_line)
+    write_line(f"{made.server_line}; {report.LEGEND}")
     write_table(report.COLUMNS, made.table())
     if json_file is not None:
         report.write_json(json_file, made.as_json())
@@ -291,9 +292,13 @@ def _conclude(made: report.Report) -> None:
     if made.checked is not None:
         for difference in made.differences[:10]:
             tell(f"differs: {difference}")
-        different = len(made.differences)
+        unanswered = sum(one.alone.problem is not None for one in made.differences)
+        different = len(made.differences) - unanswered
+        if unanswered:
+            report_error(f"{unanswered} of {made.checked} requests failed when asked alone")
         if different:
             report_error(f"{different} of {made.checked} answers differ from the same asked alone")
+        if made.differences:
             failed = True
         else:
             tell(f"{made.checked} answers are the same when asked alone")
