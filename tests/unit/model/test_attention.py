@@ -26,8 +26,8 @@ from lorry.model.runner import Runner, measure
 from support.prompts import random_prompt
 from support.runner_driver import load_tiny
 
-FAMILIES = ["llama", "mistral", "gemma2"]
-"""Grouped queries; a sliding window of 8; every other layer's window, and a soft cap."""
+FAMILIES = ["llama", "mistral", "gemma2", "granite"]
+"""Grouped queries; a window of 8; one in every other layer, and a soft cap; a scale of its own."""
 
 BLOCK_SIZE, NUM_BLOCKS, LENGTH = 4, 64, 30
 TOLERANCE = 2e-4

@@ -1,0 +1,41 @@
+"""Memory for keys and values: as much as was said, and zero where nobody has written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lorry.model.kv_cache import KVCache, LayerShape, bytes_per_token
+
+WIDE, NARROW = nn.Identity(), nn.Identity()
+SHAPES = {WIDE: LayerShape(4, 16, 8), NARROW: LayerShape(1, 32, 32, window=8)}
+
+
+def cache(dtype: torch.dtype = torch.float32) -> KVCache:
+    return KVCache(SHAPES, num_blocks=3, block_size=5, dtype=dtype, device=torch.device("cpu"))
+
+
+def test_every_layer_has_its_own_cells_of_its_own_size() -> None:
+    made = cache()
+    wide, narrow = made.layer(WIDE), made.layer(NARROW)
+    assert wide.k_NHD.shape == (15, 4, 16)
+    assert wide.v_NHD.shape == (15, 4, 8)
+    assert narrow.k_NHD.shape == narrow.v_NHD.shape == (15, 1, 32)
+    wide.k_NHD.fill_(1)
+    assert not narrow.k_NHD.any() and not wide.v_NHD.any()
+    assert made.shape(NARROW).window == 8
+
+
+def test_what_nobody_has_written_is_zero() -> None:
+    for module in SHAPES:
+        kv = cache().layer(module)
+        assert not kv.k_NHD.any()
+        assert not kv.v_NHD.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tokens_price_times_the_tokens_is_all_of_it(dtype: torch.dtype) -> None:
+    price = (4 * (16 + 8) + 1 * (32 + 32)) * dtype.itemsize
+    assert bytes_per_token(SHAPES, dtype) == price
+    assert cache(dtype).nbytes == price * 15
