@@ -1,0 +1,182 @@
+"""The start-up check lets good models pass, and finds whatever would be served wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from lorry.errors import UnsupportedModel
+from lorry.model import attention, runner, selfcheck
+from lorry.model.attention import Recorder, attend
+from lorry.model.inputs import Inputs, build_inputs
+from lorry.model.loader import LoadedModel, load
+from lorry.model.runner import Runner
+from lorry.settings import Settings
+from support import tiny
+from support.runner_driver import load_tiny
+
+Ready = Callable[..., tuple[Runner, LoadedModel]]
+
+
+@pytest.fixture
+def ready(tiny_model: Callable[[str], Path]) -> Ready:
+    def of(
+        family: str, quantization: str = "none", block_size: int = 4
+    ) -> tuple[Runner, LoadedModel]:
+        loaded = load_tiny(tiny_model(family), quantization=quantization)
+        blocks = selfcheck.blocks_needed(block_size)
+        return (
+            Runner(loaded, kv_blocks=blocks, block_size=block_size, max_slots=2, max_rank=8),
+            loaded,
+        )
+
+    return of
+
+
+@pytest.fixture
+def instead() -> Iterator[Callable[..., None]]:
+    """`instead(function)`: what the modeling code calls in place of our attention."""
+    yield lambda function: AttentionInterface.register(attention.NAME, function)
+    AttentionInterface.register(attention.NAME, attend)
+
+
+@pytest.mark.parametrize("family", [*tiny.REQUIRED, *tiny.EXTRA])
+def test_a_good_model_passes(family: str, ready: Ready) -> None:
+    selfcheck.check(*ready(family))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantized_one_too(quantization: str, ready: Ready) -> None:
+    selfcheck.check(*ready("llama", quantization))
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16])
+def test_it_fits_in_the_blocks_that_it_says_it_needs(block_size: int, ready: Ready) -> None:
+    selfcheck.check(*ready("llama", block_size=block_size))
+
+
+def test_bloom_is_found_out(tiny_model: Callable[[str], Path]) -> None:
+    """Its modeling code takes no notice of ours and attends across the sequences."""
+    folder = tiny_model("bloom")
+    # Its config states no length.
+    settings = Settings(
+        model=str(folder),
+        home=folder,
+        device="cpu",
+        dtype="float32",
+        quantize="none",
+        max_model_len=64,
+    )
+    loaded = load(settings, lambda _: None)
+    with pytest.raises(UnsupportedModel, match="BloomForCausalLM is not served"):
+        selfcheck.check(Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8), loaded)
+
+
+# ---- deliberate mistakes
+
+
+def across(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
+) -> Any:
+    """One causal attention over the packed row: everybody sees everybody before them."""
+    if isinstance(attention._current.get(), Recorder):
+        return attend(module, query, key, value, *rest, **more)
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+def ahead(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
+) -> Any:
+    """Each token sees those after it, too."""
+    if isinstance(attention._current.get(), Recorder):
+        return attend(module, query, key, value, *rest, **more)
+    out = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+def without(name: str) -> Callable[..., Any]:
+    def dropped(*arguments: Any, **more: Any) -> Any:
+        return attend(*arguments, **{**more, name: None})
+
+    return dropped
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("broken", [across, ahead])
+def test_sequences_that_see_what_they_must_not(
+    broken: Callable[..., Any], quantization: str, ready: Ready, instead: Callable[..., None]
+) -> None:
+    pair = ready("llama", quantization)
+    instead(broken)
+    with pytest.raises(UnsupportedModel, match="LlamaForCausalLM is not served: sequences packed"):
+        selfcheck.check(*pair)
+
+
+@pytest.mark.parametrize(
+    ("family", "dropped"),
+    [("mistral", "sliding_window"), ("gemma2", "softcap"), ("granite", "scaling")],
+)
+def test_an_argument_that_is_dropped(
+    family: str, dropped: str, ready: Ready, instead: Callable[..., None]
+) -> None:
+    pair = ready(family)
+    instead(without(dropped))
+    with pytest.raises(UnsupportedModel):
+        selfcheck.check(*pair)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_positions_that_begin_anew_with_each_step(
+    quantization: str, ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **more: Any) -> Inputs:
+        inputs = build_inputs(*arguments, **more)
+        return replace(inputs, positions_1T=torch.arange(inputs.ids_1T.shape[1]).unsqueeze(0))
+
+    pair = ready("llama", quantization)
+    monkeypatch.setattr(runner, "build_inputs", broken)
+    with pytest.raises(UnsupportedModel):
+        selfcheck.check(*pair)
+
+
+def test_a_cache_that_forgets(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = ready("llama")
+    run = pair[0].run
+
+    def forgetful(batch: Any) -> Any:
+        results = run(batch)
+        for module in pair[1].model.modules():
+            if module in pair[0].cache._shapes:
+                pair[0].cache.layer(module).v_NHD.zero_()
+        return results
+
+    monkeypatch.setattr(pair[0], "run", forgetful)
+    with pytest.raises(UnsupportedModel):
+        selfcheck.check(*pair)
+
+
+def test_numbers_that_are_none(ready: Ready, instead: Callable[..., None]) -> None:
+    def broken(*arguments: Any, **more: Any) -> Any:
+        out, _ = attend(*arguments, **more)
+        return out * float("nan"), None
+
+    pair = ready("llama")
+    instead(broken)
+    with pytest.raises(UnsupportedModel, match=r"differ .* by nan"):
+        selfcheck.check(*pair)
+
+
+def test_the_model_is_left_on_our_attention(ready: Ready) -> None:
+    """Whatever the check found out."""
+    pair = ready("llama")
+    selfcheck.check(*pair)
+    assert pair[1].model.config._attn_implementation == attention.NAME
