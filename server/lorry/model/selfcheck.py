@@ -79,7 +79,8 @@ def _alone(loaded: LoadedModel, ids: list[int]) -> list[float]:
 
 def _packed(runner: Runner, sequences: list[list[int]]) -> list[list[float]]:
     """The same through the runner: half the first sequence beside nothing, the rest of it
-    beside the second, the last token of each by itself."""
+    beside the second, and one token of each as an answer goes on, by itself. What each
+    sequence ends with is only asked about."""
     size = runner.cache.block_size
     blocks: list[list[int]] = []
     free = iter(range(runner.cache.num_blocks))
@@ -89,8 +90,8 @@ def _packed(runner: Runner, sequences: list[list[int]]) -> list[list[float]]:
     half = len(first) // 2
     steps = [
         [(0, 0, half)],
-        [(0, half, len(first) - 1), (1, 0, len(second) - 1)],
-        [(1, len(second) - 1, len(second)), (0, len(first) - 1, len(first))],
+        [(0, half, len(first) - 2), (1, 0, len(second) - 2)],
+        [(1, len(second) - 2, len(second) - 1), (0, len(first) - 2, len(first) - 1)],
     ]
     found: list[list[float]] = [[] for _ in sequences]
     for step in steps:

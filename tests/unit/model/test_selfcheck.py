@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from lorry.errors import UnsupportedModel
 from lorry.model import attention, runner, selfcheck
 from lorry.model.attention import Recorder, attend
-from lorry.model.inputs import Inputs, build_inputs
+from lorry.model.inputs import AttentionPlan, Inputs, build_inputs
 from lorry.model.loader import LoadedModel, load
 from lorry.model.runner import Runner
 from lorry.settings import Settings
@@ -160,6 +160,17 @@ def test_a_cache_that_forgets(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> 
         return results
 
     monkeypatch.setattr(pair[0], "run", forgetful)
+    with pytest.raises(UnsupportedModel):
+        selfcheck.check(*pair)
+
+
+def test_answers_that_go_on_without_their_past(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts are right, the single tokens after them are not."""
+    singles = AttentionPlan.singles
+    pair = ready("llama")
+    monkeypatch.setattr(AttentionPlan, "singles", lambda plan, window: singles(plan, 2))
     with pytest.raises(UnsupportedModel):
         selfcheck.check(*pair)
 
