@@ -1,4 +1,4 @@
-"""`python -m benchmarks`, which `make bench` runs, on a tiny base: our server, PEFT, and the goals."""
+"""`python -m benchmarks` (`make bench`) on a tiny base: our server, PEFT, and the goals."""
 
 from __future__ import annotations
 
