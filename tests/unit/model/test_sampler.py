@@ -73,7 +73,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("params", "theirs"), FILTERS, ids=str)
+@pytest.mark.parametrize(("params", "theirs"), FILTERS, ids=range(len(FILTERS)))
 @pytest.mark.parametrize("spread", [0.3, 3.0, 20.0])
 def test_a_filter_is_transformers(
     params: SamplingParams, theirs: LogitsProcessor, spread: float
