@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,20 @@ def test_an_adapter_of_next_to_nothing_is_the_base(
 ) -> None:
     other = scaled(peft_adapter("llama", "plain"), tmp_path / "other", a, b, 1)
     assert score(driver, other) == score(driver)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_an_adapter_that_overflows_spoils_its_own_rows_only(
+    driver: LeanDriver, peft_adapter: Adapter, tmp_path: Path
+) -> None:
+    good = peft_adapter("llama", "plain")
+    bad = scaled(good, tmp_path / "bad", 1e30, 1e30, 1)
+    asks = [Ask(((path, 1.0),), PROMPT) for path in (good, bad, good, bad)] + [Ask((), PROMPT)]
+    alone = {path: score(driver, path) for path in (good,)}
+    answers = driver.score(asks)
+    assert answers[0] == answers[2] == alone[good]
+    assert answers[4] == score(driver)
+    # Not a number, and so seen and refused by the engine, rather than an answer from nothing.
+    assert not any(math.isfinite(p) for p in (*answers[1], *answers[3]))
+    # Its keys and values stay in the cache until somebody else's are written over them.
+    assert driver.score(asks[:1] + asks[4:]) == [answers[0], answers[4]]
