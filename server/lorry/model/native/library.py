@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from contextlib import suppress
 from ctypes import POINTER, c_char_p, c_int32, c_void_p
 from pathlib import Path
 
@@ -25,9 +26,20 @@ def instructions() -> tuple[str, ...]:
     capability = torch.backends.cpu.get_cpu_capability()
     has = {
         "avx512": capability == "AVX512" and torch.cpu._is_vnni_supported(),
+        # Which torch does not tell.
+        "avxvnni": capability in ("AVX512", "AVX2") and "avx_vnni" in _flags(),
         "avx2": capability in ("AVX512", "AVX2"),
     }
     return tuple(name for name in recipe.INSTRUCTIONS if has[name])
+
+
+def _flags() -> frozenset[str]:
+    """What the system says that the processor can; nothing where it says nothing."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split())
+    return frozenset()
 
 
 def find(folder: Path = FOLDER) -> tuple[str, ctypes.CDLL]:

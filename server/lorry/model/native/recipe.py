@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 
 INSTRUCTIONS = {
     "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512",
-    "avx2": "-mavx2 -mf16c",
+    "avxvnni": "-mavx2 -mavxvnni",
+    "avx2": "-mavx2",
 }
 """What the step is built for, best first, and the compiler's flags for each."""
 

@@ -162,8 +162,12 @@ INLINE Floats sums(const Floats *v) {
 }
 INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights) {
     const __m256i w = _mm256_loadu_si256((const __m256i *)weights);
+#if defined(__AVXVNNI__)
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)acc, _mm256_set1_epi32(codes), w);
+#else
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(codes), w);
     return (Ints)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 
 #endif
