@@ -42,6 +42,11 @@ class Family:
     add_bos: bool = False
     conv1d: bool = False
     """Its projections are transposed: PEFT wants `fan_in_fan_out`."""
+    embedding: str = "embed_tokens"
+    norm: str = "input_layernorm"
+    """The norm at the start of every layer."""
+    experts: tuple[str, ...] = ()
+    """Last path components of the experts' parameters, where there are experts."""
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -50,6 +55,7 @@ class Family:
 
 _SPLIT_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _GATED_MLP = ("gate_proj", "up_proj", "down_proj")
+_FUSED_EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def _config(kind: str, **own: Any) -> Callable[[], PretrainedConfig]:
@@ -119,6 +125,8 @@ FAMILIES: Mapping[str, Family] = {
             ("c_fc", "mlp.c_proj"),
             layers_pattern="h",
             conv1d=True,
+            embedding="wte",
+            norm="ln_1",
         ),
         Family(
             "gpt_neox",
@@ -126,6 +134,7 @@ FAMILIES: Mapping[str, Family] = {
             ("query_key_value", "attention.dense"),
             ("dense_h_to_4h", "dense_4h_to_h"),
             head="embed_out",
+            embedding="embed_in",
         ),
         Family(
             "opt",
@@ -138,6 +147,20 @@ FAMILIES: Mapping[str, Family] = {
             ),
             ("q_proj", "k_proj", "v_proj", "out_proj"),
             ("fc1", "fc2"),
+            add_bos=True,
+            norm="self_attn_layer_norm",
+        ),
+        Family(
+            "phi",
+            _config("PhiConfig", partial_rotary_factor=0.5),
+            ("q_proj", "k_proj", "v_proj", "self_attn.dense"),
+            ("fc1", "fc2"),
+        ),
+        Family(
+            "gemma",
+            _config("GemmaConfig", **_HEAD_DIM),
+            _SPLIT_ATTENTION,
+            _GATED_MLP,
             add_bos=True,
         ),
         Family(
@@ -191,12 +214,53 @@ FAMILIES: Mapping[str, Family] = {
             _SPLIT_ATTENTION,
             _GATED_MLP,
         ),
+        Family(
+            "llama_tied",
+            _config("LlamaConfig", tie_word_embeddings=True),
+            _SPLIT_ATTENTION,
+            _GATED_MLP,
+        ),
+        Family(
+            "mixtral",
+            _config("MixtralConfig", num_local_experts=4, num_experts_per_tok=2),
+            _SPLIT_ATTENTION,
+            (),
+            experts=_FUSED_EXPERTS,
+        ),
+        Family(
+            "qwen2_moe",
+            _config(
+                "Qwen2MoeConfig",
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=HIDDEN // 2,
+                shared_expert_intermediate_size=HIDDEN,
+            ),
+            _SPLIT_ATTENTION,
+            tuple(f"shared_expert.{name}" for name in _GATED_MLP),
+            experts=_FUSED_EXPERTS,
+        ),
+        Family(
+            "qwen3_moe",
+            _config(
+                "Qwen3MoeConfig",
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=HIDDEN // 2,
+                head_dim=32,
+            ),
+            _SPLIT_ATTENTION,
+            (),
+            experts=_FUSED_EXPERTS,
+        ),
     )
 }
 """Served by packing every sequence in one row."""
 
 REQUIRED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "opt", "gemma2")
 EXTRA = ("gemma3", "granite", "stablelm", "smollm3")
+MORE = ("phi", "gemma", "llama_tied", "mixtral", "qwen2_moe", "qwen3_moe")
+"""Asked of by the matrix of kinds only: they run on what the others above have tested."""
 
 _NO_GQA: dict[str, Any] = {"num_key_value_heads": None}
 UNPACKABLE: Mapping[str, Family] = {
@@ -210,6 +274,7 @@ UNPACKABLE: Mapping[str, Family] = {
             ("query_key_value", "self_attention.dense"),
             ("dense_h_to_4h", "dense_4h_to_h"),
             layers_pattern="h",
+            embedding="word_embeddings",
         ),
         Family(
             "gptj",
@@ -230,6 +295,8 @@ UNPACKABLE: Mapping[str, Family] = {
             ("q_proj", "k_proj", "v_proj", "out_proj"),
             ("fc_in", "fc_out"),
             layers_pattern="h",
+            embedding="wte",
+            norm="ln_1",
         ),
         Family(
             "bloom",
@@ -246,6 +313,7 @@ UNPACKABLE: Mapping[str, Family] = {
             ("query_key_value", "self_attention.dense"),
             ("dense_h_to_4h", "dense_4h_to_h"),
             layers_pattern="h",
+            embedding="word_embeddings",
         ),
     )
 }
