@@ -105,7 +105,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     mailbox = Mailbox()
     residency = SlotResidency(
         SlotTable(settings.max_loras),
-        fetch=registry.weights,
+        fetch=lambda digest: runner.prepare(registry.weights(digest)),
         place=runner.place,
         wake=mailbox.wake,
     )

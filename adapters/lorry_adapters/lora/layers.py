@@ -173,6 +173,15 @@ class LoraModel:
     def layers(self) -> Mapping[str, LoraLinear]:
         return self._layers
 
+    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
+        """Do what `place` would need the base's own weights for. Any thread."""
+        return weights
+
+    def clear(self, slot: int) -> None:
+        """Empty `slot`. Engine thread only."""
+        for name in self._placed.pop(slot, frozenset()):
+            self._layers[name].place(slot, None)
+
     def place(self, slot: int, weights: AdapterWeights) -> None:
         """Fill `slot` with an adapter; whatever it held is gone. Engine thread only."""
         for name in self._placed.get(slot, frozenset()) - weights.modules.keys():

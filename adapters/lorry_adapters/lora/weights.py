@@ -65,6 +65,11 @@ class AdapterWeights:
         """The largest of any module."""
         return max(pair.a_RI.shape[0] for pair in self.modules.values())
 
+    @property
+    def plain(self) -> bool:
+        """Pairs of matrices and nothing else."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from lorry.core import Batch, EngineStats, Request, RowResult, TokenEvent
 from lorry.engine.residency import SlotResidency
@@ -108,7 +108,7 @@ class Engine:
     def __init__(
         self,
         scheduler: Scheduler,
-        residency: SlotResidency,
+        residency: SlotResidency[Any],
         runner: Runner,
         mailbox: Mailbox,
         *,

@@ -1,6 +1,6 @@
 """Brings adapters to their slots: fetched in the background, placed between steps.
 
-    disk --fetch (a thread of ours)--> host --place (the engine's thread)--> slot
+    disk --fetch (a thread of ours)--> host, prepared --place (the engine's thread)--> slot
 
 `acquire` never waits. A request whose adapter is not there yet is asked for again
 in the next step, and `wake` calls the engine when a fetch has ended, so that an
@@ -12,26 +12,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from lorry_adapters.errors import AdapterBroken, AdapterError
 from lorry_adapters.lora.slots import SlotTable
-from lorry_adapters.lora.weights import AdapterWeights
 
 logger = logging.getLogger(__name__)
+
+Prepared = TypeVar("Prepared")
+"""An adapter ready to be placed; what that is, the runner knows."""
 
 FETCHERS = 2
 """Threads that read adapters; more would take the processor from the steps."""
 
 
-class SlotResidency:
+class SlotResidency(Generic[Prepared]):
     """The `Residency` that the scheduler asks. Engine thread only, but for the fetches."""
 
     def __init__(
         self,
         slots: SlotTable,
         *,
-        fetch: Callable[[str], AdapterWeights],
-        place: Callable[[int, AdapterWeights], None],
+        fetch: Callable[[str], Prepared],
+        place: Callable[[int, Prepared], None],
         wake: Callable[[], None],
     ) -> None:
         self.slots = slots
@@ -43,7 +46,7 @@ class SlotResidency:
         self._pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="lorry-fetch")
         # Under way or landed, and not in a slot yet. They hold memory beside the host
         # cache's, so they are few; what a request needs fits in the slots, and so in here.
-        self._fetches: dict[str, Future[AdapterWeights]] = {}
+        self._fetches: dict[str, Future[Prepared]] = {}
         self._max_fetches = slots.num_slots + FETCHERS
         self._wanted: frozenset[str] = frozenset()
 

@@ -70,9 +70,14 @@ class Int8Linear(nn.Module):
         tensors = {"codes": quantized.int_repr(), "scale": quantized.q_per_channel_scales()}
         return tensors if self.bias is None else {**tensors, "bias": self.bias}
 
-    def hand_over(self, elsewhere: Callable[[], Mapping[str, Tensor]]) -> None:
-        """The weights live somewhere else from now on; this module no longer runs."""
-        self._elsewhere = elsewhere
+    def hand_over(
+        self,
+        elsewhere: Callable[[], Mapping[str, Tensor]],
+        multiply: Callable[[Tensor], Tensor],
+    ) -> None:
+        """The weights live somewhere else from now on: `elsewhere` copies them, `multiply`
+        is what `forward` does with them."""
+        self._elsewhere, self._multiply = elsewhere, multiply
         self._packed = None
 
     @property
@@ -81,7 +86,8 @@ class Int8Linear(nn.Module):
         return self.out_features * self.in_features + 4 * self.out_features + bias
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self._packed is not None, "its weights were handed over"
+        if self._packed is None:
+            return self._multiply(x)
         x_TI = x.reshape(-1, self.in_features)
         tokens = x_TI.shape[0]
         # A row of zeros has no largest element: any scale does.

@@ -1,32 +1,54 @@
 """The only forward pass: a batch in, a token for each row that wants one out.
 
-transformers' modeling code is called on one packed row of tokens, with explicit
-positions and no cache of its own; attention and LoRA find the step's plans
-through `attending` and `planned`.
+A row runs on one of two paths, and its own adapters alone decide which, so that its
+tokens do not depend on its neighbours:
+
+compiled   (`lorry.model.native`) where the model allows it, for rows whose adapters are
+           plain pairs of matrices, and for the base
+packed     (`lorry.model.packed`) transformers' modeling code; serves every kind of
+           adapter, and everything where there is no compiled step
+
+Both read and write the same cache.
 """
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lorry.core import Batch, RowResult, Sample, TokenLogprob
+from lorry.core import Batch, Row, RowResult, Sample, TokenLogprob
 from lorry.errors import UnsupportedModel
 from lorry.model import attention
-from lorry.model.attention import Recorder, Step, attending
+from lorry.model.attention import Recorder, attending
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native.lean import LeanModel
+from lorry.model.packed import PackedModel
 from lorry.model.sampler import logprobs_of, sample
 from lorry_adapters.lora.layers import LoraModel
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.weights import AdapterWeights
+
+
+class Path(Protocol):
+    """One way through the model."""
+
+    def run(self, inputs: Inputs) -> Logits:
+        """Logits of the wanted tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An adapter with everything done that does not depend on its slot."""
+
+    weights: AdapterWeights
 
 
 class Runner:
@@ -42,7 +64,6 @@ class Runner:
         max_rank: int,
         shapes: dict[nn.Module, LayerShape] | None = None,
     ) -> None:
-        self._model = loaded.model
         self._device = loaded.device
         self._dtype = loaded.dtype
         self.cache = KVCache(
@@ -60,26 +81,44 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
         )
+        self._packed = PackedModel(loaded, self.cache, self.lora)
         self._lean: LeanModel | None = None
+        self._placed: dict[int, Prepared] = {}
+        # Slots of adapters that the compiled step cannot apply, and those that are in the
+        # packed model's own slots too.
+        self._special: set[int] = set()
+        self._in_packed: set[int] = set()
         self._digests: dict[int, str] = {}
-        parameters = inspect.signature(loaded.model.forward).parameters
-        self._keeps_logits = "logits_to_keep" in parameters
 
-    def place(self, slot: int, weights: AdapterWeights) -> None:
+    def prepare(self, weights: AdapterWeights) -> Prepared:
+        """All work on an adapter that needs no slot. Any thread; takes its time."""
+        return Prepared(self.lora.prepare(weights))
+
+    def place(self, slot: int, prepared: Prepared) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
+        weights = prepared.weights
         self._digests[slot] = weights.digest
         if self._lean is None:
             self.lora.place(slot, weights)
-        else:
+            return
+        self._in_packed.discard(slot)
+        self._placed[slot] = prepared
+        if weights.plain:
+            self._special.discard(slot)
+            self.lora.clear(slot)
             self._lean.place(slot, weights)
+        else:
+            self._special.add(slot)
+            self._in_packed.add(slot)
+            self.lora.place(slot, weights)
 
     @property
     def slot_bytes(self) -> int:
         """Reserved for the slots so far, all modules."""
-        return self.lora.slot_bytes if self._lean is None else self._lean.slot_bytes
+        return self.lora.slot_bytes + (0 if self._lean is None else self._lean.slot_bytes)
 
     def go_lean(self, lean: LeanModel) -> None:
-        """Run every further step through the compiled path, which has slots of its own."""
+        """Run rows of plain adapters through the compiled path, which has its own slots."""
         assert self.lora.slot_bytes == 0, "adapters were placed before"
         self._lean = lean
 
@@ -102,7 +141,32 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
-        """One forward pass; a result for each row, in the batch's order."""
+        """A result for each row, in the batch's order; one forward pass for each path."""
+        if self._lean is None:
+            return self._run(batch, self._packed)
+        special = [self._is_special(row) for row in batch.rows]
+        if not any(special):
+            return self._run(batch, self._lean)
+        results: dict[int, RowResult] = {}
+        for path, wanted in ((self._lean, False), (self._packed, True)):
+            mine = [index for index, row in enumerate(special) if row is wanted]
+            if mine:
+                part = Batch(tuple(batch.rows[index] for index in mine))
+                if wanted:
+                    self._bring_to_packed(part)
+                results.update(zip(mine, self._run(part, path), strict=True))
+        return [results[index] for index in range(len(batch.rows))]
+
+    def _is_special(self, row: Row) -> bool:
+        return any(use.slot in self._special for use in row.adapters)
+
+    def _bring_to_packed(self, batch: Batch) -> None:
+        """A plain adapter in a sum with another kind is needed on that path as well."""
+        for slot in {use.slot for row in batch.rows for use in row.adapters} - self._in_packed:
+            self.lora.place(slot, self._placed[slot].weights)
+            self._in_packed.add(slot)
+
+    def _run(self, batch: Batch, path: Path) -> list[RowResult]:
         inputs = build_inputs(
             batch,
             block_size=self.cache.block_size,
@@ -110,7 +174,7 @@ class Runner:
             device=self._device,
             digests=self._digests,
         )
-        logits = self._forward(inputs)
+        logits = path.run(inputs)
         results: list[RowResult | None] = [None] * len(batch.rows)
         drawn = self._sample(batch, inputs, logits)
         for place, index in enumerate(inputs.order):
@@ -124,23 +188,6 @@ class Runner:
             else:
                 results[index] = RowResult(None, (), prompt)
         return [result for result in results if result is not None]
-
-    def _forward(self, inputs: Inputs) -> Logits:
-        """Logits of the wanted tokens."""
-        if self._lean is not None:
-            return self._lean.run(inputs)
-        keep = {"logits_to_keep": inputs.wanted_K} if self._keeps_logits else {}
-        step = Step(inputs.attention, self.cache)
-        head = inputs.head if self._keeps_logits else inputs.body
-        with attending(step), self.lora.planned(inputs.body, head):
-            output = self._model(
-                input_ids=inputs.ids_1T,
-                position_ids=inputs.positions_1T,
-                use_cache=False,
-                **keep,
-            )
-        logits_TV: Tensor = output.logits[0]
-        return Logits.of(logits_TV if self._keeps_logits else logits_TV[inputs.wanted_K])
 
     def _sample(
         self, batch: Batch, inputs: Inputs, logits: Logits

@@ -36,7 +36,7 @@ class Bench:
             self.loaded, kv_blocks=BLOCKS, block_size=BLOCK_SIZE, max_slots=3, max_rank=16
         )
         for slot, adapter in enumerate(self.adapters, start=1):
-            runner.place(slot, adapter)
+            runner.place(slot, runner.prepare(adapter))
         return runner
 
 
@@ -165,7 +165,7 @@ def test_an_adapter_that_overflows_harms_nobody_else(bench: Bench) -> None:
         for name, m in bench.loaded.layout.modules.items()
         if name.endswith(("v_proj", "k_proj", "down_proj"))
     }
-    bench.runner.place(3, AdapterWeights("huge", modules, 0))
+    bench.runner.place(3, bench.runner.prepare(AdapterWeights("huge", modules, 0)))
     for length in (1, 2, 20):
         # In the first block, where whatever is padded might look.
         first = [replace(row, blocks=[block + 1 for block in row.blocks]) for row in rows()]
@@ -180,11 +180,11 @@ def test_an_adapter_that_overflows_harms_nobody_else(bench: Bench) -> None:
 def test_a_slot_is_taken_over_whole(bench: Bench) -> None:
     row = prompt_row(0, 9, (2, 1.0))
     before = bench.runner.run(Batch((row,)))
-    bench.runner.place(2, bench.adapters[0])
+    bench.runner.place(2, bench.runner.prepare(bench.adapters[0]))
     (first,) = bench.runner.run(Batch((prompt_row(0, 9, (1, 1.0)),)))
     (second,) = bench.runner.run(Batch((row,)))
     check_same(first, second)
-    bench.runner.place(2, bench.adapters[1])
+    bench.runner.place(2, bench.runner.prepare(bench.adapters[1]))
     check_same(bench.runner.run(Batch((row,)))[0], before[0])
 
 

@@ -140,9 +140,22 @@ class LeanModel:
             slots.place(slot, weights.modules.get(name))
 
     def take_over(self) -> None:
-        """Drop the generic path's copy of the weights; only this one runs from here on."""
+        """Drop the generic path's copy of the weights: its modules multiply with ours."""
         for linear, packed, part in self._sources:
-            linear.hand_over(partial(packed.part, part))
+            linear.hand_over(
+                partial(packed.part, part), partial(self._multiply, packed.struct_of(part))
+            )
+
+    def _multiply(self, linear: structs.Linear, x: Tensor) -> Tensor:
+        """One linear alone, for the rows that do not run here: `[..., I]` to `[..., O]`."""
+        x_TI = x.reshape(-1, linear.in_).float().contiguous()
+        assert self._engine, "closed"
+        assert len(x_TI) <= self._max_tokens
+        y_TO = torch.empty(len(x_TI), linear.out)
+        self._library.lorry_linear(
+            self._engine, ctypes.byref(linear), x_TI.data_ptr(), y_TO.data_ptr(), len(x_TI)
+        )
+        return y_TO.view(*x.shape[:-1], linear.out)
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""

@@ -44,6 +44,20 @@ class PackedLinear:
             return found
         return {**found, "bias": self.bias_O[rows].clone()}
 
+    def struct_of(self, index: int) -> Linear:
+        """One of the linears alone, in the same memory."""
+        first, size = sum(self.sizes[:index]), self.sizes[index]
+        assert first % BLOCK == 0
+        bias_O = self.bias_O if self.biased[index] else None
+        return Linear(
+            self.codes.data_ptr() + first * self.in_features,
+            self.scale_O[first:].data_ptr(),
+            self.sum_O[first:].data_ptr(),
+            None if bias_O is None else bias_O[first:].data_ptr(),
+            size,
+            self.in_features,
+        )
+
     @property
     def struct(self) -> Linear:
         return Linear(

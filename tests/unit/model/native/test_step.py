@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lorry.core import Batch, Row, RowResult
+from lorry.model.int8 import Int8Linear
 from lorry.model.memory import digest_of_base
 from support import tiny
 from support.compiled import LeanDriver
@@ -167,11 +168,16 @@ def test_the_base_is_never_touched(lean: Driver, peft_adapter: Driver) -> None:
     assert digest_of_base(model) == before
 
 
-def test_the_weights_are_held_once(lean: Driver) -> None:
-    driver = lean("llama")
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_weights_are_held_once_and_serve_both_paths(lean: Driver, family: str) -> None:
+    driver = lean(family)  # qwen2: with biases
+    linears = {n: m for n, m in driver.loaded.model.named_modules() if isinstance(m, Int8Linear)}
+    inputs = {n: torch.randn(2, 3, m.in_features) for n, m in linears.items()}
+    before = {name: linears[name](x) for name, x in inputs.items()}
     driver.runner.settle()
-    with pytest.raises(AssertionError, match="handed over"), torch.inference_mode():
-        driver.loaded.model(input_ids=torch.tensor([[1, 2]]))
+    for name, x in inputs.items():
+        assert linears[name]._packed is None
+        assert torch.allclose(linears[name](x), before[name], atol=1e-5), name
 
 
 # ---- models that the families above do not have

@@ -1,0 +1,44 @@
+"""Rows through transformers' modeling code, all tokens packed in one row.
+
+Positions are explicit and transformers keeps no cache of its own; attention and the
+adapters find the step's plans through `attending` and `planned`.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor
+
+from lorry.model.attention import Step, attending
+from lorry.model.inputs import Inputs
+from lorry.model.kv_cache import KVCache
+from lorry.model.loader import LoadedModel
+from lorry.model.logits import Logits
+from lorry_adapters.lora.layers import LoraModel
+
+
+class PackedModel:
+    """The base with slots for adapters of every kind."""
+
+    def __init__(self, loaded: LoadedModel, cache: KVCache, lora: LoraModel) -> None:
+        self._model = loaded.model
+        self._cache = cache
+        self._lora = lora
+        parameters = inspect.signature(loaded.model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in parameters
+
+    def run(self, inputs: Inputs) -> Logits:
+        """Logits of the wanted tokens."""
+        keep = {"logits_to_keep": inputs.wanted_K} if self._keeps_logits else {}
+        head = inputs.head if self._keeps_logits else inputs.body
+        step = Step(inputs.attention, self._cache)
+        with attending(step), self._lora.planned(inputs.body, head):
+            output = self._model(
+                input_ids=inputs.ids_1T,
+                position_ids=inputs.positions_1T,
+                use_cache=False,
+                **keep,
+            )
+        logits_TV: Tensor = output.logits[0]
+        return Logits.of(logits_TV if self._keeps_logits else logits_TV[inputs.wanted_K])
