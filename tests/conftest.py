@@ -16,13 +16,16 @@ for _variable in [name for name in os.environ if name.startswith("LORRY_")]:
     del os.environ[_variable]
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    # Before Triton is imported, which bitsandbytes does: its kernels are interpreted, on a CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """Tiny matrices: more than one thread only adds waiting, and hides nothing."""
-    import torch
-
     torch.set_num_threads(1)
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,34 +9,29 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorry_adapters.lora.kernels import grouped, reference
-from lorry_adapters.lora.plan import Shape, Uses, build_plan
+from lorry_adapters.lora.plan import Shape, build_plan
+from support import lora_batches
+from support.lora_batches import (
+    NUM_SLOTS,
+    POPULARITIES,
+    RANKS,
+    WORKS,
+    Rows,
+    Slots,
+    adapters_of,
+    batches,
+)
 
-NUM_SLOTS, MAX_RANK, IN, OUT = 12, 16, 24, 40
+MAX_RANK, IN, OUT = 16, 24, 40
 CPU = torch.device("cpu")
-Rows = list[tuple[int, Uses]]
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 """Of a delta, relative to the largest: sums in another order, and for bfloat16, whose digits
 end at 2^-8, two roundings that the oracle does not make (of A x and of a scale)."""
 
 
-@dataclass
-class Slots:
-    a_SRI: Tensor
-    b_SRO: Tensor
-    ranks: tuple[int, ...]
-
-
-def slots(ranks: Sequence[int], dtype: torch.dtype, seed: int) -> Slots:
-    """Random adapters of these ranks in slots 1, 2, ...; zero beyond each one's rank."""
-    generator = torch.Generator().manual_seed(seed)
-    a_SRI = torch.randn(NUM_SLOTS + 1, MAX_RANK, IN, generator=generator)
-    b_SRO = torch.randn(NUM_SLOTS + 1, MAX_RANK, OUT, generator=generator)
-    every = (0, *ranks, *[0] * (NUM_SLOTS - len(ranks)))
-    for slot, rank in enumerate(every):
-        a_SRI[slot, rank:] = 0
-        b_SRO[slot, rank:] = 0
-    return Slots(a_SRI.to(dtype), b_SRO.to(dtype), every)
+def slots(ranks: list[int], dtype: torch.dtype, seed: int) -> Slots:
+    return lora_batches.slots(ranks, dtype, seed, size=(IN, OUT), max_rank=MAX_RANK)
 
 
 def both(rows: Rows, at: Slots, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,60 +61,20 @@ def check(rows: Rows, at: Slots, dtype: torch.dtype, seed: int) -> None:
         token += count
 
 
-def adapters_of(popularity: str, batch: int) -> list[int]:
-    match popularity:
-        case "distinct":
-            return [1 + i % NUM_SLOTS for i in range(batch)]
-        case "uniform":
-            chance = random.Random(batch)
-            return [chance.randint(1, NUM_SLOTS) for _ in range(batch)]
-        case "zipf":
-            chance = random.Random(batch)
-            weights = [1 / rank for rank in range(1, NUM_SLOTS + 1)]
-            return chance.choices(range(1, NUM_SLOTS + 1), weights, k=batch)
-        case "identical":
-            return [5] * batch
-    raise AssertionError(popularity)
-
-
-RANKS = {
-    "rank 8": [8] * NUM_SLOTS,
-    "rank 16": [16] * NUM_SLOTS,
-    "mixed ranks": [1, 16, 4, 8, 8, 3, 2, 16, 5, 8, 1, 16],
-    "some without": [8, 0, 4, 8, 8, 0, 0, 16, 8, 8, 0, 16],
-}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("popularity", ["distinct", "uniform", "zipf", "identical"])
-@pytest.mark.parametrize("work", ["decode", "prefill", "mixed"])
+@pytest.mark.parametrize("popularity", POPULARITIES)
+@pytest.mark.parametrize("work", WORKS)
 def test_the_grid(work: str, popularity: str, ranks: str, dtype: torch.dtype) -> None:
     at = slots(RANKS[ranks], dtype, seed=1)
     for batch in (1, 2, 3, 8, 33):
-        chance = random.Random(batch)
-        counts = {
-            "decode": [1] * batch,
-            "prefill": [chance.randint(2, 9) for _ in range(batch)],
-            "mixed": sorted(chance.choice([1, 1, 1, 7]) for _ in range(batch)),
-        }[work]
-        chosen = adapters_of(popularity, batch)
-        scale = [1.0, 0.5, -1.5, 16.0]
-        plain: Rows = [(n, [(slot, 1.0)]) for n, slot in zip(counts, chosen, strict=True)]
-        by_slot: Rows = sorted(plain, key=lambda row: (row[0] > 1, row[1][0][0]))
-        scaled: Rows = [(n, [(s, scale[i % 4])]) for i, (n, ((s, _),)) in enumerate(by_slot)]
-        with_base: Rows = [(n, [] if i % 3 == 1 else u) for i, (n, u) in enumerate(scaled)]
-        summed: Rows = [
-            (n, [*u, (1 + (i + 6) % NUM_SLOTS, 0.25)]) if u else (n, u)
-            for i, (n, u) in enumerate(with_base)
-        ]
-        for rows in (plain, by_slot, scaled, with_base, summed):
+        for rows in batches(work, popularity, batch):
             check(rows, at, dtype, seed=batch)
 
 
 def test_the_grid_meets_every_shape() -> None:
     seen = set()
-    for popularity in ("distinct", "uniform", "zipf", "identical"):
+    for popularity in POPULARITIES:
         rows: Rows = [(1, [(slot, 1.0)]) for slot in sorted(adapters_of(popularity, 8))]
         plan = build_plan(rows, dtype=torch.float32, device=CPU).for_ranks((0, *[8] * NUM_SLOTS))
         assert plan is not None

@@ -9,10 +9,6 @@ order, and nothing is added atomically. Products are of the slots' type (h is ro
 it, as PEFT's is), sums are in fp32, a scale is never rounded. Only the rows of A and B
 below an adapter's own rank are read.
 
-The interpreter of Triton (TRITON_INTERPRET=1) runs the same code on a CPU; its `tl.dot`
-takes bfloat16 for integers, so there, and only there, operands are widened first: the
-products are the same.
-
 Letters: T tokens, P pairs, X tiles, S slots, R rank, I in, O out, C cuts of the sum.
 """
 
@@ -23,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lorry_adapters.lora.kernels.precision import dot, interpreted, rounded
 from lorry_adapters.lora.kernels.table import TILE, Table
 
 BLOCK_R = 16
@@ -33,14 +30,6 @@ CUT = 1024
 """The sum over `in` is cut at multiples of this ..."""
 MAX_CUTS = 8
 """... but in no more parts than this: expand reads them all."""
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _dot(left, right, sum, WIDEN: tl.constexpr):  # type: ignore[no-untyped-def]
-    if WIDEN:
-        left = left.to(tl.float32)
-        right = right.to(tl.float32)
-    return tl.dot(left, right, sum, input_precision="ieee")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -61,7 +50,7 @@ def _shrink(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_I: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     tile, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     slot = tl.load(tiles_X3 + 3 * tile)
@@ -89,13 +78,14 @@ def _shrink(  # type: ignore[no-untyped-def]
             mask=(inner < end)[:, None] & (ranks < rank)[None, :],
             other=0.0,
         )
-        h = _dot(x, a, h, WIDEN)
+        h = dot(x, a, h, INTERPRETED)
     tl.store(
         h_CPR + part * h_C + pairs[:, None] * h_P + ranks[None, :], h, mask=(pairs < stop)[:, None]
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# A layer's first tile is 1 or a multiple of 16 by chance: no reason to compile once more.
+@triton.jit(do_not_specialize=["first_tile"])  # type: ignore[untyped-decorator]
 def _expand(  # type: ignore[no-untyped-def]
     y_TO,
     h_CPR,
@@ -115,7 +105,7 @@ def _expand(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_O: tl.constexpr,
-    WIDEN: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     tile, block = first_tile + tl.program_id(0), tl.program_id(1)
     slot = tl.load(tiles_X3 + 3 * tile)
@@ -140,14 +130,14 @@ def _expand(  # type: ignore[no-untyped-def]
             mask=(ranks < rank)[:, None] & (outer < num_out)[None, :],
             other=0.0,
         )
-        delta = _dot(h.to(b.dtype), b, delta, WIDEN)
+        delta = dot(rounded(h, b.dtype, INTERPRETED), b, delta, INTERPRETED)
     token = tl.load(token_P + pairs, mask=pairs < stop, other=0).to(tl.int64)
     scale = tl.load(scale_P + pairs, mask=pairs < stop, other=0.0)
     mine = (pairs < stop)[:, None] & (outer < num_out)[None, :]
     y_rows = y_TO + token[:, None] * y_T + outer[None, :]
     y = tl.load(y_rows, mask=mine, other=0.0)
     summed = y.to(tl.float32) + scale[:, None] * delta
-    tl.store(y_rows, summed.to(y.dtype), mask=mine)
+    tl.store(y_rows, rounded(summed, y.dtype, INTERPRETED), mask=mine)
 
 
 def add_delta(
@@ -174,7 +164,6 @@ def add_delta(
     h_CPR = torch.empty(
         cuts, table.num_pairs, blocks * BLOCK_R, dtype=torch.float32, device=x_TI.device
     )
-    widen = bool(triton.knobs.runtime.interpret)
     _shrink[(table.num_tiles, blocks, cuts)](
         x_TI,
         a_SRI,
@@ -192,7 +181,7 @@ def add_delta(
         TILE=TILE,
         BLOCK_R=BLOCK_R,
         BLOCK_I=BLOCK_I,
-        WIDEN=widen,
+        INTERPRETED=interpreted(),
     )
     for first, stop in table.spans:
         _expand[(stop - first, triton.cdiv(num_out, BLOCK_O))](
@@ -214,7 +203,7 @@ def add_delta(
             TILE=TILE,
             BLOCK_R=BLOCK_R,
             BLOCK_O=BLOCK_O,
-            WIDEN=widen,
+            INTERPRETED=interpreted(),
         )
 
 
