@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lorry.core import EngineStats
+from lorry.tally import Count, Tally
 from lorry_adapters.registry.record import AdapterRecord, AdapterRef
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,7 +59,8 @@ class Sources:
 
 
 class Metrics:
-    """All metrics of one server. Thread-safe."""
+    """All metrics of one server. Thread-safe, but for `RequestMeter.token`, which is the
+    event loop's, and `observe_step`, which is the engine's."""
 
     def __init__(self, collectors: CollectorRegistry, *, base_name: str) -> None:
         self.collectors = collectors
@@ -68,8 +70,9 @@ class Metrics:
         self._prompt_tokens = self._own(
             Counter("vllm:prompt_tokens", "Prompt tokens accepted.", **base)  # type: ignore[arg-type]
         )
-        self._generation_tokens = self._own(
-            Counter("vllm:generation_tokens", "Tokens generated.", **base)  # type: ignore[arg-type]
+        own = {"model_name": base_name, "engine": "0"}
+        self._generation_tokens = Count(
+            "vllm:generation_tokens", "Tokens generated.", own, collectors
         )
 
         def histogram(name: str, help: str, buckets: Sequence[float]) -> Histogram:
@@ -81,8 +84,12 @@ class Metrics:
         self._first = histogram(
             "vllm:time_to_first_token_seconds", "From arrival to the first token.", _FIRST
         )
-        self._between = histogram(
-            "vllm:inter_token_latency_seconds", "Between one token and the next.", _EACH
+        self._between = Tally(
+            "vllm:inter_token_latency_seconds",
+            "Between one token and the next.",
+            _EACH,
+            own,
+            collectors,
         )
         self._per_token = histogram(
             "vllm:time_per_output_token_seconds",
@@ -104,14 +111,15 @@ class Metrics:
         self._answers = histogram(
             "vllm:request_params_n", "Answers that a request asked for.", _COUNT
         )
-        self._step_tokens = histogram(
-            "vllm:iteration_tokens_total", "Tokens in one forward pass.", _TOKENS
+        self._step_tokens = Tally(
+            "vllm:iteration_tokens_total", "Tokens in one forward pass.", _TOKENS, own, collectors
         )
-        self._step_seconds = Histogram(
+        self._step_seconds = Tally(
             "lorry_engine_step_seconds",
             "Time of one forward pass, sampling included.",
-            registry=collectors,
-            buckets=_EACH,
+            _EACH,
+            {},
+            collectors,
         )
         self._finished = Counter(
             "vllm:request_success",
@@ -167,7 +175,7 @@ class Metrics:
 
 
 class RequestMeter:
-    """One accepted request's clock and counters. Exactly one `finish` counts."""
+    """One accepted request's clock and counters. Exactly one `finish` counts. Event loop only."""
 
     def __init__(self, metrics: Metrics, names: tuple[tuple[str, str], ...]) -> None:
         self._metrics = metrics
@@ -189,7 +197,7 @@ class RequestMeter:
             metrics._between.observe(now - self._last)
         self._last = now
         self._tokens += 1
-        metrics._generation_tokens.inc()
+        metrics._generation_tokens.value += 1
 
     def finish(self, reason: str) -> None:
         """`reason`: stop, length, abort or error, as vLLM has them."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from lorry.core import EngineStats
 from lorry.metrics import Metrics, Sources
+from lorry.tally import Count, Tally
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, AdapterRef, VersionRecord
 
@@ -137,3 +139,32 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
     assert value(metrics, "lorry_host_cache_capacity_bytes") == 3
     assert value(metrics, "lorry_host_cache_misses_total") == 5
     assert b"# TYPE vllm:num_requests_running gauge" in metrics.render()
+
+
+def test_what_every_token_counts_looks_as_prometheus_would_have_it() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    labels = {"model_name": "base", "engine": "0"}
+    buckets = (0.005, 1, 2.5)
+    tally = Tally("vllm:pace_seconds", "Pace.", buckets, labels, ours)
+    bare = Tally("steps_total", "Steps.", (1, 2), {}, ours)
+    count = Count("vllm:tokens", "Tokens.", labels, ours)
+    histogram = Histogram("vllm:pace_seconds", "Pace.", labels, registry=theirs, buckets=buckets)
+    bare_histogram = Histogram("steps_total", "Steps.", registry=theirs, buckets=(1, 2))
+    counter = Counter("vllm:tokens", "Tokens.", labels, registry=theirs)
+    counter.labels(**labels).inc(7)
+    count.value += 7
+    for value in (0.001, 0.005, 0.0051, 1, 3, 100):
+        tally.observe(value)
+        histogram.labels(**labels).observe(value)
+        bare.observe(value)
+        bare_histogram.observe(value)
+
+    def scraped(registry: CollectorRegistry) -> list[str]:
+        # But for the moment at which each was made.
+        lines = generate_latest(registry).decode().splitlines()
+        return sorted(line for line in lines if not re.match(r"[^#].*_created", line))
+
+    assert scraped(ours) == scraped(theirs)
+    assert ours.get_sample_value("vllm:pace_seconds_created", labels)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Count("vllm:tokens", "Again.", labels, ours)

@@ -130,9 +130,20 @@ class Engine:
         # Letters taken and not yet read, events not yet told: what a failure must not lose.
         self._letters: deque[Letter] = deque()
         self._news: list[TokenEvent] = []
+        # Letters read and requests ended: with what the others count, it tells whether
+        # anything but the pace has changed since the last snapshot.
+        self._turns = 0
+        self._seen: tuple[int, ...] = ()
+        self._snapshot = (EngineStats(), 0, 0)
+        self._look()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lorry-engine", daemon=True)
-        self.stats = self._snapshot()
+
+    @property
+    def stats(self) -> EngineStats:
+        """As of the last step. Any thread may ask."""
+        stats, steps, blocks = self._snapshot
+        return replace(stats, steps=steps, kv_blocks_used=blocks)
 
     def start(self) -> None:
         self._thread.start()
@@ -152,13 +163,14 @@ class Engine:
         if batch is not None:
             self._run_batch(batch)
         self._news += self.scheduler.take_events()
-        self.stats = self._snapshot()
+        self._look()
         if not self._tell() and batch is None:
             self.mailbox.wait()
 
     def _drain_mailbox(self) -> None:
         self._letters.extend(self.mailbox.take())
         while self._letters:
+            self._turns += 1
             match self._letters.popleft():
                 case Submit(request):
                     self.scheduler.add(request)
@@ -226,16 +238,30 @@ class Engine:
                 # Every call ends one request at least, so this comes to an end.
                 logger.exception("a request ended untidily")
         self._news += self.scheduler.take_events()
-        self.stats = self._snapshot()
+        self._look()
         self._tell()
 
-    def _snapshot(self) -> EngineStats:
-        return replace(
-            self.scheduler.stats(),
-            slots_total=self.residency.slots.num_slots,
-            resident=self.residency.slots.resident,
-            steps=self._steps,
-            loads=self.residency.loads,
-            evictions=self.residency.evictions,
-            failed_steps=self._failed_steps,
+    def _look(self) -> None:
+        """Renew the snapshot. Names are gathered only when somebody came, went or moved."""
+        scheduler, residency = self.scheduler, self.residency
+        self._turns += sum(event.finish is not None for event in self._news)
+        seen = (
+            self._turns,
+            scheduler.num_waiting,
+            scheduler.preemptions,
+            residency.loads,
+            residency.evictions,
+            self._failed_steps,
         )
+        stats = self._snapshot[0]
+        if seen != self._seen:
+            stats = replace(
+                scheduler.stats(),
+                slots_total=residency.slots.num_slots,
+                resident=residency.slots.resident,
+                loads=residency.loads,
+                evictions=residency.evictions,
+                failed_steps=self._failed_steps,
+            )
+        self._seen = seen
+        self._snapshot = (stats, self._steps, scheduler.blocks.num_used)

@@ -1,9 +1,9 @@
 """Logits to tokens, row by row as each request asks.
 
-Greedy rows are one arg max over the batch. A sampled token is the inverse of the
-filtered distribution's cumulative sum at one uniform number, which depends on the
-request's seed and the token's position in the answer and on nothing else: the
-same request gives the same tokens alone, in any batch, and after a preemption.
+Greedy rows take the arg max that the forward pass leaves. A sampled token is the
+inverse of the filtered distribution's cumulative sum at one uniform number, which
+depends on the request's seed and the token's position in the answer and on nothing
+else: the same request gives the same tokens alone, in any batch, and after a preemption.
 
 Order of the filters: penalties, bias, grammar, temperature, top-k, top-p, min-p,
 typical-p; transformers and TGI have the same.
@@ -35,29 +35,20 @@ def sample(
 
     Log-probabilities are the model's own: before temperature, penalties and filters.
     """
-    logits_KV, tokens_K = logits.values_KV, logits.best_K
-    plain = [_is_plain(s) for s in samples]
-    if not all(plain):
-        tokens_K = tokens_K.clone()
-        for k, s in enumerate(samples):
-            if not plain[k]:
-                tokens_K[k] = _draw(_adjust(logits_KV[k], s), s)
-    chosen_K = logits_KV.gather(1, tokens_K.unsqueeze(1)).squeeze(1)
-    logprobs = (chosen_K - logits.norm_K).tolist()
-    drawn = [TokenLogprob(t, p) for t, p in zip(tokens_K.tolist(), logprobs, strict=True)]
-    return [
-        (token, _top(logits_KV[k], logits.norm_K[k], s.params.top_logprobs))
-        for k, (token, s) in enumerate(zip(drawn, samples, strict=True))
-    ]
+    tokens = logits.best_K.tolist()
+    for k, s in enumerate(samples):
+        if not _is_plain(s):
+            tokens[k] = _draw(_adjust(logits.values_KV[k], s), s)
+    chosen = zip(tokens, logits.logprobs(tokens), samples, strict=True)
+    return [(TokenLogprob(t, p), _top(logits, k, s)) for k, (t, p, s) in enumerate(chosen)]
 
 
 def logprobs_of(logits: Logits, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
     """Log-probability of each target under the row of logits that predicts it."""
     if not targets:
         return ()
-    index_K1 = torch.tensor(targets, device=logits.values_KV.device).unsqueeze(1)
-    values_K = logits.values_KV.gather(1, index_K1).squeeze(1) - logits.norm_K
-    return tuple(TokenLogprob(t, p) for t, p in zip(targets, values_K.tolist(), strict=True))
+    found = zip(targets, logits.logprobs(targets), strict=True)
+    return tuple(TokenLogprob(t, p) for t, p in found)
 
 
 def _is_plain(s: Sample) -> bool:
@@ -73,11 +64,13 @@ def _is_plain(s: Sample) -> bool:
     )
 
 
-def _top(logits_V: Tensor, norm: Tensor, count: int) -> tuple[TokenLogprob, ...]:
+def _top(logits: Logits, k: int, s: Sample) -> tuple[TokenLogprob, ...]:
+    count = s.params.top_logprobs
     if count == 0:
         return ()
+    logits_V = logits.values_KV[k]
     values, ids = logits_V.topk(min(count, logits_V.shape[0]))
-    logprobs = (values - norm).tolist()
+    logprobs = (values - logits.norm_K[k]).tolist()
     return tuple(TokenLogprob(t, p) for t, p in zip(ids.tolist(), logprobs, strict=True))
 
 
