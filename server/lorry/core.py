@@ -77,6 +77,9 @@ class Request:
     arrival: float
     """`time.monotonic()` seconds, by the client."""
     constraint: Constraint | None = None
+    starts: tuple[int, ...] = ()
+    """For each adapter of the lease, the token of the prompt from which it counts, where it
+    has an `invocation` (activated LoRA); empty where none has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,8 @@ class SlotUse:
     slot: int
     """1 or more; slot 0 is the base model and is never listed."""
     scale: float
+    start: int = 0
+    """Absolute position of the first token that it changes; those before it run as the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +137,20 @@ class Row:
     token_ids: AbstractSequence[int]
     """New tokens, at least one."""
     start: int
-    """Absolute position of the first of them = tokens already in the KV cache."""
+    """Absolute position of the first of them = tokens already in the KV cache. A sequence
+    whose adapter brings a prefix begins right behind it, and the runner puts the prefix in
+    the cache whenever a row starts there."""
     blocks: AbstractSequence[int]
     """KV blocks of the whole sequence, in order; enough for start + len(token_ids)."""
     adapters: tuple[SlotUse, ...]
     sample: Sample | None
     """None while a prompt is only partly in the cache."""
     prompt_targets: AbstractSequence[int] | None = None
-    """For prompt logprobs: the token that follows each of `token_ids` in the prompt; one
-    shorter than `token_ids` where the chunk ends the prompt."""
+    """For prompt logprobs: the token that follows each of `token_ids` in the prompt, the
+    virtual ones left out; one shorter than that where the chunk ends the prompt."""
+    virtual: int = 0
+    """So many of `token_ids`, the first ones, are virtual: their ids mean nothing, their
+    embeddings are rows `start` and following of an adapter's prompt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,13 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (name, version))""",
         "CREATE INDEX versions_by_digest ON versions (digest)",
     ),
+    # Only causal language models' LoRAs were let in until then: the defaults are true of them.
+    (
+        "ALTER TABLE contents ADD COLUMN task_type TEXT NOT NULL DEFAULT 'CAUSAL_LM'",
+        "ALTER TABLE contents ADD COLUMN virtual_tokens INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE contents ADD COLUMN invocation TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE contents ADD COLUMN scalable INTEGER NOT NULL DEFAULT 1",
+    ),
 )
 
 SCHEMA_VERSION = len(_MIGRATIONS)
@@ -99,8 +106,8 @@ class Catalog:
             versions: dict[str, list[VersionRecord]] = {}
             for row in self._db.execute(
                 "SELECT name, version, digest, peft_type, rank, target_modules, parameters, bytes,"
-                " base_model, created_at FROM versions JOIN contents USING (digest)"
-                " ORDER BY name, version"
+                " base_model, created_at, task_type, virtual_tokens, invocation, scalable"
+                " FROM versions JOIN contents USING (digest) ORDER BY name, version"
             ):
                 versions.setdefault(row[0], []).append(_version(row[1:]))
             return tuple(
@@ -187,12 +194,15 @@ class Catalog:
     def _save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         self._db.execute(
             "INSERT INTO contents (digest, peft_type, rank, target_modules, parameters, bytes,"
-            " base_model, stored_bytes, layout) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " base_model, stored_bytes, layout, task_type, virtual_tokens, invocation, scalable)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (digest) DO UPDATE SET peft_type = excluded.peft_type,"
             " rank = excluded.rank, target_modules = excluded.target_modules,"
             " parameters = excluded.parameters, bytes = excluded.bytes,"
             " base_model = excluded.base_model, stored_bytes = excluded.stored_bytes,"
-            " layout = excluded.layout",
+            " layout = excluded.layout, task_type = excluded.task_type,"
+            " virtual_tokens = excluded.virtual_tokens, invocation = excluded.invocation,"
+            " scalable = excluded.scalable",
             (
                 content.digest,
                 facts.peft_type,
@@ -203,6 +213,10 @@ class Catalog:
                 facts.base_model,
                 content.stored_bytes,
                 content.layout,
+                facts.task_type,
+                facts.virtual_tokens,
+                json.dumps(facts.invocation),
+                facts.scalable,
             ),
         )
 
@@ -287,11 +301,14 @@ def _kind(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-_VersionRow = tuple[int, str, str, int, str, int, int, str | None, str]
+_VersionRow = tuple[
+    int, str, str, int, str, int, int, str | None, str, str, int, str, int
+]  # fmt: skip
 
 
 def _version(row: _VersionRow) -> VersionRecord:
-    version, digest, peft_type, rank, modules, parameters, size, base_model, created_at = row
+    version, digest, peft_type, rank, modules, parameters, size, base_model, created_at = row[:9]
+    task_type, virtual_tokens, invocation, scalable = row[9:]
     return VersionRecord(
         version=version,
         digest=digest,
@@ -302,6 +319,10 @@ def _version(row: _VersionRow) -> VersionRecord:
         bytes=size,
         base_model=base_model,
         created_at=datetime.fromisoformat(created_at),
+        task_type=task_type,
+        virtual_tokens=virtual_tokens,
+        invocation=tuple(json.loads(invocation)),
+        scalable=bool(scalable),
     )
 
 

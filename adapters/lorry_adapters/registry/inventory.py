@@ -23,7 +23,7 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.registry.contents import Contents
-from lorry_adapters.registry.names import check_scale
+from lorry_adapters.registry.names import check_scale, check_strength
 from lorry_adapters.registry.record import (
     MAX_SELECTION,
     AdapterChoice,
@@ -84,6 +84,9 @@ class Inventory:
                 if ref.digest in names:
                     raise InvalidSelection(_twice(names[ref.digest], ref.name))
                 names[ref.digest] = ref.name
+            prompts = [ref.name for ref in refs if ref.virtual_tokens and ref.scale != 0.0]
+            if len(prompts) > 1:
+                raise InvalidSelection(_two_prompts(prompts))
             for ref in refs:
                 self._contents.hold(ref.digest)
             self._leases += 1
@@ -199,7 +202,16 @@ class Inventory:
         scale = record.scale
         if choice.scale is not None:
             scale = check_scale(choice.scale, f"the scale of adapter {record.name!r}")
-        return AdapterRef(record.name, version.version, version.digest, scale)
+        check_strength(record.name, version, scale)
+        return AdapterRef(
+            record.name,
+            version.version,
+            version.digest,
+            scale,
+            virtual_tokens=version.virtual_tokens,
+            is_prefix=version.is_prefix,
+            invocation=version.invocation,
+        )
 
     def _owners(self, digest: str) -> str:
         owners = sorted(self._contents.known(digest).owners)
@@ -248,4 +260,11 @@ def _twice(first: str, second: str) -> str:
     return (
         f"adapters {first!r} and {second!r} have the same content; "
         "give one of them, with the sum of the scales"
+    )
+
+
+def _two_prompts(names: Sequence[str]) -> str:
+    return (
+        f"adapters {' and '.join(map(repr, names))} each put virtual tokens in front of the "
+        "prompt, and only one can; give one of them"
     )

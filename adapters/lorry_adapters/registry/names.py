@@ -6,7 +6,7 @@ import math
 import re
 
 from lorry_adapters.errors import InvalidAdapterName, InvalidScale
-from lorry_adapters.registry.record import MAX_SCALE
+from lorry_adapters.registry.record import MAX_SCALE, VersionRecord
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """No `@` (it separates a version), no slash (names stand in URLs)."""
@@ -34,3 +34,12 @@ def check_scale(scale: object, of: str = "scale") -> float:
     if not -MAX_SCALE <= scale <= MAX_SCALE or not math.isfinite(scale):
         raise InvalidScale(f"{of} must be {limit}, not {str(scale)[:40]}")
     return float(scale)
+
+
+def check_strength(name: str, version: VersionRecord, scale: float) -> None:
+    """InvalidScale where `version` of adapter `name` cannot be used at `scale`."""
+    if not version.scalable and scale not in (0.0, 1.0):
+        raise InvalidScale(
+            f"adapter {name!r} (version {version.version}) is {version.peft_type}, which has no "
+            f"strength to scale: use it at scale 1, or at 0 for the base model, not {scale:g}"
+        )

@@ -13,6 +13,9 @@ MAX_SCALE = 16.0
 MAX_SELECTION = 8
 """Adapters that one request may sum."""
 
+PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
+"""PEFT's methods whose virtual tokens are keys and values, put in the cache as they are."""
+
 
 class Residency(StrEnum):
     """The nearest place where an adapter's weights are."""
@@ -43,6 +46,13 @@ class AdapterRef:
     """Identity of the content: `sha256:` and 64 hex digits."""
     scale: float
     """Multiplies the trained strength. 0 is exactly the base model."""
+    virtual_tokens: int = 0
+    """Positions that it takes in front of the prompt."""
+    is_prefix: bool = False
+    """They are keys and values, put in the cache ready made; else embeddings, which run
+    through the model like tokens."""
+    invocation: tuple[int, ...] = ()
+    """Activated LoRA: it counts from the last place in the prompt where these tokens stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,17 @@ class VersionRecord:
     base_model: str | None
     """As the adapter's config says; informative, shapes decide."""
     created_at: datetime
+    task_type: str = "CAUSAL_LM"
+    virtual_tokens: int = 0
+    """As in `AdapterRef`."""
+    invocation: tuple[int, ...] = ()
+    """As in `AdapterRef`."""
+    scalable: bool = True
+    """False: it is whole or not at all, at scale 1 or 0."""
+
+    @property
+    def is_prefix(self) -> bool:
+        return self.peft_type in PREFIX_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from lorry_adapters.registry.catalog import Catalog, StoredContent
 from lorry_adapters.registry.home import HomeLock
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
 from lorry_adapters.registry.inventory import Inventory, version_of
-from lorry_adapters.registry.names import check_name, check_scale
+from lorry_adapters.registry.names import check_name, check_scale, check_strength
 from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, Lease
 from lorry_adapters.registry.revision import (
     Staged,
@@ -180,6 +180,7 @@ class Registry:
             if old.current.digest == new.digest:
                 return old
             record = with_version(old, new, self._catalog.next_version(name))
+            check_strength(name, record.current, record.scale)
             self._save(record, new.stored)
             return record
 
@@ -285,7 +286,7 @@ class Registry:
         """All of `choices` at once, or an error and nothing. No I/O.
 
         UnknownAdapter, AdapterDisabled, AdapterBroken, InvalidScale, InvalidSelection
-        (more than MAX_SELECTION, or the same content twice).
+        (more than MAX_SELECTION, the same content twice, or virtual tokens of two).
         """
         return self._inventory.acquire(choices)
 

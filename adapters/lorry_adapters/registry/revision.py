@@ -9,6 +9,7 @@ from pathlib import Path
 from lorry_adapters.errors import AdapterConflict, DigestMismatch
 from lorry_adapters.lora.weights import AdapterFacts
 from lorry_adapters.registry.catalog import StoredContent
+from lorry_adapters.registry.names import check_strength
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 
 
@@ -60,7 +61,8 @@ def with_state(
     description: str | None,
     current: VersionRecord,
 ) -> AdapterRecord:
-    """What is None stays; equal to `old` where nothing changes."""
+    """What is None stays; equal to `old` where nothing changes. InvalidScale where the
+    current version cannot be used at the scale that comes out."""
     new = replace(
         old,
         enabled=old.enabled if enabled is None else enabled,
@@ -69,6 +71,7 @@ def with_state(
         description=old.description if description is None else description,
         current=current,
     )
+    check_strength(new.name, new.current, new.scale)
     return old if new == old else replace(new, updated_at=datetime.now(UTC))
 
 

@@ -12,6 +12,10 @@ adapters  its weights are on their way to a slot, or all slots are in use. Other
 When a decode finds no block, the youngest running sequence gives its blocks up
 and starts over later from its prompt and its answer so far; its tokens are drawn
 by position, so the answer does not change.
+
+Virtual tokens (prompt tuning, prefix tuning) are positions in front of the prompt:
+they take room in the cache, the step and the model's length like any token. Those of
+a prefix are put in the cache ready made, so that the sequence begins behind them.
 """
 
 from __future__ import annotations
@@ -86,9 +90,15 @@ class Sequence:
     request: Request
     digests: tuple[str, ...]
     scales: tuple[float, ...]
+    starts: tuple[int, ...]
+    """Absolute positions from which the adapters count."""
+    virtual: int = 0
+    """Virtual tokens before the prompt, at positions 0 to `virtual` - 1."""
+    prefix: int = 0
+    """So many of them come to the cache ready made: all or none."""
     answer: list[int] = field(default_factory=list)
     num_computed: int = 0
-    """Tokens whose keys and values are in the cache."""
+    """Tokens whose keys and values are in the cache, or will be when the first row runs."""
     blocks: list[int] = field(default_factory=list)
     uses: tuple[SlotUse, ...] = ()
     """Set while it runs: its digests are pinned."""
@@ -96,20 +106,50 @@ class Sequence:
     """Collected chunk by chunk; None when not asked for, or already sent."""
     overtaken: int = 0
 
-    @property
-    def tokens(self) -> list[int]:
-        return [*self.request.prompt_ids, *self.answer]
+    @classmethod
+    def of(cls, request: Request) -> Sequence:
+        """A new one; adapters at scale 0 are the base and leave no trace."""
+        starts = request.starts or (0,) * len(request.lease.refs)
+        used = [
+            (ref, start)
+            for ref, start in zip(request.lease.refs, starts, strict=True)
+            if ref.scale != 0.0
+        ]
+        virtual = sum(ref.virtual_tokens for ref, _ in used)
+        prefix = sum(ref.virtual_tokens for ref, _ in used if ref.is_prefix)
+        assert prefix in (0, virtual)
+        return cls(
+            request,
+            digests=tuple(ref.digest for ref, _ in used),
+            scales=tuple(ref.scale for ref, _ in used),
+            starts=tuple(virtual + start if ref.invocation else 0 for ref, start in used),
+            virtual=virtual,
+            prefix=prefix,
+            num_computed=prefix,
+            prompt_logprobs=[] if request.params.prompt_logprobs else None,
+        )
 
     @property
     def num_tokens(self) -> int:
-        return len(self.request.prompt_ids) + len(self.answer)
+        """Virtual ones included."""
+        return self.virtual + len(self.request.prompt_ids) + len(self.answer)
 
     def next_tokens(self, count: int) -> AbstractSequence[int]:
-        """The first `count` tokens that are not in the cache."""
-        done, prompt = self.num_computed, self.request.prompt_ids
+        """The first `count` tokens that are not in the cache; 0 stands for a virtual one."""
+        prompt = self.request.prompt_ids
+        done = self.num_computed - self.virtual
         if done >= len(prompt):
             return self.answer[done - len(prompt) : done - len(prompt) + count]
-        return self.tokens[done : done + count]
+        virtual = min(max(-done, 0), count)
+        done = max(done, 0)
+        real = [*prompt, *self.answer][done : done + count - virtual]
+        return [*[0] * virtual, *real]
+
+    def forget_cache(self) -> None:
+        """Everything is computed anew."""
+        self.num_computed = self.prefix
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = []
 
 
 class Scheduler:
@@ -131,13 +171,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Accept a request. The client has checked that it can fit at all."""
         assert request.id not in self._by_id
-        refs = [ref for ref in request.lease.refs if ref.scale != 0.0]
-        sequence = Sequence(
-            request,
-            digests=tuple(ref.digest for ref in refs),
-            scales=tuple(ref.scale for ref in refs),
-            prompt_logprobs=[] if request.params.prompt_logprobs else None,
-        )
+        sequence = Sequence.of(request)
         self._by_id[request.id] = sequence
         self._waiting.append(sequence)
 
@@ -261,9 +295,10 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.uses = tuple(
-                SlotUse(slot, scale) for slot, scale in zip(slots, sequence.scales, strict=True)
+                SlotUse(slot, scale, start)
+                for slot, scale, start in zip(slots, sequence.scales, sequence.starts, strict=True)
             )
-            count = min(sequence.num_tokens, budget)
+            count = min(sequence.num_tokens - sequence.num_computed, budget)
             # The whole prompt's blocks at once: half a prompt in the cache helps nobody.
             grown = self.blocks.grow(sequence.blocks, sequence.num_tokens)
             assert grown
@@ -288,9 +323,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
         self._stop_running(sequence)
-        sequence.num_computed = 0
-        if sequence.prompt_logprobs is not None:
-            sequence.prompt_logprobs = []
+        sequence.forget_cache()
         self._waiting.appendleft(sequence)
 
     def _stop_running(self, sequence: Sequence) -> None:
@@ -314,9 +347,11 @@ class Scheduler:
                     self._finish(sequence, FinishReason.ERROR, error=_grammar_error(error))
                     return None
             sample = Sample(request.params, prompt, sequence.answer, allowed)
+        virtual = min(max(sequence.virtual - start, 0), count)
         targets: AbstractSequence[int] | None = None
-        if sequence.prompt_logprobs is not None and start < len(prompt):
-            targets = prompt[start + 1 : start + count + 1]
+        first = start + virtual - sequence.virtual
+        if sequence.prompt_logprobs is not None and first < len(prompt):
+            targets = prompt[first + 1 : first + count - virtual + 1]
         return Row(
             request_id=request.id,
             token_ids=sequence.next_tokens(count),
@@ -325,6 +360,7 @@ class Scheduler:
             adapters=sequence.uses,
             sample=sample,
             prompt_targets=targets,
+            virtual=virtual,
         )
 
     def _take_token(self, sequence: Sequence, result: RowResult) -> None:

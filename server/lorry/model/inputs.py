@@ -9,7 +9,8 @@ Letters: T packed tokens, B single rows, L longest context of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.core import Batch, Row
-from lorry_adapters.lora.plan import Plan, build_plan
+from lorry_adapters.lora.plan import Plan, Uses, build_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,18 @@ class AttentionPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualRun:
+    """Neighbouring virtual tokens of one row."""
+
+    row: Row
+    first: int
+    """Index of the first in the packed row."""
+    start: int
+    """Its position, and so its place among the adapter's."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """One forward pass."""
 
@@ -112,6 +125,8 @@ class Inputs:
     """int64, packed tokens whose logits are needed, ascending."""
     wanted: tuple[tuple[int, int], ...]
     """For each packed row: (first, count) of its logits among `wanted_K`."""
+    virtual: tuple[VirtualRun, ...] = ()
+    """Tokens whose embeddings are an adapter's; their ids are 0."""
 
 
 def build_inputs(
@@ -138,6 +153,9 @@ def build_inputs(
     write: list[int] = []
     wanted: list[int] = []
     wanted_rows: list[tuple[int, int]] = []
+    body: list[tuple[int, Uses]] = []
+    head: list[tuple[int, Uses]] = []
+    virtual: list[VirtualRun] = []
     chunks: list[Chunk] = []
     for row in rows:
         first, count = len(ids), len(row.token_ids)
@@ -151,11 +169,13 @@ def build_inputs(
             chunks.append(Chunk(first, count, row.start, context_L))
         else:
             write.extend(_cache_rows(row, row.start, end, block_size).tolist())
-        mine = _wanted_of(row, first)
+        mine = _wanted_of(row)
         wanted_rows.append((len(wanted), len(mine)))
-        wanted.extend(mine)
-    uses = [[(use.slot, use.scale) for use in row.adapters] for row in rows]
-    counts = [len(row.token_ids) for row in rows]
+        wanted.extend(first + index for index in mine)
+        body.extend(_uses_of(row, range(count)))
+        head.extend(_uses_of(row, mine))
+        if row.virtual:
+            virtual.append(VirtualRun(row, first, row.start, row.virtual))
 
     def ints(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -167,19 +187,13 @@ def build_inputs(
         attention=AttentionPlan(
             rows, len(rows) - len(chunks), block_size, device, ints(write), tuple(chunks)
         ),
-        body=build_plan(
-            list(zip(counts, uses, strict=True)), dtype=dtype, device=device, digests=digests
-        ),
-        head=build_plan(
-            [(count, use) for (_, count), use in zip(wanted_rows, uses, strict=True)],
-            dtype=dtype,
-            device=device,
-            digests=digests,
-        ),
+        body=build_plan(body, dtype=dtype, device=device, digests=digests),
+        head=build_plan(head, dtype=dtype, device=device, digests=digests),
         # A step of half prompts wants no logits; the head gets one token all the same,
         # so that no kernel meets an empty batch.
         wanted_K=ints(wanted or [0]),
         wanted=tuple(wanted_rows),
+        virtual=tuple(virtual),
     )
 
 
@@ -191,12 +205,27 @@ def _cache_rows(row: Row, begin: int, end: int, block_size: int) -> NDArray[np.i
     return cells.reshape(-1)[begin - first * block_size : end - first * block_size]
 
 
-def _wanted_of(row: Row, first: int) -> list[int]:
-    """Packed tokens of this row whose logits are needed: those that predict a prompt
+def _wanted_of(row: Row) -> list[int]:
+    """Tokens of this row, by place, whose logits are needed: those that predict a prompt
     token, and the last where the next token is to be sampled."""
     count = 0 if row.prompt_targets is None else len(row.prompt_targets)
-    wanted = list(range(first, first + count))
-    last = first + len(row.token_ids) - 1
+    wanted = list(range(row.virtual, row.virtual + count))
+    last = len(row.token_ids) - 1
     if row.sample is not None and last not in wanted:
         wanted.append(last)
     return wanted
+
+
+def _uses_of(row: Row, tokens: Sequence[int]) -> Iterator[tuple[int, Uses]]:
+    """Runs of `tokens` (places in the row, ascending) with the same adapters: how many, and
+    (slot, scale) of each. One run, but where an adapter counts from a later token on."""
+
+    def uses(position: int) -> Uses:
+        return [(use.slot, use.scale) for use in row.adapters if use.start <= position]
+
+    begin, position = 0, row.start
+    for cut in sorted({use.start for use in row.adapters if use.start > row.start}):
+        end = bisect_left(tokens, cut - row.start)
+        yield end - begin, uses(position)
+        begin, position = end, cut
+    yield len(tokens) - begin, uses(position)
