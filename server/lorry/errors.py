@@ -9,6 +9,7 @@
         ├── UnsupportedParameter a field that exists elsewhere and is not served here
         ├── ModelNotFound       `model` names neither the base nor an adapter
         ├── PromptTooLong       prompt and answer exceed the model's length
+        ├── InvocationMissing   the prompt does not call an activated LoRA
         ├── DoesNotFit          needs more KV cache, or slots, than the server has at all
         ├── QueueFull           try again later; carries `retry_after` seconds
         ├── ShuttingDown        the server is finishing what it has
@@ -62,6 +63,10 @@ class ModelNotFound(RequestError):
 
 class PromptTooLong(RequestError):
     param = "inputs"
+
+
+class InvocationMissing(RequestError):
+    param = "adapter"
 
 
 class DoesNotFit(RequestError):

@@ -92,6 +92,11 @@ class Inventory:
             self._leases += 1
         return Lease(refs, partial(self._release, [ref.digest for ref in refs], [None]))
 
+    def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
+        """Positions that `choices` take in front of a prompt; what is not there takes none."""
+        with self._lock:
+            return sum(map(self._virtual_tokens, choices))
+
     @contextmanager
     def holding(self, digest: str) -> Iterator[None]:
         """Keep a content that exists (UnknownAdapter otherwise) for the block."""
@@ -212,6 +217,13 @@ class Inventory:
             is_prefix=version.is_prefix,
             invocation=version.invocation,
         )
+
+    def _virtual_tokens(self, choice: AdapterChoice) -> int:
+        record = self._records.get(choice.name)
+        if record is None or (record.scale if choice.scale is None else choice.scale) == 0.0:
+            return 0
+        wanted = record.current.version if choice.version is None else choice.version
+        return sum(v.virtual_tokens for v in record.versions if v.version == wanted)
 
     def _owners(self, digest: str) -> str:
         owners = sorted(self._contents.known(digest).owners)

@@ -290,6 +290,10 @@ class Registry:
         """
         return self._inventory.acquire(choices)
 
+    def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
+        """Positions that `choices` take in front of a prompt; what is not there takes none."""
+        return self._inventory.virtual_tokens(choices)
+
     def weights(self, digest: str) -> AdapterWeights:
         """From the host cache, else from disk after the digest was checked there; one load
         per digest at a time. Call it with a lease on `digest`. AdapterBroken."""

@@ -189,7 +189,7 @@ class Chat:
         ids = await openai.prompts.encode(text, param="messages", add_special_tokens=False)
         wanted = body.max_completion_tokens or body.max_tokens
         if wanted is None:
-            wanted = openai.runs.room(ids)
+            wanted = openai.runs.room(ids, choices)
         elif wanted == 0:
             raise InvalidRequest("max_tokens must be from 1, not 0", param="max_tokens")
         params = openai.params(body, max_new_tokens=wanted, top_logprobs=body.top_logprobs or 0)

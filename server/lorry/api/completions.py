@@ -247,9 +247,9 @@ class Completions:
         jobs: list[Job] = []
         for prompt in prompts:
             # What was asked for is refused where it does not fit; the default gives way.
-            new = (
-                wanted if body.max_tokens is not None else min(wanted, openai.runs.room(prompt.ids))
-            )
+            new = wanted
+            if body.max_tokens is None:
+                new = min(wanted, openai.runs.room(prompt.ids, choices))
             params = openai.params(
                 body,
                 max_new_tokens=max(1, new),

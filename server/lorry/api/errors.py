@@ -106,6 +106,7 @@ TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(422, "invalid_request", _REQUEST, "validation"),
     served.UnsupportedParameter: Row(422, "unsupported_parameter", _REQUEST, "validation"),
     served.PromptTooLong: Row(422, "context_length_exceeded", _REQUEST, "validation"),
+    served.InvocationMissing: Row(422, "invocation_missing", _REQUEST, "validation"),
     served.DoesNotFit: Row(422, "does_not_fit", _REQUEST, "validation"),
     adapters.InvalidAdapter: Row(422, "invalid_adapter", _REQUEST, "validation"),
     adapters.InvalidAdapterName: Row(422, "invalid_adapter_name", _REQUEST, "validation"),

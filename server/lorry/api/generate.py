@@ -239,7 +239,7 @@ class Generate:
                 param="best_of",
             )
         ids = await self._prompts.encode(body.inputs, param="inputs", truncate=given.truncate)
-        room = self._runs.room(ids)
+        room = self._runs.room(ids, choices)
         params = SamplingParams(
             max_new_tokens=given.max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
             temperature=temperature,

@@ -7,7 +7,7 @@ together and end together: an error in one cancels the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -31,7 +31,7 @@ class Ending(StrEnum):
     STOP_STRING = "stop_string"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """One token and the text that it made certain."""
 
@@ -98,28 +98,29 @@ class Run:
         self._text = Detokenizer(prompts.decode, prompts.special_ids, job.prompt_ids)
         self._stops = StopStrings(job.stops, keep=job.keep_stop)
 
-    async def steps(self) -> AsyncIterator[Step]:
-        """Every token; the last has an ending. Raises what ended it otherwise."""
-        async for event in self._generation:
-            if event.token is None:
-                raise self._failure(event)
-            self._meter.token()
-            step = self._step(event.token, event)
-            if step.ending is not None:
-                self._meter.finish("length" if step.ending is Ending.LENGTH else "stop")
-                # A stop string is seen here only: the engine must be told.
-                await self._generation.aclose()
-                yield step
-                return
-            if event.finish is not None:
-                raise self._failure(event)
-            yield step
+    async def step(self) -> Step:
+        """The next token; nothing follows the one with an ending. Raises what ended the
+        request otherwise."""
+        event = await self._generation.__anext__()
+        if event.token is None:
+            raise self._failure(event)
+        self._meter.token()
+        step = self._step(event.token, event)
+        if step.ending is not None:
+            self._meter.finish("length" if step.ending is Ending.LENGTH else "stop")
+            # A stop string is seen here only: the engine must be told.
+            await self._generation.aclose()
+        elif event.finish is not None:
+            raise self._failure(event)
+        return step
 
     async def answer(self) -> Answer:
         answer = Answer()
-        async for step in self.steps():
+        while True:
+            step = await self.step()
             answer.steps.append(step)
-        return answer
+            if step.ending is not None:
+                return answer
 
     async def close(self) -> None:
         self._meter.finish("abort")
@@ -161,14 +162,10 @@ class Runs:
         self._prompts = prompts
         self._metrics = metrics
 
-    def room(self, prompt_ids: Sequence[int]) -> int:
+    def room(self, prompt_ids: Sequence[int], choices: Sequence[AdapterChoice]) -> int:
         """Tokens that an answer to this prompt can have; at least 1, so that a prompt
         that is too long by itself is refused with the engine's own numbers."""
-        stats = self._client.stats
-        limit = self._client.max_model_len
-        if stats.kv_blocks_total:
-            limit = min(limit, stats.kv_blocks_total * stats.kv_block_size)
-        return max(1, limit - len(prompt_ids))
+        return max(1, self._client.room(choices) - len(prompt_ids))
 
     async def start(
         self, jobs: Sequence[Job], choices: Sequence[AdapterChoice], *, param: str, each: int
@@ -223,38 +220,57 @@ async def answers(runs: Sequence[Run]) -> list[Answer]:
         await close_all(runs)
 
 
-async def merged(runs: Sequence[Run]) -> AsyncGenerator[tuple[int, Step]]:
-    """The steps of all runs as they come, with the index of their run."""
-    if len(runs) == 1:
-        async for step in runs[0].steps():
-            yield 0, step
-        return
-    queue: asyncio.Queue[tuple[int, Step | BaseException | None]] = asyncio.Queue()
+class Merged:
+    """The steps of several runs as they come, each with the index of its run.
 
-    async def pump(index: int, run: Run) -> None:
+    No generators: a stream takes this way at every token, and each would add to it.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._open = len(runs)
+        self._queue: asyncio.Queue[tuple[int, Step | BaseException]] = asyncio.Queue()
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def next(self) -> tuple[int, Step] | None:
+        """None after the last step of the last run; raises the first error of any."""
+        if self._open == 0:
+            return None
+        if len(self._runs) == 1:
+            index, step = 0, await self._runs[0].step()
+        else:
+            index, step = await self._any()
+        if step.ending is not None:
+            self._open -= 1
+        return index, step
+
+    async def close(self) -> None:
+        """Stop listening. The runs are their owner's to close."""
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _any(self) -> tuple[int, Step]:
+        if not self._pumps:
+            self._pumps = [
+                asyncio.ensure_future(self._pump(index, run))
+                for index, run in enumerate(self._runs)
+            ]
+        index, item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return index, item
+
+    async def _pump(self, index: int, run: Run) -> None:
         try:
-            async for step in run.steps():
-                queue.put_nowait((index, step))
-            queue.put_nowait((index, None))
+            while True:
+                step = await run.step()
+                self._queue.put_nowait((index, step))
+                if step.ending is not None:
+                    return
         except BaseException as error:
-            queue.put_nowait((index, error))
+            self._queue.put_nowait((index, error))
             raise
-
-    tasks = [asyncio.ensure_future(pump(index, run)) for index, run in enumerate(runs)]
-    try:
-        open_runs = len(runs)
-        while open_runs:
-            index, item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                open_runs -= 1
-            else:
-                yield index, item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def close_all(runs: Sequence[Run]) -> None:

@@ -9,12 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 from lorry.core import Constraint, EngineStats, Request, SamplingParams, TokenEvent
+from lorry.engine.invocation import starts_of
 from lorry.engine.loop import Cancel, Engine, Submit
-from lorry.errors import DoesNotFit, InvalidRequest, PromptTooLong, QueueFull, ShuttingDown
+from lorry.errors import (
+    DoesNotFit,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    RequestError,
+    ShuttingDown,
+)
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
 from lorry_adapters.registry.registry import Registry
 
@@ -28,15 +37,31 @@ class Generation(AsyncIterator[TokenEvent]):
         self.refs = refs
         self._client = client
         self._id = request_id
-        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._events: deque[TokenEvent] = deque()
+        # Of the one listener, while it waits.
+        self._listener: asyncio.Future[None] | None = None
         self._ended = False
 
     async def __anext__(self) -> TokenEvent:
         if self._ended:
             raise StopAsyncIteration
-        event = await self._events.get()
+        while not self._events:
+            assert self._listener is None, "one listener a generation"
+            self._listener = asyncio.get_running_loop().create_future()
+            try:
+                await self._listener
+            finally:
+                self._listener = None
+        event = self._events.popleft()
         self._ended = event.finish is not None
         return event
+
+    def _put(self, event: TokenEvent) -> None:
+        self._events.append(event)
+        listener = self._listener
+        # Done: it was called already, or has been cancelled and will not look.
+        if listener is not None and not listener.done():
+            listener.set_result(None)
 
     async def aclose(self) -> None:
         """Cancel, if it has not ended. The lease goes back when the engine says so."""
@@ -76,6 +101,12 @@ class EngineClient:
     def max_model_len(self) -> int:
         return self._engine.scheduler.limits.max_model_len
 
+    def room(self, choices: Sequence[AdapterChoice]) -> int:
+        """Tokens that prompt and answer can have together beside these adapters' own."""
+        blocks = self._engine.scheduler.blocks
+        limit = min(self.max_model_len, blocks.num_blocks * blocks.block_size)
+        return limit - self._registry.virtual_tokens(choices)
+
     async def submit(
         self,
         prompt_ids: Sequence[int],
@@ -88,14 +119,16 @@ class EngineClient:
         Raises:
             AdapterError: what `Registry.acquire` raises.
             InvalidRequest: an empty prompt.
-            PromptTooLong: prompt and answer exceed the model's length.
+            InvocationMissing: the prompt does not call an activated LoRA.
+            PromptTooLong: virtual tokens, prompt and answer exceed the model's length.
             DoesNotFit: they exceed the whole KV cache, or the slots.
             QueueFull: too many requests wait.
             ShuttingDown: the server drains.
         """
         if self._draining or self._engine.broken:
             raise ShuttingDown(SHUTTING_DOWN)
-        self._check_size(len(prompt_ids), params.max_new_tokens)
+        if not prompt_ids:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
         if len(self._unstarted) >= self._max_queue:
             raise QueueFull(
                 f"{len(self._unstarted)} requests wait already, the limit is {self._max_queue}; "
@@ -104,8 +137,10 @@ class EngineClient:
             )
         lease = self._registry.acquire(choices)
         try:
+            self._check_size(lease, len(prompt_ids), params.max_new_tokens)
             self._check_slots(lease)
-        except DoesNotFit:
+            starts = starts_of(lease.refs, prompt_ids)
+        except RequestError:
             lease.release()
             raise
         request_id = uuid.uuid4().hex
@@ -115,7 +150,7 @@ class EngineClient:
         self._unstarted.add(request_id)
         self._idle.clear()
         request = Request(
-            request_id, tuple(prompt_ids), params, lease, time.monotonic(), constraint
+            request_id, tuple(prompt_ids), params, lease, time.monotonic(), constraint, starts
         )
         if not self._engine.mailbox.offer(Submit(request)):
             # It ended since we looked: nobody would ever answer.
@@ -146,10 +181,10 @@ class EngineClient:
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         for event in events:
-            self._unstarted.discard(event.request_id)
             generation = self._generations.get(event.request_id)
             assert generation is not None, "one final event a request"
-            generation._events.put_nowait(event)
+            self._unstarted.discard(event.request_id)
+            generation._put(event)
             if event.finish is not None:
                 self._drop(event.request_id)
 
@@ -162,14 +197,14 @@ class EngineClient:
     def _cancel(self, request_id: str) -> None:
         self._engine.mailbox.put(Cancel(request_id))
 
-    def _check_size(self, num_prompt: int, max_new_tokens: int) -> None:
-        if num_prompt == 0:
-            raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
-        total, limit = num_prompt + max_new_tokens, self.max_model_len
+    def _check_size(self, lease: Lease, num_prompt: int, max_new_tokens: int) -> None:
+        virtual = sum(ref.virtual_tokens for ref in lease.refs if ref.scale != 0.0)
+        total, limit = virtual + num_prompt + max_new_tokens, self.max_model_len
         if total > limit:
+            before = f", its adapter puts {virtual} virtual ones in front" if virtual else ""
             raise PromptTooLong(
-                f"the prompt has {num_prompt} tokens and {max_new_tokens} new ones were asked for: "
-                f"{total} together, the limit is {limit}; shorten one of them"
+                f"the prompt has {num_prompt} tokens{before} and {max_new_tokens} new ones were "
+                f"asked for: {total} together, the limit is {limit}; shorten one of them"
             )
         blocks = self._engine.scheduler.blocks
         capacity = blocks.num_blocks * blocks.block_size
