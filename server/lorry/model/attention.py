@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from transformers import AttentionInterface
 
 from lorry.errors import UnsupportedModel
 from lorry.model.inputs import AttentionPlan, Chunk
-from lorry.model.kv_cache import KVCache, LayerShape
+from lorry.model.kv_cache import KVCache, LayerKV, LayerShape
 
 NAME = "lorry"
 
@@ -47,10 +48,22 @@ class Recorder:
     shapes: dict[nn.Module, LayerShape] = field(default_factory=dict)
 
 
+class SinglesKernel(Protocol):
+    """Attention of a step's single rows over the cache."""
+
+    def __call__(
+        self, q_BQD: Tensor, kv: LayerKV, *, scale: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        """`[B, Q, D]`, the new keys and values being in the cache already."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     plan: AttentionPlan
     cache: KVCache
+    singles: SinglesKernel | None = None
+    """None: torch's operations, here."""
 
 
 _current: ContextVar[Step | Recorder | None] = ContextVar("lorry_attention_step", default=None)
@@ -100,7 +113,12 @@ def attend(
     kv.v_NHD.index_copy_(0, plan.write_T, v_THD)
     q_QTD = query[0]
     out_TQD = q_QTD.new_empty(q_QTD.shape[1], q_QTD.shape[0], value.shape[3])
-    if plan.num_singles:
+    if plan.num_singles and step.singles is not None:
+        q_BQD = q_QTD[:, : plan.num_singles].transpose(0, 1)
+        out_TQD[: plan.num_singles] = step.singles(
+            q_BQD, kv, scale=scale, softcap=softcap, window=sliding_window
+        )
+    elif plan.num_singles:
         singles = plan.singles(sliding_window)
         k_BLHD = kv.k_NHD.index_select(0, singles.context_BL.flatten())
         v_BLHD = kv.v_NHD.index_select(0, singles.context_BL.flatten())
