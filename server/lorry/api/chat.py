@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from lorry.api.openai import (
     prompt_tokens,
     usage,
 )
+from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Job, Step, answers, logprob_of
-from lorry.api.sse import Steps, frame, stream
+from lorry.api.sse import frame, stream
 from lorry.api.tools import CallReader, Tools, tools_of
 from lorry.core import TokenLogprob
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -81,13 +82,8 @@ class Chat:
             include_usage=include_usage,
             choices=len(runs),
         )
-        return await stream(
-            request,
-            runs,
-            frames=lambda steps: self._frames(asked, chunks, steps),
-            failed=lambda error: frame(openai_body(error)),
-            metrics=self._openai.metrics,
-        )
+        frames = Deltas(self._openai.prompts, asked, chunks)
+        return await stream(request, runs, frames, self._openai.metrics)
 
     async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
         runs = await self._openai.runs.start(
@@ -113,55 +109,8 @@ class Chat:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer.steps) if asked.logprobs else None,
+            "logprobs": _logprobs(self._openai.prompts, answer.steps) if asked.logprobs else None,
             "finish_reason": "tool_calls" if calls else FINISH[answer.ending],
-        }
-
-    async def _frames(self, asked: Asked, chunks: Chunks, steps: Steps) -> AsyncGenerator[bytes]:
-        readers: dict[int, CallReader] = {}
-        held: dict[int, list[Step]] = {}
-        async for index, step in steps:
-            if index not in readers:
-                readers[index] = CallReader(asked.tools)
-                held[index] = []
-                yield chunks.chunk(_choice_of(index, {"role": "assistant", "content": ""}))
-            chunks.generated += 1
-            text = readers[index].push(step.text)
-            calls: list[dict[str, Any]] = []
-            if step.ending is not None:
-                rest, calls = readers[index].end()
-                text += rest
-            held[index].append(step)
-            if text or (asked.logprobs and step.ending is not None):
-                logprobs = self._logprobs(held[index]) if asked.logprobs else None
-                held[index] = []
-                yield chunks.chunk(_choice_of(index, {"content": text}, logprobs))
-            if calls:
-                numbered = [{"index": number, **call} for number, call in enumerate(calls)]
-                yield chunks.chunk(_choice_of(index, {"tool_calls": numbered}))
-            if step.ending is not None:
-                reason = "tool_calls" if calls else FINISH[step.ending]
-                yield chunks.chunk(_choice_of(index, {}, None, reason))
-        yield chunks.end()
-
-    def _logprobs(self, steps: Sequence[Step]) -> dict[str, Any]:
-        return {
-            "content": [
-                {
-                    **self._logprob(step.token),
-                    "top_logprobs": [self._logprob(one) for one in step.top],
-                }
-                for step in steps
-                if shown(step)
-            ]
-        }
-
-    def _logprob(self, token: TokenLogprob) -> dict[str, Any]:
-        prompts = self._openai.prompts
-        return {
-            "token": prompts.text_of(token.token_id),
-            "logprob": logprob_of(token),
-            "bytes": prompts.bytes_of(token.token_id),
         }
 
     async def _asked(self, body: ChatBody) -> Asked:
@@ -195,6 +144,71 @@ class Chat:
         params = openai.params(body, max_new_tokens=wanted, top_logprobs=body.top_logprobs or 0)
         jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar)
         return Asked(choices, jobs, tools, bool(body.logprobs))
+
+
+class Deltas:
+    """The frames of one stream."""
+
+    def __init__(self, prompts: Prompts, asked: Asked, chunks: Chunks) -> None:
+        self._prompts = prompts
+        self._asked = asked
+        self._chunks = chunks
+        self._readers: dict[int, CallReader] = {}
+        self._held: dict[int, list[Step]] = {}
+        """Steps whose text is not certain yet."""
+
+    def step(self, index: int, step: Step) -> bytes:
+        asked, chunk = self._asked, self._chunks.chunk
+        made: list[bytes] = []
+        if index not in self._readers:
+            self._readers[index] = CallReader(asked.tools)
+            self._held[index] = []
+            made.append(chunk(_choice_of(index, {"role": "assistant", "content": ""})))
+        self._chunks.generated += 1
+        text = self._readers[index].push(step.text)
+        calls: list[dict[str, Any]] = []
+        if step.ending is not None:
+            rest, calls = self._readers[index].end()
+            text += rest
+        self._held[index].append(step)
+        if text or (asked.logprobs and step.ending is not None):
+            logprobs = _logprobs(self._prompts, self._held[index]) if asked.logprobs else None
+            self._held[index] = []
+            made.append(chunk(_choice_of(index, {"content": text}, logprobs)))
+        if calls:
+            numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+            made.append(chunk(_choice_of(index, {"tool_calls": numbered})))
+        if step.ending is not None:
+            reason = "tool_calls" if calls else FINISH[step.ending]
+            made.append(chunk(_choice_of(index, {}, None, reason)))
+        return b"".join(made)
+
+    def end(self) -> bytes:
+        return self._chunks.end()
+
+    def failed(self, error: Exception) -> bytes:
+        return frame(openai_body(error))
+
+
+def _logprobs(prompts: Prompts, steps: Sequence[Step]) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                **_logprob(prompts, step.token),
+                "top_logprobs": [_logprob(prompts, one) for one in step.top],
+            }
+            for step in steps
+            if shown(step)
+        ]
+    }
+
+
+def _logprob(prompts: Prompts, token: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": prompts.text_of(token.token_id),
+        "logprob": logprob_of(token),
+        "bytes": prompts.bytes_of(token.token_id),
+    }
 
 
 def _choice_of(

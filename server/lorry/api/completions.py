@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from lorry.api.openai import (
 )
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
-from lorry.api.sse import Steps, frame, stream
+from lorry.api.sse import frame, stream
 from lorry.core import TokenLogprob
 from lorry.engine.text import Detokenizer
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -112,6 +112,47 @@ class Logprobs:
         return taken
 
 
+class Texts:
+    """The frames of one stream."""
+
+    def __init__(self, prompts: Prompts, asked: Asked, chunks: Chunks) -> None:
+        self._asked = asked
+        self._chunks = chunks
+        self._columns = [Logprobs(prompts) for _ in asked.jobs]
+        self._begun = [False] * len(asked.jobs)
+
+    def step(self, index: int, step: Step) -> bytes:
+        asked, columns = self._asked, self._columns[index]
+        text = "" if asked.silent else step.text
+        if asked.echo and not self._begun[index]:
+            prompt = asked.prompts[index // asked.each]
+            text = prompt.text + text
+            if asked.logprobs:
+                columns.prompt(prompt.ids, step.prompt)
+        self._begun[index] = True
+        if not asked.silent:
+            self._chunks.generated += 1
+            if asked.logprobs and shown(step):
+                columns.step(step)
+        taken = columns.take()
+        if not (text or taken["tokens"] or step.ending is not None):
+            return b""
+        return self._chunks.chunk(
+            {
+                "index": index,
+                "text": text,
+                "logprobs": taken if asked.logprobs else None,
+                "finish_reason": None if step.ending is None else FINISH[step.ending],
+            }
+        )
+
+    def end(self) -> bytes:
+        return self._chunks.end()
+
+    def failed(self, error: Exception) -> bytes:
+        return frame(openai_body(error))
+
+
 class Completions:
     def __init__(self, openai: OpenAI) -> None:
         self._openai = openai
@@ -149,13 +190,8 @@ class Completions:
             include_usage=include_usage,
             choices=len(runs),
         )
-        return await stream(
-            request,
-            runs,
-            frames=lambda steps: self._frames(asked, chunks, steps),
-            failed=lambda error: frame(openai_body(error)),
-            metrics=self._openai.metrics,
-        )
+        frames = Texts(self._openai.prompts, asked, chunks)
+        return await stream(request, runs, frames, self._openai.metrics)
 
     async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
         runs = await self._openai.runs.start(
@@ -193,33 +229,6 @@ class Completions:
             "logprobs": columns.take() if asked.logprobs else None,
             "finish_reason": FINISH[answer.ending],
         }
-
-    async def _frames(self, asked: Asked, chunks: Chunks, steps: Steps) -> AsyncGenerator[bytes]:
-        columns = [Logprobs(self._openai.prompts) for _ in asked.jobs]
-        begun = [False] * len(asked.jobs)
-        async for index, step in steps:
-            text = "" if asked.silent else step.text
-            if asked.echo and not begun[index]:
-                prompt = asked.prompts[index // asked.each]
-                text = prompt.text + text
-                if asked.logprobs:
-                    columns[index].prompt(prompt.ids, step.prompt)
-            begun[index] = True
-            if not asked.silent:
-                chunks.generated += 1
-                if asked.logprobs and shown(step):
-                    columns[index].step(step)
-            taken = columns[index].take()
-            if text or taken["tokens"] or step.ending is not None:
-                yield chunks.chunk(
-                    {
-                        "index": index,
-                        "text": text,
-                        "logprobs": taken if asked.logprobs else None,
-                        "finish_reason": None if step.ending is None else FINISH[step.ending],
-                    }
-                )
-        yield chunks.end()
 
     async def _asked(self, body: CompletionsBody) -> Asked:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -27,7 +27,7 @@ from lorry.api.grammars import compiled, grammar_of
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logprob_of
 from lorry.api.selection import choices_of, one_of
-from lorry.api.sse import EventStream, Steps, frame, stream
+from lorry.api.sse import EventStream, frame, stream
 from lorry.core import SamplingParams, TokenLogprob
 from lorry.engine.grammar import GrammarCompiler
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -180,41 +180,7 @@ class Generate:
         runs = await self._runs.start(
             asked.jobs, asked.choices, param="inputs", each=len(asked.jobs)
         )
-        return await stream(
-            request,
-            runs,
-            frames=lambda steps: self._frames(asked, runs[0], steps),
-            failed=lambda error: frame(tgi_body(error), space=False),
-            metrics=self._metrics,
-        )
-
-    async def _frames(self, asked: Asked, run: Run, steps: Steps) -> AsyncGenerator[bytes]:
-        text = ""
-        index = 0
-        async for _, step in steps:
-            index += 1
-            text += step.text
-            event: dict[str, Any] = {
-                "index": index,
-                "token": self._token(step),
-                "generated_text": None,
-                "details": None,
-            }
-            if asked.top:
-                event["top_tokens"] = [self._alternative(one) for one in step.top]
-            if step.ending is not None:
-                event["generated_text"] = asked.prompt + text if asked.full_text else text
-                event["details"] = {
-                    "finish_reason": _REASONS[step.ending],
-                    "prompt_tokens": run.prompt_tokens,
-                    "generated_tokens": index,
-                    "input_length": run.prompt_tokens,
-                    "skipped_tokens": 0,
-                    "seed": sampling.shown_seed(asked.jobs[0].params),
-                }
-            if index == 1 or step.ending is not None:
-                event["adapters"] = used(run.refs)
-            yield frame(event, space=False)
+        return await stream(request, runs, Events(self._prompts, asked, runs[0]), self._metrics)
 
     async def _asked(self, body: GenerateBody) -> Asked:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
@@ -277,7 +243,7 @@ class Generate:
             "generated_tokens": len(steps),
             "seed": sampling.shown_seed(job.params),
             "prefill": [],
-            "tokens": [self._token(step) for step in steps],
+            "tokens": [_token(self._prompts, step) for step in steps],
         }
         if asked.prefill:
             details["prefill"] = [
@@ -289,30 +255,91 @@ class Generate:
                 for token_id, one in zip(job.prompt_ids, answer.prompt, strict=True)
             ]
         if asked.top:
-            details["top_tokens"] = [[self._alternative(one) for one in step.top] for step in steps]
+            details["top_tokens"] = [
+                [_alternative(self._prompts, one) for one in step.top] for step in steps
+            ]
         return details
 
     def _text(self, asked: Asked, answer: Answer) -> str:
         return asked.prompt + answer.text if asked.full_text else answer.text
 
-    def _token(self, step: Step) -> dict[str, Any]:
-        token_id = step.token.token_id
-        return {
-            "id": token_id,
-            # A special token is no part of the text, but its event shows what it is.
-            "text": self._prompts.text_of(token_id) if step.special else step.text,
-            "logprob": logprob_of(step.token),
-            "special": step.special,
-            "skipped": False,
-        }
 
-    def _alternative(self, token: TokenLogprob) -> dict[str, Any]:
-        return {
-            "id": token.token_id,
-            "text": self._prompts.text_of(token.token_id),
-            "logprob": logprob_of(token),
-            "special": token.token_id in self._prompts.special_ids,
+class Events:
+    """The frames of one stream."""
+
+    def __init__(self, prompts: Prompts, asked: Asked, run: Run) -> None:
+        self._prompts = prompts
+        self._asked = asked
+        self._run = run
+        self._index = 0
+        self._texts: list[str] = []
+
+    def step(self, _: int, step: Step) -> bytes:
+        self._index += 1
+        self._texts.append(step.text)
+        if self._index > 1 and step.ending is None and not (step.special or self._asked.top):
+            return self._plain(step)
+        return self._any(step)
+
+    def end(self) -> bytes:
+        return b""
+
+    def failed(self, error: Exception) -> bytes:
+        return frame(tgi_body(error), space=False)
+
+    def _plain(self, step: Step) -> bytes:
+        """What `_any` would give, for nearly every step; at a tenth of its time."""
+        return (
+            f'data:{{"index":{self._index},"token":{{"id":{step.token.token_id},'
+            f'"text":{encode_basestring_ascii(step.text)},"logprob":{logprob_of(step.token)!r},'
+            '"special":false,"skipped":false},"generated_text":null,"details":null}\n\n'
+        ).encode("ascii")
+
+    def _any(self, step: Step) -> bytes:
+        asked, run = self._asked, self._run
+        event: dict[str, Any] = {
+            "index": self._index,
+            "token": _token(self._prompts, step),
+            "generated_text": None,
+            "details": None,
         }
+        if asked.top:
+            event["top_tokens"] = [_alternative(self._prompts, one) for one in step.top]
+        if step.ending is not None:
+            text = "".join(self._texts)
+            event["generated_text"] = asked.prompt + text if asked.full_text else text
+            event["details"] = {
+                "finish_reason": _REASONS[step.ending],
+                "prompt_tokens": run.prompt_tokens,
+                "generated_tokens": self._index,
+                "input_length": run.prompt_tokens,
+                "skipped_tokens": 0,
+                "seed": sampling.shown_seed(asked.jobs[0].params),
+            }
+        if self._index == 1 or step.ending is not None:
+            event["adapters"] = used(run.refs)
+        return frame(event, space=False)
+
+
+def _token(prompts: Prompts, step: Step) -> dict[str, Any]:
+    token_id = step.token.token_id
+    return {
+        "id": token_id,
+        # A special token is no part of the text, but its event shows what it is.
+        "text": prompts.text_of(token_id) if step.special else step.text,
+        "logprob": logprob_of(step.token),
+        "special": step.special,
+        "skipped": False,
+    }
+
+
+def _alternative(prompts: Prompts, token: TokenLogprob) -> dict[str, Any]:
+    return {
+        "id": token.token_id,
+        "text": prompts.text_of(token.token_id),
+        "logprob": logprob_of(token),
+        "special": token.token_id in prompts.special_ids,
+    }
 
 
 def _or(value: float | None, default: float) -> float:

@@ -101,7 +101,7 @@ class Run:
     async def step(self) -> Step:
         """The next token; nothing follows the one with an ending. Raises what ended the
         request otherwise."""
-        event = await self._generation.__anext__()
+        event = await anext(self._generation)
         if event.token is None:
             raise self._failure(event)
         self._meter.token()
@@ -232,10 +232,14 @@ class Merged:
         self._queue: asyncio.Queue[tuple[int, Step | BaseException]] = asyncio.Queue()
         self._pumps: list[asyncio.Task[None]] = []
 
-    async def next(self) -> tuple[int, Step] | None:
-        """None after the last step of the last run; raises the first error of any."""
-        if self._open == 0:
-            return None
+    @property
+    def over(self) -> bool:
+        """The last step of the last run has been given out."""
+        return self._open == 0
+
+    async def next(self) -> tuple[int, Step]:
+        """Raises the first error of any."""
+        assert not self.over
         if len(self._runs) == 1:
             index, step = 0, await self._runs[0].step()
         else:

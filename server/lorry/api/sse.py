@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorry.api.disconnect import until_gone
 from lorry.api.errors import row_of
-from lorry.api.runs import Run, Step, close_all, merged
+from lorry.api.runs import Merged, Run, Step, close_all
 from lorry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -23,85 +24,102 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 
 
+# ASCII only: some clients split lines at U+2028 and its like, as Python's str does.
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
 def frame(data: Mapping[str, object], *, space: bool = True) -> bytes:
     """One event. TGI writes `data:{`, OpenAI `data: {`."""
-    # ASCII only: some clients split lines at U+2028 and its like, as Python's str does.
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return f"data:{' ' if space else ''}{text}\n\n".encode("ascii")
+    return f"data:{' ' if space else ''}{_ENCODER.encode(data)}\n\n".encode("ascii")
+
+
+class Frames(Protocol):
+    """What one answer's stream says, frame by frame; made for each request."""
+
+    def step(self, index: int, step: Step) -> bytes:
+        """The frames, if any, that this step of the `index`-th run adds."""
+        ...
+
+    def end(self) -> bytes:
+        """What follows the last step."""
+        ...
+
+    def failed(self, error: Exception) -> bytes:
+        """The last frame of a stream that breaks off."""
+        ...
 
 
 class EventStream(Response):
-    """Sends `events`; `close` is awaited once, however it ends, even if it never began."""
+    """Sends what `frames` makes of the steps: of `first`, then of those still to come.
+
+    Closes the runs once, however it ends, even if it never began.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
-        self._events = events
+    def __init__(
+        self,
+        first: tuple[int, Step],
+        steps: Merged,
+        frames: Frames,
+        *,
+        close: Callable[[], Awaitable[None]],
+        metrics: Metrics,
+    ) -> None:
+        self._first = first
+        self._steps = steps
+        self._frames = frames
         self._close = close
+        self._metrics = metrics
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_gone(receive, self._send(send))
+            await until_gone(receive, self._send(scope["path"], send))
         except (ClientDisconnect, OSError):
             logger.debug("%s: the client left its stream", scope["path"])
         finally:
             await self._close()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, path: str, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for chunk in self._events:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-Steps = AsyncIterator[tuple[int, Step]]
-"""Every step of every run of a request, with the run's index."""
+        step: tuple[int, Step] | None = self._first
+        more = True
+        while more:
+            try:
+                if step is None:
+                    step = await self._steps.next()
+                chunk = self._frames.step(*step)
+                more = not self._steps.over
+                if not more:
+                    chunk += self._frames.end()
+                step = None
+            except Exception as error:
+                # The status is sent: whatever it was, a last frame is all that is left.
+                row = row_of(error)
+                self._metrics.refused(row.code)
+                if row.status == 500:
+                    logger.exception("%s: the stream failed", path)
+                chunk, more = self._frames.failed(error), False
+            if chunk or not more:
+                await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
 async def stream(
-    request: Request,
-    runs: Sequence[Run],
-    *,
-    frames: Callable[[Steps], AsyncIterator[bytes]],
-    failed: Callable[[Exception], bytes],
-    metrics: Metrics,
+    request: Request, runs: Sequence[Run], frames: Frames, metrics: Metrics
 ) -> EventStream:
     """`runs` as a response, once the first token is there. Closes them, whatever happens."""
-    steps = merged(runs)
+    steps = Merged(runs)
 
     async def close() -> None:
-        await steps.aclose()
+        await steps.close()
         await close_all(runs)
 
     try:
-        first = await until_gone(request.receive, _first(steps))
+        first = await until_gone(request.receive, steps.next())
     except BaseException:
         await close()
         raise
-
-    async def body() -> AsyncGenerator[bytes]:
-        try:
-            async for chunk in frames(_chained(first, steps)):
-                yield chunk
-        except Exception as error:
-            # The status is sent: whatever it was, a last frame is all that is left.
-            row = row_of(error)
-            metrics.refused(row.code)
-            if row.status == 500:
-                logger.exception("%s: the stream failed", request.url.path)
-            yield failed(error)
-
-    return EventStream(body(), close)
-
-
-async def _first(steps: Steps) -> tuple[int, Step]:
-    return await anext(steps)
-
-
-async def _chained(first: tuple[int, Step], rest: Steps) -> AsyncGenerator[tuple[int, Step]]:
-    yield first
-    async for item in rest:
-        yield item
+    return EventStream(first, steps, frames, close=close, metrics=metrics)
