@@ -15,7 +15,8 @@ from peft.utils.other import get_pattern_key
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.config import AdapterSpec, parse_config, targeted
+from lorry_adapters.lora.config import parse_config
+from lorry_adapters.lora.methods.lora import LoraSpec
 from lorry_adapters.lora.patterns import Budget, Pattern
 
 NAMES = [
@@ -82,7 +83,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     return fields
 
 
-def parsed(fields: dict[str, Any]) -> AdapterSpec:
+def parsed(fields: dict[str, Any]) -> LoraSpec:
     return parse_config(json.dumps({"peft_type": "LORA", **fields}).encode())
 
 
@@ -91,7 +92,7 @@ def parsed(fields: dict[str, Any]) -> AdapterSpec:
 def test_selects_as_peft_does(fields: dict[str, Any]) -> None:
     spec = parsed(fields)
     config = LoraConfig(**fields)
-    chosen = [module.name for module in targeted(spec, LAYOUT)]
+    chosen = [module.name for module in spec.targets.select(LAYOUT)]
     assert chosen == [name for name in NAMES if check_target_module_exists(config, name)]
 
 
@@ -173,7 +174,7 @@ def test_any_bytes_are_served_or_refused(data: bytes) -> None:
 def check_any_bytes(data: bytes) -> None:
     try:
         spec = parse_config(data)
-        targeted(spec, LAYOUT)
+        spec.targets.select(LAYOUT)
         assert all(math.isfinite(spec.scaling_of(name)) for name in NAMES)
     except InvalidAdapter as error:
         assert error.problems

@@ -16,9 +16,9 @@ class ModuleKind(StrEnum):
     CONV1D = "conv1d"
     """GPT-2's transposed linear; the adapter's own shapes are those of a linear."""
     EMBEDDING = "embedding"
-    """Listed so that an adapter which targets it is refused by name, not as 'not found'."""
+    """in_features is the vocabulary, out_features the width."""
     OTHER = "other"
-    """Has weights, cannot carry a delta (norms, experts)."""
+    """Has weights, cannot carry a pair of matrices (norms, experts)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class BaseModule:
     kind: ModuleKind
     in_features: int
     out_features: int
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,8 @@ class BaseLayout:
     output_embedding: str | None
     """Path of the output head; PEFT's `all-linear` leaves it out."""
     modules: Mapping[str, BaseModule]
+    input_embedding: str | None = None
+    tied: bool = False
+    """The two embeddings are one table."""
+    body: str = ""
+    """Path of the model below the head: what an adapter for its hidden states calls its root."""

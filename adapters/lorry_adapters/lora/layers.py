@@ -10,8 +10,10 @@ they cost address space, not memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,31 +21,13 @@ from torch import Tensor, nn
 
 from lorry_adapters.lora.arrays import zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
+from lorry_adapters.lora.effects import Base, Delta
 from lorry_adapters.lora.kernels import grouped
 from lorry_adapters.lora.plan import Plan
+from lorry_adapters.lora.wrapped import PlanHolder, SlotEffects, WrappedModule, add
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.weights import AdapterWeights, LoraPair
-
-
-class PlanHolder:
-    """Hands the step's plan to the layers, for the length of a `with` block."""
-
-    def __init__(self) -> None:
-        self._plan: Plan | None = None
-
-    @property
-    def plan(self) -> Plan | None:
-        return self._plan
-
-    @contextmanager
-    def holding(self, plan: Plan) -> Iterator[None]:
-        assert self._plan is None, "plans do not nest"
-        self._plan = plan
-        try:
-            yield
-        finally:
-            self._plan = None
 
 
 class LoraLinear(nn.Module):
@@ -66,6 +50,7 @@ class LoraLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.ranks: tuple[int, ...] = (0,) * (num_slots + 1)
+        self.effects = SlotEffects()
         self.slot_bytes = 0
         # Rows of each slot that may hold something; what lies beyond is zero.
         self._filled = [0] * (num_slots + 1)
@@ -120,15 +105,38 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
         plan = self._holder.plan
-        if plan is None or self._a_SRI is None:
+        if plan is None or (self._a_SRI is None and not self.effects):
             return y
-        mine = plan.for_ranks(self.ranks)
-        if mine is None:
-            return y
-        assert self._b_SRO is not None
         x_TI = x.reshape(-1, self.in_features).to(self._dtype)
-        grouped.add_delta(y.view(-1, self.out_features), x_TI, self._a_SRI, self._b_SRO, mine)
+        y_TO = y.view(-1, self.out_features)
+        # Taken from the base's own answer, so before anything is added to it.
+        deltas = self.effects.of(x_TI, y_TO, plan) if self.effects else []
+        mine = None if self._a_SRI is None else plan.for_ranks(self.ranks)
+        if mine is not None:
+            assert self._a_SRI is not None and self._b_SRO is not None
+            grouped.add_delta(y_TO, x_TI, self._a_SRI, self._b_SRO, mine)
+        add(y_TO, deltas)
         return y
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundAdapter:
+    """An adapter that has met the base: what `LoraModel.place` takes."""
+
+    weights: AdapterWeights
+    deltas: Mapping[str, tuple[Delta, ...]]
+    """By the path of the module."""
+
+    @property
+    def plain(self) -> bool:
+        """Pairs of matrices and nothing else."""
+        return not self.deltas and self.weights.prompt is None
+
+
+def plain_weight(module: nn.Module) -> Tensor:
+    """Of a linear that is not quantized."""
+    assert isinstance(module, nn.Linear | nn.Embedding)
+    return module.weight.detach().float().clone()
 
 
 class LoraModel:
@@ -143,14 +151,21 @@ class LoraModel:
         max_rank: int,
         dtype: torch.dtype,
         device: torch.device,
+        weight: Callable[[nn.Module], Tensor] = plain_weight,
     ) -> None:
+        """`weight`: a module's weight as a linear has it, `[O, I]` in fp32, a copy; of a
+        quantized one what its numbers are worth."""
         self.num_slots = num_slots
+        self._model, self._weight = model, weight
+        self._dtype, self._device = dtype, device
+        self._head_path = layout.output_embedding
         self.body = PlanHolder()
         self.head = PlanHolder()
         """The output head sees fewer tokens than the layers below it: only those that
         are sampled."""
         self._layers: dict[str, LoraLinear] = {}
         self._placed: dict[int, frozenset[str]] = {}
+        self._touched: dict[int, frozenset[str]] = {}
         for module in layout.modules.values():
             if module.kind not in (ModuleKind.LINEAR, ModuleKind.CONV1D):
                 continue
@@ -173,22 +188,50 @@ class LoraModel:
     def layers(self) -> Mapping[str, LoraLinear]:
         return self._layers
 
-    def prepare(self, weights: AdapterWeights) -> AdapterWeights:
-        """Do what `place` would need the base's own weights for. Any thread."""
-        return weights
+    def prepare(self, weights: AdapterWeights) -> BoundAdapter:
+        """All that needs the base's own weights and no slot. Any thread; takes its time."""
+        deltas = {}
+        for path, effects in weights.effects.items():
+            module = self._bare(path)
+            base = Base(module, partial(self._weight, module), self._dtype, self._device)
+            bound = [delta for effect in effects if (delta := effect.bind(base)) is not None]
+            if bound:
+                deltas[path] = tuple(bound)
+        return BoundAdapter(weights, deltas)
+
+    def place(self, slot: int, adapter: BoundAdapter) -> None:
+        """Fill `slot` with an adapter; whatever it held is gone. Engine thread only."""
+        pairs = adapter.weights.modules
+        for name in self._placed.get(slot, frozenset()) - pairs.keys():
+            self._layers[name].place(slot, None)
+        self._placed[slot] = frozenset(pairs)
+        for name, pair in pairs.items():
+            self._layers[name].place(slot, pair)
+        for path in self._touched.get(slot, frozenset()) - adapter.deltas.keys():
+            self._effects(path).place(slot, ())
+        self._touched[slot] = frozenset(adapter.deltas)
+        for path, deltas in adapter.deltas.items():
+            self._effects(path).place(slot, deltas)
 
     def clear(self, slot: int) -> None:
         """Empty `slot`. Engine thread only."""
         for name in self._placed.pop(slot, frozenset()):
             self._layers[name].place(slot, None)
+        for path in self._touched.pop(slot, frozenset()):
+            self._effects(path).place(slot, ())
 
-    def place(self, slot: int, weights: AdapterWeights) -> None:
-        """Fill `slot` with an adapter; whatever it held is gone. Engine thread only."""
-        for name in self._placed.get(slot, frozenset()) - weights.modules.keys():
-            self._layers[name].place(slot, None)
-        self._placed[slot] = frozenset(weights.modules)
-        for name, pair in weights.modules.items():
-            self._layers[name].place(slot, pair)
+    def _bare(self, path: str) -> nn.Module:
+        module = self._model.get_submodule(path)
+        return module.base if isinstance(module, LoraLinear | WrappedModule) else module
+
+    def _effects(self, path: str) -> SlotEffects:
+        module = self._model.get_submodule(path)
+        if not isinstance(module, LoraLinear | WrappedModule):
+            parent, _, leaf = path.rpartition(".")
+            holder = self.head if path == self._head_path else self.body
+            module = WrappedModule(module, holder)
+            setattr(self._model.get_submodule(parent), leaf, module)
+        return module.effects
 
     @property
     def slot_bytes(self) -> int:

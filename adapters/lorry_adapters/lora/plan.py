@@ -89,6 +89,28 @@ class Plan:
     dtype: torch.dtype
     device: torch.device
     _memo: dict[tuple[int, ...], ModulePlan | None] = field(default_factory=dict, repr=False)
+    _tokens: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Every slot in use, once, in the order of the pairs."""
+        return tuple(dict.fromkeys(slot for slot, _, _ in self.pairs))
+
+    def tokens_of(self, slot: int) -> tuple[Tensor, Tensor]:
+        """The tokens of a slot in use, int64 `[M]`, and their scales: `[M, 1]`, or `[1, 1]`
+        where all are the same."""
+        try:
+            return self._tokens[slot]
+        except KeyError:
+            mine = [(token, scale) for other, token, scale in self.pairs if other == slot]
+            scales = [scale for _, scale in mine]
+            if len(set(scales)) == 1:
+                scales = scales[:1]
+            made = self._tokens[slot] = (
+                torch.tensor([token for token, _ in mine], device=self.device),
+                torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1),
+            )
+            return made
 
     def for_ranks(self, ranks: tuple[int, ...]) -> ModulePlan | None:
         """The plan of a module that holds rank `ranks[slot]` for each slot (0: nothing).

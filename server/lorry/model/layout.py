@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -17,35 +17,42 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         entry = _entry(path, module)
         if entry is not None:
             modules[path] = entry
-    head = model.get_output_embeddings()
+    text = model.config.get_text_config()
     return BaseLayout(
         name=name,
         architecture=type(model).__name__,
-        num_layers=int(model.config.get_text_config().num_hidden_layers),
-        output_embedding=next(
-            (path for path, module in model.named_modules() if head is not None and module is head),
-            None,
-        ),
+        num_layers=int(text.num_hidden_layers),
+        output_embedding=_path_of(model, model.get_output_embeddings()),
         modules=modules,
+        input_embedding=_path_of(model, model.get_input_embeddings()),
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+        body=model.base_model_prefix,
     )
 
 
+def _path_of(model: PreTrainedModel, wanted: nn.Module | None) -> str | None:
+    if wanted is None:
+        return None
+    return next((path for path, module in model.named_modules() if module is wanted), None)
+
+
 def _entry(path: str, module: nn.Module) -> BaseModule | None:
+    biased = isinstance(getattr(module, "bias", None), Tensor)
     if isinstance(module, Linear4bit | Linear8bitLt):
         # bitsandbytes replaces a Conv1D by a linear with the transposed weight, and
         # transformers notes what was there: an adapter still says `fan_in_fan_out`.
         transposed = issubclass(module.source_cls, Conv1D)
         kind = ModuleKind.CONV1D if transposed else ModuleKind.LINEAR
-        return BaseModule(path, kind, module.in_features, module.out_features)
+        return BaseModule(path, kind, module.in_features, module.out_features, biased)
     if isinstance(module, nn.Linear):
-        return BaseModule(path, ModuleKind.LINEAR, module.in_features, module.out_features)
+        return BaseModule(path, ModuleKind.LINEAR, module.in_features, module.out_features, biased)
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
-        return BaseModule(path, ModuleKind.CONV1D, int(inputs), int(outputs))
+        return BaseModule(path, ModuleKind.CONV1D, int(inputs), int(outputs), biased)
     if isinstance(module, nn.Embedding):
         return BaseModule(path, ModuleKind.EMBEDDING, module.num_embeddings, module.embedding_dim)
     own = dict(module.named_parameters(recurse=False))
     if not own:
         return None
     width = max(int(parameter.shape[-1]) if parameter.ndim else 1 for parameter in own.values())
-    return BaseModule(path, ModuleKind.OTHER, width, width)
+    return BaseModule(path, ModuleKind.OTHER, width, width, biased)

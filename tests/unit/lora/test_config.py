@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
-from lorry_adapters.lora.config import AdapterSpec, parse_config, targeted
+from lorry_adapters.lora.config import parse_config
+from lorry_adapters.lora.methods.lora import LoraSpec
 from support import tiny
 
 PLAIN: dict[str, Any] = {
@@ -27,7 +28,7 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def parsed(**fields: Any) -> AdapterSpec:
+def parsed(**fields: Any) -> LoraSpec:
     return parse_config(json.dumps({**PLAIN, **fields}).encode())
 
 
@@ -107,23 +108,23 @@ def test_wraps_what_peft_wraps(
         spec = parse_config(data)
         found = {
             module.name: (spec.rank_of(module.name), spec.scaling_of(module.name))
-            for module in targeted(spec, layout(family))
+            for module in spec.targets.select(layout(family))
         }
         assert found == expected
 
 
-def test_embeddings_are_selected_so_that_they_can_be_refused(
+def test_embeddings_are_selected_like_linears(
     layout: Callable[[str], BaseLayout],
 ) -> None:
     spec = parsed(target_modules=["embed_tokens", "q_proj"])
-    kinds = {module.kind for module in targeted(spec, layout("llama"))}
+    kinds = {module.kind for module in spec.targets.select(layout("llama"))}
     assert kinds == {ModuleKind.EMBEDDING, ModuleKind.LINEAR}
 
 
 def test_everything_that_peft_saves_by_default_is_understood(tmp_path: Path) -> None:
     LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]).save_pretrained(tmp_path)
     spec = parse_config((tmp_path / "adapter_config.json").read_bytes())
-    assert (spec.r, spec.lora_alpha, spec.target_modules) == (8, 8.0, ("q_proj",))
+    assert (spec.r, spec.lora_alpha, spec.targets.target_modules) == (8, 8.0, ("q_proj",))
 
 
 @pytest.mark.parametrize(
@@ -153,14 +154,15 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"use_dora": True}, "DoRA is not served yet"),
-        ({"lora_bias": True}, "a bias on lora_B is not served yet"),
-        ({"bias": "lora_only"}, "trained biases (bias 'lora_only') are not served yet"),
-        ({"bias": "all"}, "trained biases"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"trainable_token_indices": [5]}, "trainable tokens"),
+        ({"use_dora": 1}, "use_dora is 1"),
+        ({"use_dora": True, "lora_bias": True}, "not a thing that PEFT makes"),
+        ({"use_dora": True, "alora_invocation_tokens": [1]}, "together are not served"),
+        ({"bias": "some"}, "bias is 'some': must be one of none, all, lora_only"),
+        ({"modules_to_save": "lm_head"}, "must be a list of module names"),
+        ({"trainable_token_indices": [-1]}, "must be a list of token ids"),
+        ({"trainable_token_indices": {"embed_tokens": "x"}}, "must be a list of token ids"),
+        ({"alora_invocation_tokens": [True]}, "must be a list of token ids"),
         ({"layer_replication": [[0, 2]]}, "layer replication"),
-        ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
         ({"target_parameters": ["experts.up"]}, "target_parameters"),
         ({"init_lora_weights": "pissa"}, "PiSSA"),
         ({"init_lora_weights": "pissa_niter_16"}, "PiSSA"),
@@ -178,7 +180,6 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"velora_config": {"scale": 1.0}}, "VeLoRA"),
         ({"monteclora_config": {"num_samples": 8}}, "MonteCLoRA"),
         ({"use_bdlora": {"nblocks": 2}}, "BD-LoRA"),
-        ({"ensure_weight_tying": True}, "tied adapters"),
         ({"peft_type": "IA3"}, "'IA3'"),
         ({"peft_type": "ADALORA"}, "'ADALORA'"),
         ({"peft_type": None}, "peft_type is missing"),
@@ -232,7 +233,7 @@ def test_what_means_something_else_is_refused_by_name(fields: dict[str, Any], sa
 
 
 def test_every_problem_is_told() -> None:
-    found = problems(use_dora=True, bias="all", r=0, target_modules="(", whatever=1)
+    found = problems(use_qalora=True, bias="some", r=0, target_modules="(", whatever=1)
     assert len(found) == 5
 
 
@@ -284,7 +285,7 @@ def test_a_number_that_overflows_is_refused() -> None:
 def test_an_expression_that_would_hang_python_is_matched(
     source: str, layout: Callable[[str], BaseLayout]
 ) -> None:
-    assert targeted(parsed(target_modules=source), layout("llama")) == ()
+    assert parsed(target_modules=source).targets.select(layout("llama")) == ()
     assert parsed(rank_pattern={source: 4}).rank_of("model.layers.0.self_attn.q_proj" * 4) == 8
 
 
@@ -293,4 +294,4 @@ def test_an_expression_that_takes_too_long_is_refused(
 ) -> None:
     spec = parsed(target_modules="(?=.*" * 8 + "!" + ")" * 8)
     with pytest.raises(InvalidAdapter, match="take too long"):
-        targeted(spec, layout("llama"))
+        spec.targets.select(layout("llama"))

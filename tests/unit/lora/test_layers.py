@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.layers import LoraLinear, LoraModel, PlanHolder
+from lorry_adapters.lora.layers import LoraLinear, LoraModel
 from lorry_adapters.lora.plan import Plan, Uses, build_plan
 from lorry_adapters.lora.weights import AdapterWeights, LoraPair
+from lorry_adapters.lora.wrapped import PlanHolder
 
 IN, OUT, SLOTS, MAX_RANK = 24, 40, 4, 16
 CPU = torch.device("cpu")
@@ -275,7 +276,7 @@ def test_every_linear_is_wrapped_and_nothing_else_and_the_base_stays_what_it_was
     plain, (model, lora) = Model(), wrapped()
     assert set(lora.layers) == {"first", "second", "head"}
     assert type(model.norm) is nn.LayerNorm
-    lora.place(1, weights(first=4, head=8))
+    lora.place(1, lora.prepare(weights(first=4, head=8)))
     got = forward(model, lora, [], slice(None))
     assert torch.equal(got, plain(inputs(3), slice(None)))
     forward(model, lora, [(1, 16.0)], slice(None))
@@ -285,7 +286,7 @@ def test_every_linear_is_wrapped_and_nothing_else_and_the_base_stays_what_it_was
 
 def test_the_head_has_a_plan_of_its_own() -> None:
     model, lora = wrapped()
-    lora.place(1, weights(first=4, second=16, head=8))
+    lora.place(1, lora.prepare(weights(first=4, second=16, head=8)))
     whole = forward(model, lora, [(1, 1.0)], slice(None))
     last = forward(model, lora, [(1, 1.0)], slice(2, None))
     torch.testing.assert_close(last[:, 0], whole[:, 2])
@@ -295,10 +296,10 @@ def test_the_head_has_a_plan_of_its_own() -> None:
 @pytest.mark.parametrize("ranks", [{"first": 2}, {"second": 16}, {"head": 4, "first": 16}])
 def test_a_slot_is_taken_over_whole(ranks: dict[str, int]) -> None:
     model, lora = wrapped()
-    lora.place(1, weights(first=16, second=4, head=8))
-    lora.place(1, weights(**ranks))
+    lora.place(1, lora.prepare(weights(first=16, second=4, head=8)))
+    lora.place(1, lora.prepare(weights(**ranks)))
     fresh_model, fresh = wrapped()
-    fresh.place(1, weights(**ranks))
+    fresh.place(1, fresh.prepare(weights(**ranks)))
     assert torch.equal(
         forward(model, lora, [(1, 1.0)], slice(None)),
         forward(fresh_model, fresh, [(1, 1.0)], slice(None)),
@@ -307,14 +308,14 @@ def test_a_slot_is_taken_over_whole(ranks: dict[str, int]) -> None:
 
 def test_a_slot_half_filled_is_taken_over_whole() -> None:
     model, lora = wrapped()
-    lora.place(1, weights(second=4))
+    lora.place(1, lora.prepare(weights(second=4)))
     torn = weights(first=8, second=8, head=8)
     bad = LoraPair(torch.zeros(8, IN + 1), torch.zeros(IN, 8), 1.0)
     with pytest.raises(RuntimeError):
-        lora.place(1, AdapterWeights("torn", {**torn.modules, "second": bad}, 0))
-    lora.place(1, weights(second=2))
+        lora.place(1, lora.prepare(AdapterWeights("torn", {**torn.modules, "second": bad}, 0)))
+    lora.place(1, lora.prepare(weights(second=2)))
     fresh_model, fresh = wrapped()
-    fresh.place(1, weights(second=2))
+    fresh.place(1, fresh.prepare(weights(second=2)))
     assert torch.equal(
         forward(model, lora, [(1, 1.0)], slice(None)),
         forward(fresh_model, fresh, [(1, 1.0)], slice(None)),
@@ -324,7 +325,7 @@ def test_a_slot_half_filled_is_taken_over_whole() -> None:
 def test_only_modules_that_had_an_adapter_take_room() -> None:
     _, lora = wrapped()
     assert lora.slot_bytes == 0
-    lora.place(1, weights(first=2))
+    lora.place(1, lora.prepare(weights(first=2)))
     assert lora.slot_bytes == (SLOTS + 1) * MAX_RANK * (IN + IN) * 4
-    lora.place(2, weights(first=16))
+    lora.place(2, lora.prepare(weights(first=16)))
     assert lora.slot_bytes == (SLOTS + 1) * MAX_RANK * (IN + IN) * 4

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
 from support import tiny
 from support.peft_adapters import VARIANTS, edit_config
@@ -178,10 +179,16 @@ NAN[3, 3] = float("nan")
         (lambda t: t.update({"what.is.this": t[A].clone()}), ["weights of the base itself"]),
         (
             lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(4, 64)}),
-            ["save_embedding_layers=False"],
+            ["lm_head.weight' is [4, 64]; this base needs [384, 64]"],
         ),
-        (lambda t: t.update({f"{Q0}.lora_magnitude_vector": torch.ones(64)}), ["DoRA is not"]),
-        (lambda t: t.update({f"{Q0}.lora_B.bias": torch.ones(64)}), ["a bias on a LoRA matrix"]),
+        (
+            lambda t: t.update({f"{Q0}.lora_magnitude_vector": torch.ones(64)}),
+            ["lora_magnitude_vector and the config no use_dora"],
+        ),
+        (
+            lambda t: t.update({f"{Q0}.lora_B.bias": torch.ones(64)}),
+            ["lora_B.bias and the config no lora_bias"],
+        ),
         (lambda t: t.update({f"{Q0}.lora_C.weight": torch.ones(64)}), ["unexpected key; expected"]),
         (
             lambda t: t.update(
@@ -190,7 +197,7 @@ NAN[3, 3] = float("nan")
                     "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(64, 8),
                 }
             ),
-            ["LoRA on embeddings is not served yet", "LoRA on embeddings is not served yet"],
+            ["is [8, 9]; this base needs [rank, 384]", "does not target: model.embed_tokens"],
         ),
         (
             lambda t: t.update(
@@ -241,11 +248,11 @@ def test_every_fault_is_told(
 
 
 def test_all_faults_at_once(adapter: Path, llama: BaseLayout) -> None:
-    edit_config(adapter, use_dora=True, bias="all")
+    edit_config(adapter, use_qalora=True, bias="some")
     edit(adapter, lambda t: (t.pop(B), t.update({f"{Q0[:-6]}k_proj.lora_A.weight": NAN})))
     found = problems(adapter, llama)
     assert len(found) == 4
-    for text in ("DoRA", "trained biases", "no lora_B", "NaN"):
+    for text in ("QALoRA", "bias is 'some'", "no lora_B", "NaN"):
         assert any(text in problem for problem in found)
 
 
@@ -268,7 +275,7 @@ def test_targeting_an_embedding(adapter: Path, llama: BaseLayout) -> None:
     config = json.loads((adapter / CONFIG_FILE).read_text())
     edit_config(adapter, target_modules=[*config["target_modules"], "embed_tokens", "norm"])
     found = problems(adapter, llama)
-    assert [p for p in found if "'model.embed_tokens' is an embedding" in p]
+    assert [p for p in found if "the file lacks: model.embed_tokens" in p]
     assert [p for p in found if "'model.norm' is not a linear module" in p]
 
 
@@ -358,13 +365,31 @@ def test_the_head_is_an_ordinary_target(
     assert "lm_head" in weights.modules
 
 
-def test_a_head_saved_with_a_copy_of_the_base_is_refused_with_advice(
-    tiny_model: Callable[[str], Path], llama: BaseLayout, tmp_path: Path
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_head_saved_with_a_copy_of_the_base_is_a_plain_adapter(
+    trained: bool, tiny_model: Callable[[str], Path], llama: BaseLayout, tmp_path: Path
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(base, config)
+    if trained:
+        model.get_base_model().lm_head.base_layer.weight.data[3, 3] += 1
     model.save_pretrained(tmp_path, save_embedding_layers=True)
-    found = problems(tmp_path, llama)
-    assert all("save_embedding_layers=False" in problem for problem in found)
+    inspect(tmp_path, llama, 64)
+    served = LoraModel(
+        AutoModelForCausalLM.from_pretrained(tiny_model("llama")),
+        llama,
+        num_slots=1,
+        max_rank=8,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    assert served.prepare(load(tmp_path, "d", llama)).plain is not trained
+
+
+def test_an_adapter_that_changes_nothing_is_refused(adapter: Path, llama: BaseLayout) -> None:
+    edit(adapter, lambda t: t.update({k: v * 0 for k, v in t.items() if "lora_B" in k}))
+    (problem,) = problems(adapter, llama)
+    assert "changes nothing" in problem

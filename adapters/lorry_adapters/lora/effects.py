@@ -1,0 +1,317 @@
+"""What an adapter can do to a module beyond a plain pair of matrices.
+
+Everything is a *delta*: a module answers base(x) plus the sum of what its adapters add to
+that, each computed from x and from the base's own answer, never from another adapter's.
+So every kind mixes with every other, in one batch and in one sum, and at no place is the
+base itself changed.
+
+An effect is what the file says, in host memory. `bind` meets it with the module that it is
+for, once, away from the running steps; the `Delta` it gives is all that a step calls.
+
+Scale multiplies what the kind's own strength multiplies in PEFT (`set_scale`): the pair of a
+DoRA, in the norm too; the distance from 1 of an (IA)3 vector. What PEFT trains in place of
+the base's own numbers (biases, saved modules, token rows) has no strength and counts fully.
+
+Letters: M tokens of one adapter, I in, O out, R rank, V vocabulary, H embedding width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x of M tokens: `[M, I]` or ids `[M]`; the base's answer `[M, O]`; scales `[M, 1]`): `[M, O]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The module that an effect is for."""
+
+    module: nn.Module
+    """Untouched, as it was before it was wrapped."""
+    weight: Callable[[], Tensor]
+    """Its weight as a linear has it, `[O, I]` in fp32, whatever it is stored in. A copy."""
+    dtype: torch.dtype
+    """Of the step's activations."""
+    device: torch.device
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = getattr(self.module, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+    def held(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype)
+
+
+class Effect(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+    def bind(self, base: Base) -> Delta | None:
+        """None where it is what the base does anyway."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dora:
+    """y = m / |W + s B A| (W x + s B A x) + bias, s the strength: arXiv:2402.09353, eq. 5.
+
+    |.| is each output's norm. With w = |W|^2, c = <W, B A> and d = |B A|^2 of each output it
+    is sqrt(w + 2 s c + s^2 d), so that one bound effect serves every scale.
+    """
+
+    a_RI: Tensor
+    b_OR: Tensor
+    magnitude_O: Tensor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.a_RI.nbytes + self.b_OR.nbytes + self.magnitude_O.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        weight_OI, a_RI, b_OR = base.weight(), self.a_RI.float(), self.b_OR.float()
+        product_OR = weight_OI @ a_RI.T
+        # In double: a difference of squares of nearly equal size follows.
+        w_O = weight_OI.double().square().sum(1)
+        c_O = (b_OR * product_OR).double().sum(1)
+        d_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).double().sum(1)
+        w_O, c_O, d_O = (v.float().to(base.device) for v in (w_O, c_O, d_O))
+        magnitude_O = self.magnitude_O.float().to(base.device)
+        a_RI, b_OR = base.held(a_RI), base.held(b_OR)
+        bias, scaling = base.bias, self.scaling
+
+        def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
+            s_M1 = scale_M1.float() * scaling
+            norm_MO = (w_O + 2 * s_M1 * c_O + s_M1.square() * d_O).clamp_min(0).sqrt()
+            gain_MO = magnitude_O / norm_MO
+            without_MO = y_MO if bias is None else y_MO - bias
+            pair_MO = ((x_MI @ a_RI.T) @ b_OR.T) * s_M1
+            return ((gain_MO - 1) * without_MO + gain_MO * pair_MO).to(y_MO.dtype)
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairBias:
+    """What a bias on lora_B adds: s b, s the strength."""
+
+    bias_O: Tensor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.bias_O.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        bias_O = base.held(self.bias_O.float() * self.scaling)
+        return lambda x, y, scale_M1: scale_M1 * bias_O
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnBias:
+    """A bias of the module itself, trained: instead of the base's."""
+
+    bias_O: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.bias_O.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        difference_O = self.bias_O.float().to(base.device)
+        if base.bias is not None:
+            difference_O = difference_O - base.bias.float()
+        held_O = base.held(difference_O)
+        return lambda x, y_MO, scale: held_O.expand_as(y_MO)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputGain:
+    """(IA)3 on a feed-forward layer: y = W (l x) + bias, arXiv:2205.05638, section 3.3."""
+
+    gain_I: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.gain_I.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        more_I, module = base.held(self.gain_I.float() - 1), base.module
+
+        def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
+            # The whole product again, not that of the difference: a quantized base rounds
+            # what it is given, and this is what it would have been given.
+            scaled_MO: Tensor = module(x_MI * (1 + scale_M1 * more_I))
+            return scaled_MO - y_MO
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputGain:
+    """(IA)3 on a layer's answer: y = l (W x + bias)."""
+
+    gain_O: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.gain_O.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        more_O = base.held(self.gain_O.float() - 1)
+        return lambda x, y_MO, scale_M1: scale_M1 * more_O * y_MO
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseDelta:
+    """A change of a linear's weight that no narrow pair of matrices expresses."""
+
+    weight_OI: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight_OI.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        weight_OI = base.held(self.weight_OI)
+        return lambda x_MI, y, scale_M1: (x_MI @ weight_OI.T) * scale_M1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingPair:
+    """y = table[id] + s A[:, id] B', times the factor of models that scale embeddings."""
+
+    a_RV: Tensor
+    b_HR: Tensor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.a_RV.nbytes + self.b_HR.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        a_VR = base.held(self.a_RV.T.contiguous())
+        b_RH = base.held(self.b_HR.T.float() * self.scaling)
+        factor = _embedding_factor(base.module)
+
+        def delta(ids_M: Tensor, y_MH: Tensor, scale_M1: Tensor) -> Tensor:
+            return (a_VR[ids_M] @ b_RH) * (scale_M1 * factor)
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows:
+    """Trained rows of an embedding table, instead of the base's."""
+
+    ids_K: Tensor
+    rows_KH: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.ids_K.nbytes + self.rows_KH.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        rows_KH = base.held(self.rows_KH.float() * _embedding_factor(base.module))
+        ids_K = self.ids_K.to(base.device)
+
+        def delta(ids_M: Tensor, y_MH: Tensor, scale: Tensor) -> Tensor:
+            is_mine_MK = ids_M[:, None] == ids_K
+            mine_M1 = is_mine_MK.any(1, keepdim=True)
+            # With an id listed twice the last row counts, as in an index copy.
+            last_M = ids_K.shape[0] - 1 - is_mine_MK.flip(1).int().argmax(1)
+            return torch.where(mine_M1, rows_KH[last_M] - y_MH, 0)
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLogits:
+    """The same rows in an output head that shares its weights with the embedding."""
+
+    ids_K: Tensor
+    rows_KH: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.ids_K.nbytes + self.rows_KH.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        rows_KH, ids_K = base.held(self.rows_KH), self.ids_K.to(base.device)
+        bias_K = None if base.bias is None else base.held(base.bias[ids_K])
+
+        def delta(x_MH: Tensor, y_MV: Tensor, scale: Tensor) -> Tensor:
+            mine_MK = x_MH @ rows_KH.T
+            if bias_K is not None:
+                mine_MK = mine_MK + bias_K
+            delta_MV = torch.zeros_like(y_MV)
+            delta_MV[:, ids_K] = mine_MK - y_MV[:, ids_K]
+            return delta_MV
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnModule:
+    """A whole module, trained: instead of the base's (PEFT's `modules_to_save`)."""
+
+    weight: Tensor | None
+    """Of a linear `[O, I]`, of an embedding `[V, H]`, of a norm `[H]`."""
+    bias: Tensor | None
+    transposed: bool = False
+    """GPT-2's linears are saved as they are stored: `[I, O]`."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.weight, self.bias) if part is not None)
+
+    def bind(self, base: Base) -> Delta | None:
+        if self._is_copy(base):
+            return None
+        weight = None if self.weight is None else base.held(self.weight)
+        bias = None if self.bias is None else base.held(self.bias)
+        module = base.module
+        if isinstance(module, nn.Embedding):
+            assert weight is not None
+            factor = _embedding_factor(module)
+            return lambda ids_M, y_MH, scale: weight[ids_M] * factor - y_MH
+        if weight is not None and weight.dim() == 2:
+            own = bias if bias is not None else base.bias
+            weight_OI = weight.T.contiguous() if self.transposed else weight
+            return lambda x_MI, y_MO, scale: F.linear(x_MI, weight_OI, own) - y_MO
+        # A norm: its own arithmetic, with other numbers.
+        mine = copy.deepcopy(module)
+        with torch.no_grad():
+            for name, values in (("weight", weight), ("bias", bias)):
+                if values is not None:
+                    setattr(mine, name, nn.Parameter(values, requires_grad=False))
+        return lambda x, y, scale: mine(x) - y
+
+    def _is_copy(self, base: Base) -> bool:
+        """PEFT saves the embeddings beside some adapters although nobody trained them."""
+        if self.weight is None or self.bias is not None or self.weight.dim() != 2:
+            return False
+        theirs, mine = base.weight(), self.weight.float()
+        mine = mine.T if self.transposed else mine
+        return torch.equal(mine, theirs) or torch.allclose(_rounded(mine), theirs, rtol=1e-6)
+
+
+def _rounded(weight_OI: Tensor) -> Tensor:
+    """To 8 bits a row, as a base in int8 holds it."""
+    scale_O1 = weight_OI.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    return (weight_OI / scale_O1).round() * scale_O1
+
+
+def _embedding_factor(module: nn.Module) -> float:
+    """Gemma 3 multiplies inside its embedding module."""
+    factor = getattr(module, "embed_scale", None)
+    return 1.0 if factor is None else float(factor)

@@ -1,0 +1,329 @@
+"""LoRA and everything that PEFT's LoRA config can add to it.
+
+    <linear>.lora_A.weight      [r, in]     the pair
+    <linear>.lora_B.weight      [out, r]
+    <linear>.lora_B.bias        [out]       lora_bias
+    <linear>.lora_magnitude_vector [out]    use_dora
+    <embedding>.lora_embedding_A [r, vocabulary], lora_embedding_B [width, r]
+
+and the base's own parts, trained (`own_parts`): biases, saved modules, token rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora import fields as check
+from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
+from lorry_adapters.lora.effects import Dora, EmbeddingPair, PairBias
+from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_keys, unexpected
+from lorry_adapters.lora.methods.own_parts import OwnParts, OwnPartsFields, read_own_parts
+from lorry_adapters.lora.methods.pairs import (
+    PairKeys,
+    disagreements,
+    find_pairs,
+    find_ranks,
+    not_linear,
+)
+from lorry_adapters.lora.parts import Contents, LoraPair, Parts
+from lorry_adapters.lora.patterns import Budget, SuffixRules
+from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.tensor_file import TensorFile
+
+_PEFT_DEFAULT: Final = 8
+"""PEFT's own default of both `r` and `lora_alpha`, for a config that leaves them out."""
+
+_HARMLESS: Final = frozenset(
+    {
+        "corda_config",  # only with init_lora_weights "corda", refused below
+        "eva_config",
+        "lora_dropout",  # training only
+        "lora_ga_config",
+        "megatron_core",  # a module's name, used with megatron_config
+        "qalora_group_size",  # used with use_qalora
+    }
+)
+
+_NOT_SERVED: Final = {
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "layer_replication": "layer replication",
+    "loftq_config": "LoftQ",
+    "megatron_config": "Megatron",
+    "monteclora_config": "MonteCLoRA",
+    "target_parameters": "LoRA on bare parameters (target_parameters)",
+    "use_bdlora": "block-diagonal LoRA (BD-LoRA)",
+    "use_qalora": "QALoRA",
+    "velora_config": "VeLoRA",
+}
+
+_SAME_BASE_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+"""Start values that leave the base's weights as they are: once trained, plain LoRA."""
+
+_NEW_BASE_INITS: Final = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "loftq": "LoftQ",
+    "lora_ga": "LoRA-GA",
+}
+"""Start values that are taken out of the base's weights, which the served base still has."""
+
+_PARAMETERS: Final = (
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_B.bias",
+    "lora_magnitude_vector",
+    "lora_embedding_A",
+    "lora_embedding_B",
+)
+
+_EXPECTED: Final = f"{PREFIX}<module>.lora_A.weight or .lora_B.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Made by `read_lora` only."""
+
+    peft_type: str
+    base_model: str | None
+    task_type: str
+    targets: Targets
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    use_dora: bool
+    lora_bias: bool
+    rank_pattern: Mapping[str, int]
+    """In the config's order: the first that matches a module wins."""
+    alpha_pattern: Mapping[str, float]
+    invocation: tuple[int, ...]
+    own: OwnPartsFields
+    _ranks: SuffixRules[int] = field(repr=False, compare=False)
+    _alphas: SuffixRules[float] = field(repr=False, compare=False)
+
+    @property
+    def scalable(self) -> bool:
+        return True
+
+    def rank_of(self, module: str, budget: Budget | None = None) -> int:
+        """The rank of `module`, a dotted path of the base."""
+        budget = Budget() if budget is None else budget
+        rank = self._ranks.find(module, budget)
+        return self.r if rank is None else rank
+
+    def scaling_of(self, module: str, budget: Budget | None = None) -> float:
+        """What multiplies B·A·x at scale 1: alpha/r, or alpha/sqrt(r) for rsLoRA."""
+        budget = Budget() if budget is None else budget
+        rank = self.rank_of(module, budget)
+        alpha = self._alphas.find(module, budget)
+        alpha = self.lora_alpha if alpha is None else alpha
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def contents(
+        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
+    ) -> Contents:
+        keys = sort_keys(file, layout, _PARAMETERS, problems)
+        own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
+        problems.extend(unexpected(own.unknown, _EXPECTED))
+        pairs = find_pairs(keys, layout, problems, a="lora_A.weight", b="lora_B.weight")
+        ranks = find_ranks(file, pairs, problems)
+        tables = _tables(keys, layout, problems)
+        ranks |= _table_ranks(file, tables, problems)
+        if sound:
+            self._check_extras(file, keys, pairs, problems)
+            try:
+                self._check_config(layout, {**pairs, **tables}, ranks, problems)
+            except InvalidAdapter as error:
+                problems.extend(error.problems)
+        return Contents(
+            modules=tuple(dict.fromkeys([*pairs, *tables, *own.modules])),
+            ranks=ranks,
+            read=lambda: self._read(file, keys, pairs, tables, own),
+        )
+
+    def _check_extras(
+        self, file: TensorFile, keys: Keys, pairs: Mapping[str, PairKeys], problems: list[str]
+    ) -> None:
+        for parameter, wanted, name in (
+            ("lora_B.bias", self.lora_bias, "lora_bias"),
+            ("lora_magnitude_vector", self.use_dora, "use_dora"),
+        ):
+            found = keys.of(parameter)
+            if found and not wanted:
+                problems.append(f"the file has {parameter} and the config no {name}: {some(found)}")
+            missing = [module for module in pairs if module not in found]
+            if wanted and missing:
+                problems.append(f"the config sets {name} and the file lacks it for {some(missing)}")
+            stray = [module for module in found if module not in pairs]
+            if stray:
+                problems.append(f"{parameter} without a pair of matrices: {some(stray)}")
+            shapes = {
+                key: (pairs[module].module.out_features,)
+                for module, key in found.items()
+                if module in pairs
+            }
+            check_shapes(file, shapes, problems)
+
+    def _check_config(
+        self,
+        layout: BaseLayout,
+        found: Mapping[str, object],
+        ranks: Mapping[str, int],
+        problems: list[str],
+    ) -> None:
+        budget = Budget()
+        kinds = LINEAR if self.use_dora else (*LINEAR, ModuleKind.EMBEDDING)
+        problems.extend(
+            disagreements(self.targets, layout, budget, found, kinds=kinds, refused=self._refused)
+        )
+        for name, rank in ranks.items():
+            if self.rank_of(name, budget) != rank:
+                problems.append(
+                    f"{shown(name)} has rank {rank} in the file and "
+                    f"{self.rank_of(name, budget)} by the config"
+                )
+
+    def _refused(self, module: BaseModule) -> str:
+        if module.kind is ModuleKind.EMBEDDING:
+            return f"{shown(module.name)} is an embedding: DoRA on embeddings is not served"
+        return not_linear(module)
+
+    def _read(
+        self,
+        file: TensorFile,
+        keys: Keys,
+        pairs: Mapping[str, PairKeys],
+        tables: Mapping[str, PairKeys],
+        own: OwnParts,
+    ) -> Parts:
+        parts, budget = Parts(), Budget()
+        for name, pair in pairs.items():
+            a_RI, b_OR = file.read(pair.a_key), file.read(pair.b_key)
+            scaling = self.scaling_of(name, budget)
+            mine = keys.modules[name]
+            if self.use_dora:
+                magnitude_O = file.read(mine["lora_magnitude_vector"])
+                parts.add(name, Dora(a_RI, b_OR, magnitude_O, scaling))
+            else:
+                parts.pairs[name] = LoraPair(a_RI, b_OR, scaling)
+            if self.lora_bias:
+                parts.add(name, PairBias(file.read(mine["lora_B.bias"]), scaling))
+        for name, pair in tables.items():
+            scaling = self.scaling_of(name, budget)
+            a_RV, b_HR = file.read(pair.a_key), file.read(pair.b_key)
+            parts.add(name, EmbeddingPair(a_RV, b_HR, scaling))
+        own.read(parts)
+        return parts
+
+
+def read_lora(fields: Fields) -> LoraSpec:
+    """With problems in `fields`, what can be told of the config all the same."""
+    task_type = fields.task_type()
+    _initialisation(fields)
+    r = fields.take("r", check.rank, _PEFT_DEFAULT, required=True)
+    alpha = fields.take("lora_alpha", check.alpha, float(_PEFT_DEFAULT), required=True)
+    use_rslora = fields.take("use_rslora", check.boolean, False)
+    use_dora = fields.take("use_dora", check.boolean, False)
+    lora_bias = fields.take("lora_bias", check.boolean, False)
+    # How the base stores its weights; says nothing of A and B.
+    fields.take("fan_in_fan_out", check.boolean, False)
+    base_model = fields.base_model()
+    rank_pattern = fields.take("rank_pattern", check.mapping(check.rank), {})
+    alpha_pattern = fields.take("alpha_pattern", check.mapping(check.alpha), {})
+    invocation = fields.take("alora_invocation_tokens", check.token_ids, ())
+    targets = read_targets(fields)
+    own = OwnPartsFields.read(fields)
+    if use_dora and lora_bias:
+        fields.problems.append("use_dora and lora_bias together are not a thing that PEFT makes")
+    if use_dora and invocation:
+        fields.problems.append("use_dora and alora_invocation_tokens together are not served")
+    ranks = _rules(fields, "rank_pattern", rank_pattern)
+    alphas = _rules(fields, "alpha_pattern", alpha_pattern)
+    fields.refuse_the_rest(_HARMLESS, _NOT_SERVED)
+    return LoraSpec(
+        peft_type="LORA",
+        base_model=base_model,
+        task_type=task_type,
+        targets=targets,
+        r=r,
+        lora_alpha=alpha,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        lora_bias=lora_bias,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        invocation=invocation,
+        own=own,
+        _ranks=ranks,
+        _alphas=alphas,
+    )
+
+
+def _initialisation(fields: Fields) -> None:
+    value = fields.raw("init_lora_weights")
+    if value is None or isinstance(value, bool):
+        return
+    text = value.lower() if isinstance(value, str) else ""
+    if text in _SAME_BASE_INITS:
+        return
+    for start, name in _NEW_BASE_INITS.items():
+        if text.startswith(start):
+            fields.problems.append(
+                f"{name} (init_lora_weights {shown(value)}) changes the base's own weights "
+                "and is not served: save the adapter again as plain LoRA, with "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...), or with "
+                "lorry adapters convert --initial"
+            )
+            return
+    fields.problems.append(f"init_lora_weights {shown(value)} is not served yet")
+
+
+def _rules(fields: Fields, key: str, values: Mapping[str, Any]) -> SuffixRules[Any]:
+    try:
+        return SuffixRules(values, where=key)
+    except InvalidAdapter as error:
+        fields.problems.extend(error.problems)
+        return SuffixRules({}, where=key)
+
+
+def _tables(keys: Keys, layout: BaseLayout, problems: list[str]) -> dict[str, PairKeys]:
+    """The pairs on embeddings, by module."""
+    found = {}
+    a_keys, b_keys = keys.of("lora_embedding_A"), keys.of("lora_embedding_B")
+    for name in dict.fromkeys([*a_keys, *b_keys]):
+        module = layout.modules[name]
+        if module.kind is not ModuleKind.EMBEDDING:
+            problems.append(f"{shown(name)} has lora_embedding_A or _B and is no embedding")
+        elif name in a_keys and name in b_keys:
+            found[name] = PairKeys(module, a_keys[name], b_keys[name])
+        else:
+            half, other = ("A", "B") if name in a_keys else ("B", "A")
+            problems.append(
+                f"{shown(name)} has lora_embedding_{half} and no lora_embedding_{other}"
+            )
+    return found
+
+
+def _table_ranks(
+    file: TensorFile, tables: Mapping[str, PairKeys], problems: list[str]
+) -> dict[str, int]:
+    ranks = {}
+    for name, pair in tables.items():
+        a, b = file.entries[pair.a_key].shape, file.entries[pair.b_key].shape
+        vocabulary, width = pair.module.in_features, pair.module.out_features
+        if len(a) != 2 or a[0] < 1 or a[1] != vocabulary:
+            problems.append(
+                f"{shown(pair.a_key)} is {list(a)}; this base needs [rank, {vocabulary}]"
+            )
+        elif len(b) != 2 or b != (width, a[0]):
+            problems.append(f"{shown(pair.b_key)} is {list(b)}; this needs [{width}, {a[0]}]")
+        else:
+            ranks[name] = a[0]
+    return ranks

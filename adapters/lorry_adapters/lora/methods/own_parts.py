@@ -1,0 +1,251 @@
+"""The base's own parts, trained beside an adapter and saved whole with it.
+
+    <module>.weight, <module>.bias        modules_to_save, and whatever lies below its names
+    <module>.bias, <linear>.base_layer.bias       bias "all" or "lora_only"
+    <embedding>.token_adapter.trainable_tokens_delta   [tokens, width]   trainable_token_indices
+    <embedding>.weight, <embedding>.base_layer.weight  what `save_embedding_layers` adds: a
+                                          copy of the base's, or a table that was trained
+
+All of them stand in place of the base's numbers, for this adapter's rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from lorry_adapters.lora import fields as check
+from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
+from lorry_adapters.lora.effects import OwnBias, OwnModule, TokenLogits, TokenRows
+from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.keys import module_of
+from lorry_adapters.lora.parts import Parts
+from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.targets import Targets
+from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
+
+_TOKENS: Final = ".token_adapter.trainable_tokens_delta"
+_BIASES: Final = ("none", "all", "lora_only")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPartsFields:
+    """What a config says of them."""
+
+    bias: str
+    modules_to_save: tuple[str, ...]
+    token_ids: Mapping[str, tuple[int, ...]]
+    """By the name of the embedding; "" is the input embedding."""
+    tied: bool
+    """ensure_weight_tying."""
+
+    @classmethod
+    def read(cls, fields: Fields) -> OwnPartsFields:
+        return cls(
+            bias=fields.take("bias", _bias, "none"),
+            modules_to_save=tuple(fields.take("modules_to_save", _module_names, ())),
+            token_ids=fields.take("trainable_token_indices", _token_indices, {}),
+            tied=fields.take("ensure_weight_tying", check.boolean, False),
+        )
+
+    def saves(self, module: str) -> bool:
+        """PEFT's rule: the path, or a parent's, ends with one of the names."""
+        path = module
+        while path:
+            if any(path.endswith(name) for name in self.modules_to_save):
+                return True
+            path = path.rpartition(".")[0]
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class OwnParts:
+    """Where the file keeps them."""
+
+    file: TensorFile
+    layout: BaseLayout
+    tied: bool
+    weights: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, str] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)
+    """Modules that are replaced as wholes."""
+    tokens: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    """Keys that are none of this."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.weights, *self.biases, *self.tokens]))
+
+    def read(self, parts: Parts) -> None:
+        for name in dict.fromkeys([*self.weights, *self.biases]):
+            weight_key, bias_key = self.weights.get(name), self.biases.get(name)
+            weight = None if weight_key is None else self.file.read(weight_key)
+            bias = None if bias_key is None else self.file.read(bias_key)
+            if name in self.saved or weight is not None:
+                transposed = self.layout.modules[name].kind is ModuleKind.CONV1D
+                module = OwnModule(weight, bias, transposed)
+                for twin in self._twins(name):
+                    parts.add(twin, module)
+            else:
+                assert bias is not None
+                parts.add(name, OwnBias(bias))
+        for name, (key, ids) in self.tokens.items():
+            rows_KH = self.file.read(key)
+            ids_K = torch.tensor(ids, dtype=torch.int64)
+            if self.layout.modules[name].kind is ModuleKind.EMBEDDING:
+                parts.add(name, TokenRows(ids_K, rows_KH))
+            else:
+                parts.add(name, TokenLogits(ids_K, rows_KH))
+            head = self.layout.output_embedding
+            shared = name == self.layout.input_embedding and self.layout.tied
+            if shared and head is not None and head not in self.tokens:
+                parts.add(head, TokenLogits(ids_K, rows_KH))
+
+    def _twins(self, name: str) -> Iterator[str]:
+        """The module, and with ensure_weight_tying what shares its table with it."""
+        yield name
+        pair = (self.layout.input_embedding, self.layout.output_embedding)
+        if self.tied and self.layout.tied and name in pair:
+            for other in pair:
+                if other is not None and other != name and other not in self.weights:
+                    yield other
+
+
+def read_own_parts(
+    wanted: OwnPartsFields,
+    targets: Targets | None,
+    file: TensorFile,
+    layout: BaseLayout,
+    keys: Iterable[str],
+    problems: list[str],
+) -> OwnParts:
+    """`keys`: those that are no parameter of the method's own."""
+    own = OwnParts(file, layout, wanted.tied)
+    missing_tokens = dict(wanted.token_ids)
+    for key in keys:
+        if key.endswith(_TOKENS) or f"{_TOKENS}." in key:
+            _tokens(own, missing_tokens, key, layout, problems)
+            continue
+        path, _, parameter = key.rpartition(".")
+        plain = path.replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+        inner = plain.removesuffix(".base_layer")
+        module = module_of(inner, layout)
+        if module is None or parameter not in ("weight", "bias"):
+            own.unknown.append(key)
+            continue
+        saved = wanted.saves(module.name)
+        table = module.name in (layout.input_embedding, layout.output_embedding)
+        if saved and inner == plain:
+            own.saved.add(module.name)
+        elif parameter == "bias" and wanted.bias != "none":
+            pass
+        elif not table:
+            own.unknown.append(key)
+            continue
+        place = own.weights if parameter == "weight" else own.biases
+        twin = place.setdefault(module.name, key)
+        if twin != key:
+            problems.append(f"{shown(key)} and {shown(twin)} name the same tensor")
+        _check(file, key, module, parameter, problems)
+    for name in wanted.modules_to_save:
+        if not any(wanted.saves(found) for found in own.saved):
+            problems.append(f"modules_to_save names {shown(name)}, and the file has no such module")
+    for name in missing_tokens:
+        problems.append(
+            f"trainable_token_indices names {shown(name or 'the input embedding')}, and the file "
+            "has no rows for it"
+        )
+    if wanted.bias != "none" and not own.biases and targets is not None:
+        # PEFT says `all` of bases that have no bias at all.
+        biased = [
+            m.name for m in layout.modules.values() if m.bias and m.kind is not ModuleKind.OTHER
+        ]
+        if biased and wanted.bias == "all":
+            problems.append(f"bias is {shown(wanted.bias)} and the file has none: {some(biased)}")
+    return own
+
+
+def _tokens(
+    own: OwnParts,
+    missing: dict[str, tuple[int, ...]],
+    key: str,
+    layout: BaseLayout,
+    problems: list[str],
+) -> None:
+    module = module_of(key.partition(_TOKENS)[0], layout)
+    if module is None:
+        own.unknown.append(key)
+        return
+    name = next((n for n in missing if n and module.name.endswith(n)), None)
+    if name is None and "" in missing and module.name == layout.input_embedding:
+        name = ""
+    if name is None:
+        problems.append(f"{shown(key)}: trainable_token_indices does not name this module")
+        return
+    ids = missing.pop(name)
+    is_table = module.kind is ModuleKind.EMBEDDING
+    vocabulary = module.in_features if is_table else module.out_features
+    width = module.out_features if is_table else module.in_features
+    shape = own.file.entries[key].shape
+    if shape != (len(ids), width):
+        problems.append(f"{shown(key)} is {list(shape)}; this needs [{len(ids)}, {width}]")
+    beyond = [str(one) for one in ids if one >= vocabulary]
+    if beyond:
+        problems.append(
+            f"trainable_token_indices: the base has {vocabulary} tokens, not {some(beyond)}"
+        )
+    own.tokens[module.name] = (key, ids)
+
+
+def _check(
+    file: TensorFile, key: str, module: BaseModule, parameter: str, problems: list[str]
+) -> None:
+    entry = file.entries[key]
+    if entry.dtype not in DTYPES:
+        problems.append(
+            f"{shown(key)} is {entry.dtype}; adapters are served in {', '.join(DTYPES)}"
+        )
+    wide = module.kind is ModuleKind.EMBEDDING
+    wanted: tuple[int, ...]
+    if parameter == "bias":
+        wanted = (module.out_features,)
+        if not module.bias:
+            problems.append(f"{shown(key)}: {shown(module.name)} of this base has no bias")
+    elif module.kind is ModuleKind.OTHER:
+        wanted = (module.out_features,)
+    elif module.kind is ModuleKind.CONV1D or wide:
+        # As the base itself stores it.
+        wanted = (module.in_features, module.out_features)
+    else:
+        wanted = (module.out_features, module.in_features)
+    if entry.shape != wanted:
+        problems.append(f"{shown(key)} is {list(entry.shape)}; this base needs {list(wanted)}")
+
+
+def _bias(value: Any) -> str:
+    if value not in _BIASES:
+        raise Wrong(f"must be one of {', '.join(_BIASES)}")
+    return str(value)
+
+
+def _module_names(value: Any) -> tuple[str, ...]:
+    names = check.names(value)
+    if isinstance(names, str):
+        raise Wrong("must be a list of module names")
+    return names
+
+
+def _token_indices(value: Any) -> dict[str, tuple[int, ...]]:
+    if isinstance(value, dict):
+        found = {}
+        for name, ids in value.items():
+            if not isinstance(name, str) or not name:
+                raise Wrong(f"{shown(name)} names no module")
+            found[name] = check.token_ids(ids)
+        return found
+    ids = check.token_ids(value)
+    return {"": ids} if ids else {}

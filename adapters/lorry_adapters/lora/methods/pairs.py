@@ -1,0 +1,110 @@
+"""Pairs of matrices in a file: the part that LoRA and its relatives have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
+from lorry_adapters.lora.keys import LINEAR, Keys, linear_names
+from lorry_adapters.lora.patterns import Budget
+from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.targets import Targets
+from lorry_adapters.lora.tensor_file import TensorFile
+
+
+@dataclass(frozen=True, slots=True)
+class PairKeys:
+    """Where the file keeps the two matrices of one module."""
+
+    module: BaseModule
+    a_key: str
+    b_key: str
+
+
+def find_pairs(
+    keys: Keys, layout: BaseLayout, problems: list[str], *, a: str, b: str
+) -> dict[str, PairKeys]:
+    """By module, where both halves are there. `a` and `b` are parameters of `Keys`."""
+    found = {}
+    for name, mine in keys.modules.items():
+        halves = [half for half in (a, b) if half in mine]
+        module = layout.modules[name]
+        if not halves:
+            continue
+        if module.kind not in LINEAR:
+            problems.append(not_linear(module))
+        elif len(halves) == 2:
+            found[name] = PairKeys(module, mine[a], mine[b])
+        else:
+            (half,) = halves
+            missing = b if half == a else a
+            problems.append(f"{shown(name)} has {_short(half)} and no {_short(missing)}")
+    return found
+
+
+def find_ranks(
+    file: TensorFile, pairs: Mapping[str, PairKeys], problems: list[str]
+) -> dict[str, int]:
+    """By module, as its tensors have it; shapes that do not fit are added to `problems`."""
+    ranks = {}
+    for name, pair in pairs.items():
+        a, b = file.entries[pair.a_key].shape, file.entries[pair.b_key].shape
+        fan_in, fan_out = pair.module.in_features, pair.module.out_features
+        if len(a) != 2 or a[0] < 1 or a[1] != fan_in:
+            problems.append(f"{shown(pair.a_key)} is {list(a)}; this base needs [rank, {fan_in}]")
+        elif len(b) != 2 or b[0] != fan_out:
+            problems.append(f"{shown(pair.b_key)} is {list(b)}; this base needs [{fan_out}, rank]")
+        elif a[0] != b[1]:
+            problems.append(f"{shown(name)}: lora_A has rank {a[0]}, lora_B has rank {b[1]}")
+        else:
+            ranks[name] = a[0]
+    return ranks
+
+
+def disagreements(
+    targets: Targets,
+    layout: BaseLayout,
+    budget: Budget,
+    found: Mapping[str, object],
+    *,
+    kinds: tuple[ModuleKind, ...] = LINEAR,
+    refused: Callable[[BaseModule], str],
+) -> Iterator[str]:
+    """Where the config targets one set of modules and the file has another.
+
+    Raises InvalidAdapter when the config's expressions take too long to match.
+    """
+    wanted = {module.name: module for module in targets.select(layout, budget)}
+    if not wanted and (targets.target_modules or found):
+        yield (
+            f"the config matches no module of the base {layout.name}: target_modules is "
+            f"{shown(_plain(targets.target_modules))}; the base has {some(linear_names(layout))}"
+        )
+    for module in wanted.values():
+        if module.kind not in kinds:
+            yield f"the config targets a module that cannot be served: {refused(module)}"
+    served = [name for name, module in wanted.items() if module.kind in kinds]
+    missing = [name for name in served if name not in found]
+    if missing:
+        yield f"the config targets {len(missing)} modules that the file lacks: {some(missing)}"
+    extra = [name for name in found if name not in wanted]
+    if extra and wanted:
+        yield f"the file has {len(extra)} modules that the config does not target: {some(extra)}"
+
+
+def not_linear(module: BaseModule) -> str:
+    if module.kind is ModuleKind.EMBEDDING:
+        return (
+            f"{shown(module.name)} is an embedding: this method is not served on it, or its "
+            "tensors are not named lora_embedding_A and lora_embedding_B"
+        )
+    return f"{shown(module.name)} is not a linear module: a LoRA on it is not served"
+
+
+def _plain(target_modules: tuple[str, ...] | str) -> object:
+    return target_modules if isinstance(target_modules, str) else list(target_modules)
+
+
+def _short(parameter: str) -> str:
+    return parameter.removesuffix(".weight")

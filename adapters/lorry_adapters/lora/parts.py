@@ -1,0 +1,86 @@
+"""What an adapter's file holds, once its keys and shapes are known to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from lorry_adapters.lora.effects import Effect
+
+if TYPE_CHECKING:
+    from lorry_adapters.lora.base import BaseLayout
+    from lorry_adapters.lora.prompt import VirtualTokens
+    from lorry_adapters.lora.tensor_file import TensorFile
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """One linear's delta: y += scaling * B(A(x)), in the type it was stored in."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scaling: float
+    """The trained strength, alpha/r or alpha/sqrt(r); a request's scale multiplies it."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.a_RI.nbytes + self.b_OR.nbytes
+
+
+@dataclass(slots=True, eq=False)
+class Parts:
+    """The tensors, read."""
+
+    pairs: dict[str, LoraPair] = field(default_factory=dict)
+    """By the path of the linear."""
+    effects: dict[str, list[Effect]] = field(default_factory=dict)
+    """All else that it does, by the path of the module."""
+    prompt: VirtualTokens | None = None
+
+    def add(self, module: str, effect: Effect) -> None:
+        self.effects.setdefault(module, []).append(effect)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A file whose keys and shapes fit the base and the config, or whose problems are told."""
+
+    modules: tuple[str, ...]
+    """Paths of what it changes."""
+    read: Callable[[], Parts]
+    """Only where there were no problems."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """By path, of the pairs that it becomes."""
+    virtual_tokens: int = 0
+
+
+class AdapterSpec(Protocol):
+    """An `adapter_config.json`, checked. Each PEFT method has its own (`methods/`)."""
+
+    @property
+    def peft_type(self) -> str: ...
+    @property
+    def base_model(self) -> str | None: ...
+    @property
+    def task_type(self) -> str: ...
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        """aLoRA: token ids from which on the adapter acts; else empty."""
+        ...
+
+    @property
+    def scalable(self) -> bool:
+        """False where a scale other than 0 and 1 means nothing."""
+        ...
+
+    def contents(
+        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
+    ) -> Contents:
+        """Match the file's tensors with the base. All that does not fit goes to `problems`.
+
+        Not `sound`: the config had problems, so where the file disagrees with it is not told.
+        """
+        ...

@@ -1,0 +1,106 @@
+"""Any module of the base, with the effects of the adapters in the slots: base(x) + deltas.
+
+Linears have slots for plain pairs beside this (`layers`); embeddings, norms and whatever
+else an adapter may change are wrapped when the first adapter that does so is placed, and
+cost nothing before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorry_adapters.lora.effects import Delta
+from lorry_adapters.lora.plan import Plan
+
+
+class PlanHolder:
+    """Hands the step's plan to the layers, for the length of a `with` block."""
+
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        return self._plan
+
+    @contextmanager
+    def holding(self, plan: Plan) -> Iterator[None]:
+        assert self._plan is None, "plans do not nest"
+        self._plan = plan
+        try:
+            yield
+        finally:
+            self._plan = None
+
+
+class SlotEffects:
+    """The deltas of one module, by slot."""
+
+    def __init__(self) -> None:
+        self._by_slot: dict[int, tuple[Delta, ...]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_slot)
+
+    def place(self, slot: int, deltas: tuple[Delta, ...]) -> None:
+        """None empties the slot. Not while a forward pass runs."""
+        if deltas:
+            self._by_slot[slot] = deltas
+        else:
+            self._by_slot.pop(slot, None)
+
+    def of(self, x: Tensor, y_TO: Tensor, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+        """(tokens, what is to be added to them) of every adapter in the step that has a say
+        here, in the plan's order. `x` is `[T, ...]`, `y_TO` the base's answer."""
+        found = []
+        for slot in plan.slots:
+            deltas = self._by_slot.get(slot)
+            if deltas is None:
+                continue
+            tokens_M, scale_M1 = plan.tokens_of(slot)
+            x_M, y_MO = x[tokens_M], y_TO[tokens_M]
+            total_MO = deltas[0](x_M, y_MO, scale_M1)
+            for delta in deltas[1:]:
+                total_MO = total_MO + delta(x_M, y_MO, scale_M1)
+            found.append((tokens_M, total_MO))
+        return found
+
+
+def add(y_TO: Tensor, deltas: list[tuple[Tensor, Tensor]]) -> None:
+    """In place; a token of two adapters gets both."""
+    for tokens_M, total_MO in deltas:
+        y_TO.index_add_(0, tokens_M, total_MO.to(y_TO.dtype))
+
+
+class WrappedModule(nn.Module):
+    """A module that is no linear."""
+
+    def __init__(self, base: nn.Module, holder: PlanHolder) -> None:
+        super().__init__()
+        self.base = base
+        self.effects = SlotEffects()
+        self._holder = holder
+
+    def __getattr__(self, name: str) -> Any:
+        # Modeling code reads a norm's weight or an embedding's size off the module.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base(x, *args, **kwargs)
+        plan = self._holder.plan
+        if plan is None or not self.effects:
+            return y
+        # [1, T] ids or [1, T, ...] activations; what follows is a token's own.
+        x_T, y_T = x.flatten(0, 1), y.flatten(0, 1)
+        deltas = self.effects.of(x_T, y_T, plan)
+        if deltas:
+            y = y.clone()
+            add(y.view(y_T.shape), deltas)
+        return y
