@@ -10,7 +10,7 @@ import inspect
 
 from torch import Tensor
 
-from lorry.model.attention import Step, attending
+from lorry.model.attention import SinglesKernel, Step, attending
 from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache
 from lorry.model.loader import LoadedModel
@@ -28,11 +28,11 @@ class PackedModel:
         parameters = inspect.signature(loaded.model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
 
-    def run(self, inputs: Inputs) -> Logits:
-        """Logits of the wanted tokens."""
+    def run(self, inputs: Inputs, singles: SinglesKernel | None = None) -> Logits:
+        """Logits of the wanted tokens. `singles`: None for torch's operations."""
         keep = {"logits_to_keep": inputs.wanted_K} if self._keeps_logits else {}
         head = inputs.head if self._keeps_logits else inputs.body
-        step = Step(inputs.attention, self._cache)
+        step = Step(inputs.attention, self._cache, singles)
         with attending(step), self._lora.planned(inputs.body, head):
             output = self._model(
                 input_ids=inputs.ids_1T,
