@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lorry_adapters.lora.arrays import zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import Base, Delta
-from lorry_adapters.lora.kernels import grouped
+from lorry_adapters.lora.kernels import Kernel, grouped
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.lora.wrapped import PlanHolder, SlotEffects, WrappedModule, add
 
@@ -58,8 +58,11 @@ class LoraLinear(nn.Module):
         self._dtype = dtype
         self._device = device
         self._holder = holder
+        self.kernel: Kernel | None = None
+        """What adds the pairs of matrices; None: torch's operations."""
         self._a_SRI: Tensor | None = None
         self._b_SRO: Tensor | None = None
+        self._rank_S: Tensor | None = None
 
     # Modeling code asks a projection for its weight's dtype or device.
     @property
@@ -95,11 +98,14 @@ class LoraLinear(nn.Module):
             self._filled[slot] = rank
         if rank != self.ranks[slot]:
             self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
+            if self._rank_S is not None:
+                self._rank_S[slot] = rank
 
     def _reserve(self) -> None:
         shape = (len(self.ranks), self._max_rank)
         self._a_SRI = zeros((*shape, self.in_features), dtype=self._dtype, device=self._device)
         self._b_SRO = zeros((*shape, self.out_features), dtype=self._dtype, device=self._device)
+        self._rank_S = torch.zeros(len(self.ranks), dtype=torch.int32, device=self._device)
         self.slot_bytes = self._a_SRI.nbytes + self._b_SRO.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,10 +117,10 @@ class LoraLinear(nn.Module):
         y_TO = y.view(-1, self.out_features)
         # Taken from the base's own answer, so before anything is added to it.
         deltas = self.effects.of(x_TI, y_TO, plan) if self.effects else []
-        mine = None if self._a_SRI is None else plan.for_ranks(self.ranks)
-        if mine is not None:
-            assert self._a_SRI is not None and self._b_SRO is not None
-            grouped.add_delta(y_TO, x_TI, self._a_SRI, self._b_SRO, mine)
+        if self._a_SRI is not None:
+            assert self._b_SRO is not None and self._rank_S is not None
+            add_pairs = self.kernel or grouped.add_planned
+            add_pairs(y_TO, x_TI, self._a_SRI, self._b_SRO, self._rank_S, plan, self.ranks)
         add(y_TO, deltas)
         return y
 
@@ -187,6 +193,11 @@ class LoraModel:
     @property
     def layers(self) -> Mapping[str, LoraLinear]:
         return self._layers
+
+    def use(self, kernel: Kernel | None) -> None:
+        """Add pairs of matrices with `kernel` from now on; None: torch's operations."""
+        for layer in self._layers.values():
+            layer.kernel = kernel
 
     def prepare(self, weights: AdapterWeights) -> BoundAdapter:
         """All that needs the base's own weights and no slot. Any thread; takes its time."""

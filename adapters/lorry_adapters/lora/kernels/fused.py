@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lorry_adapters.lora.kernels.precision import dot, interpreted, rounded
-from lorry_adapters.lora.kernels.table import TILE, Table
+from lorry_adapters.lora.kernels.table import TILE, Table, TablePlan
+from lorry_adapters.lora.plan import Plan
 
 BLOCK_R = 16
 """Ranks one program shrinks to: the least that a GPU's matrix units take."""
@@ -213,3 +214,19 @@ def cut_of(num_in: int) -> tuple[int, int]:
     per_part = -(-num_in // MAX_CUTS)
     cut = max(CUT, -(-per_part // BLOCK_I) * BLOCK_I)
     return cut, -(-num_in // cut)
+
+
+def add_planned(
+    y_TO: Tensor,
+    x_TI: Tensor,
+    a_SRI: Tensor,
+    b_SRO: Tensor,
+    rank_S: Tensor,
+    plan: Plan,
+    ranks: tuple[int, ...],
+) -> None:
+    """What a module with slots calls. `ranks`: the numbers of `rank_S`, on the host."""
+    assert isinstance(plan, TablePlan) and plan.table is not None
+    if plan.concerns(ranks):
+        max_rank = a_SRI.shape[1] if plan.recorded else max(ranks)
+        add_delta(y_TO, x_TI, a_SRI, b_SRO, rank_S, plan.table, max_rank=max_rank)

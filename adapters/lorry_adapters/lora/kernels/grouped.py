@@ -16,7 +16,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora.plan import ModulePlan, Shape
+from lorry_adapters.lora.plan import ModulePlan, Plan, Shape
+
+
+def add_planned(
+    y_TO: Tensor,
+    x_TI: Tensor,
+    a_SRI: Tensor,
+    b_SRO: Tensor,
+    rank_S: Tensor,
+    plan: Plan,
+    ranks: tuple[int, ...],
+) -> None:
+    """`Kernel` with these operations."""
+    mine = plan.for_ranks(ranks)
+    if mine is not None:
+        add_delta(y_TO, x_TI, a_SRI, b_SRO, mine)
 
 
 def add_delta(y_TO: Tensor, x_TI: Tensor, a_SRI: Tensor, b_SRO: Tensor, plan: ModulePlan) -> None:

@@ -109,3 +109,27 @@ def table_of(plan: Plan) -> Table:
         tensor(layers.scales, torch.float32),
         tuple(layers.spans),
     )
+
+
+@dataclass(slots=True, eq=False)
+class TablePlan(Plan):
+    """A plan whose pairs lie on a GPU as a table, for every module of the step."""
+
+    table: Table | None = None
+    used: frozenset[int] = frozenset()
+    """The slots in use."""
+    recorded: bool = False
+    """The table is a recorded step's buffer: other pairs may lie in it when the step is
+    repeated, so every kernel runs, and for any rank."""
+
+    @staticmethod
+    def on(device: torch.device, plan: Plan) -> TablePlan:
+        """`plan`, for a step on `device`."""
+        made = TablePlan(plan.pairs, plan.num_tokens, plan.dtype, device)
+        made.table = table_of(made)
+        made.used = frozenset(slot for slot, _, _ in plan.pairs)
+        return made
+
+    def concerns(self, ranks: Sequence[int]) -> bool:
+        """Whether a module that holds these ranks has anything to add."""
+        return self.recorded or any(ranks[slot] for slot in self.used)
