@@ -386,3 +386,13 @@ def test_a_row_of_nans_is_its_own_misfortune() -> None:
         assert [drawn[0][0].token_id, drawn[2][0].token_id] == alone
         # Not a number: what tells the scheduler to end the request.
         assert drawn[1][0].logprob != drawn[1][0].logprob
+
+
+def test_log_probabilities_are_those_of_one_subtraction_in_fp32() -> None:
+    for size in (1e-3, 1.0, 1e4, 1e30):
+        values_KV = logits(50, spread=size)
+        found = Logits.of(values_KV)
+        tokens = [7 * k % V for k in range(50)]
+        expected_K = values_KV[range(50), tokens] - found.norm_K
+        assert found.logprobs(tokens) == expected_K.tolist()
+        assert found[10:20].logprobs(tokens[10:20]) == expected_K[10:20].tolist()
