@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from lorry.api.prompts import Prompts
 from lorry.engine.text import REPLACEMENT, Detokenizer, StopStrings
 from support.tokenizer import VOCAB_SIZE, build_tokenizer
 
@@ -16,6 +17,7 @@ TOKENIZER = build_tokenizer(add_bos=False).backend_tokenizer
 SPECIAL = frozenset(
     one for one, token in TOKENIZER.get_added_tokens_decoder().items() if token.special
 )
+PROMPTS = Prompts(build_tokenizer(add_bos=False))
 PLAIN = [one for one in range(VOCAB_SIZE) if one not in SPECIAL]
 
 
@@ -82,6 +84,12 @@ def test_no_replacement_character_for_text_that_has_none(text: str, data: st.Dat
     cut = data.draw(st.integers(0, len(ids)))
     partial = Detokenizer(decoder(TOKENIZER), SPECIAL)
     assert text.startswith("".join(partial.push(one) for one in ids[:cut]))
+
+
+@given(st.lists(st.sampled_from(PLAIN), max_size=8), st.lists(st.integers(0, VOCAB_SIZE - 1)))
+def test_tokens_known_to_be_whole_change_no_piece(prompt: list[int], ids: list[int]) -> None:
+    text = Detokenizer(decoder(TOKENIZER), SPECIAL, prompt, whole=PROMPTS.whole)
+    assert [*(text.push(one) for one in ids), text.flush()] == pieces(TOKENIZER, ids, prompt)
 
 
 @given(st.text(alphabet="ab é€漢🚚", max_size=30), st.data())

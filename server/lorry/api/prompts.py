@@ -46,7 +46,11 @@ class Prompts:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(one for one, token in added.items() if token.special)
         self._added_ids = frozenset(added)
-        self._byte_of = _bytes_of_alphabet() if _is_byte_level(self._backend) else None
+        kinds = _decoder_kinds(self._backend)
+        self._byte_of = _bytes_of_alphabet() if "ByteLevel" in kinds else None
+        self._only_bytes = kinds == ["ByteLevel"]
+        # Filled as tokens come; as long as the vocabulary at most.
+        self._wholes: dict[int, str | None] = {}
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of it, special tokens included, nothing tidied up."""
@@ -55,6 +59,26 @@ class Prompts:
     def text_of(self, token_id: int) -> str:
         """One token by itself; U+FFFD where it is no whole character."""
         return self.decode((token_id,))
+
+    def whole(self, token_id: int) -> str | None:
+        """The text that a token adds wherever it stands, where that can be told: a decoder
+        that does nothing but join bytes, and bytes that are whole characters."""
+        try:
+            return self._wholes[token_id]
+        except KeyError:
+            made = self._wholes[token_id] = self._make_whole(token_id)
+            return made
+
+    def _make_whole(self, token_id: int) -> str | None:
+        token = self._backend.id_to_token(token_id)
+        byte_of = self._byte_of
+        if token is None or byte_of is None or not self._only_bytes or token_id in self._added_ids:
+            return None
+        if not all(char in byte_of for char in token):
+            return None
+        text = bytes(byte_of[char] for char in token).decode(errors="replace")
+        # U+FFFD itself is a token of some: in a text it looks like half a character.
+        return None if "\ufffd" in text else text
 
     def bytes_of(self, token_id: int) -> list[int] | None:
         """The bytes that one token stands for; None where the tokenizer does not tell."""
@@ -189,10 +213,9 @@ async def _off_loop(size: int, work: Callable[[], Result]) -> Result:
     return work() if size <= _LONG else await asyncio.to_thread(work)
 
 
-def _is_byte_level(backend: Any) -> bool:
+def _decoder_kinds(backend: Any) -> list[str | None]:
     decoder = json.loads(backend.to_str()).get("decoder") or {}
-    parts = decoder.get("decoders", [decoder])
-    return any(part.get("type") == "ByteLevel" for part in parts)
+    return [part.get("type") for part in decoder.get("decoders", [decoder])]
 
 
 def _bytes_of_alphabet() -> dict[str, int]:

@@ -95,7 +95,9 @@ class Run:
         self._eos = job.params.eos_token_ids
         self._prompts = prompts
         self._meter = meter
-        self._text = Detokenizer(prompts.decode, prompts.special_ids, job.prompt_ids)
+        self._text = Detokenizer(
+            prompts.decode, prompts.special_ids, job.prompt_ids, whole=prompts.whole
+        )
         self._stops = StopStrings(job.stops, keep=job.keep_stop)
 
     async def step(self) -> Step:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens included, nothing tidied up."""
 
+Whole = Callable[[int], str | None]
+"""The text that a token adds wherever it stands; None where its neighbours have a say."""
+
 REPLACEMENT = "\ufffd"
 
 _CONTEXT = 6
@@ -27,10 +30,17 @@ class Detokenizer:
     """Turns one answer's token ids into text. Special tokens are no text."""
 
     def __init__(
-        self, decode: Decode, special_ids: frozenset[int], context: Sequence[int] = ()
+        self,
+        decode: Decode,
+        special_ids: frozenset[int],
+        context: Sequence[int] = (),
+        *,
+        whole: Whole = lambda token_id: None,
     ) -> None:
-        """`context` is the prompt (its tail is enough); its text is not repeated."""
+        """`context` is the prompt (its tail is enough); its text is not repeated. Tokens that
+        `whole` knows need no decoding, where nothing is held back."""
         self._decode = decode
+        self._whole = whole
         self._special_ids = special_ids
         self._ids = [one for one in context[-_CONTEXT:] if one not in special_ids]
         # Text up to `_read` is out. The window to decode starts at `_start`, one step
@@ -42,7 +52,12 @@ class Detokenizer:
         """The text that is certain now; empty while a character is incomplete."""
         if token_id in self._special_ids:
             return ""
+        settled = self._read == len(self._ids)
         self._ids.append(token_id)
+        whole = self._whole(token_id) if settled else None
+        if whole is not None:
+            self._advance()
+            return whole
         fresh = self._fresh()
         if fresh.endswith(REPLACEMENT) and len(self._ids) - self._read < _PATIENCE:
             return ""

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from lorry.api.prompts import Prompts
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -51,6 +53,25 @@ def test_bytes_of_tokens_join_to_the_text(prompts: Prompts) -> None:
     assert joined.decode() == text
     assert bytes(prompts.bytes_of(BOS) or []) == b"<s>"
     assert prompts.bytes_of(10**6) is None
+
+
+def test_a_whole_token_adds_its_text_wherever_it_stands(prompts: Prompts) -> None:
+    ids = encode(prompts, "Ahoy, 漢 🚚 é!", add_special_tokens=False)
+    wholes = [prompts.whole(one) for one in ids]
+    # Of the characters' parts nobody can tell, of the others the text is known.
+    assert [one is None for one in wholes] == ["\ufffd" in prompts.text_of(one) for one in ids]
+    assert any(wholes) and not all(wholes)
+    assert prompts.whole(BOS) is None
+    assert prompts.whole(10**6) is None
+
+
+def test_a_decoder_that_looks_at_neighbours_knows_no_whole_tokens() -> None:
+    words = {"<unk>": 0, "▁a": 1, "b": 2}
+    backend = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>"))
+    backend.decoder = decoders.Metaspace()
+    prompts = Prompts(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert prompts.decode([1, 1]) == "a a"
+    assert prompts.whole(1) is None
 
 
 def test_token_ids(prompts: Prompts) -> None:
