@@ -6,14 +6,27 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from lorry_adapters.lora.fields import MAX_CONFIG, Fields
+from lorry_adapters.lora.methods.adalora import read_adalora
+from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.lora import read_lora
+from lorry_adapters.lora.methods.norms import read_norms
+from lorry_adapters.lora.methods.products import read_loha, read_lokr
+from lorry_adapters.lora.methods.tokens import read_tokens
+from lorry_adapters.lora.methods.vera import read_vera
 from lorry_adapters.lora.parts import AdapterSpec
 from lorry_adapters.lora.problems import refusal, shown
 
 __all__ = ["MAX_CONFIG", "METHODS", "parse_config", "read_config"]
 
-METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec]]] = {
+METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec | None]]] = {
     "LORA": read_lora,
+    "ADALORA": read_adalora,
+    "IA3": read_ia3,
+    "LN_TUNING": read_norms,
+    "LOHA": read_loha,
+    "LOKR": read_lokr,
+    "TRAINABLE_TOKENS": read_tokens,
+    "VERA": read_vera,
 }
 """By `peft_type`. Each takes its fields and refuses the rest by name."""
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -184,6 +184,76 @@ class DenseDelta:
     def bind(self, base: Base) -> Delta:
         weight_OI = base.held(self.weight_OI)
         return lambda x_MI, y, scale_M1: (x_MI @ weight_OI.T) * scale_M1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kronecker:
+    """y += s (w1 (x) w2) x: x as a [c, d] table, w2 along its rows and w1 along its columns."""
+
+    w1_ac: Tensor
+    w2_bd: Tensor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.w1_ac.nbytes + self.w2_bd.nbytes
+
+    def bind(self, base: Base) -> Delta:
+        w1_ac, w2_db = base.held(self.w1_ac.float() * self.scaling), base.held(self.w2_bd.T)
+        c, d = w1_ac.shape[1], w2_db.shape[0]
+
+        def delta(x_MI: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
+            rows_Mcb = x_MI.view(-1, c, d) @ w2_db
+            return (w1_ac @ rows_Mcb).flatten(1) * scale_M1
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projections:
+    """A and B that all linears of an adapter share, as wide as the widest of them."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    _held: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def held(self, base: Base) -> tuple[Tensor, Tensor]:
+        """On the base's device, once for all of its linears."""
+        key = (base.device, base.dtype)
+        if key not in self._held:
+            self._held[key] = (base.held(self.a_RI), base.held(self.b_OR))
+        return self._held[key]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vera:
+    """y += b * (B (d * (A x))), A and B cut to the linear's own widths."""
+
+    projections: Projections
+    d_R: Tensor
+    b_O: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.d_R.nbytes + self.b_O.nbytes
+
+    @property
+    def shared(self) -> tuple[Tensor, ...]:
+        """Held once for the whole adapter."""
+        return self.projections.a_RI, self.projections.b_OR
+
+    def bind(self, base: Base) -> Delta:
+        a_RI, b_OR = self.projections.held(base)
+        d_R, b_O = base.held(self.d_R), base.held(self.b_O)
+        outputs = b_O.shape[0]
+
+        def delta(x_MI: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
+            hidden_MR = (x_MI @ a_RI[:, : x_MI.shape[1]].T) * d_R
+            return (hidden_MR @ b_OR[:outputs].T) * (b_O * scale_M1)
+
+        return delta
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -84,3 +84,20 @@ class AdapterSpec(Protocol):
         Not `sound`: the config had problems, so where the file disagrees with it is not told.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpecBase:
+    """What most methods' configs say beside their own fields."""
+
+    peft_type: str
+    base_model: str | None
+    task_type: str
+
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def scalable(self) -> bool:
+        return True

@@ -132,7 +132,10 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
         parts = contents.read()
     effects = {module: tuple(mine) for module, mine in parts.effects.items()}
     size = sum(pair.nbytes for pair in parts.pairs.values())
-    size += sum(effect.nbytes for mine in effects.values() for effect in mine)
+    every = [effect for mine in effects.values() for effect in mine]
+    size += sum(effect.nbytes for effect in every)
+    shared = {id(t): t.nbytes for effect in every for t in getattr(effect, "shared", ())}
+    size += sum(shared.values())
     size += 0 if parts.prompt is None else parts.prompt.nbytes
     return AdapterWeights(digest, parts.pairs, size, effects, parts.prompt)
 

@@ -21,7 +21,7 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import OwnBias, OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.fields import Fields, Wrong
-from lorry_adapters.lora.keys import module_of
+from lorry_adapters.lora.keys import check_shapes, module_of
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.targets import Targets
@@ -209,21 +209,18 @@ def _check(
         problems.append(
             f"{shown(key)} is {entry.dtype}; adapters are served in {', '.join(DTYPES)}"
         )
-    wide = module.kind is ModuleKind.EMBEDDING
-    wanted: tuple[int, ...]
-    if parameter == "bias":
-        wanted = (module.out_features,)
-        if not module.bias:
-            problems.append(f"{shown(key)}: {shown(module.name)} of this base has no bias")
-    elif module.kind is ModuleKind.OTHER:
-        wanted = (module.out_features,)
-    elif module.kind is ModuleKind.CONV1D or wide:
-        # As the base itself stores it.
-        wanted = (module.in_features, module.out_features)
-    else:
-        wanted = (module.out_features, module.in_features)
-    if entry.shape != wanted:
-        problems.append(f"{shown(key)} is {list(entry.shape)}; this base needs {list(wanted)}")
+    if parameter == "bias" and not module.bias:
+        problems.append(f"{shown(key)}: {shown(module.name)} of this base has no bias")
+    check_shapes(file, {key: shape_of(module, parameter)}, problems)
+
+
+def shape_of(module: BaseModule, parameter: str) -> tuple[int, ...]:
+    """Of the base's own `weight` or `bias`, as it is stored."""
+    if parameter == "bias" or module.kind is ModuleKind.OTHER:
+        return (module.out_features,)
+    if module.kind is ModuleKind.LINEAR:
+        return (module.out_features, module.in_features)
+    return (module.in_features, module.out_features)
 
 
 def _bias(value: Any) -> str:
