@@ -23,6 +23,7 @@ from lorry.core import Batch, Row, RowResult, Sample, TokenLogprob
 from lorry.errors import UnsupportedModel
 from lorry.model import attention
 from lorry.model.attention import Recorder, attending
+from lorry.model.dense import dense_weight
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.loader import LoadedModel
@@ -30,7 +31,7 @@ from lorry.model.logits import Logits
 from lorry.model.native.lean import LeanModel
 from lorry.model.packed import PackedModel
 from lorry.model.sampler import logprobs_of, sample
-from lorry_adapters.lora.layers import LoraModel
+from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.weights import AdapterWeights
@@ -48,7 +49,11 @@ class Path(Protocol):
 class Prepared:
     """An adapter with everything done that does not depend on its slot."""
 
-    weights: AdapterWeights
+    bound: BoundAdapter
+
+    @property
+    def weights(self) -> AdapterWeights:
+        return self.bound.weights
 
 
 class Runner:
@@ -80,6 +85,7 @@ class Runner:
             max_rank=max_rank,
             dtype=loaded.dtype,
             device=loaded.device,
+            weight=dense_weight,
         )
         self._packed = PackedModel(loaded, self.cache, self.lora)
         self._lean: LeanModel | None = None
@@ -90,6 +96,7 @@ class Runner:
         self._in_packed: set[int] = set()
         self._digests: dict[int, str] = {}
 
+    @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
         """All work on an adapter that needs no slot. Any thread; takes its time."""
         return Prepared(self.lora.prepare(weights))
@@ -99,18 +106,18 @@ class Runner:
         weights = prepared.weights
         self._digests[slot] = weights.digest
         if self._lean is None:
-            self.lora.place(slot, weights)
+            self.lora.place(slot, prepared.bound)
             return
         self._in_packed.discard(slot)
         self._placed[slot] = prepared
-        if weights.plain:
+        if prepared.bound.plain:
             self._special.discard(slot)
             self.lora.clear(slot)
             self._lean.place(slot, weights)
         else:
             self._special.add(slot)
             self._in_packed.add(slot)
-            self.lora.place(slot, weights)
+            self.lora.place(slot, prepared.bound)
 
     @property
     def slot_bytes(self) -> int:
@@ -163,7 +170,7 @@ class Runner:
     def _bring_to_packed(self, batch: Batch) -> None:
         """A plain adapter in a sum with another kind is needed on that path as well."""
         for slot in {use.slot for row in batch.rows for use in row.adapters} - self._in_packed:
-            self.lora.place(slot, self._placed[slot].weights)
+            self.lora.place(slot, self._placed[slot].bound)
             self._in_packed.add(slot)
 
     def _run(self, batch: Batch, path: Path) -> list[RowResult]:
