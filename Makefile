@@ -5,7 +5,7 @@
 #   make test                        everything CI runs
 #   make lint                        the part of it that runs no test
 #   make fmt                         sorts imports, formats, mends what ruff can
-#   make docs                        writes the parts of README.md that come from the code
+#   make docs                        writes the parts of the READMEs that come from the code
 #   make bench                       measures this machine; see benchmarks/README.md
 #   make clean                       removes the venv and every cache in the checkout
 #
@@ -61,6 +61,7 @@ pytest: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.readme
+	@PYTHONPATH=tests $(BIN)/python -m support.matrix --write
 
 fmt: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

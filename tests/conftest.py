@@ -23,6 +23,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole-matrix",
+        action="store_true",
+        help="every kind of adapter on every base (minutes), not the part that each run takes",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     """Tiny matrices: more than one thread only adds waiting, and hides nothing."""

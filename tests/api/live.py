@@ -66,8 +66,10 @@ def serve(settings: Settings) -> Iterator[Live]:
     port = web.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
-        yield Live(server, url, client)
-    web.should_exit = True
-    thread.join()
-    server.close()
+    try:
+        with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
+            yield Live(server, url, client)
+    finally:
+        web.should_exit = True
+        thread.join()
+        server.close()
