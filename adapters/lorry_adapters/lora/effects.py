@@ -113,7 +113,7 @@ class PairBias:
 
     def bind(self, base: Base) -> Delta:
         bias_O = base.held(self.bias_O.float() * self.scaling)
-        return lambda x, y, scale_M1: scale_M1 * bias_O
+        return lambda x, y_MO, scale_M1: (scale_M1 * bias_O).expand_as(y_MO)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
