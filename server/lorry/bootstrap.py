@@ -30,7 +30,8 @@ from lorry.model import selfcheck
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.loader import LoadedModel, load
 from lorry.model.native.choice import choose
-from lorry.model.runner import Runner, measure
+from lorry.model.runner import Runner
+from lorry.model.survey import survey
 from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora.slots import SlotTable
@@ -67,16 +68,15 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
     loaded = load(settings, say)
-    shapes = measure(loaded)
-    per_token = bytes_per_token(shapes, loaded.dtype)
-    blocks = _kv_blocks(settings, loaded, per_token)
+    found = survey(loaded)
+    per_token = bytes_per_token(found.shapes, loaded.dtype)
     runner = Runner(
         loaded,
-        kv_blocks=blocks,
+        kv_blocks=_kv_blocks(settings, loaded, per_token),
         block_size=BLOCK_SIZE,
         max_slots=settings.max_loras,
         max_rank=settings.max_lora_rank,
-        shapes=shapes,
+        found=found,
     )
     chosen = choose(
         settings.kernels,
@@ -87,10 +87,13 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     )
     say(f"steps run on {chosen}")
     selfcheck.check(runner, loaded)
+    if runner.unpackable is not None:
+        say(f"rows are padded, which costs time: packed in one row, {runner.unpackable}")
     runner.settle()
+    tokens = runner.cache.num_blocks * BLOCK_SIZE
     say(
         f"KV cache takes {format_size(runner.cache.nbytes)}: "
-        f"{blocks * BLOCK_SIZE} tokens of {format_size(per_token)}"
+        f"{tokens} tokens of {format_size(runner.cache.nbytes // tokens)}"
     )
     registry = Registry(
         settings.home,
@@ -115,7 +118,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=loaded.max_model_len,
         ),
-        BlockPool(blocks, BLOCK_SIZE),
+        BlockPool(runner.cache.num_blocks, BLOCK_SIZE),
         residency,
     )
     metrics = Metrics(CollectorRegistry(), base_name=loaded.name)
@@ -174,6 +177,7 @@ def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[st
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": str(loaded.device),
         "kernels": runner.path,
+        "rows": runner.row_layout,
         "torch": torch.__version__,
         "max_model_len": loaded.max_model_len,
         "max_loras": settings.max_loras,

@@ -9,6 +9,7 @@ Letters: N cached tokens, H key/value heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,12 @@ class LayerShape:
     """Last tokens that it sees, its own included; None: all."""
 
 
+Layer: TypeAlias = nn.Module | int
+"""Who asks: an attention module, or where only transformers' own cache is called, a number."""
+
+Shapes: TypeAlias = dict[Layer, LayerShape]
+
+
 @dataclass(frozen=True, slots=True)
 class LayerKV:
     k_NHD: Tensor
@@ -38,7 +45,7 @@ class KVCache:
 
     def __init__(
         self,
-        shapes: dict[nn.Module, LayerShape],
+        shapes: Shapes,
         *,
         num_blocks: int,
         block_size: int,
@@ -55,21 +62,26 @@ class KVCache:
 
         self._shapes = shapes
         self._layers = {
-            module: LayerKV(cells(s.heads, s.key_size), cells(s.heads, s.value_size))
-            for module, s in shapes.items()
+            layer: LayerKV(cells(s.heads, s.key_size), cells(s.heads, s.value_size))
+            for layer, s in shapes.items()
         }
 
-    def layer(self, module: nn.Module) -> LayerKV:
-        return self._layers[module]
+    def layer(self, layer: Layer) -> LayerKV:
+        return self._layers[layer]
 
-    def shape(self, module: nn.Module) -> LayerShape:
-        return self._shapes[module]
+    @property
+    def layers(self) -> list[LayerKV]:
+        """In the order of the shapes."""
+        return list(self._layers.values())
+
+    def shape(self, layer: Layer) -> LayerShape:
+        return self._shapes[layer]
 
     @property
     def nbytes(self) -> int:
         return sum(kv.k_NHD.nbytes + kv.v_NHD.nbytes for kv in self._layers.values())
 
 
-def bytes_per_token(shapes: dict[nn.Module, LayerShape], dtype: torch.dtype) -> int:
+def bytes_per_token(shapes: Shapes, dtype: torch.dtype) -> int:
     """Cache bytes of one token, all layers."""
     return sum(s.heads * (s.key_size + s.value_size) for s in shapes.values()) * dtype.itemsize

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from torch import Tensor
 
-from lorry.model.attention import SinglesKernel, Step, attending
+from lorry.errors import UnsupportedModel
+from lorry.model import attention
+from lorry.model.attention import Recorder, SinglesKernel, Step, attending
 from lorry.model.inputs import Inputs
-from lorry.model.kv_cache import KVCache
+from lorry.model.kv_cache import KVCache, Shapes
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry_adapters.lora.layers import LoraModel
@@ -42,3 +45,26 @@ class PackedModel:
             )
         logits_TV: Tensor = output.logits[0]
         return Logits.of(logits_TV if self._keeps_logits else logits_TV[inputs.wanted_K])
+
+
+def measure(loaded: LoadedModel) -> Shapes:
+    """Switch the model to our attention, and see what each layer stores a token.
+
+    Raises:
+        UnsupportedModel: its modeling code does not go through transformers' attention
+            interface, or asks for something that we would drop.
+    """
+    attention.register()
+    model = loaded.model
+    recorder = Recorder()
+    try:
+        model.set_attn_implementation(attention.NAME)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=loaded.device)
+        positions = torch.arange(2, device=loaded.device).unsqueeze(0)
+        with torch.inference_mode(), attending(recorder):
+            model(input_ids=ids, position_ids=positions, use_cache=False)
+    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
+        raise UnsupportedModel(f"its attention cannot be replaced ({error})") from error
+    if not recorder.shapes:
+        raise UnsupportedModel("its attention does not go through transformers' interface")
+    return dict(recorder.shapes.items())

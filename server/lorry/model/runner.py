@@ -7,8 +7,10 @@ compiled   (`lorry.model.native`) where the model allows it, for rows whose adap
            plain pairs of matrices, and for the base
 packed     (`lorry.model.packed`) transformers' modeling code; serves every kind of
            adapter, and everything where there is no compiled step
+padded     (`lorry.model.padded`) in place of packed, for a model whose attention cannot be
+           replaced
 
-Both read and write the same cache.
+All read and write the same cache.
 """
 
 from __future__ import annotations
@@ -17,20 +19,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import nn
 
 from lorry.core import Batch, Row, RowResult, Sample, TokenLogprob
-from lorry.errors import UnsupportedModel
-from lorry.model import attention
-from lorry.model.attention import Recorder, attending
 from lorry.model.dense import dense_weight
 from lorry.model.inputs import Inputs, build_inputs
-from lorry.model.kv_cache import KVCache, LayerShape
+from lorry.model.kv_cache import KVCache, bytes_per_token
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native.lean import LeanModel
 from lorry.model.packed import PackedModel
+from lorry.model.padded import PaddedModel
 from lorry.model.sampler import logprobs_of, sample
+from lorry.model.survey import Survey, survey, survey_padded
 from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
 if TYPE_CHECKING:
@@ -67,17 +67,12 @@ class Runner:
         block_size: int,
         max_slots: int,
         max_rank: int,
-        shapes: dict[nn.Module, LayerShape] | None = None,
+        found: Survey | None = None,
     ) -> None:
         self._device = loaded.device
         self._dtype = loaded.dtype
-        self.cache = KVCache(
-            shapes if shapes is not None else measure(loaded),
-            num_blocks=kv_blocks,
-            block_size=block_size,
-            dtype=loaded.dtype,
-            device=loaded.device,
-        )
+        self._survey = survey(loaded) if found is None else found
+        self.cache = self._cache_of(kv_blocks, block_size)
         self.lora = LoraModel(
             loaded.model,
             loaded.layout,
@@ -87,7 +82,7 @@ class Runner:
             device=loaded.device,
             weight=dense_weight,
         )
-        self._packed = PackedModel(loaded, self.cache, self.lora)
+        self._torch = self._model_of(loaded)
         self._lean: LeanModel | None = None
         self._placed: dict[int, Prepared] = {}
         # Slots of adapters that the compiled step cannot apply, and those that are in the
@@ -95,6 +90,19 @@ class Runner:
         self._special: set[int] = set()
         self._in_packed: set[int] = set()
         self._digests: dict[int, str] = {}
+
+    def _cache_of(self, num_blocks: int, block_size: int) -> KVCache:
+        return KVCache(
+            self._survey.shapes,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def _model_of(self, loaded: LoadedModel) -> Path:
+        model = PackedModel if self.unpackable is None else PaddedModel
+        return model(loaded, self.cache, self.lora)
 
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
@@ -127,12 +135,40 @@ class Runner:
     def go_lean(self, lean: LeanModel) -> None:
         """Run rows of plain adapters through the compiled path, which has its own slots."""
         assert self.lora.slot_bytes == 0, "adapters were placed before"
+        assert self.unpackable is None, "it packs"
         self._lean = lean
+
+    def go_padded(self, loaded: LoadedModel, why: str) -> None:
+        """Pad rows from now on, because packing them goes wrong; the cache is a new one, of
+        no more bytes.
+
+        Raises:
+            UnsupportedModel: that is not possible either.
+        """
+        assert self._lean is None and self.unpackable is None
+        before, size = self.cache.nbytes, self.cache.block_size
+        self._survey = survey_padded(loaded, why)
+        block = bytes_per_token(self._survey.shapes, self._dtype) * size
+        blocks = min(self.cache.num_blocks, before // block)
+        # A device has no room for both.
+        del self._torch, self.cache
+        self.cache = self._cache_of(blocks, size)
+        self._torch = self._model_of(loaded)
 
     @property
     def path(self) -> str:
         """What runs the steps: `native` or `torch`."""
         return "torch" if self._lean is None else "native"
+
+    @property
+    def row_layout(self) -> str:
+        """How a step's rows lie in the model's input: `packed` or `padded`."""
+        return "packed" if self.unpackable is None else "padded"
+
+    @property
+    def unpackable(self) -> str | None:
+        """Why rows are padded; None where they are not."""
+        return self._survey.unpackable
 
     def settle(self) -> None:
         """After the self-check: let go of what only the other path needs."""
@@ -150,12 +186,12 @@ class Runner:
     def run(self, batch: Batch) -> list[RowResult]:
         """A result for each row, in the batch's order; one forward pass for each path."""
         if self._lean is None:
-            return self._run(batch, self._packed)
+            return self._run(batch, self._torch)
         special = [self._is_special(row) for row in batch.rows]
         if not any(special):
             return self._run(batch, self._lean)
         results: dict[int, RowResult] = {}
-        for path, wanted in ((self._lean, False), (self._packed, True)):
+        for path, wanted in ((self._lean, False), (self._torch, True)):
             mine = [index for index, row in enumerate(special) if row is wanted]
             if mine:
                 part = Batch(tuple(batch.rows[index] for index in mine))
@@ -214,30 +250,3 @@ class Runner:
             return {}
         chosen = logits if len(lasts) == len(logits) else logits[lasts]
         return dict(zip(places, sample(chosen, samples), strict=True))
-
-
-def measure(loaded: LoadedModel) -> dict[nn.Module, LayerShape]:
-    """Switch the model to our attention, and see what each layer stores a token.
-
-    Raises:
-        UnsupportedModel: its modeling code does not go through transformers' attention
-            interface, or asks for something that we would drop.
-    """
-    attention.register()
-    model, name = loaded.model, loaded.layout.architecture
-    recorder = Recorder()
-    try:
-        model.set_attn_implementation(attention.NAME)
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=loaded.device)
-        positions = torch.arange(2, device=loaded.device).unsqueeze(0)
-        with torch.inference_mode(), attending(recorder):
-            model(input_ids=ids, position_ids=positions, use_cache=False)
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
-        raise UnsupportedModel(
-            f"{name} is not served: its attention cannot be replaced ({error})"
-        ) from error
-    if not recorder.shapes:
-        raise UnsupportedModel(
-            f"{name} is not served: its attention does not go through transformers' interface"
-        )
-    return recorder.shapes

@@ -1,9 +1,10 @@
-"""At start-up: do sequences packed in one row get the answers they would get alone?
+"""At start-up: do sequences that run together get the answers they would get alone?
 
 A list of architectures that work would be wrong the day transformers changes one.
-So the model is asked: two sequences run packed, in chunks and token by token
-through our cache, and each alone through transformers' own attention. What differs
-is refused by name instead of being served wrong.
+So the model is asked: two sequences run together, in chunks and token by token
+through our cache, and each alone through transformers' own attention. Where the two
+differ in one packed row they are padded from then on, and where they differ padded
+the model is refused by name instead of being served wrong.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import torch
 
 from lorry.core import Batch, Row, Sample, SamplingParams
-from lorry.errors import UnsupportedModel
-from lorry.model import attention
+from lorry.errors import ModelError, UnsupportedModel
 from lorry.model.loader import LoadedModel
+from lorry.model.padded import UNSUITED
+from lorry.model.quiet import quiet
 from lorry.model.runner import Runner
 
 LENGTHS = (13, 6)
@@ -33,15 +35,41 @@ def blocks_needed(block_size: int) -> int:
 
 
 def check(runner: Runner, loaded: LoadedModel) -> None:
-    """Run before the first request: it writes to the cache's first blocks.
+    """Run before the first request: it writes to the cache's first blocks, and may give the
+    runner another cache.
 
     Raises:
-        UnsupportedModel: packed and alone differ.
+        UnsupportedModel: together and alone differ on every path that there is.
     """
-    architecture = loaded.layout.architecture
     sequences = _sequences(loaded)
     expected = [_alone(loaded, ids) for ids in sequences]
-    got = _packed(runner, sequences)
+    problem = _difference(runner, loaded, sequences, expected)
+    if problem is None:
+        return
+    if runner.path == "torch" and runner.unpackable is None:
+        runner.go_padded(loaded, problem)
+        if runner.cache.num_blocks < blocks_needed(runner.cache.block_size):
+            raise ModelError(
+                "--kv-cache-memory is too small for this model's padded rows; give more"
+            )
+        problem = _difference(runner, loaded, sequences, expected)
+        if problem is None:
+            return
+    if runner.unpackable is not None:
+        problem = f"packed in one row, {runner.unpackable}; padded, {problem}"
+    raise UnsupportedModel(f"{loaded.layout.architecture} is not served: {problem}")
+
+
+def _difference(
+    runner: Runner, loaded: LoadedModel, sequences: list[list[int]], expected: list[list[float]]
+) -> str | None:
+    """What is wrong with the runner's answers, if anything."""
+    try:
+        got = _together(runner, sequences)
+    except torch.OutOfMemoryError:
+        raise
+    except UNSUITED as error:
+        return f"sequences that run together fail ({str(error).strip() or repr(error)})"
     exact = loaded.quantization == "none" and loaded.dtype is torch.float32
     tolerance = TOLERANCE if exact else ROUNDED_TOLERANCE
     for ids, want, have in zip(sequences, expected, got, strict=True):
@@ -49,10 +77,11 @@ def check(runner: Runner, loaded: LoadedModel) -> None:
         worst = max(abs(w - h) for w, h in zip(want, have, strict=True))
         # `not <=` rather than `>`: a NaN is a difference.
         if not worst <= tolerance:
-            raise UnsupportedModel(
-                f"{architecture} is not served: sequences packed together differ from the same "
-                f"sequences alone by {worst:.3g} in log-probability"
+            return (
+                "sequences that run together differ from the same sequences alone by "
+                f"{worst:.3g} in log-probability"
             )
+    return None
 
 
 def _sequences(loaded: LoadedModel) -> list[list[int]]:
@@ -66,18 +95,21 @@ def _sequences(loaded: LoadedModel) -> list[list[int]]:
 def _alone(loaded: LoadedModel, ids: list[int]) -> list[float]:
     """Log-probability of every token but the first, through transformers' eager attention."""
     model = loaded.model
-    model.set_attn_implementation("eager")
+    ours = model.config._attn_implementation
+    with quiet():
+        model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
             ids_1T = torch.tensor([ids], device=loaded.device)
             logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float()
     finally:
-        model.set_attn_implementation(attention.NAME)
+        with quiet():
+            model.set_attn_implementation(ours)
     logprobs_TV = logits_TV.log_softmax(-1)
     return [float(logprobs_TV[i, token]) for i, token in enumerate(ids[1:])]
 
 
-def _packed(runner: Runner, sequences: list[list[int]]) -> list[list[float]]:
+def _together(runner: Runner, sequences: list[list[int]]) -> list[list[float]]:
     """The same through the runner: half the first sequence beside nothing, the rest of it
     beside the second, and one token of each as an answer goes on, by itself. What each
     sequence ends with is only asked about."""

@@ -22,7 +22,9 @@ from lorry.errors import UnsupportedModel
 from lorry.model import attention
 from lorry.model.attention import HARMLESS, Recorder, attend, attending
 from lorry.model.loader import LoadedModel
-from lorry.model.runner import Runner, measure
+from lorry.model.packed import measure
+from lorry.model.runner import Runner
+from lorry.model.survey import Survey
 from support.prompts import random_prompt
 from support.runner_driver import load_tiny
 
@@ -47,7 +49,7 @@ class Bench:
             block_size=BLOCK_SIZE,
             max_slots=2,
             max_rank=8,
-            shapes=shapes,
+            found=Survey(shapes),
         )
         self.prompts = [random_prompt(LENGTH, seed) for seed in range(4)]
         alone: Any = AutoModelForCausalLM.from_pretrained(
@@ -271,7 +273,7 @@ def test_the_first_pass_notes_what_every_layer_stores(tiny_model: Callable[[str]
 def test_a_model_that_does_not_ask_us_is_refused(
     family: str, tiny_model: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(UnsupportedModel, match="is not served"):
+    with pytest.raises(UnsupportedModel, match="does not go through transformers'"):
         measure(load_tiny(tiny_model(family)))
 
 

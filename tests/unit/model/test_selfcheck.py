@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lorry.errors import UnsupportedModel
-from lorry.model import attention, runner, selfcheck
+from lorry.errors import ModelError, UnsupportedModel
+from lorry.model import attention, padded, runner, selfcheck
 from lorry.model.attention import Recorder, attend
 from lorry.model.inputs import AttentionPlan, Inputs, build_inputs
+from lorry.model.kv_cache import Shapes
 from lorry.model.loader import LoadedModel, load
 from lorry.model.runner import Runner
 from lorry.settings import Settings
@@ -63,21 +64,22 @@ def test_it_fits_in_the_blocks_that_it_says_it_needs(block_size: int, ready: Rea
     selfcheck.check(*ready("llama", block_size=block_size))
 
 
-def test_bloom_is_found_out(tiny_model: Callable[[str], Path]) -> None:
-    """Its modeling code takes no notice of ours and attends across the sequences."""
-    folder = tiny_model("bloom")
-    # Its config states no length.
+@pytest.mark.parametrize("family", tiny.UNPACKABLE)
+def test_what_cannot_be_packed_is_padded(family: str, tiny_model: Callable[[str], Path]) -> None:
     settings = Settings(
-        model=str(folder),
-        home=folder,
+        model=str(tiny_model(family)),
+        home=tiny_model(family),
         device="cpu",
         dtype="float32",
         quantize="none",
+        # Not every config states a length.
         max_model_len=64,
     )
     loaded = load(settings, lambda _: None)
-    with pytest.raises(UnsupportedModel, match="BloomForCausalLM is not served"):
-        selfcheck.check(Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8), loaded)
+    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
+    selfcheck.check(runner, loaded)
+    assert runner.row_layout == "padded"
+    assert runner.unpackable is not None and "interface" in runner.unpackable
 
 
 # ---- deliberate mistakes
@@ -110,6 +112,17 @@ def without(name: str) -> Callable[..., Any]:
     return dropped
 
 
+@pytest.fixture
+def no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The padded way closed, so that what is wrong with the packed one shows."""
+
+    def closed(loaded: LoadedModel) -> Shapes:
+        raise UnsupportedModel("there is no padding today")
+
+    monkeypatch.setattr(padded, "measure", closed)
+
+
+@pytest.mark.usefixtures("no_padding")
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("broken", [across, ahead])
 def test_sequences_that_see_what_they_must_not(
@@ -117,10 +130,46 @@ def test_sequences_that_see_what_they_must_not(
 ) -> None:
     pair = ready("llama", quantization)
     instead(broken)
-    with pytest.raises(UnsupportedModel, match="LlamaForCausalLM is not served: sequences packed"):
+    both = "LlamaForCausalLM is not served: packed .* differ .*; padded, there is no padding today"
+    with pytest.raises(UnsupportedModel, match=both):
         selfcheck.check(*pair)
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("broken", [across, ahead])
+def test_what_goes_wrong_packed_is_padded(
+    broken: Callable[..., Any], quantization: str, ready: Ready, instead: Callable[..., None]
+) -> None:
+    runner, loaded = ready("llama", quantization)
+    before = runner.cache
+    instead(broken)
+    selfcheck.check(runner, loaded)
+    assert runner.row_layout == "padded" and runner.path == "torch"
+    assert runner.unpackable is not None and "differ from the same" in runner.unpackable
+    assert runner.cache is not before and runner.cache.nbytes == before.nbytes
+    assert loaded.model.config._attn_implementation == padded.ATTENTION
+    selfcheck.check(runner, loaded)
+
+
+def test_a_cache_too_small_for_padded_rows(
+    ready: Ready, instead: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = padded.measure
+
+    def doubled(loaded: LoadedModel) -> Shapes:
+        return {
+            layer: replace(shape, heads=2 * shape.heads)
+            for layer, shape in measured(loaded).items()
+        }
+
+    pair = ready("llama")
+    instead(across)
+    monkeypatch.setattr(padded, "measure", doubled)
+    with pytest.raises(ModelError, match="--kv-cache-memory is too small"):
+        selfcheck.check(*pair)
+
+
+@pytest.mark.usefixtures("no_padding")
 @pytest.mark.parametrize(
     ("family", "dropped"),
     [("mistral", "sliding_window"), ("gemma2", "softcap"), ("granite", "scaling")],
@@ -134,6 +183,7 @@ def test_an_argument_that_is_dropped(
         selfcheck.check(*pair)
 
 
+@pytest.mark.usefixtures("no_padding")
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_positions_that_begin_anew_with_each_step(
     quantization: str, ready: Ready, monkeypatch: pytest.MonkeyPatch
@@ -148,15 +198,38 @@ def test_positions_that_begin_anew_with_each_step(
         selfcheck.check(*pair)
 
 
+@pytest.mark.parametrize("tensor", ["positions_BQ", "mask_BL", "read_X", "write_M"])
+def test_padding_that_goes_wrong_too(
+    tensor: str, ready: Ready, instead: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = padded._group
+
+    def broken(*arguments: Any) -> Any:
+        made = group(*arguments)
+        wrong = {
+            "positions_BQ": made.positions_BQ * 0,
+            "mask_BL": made.mask_BL * 0 + 1,
+            "read_X": made.read_X * 0,
+            "write_M": made.write_M.flip(0),
+        }
+        return replace(made, **{tensor: wrong[tensor]})
+
+    pair = ready("llama")
+    instead(across)
+    monkeypatch.setattr(padded, "_group", broken)
+    with pytest.raises(UnsupportedModel, match=r"is not served: packed .*; padded, .* differ"):
+        selfcheck.check(*pair)
+
+
 def test_a_cache_that_forgets(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed and padded."""
     pair = ready("llama")
     run = pair[0].run
 
     def forgetful(batch: Any) -> Any:
         results = run(batch)
-        for module in pair[1].model.modules():
-            if module in pair[0].cache._shapes:
-                pair[0].cache.layer(module).v_NHD.zero_()
+        for kv in pair[0].cache.layers:
+            kv.v_NHD.zero_()
         return results
 
     monkeypatch.setattr(pair[0], "run", forgetful)
@@ -164,6 +237,7 @@ def test_a_cache_that_forgets(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> 
         selfcheck.check(*pair)
 
 
+@pytest.mark.usefixtures("no_padding")
 def test_answers_that_go_on_without_their_past(
     ready: Ready, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +249,7 @@ def test_answers_that_go_on_without_their_past(
         selfcheck.check(*pair)
 
 
+@pytest.mark.usefixtures("no_padding")
 def test_numbers_that_are_none(ready: Ready, instead: Callable[..., None]) -> None:
     def broken(*arguments: Any, **more: Any) -> Any:
         out, _ = attend(*arguments, **more)
