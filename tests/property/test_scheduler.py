@@ -18,6 +18,10 @@ from lorry.engine.scheduler import Limits, Scheduler
 from lorry.errors import GenerationFailed
 from lorry_adapters.errors import AdapterError
 from support.engine_fakes import (
+    CALLED,
+    INVOCATION,
+    PREFIX,
+    PROMPT,
     VOCABULARY,
     ToyResidency,
     ToyRunner,
@@ -25,11 +29,12 @@ from support.engine_fakes import (
     counted_lease,
     prompt_logprobs_of,
     request,
+    virtual_of,
 )
 
-MAX_LEN = 24
+MAX_LEN = 29
 OVERTAKEN = 3
-DIGESTS = ("a", "b", "c", "d")
+DIGESTS = ("a", "b", "c", PROMPT, PREFIX, CALLED)
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,15 @@ class Ask:
 
 
 tokens = st.integers(0, VOCABULARY - 1)
+selections = st.lists(st.sampled_from(DIGESTS), max_size=2, unique=True).filter(
+    # The registry lets nobody have both.
+    lambda digests: not {PROMPT, PREFIX} <= set(digests)
+)
 asks = st.builds(
     Ask,
-    prompt=st.lists(tokens, min_size=1, max_size=12),
+    prompt=st.lists(tokens, min_size=1, max_size=10),
     max_new_tokens=st.integers(1, 12),
-    adapters=st.lists(st.sampled_from(DIGESTS), max_size=2, unique=True),
+    adapters=selections,
     scale=st.sampled_from([1.0, -0.5, 0.0]),
     eos=st.frozensets(tokens, max_size=4),
     prompt_logprobs=st.booleans(),
@@ -72,7 +81,14 @@ class Tracked:
 
     @property
     def tokens(self) -> list[int]:
-        return [*self.request.prompt_ids, *self.answer]
+        """0 for a virtual one."""
+        return [*[0] * len(virtual_of(self.request)), *self.request.prompt_ids, *self.answer]
+
+    @property
+    def begin(self) -> int:
+        """Where the first row starts: behind a prefix."""
+        refs = self.request.lease.refs
+        return sum(ref.virtual_tokens for ref in refs if ref.is_prefix and ref.scale)
 
     @property
     def plain(self) -> bool:
@@ -124,15 +140,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         for ask in asked:
             name = f"r{len(self.all)}"
             counted = counted_lease([(digest, ask.scale) for digest in ask.adapters])
+            called = [*INVOCATION, *ask.prompt] if CALLED in ask.adapters else ask.prompt
             made = request(
                 name,
-                ask.prompt,
+                called,
                 ask.max_new_tokens,
                 lease=counted.lease,
                 eos=ask.eos,
                 prompt_logprobs=ask.prompt_logprobs,
             )
-            self.all[name] = Tracked(made, counted.releases, len(self.all))
+            one = Tracked(made, counted.releases, len(self.all))
+            one.computed = one.begin
+            self.all[name] = one
             self.scheduler.add(made)
 
     @rule(arriving=st.frozensets(st.sampled_from(DIGESTS)))
@@ -194,7 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         decoding = {
             name
             for name in self.live()
-            if (one := self.all[name]).computed
+            if (one := self.all[name]).started
             and not one.must_restart
             and one.computed == len(one.tokens) - 1
         }
@@ -230,11 +249,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             count = len(row.token_ids)
             assert count >= 1
             if one.must_restart:
-                assert row.start == 0
+                assert row.start == one.begin
                 one.must_restart = False
             # Each token once and in order, or all of them again after a preemption.
-            assert row.start in (one.computed, 0)
+            assert row.start in (one.computed, one.begin)
             assert list(row.token_ids) == one.tokens[row.start : row.start + count]
+            virtual = len(virtual_of(one.request))
+            assert row.virtual == max(0, min(virtual - row.start, count))
             assert len(row.blocks) * self.blocks.block_size >= row.start + count
             assert (row.sample is not None) == (row.start + count == len(one.tokens))
             scales = [ref.scale for ref in one.request.lease.refs if ref.scale]
@@ -310,7 +331,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert isinstance(one.final.error, GenerationFailed | AdapterError)
             if one.answer:
                 asked = one.request.params.prompt_logprobs
-                assert one.prompt == (prompt_logprobs_of(one.request.prompt_ids) if asked else ())
+                assert one.prompt == (prompt_logprobs_of(one.request) if asked else ())
         assert self.blocks.num_used == 0
         assert not any(self.residency.pins.values())
         assert self.scheduler.take_events() == []

@@ -10,7 +10,7 @@ tokens that come out, and `answer_of` says what should have.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorry.core import (
@@ -22,6 +22,7 @@ from lorry.core import (
     SamplingParams,
     TokenLogprob,
 )
+from lorry.engine.invocation import starts_of
 from lorry_adapters.errors import AdapterError
 from lorry_adapters.registry.record import AdapterRef, Lease
 
@@ -29,6 +30,24 @@ VOCABULARY = 50
 
 Adapters = Sequence[tuple[str, float]]
 """Digests and scales."""
+
+PROMPT, PREFIX, CALLED = "prompt", "prefix", "called"
+"""Digests of adapters of other kinds than LoRA; `CALLED` is an activated one."""
+
+VIRTUAL: Mapping[str, int] = {PROMPT: 3, PREFIX: 5}
+INVOCATION = (7,)
+
+
+def ref_of(digest: str, scale: float) -> AdapterRef:
+    return AdapterRef(
+        f"name-{digest}",
+        1,
+        digest,
+        scale,
+        virtual_tokens=VIRTUAL.get(digest, 0),
+        is_prefix=digest == PREFIX,
+        invocation=INVOCATION if digest == CALLED else (),
+    )
 
 
 @dataclass
@@ -41,7 +60,7 @@ class CountedLease:
 
 def counted_lease(adapters: Adapters) -> CountedLease:
     releases: list[None] = []
-    refs = tuple(AdapterRef(f"name-{digest}", 1, digest, scale) for digest, scale in adapters)
+    refs = tuple(ref_of(digest, scale) for digest, scale in adapters)
     return CountedLease(Lease(refs, lambda: releases.append(None)), releases)
 
 
@@ -60,14 +79,19 @@ def request(
         max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs
     )
     held = lease or counted_lease(adapters).lease
-    return Request(name, tuple(prompt), params, held, 0.0, constraint)
+    starts = starts_of(held.refs, prompt)
+    return Request(name, tuple(prompt), params, held, 0.0, constraint, starts)
 
 
 def _number(*what: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "big")
 
 
-def next_token(tokens: Sequence[int], adapters: Adapters) -> int:
+Used = Sequence[tuple[str, float, int]]
+"""Digests, scales, and from where on they count."""
+
+
+def next_token(tokens: Sequence[int], adapters: Used) -> int:
     return _number("token", tuple(tokens), tuple(adapters)) % VOCABULARY
 
 
@@ -75,19 +99,31 @@ def logprob(before: Sequence[int], token: int) -> float:
     return -(_number("logprob", tuple(before), token) % 1000) / 100
 
 
+def virtual_of(asked: Request) -> list[int]:
+    """What the toy model sees in front of the prompt: -1, -2, ..."""
+    count = sum(ref.virtual_tokens for ref in asked.lease.refs if ref.scale != 0.0)
+    return [-1 - index for index in range(count)]
+
+
 def answer_of(asked: Request) -> list[int]:
     """What the toy model says when it runs the request alone."""
-    adapters = [(ref.digest, ref.scale) for ref in asked.lease.refs if ref.scale != 0.0]
+    before = [*virtual_of(asked), *asked.prompt_ids]
+    adapters = []
+    for ref in asked.lease.refs:
+        if ref.scale != 0.0:
+            start = len(before) - 1 - before[::-1].index(INVOCATION[0]) if ref.invocation else 0
+            adapters.append((ref.digest, ref.scale, start))
     answer: list[int] = []
     while len(answer) < asked.params.max_new_tokens:
-        answer.append(next_token([*asked.prompt_ids, *answer], adapters))
+        answer.append(next_token([*before, *answer], adapters))
         if answer[-1] in asked.params.eos_token_ids:
             break
     return answer
 
 
-def prompt_logprobs_of(prompt: Sequence[int]) -> tuple[TokenLogprob | None, ...]:
-    rest = [TokenLogprob(token, logprob(prompt[: i + 1], token)) for i, token in
+def prompt_logprobs_of(asked: Request) -> tuple[TokenLogprob | None, ...]:
+    virtual, prompt = virtual_of(asked), asked.prompt_ids
+    rest = [TokenLogprob(token, logprob([*virtual, *prompt[: i + 1]], token)) for i, token in
             enumerate(prompt[1:])]  # fmt: skip
     return (None, *rest)
 
@@ -109,8 +145,16 @@ class ToyRunner:
             raise self.failing
         # As on a real device: everything is written, then everything is read.
         for row in batch.rows:
+            if any(self.digest_in(use.slot) == PREFIX for use in row.adapters):
+                assert not row.virtual
+                if row.start == VIRTUAL[PREFIX]:
+                    for position in range(row.start):
+                        self.cells[self._cell(row, position)] = (position, -1 - position)
             for offset, token in enumerate(row.token_ids):
                 position = row.start + offset
+                if offset < row.virtual:
+                    assert token == 0
+                    token = -1 - position
                 self.cells[self._cell(row, position)] = (position, token)
         return [self._result(row) for row in batch.rows]
 
@@ -120,17 +164,17 @@ class ToyRunner:
         assert [position for position, _ in context] == list(range(end)), "another's cells"
         tokens = [token for _, token in context]
         prompt = tuple(
-            TokenLogprob(target, logprob(tokens[: row.start + i + 1], target))
+            TokenLogprob(target, logprob(tokens[: row.start + row.virtual + i + 1], target))
             for i, target in enumerate(row.prompt_targets or ())
         )
         if row.sample is None:
             return RowResult(None, (), prompt)
-        assert tokens == [*row.sample.prompt, *row.sample.answer]
+        assert [t for t in tokens if t >= 0] == [*row.sample.prompt, *row.sample.answer]
         adapters = []
         for use in row.adapters:
             digest = self.digest_in(use.slot)
             assert digest is not None, "an empty slot"
-            adapters.append((digest, use.scale))
+            adapters.append((digest, use.scale, use.start))
         token = next_token(tokens, adapters)
         return RowResult(TokenLogprob(token, logprob(tokens, token)), (), prompt)
 

@@ -46,5 +46,8 @@ class BaseLayout:
     input_embedding: str | None = None
     tied: bool = False
     """The two embeddings are one table."""
+    kv_heads: int = 0
+    """Heads of keys and values in every layer; 0 where the layers differ."""
+    head_size: int = 0
     body: str = ""
     """Path of the model below the head: what an adapter for its hidden states calls its root."""

@@ -109,4 +109,8 @@ def _version(number: int, new: Staged, now: datetime) -> VersionRecord:
         bytes=new.facts.bytes,
         base_model=new.facts.base_model,
         created_at=now,
+        task_type=new.facts.task_type,
+        virtual_tokens=new.facts.virtual_tokens,
+        invocation=new.facts.invocation,
+        scalable=new.facts.scalable,
     )

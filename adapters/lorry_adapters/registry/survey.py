@@ -31,7 +31,16 @@ def fingerprint(layout: BaseLayout) -> str:
         (module.name, module.kind.value, module.in_features, module.out_features)
         for module in layout.modules.values()
     )
-    shape = [layout.architecture, layout.num_layers, layout.output_embedding, modules]
+    shape = [
+        layout.architecture,
+        layout.num_layers,
+        layout.output_embedding,
+        layout.input_embedding,
+        layout.tied,
+        layout.kv_heads,
+        layout.head_size,
+        modules,
+    ]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
 

@@ -64,6 +64,11 @@ class AttentionPlan:
         """Cache rows of everything that the last token of `row` sees."""
         return _cache_rows(row, 0, row.start + len(row.token_ids), self.block_size)
 
+    def cells_before(self, row: Row) -> Tensor:
+        """int64, cache rows of the positions before the first token of `row`."""
+        cells = _cache_rows(row, 0, row.start, self.block_size)
+        return torch.from_numpy(cells).to(self.device)
+
     def singles(self, window: int | None) -> Singles:
         """The single rows' context; with a sliding `window`, only its last tokens."""
         try:

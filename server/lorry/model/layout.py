@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
@@ -18,6 +18,7 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         if entry is not None:
             modules[path] = entry
     text = model.config.get_text_config()
+    kv_heads, head_size = _kv_of(text)
     return BaseLayout(
         name=name,
         architecture=type(model).__name__,
@@ -26,8 +27,23 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         modules=modules,
         input_embedding=_path_of(model, model.get_input_embeddings()),
         tied=bool(getattr(text, "tie_word_embeddings", False)),
+        kv_heads=kv_heads,
+        head_size=head_size,
         body=model.base_model_prefix,
     )
+
+
+def _kv_of(config: PretrainedConfig) -> tuple[int, int]:
+    """(heads, size) of the keys and values that every layer keeps, as PEFT reads them from a
+    config (`_prepare_prompt_learning_config`); zeros where there is no one shape."""
+    if getattr(config, "per_layer_config", None) or getattr(config, "num_kv_shared_layers", 0):
+        return 0, 0
+    # Falcon's one head for all queries, of which PEFT does not know.
+    if getattr(config, "multi_query", False):
+        return 0, 0
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(heads), int(size)
 
 
 def _path_of(model: PreTrainedModel, wanted: nn.Module | None) -> str | None:

@@ -181,7 +181,7 @@ def test_preempted_in_the_prompt_its_logprobs_are_collected_anew() -> None:
     bench.finish()
     assert bench.scheduler.preemptions == 1
     (first, *rest) = [e for e in bench.events if e.request_id == "b"]
-    assert first.prompt == prompt_logprobs_of(b.prompt_ids)
+    assert first.prompt == prompt_logprobs_of(b)
     assert all(e.prompt == () for e in rest)
     assert bench.answer("b") == answer_of(b)
 
