@@ -54,7 +54,9 @@ class KVCache:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        tokens = num_blocks * block_size
+        self.scratch_cell = num_blocks * block_size
+        """A cache row of no block: where rows that fill up a recorded step write."""
+        tokens = self.scratch_cell + 1
 
         # Zeroed: a padded row reads cells that nobody has written, and 0 x NaN is NaN.
         def cells(heads: int, size: int) -> Tensor:

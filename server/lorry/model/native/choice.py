@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lorry.errors import ModelError
-from lorry.model import selfcheck
+from lorry.model import gpu, selfcheck
 from lorry.model.loader import LoadedModel
 from lorry.model.native import library
 from lorry.model.native.lean import LeanModel, unsuited
@@ -23,6 +23,8 @@ def choose(
     """
     if kernels == "torch":
         return "PyTorch's operations, as asked for"
+    if loaded.device.type == "cuda" and kernels == "auto":
+        return gpu.choose(loaded, runner)
     try:
         why = unsuited(loaded)
         if why is not None:
