@@ -6,7 +6,8 @@ tokens do not depend on its neighbours:
 compiled   (`lorry.model.native`) where the model allows it, for rows whose adapters are
            plain pairs of matrices, and for the base
 packed     (`lorry.model.packed`) transformers' modeling code; serves every kind of
-           adapter, and everything where there is no compiled step
+           adapter, and everything where there is no compiled step; on a GPU with Triton's
+           kernels and recorded decode steps (`lorry.model.cuda`)
 padded     (`lorry.model.padded`) in place of packed, for a model whose attention cannot be
            replaced
 
@@ -15,6 +16,7 @@ All read and write the same cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +25,7 @@ import torch
 from lorry.core import Batch, Row, RowResult, Sample, TokenLogprob
 from lorry.model.dense import dense_weight
 from lorry.model.inputs import Inputs, build_inputs
-from lorry.model.kv_cache import KVCache, bytes_per_token
+from lorry.model.kv_cache import KVCache, LayerShape, bytes_per_token
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native.lean import LeanModel
@@ -34,6 +36,7 @@ from lorry.model.survey import Survey, survey, survey_padded
 from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
 if TYPE_CHECKING:
+    from lorry.model.cuda import CudaModel
     from lorry_adapters.lora.weights import AdapterWeights
 
 
@@ -84,6 +87,7 @@ class Runner:
         )
         self._torch = self._model_of(loaded)
         self._lean: LeanModel | None = None
+        self._fused: CudaModel | None = None
         self._placed: dict[int, Prepared] = {}
         # Slots of adapters that the compiled step cannot apply, and those that are in the
         # packed model's own slots too.
@@ -114,6 +118,7 @@ class Runner:
         weights = prepared.weights
         self._digests[slot] = weights.digest
         if self._lean is None:
+            (self._special.discard if prepared.bound.plain else self._special.add)(slot)
             self.lora.place(slot, prepared.bound)
             return
         self._in_packed.discard(slot)
@@ -138,6 +143,21 @@ class Runner:
         assert self.unpackable is None, "it packs"
         self._lean = lean
 
+    def go_fused(
+        self, fused: Callable[[PackedModel, KVCache, LoraModel, Set[int]], CudaModel]
+    ) -> None:
+        """Run packed rows as `fused` does, which is made from the packed model, the cache, the
+        slots, and what slots hold more than pairs of matrices, kept current."""
+        assert self.lora.slot_bytes == 0, "adapters were placed before"
+        assert self._lean is None and isinstance(self._torch, PackedModel)
+        self._fused = self._torch = fused(self._torch, self.cache, self.lora, self._special)
+
+    def leave_fused(self) -> None:
+        """PyTorch's operations again."""
+        assert self._fused is not None
+        self._torch = self._fused.leave()
+        self._fused = None
+
     def go_padded(self, loaded: LoadedModel, why: str) -> None:
         """Pad rows from now on, because packing them goes wrong; the cache is a new one, of
         no more bytes.
@@ -157,13 +177,20 @@ class Runner:
 
     @property
     def path(self) -> str:
-        """What runs the steps: `native` or `torch`."""
+        """What runs the steps: `native`, `triton` (and whether without recordings), `torch`."""
+        if self._fused is not None:
+            return self._fused.name
         return "torch" if self._lean is None else "native"
 
     @property
     def row_layout(self) -> str:
         """How a step's rows lie in the model's input: `packed` or `padded`."""
         return "packed" if self.unpackable is None else "padded"
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        """Of the attention layers, in order."""
+        return list(self._survey.shapes.values())
 
     @property
     def unpackable(self) -> str | None:
@@ -214,7 +241,8 @@ class Runner:
             batch,
             block_size=self.cache.block_size,
             dtype=self._dtype,
-            device=self._device,
+            # It brings them to the device itself, in fewer copies.
+            device=self._device if self._fused is None else torch.device("cpu"),
             digests=self._digests,
         )
         logits = path.run(inputs)
