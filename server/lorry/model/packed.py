@@ -18,16 +18,20 @@ from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache, Shapes
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
+from lorry.model.prompts import Prompts
 from lorry_adapters.lora.layers import LoraModel
 
 
 class PackedModel:
     """The base with slots for adapters of every kind."""
 
-    def __init__(self, loaded: LoadedModel, cache: KVCache, lora: LoraModel) -> None:
+    def __init__(
+        self, loaded: LoadedModel, cache: KVCache, lora: LoraModel, prompts: Prompts
+    ) -> None:
         self._model = loaded.model
         self._cache = cache
         self._lora = lora
+        self._prompts = prompts
         parameters = inspect.signature(loaded.model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
 
@@ -38,13 +42,20 @@ class PackedModel:
         step = Step(inputs.attention, self._cache, singles)
         with attending(step), self._lora.planned(inputs.body, head):
             output = self._model(
-                input_ids=inputs.ids_1T,
+                **self._tokens(inputs),
                 position_ids=inputs.positions_1T,
                 use_cache=False,
                 **keep,
             )
         logits_TV: Tensor = output.logits[0]
         return Logits.of(logits_TV if self._keeps_logits else logits_TV[inputs.wanted_K])
+
+    def _tokens(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Ids, and embeddings only where an adapter brings some."""
+        if not inputs.virtual:
+            return {"input_ids": inputs.ids_1T}
+        embeddings_1TH = self._model.get_input_embeddings()(inputs.ids_1T)
+        return {"inputs_embeds": self._prompts.put(embeddings_1TH, inputs.virtual)}
 
 
 def measure(loaded: LoadedModel) -> Shapes:

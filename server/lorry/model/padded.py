@@ -35,6 +35,7 @@ from lorry.model.inputs import AttentionPlan, Inputs
 from lorry.model.kv_cache import KVCache, LayerKV, LayerShape, Shapes
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
+from lorry.model.prompts import Prompts
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import Plan
 
@@ -114,10 +115,13 @@ class _Paged(CacheLayerMixin):  # type: ignore[misc]
 class PaddedModel:
     """The base with slots for adapters of every kind, some rows at a time."""
 
-    def __init__(self, loaded: LoadedModel, cache: KVCache, lora: LoraModel) -> None:
+    def __init__(
+        self, loaded: LoadedModel, cache: KVCache, lora: LoraModel, prompts: Prompts
+    ) -> None:
         self._model = loaded.model
         self._cache = cache
         self._lora = lora
+        self._prompts = prompts
         self._accepts = frozenset(inspect.signature(loaded.model.forward).parameters)
 
     def run(self, inputs: Inputs) -> Logits:
@@ -136,7 +140,6 @@ class PaddedModel:
         (rows, width), columns = group.ids_BQ.shape, len(group.columns)
         body = moved(inputs.body, group.tokens, rows * width)
         arguments: dict[str, Any] = {
-            "input_ids": group.ids_BQ,
             "attention_mask": group.mask_BL,
             "past_key_values": Cache(
                 layers=[_Paged(kv, group) for kv in self._cache.layers],
@@ -152,8 +155,17 @@ class PaddedModel:
             places = {at: b * columns + c for at, (b, c) in group.logits.items()}
             head = moved(inputs.head, places, rows * columns)
         with self._lora.planned(body, head):
+            arguments |= self._tokens(inputs, group)
             logits_BXV: Tensor = self._model(**arguments).logits
         return logits_BXV if keeps else logits_BXV[:, columns_C]
+
+    def _tokens(self, inputs: Inputs, group: Group) -> dict[str, Tensor]:
+        """Ids, and embeddings only where an adapter brings some."""
+        if not any(run.first in group.tokens for run in inputs.virtual):
+            return {"input_ids": group.ids_BQ}
+        embeddings_BQH = self._model.get_input_embeddings()(group.ids_BQ)
+        put_BQH = self._prompts.put(embeddings_BQH, inputs.virtual, group.tokens)
+        return {"inputs_embeds": put_BQH}
 
 
 def moved(plan: Plan, places: Mapping[int, int], count: int) -> Plan:

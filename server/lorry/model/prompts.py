@@ -55,7 +55,7 @@ class Prompts:
         for row in attention.rows:
             for cells_L2NKD in self._of(row, self._cells_L2NKD):
                 if row.start == cells_L2NKD.shape[2]:
-                    where_N = attention.cells_before(row)
+                    where_N = attention.cells_before(row).to(self._device)
                     for kv, (k_NKD, v_NKD) in zip(self._cache.layers, cells_L2NKD, strict=True):
                         kv.k_NHD.index_copy_(0, where_N, k_NKD)
                         kv.v_NHD.index_copy_(0, where_N, v_NKD)

@@ -31,6 +31,7 @@ from lorry.model.logits import Logits
 from lorry.model.native.lean import LeanModel
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
+from lorry.model.prompts import Prompts
 from lorry.model.sampler import logprobs_of, sample
 from lorry.model.survey import Survey, survey, survey_padded
 from lorry_adapters.lora.layers import BoundAdapter, LoraModel
@@ -106,7 +107,8 @@ class Runner:
 
     def _model_of(self, loaded: LoadedModel) -> Path:
         model = PackedModel if self.unpackable is None else PaddedModel
-        return model(loaded, self.cache, self.lora)
+        self._prompts = Prompts(self.cache, self._dtype, self._device)
+        return model(loaded, self.cache, self.lora, self._prompts)
 
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
@@ -117,6 +119,7 @@ class Runner:
         """Copy an adapter's weights into a slot. Between two runs only."""
         weights = prepared.weights
         self._digests[slot] = weights.digest
+        self._prompts.place(slot, weights.prompt)
         if self._lean is None:
             (self._special.discard if prepared.bound.plain else self._special.add)(slot)
             self.lora.place(slot, prepared.bound)
@@ -245,6 +248,7 @@ class Runner:
             device=self._device if self._fused is None else torch.device("cpu"),
             digests=self._digests,
         )
+        self._prompts.fill(inputs.attention)
         logits = path.run(inputs)
         results: list[RowResult | None] = [None] * len(batch.rows)
         drawn = self._sample(batch, inputs, logits)
