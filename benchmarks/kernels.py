@@ -2,8 +2,15 @@
 
     python -m benchmarks.kernels --json FILE
 
-`lora`: the delta of one module for a step's tokens, by the kernel that serves, with the memory
-that it must read as GB/s. `linear`: one base projection in int8 and in fp32.
+lora        the delta of one module by PyTorch's operations, with the memory that it must read
+int8, fp32  one projection by fbgemm's integers and in fp32; compiled: by the compiled step
+delta       what the adapters on all seven projections of a layer add to a step
+attention   what a layer's attention over a context adds to a step
+prompt      what a layer's attention within a prompt adds to one over pieces of 16 tokens
+sampler     one token a row from a vocabulary of 49152
+
+A `delta` and an `attention` are the difference of two whole steps, by the path that is
+named: between them lie only a few layers, and nothing is measured that is not served so.
 """
 
 from __future__ import annotations
@@ -11,8 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -21,9 +29,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.steps import LAYERS, Steps, save_random_base
 from lorry.bench import machine
+from lorry.core import Sample, SamplingParams
 from lorry.model import int8
 from lorry.model.int8 import Int8Linear
+from lorry.model.logits import Logits
+from lorry.model.native import library
+from lorry.model.sampler import sample
 from lorry_adapters.lora.kernels import grouped, reference
 from lorry_adapters.lora.plan import build_plan
 
@@ -33,19 +46,53 @@ RANKS = (8, 16, 64)
 WIDTHS = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096))
 """(in, out): SmolLM2-135M's, a 1B's, an 8B's."""
 
+BASES = {
+    "135M": {"hidden": 576, "inner": 1536, "heads": 9, "kv_heads": 3},
+    "1B": {"hidden": 2048, "inner": 8192, "heads": 32, "kv_heads": 8},
+}
+"""Layers as those of such a model."""
+
+CONTEXTS = (128, 1024, 4096)
+PROMPTS = (64, 512)
+VOCABULARY = 49152
+
+SAMPLING = {
+    "greedy": SamplingParams(1),
+    "temperature": SamplingParams(1, temperature=0.8),
+    "top-k": SamplingParams(1, temperature=0.8, top_k=50),
+    "top-p": SamplingParams(1, temperature=0.8, top_p=0.95),
+    "typical-p": SamplingParams(1, temperature=0.8, typical_p=0.9),
+    "penalty": SamplingParams(1, repetition_penalty=1.1),
+}
+
+GROUPS = ("lora", "linear", "layer", "sampler")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seconds", type=float, default=0.1, help="for each figure")
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
+    groups = given.only.split(",")
+    if unknown := set(groups) - set(GROUPS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(GROUPS)}")
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    on_cpu = device.type == "cpu" and int8.available()
+    parts: dict[str, Iterator[dict[str, Any]]] = {
+        "lora": lora(device, dtype, given.seconds),
+        "linear": linear(given.seconds) if on_cpu else iter(()),
+        "layer": layer(given.seconds) if on_cpu else iter(()),
+        "sampler": sampler(device, given.seconds),
+    }
     rows = []
-    for row in chain(lora(device, dtype, given.seconds), linear(device, given.seconds)):
+    print(*(f"{name:>9}" for name in NAMES))
+    for found in chain.from_iterable(parts[group] for group in groups):
+        row = {name: found.get(name, "-") for name in NAMES}
         rows.append(row)
-        print(*(f"{value:>9}" if key != "kernel" else f"{value:<8}" for key, value in row.items()))
+        print(*(f"{value:>9}" for value in row.values()))
         sys.stdout.flush()
     if given.json is not None:
         document = {
@@ -58,10 +105,12 @@ def main() -> None:
         given.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
+NAMES = ("kernel", "by", "tokens", "adapters", "rank", "in", "out", "us", "GB/s", "error")
+"""`in` and `out` of a projection; for a layer its width and, of attention, the context."""
+
+
 def lora(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[dict[str, Any]]:
     """Tokens are dealt out to the adapters in equal parts, as in a decode step."""
-    names = ("tokens", "adapters", "rank", "in", "out", "us", "GB/s", "error")
-    print("kernel  ", *(f"{name:>9}" for name in names))
     for width_in, width_out in WIDTHS:
         for rank in RANKS:
             for adapters in ADAPTERS:
@@ -95,6 +144,7 @@ def lora(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[d
                     )
                     yield {
                         "kernel": "lora",
+                        "by": "torch",
                         "tokens": tokens,
                         "adapters": adapters,
                         "rank": rank,
@@ -106,34 +156,153 @@ def lora(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[d
                     }
 
 
-def linear(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    if device.type != "cpu" or not int8.available():
-        return
+def linear(seconds: float) -> Iterator[dict[str, Any]]:
     for width_in, width_out in WIDTHS:
         weight_OI = torch.randn(width_out, width_in, generator=torch.Generator().manual_seed(0))
         absmax_O = weight_OI.abs().amax(1)
         codes_OI = (weight_OI * (127 / absmax_O[:, None])).round().to(torch.int8)
-        kernel = Int8Linear(codes_OI, absmax_O / 127, None)
+        runs: dict[str, tuple[Callable[[torch.Tensor], object], int]] = {
+            "int8": (Int8Linear(codes_OI, absmax_O / 127, None), 1),
+            "fp32": (partial(torch.nn.functional.linear, weight=weight_OI), 4),
+        }
         for tokens in TOKENS:
             x_TI = torch.randn(tokens, width_in, generator=torch.Generator().manual_seed(1))
-            runs: dict[str, tuple[Callable[[], object], int]] = {
-                "int8": (partial(kernel, x_TI), 1),
-                "fp32": (partial(torch.nn.functional.linear, x_TI, weight_OI), 4),
-            }
             for name, (run, bytes_each) in runs.items():
                 with torch.inference_mode():
-                    spent = clock(run, device, seconds)
+                    spent = clock(partial(run, x_TI), torch.device("cpu"), seconds)
                 yield {
                     "kernel": name,
+                    "by": "torch",
                     "tokens": tokens,
-                    "adapters": "-",
-                    "rank": "-",
                     "in": width_in,
                     "out": width_out,
                     "us": round(spent * 1e6, 1),
                     "GB/s": round(width_in * width_out * bytes_each / spent / 1e9, 1),
-                    "error": "-",
                 }
+
+
+def layer(seconds: float) -> Iterator[dict[str, Any]]:
+    """Both paths, on layers of the bases' shapes."""
+    for base in BASES.values():
+        with tempfile.TemporaryDirectory(prefix="lorry-bench-") as scratch:
+            save_random_base(Path(scratch), **base)
+            for by in paths():
+                yield from compiled_linears(Path(scratch), by, seconds)
+                for rank in RANKS:
+                    yield from deltas(Path(scratch), by, rank, seconds)
+                yield from attention(Path(scratch), by, seconds)
+
+
+def paths() -> tuple[str, ...]:
+    try:
+        library.find()
+    except library.Missing as missing:
+        print(f"no compiled step: {missing}", file=sys.stderr)
+        return ("torch",)
+    return ("torch", "native")
+
+
+def compiled_linears(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """Through the modules of a base whose weights the compiled step has taken over."""
+    if by != "native":
+        return
+    steps = Steps(base, kernels=by, slots=0, rank=1)
+    found = [module for module in steps.loaded.model.modules() if isinstance(module, Int8Linear)]
+    widths = {(one.in_features, one.out_features): one for one in found}
+    for (width_in, width_out), module in widths.items():
+        for tokens in TOKENS:
+            x_TI = torch.randn(tokens, width_in, generator=torch.Generator().manual_seed(1))
+            with torch.inference_mode():
+                spent = clock(partial(module, x_TI), torch.device("cpu"), seconds)
+            yield {
+                "kernel": "int8",
+                "by": by,
+                "tokens": tokens,
+                "in": width_in,
+                "out": width_out,
+                "us": round(spent * 1e6, 1),
+                "GB/s": round(width_in * width_out / spent / 1e9, 1),
+            }
+    steps.close()
+
+
+def deltas(base: Path, by: str, rank: int, seconds: float) -> Iterator[dict[str, Any]]:
+    most = max(ADAPTERS)
+    steps = Steps(base, kernels=by, slots=most, rank=rank)
+    width = steps.loaded.config.hidden_size
+    for tokens in (tokens for tokens in TOKENS if tokens <= 64):
+        runs = [steps.decode(tokens, 16, adapters) for adapters in (0, *ADAPTERS)]
+        plain, *others = race(runs, seconds)
+        for adapters, spent in zip(ADAPTERS, others, strict=True):
+            if adapters <= tokens:
+                yield {
+                    "kernel": "delta",
+                    "by": by,
+                    "tokens": tokens,
+                    "adapters": adapters,
+                    "rank": rank,
+                    "in": width,
+                    "us": round((spent - plain) / LAYERS * 1e6, 1),
+                }
+    steps.close()
+
+
+def attention(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
+    steps = Steps(base, kernels=by, slots=0, rank=1, cells=8 * (max(CONTEXTS) + 64))
+    width = steps.loaded.config.hidden_size
+    for tokens in (1, 8):
+        runs = [steps.decode(tokens, context) for context in (1, *CONTEXTS)]
+        least, *others = race(runs, seconds)
+        for context, spent in zip(CONTEXTS, others, strict=True):
+            yield {
+                "kernel": "attention",
+                "by": by,
+                "tokens": tokens,
+                "in": width,
+                "out": context,
+                "us": round((spent - least) / LAYERS * 1e6, 1),
+            }
+    for tokens in PROMPTS:
+        runs = [steps.prompt(tokens, pieces=tokens // 16), steps.prompt(tokens)]
+        pieces, whole = race(runs, seconds)
+        yield {
+            "kernel": "prompt",
+            "by": by,
+            "tokens": tokens,
+            "in": width,
+            "us": round((whole - pieces) / LAYERS * 1e6, 1),
+        }
+    steps.close()
+
+
+def sampler(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
+    for rows in (1, 8):
+        dice = torch.Generator(device).manual_seed(0)
+        values_KV = 3 * torch.randn(rows, VOCABULARY, generator=dice, device=device)
+        logits = Logits.of(values_KV)
+        for name, params in SAMPLING.items():
+            samples = [Sample(params, [5, 6], [7, 8], None)] * rows
+            spent = clock(partial(sample, logits, samples), device, seconds)
+            yield {"kernel": "sampler", "by": name, "tokens": rows, "us": round(spent * 1e6, 1)}
+
+
+def race(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """Seconds of one call of each: the best of seven turns, so that what slows the machine
+    for a moment slows no single one of them."""
+    counts = []
+    for run in runs:
+        run()
+        before = time.perf_counter()
+        run()
+        counts.append(max(1, int(seconds / 7 / max(time.perf_counter() - before, 1e-7))))
+    best = [float("inf")] * len(runs)
+    for _ in range(7):
+        for index, (run, count) in enumerate(zip(runs, counts, strict=True)):
+            before = time.perf_counter()
+            for _ in range(count):
+                run()
+            best[index] = min(best[index], (time.perf_counter() - before) / count)
+    return best
 
 
 def clock(run: Callable[[], object], device: torch.device, seconds: float) -> float:
