@@ -13,6 +13,14 @@ from lorry_adapters.errors import InvalidAdapter
 
 MAX_PROBLEMS: Final = 50
 
+PICKLED: Final = (
+    "is a pickle, which can run code when it is opened, so it is never opened here. Where you "
+    'trust it, convert it: python -c "import torch, safetensors.torch as s; s.save_file('
+    "torch.load('adapter_model.bin', map_location='cpu', weights_only=True), "
+    "'adapter_model.safetensors')\""
+)
+"""What to say after the name of a file of weights that is none of safetensors."""
+
 
 def shown(value: object, limit: int = 120) -> str:
     """A stranger's value, printable: ASCII, quoted, at most `limit` characters."""

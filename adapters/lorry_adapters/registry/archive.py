@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.lora.config import MAX_CONFIG
-from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.problems import PICKLED, shown, some
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
 
@@ -35,12 +35,6 @@ _CHUNK: Final = 1 << 20
 _ACCEPTED: Final = (
     f"accepted are a zip, tar or tar.gz with {CONFIG_FILE} and {WEIGHTS_FILE} in it, "
     "or those two files"
-)
-_CONVERT: Final = (
-    "is a pickle, which can run code when it is opened, so it is never opened here. Where you "
-    'trust it, convert it: python -c "import torch, safetensors.torch as s; s.save_file('
-    "torch.load('adapter_model.bin', map_location='cpu', weights_only=True), "
-    f"'{WEIGHTS_FILE}')\""
 )
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
@@ -151,7 +145,7 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
             )
     pickles = [m for m in members if m.name.endswith(_PICKLES) and not m.name.startswith(_TRAINER)]
     if not weights and pickles:
-        raise UnsupportedUpload(f"{shown(pickles[0].path)} {_CONVERT}")
+        raise UnsupportedUpload(f"{shown(pickles[0].path)} {PICKLED}")
     problems = []
     if not configs:
         problems.append(f"{CONFIG_FILE} is missing from the archive")
@@ -196,7 +190,7 @@ def _described(start: bytes) -> str:
         if start.startswith(magic):
             return name
     if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        return f"a pickle. It {_CONVERT}"
+        return f"a pickle. It {PICKLED}"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
         return f"a safetensors file without its {CONFIG_FILE}"
     return "no archive"
@@ -206,7 +200,7 @@ def _refuse_pickle(weights: Path) -> None:
     with weights.open("rb") as file:
         start = file.read(4)
     if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05") or start == b"PK\x03\x04":
-        raise UnsupportedUpload(f"the weights' file {_CONVERT}")
+        raise UnsupportedUpload(f"the weights' file {PICKLED}")
 
 
 @contextmanager

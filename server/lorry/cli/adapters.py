@@ -1,15 +1,15 @@
-"""`lorry adapters`: what a running server's adapters are, and how to change them."""
+"""`lorry adapters`: a running server's adapters and how to change them, and tools around files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
-from lorry.cli import check, transfer
+from lorry.cli import bake, check, compare, convert, merge, norms, transfer
 from lorry.cli.connection import DEFAULT_URL, ApiKey, Connection, Url
+from lorry.cli.given import path_of
 from lorry.cli.group import new_group
 from lorry.cli.output import AsJson, report, write_facts, write_json, write_line, write_table
 from lorry.option import format_size
@@ -19,7 +19,7 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="One or more
 
 
 def build_app() -> typer.Typer:
-    app = new_group("List, push and change the adapters of a running server.")
+    app = new_group("List, push and change a server's adapters; check, merge and convert files.")
     app.command("list")(list_adapters)
     app.command("show")(show)
     app.command("push")(push)
@@ -32,11 +32,12 @@ def build_app() -> typer.Typer:
     app.command("unpin")(unpin)
     app.command("rm")(remove)
     app.command("check")(check.check)
+    app.command("inspect")(norms.inspect)
+    app.command("compare")(compare.compare)
+    app.command("merge")(merge.merge)
+    app.command("bake")(bake.bake)
+    app.command("convert")(convert.convert)
     return app
-
-
-def path_of(name: str) -> str:
-    return "/adapters/" + quote(name, safe="")
 
 
 def list_adapters(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:

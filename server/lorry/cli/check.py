@@ -1,27 +1,28 @@
-"""`lorry adapters check`: would a server take this adapter? Asked of the files, with no server.
+"""`lorry adapters check`: what an adapter is, and would a server take it? With no server.
 
-The same verification as at upload, against the base's layout. The layout comes from a
-model built on torch's meta device: its modules and their shapes, no weights.
+The same verification as at upload, against the base's layout, and a portrait of the files:
+method, task, rank and size by module, share of the base, and whether it changes anything.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorry.cli import transfer
-from lorry.cli.output import AsJson, metered, report, write_facts, write_json, write_line
+from lorry.cli import given, offline, transfer
+from lorry.cli.output import AsJson, report, write_facts, write_json, write_line, write_table
 from lorry.option import format_size
-from lorry.settings import Settings, load_settings
 from lorry_adapters.errors import InvalidAdapter
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.base import BaseLayout
+    from lorry_adapters.lora.weights import AdapterFacts
+    from lorry_adapters.tools.portrait import ModulePart, Portrait
 
 
 def check(
@@ -41,74 +42,129 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify an adapter's files with no server.
+    """Say what an adapter is, and verify its files, with no server.
 
     Lists every problem, not only the first, and exits 1 where there is one.
     """
-    settings = load_settings(
-        {"model": base, "max_lora_rank": max_lora_rank, "home": home}, os.environ
-    )
+    settings = offline.settings_for(base, home, max_lora_rank)
     if not path.exists():
         raise transfer.LocalFileError(f"{path} does not exist")
-    layout = layout_without_weights(settings)
-    from lorry_adapters.lora.weights import inspect
+    outline = offline.outline(settings)
+    problems: list[str] = []
+    seen: Portrait | None = None
+    facts: AdapterFacts | None = None
+    with tempfile.TemporaryDirectory(prefix="lorry-check-") as scratch:
+        folder = Path(scratch)
+        try:
+            _unpack(path, folder, settings.max_upload)
+            seen = _portrait(folder)
+            facts = _inspect(folder, outline.layout, settings.max_lora_rank)
+        except InvalidAdapter as error:
+            problems.extend(error.problems)
+    if seen is not None and seen.acts is False and not problems:
+        problems.append(f"it has no effect on the output: {seen.why}")
+    body = {"ok": not problems, "base": outline.layout.name, "problems": problems}
+    if seen is not None:
+        body |= _described(seen, outline.parameters)
+    if facts is not None:
+        body |= asdict(facts)
+    if as_json:
+        write_json(body)
+    else:
+        _write(path, body, seen, outline.parameters)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        report(f"error: {path} does not fit {outline.layout.name}: {count}")
+        raise typer.Exit(1)
+
+
+def _unpack(path: Path, into: Path, max_bytes: int) -> None:
     from lorry_adapters.registry.archive import Upload, unpack
 
+    if path.is_dir():
+        parts = transfer.parts(path)
+        upload = Upload(config=parts[transfer.CONFIG_FILE], weights=parts[transfer.WEIGHTS_FILE])
+        unpack(upload, into, max_bytes=max_bytes)
+    else:
+        given.unpack(path, into, max_bytes)
+
+
+def _portrait(folder: Path) -> Portrait | None:
+    """None where the files are too broken to be described; `inspect` then tells why."""
+    from lorry_adapters.tools.folder import PeftFolder
+    from lorry_adapters.tools.portrait import portrait
+
     try:
-        with tempfile.TemporaryDirectory(prefix="lorry-check-") as scratch:
-            upload = Upload(archive=path)
-            if path.is_dir():
-                parts = transfer.parts(path)
-                upload = Upload(
-                    config=parts[transfer.CONFIG_FILE], weights=parts[transfer.WEIGHTS_FILE]
-                )
-            unpack(upload, Path(scratch), max_bytes=settings.max_upload)
-            facts = inspect(Path(scratch), layout, settings.max_lora_rank)
-    except InvalidAdapter as error:
-        if as_json:
-            write_json({"ok": False, "base": layout.name, "problems": list(error.problems)})
-        else:
-            for problem in error.problems:
-                write_line(f"- {problem}")
-        count = len(error.problems)
-        report(
-            f"error: {path} does not fit {layout.name}: {count} problem{'s' if count > 1 else ''}"
+        with PeftFolder(folder) as opened:
+            return portrait(opened)
+    except InvalidAdapter:
+        return None
+
+
+def _inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
+    from lorry_adapters.lora.weights import inspect
+
+    return inspect(folder, layout, max_rank)
+
+
+def _described(seen: Portrait, base_parameters: int) -> dict[str, Any]:
+    body = asdict(seen)
+    body["modules"] = body.pop("parts")
+    ranks = [part.rank for part in seen.parts if part.rank is not None]
+    body["rank"] = max(ranks, default=None)
+    body["base_parameters"] = base_parameters
+    body["share"] = seen.parameters / base_parameters
+    return body
+
+
+def _write(path: Path, body: dict[str, Any], seen: Portrait | None, base_parameters: int) -> None:
+    if body["ok"]:
+        write_line(f"{path} fits {body['base']}")
+    if seen is not None:
+        share = 100 * seen.parameters / base_parameters
+        acts = {True: "yes", False: "no", None: "not known"}[seen.acts]
+        write_facts(
+            [
+                ("method", ", ".join((seen.method, *seen.kinds))),
+                ("task", seen.task),
+                ("trained on", seen.base_model),
+                ("rank", body["rank"]),
+                ("parameters", f"{seen.parameters:,}, {share:.3g} % of the base"),
+                ("size", f"{format_size(seen.bytes)}, {', '.join(seen.dtypes)}"),
+                ("acts", f"{acts}: {seen.why}"),
+            ]
         )
-        raise typer.Exit(1) from None
-    if as_json:
-        write_json({"ok": True, "base": layout.name, **asdict(facts)})
-        return
-    write_line(f"{path} fits {layout.name}")
-    write_facts(
-        [
-            (key.replace("_", " "), format_size(value) if key == "bytes" else value)
-            for key, value in asdict(facts).items()
-        ]
-    )
-
-
-def layout_without_weights(settings: Settings) -> BaseLayout:
-    """The layout of `settings.model`; nothing of its weights is read. Raises ModelError."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lorry.errors import ModelError
-    from lorry.model import source
-    from lorry.model.layout import layout_of
-
-    with metered() as (say, meter):
-        found = source.fetch(
-            settings.model,
-            settings.home,
-            revision=settings.revision,
-            token=settings.hf_token,
-            say=say,
-            meter=meter,
+        write_table(
+            ("module", "kind", "times", "rank", "strength", "parameters", "size"),
+            _rows(seen.parts),
         )
-    try:
-        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the config of {found.given} cannot be read: {error}") from error
-    return layout_of(model, settings.served_model_name or found.name)
+    for problem in body["problems"]:
+        write_line(f"- {problem}")
+
+
+def _rows(parts: Sequence[ModulePart]) -> list[tuple[object, ...]]:
+    """One for each module of a layer, the layers together; JSON has every single one."""
+    from lorry_adapters.tools.norms import place
+
+    groups: dict[tuple[str, str], list[ModulePart]] = {}
+    for part in parts:
+        groups.setdefault((place(part.module)[1], part.kind), []).append(part)
+    return [
+        (
+            module,
+            kind,
+            len(group),
+            _range([part.rank for part in group]),
+            _range([part.strength for part in group]),
+            f"{sum(part.parameters for part in group):,}",
+            format_size(sum(part.bytes for part in group)),
+        )
+        for (module, kind), group in groups.items()
+    ]
+
+
+def _range(values: Sequence[float | None]) -> str:
+    there = sorted({value for value in values if value is not None})
+    if not there:
+        return "-"
+    return f"{there[0]:g}" if len(there) == 1 else f"{there[0]:g} to {there[-1]:g}"

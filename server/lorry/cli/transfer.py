@@ -13,6 +13,7 @@ from typing import IO, Any
 from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
 from lorry.errors import LorryError
+from lorry_adapters.lora.problems import PICKLED
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -34,10 +35,7 @@ def parts(path: Path) -> dict[str, Path]:
     found = {name: path / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
     missing = [name for name, file in found.items() if not file.is_file()]
     if WEIGHTS_FILE in missing and (path / PICKLE_FILE).is_file():
-        raise LocalFileError(
-            f"{path} has its weights in {PICKLE_FILE}, a pickle, which is never loaded; save "
-            f"the adapter again as {WEIGHTS_FILE} (PEFT's save_pretrained does)"
-        )
+        raise LocalFileError(f"{path / PICKLE_FILE} {PICKLED}")
     if missing:
         raise LocalFileError(f"{path} has no {' and no '.join(missing)}; is it a PEFT adapter?")
     return found

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lorry.api.app import Services, create_app
 from lorry.cli import main
-from lorry.cli.check import layout_without_weights
+from lorry.cli.offline import outline
 from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
@@ -34,7 +34,7 @@ def url(tmp_path: Path, tiny_model) -> Iterator[str]:
     settings = Settings(model=str(base), api_key=KEY, max_upload=1 << 20)
     registry = Registry(
         tmp_path / "home",
-        layout_without_weights(settings),
+        outline(settings).layout,
         max_rank=settings.max_lora_rank,
         max_upload=settings.max_upload,
         max_host_bytes=1 << 20,
@@ -185,6 +185,17 @@ def test_a_pickle_is_refused_before_anything_is_sent(lorry, peft_adapter, tmp_pa
     shutil.copy(peft_adapter("llama", "plain") / "adapter_config.json", folder)
     (folder / "adapter_model.bin").write_bytes(b"")
     assert "pickle" in lorry("push", str(folder), "--name", "a", code=1)
+
+
+def test_tools_take_an_adapter_of_the_server(lorry, peft_adapter, tmp_path: Path) -> None:
+    folders = [peft_adapter("llama", "plain", seed=seed) for seed in (0, 1)]
+    lorry("push", str(folders[0]), "--name", "a")
+    lorry("push", str(folders[1]), "--name", "a", "--replace")
+    norms = [lorry("inspect", name)["norm"] for name in ("a@1", "a")]
+    assert norms == [lorry("inspect", str(folder))["norm"] for folder in folders]
+    lorry("merge", "a@1:0.5", f"{folders[1]}:0.5", "--out", str(tmp_path / "out"))
+    assert lorry("push", str(tmp_path / "out"), "--name", "both")["rank"] == 16
+    assert "nobody" in lorry("inspect", "nobody", code=1)
 
 
 def test_what_is_too_large_is_refused_with_the_limit(lorry, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorry.cli import check, main, transfer
+from lorry.cli import main, offline, transfer
 from lorry.model.layout import layout_of
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
@@ -42,6 +42,38 @@ def test_a_good_folder_fits(peft_adapter, tiny_model, capsys: pytest.CaptureFixt
     assert "fits" in capsys.readouterr().out
 
 
+def test_it_says_what_it_is(peft_adapter, tiny_model, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, base = peft_adapter("llama", "both_patterns_rslora"), str(tiny_model("llama"))
+    assert main(["adapters", "check", str(folder), "--base", base, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    tensors = load_file(folder / transfer.WEIGHTS_FILE)
+    assert (answer["method"], answer["task"], answer["acts"]) == ("LoRA", "CAUSAL_LM", True)
+    assert answer["kinds"] == ["rsLoRA", "rank_pattern", "alpha_pattern"]
+    assert answer["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert answer["share"] == answer["parameters"] / answer["base_parameters"]
+    assert {one["rank"] for one in answer["modules"]} == {8, 16}
+    assert len(answer["modules"]) == len(tensors) / 2
+    assert main(["adapters", "check", str(folder), "--base", base]) == 0
+    text = capsys.readouterr().out
+    assert "% of the base" in text
+    rows = [line.split() for line in text.splitlines() if "self_attn.q_proj" in line]
+    assert [row[:4] for row in rows] == [["self_attn.q_proj", "lora", "2", "8"]]
+
+
+def test_an_adapter_that_does_nothing_is_a_problem(
+    peft_adapter, tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "idle"
+    shutil.copytree(peft_adapter("llama", "plain"), folder)
+    file = folder / transfer.WEIGHTS_FILE
+    save_file({key: value * ("lora_A" in key) for key, value in load_file(file).items()}, file)
+    base = str(tiny_model("llama"))
+    assert main(["adapters", "check", str(folder), "--base", base, "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["acts"] is False
+    assert len(answer["problems"]) == 1
+
+
 def test_an_archive_is_checked_like_its_folder(
     peft_adapter, tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +92,8 @@ def test_every_problem_is_listed(
     assert len(problems) >= 2
     assert main(["adapters", "check", str(broken), "--base", base]) == 1
     captured = capsys.readouterr()
-    assert captured.out.splitlines() == [f"- {problem}" for problem in problems]
+    listed = [line for line in captured.out.splitlines() if line.startswith("- ")]
+    assert listed == [f"- {problem}" for problem in problems]
     assert captured.err.count("\n") == 1
 
 
@@ -79,7 +112,9 @@ def test_the_layout_without_weights_is_the_loaded_models(tiny_model, family: str
     folder = tiny_model(family)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     expected = layout_of(loaded, folder.name)
-    assert check.layout_without_weights(Settings(model=str(folder))) == expected
+    outline = offline.outline(Settings(model=str(folder)))
+    assert outline.layout == expected
+    assert outline.parameters == sum(one.numel() for one in loaded.parameters())
 
 
 def test_file_names_are_the_adapters_own() -> None:

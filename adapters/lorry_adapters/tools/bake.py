@@ -1,0 +1,113 @@
+"""A base and an adapter -> one model, the adapter in its weights: PEFT's `merge_and_unload`.
+
+For servers that know no adapters. What is written is a folder that
+`AutoModelForCausalLM.from_pretrained` loads; `lorry serve` serves it, too, with new adapters.
+The base is loaded unquantized: a delta added to rounded weights would be rounded with them.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.problems import some
+from lorry_adapters.tools.folder import ToolError, changed_base, making, read_config
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_TOKENIZER: Final = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*")
+_TOKENIZER_TOO: Final = ("merges.txt", "chat_template*", "*.model")
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    parameters: int
+    bytes: int
+    modules: int
+    """Modules of the base whose weights changed."""
+
+
+def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Baked:
+    """`adapter` at `scale` times its trained strength, into a copy of `base` in `out`.
+
+    The sum is made in float32 and stored as `dtype`, a name of DTYPES. Raises ToolError, and
+    InvalidAdapter where PEFT cannot load the adapter on this base without a remainder.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not math.isfinite(scale):
+        raise ToolError(f"the scale must be a finite number, not {scale:g}")
+    config = read_config(adapter)
+    with making(out) as partial:
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                base, dtype=torch.float32, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ToolError(f"the base in {base} cannot be loaded: {error}") from error
+        if getattr(model, "hf_quantizer", None) is not None:
+            raise ToolError(f"the base in {base} is stored quantized: bake into the original one")
+        wrapped = _wrapped(model, adapter, config)
+        changed = _scaled(wrapped, scale)
+        merged = wrapped.merge_and_unload(safe_merge=True)
+        merged = merged.to(DTYPES[dtype])
+        merged.save_pretrained(partial)
+        for pattern in (*_TOKENIZER, *_TOKENIZER_TOO):
+            for file in base.glob(pattern):
+                shutil.copy(file, partial)
+        size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+        return Baked(sum(one.numel() for one in merged.parameters()), size, changed)
+
+
+def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
+    """The base with the adapter on it, every key of the file in its place."""
+    from peft import PeftConfig, get_peft_model
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    start = changed_base(config)
+    if start is not None:
+        # PEFT would take the start out of this base again before it loads the weights.
+        raise InvalidAdapter(
+            [f"{start} is relative to a changed base: convert it first (lorry adapters convert)"]
+        )
+    if config.get("alora_invocation_tokens"):
+        raise InvalidAdapter(["activated LoRA acts on some tokens only: no weights do that"])
+    try:
+        parsed = PeftConfig.from_pretrained(str(adapter))
+        if parsed.is_prompt_learning:
+            raise ToolError("it puts tokens before the prompt: no weights could hold them")
+        wrapped = get_peft_model(model, parsed)
+        result = set_peft_model_state_dict(wrapped, load_peft_weights(str(adapter), device="cpu"))
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise InvalidAdapter([f"PEFT cannot load it on this base: {error}"]) from error
+    prefix = getattr(wrapped.base_model, "prefix", "lora_")
+    missing = [key for key in result.missing_keys if prefix in key or "modules_to_save" in key]
+    problems = []
+    if result.unexpected_keys:
+        problems.append(f"this base has no place for {some(result.unexpected_keys)}")
+    if missing:
+        problems.append(f"the file lacks {some(missing)}")
+    if problems:
+        raise InvalidAdapter(problems)
+    return wrapped.eval()
+
+
+def _scaled(wrapped: Any, scale: float) -> int:
+    """Every layer that carries the adapter at `scale`; how many there are."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("default", scale)
+        elif scale != 1:
+            raise ToolError("only a LoRA adapter has a scale: bake this one as it was trained")
+    return len(layers)

@@ -1,0 +1,287 @@
+"""Adapters as they are found in the wild -> a PEFT folder that PEFT loads without a remainder.
+
+Layouts: keys without PEFT's prefix, or with it twice; the wrappers of a trainer
+(`_orig_mod.`, `module.`, ...) in them; an adapter's name in them (`lora_A.default.weight`);
+keys of a config that this PEFT does not know and that say nothing; targets left out.
+
+Starts: PiSSA, OLoRA, CorDA and LoRA-GA take their first A0 and B0 out of the base's weights,
+W = W_res + s·B0·A0, and are relative to W_res. With A0 and B0 at hand they become plain LoRA,
+of twice the rank and the same strength, relative to W:
+
+    s·B·A - s·B0·A0 = s·[B | -B0]·[A ; A0]
+
+as PEFT's `subtract_mutated_init` and `save_pretrained(path_initial_model_for_weight_conversion)`
+have it; A0 and B0 are in the folder that was saved before the first step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.problems import refusal, shown, some
+from lorry_adapters.tools.folder import PREFIX, PeftFolder, ToolError, changed_base, save
+from lorry_adapters.tools.portrait import PROMPTS
+
+_WRAPPERS: Final = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.|^module\.|(?<=^base_model\.model\.)module\."
+)
+"""What torch.compile, FSDP and data parallel training put into paths."""
+
+_NAMED: Final = re.compile(
+    r"(?P<start>.+\.(?:lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|hada_w[12]_[ab]"
+    r"|lokr_w[12](?:_[ab])?|vera_lambda_[bd]|trainable_tokens_delta))"
+    r"\.(?P<name>[^.]+)(?P<end>|\.weight|\.bias)",
+    re.ASCII,
+)
+_SAVED: Final = re.compile(
+    r"(?P<start>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<end>.+)", re.ASCII
+)
+_LEGACY: Final = frozenset({"merge_weights"})
+"""Keys that say how the old layers behaved in training, whatever their value."""
+
+_OF_STARTS: Final = ("corda_config", "lora_ga_config", "eva_config", "loftq_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    changes: tuple[str, ...]
+    """What is different, for people; empty where nothing had to change."""
+
+    def save(self, folder: Path) -> None:
+        """A new folder, which appears whole or not at all. Raises ToolError."""
+        save(folder, self.config, self.tensors)
+
+
+def convert(folder: Path, initial: Path | None = None) -> Converted:
+    """`initial`: the folder that was saved before the first step of training.
+
+    Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
+    `initial` is needed and not given, or given in vain.
+    """
+    with PeftFolder(folder) as source:
+        changes: list[str] = []
+        problems: list[str] = []
+        tensors = _tensors(source, changes, problems)
+        config = _config(source.config, tensors, changes, problems)
+        if problems:
+            raise refusal(problems)
+    start = changed_base(config)
+    if start == "LoftQ":
+        raise ToolError(
+            "LoftQ is relative to its own quantized base, which no adapter holds: it cannot be "
+            "converted; serve that base"
+        )
+    if start is not None and initial is None:
+        raise ToolError(
+            f"{start} is relative to a changed base: to convert it, the adapter as it was before "
+            "the first step of training is needed (--initial DIR; PEFT's save_pretrained before "
+            "training writes it). Without it, train again, or save with "
+            "path_initial_model_for_weight_conversion where you trained"
+        )
+    if initial is not None:
+        tensors = _subtracted(config, tensors, initial)
+        config = _doubled(config)
+        changes.append(
+            f"{start} is plain LoRA now: the initial adapter is subtracted, the rank doubled"
+        )
+    return Converted(config, tensors, tuple(changes))
+
+
+def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dict[str, Tensor]:
+    """Every tensor under PEFT's key for it."""
+    tensors: dict[str, Tensor] = {}
+    seen: dict[str, list[str]] = {"prefix": [], "wrapper": [], "name": []}
+    names: set[str] = set()
+    # Prompt tuning and its like are no part of the base, and have no prefix.
+    bare = source.peft_type in PROMPTS
+    for key in source.entries:
+        plain = _WRAPPERS.sub("", key)
+        if plain != key:
+            seen["wrapper"].append(key)
+        path = plain
+        while path.startswith(PREFIX):
+            path = path.removeprefix(PREFIX)
+        path, name = _unnamed(path)
+        if name is not None:
+            names.add(name)
+            seen["name"].append(key)
+        new = path if bare else PREFIX + path
+        if not bare and (not plain.startswith(PREFIX) or plain.startswith(PREFIX * 2)):
+            seen["prefix"].append(key)
+        if new in tensors:
+            problems.append(f"{shown(key)} and another key both mean {shown(new)}")
+        try:
+            tensors[new] = source.read(key)
+        except InvalidAdapter as error:
+            problems.extend(error.problems)
+    if len(names) > 1:
+        problems.append(
+            f"the keys name more than one adapter ({some(sorted(names))}): save one of them alone"
+        )
+    said = {
+        "prefix": f"the prefix {PREFIX} in its place",
+        "wrapper": "a trainer's wrappers taken out",
+        "name": "the adapter's own name taken out",
+    }
+    changes += [f"{len(keys)} keys: {said[what]}" for what, keys in seen.items() if keys]
+    if not tensors and not problems:
+        problems.append("the file holds no tensors")
+    return tensors
+
+
+def _unnamed(path: str) -> tuple[str, str | None]:
+    """A key without the adapter's name that a raw state dict has in it, and that name."""
+    saved = _SAVED.fullmatch(path)
+    if saved is not None:
+        return f"{saved['start']}.{saved['end']}", saved["name"]
+    named = _NAMED.fullmatch(path)
+    if named is None or named["name"] in ("weight", "bias"):
+        # DoRA's magnitude is a parameter in files, and a module's `weight` in PEFT's memory.
+        return re.sub(r"(\.lora_magnitude_vector)\.weight$", r"\1", path), None
+    end = "" if named["start"].endswith(".lora_magnitude_vector") else named["end"]
+    return named["start"] + end, named["name"]
+
+
+def _config(
+    given: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    changes: list[str],
+    problems: list[str],
+) -> dict[str, Any]:
+    """The config with what PEFT knows in it, and nothing lost that meant something."""
+    config = dict(given)
+    modules = _lora_modules(tensors)
+    if config.get("peft_type") is None and modules:
+        config["peft_type"] = "LORA"
+        changes.append("peft_type: LORA, as the tensors are")
+    known = _known(config.get("peft_type"))
+    if known is None:
+        problems.append(f"PEFT knows no peft_type {shown(config.get('peft_type'))}")
+        return config
+    for key in [key for key in config if key not in known]:
+        value = config[key]
+        if key == "enable_lora" and isinstance(value, list):
+            problems.append(
+                "enable_lora is set: its tensors are those of PEFT's old merged linear, which have "
+                "no counterpart; train again with target_modules"
+            )
+        elif key in _LEGACY or value in (None, False, "", 0) or value == [] or value == {}:
+            del config[key]
+            changes.append(f"{key}: dropped, it is no key of PEFT's and says nothing")
+        else:
+            problems.append(
+                f"{shown(key)} is {shown(value)}: PEFT here knows no such key, and leaving it out "
+                "could change the answers"
+            )
+    targets = config.get("target_modules") or config.get("target_parameters")
+    if config.get("peft_type") == "LORA" and modules and not targets:
+        config["target_modules"] = modules
+        changes.append(f"target_modules: the {len(modules)} modules that the file has")
+    config["inference_mode"] = True
+    return config
+
+
+def _known(peft_type: object) -> set[str] | None:
+    """The keys of PEFT's config class."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    mapping: Mapping[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
+    found = next((cls for kind, cls in mapping.items() if str(kind.value) == peft_type), None)
+    return None if found is None else {field.name for field in dataclasses.fields(found)}
+
+
+def _lora_modules(tensors: Mapping[str, Tensor]) -> list[str]:
+    end = re.compile(r"\.lora_(?:A\.weight|embedding_A)")
+    found = (end.split(key) for key in tensors if end.search(key))
+    return sorted(parts[0].removeprefix(PREFIX) for parts in found if parts[1] == "")
+
+
+def _subtracted(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], initial: Path
+) -> dict[str, Tensor]:
+    """[B | -B0] and [A ; A0] in place of B and A; other tensors as they are."""
+    before = _initial(initial)
+    if not any(t.count_nonzero() for key, t in before.tensors.items() if ".lora_B." in key):
+        # Any start that leaves the base alone; a config may call PiSSA `true`, so ask the tensors.
+        raise ToolError(
+            "every lora_B of the initial adapter is zero: there is nothing to subtract; leave "
+            "--initial out"
+        )
+    problems = []
+    if config.get("use_dora"):
+        problems.append("DoRA's magnitudes are of the changed base: there is no plain form of it")
+    for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
+        now_is, then_was = config.get(key) or None, before.config.get(key) or None
+        if now_is != then_was:
+            problems.append(
+                f"{key} is {shown(now_is)}, and {shown(then_was)} in the initial adapter: "
+                "it is of another training"
+            )
+    found = dict(tensors)
+    halves = [key for key in tensors if key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    strange = [key for key in tensors if ".lora_" in key and key not in halves]
+    if strange:
+        problems.append(f"these have no plain form: {some(strange)}")
+    missing = [key for key in halves if key not in before.tensors]
+    its = [key for key in before.tensors if key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    extra = [key for key in its if key not in tensors]
+    if missing:
+        problems.append(f"the initial adapter lacks {some(missing)}")
+    if extra:
+        problems.append(f"the initial adapter has {some(extra)} more")
+    for key in set(halves) - set(missing):
+        now, then = tensors[key], before.tensors[key]
+        if now.shape != then.shape:
+            problems.append(
+                f"{shown(key)} is {list(now.shape)}, and {list(then.shape)} in the initial adapter"
+            )
+        elif key.endswith(".lora_A.weight"):
+            found[key] = torch.cat([now, then.to(now.dtype)], dim=0)
+        else:
+            found[key] = torch.cat([now, -then.to(now.dtype)], dim=1)
+    if problems:
+        raise refusal(problems)
+    return found
+
+
+def _initial(folder: Path) -> Converted:
+    """The initial adapter in PEFT's layout; its own start is what it is for."""
+    changes: list[str] = []
+    problems: list[str] = []
+    with PeftFolder(folder) as source:
+        tensors = _tensors(source, changes, problems)
+        config = _config(source.config, tensors, changes, problems)
+    if problems:
+        raise refusal([f"the initial adapter {folder}: {problem}" for problem in problems])
+    return Converted(config, tensors, ())
+
+
+def _doubled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Twice the rank at the same strength: alpha/r, or alpha/sqrt(r) for rsLoRA."""
+    rslora = bool(config.get("use_rslora"))
+
+    def alpha(value: float) -> float:
+        if rslora:
+            return value * math.sqrt(2)
+        return 2 * value
+
+    new = {key: value for key, value in config.items() if key not in _OF_STARTS}
+    new["init_lora_weights"] = True
+    new["r"] = 2 * config.get("r", 8)
+    new["lora_alpha"] = alpha(config.get("lora_alpha", 8))
+    for key, change in (("rank_pattern", lambda value: 2 * value), ("alpha_pattern", alpha)):
+        if config.get(key):
+            new[key] = {name: change(value) for name, value in config[key].items()}
+    return new

@@ -1,0 +1,225 @@
+"""A PEFT folder as the tools see it: the config as written, the tensors by module.
+
+Looser than `lora.weights.inspect`, on purpose: a tool has to tell what a folder is that no
+server takes yet. Keys are read with or without PEFT's prefix, and with or without an
+adapter's name in them; what a config means is asked of it key by key, where a tool needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from torch import Tensor
+
+from lorry_adapters.errors import AdapterError, InvalidAdapter
+from lorry_adapters.lora.patterns import Budget, SuffixRules
+from lorry_adapters.lora.problems import shown
+from lorry_adapters.lora.tensor_file import DTYPES, TensorEntry, TensorFile
+from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+
+PREFIX: Final = "base_model.model."
+"""What PEFT writes before a module's path in the base."""
+
+MAX_CONFIG: Final = 1 << 20
+
+_PAIR: Final = re.compile(
+    r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)",
+    re.ASCII,
+)
+
+
+class ToolError(AdapterError):
+    """What was asked for cannot be done with these adapters; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a folder keeps the two matrices of one module's LoRA."""
+
+    module: str
+    """Path in the base."""
+    a_key: str
+    b_key: str
+    rank: int
+    fan_in: int
+    fan_out: int
+    embedding: bool
+    """The base's module is an embedding: A is [rank, vocabulary]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the delta, [out, in]."""
+        return self.fan_out, self.fan_in
+
+
+class PeftFolder:
+    """A folder, open for reading. InvalidAdapter where it is none, OSError as reading raises."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.config: Mapping[str, Any] = read_config(folder)
+        try:
+            self._file = TensorFile(folder / WEIGHTS_FILE)
+        except FileNotFoundError:
+            raise InvalidAdapter([f"{WEIGHTS_FILE} is missing"]) from None
+        self.entries: Mapping[str, TensorEntry] = self._file.entries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def read(self, key: str) -> Tensor:
+        """The tensor, as stored. InvalidAdapter where it is no floating-point one."""
+        dtype = self.entries[key].dtype
+        if dtype not in DTYPES:
+            raise InvalidAdapter([f"{shown(key)} is {dtype}; read are {', '.join(DTYPES)}"])
+        return self._file.read(key)
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.config.get("peft_type"))
+
+    def pairs(self) -> tuple[dict[str, Pair], list[str]]:
+        """The LoRA pairs by module, in the layers' order, and every other key of the file."""
+        halves: dict[str, dict[str, str]] = {}
+        others: list[str] = []
+        for key in self.entries:
+            found = _PAIR.fullmatch(key)
+            half = None if found is None else found["half"] or found["table"]
+            if found is None or half is None or half in halves.get(_module(found), {}):
+                others.append(key)
+            else:
+                halves.setdefault(_module(found), {})[half] = key
+        pairs: dict[str, Pair] = {}
+        for module in sorted(halves, key=natural):
+            pair = self._pair(module, halves[module])
+            if pair is None:
+                others += halves[module].values()
+            else:
+                pairs[module] = pair
+        return pairs, others
+
+    def _pair(self, module: str, keys: Mapping[str, str]) -> Pair | None:
+        if set(keys) != {"A", "B"}:
+            return None
+        a, b = self.entries[keys["A"]].shape, self.entries[keys["B"]].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
+            return None
+        embedding = "lora_embedding_" in keys["A"]
+        if embedding != ("lora_embedding_" in keys["B"]):
+            return None
+        return Pair(module, keys["A"], keys["B"], a[0], a[1], b[0], embedding)
+
+    def strength(self, module: str, rank: int) -> float:
+        """What multiplies B·A there: alpha/rank, or alpha/sqrt(rank) for rsLoRA, where
+        `alpha_pattern` may name the alpha. InvalidAdapter where the config has no number."""
+        alpha = self.config.get("lora_alpha", 8)
+        pattern = self.config.get("alpha_pattern") or {}
+        if isinstance(pattern, dict) and pattern:
+            found = SuffixRules[Any](pattern, where="alpha_pattern").find(module, Budget())
+            alpha = alpha if found is None else found
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+            raise InvalidAdapter([f"lora_alpha is {shown(alpha)}: it must be a number"])
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+CHANGED_BASE: Final = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "lora_ga": "LoRA-GA",
+    "loftq": "LoftQ",
+}
+"""Starts of `init_lora_weights`: the adapter is relative to a base that its start changed."""
+
+
+def changed_base(config: Mapping[str, Any]) -> str | None:
+    """The name of the start that changed the base; None where the base is as it was."""
+    value = config.get("init_lora_weights")
+    text = value.lower() if isinstance(value, str) else ""
+    found = next((name for start, name in CHANGED_BASE.items() if text.startswith(start)), None)
+    return found if config.get("peft_type") == "LORA" else None
+
+
+def _module(found: re.Match[str]) -> str:
+    return found["module"].removeprefix(PREFIX)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`, whatever it says. Raises InvalidAdapter where it is no object."""
+    try:
+        with (folder / CONFIG_FILE).open("rb") as file:
+            data = file.read(MAX_CONFIG + 1)
+        value = json.loads(data.decode("utf-8")) if len(data) <= MAX_CONFIG else None
+    except FileNotFoundError:
+        raise InvalidAdapter([f"{CONFIG_FILE} is missing"]) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter([f"{CONFIG_FILE} cannot be read as JSON: {error}"]) from None
+    if not isinstance(value, dict):
+        raise InvalidAdapter([f"{CONFIG_FILE} is not a JSON object of a config's size"])
+    return value
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """Sorts `layers.2` before `layers.10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
+
+
+def save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """A new PEFT folder, which appears whole or not at all. Raises ToolError."""
+    with making(folder) as partial:
+        write(partial, config, tensors)
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """The two files of an adapter, into a folder that is there."""
+    from safetensors.torch import save_file
+
+    text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    # transformers and PEFT want the mark.
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()},
+        folder / WEIGHTS_FILE,
+        metadata={"format": "pt"},
+    )
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """What is written to the folder it gives is `folder` when the block ends well.
+
+    ToolError where `folder` is there and not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ToolError(f"{folder} exists and is not an empty folder", param="out")
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise ToolError(
+            f"{folder} cannot be written: {error.strerror or error}", param="out"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

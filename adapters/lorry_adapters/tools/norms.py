@@ -1,0 +1,142 @@
+"""How much an adapter changes each module: ||s·B·A||, beside the base's own ||W||.
+
+Frobenius norms. ||B·A||² = sum(BᵀB * AAᵀ) elementwise, two small products: the delta itself,
+as large as the base's weight, is never made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.problems import some
+from lorry_adapters.tools.folder import PeftFolder, ToolError
+
+_ROWS: Final = 1024
+"""Rows of a base's weight in double precision at a time."""
+
+_LAYER: Final = re.compile(r"^(?:.*?\.)?(?P<index>\d+)\.(?P<part>.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNorm:
+    module: str
+    layer: int | None
+    part: str
+    """The module's path within its layer; the whole path where it is in none."""
+    rank: int
+    norm: float
+    """||s·B·A||, s the trained strength."""
+    base: float | None
+    """||W||; None where the base is not at hand, or keeps no such weight."""
+
+    @property
+    def relative(self) -> float | None:
+        return self.norm / self.base if self.base else None
+
+
+def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[ModuleNorm]:
+    """One for each LoRA pair, in the layers' order; `base` from `base_norms`.
+
+    InvalidAdapter where there is no pair, or a number is no number.
+    """
+    pairs, others = folder.pairs()
+    if not pairs:
+        raise InvalidAdapter(
+            [f"there is no pair of lora_A and lora_B to measure; the file has {some(others)}"]
+        )
+    found = []
+    for module, pair in pairs.items():
+        norm = folder.strength(module, pair.rank) * product_norm(
+            folder.read(pair.b_key), folder.read(pair.a_key)
+        )
+        if not math.isfinite(norm):
+            raise InvalidAdapter([f"{module} contains NaN or infinite numbers"])
+        layer, part = place(module)
+        weight = None if base is None else base.get(module)
+        found.append(ModuleNorm(module, layer, part, pair.rank, abs(norm), weight))
+    return found
+
+
+def place(module: str) -> tuple[int | None, str]:
+    """A module's layer and its path within it: `model.layers.3.mlp.up_proj` -> 3, `mlp.up_proj`."""
+    found = _LAYER.match(module)
+    return (int(found["index"]), found["part"]) if found else (None, module)
+
+
+def product_norm(b_OR: Tensor, a_RI: Tensor) -> float:
+    """||B·A||, in double precision."""
+    b, a = b_OR.double(), a_RI.double()
+    square = float(((b.T @ b) * (a @ a.T)).sum())
+    # Rounding can push a zero below zero; NaN must stay what it is.
+    return 0.0 if square < 0 else math.sqrt(square)
+
+
+def base_norms(folder: Path, modules: Mapping[str, object]) -> dict[str, float]:
+    """||W|| of `modules` by path, read from a model's safetensors one weight at a time.
+
+    A module without a floating-point weight of its own there (stored quantized, tied to
+    another, fused with others) is left out. ToolError where the files cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return dict(_base_norms(folder, list(modules)))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ToolError(f"the weights in {folder} cannot be read: {error}") from error
+
+
+def _base_norms(folder: Path, modules: list[str]) -> Iterator[tuple[str, float]]:
+    from safetensors import safe_open
+
+    files = _files(folder)
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for module in modules:
+        key = _key_of(module, files)
+        if key is not None:
+            by_file.setdefault(files[key], []).append((module, key))
+    for file, wanted in by_file.items():
+        with safe_open(file, framework="pt") as tensors:
+            for module, key in wanted:
+                weight: Tensor = tensors.get_tensor(key)
+                if weight.is_floating_point():
+                    yield module, _norm(weight)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Which file has which key."""
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        return {key: folder / Path(name).name for key, name in content["weight_map"].items()}
+    file = folder / "model.safetensors"
+    with safe_open(file, framework="pt") as tensors:
+        return dict.fromkeys(tensors.keys(), file)
+
+
+def _key_of(module: str, files: Mapping[str, Path]) -> str | None:
+    """Hub files of older models lack the first parts of a module's path (`h.0.` for
+    `transformer.h.0.`)."""
+    path = module + ".weight"
+    while path not in files:
+        path = path.partition(".")[2]
+        if path in ("", "weight") or place(module)[0] != place(path)[0]:
+            return None
+    return path
+
+
+def _norm(weight: Tensor) -> float:
+    rows = weight.reshape(weight.shape[0], -1) if weight.ndim > 1 else weight.reshape(1, -1)
+    parts = (rows[start : start + _ROWS].double() for start in range(0, rows.shape[0], _ROWS))
+    return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))

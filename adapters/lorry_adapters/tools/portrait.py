@@ -1,0 +1,216 @@
+"""What an adapter is: its method and kinds, what it weighs, where it sits, whether it acts.
+
+Of the files alone. That the numbers are finite and fit a base is `lora.weights.inspect`'s
+question; here even an adapter that no server takes is described as far as it can be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.problems import shown
+from lorry_adapters.lora.tensor_file import DTYPES
+from lorry_adapters.tools.folder import PREFIX, PeftFolder, natural
+
+_PARAMETER: Final = re.compile(
+    r"\.(?:(?:lora|ia3|hada|lokr|vera|oft|boft|hra|road|randlora|fourierft|waveft|c3a|gralora)_"
+    r"|token_adapter\.|miss_block|shira_weight)"
+)
+"""Where a key stops being a module of the base and starts being a method's own parameter."""
+
+_GATES: Final = {
+    "LORA": "lora_B",
+    "ADALORA": "lora_E",
+    "LOHA": "hada_w2_b",
+    "LOKR": "lokr_w1",
+    "VERA": "vera_lambda_b",
+}
+"""By method, the factor that PEFT starts at zero: while it is zero, so is the delta."""
+
+PROMPTS: Final = frozenset(
+    {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"}
+)
+"""Methods that put tokens before the prompt and leave the base's modules alone."""
+
+_NAMES: Final = {
+    "LORA": "LoRA",
+    "ADALORA": "AdaLoRA",
+    "IA3": "IA3",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "VERA": "VeRA",
+    "PROMPT_TUNING": "prompt tuning",
+    "P_TUNING": "p-tuning",
+    "PREFIX_TUNING": "prefix tuning",
+}
+
+_KINDS: Final = {
+    "use_rslora": "rsLoRA",
+    "use_dora": "DoRA",
+    "lora_bias": "a bias on lora_B",
+    "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trainable tokens",
+    "target_parameters": "bare parameters",
+    "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+}
+"""Config keys that, set, make a LoRA more than a plain one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePart:
+    """What an adapter has for one module of the base."""
+
+    module: str
+    kind: str
+    """`lora`, or the name of what it is otherwise: `lora_magnitude_vector`, `full weight`, ..."""
+    rank: int | None
+    strength: float | None
+    """alpha/rank, or alpha/sqrt(rank); of a LoRA pair."""
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """An adapter in facts; None where the files do not say."""
+
+    method: str
+    kinds: tuple[str, ...]
+    """What it has beyond the plain method."""
+    task: str | None
+    base_model: str | None
+    """As its config names it; nobody checks that."""
+    initialisation: str | None
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    parts: tuple[ModulePart, ...]
+    """In the layers' order."""
+    acts: bool | None
+    """Whether it changes any output; None where the files alone do not tell."""
+    why: str
+    """What `acts` rests on."""
+
+
+def portrait(folder: PeftFolder) -> Portrait:
+    """Raises InvalidAdapter where the tensors cannot be read at all."""
+    config = folder.config
+    acts, why = _acts(folder)
+    start = config.get("init_lora_weights")
+    return Portrait(
+        method=_NAMES.get(folder.peft_type, shown(config.get("peft_type"))),
+        kinds=tuple(_kinds(config)),
+        task=_text(config.get("task_type")),
+        base_model=_text(config.get("base_model_name_or_path")),
+        initialisation=start if isinstance(start, str) else None,
+        parameters=sum(entry.elements for entry in folder.entries.values()),
+        bytes=sum(entry.bytes for entry in folder.entries.values()),
+        dtypes=tuple(sorted({entry.dtype for entry in folder.entries.values()})),
+        parts=tuple(_parts(folder)),
+        acts=acts,
+        why=why,
+    )
+
+
+def _text(value: object) -> str | None:
+    return shown(value)[1:-1] if isinstance(value, str) and value else None
+
+
+def _kinds(config: Mapping[str, Any]) -> list[str]:
+    kinds = [name for key, name in _KINDS.items() if config.get(key)]
+    bias = config.get("bias")
+    if bias not in (None, "none"):
+        kinds.append(f"bias {shown(bias)[1:-1]}")
+    return kinds
+
+
+def _parts(folder: PeftFolder) -> list[ModulePart]:
+    pairs, others = folder.pairs()
+    parts = []
+    for module, pair in pairs.items():
+        entries = [folder.entries[key] for key in (pair.a_key, pair.b_key)]
+        parts.append(
+            ModulePart(
+                module,
+                "lora_embedding" if pair.embedding else "lora",
+                pair.rank,
+                _strength(folder, module, pair.rank),
+                sum(entry.elements for entry in entries),
+                sum(entry.bytes for entry in entries),
+            )
+        )
+    for key in others:
+        entry = folder.entries[key]
+        module, kind = _split(key.removeprefix(PREFIX))
+        parts.append(ModulePart(module, kind, None, None, entry.elements, entry.bytes))
+    return sorted(parts, key=lambda part: natural(part.module))
+
+
+def _strength(folder: PeftFolder, module: str, rank: int) -> float | None:
+    try:
+        return folder.strength(module, rank)
+    except InvalidAdapter:
+        return None
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Module, and what it has there: `lora_magnitude_vector`, `ia3_l`, `full weight`, ..."""
+    found = _PARAMETER.search(key)
+    if found is not None:
+        return key[: found.start()], key[found.start() + 1 :]
+    module, _, last = key.rpartition(".")
+    return (module, f"full {last}") if module else (key, "")
+
+
+def _acts(folder: PeftFolder) -> tuple[bool | None, str]:
+    """Whether the adapter changes any output, and how that is known."""
+    method = folder.peft_type
+    if not folder.entries:
+        return False, "it holds no tensors"
+    if any(entry.dtype not in DTYPES for entry in folder.entries.values()):
+        return None, "its tensors are of a type that is not read"
+    if method == "LORA":
+        return _lora_acts(folder)
+    if method in PROMPTS:
+        return True, "it puts tokens of its own before the prompt"
+    if method == "IA3":
+        moved = any((folder.read(key) != 1).any() for key in folder.entries)
+        return moved, "some factor is not 1" if moved else "every factor is 1"
+    gate = _GATES.get(method)
+    gates = [key for key in folder.entries if gate is not None and f".{gate}" in key]
+    if not gates:
+        return None, "what it does depends on more than its own tensors"
+    open_ = any(_any(folder.read(key)) for key in gates)
+    return open_, f"some {gate} is not zero" if open_ else f"every {gate} is zero"
+
+
+def _lora_acts(folder: PeftFolder) -> tuple[bool | None, str]:
+    pairs, others = folder.pairs()
+    for module, pair in pairs.items():
+        if folder.strength(module, pair.rank) == 0:
+            continue
+        # B·A is zero where either is; two that are not zero and cancel would be an accident.
+        if _any(folder.read(pair.b_key)) and _any(folder.read(pair.a_key)):
+            return True, "its deltas are not zero"
+    if any(_any(folder.read(key)) for key in others if key.endswith(".lora_B.bias")):
+        return True, "some bias on lora_B is not zero"
+    if others:
+        return None, f"every delta is zero; {_listed(others)} may differ from the base's"
+    return False, "every delta is zero: no lora_B (or no lora_A, or no lora_alpha) is anything else"
+
+
+def _any(tensor: Tensor) -> bool:
+    return bool(tensor.count_nonzero())
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return shown(keys[0])[1:-1] + (f" and {len(keys) - 1} more tensors" if len(keys) > 1 else "")

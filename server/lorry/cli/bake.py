@@ -1,0 +1,70 @@
+"""`lorry adapters bake`: a base with an adapter in its weights, for servers that know none."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorry.cli import given, offline
+from lorry.cli.connection import DEFAULT_URL, ApiKey, Url
+from lorry.cli.output import AsJson, write_json, write_line
+from lorry.errors import SettingsError
+from lorry.option import format_size
+
+DTYPES = ("float32", "bfloat16")
+
+
+def bake(
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            metavar="A[:SCALE]", help="Files here or a name on a server; scale 1 is as trained."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="The base to bake into, as for serve."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="TYPE", help="Of the weights: float32 or bfloat16.")
+    ] = "bfloat16",
+    home: Annotated[
+        str | None, typer.Option("--home", metavar="PATH", help="As for serve.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a whole model, the adapter merged into the base's weights."""
+    if dtype not in DTYPES:
+        raise SettingsError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    name, scale = given.weighed(adapter)
+    from lorry.model.quiet import quiet
+    from lorry_adapters.tools.bake import bake as baked
+
+    with given.opened(name, url, api_key) as folder:
+        source = offline.find(offline.settings_for(base, home))
+        with quiet(), warnings.catch_warnings():
+            # PEFT remarks that the base is called otherwise than where the adapter was trained.
+            warnings.simplefilter("ignore")
+            result = baked(source.folder, folder, 1.0 if scale is None else scale, dtype, out)
+    if as_json:
+        write_json(
+            {
+                "out": str(out),
+                "base": source.name,
+                "dtype": dtype,
+                "parameters": result.parameters,
+                "bytes": result.bytes,
+                "modules": result.modules,
+            }
+        )
+    else:
+        write_line(
+            f"{out}: {source.name} with {adapter} in {result.modules} modules, "
+            f"{format_size(result.bytes)} in {dtype}"
+        )

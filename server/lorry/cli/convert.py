@@ -1,0 +1,52 @@
+"""`lorry adapters convert`: an adapter as it was found -> a PEFT folder without a remainder."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorry.cli import given
+from lorry.cli.connection import DEFAULT_URL
+from lorry.cli.output import AsJson, write_json, write_line
+from lorry.cli.transfer import LocalFileError
+
+
+def convert(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A PEFT folder, or a zip, tar or tar.gz of one."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            "--initial",
+            metavar="DIR",
+            help="The adapter before its first step of training: makes PiSSA, OLoRA, CorDA and "
+            "LoRA-GA plain LoRA.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA."""
+    from lorry_adapters.tools.convert import convert as converted
+
+    for file in (path, initial):
+        if file is not None and not file.exists():
+            raise LocalFileError(f"{file} does not exist")
+    with ExitStack() as stack:
+        folder = stack.enter_context(given.opened(str(path), DEFAULT_URL, None))
+        before = None
+        if initial is not None:
+            before = stack.enter_context(given.opened(str(initial), DEFAULT_URL, None))
+        result = converted(folder, before)
+    result.save(out)
+    if as_json:
+        write_json({"out": str(out), "changes": list(result.changes)})
+        return
+    for change in result.changes or ["nothing had to change"]:
+        write_line(f"- {change}")
+    write_line(f"{out}: {len(result.tensors)} tensors")

@@ -1,0 +1,106 @@
+"""`lorry adapters inspect`: how much an adapter changes each module of each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorry.cli import given, offline, transfer
+from lorry.cli.connection import DEFAULT_URL, ApiKey, Url
+from lorry.cli.output import AsJson, report, write_json, write_line, write_table
+from lorry.errors import SettingsError
+
+if TYPE_CHECKING:
+    from lorry_adapters.tools.norms import ModuleNorm
+
+
+def inspect(
+    adapter: Annotated[
+        str,
+        typer.Argument(metavar="PATH|NAME", help="Files here, or an adapter of a running server."),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Measure against this base's own weights."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.svg", help="Draw layers and modules as a heat map."),
+    ] = None,
+    home: Annotated[
+        str | None, typer.Option("--home", metavar="PATH", help="As for serve.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the delta of each module: its Frobenius norm, beside the base's own weight."""
+    if plot is not None and plot.suffix != ".svg":
+        raise SettingsError(f"--plot {plot}: pictures are drawn as SVG; name it {plot.stem}.svg")
+    from lorry_adapters.tools.folder import PeftFolder
+    from lorry_adapters.tools.heatmap import svg
+    from lorry_adapters.tools.norms import base_norms, norms
+
+    with given.opened(adapter, url, api_key) as path, PeftFolder(path) as folder:
+        pairs, others = folder.pairs()
+        weights = None
+        if base is not None:
+            source = offline.find(offline.settings_for(base, home))
+            weights = base_norms(source.folder, pairs)
+        found = norms(folder, weights)
+    unknown = [one.module for one in found if one.base is None] if weights is not None else []
+    if plot is not None:
+        try:
+            plot.write_text(svg(found, f"Where {adapter} acts"), encoding="utf-8")
+        except OSError as error:
+            raise transfer.LocalFileError(
+                f"{plot} cannot be written: {error.strerror or error}"
+            ) from error
+    if as_json:
+        write_json(
+            {
+                "adapter": adapter,
+                "base": base,
+                "norm": math.hypot(*(one.norm for one in found)),
+                "modules": [{**asdict(one), "relative": one.relative} for one in found],
+                "not_measured": others,
+            }
+        )
+        return
+    relative = base is not None
+    what = "||s·B·A|| / ||W||, in percent" if relative else "||s·B·A||"
+    write_line(f"{adapter}: {what}, by layer and module")
+    write_table(*_table(found, relative))
+    if unknown:
+        report(f"{base} has no weight of its own for {len(unknown)} modules, as {unknown[0]}")
+    if others:
+        report(f"{len(others)} tensors are no LoRA pair and not measured, as {others[0]}")
+    if plot is not None:
+        report(f"the picture is in {plot}")
+
+
+def _table(
+    found: Sequence[ModuleNorm], relative: bool
+) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Layers down, modules across."""
+    columns = list(dict.fromkeys(one.part for one in found))
+    cells = {(one.layer, one.part): _cell(one, relative) for one in found}
+    layers: list[int | None] = [*sorted({one.layer for one in found if one.layer is not None})]
+    if any(one.layer is None for one in found):
+        layers.append(None)
+    rows: list[tuple[object, ...]] = [
+        ("-" if layer is None else layer, *(cells.get((layer, part), "") for part in columns))
+        for layer in layers
+    ]
+    return ("layer", *columns), rows
+
+
+def _cell(one: ModuleNorm, relative: bool) -> str:
+    if not relative:
+        return f"{one.norm:.3g}"
+    return "-" if one.relative is None else f"{100 * one.relative:.3g}"

@@ -1,0 +1,67 @@
+"""The base, for commands that run with no server: found, described, its weights unread.
+
+The description is of a model on torch's meta device: its modules and their shapes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorry.cli.output import metered
+from lorry.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from lorry.model.source import Source
+    from lorry_adapters.lora.base import BaseLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A base without its weights."""
+
+    layout: BaseLayout
+    parameters: int
+    """Numbers that the model has; a tied one counts once."""
+
+
+def settings_for(base: str | None, home: str | None, max_lora_rank: str | None = None) -> Settings:
+    """As `lorry serve` would have them with these flags."""
+    return load_settings({"model": base, "max_lora_rank": max_lora_rank, "home": home}, os.environ)
+
+
+def find(settings: Settings) -> Source:
+    """The base's files, fetched and converted where needed. Raises ModelError."""
+    from lorry.model import source
+
+    with metered() as (say, meter):
+        return source.fetch(
+            settings.model,
+            settings.home,
+            revision=settings.revision,
+            token=settings.hf_token,
+            say=say,
+            meter=meter,
+        )
+
+
+def outline(settings: Settings) -> Outline:
+    """The base of `settings`; nothing of its weights is read. Raises ModelError."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lorry.errors import ModelError
+    from lorry.model.layout import layout_of
+
+    found = find(settings)
+    try:
+        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the config of {found.given} cannot be read: {error}") from error
+    return Outline(
+        layout=layout_of(model, settings.served_model_name or found.name),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )

@@ -1,0 +1,204 @@
+"""What is found in the wild -> a folder that PEFT loads whole and that does the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.tools.convert import convert
+from lorry_adapters.tools.folder import ToolError
+from support.peft_adapters import edit_config
+from support.peft_deltas import deltas
+
+PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
+
+Rename = Callable[[str], str]
+
+LAYOUTS: dict[str, Rename] = {
+    "as PEFT has it": lambda key: key,
+    "without the prefix": lambda key: key.removeprefix(PREFIX),
+    "with the prefix twice": lambda key: PREFIX + key,
+    "with the adapter's name": lambda key: key.replace(".weight", ".default.weight"),
+    "with another name, without prefix": lambda key: key.removeprefix(PREFIX).replace(
+        ".weight", ".my_task.weight"
+    ),
+    "compiled": lambda key: key.replace(PREFIX, PREFIX + "_orig_mod."),
+    "data parallel": lambda key: "module." + key,
+    "FSDP": lambda key: key.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+}
+
+
+def rename(folder: Path, change: Rename) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({change(key): value for key, value in tensors.items()}, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_becomes_pefts(layout, peft_adapter, copied, load_peft, tmp_path) -> None:
+    good = peft_adapter("llama", "rank_pattern")
+    found = copied(good)
+    rename(found, LAYOUTS[layout])
+    result = convert(found)
+    assert bool(result.changes) == (layout != "as PEFT has it")
+    result.save(tmp_path / "out")
+    assert load_file(tmp_path / "out" / WEIGHTS).keys() == load_file(good / WEIGHTS).keys()
+    model = load_peft("llama", good, tmp_path / "out")
+    before, after = deltas(model, "a0"), deltas(model, "a1")
+    assert before.keys() == after.keys() and before
+    assert all(torch.equal(before[module], after[module]) for module in before)
+
+
+def test_a_legacy_config_loses_only_what_says_nothing(
+    peft_adapter, copied, load_peft, tmp_path: Path
+) -> None:
+    good = peft_adapter("llama", "plain")
+    found = copied(good)
+    edit_config(found, enable_lora=None, merge_weights=True, brand_new=False, target_modules=None)
+    result = convert(found)
+    said = " ".join(result.changes)
+    assert all(word in said for word in ("enable_lora", "merge_weights", "target_modules"))
+    result.save(tmp_path / "out")
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert not {"enable_lora", "merge_weights", "brand_new"} & config.keys()
+    model = load_peft("llama", good, tmp_path / "out")
+    before, after = deltas(model, "a0"), deltas(model, "a1")
+    assert all(torch.equal(before[module], after[module]) for module in before)
+
+
+def test_every_problem_is_listed(peft_adapter, copied) -> None:
+    found = copied(peft_adapter("llama", "plain"))
+    edit_config(found, enable_lora=[True, False], use_brand_new_thing=3)
+    tensors = load_file(found / WEIGHTS)
+    first = sorted(tensors)[0]
+    tensors[first.replace(".weight", ".other.weight")] = tensors[first].clone()
+    save_file(tensors, found / WEIGHTS)
+    with pytest.raises(InvalidAdapter) as caught:
+        convert(found)
+    said = " ".join(caught.value.problems)
+    assert "enable_lora" in said and "use_brand_new_thing" in said and "both mean" in said
+
+
+def test_two_adapters_in_a_file_are_refused(peft_adapter, copied) -> None:
+    found = copied(peft_adapter("llama", "plain"))
+    names = iter(["a", "b"] * 1000)
+    rename(found, lambda key: key.replace(".weight", f".{next(names)}.weight"))
+    with pytest.raises(InvalidAdapter, match="more than one adapter"):
+        convert(found)
+
+
+@pytest.fixture
+def mutated(tiny_model, tmp_path: Path):
+    """`mutated("pissa", r=4)`: folders of the start and of the trained adapter, PEFT's own
+    conversion of it, and the logits that the trained model gives."""
+
+    def make(start: str, **more) -> tuple[Path, Path, Path, torch.Tensor]:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            init_lora_weights=start,
+            target_modules=["q_proj", "down_proj"],
+            **more,
+        )
+        model = get_peft_model(base, config)
+        first, last, theirs = tmp_path / "first", tmp_path / "last", tmp_path / "theirs"
+        # As PEFT's documentation has it: the start is saved as plain LoRA.
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(first)
+        model.peft_config["default"].init_lora_weights = start
+        random = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
+        model.save_pretrained(last)
+        with torch.no_grad():
+            logits = model.eval()(IDS).logits
+        if not (more.get("use_rslora") and more.get("rank_pattern")):
+            model.save_pretrained(theirs, path_initial_model_for_weight_conversion=str(first))
+        return first, last, theirs, logits
+
+    return make
+
+
+IDS = torch.tensor([[1, 40, 77, 9, 200, 31]])
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        ("pissa", {"r": 4, "lora_alpha": 8}),
+        ("pissa_niter_4", {"r": 4, "lora_alpha": 8}),
+        ("olora", {"r": 4, "lora_alpha": 8}),
+        ("pissa", {"r": 4, "lora_alpha": 8, "use_rslora": True}),
+        ("pissa", {"r": 4, "rank_pattern": {"down_proj": 6}, "alpha_pattern": {"q_proj": 12}}),
+        ("pissa", {"r": 4, "rank_pattern": {"down_proj": 6}, "use_rslora": True}),
+    ],
+    ids=["pissa", "fast pissa", "olora", "rslora", "patterns", "rslora with patterns"],
+)
+def test_a_changed_base_becomes_plain_lora(start, more, mutated, load_peft, tmp_path: Path) -> None:
+    first, last, theirs, logits = mutated(start, **more)
+    with pytest.raises(ToolError, match="--initial"):
+        convert(last)
+    convert(last, first).save(tmp_path / "ours")
+    model = load_peft("llama", tmp_path / "ours")
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-3, atol=1e-3)
+    if theirs.exists():
+        for name in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights"):
+            ours_has, theirs_has = (
+                json.loads((folder / "adapter_config.json").read_text())[name]
+                for folder in (tmp_path / "ours", theirs)
+            )
+            assert ours_has == theirs_has, name
+        ours, pefts = load_file(tmp_path / "ours" / WEIGHTS), load_file(theirs / WEIGHTS)
+        assert ours.keys() == pefts.keys()
+        assert all(torch.equal(ours[key], pefts[key]) for key in ours)
+
+
+def test_the_start_of_another_training_is_refused(mutated, peft_adapter) -> None:
+    _, last, _, _ = mutated("pissa", r=4)
+    with pytest.raises(InvalidAdapter) as caught:
+        convert(last, peft_adapter("llama", "plain"))
+    said = " ".join(caught.value.problems)
+    assert "r is 4, and 8" in said and "another training" in said and "more" in said
+
+
+def test_a_start_that_takes_nothing_from_the_base_is_refused(peft_adapter, copied) -> None:
+    folder = peft_adapter("llama", "plain")
+    zero = copied(folder)
+    tensors = load_file(zero / WEIGHTS)
+    save_file({k: v * ("lora_A" in k) for k, v in tensors.items()}, zero / WEIGHTS)
+    with pytest.raises(ToolError, match="nothing to subtract"):
+        convert(folder, zero)
+
+
+def test_a_start_that_the_config_hides_is_subtracted(mutated, load_peft, tmp_path: Path) -> None:
+    first, last, _, logits = mutated("pissa", r=4)
+    edit_config(last, init_lora_weights=True)
+    convert(last, first).save(tmp_path / "ours")
+    with torch.no_grad():
+        found = load_peft("llama", tmp_path / "ours")(IDS).logits
+    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
+
+
+def test_dora_on_a_changed_base_has_no_plain_form(mutated) -> None:
+    first, last, _, _ = mutated("pissa", r=4)
+    for folder in (first, last):
+        edit_config(folder, use_dora=True)
+    with pytest.raises(InvalidAdapter, match="DoRA"):
+        convert(last, first)
+
+
+def test_loftq_cannot_be_converted(peft_adapter, copied) -> None:
+    folder = copied(peft_adapter("llama", "plain"))
+    edit_config(folder, init_lora_weights="loftq")
+    with pytest.raises(ToolError, match="LoftQ"):
+        convert(folder)
