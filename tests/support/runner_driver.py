@@ -19,6 +19,7 @@ from lorry.model.native.choice import choose
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
+from support import tiny
 from support.peft_oracle import Adapters
 
 BLOCK_SIZE = 8
@@ -43,7 +44,13 @@ class Ask:
 
 def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
     settings = Settings(
-        model=str(folder), home=folder, device="cpu", dtype="float32", quantize=quantization
+        model=str(folder),
+        home=folder,
+        device="cpu",
+        dtype="float32",
+        quantize=quantization,
+        # Not every config states a length.
+        max_model_len=tiny.MAX_POSITIONS,
     )
     return load(settings, lambda _: None)
 
