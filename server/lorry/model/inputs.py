@@ -173,7 +173,8 @@ def build_inputs(
             context_L = torch.from_numpy(context).to(device)
             chunks.append(Chunk(first, count, row.start, context_L))
         else:
-            write.extend(_cache_rows(row, row.start, end, block_size).tolist())
+            block, place = divmod(row.start, block_size)
+            write.append(row.blocks[block] * block_size + place)
         mine = _wanted_of(row)
         wanted_rows.append((len(wanted), len(mine)))
         wanted.extend(first + index for index in mine)
@@ -182,18 +183,25 @@ def build_inputs(
         if row.virtual:
             virtual.append(VirtualRun(row, first, row.start, row.virtual))
 
-    def ints(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+    def ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        # Neither of these gives the interpreter up, as torch's operations do: the event loop
+        # would take it, with a step's worth of frames to send, while the model waits.
+        made = torch.from_numpy(np.array(values, dtype=np.int64))
+        return made if device.type == "cpu" else made.to(device)
 
+    body_plan = build_plan(body, dtype=dtype, device=device, digests=digests)
     return Inputs(
         order=tuple(order),
-        ids_1T=ints(ids).unsqueeze(0),
-        positions_1T=ints(positions).unsqueeze(0),
+        ids_1T=ints([ids]),
+        positions_1T=ints([positions]),
         attention=AttentionPlan(
             rows, len(rows) - len(chunks), block_size, device, ints(write), tuple(chunks)
         ),
-        body=build_plan(body, dtype=dtype, device=device, digests=digests),
-        head=build_plan(head, dtype=dtype, device=device, digests=digests),
+        body=body_plan,
+        # The same tokens, when all of them are wanted: no need to plan twice.
+        head=body_plan
+        if head == body
+        else build_plan(head, dtype=dtype, device=device, digests=digests),
         # A step of half prompts wants no logits; the head gets one token all the same,
         # so that no kernel meets an empty batch.
         wanted_K=ints(wanted or [0]),
