@@ -9,8 +9,11 @@ from lorry_adapters.lora.fields import MAX_CONFIG, Fields
 from lorry_adapters.lora.methods.adalora import read_adalora
 from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.lora import read_lora
+from lorry_adapters.lora.methods.measured import MEASURED, read_measured
 from lorry_adapters.lora.methods.norms import read_norms
+from lorry_adapters.lora.methods.prefix import read_prefix
 from lorry_adapters.lora.methods.products import read_loha, read_lokr
+from lorry_adapters.lora.methods.prompt import read_multitask, read_prompt
 from lorry_adapters.lora.methods.tokens import read_tokens
 from lorry_adapters.lora.methods.vera import read_vera
 from lorry_adapters.lora.parts import AdapterSpec
@@ -27,6 +30,13 @@ METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec | None]]] = {
     "LOKR": read_lokr,
     "TRAINABLE_TOKENS": read_tokens,
     "VERA": read_vera,
+    **{peft_type: read_measured(peft_type) for peft_type in MEASURED},
+    "PROMPT_TUNING": read_prompt("PROMPT_TUNING"),
+    "P_TUNING": read_prompt("P_TUNING"),
+    "CPT": read_prompt("CPT"),
+    "MULTITASK_PROMPT_TUNING": read_multitask,
+    "PREFIX_TUNING": read_prefix("PREFIX_TUNING"),
+    "CARTRIDGE": read_prefix("CARTRIDGE"),
 }
 """By `peft_type`. Each takes its fields and refuses the rest by name."""
 
