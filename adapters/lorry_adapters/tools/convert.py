@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.problems import refusal, shown, some
-from lorry_adapters.tools.folder import PREFIX, PeftFolder, ToolError, changed_base, save
+from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, changed_base, save
 from lorry_adapters.tools.portrait import PROMPTS
 
 _WRAPPERS: Final = re.compile(
@@ -38,10 +38,7 @@ _WRAPPERS: Final = re.compile(
 """What torch.compile, FSDP and data parallel training put into paths."""
 
 _NAMED: Final = re.compile(
-    r"(?P<start>.+\.(?:lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|hada_w[12]_[ab]"
-    r"|lokr_w[12](?:_[ab])?|vera_lambda_[bd]|trainable_tokens_delta))"
-    r"\.(?P<name>[^.]+)(?P<end>|\.weight|\.bias)",
-    re.ASCII,
+    rf"(?P<start>.+\.(?:{'|'.join(OWN)})_\w+)\.(?P<name>[^.]+)(?P<end>|\.weight|\.bias)", re.ASCII
 )
 _SAVED: Final = re.compile(
     r"(?P<start>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<end>.+)", re.ASCII

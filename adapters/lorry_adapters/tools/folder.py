@@ -29,6 +29,14 @@ from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 PREFIX: Final = "base_model.model."
 """What PEFT writes before a module's path in the base."""
 
+OWN: Final = (
+    "adamss", "adaption_prompt", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod",
+    "glora", "gralora", "hada", "hira", "hra", "ia3", "lily", "lokr", "lora", "miss", "oft", "osf",
+    "peanut", "poly", "psoft", "pvera", "randlora", "road", "shadow", "shira", "supertuning", "tinylora",
+    "trainable_tokens", "unilora", "vblora", "vera", "waveft", "xlora",
+)  # fmt: skip
+"""How the names of parameters begin that a method of PEFT's puts on a module, before a `_`."""
+
 MAX_CONFIG: Final = 1 << 20
 
 _PAIR: Final = re.compile(

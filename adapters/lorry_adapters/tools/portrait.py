@@ -16,12 +16,9 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES
-from lorry_adapters.tools.folder import PREFIX, PeftFolder, natural
+from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, natural
 
-_PARAMETER: Final = re.compile(
-    r"\.(?:(?:lora|ia3|hada|lokr|vera|oft|boft|hra|road|randlora|fourierft|waveft|c3a|gralora)_"
-    r"|token_adapter\.|miss_block|shira_weight)"
-)
+_PARAMETER: Final = re.compile(rf"\.(?:(?:{'|'.join(OWN)})_|token_adapter\.)")
 """Where a key stops being a module of the base and starts being a method's own parameter."""
 
 _GATES: Final = {
@@ -34,7 +31,7 @@ _GATES: Final = {
 """By method, the factor that PEFT starts at zero: while it is zero, so is the delta."""
 
 PROMPTS: Final = frozenset(
-    {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"}
+    {"CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
 )
 """Methods that put tokens before the prompt and leave the base's modules alone."""
 
@@ -107,7 +104,7 @@ def portrait(folder: PeftFolder) -> Portrait:
     acts, why = _acts(folder)
     start = config.get("init_lora_weights")
     return Portrait(
-        method=_NAMES.get(folder.peft_type, shown(config.get("peft_type"))),
+        method=_NAMES.get(folder.peft_type) or _text(config.get("peft_type")) or "unknown",
         kinds=tuple(_kinds(config)),
         task=_text(config.get("task_type")),
         base_model=_text(config.get("base_model_name_or_path")),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -85,6 +86,32 @@ def test_every_problem_is_listed(peft_adapter, copied) -> None:
         convert(found)
     said = " ".join(caught.value.problems)
     assert "enable_lora" in said and "use_brand_new_thing" in said and "both mean" in said
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3", "saved", "prompt"])
+def test_other_kinds_lose_the_adapters_name(method: str, tiny_model, tmp_path: Path) -> None:
+    configs = {
+        "dora": LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]),
+        "ia3": IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+        "saved": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    }
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+    model = get_peft_model(base, configs[method])
+    model.save_pretrained(tmp_path / "good")
+    good = load_file(tmp_path / "good" / WEIGHTS)
+    raw = {
+        key: value.clone()
+        for key, value in model.state_dict().items()
+        if ".default" in key and method != "prompt"
+    }
+    found = tmp_path / "found"
+    found.mkdir()
+    save_file(raw or good, found / WEIGHTS)
+    shutil.copy(tmp_path / "good/adapter_config.json", found)
+    result = convert(found)
+    assert result.tensors.keys() == good.keys()
+    assert all(torch.equal(result.tensors[key], good[key]) for key in good)
 
 
 def test_two_adapters_in_a_file_are_refused(peft_adapter, copied) -> None:

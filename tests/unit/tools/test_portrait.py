@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoKrConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lorry_adapters.tools.folder import PeftFolder
-from lorry_adapters.tools.portrait import Portrait, portrait
+from lorry_adapters.tools.folder import OWN, PeftFolder
+from lorry_adapters.tools.portrait import PROMPTS, Portrait, portrait
 from support.peft_adapters import edit_config
 
 WEIGHTS = "adapter_model.safetensors"
@@ -82,6 +83,17 @@ def test_what_the_files_alone_do_not_tell_is_not_guessed(peft_adapter, copied) -
     assert found.acts is None
     assert "lm_head.weight" in found.why
     assert ("lm_head", "full weight") in {(part.module, part.kind) for part in found.parts}
+
+
+def test_the_parameters_of_every_method_are_known() -> None:
+    """Those that put tokens before the prompt, or train the base's own norms, have none."""
+    elsewhere = {*PROMPTS, "LN_TUNING"}
+    prefixes = {
+        prefix
+        for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items()
+        if kind.value not in elsewhere
+    }
+    assert not [one for one in prefixes if not one.startswith(tuple(f"{name}_" for name in OWN))]
 
 
 METHODS = {
