@@ -71,8 +71,9 @@ def test_a_server_that_runs_and_keeps_only_its_own_adapters(
 
 def test_arrivals_at_their_time(run: Run, served: Server, tmp_path: Path) -> None:
     load = ("--rate", "40", "--cv", "2", "-n", "12", "--repeats", "1", "--new-tokens", "2-5")
-    code, _, err = run("--url", served.url, *load, "--json", tmp_path / "w.json")
+    code, out, err = run("--url", served.url, *load, "--json", tmp_path / "w.json")
     assert code == 0, err
+    assert "base, 40/s cv 2" in out, "a table says what load it is of"
     (row,) = json.loads((tmp_path / "w.json").read_text())["rows"]
     assert row["load"] == "40/s cv 2" and row["figures"]["errors"] == 0
 

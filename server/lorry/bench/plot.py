@@ -13,7 +13,9 @@ from xml.sax.saxutils import escape
 
 from lorry.bench.report import Report
 
-LABELS, PANEL, GAP, LINE, TOP = 230, 280, 90, 30, 64
+PANEL, GAP, LINE, TOP = 280, 90, 30, 64
+LETTER = 7.5
+"""Widest a letter of a label is on average, in pixels."""
 _INK, _BAR, _FAINT = "#24292f", "#4078c0", "#d0d7de"
 
 
@@ -33,19 +35,20 @@ def svg(report: Report, title: str) -> str:
         _Bar(f.first_token.p50 * 1000, f.first_token.p50 * 1000, f.first_token.p99 * 1000)
         for f in every
     ]
+    labels = max(120, math.ceil(LETTER * max(map(len, names), default=0)) + 24)
     height = TOP + LINE * len(names) + 40
-    width = LABELS + 2 * (PANEL + GAP)
+    width = labels + 2 * (PANEL + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13" fill="{_INK}">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         _text(12, 24, title, "font-weight='bold'"),
         *(
-            _text(LABELS - 12, TOP + LINE * index + 20, name, "text-anchor='end'")
+            _text(labels - 12, TOP + LINE * index + 20, name, "text-anchor='end'")
             for index, name in enumerate(names)
         ),
-        *_panel(LABELS, "output tokens per second (range of repeats)", rates, "{:.1f}"),
-        *_panel(LABELS + PANEL + GAP, "first token, ms (p50; line to p99)", waits, "{:.0f}"),
+        *_panel(labels, "output tokens per second (range of repeats)", rates, "{:.1f}"),
+        *_panel(labels + PANEL + GAP, "first token, ms (p50; line to p99)", waits, "{:.0f}"),
         _text(12, height - 12, report.machine.one_line, f"font-size='11' fill='{_INK}'"),
         "</svg>",
     ]

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -215,8 +216,9 @@ def bench(
         load = (concurrency or 8, None) if rate is None else (None, rate)
         if rate is not None and concurrency is not None:
             raise SettingsError("--concurrency and --rate are two kinds of load; give one")
+        what = "base" if not adapters else f"{adapters} adapters, {popular}"
         row = Row(
-            "base" if not adapters else f"{adapters} adapters, {popular}",
+            what,
             requests=requests,
             concurrency=load[0],
             rate=load[1],
@@ -228,7 +230,7 @@ def bench(
             new_tokens=_span(new_tokens, "--new-tokens"),
             warm_up=(concurrency or 8) if warm_up is None else warm_up,
         )
-        stages = (Stage((row,)),)
+        stages = (Stage((replace(row, name=f"{what}, {row.load}"),)),)
     names = None if adapter_names is None else _names(adapter_names, api)
     most = max(row.adapters for stage in stages for row in stage.rows)
     settings = load_settings({"model": model, "home": home}, os.environ)
