@@ -1,0 +1,107 @@
+"""Other kinds of adapter beside the compiled step: the same answers as without it, and the
+rows that it runs do not notice them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from lorry.model.native import library
+from support.peft_kinds import KINDS
+from support.peft_made import make
+from support.prompts import random_prompt
+from support.runner_driver import Ask, RunnerDriver, token_ids
+
+FAMILY = "llama"
+NAMES = ("dora", "ia3", "lora_bias", "modules_to_save=head", "lokr")
+APART = 0.05
+"""Of a log-probability. Both paths round activations to 13 bits, where a difference in a
+sum's last digit can flip a code; the compiled one rounds plain adapters to fewer bits."""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model(FAMILY)
+
+
+@pytest.fixture(scope="module")
+def native(folder: Path) -> Iterator[RunnerDriver]:
+    try:
+        library.find()
+    except library.Missing as missing:
+        pytest.skip(f"the compiled step is not built here: {missing}")
+    driver = RunnerDriver(folder, quantization="int8", kernels="native", threads=2)
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(scope="module")
+def torch_only(folder: Path) -> RunnerDriver:
+    return RunnerDriver(folder, quantization="int8")
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    root = tmp_path_factory.mktemp("made")
+    return {
+        name: make(KINDS[name], FAMILY, base, root / f"{i}" / "adapter").folder
+        for i, name in enumerate(NAMES)
+    }
+
+
+def asks(made: dict[str, Path], plain: Path) -> list[Ask]:
+    one = [Ask([(path, 1.0)], random_prompt(9 + i, seed=i)) for i, path in enumerate(made.values())]
+    half = [Ask([(path, 0.5)], random_prompt(7, seed=20)) for path in made.values()]
+    summed = [Ask([(made["dora"], 1.0), (plain, 0.7)], random_prompt(11, seed=30))]
+    return [*one, *half, *summed]
+
+
+def company(plain: Path) -> list[Ask]:
+    return [
+        Ask([], random_prompt(12, seed=40)),
+        Ask([(plain, 1.0)], random_prompt(5, seed=41)),
+        Ask([(plain, -0.5)], random_prompt(17, seed=42)),
+    ]
+
+
+def test_the_answers_are_those_of_the_packed_model_alone(
+    native: RunnerDriver,
+    torch_only: RunnerDriver,
+    made: dict[str, Path],
+    peft_adapter: Callable[..., Path],
+) -> None:
+    plain = peft_adapter(FAMILY, "plain")
+    wanted = [*asks(made, plain), *company(plain)]
+    expected = torch_only.score(wanted)
+    found = native.score(wanted)
+    for want, have in zip(expected, found, strict=True):
+        assert max(abs(w - h) for w, h in zip(want, have, strict=True)) < APART
+
+
+def test_rows_on_the_compiled_step_do_not_notice(
+    native: RunnerDriver, made: dict[str, Path], peft_adapter: Callable[..., Path]
+) -> None:
+    plain = peft_adapter(FAMILY, "plain")
+    alone = native.score(company(plain))
+    among = native.score([*asks(made, plain), *company(plain)])
+    assert among[-len(alone) :] == alone
+    drawn = native.greedy(company(plain), 6)
+    beside = native.greedy([*asks(made, plain), *company(plain)], 6)
+    assert [token_ids(row) for row in beside[-len(drawn) :]] == [token_ids(row) for row in drawn]
+
+
+def test_a_slot_that_changes_its_kind_changes_its_path(
+    native: RunnerDriver, made: dict[str, Path], peft_adapter: Callable[..., Path]
+) -> None:
+    plain = peft_adapter(FAMILY, "plain")
+    before = native.score([Ask([(plain, 1.0)], random_prompt(9, seed=50))])
+    slot = native.slot_of(plain)
+    native.place(slot, made["ia3"])
+    other = native.score([Ask([(made["ia3"], 1.0)], random_prompt(9, seed=50))])
+    assert other != before
+    native.place(slot, plain)
+    assert native.score([Ask([(plain, 1.0)], random_prompt(9, seed=50))]) == before
