@@ -234,6 +234,7 @@ class _Noting(CacheLayerMixin):  # type: ignore[misc]
     """Stands in for a layer's cache in the very first forward pass."""
 
     is_sliding = False
+    shape: LayerShape | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
@@ -273,13 +274,17 @@ def measure(loaded: LoadedModel) -> Shapes:
                 past_key_values=cache,
                 use_cache=True,
             )
-        shapes = {number: layer.shape for number, layer in enumerate(cache.layers)}
     except torch.OutOfMemoryError:
         raise
     except UNSUITED as error:
         raise UnsupportedModel(
             f"it does not run on a cache of keys and values ({str(error).strip() or repr(error)})"
         ) from error
-    if not shapes:
+    if not cache.layers:
         raise UnsupportedModel("it keeps no keys and values in transformers' cache")
-    return dict(shapes.items())
+    shapes: Shapes = {}
+    for number, layer in enumerate(cache.layers):
+        if layer.shape is None:
+            raise UnsupportedModel(f"its layer {number} keeps something else than keys and values")
+        shapes[number] = layer.shape
+    return shapes
