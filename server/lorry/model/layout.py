@@ -36,10 +36,11 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
 def _kv_of(config: PretrainedConfig) -> tuple[int, int]:
     """(heads, size) of the keys and values that every layer keeps, as PEFT reads them from a
     config (`_prepare_prompt_learning_config`); zeros where there is no one shape."""
-    if getattr(config, "per_layer_config", None) or getattr(config, "num_kv_shared_layers", 0):
+    if getattr(config, "is_heterogeneous", False) or getattr(config, "num_kv_shared_layers", 0):
         return 0, 0
     # Falcon's one head for all queries, of which PEFT does not know.
-    if getattr(config, "multi_query", False):
+    multi_query = getattr(config, "multi_query", False)
+    if multi_query and not getattr(config, "new_decoder_architecture", False):
         return 0, 0
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

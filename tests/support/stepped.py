@@ -1,0 +1,140 @@
+"""The real scheduler over the real runner on a tiny model, step by step and without threads.
+
+What a request goes through in the server between its acceptance and its last token, with
+limits small enough that prompts go in pieces and sequences start over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorry.core import FinishReason, Request, SamplingParams, TokenEvent
+from lorry.engine.blocks import BlockPool
+from lorry.engine.invocation import starts_of
+from lorry.engine.scheduler import Limits, Scheduler
+from lorry.model.runner import Runner
+from lorry_adapters.lora import weights
+from lorry_adapters.registry.record import PREFIX_TYPES, AdapterRef, Lease
+from support.runner_driver import BLOCK_SIZE, MAX_RANK, NUM_SLOTS, load_tiny
+
+MAX_LEN = 256
+NUM_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A prompt, and the folders of its adapters with their scales."""
+
+    ids: Sequence[int]
+    adapters: Sequence[tuple[Path, float]] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    prompt: list[float] = field(default_factory=list)
+    """Logprobs of all prompt tokens but the first."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+
+class Slots:
+    """Adapters go to a slot when they are asked for, and stay."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._slots: dict[str, int] = {}
+
+    def acquire(self, digests: Sequence[str]) -> tuple[int, ...]:
+        return tuple(map(self._slot, digests))
+
+    def _slot(self, digest: str) -> int:
+        if digest not in self._slots:
+            assert len(self._slots) < NUM_SLOTS
+            self._slots[digest] = len(self._slots) + 1
+            self._house.place(self._slots[digest], digest)
+        return self._slots[digest]
+
+    def release(self, digests: Sequence[str]) -> None:
+        pass
+
+    def prefetch(self, digests: Sequence[str]) -> None:
+        pass
+
+
+class House:
+    def __init__(self, model: Path) -> None:
+        self.loaded = load_tiny(model)
+        self.runner = Runner(
+            self.loaded,
+            kv_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            max_slots=NUM_SLOTS,
+            max_rank=MAX_RANK,
+        )
+        self.preemptions = 0
+        self.batches: list[list[int]] = []
+        """Tokens of each row of each step of the last call."""
+        self._slots = Slots(self)
+
+    def place(self, slot: int, digest: str) -> None:
+        self.runner.place(
+            slot, self.runner.prepare(weights.load(Path(digest), digest, self.loaded.layout))
+        )
+
+    def forget_slots(self) -> None:
+        """The next adapters take the slots of the last ones."""
+        self._slots = Slots(self)
+
+    def ref(self, folder: Path, scale: float) -> AdapterRef:
+        facts = weights.inspect(folder, self.loaded.layout, MAX_RANK)
+        return AdapterRef(
+            folder.name,
+            1,
+            str(folder),
+            scale,
+            virtual_tokens=facts.virtual_tokens,
+            is_prefix=facts.peft_type in PREFIX_TYPES,
+            invocation=facts.invocation,
+        )
+
+    def run(
+        self,
+        asks: Sequence[Ask],
+        count: int = 1,
+        *,
+        budget: int = 512,
+        blocks: int = NUM_BLOCKS,
+        prompt_logprobs: bool = True,
+    ) -> list[Answer]:
+        """All of `asks` at once, `count` greedy tokens each. `budget`: tokens in a step."""
+        scheduler = Scheduler(
+            Limits(len(asks), budget, MAX_LEN), BlockPool(blocks, BLOCK_SIZE), self._slots
+        )
+        params = SamplingParams(count, prompt_logprobs=prompt_logprobs)
+        for index, ask in enumerate(asks):
+            refs = tuple(self.ref(folder, scale) for folder, scale in ask.adapters)
+            starts = starts_of(refs, ask.ids)
+            lease = Lease(refs, lambda: None)
+            scheduler.add(Request(str(index), tuple(ask.ids), params, lease, 0.0, None, starts))
+        answers = [Answer() for _ in asks]
+        self.batches = []
+        while scheduler.num_requests:
+            batch = scheduler.schedule()
+            assert batch is not None
+            self.batches.append([len(row.token_ids) for row in batch.rows])
+            for event in scheduler.commit(batch, self.runner.run(batch)):
+                _take(answers[int(event.request_id)], event)
+        self.preemptions = scheduler.preemptions
+        return answers
+
+
+def _take(answer: Answer, event: TokenEvent) -> None:
+    assert event.error is None, event.error
+    assert event.token is not None
+    answer.prompt += [entry.logprob for entry in event.prompt if entry is not None]
+    answer.tokens.append(event.token.token_id)
+    answer.logprobs.append(event.token.logprob)
+    answer.finish = event.finish
