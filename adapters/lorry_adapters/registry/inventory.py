@@ -26,6 +26,7 @@ from lorry_adapters.registry.contents import Contents
 from lorry_adapters.registry.names import check_scale, check_strength
 from lorry_adapters.registry.record import (
     MAX_SELECTION,
+    MERGED,
     AdapterChoice,
     AdapterRecord,
     AdapterRef,
@@ -177,6 +178,17 @@ class Inventory:
             content.broken = None
             content.generation += 1
 
+    def keep(self, digest: str, number: int) -> None:
+        """Own a merged content that is held; `number` is another each time."""
+        with self._lock:
+            self._contents.own(digest, MERGED, number)
+
+    def drop(self, digest: str, number: int) -> None:
+        """Undo `keep`: the content goes with its last lease."""
+        with self._lock:
+            if self._contents.disown(digest, MERGED, number):
+                self._free_all([digest])
+
     def close(self) -> None:
         """Leases given back from now on free nothing: the home may be another server's."""
         with self._lock:
@@ -189,6 +201,8 @@ class Inventory:
         return record
 
     def _ref(self, choice: AdapterChoice) -> AdapterRef:
+        if choice.digest is not None:
+            return self._merged(choice, choice.digest)
         record = self._record(choice.name)
         version = version_of(record, choice.version)
         if not record.enabled:
@@ -217,6 +231,15 @@ class Inventory:
             is_prefix=version.is_prefix,
             invocation=version.invocation,
         )
+
+    def _merged(self, choice: AdapterChoice, digest: str) -> AdapterRef:
+        content = self._contents.find(digest)
+        if content is None:
+            raise UnknownAdapter("the merged adapter is no longer kept; send the request again")
+        if content.broken is not None:
+            raise AdapterBroken(f"the merged adapter cannot be served: {content.broken}")
+        scale = 1.0 if choice.scale is None else check_scale(choice.scale)
+        return AdapterRef(choice.name, 0, digest, scale)
 
     def _virtual_tokens(self, choice: AdapterChoice) -> int:
         record = self._records.get(choice.name)

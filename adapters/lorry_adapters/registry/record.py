@@ -10,6 +10,9 @@ from enum import StrEnum
 MAX_SCALE = 16.0
 """Largest magnitude of a scale; past it an adapter says nothing but noise."""
 
+MERGED = "(merged)"
+"""What an adapter that a request merged from others is called. No adapter can have this name."""
+
 MAX_SELECTION = 8
 """Adapters that one request may sum."""
 
@@ -34,6 +37,8 @@ class AdapterChoice:
     """None: the current one."""
     scale: float | None = None
     """None: the adapter's default scale."""
+    digest: str | None = None
+    """Of a content without a name of its own, given by `Registry.merged` only."""
 
 
 @dataclass(frozen=True, slots=True)

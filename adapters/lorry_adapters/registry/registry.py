@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace as changed
 from pathlib import Path
 
 from lorry_adapters.errors import (
@@ -36,8 +37,15 @@ from lorry_adapters.registry.catalog import Catalog, StoredContent
 from lorry_adapters.registry.home import HomeLock
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
 from lorry_adapters.registry.inventory import Inventory, version_of
+from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.names import check_name, check_scale, check_strength
-from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, Lease
+from lorry_adapters.registry.record import (
+    MERGED,
+    AdapterChoice,
+    AdapterRecord,
+    AdapterRef,
+    Lease,
+)
 from lorry_adapters.registry.revision import (
     Staged,
     check_match,
@@ -50,6 +58,7 @@ from lorry_adapters.registry.revision import (
 from lorry_adapters.registry.sources import upload_from
 from lorry_adapters.registry.survey import FILES_GONE, fingerprint, survey
 from lorry_adapters.registry.tarball import Tarball
+from lorry_adapters.tools.merge import Part, Recipe, merge
 
 
 class Registry:
@@ -84,6 +93,7 @@ class Registry:
         self._subscribers: tuple[Callable[[str], None], ...] = ()
         self._cache = HostCache(self._load, max_bytes=max_host_bytes, max_entries=max_host_adapters)
         self._inventory = Inventory(reserved_names, self._free)
+        self._merges = Merges(self._inventory)
         with ExitStack() as opened:
             opened.callback(HomeLock(home).close)
             self._catalog = Catalog(home / "catalog.sqlite3")
@@ -294,6 +304,24 @@ class Registry:
         """Positions that `choices` take in front of a prompt; what is not there takes none."""
         return self._inventory.virtual_tokens(choices)
 
+    def merged(
+        self, parts: Sequence[tuple[AdapterChoice, float]], recipe: Recipe
+    ) -> tuple[AdapterChoice, tuple[AdapterRef, ...]]:
+        """One adapter of several, each at its weight: what to acquire, and what it is of.
+
+        A weight multiplies the trained strength; default scales do not count. Merged once,
+        then kept for a while (`merges`). What `acquire` raises for the parts; InvalidAdapter
+        where they cannot be merged, ToolError for a weight, StorageFull.
+        """
+        lease = self.acquire([changed(choice, scale=1.0) for choice, _ in parts])
+        try:
+            weighed = [(ref, weight) for ref, (_, weight) in zip(lease.refs, parts, strict=True)]
+            key = recipe.key([(ref.digest, weight) for ref, weight in weighed])
+            digest = self._merges.digest(key, lambda: self._merge(weighed, recipe))
+            return AdapterChoice(MERGED, digest=digest), lease.refs
+        finally:
+            lease.release()
+
     def weights(self, digest: str) -> AdapterWeights:
         """From the host cache, else from disk after the digest was checked there; one load
         per digest at a time. Call it with a lease on `digest`. AdapterBroken."""
@@ -332,6 +360,24 @@ class Registry:
             stored = StoredContent(digest, size_of(folder), self._fingerprint)
             with self._inventory.admitting(digest):
                 yield Staged(folder, digest, facts, stored)
+
+    @contextmanager
+    def _merge(self, parts: Sequence[tuple[AdapterRef, float]], recipe: Recipe) -> Iterator[str]:
+        """Merge contents that are held; the digest of the result, held for the block."""
+        with self._blobs.staging() as folder:
+            sources = [
+                Part(self._blobs.folder(ref.digest), weight, ref.name) for ref, weight in parts
+            ]
+            with storage_full_named(self._home):
+                merge(sources, recipe).write(folder)
+            inspect(folder, self._layout, self._max_rank)
+            self._blobs.seal(folder)
+            digest = digest_of(folder)
+            with self._inventory.admitting(digest):
+                with self._writing:
+                    self._blobs.publish(folder, digest)
+                    self._inventory.mend(digest)
+                yield digest
 
     def _publish(self, new: Staged) -> None:
         self._blobs.publish(new.folder, new.digest)

@@ -31,9 +31,10 @@ PREFIX: Final = "base_model.model."
 
 OWN: Final = (
     "adamss", "adaption_prompt", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod",
-    "glora", "gralora", "hada", "hira", "hra", "ia3", "lily", "lokr", "lora", "miss", "oft", "osf",
-    "peanut", "poly", "psoft", "pvera", "randlora", "road", "shadow", "shira", "supertuning", "tinylora",
-    "trainable_tokens", "unilora", "vblora", "vera", "waveft", "xlora",
+    "glora", "gralora", "hada", "hira", "hra", "ia3", "lily", "lokr", "lora", "miss", "oft",
+    "osf", "peanut", "poly", "psoft", "pvera", "randlora", "road", "shadow", "shira",
+    "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft",
+    "xlora",
 )  # fmt: skip
 """How the names of parameters begin that a method of PEFT's puts on a module, before a `_`."""
 
