@@ -168,11 +168,12 @@ def bad_uploads(folder: Path, *, max_rank: int) -> dict[str, BadUpload]:
         "rank not the tensors'": BadUpload("a.zip", with_config(r=4), 422, "rank"),
         "rank is text": BadUpload("a.zip", with_config(r="eight"), 422, "r"),
         "DoRA": BadUpload("a.zip", with_config(use_dora=True), 422, "dora"),
-        "bias": BadUpload("a.zip", with_config(bias="all"), 422, "bias"),
+        "bias": BadUpload("a.zip", with_config(bias="some"), 422, "bias"),
         "whole modules": BadUpload(
             "a.zip", with_config(modules_to_save=["lm_head"]), 422, "modules_to_save"
         ),
-        "another method": BadUpload("a.zip", with_config(peft_type="IA3"), 422, "ia3"),
+        "another method": BadUpload("a.zip", with_config(peft_type="XLORA"), 422, "xlora"),
+        "tensors of another method": BadUpload("a.zip", with_config(peft_type="IA3"), 422, "ia3"),
         "unknown meaningful key": BadUpload(
             "a.zip", with_config(use_brand_new_thing=True), 422, "use_brand_new_thing"
         ),
