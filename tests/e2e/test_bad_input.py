@@ -228,7 +228,7 @@ UPLOADS = [
     "wrong shape", "not a number", "infinite", "integers", "an A without its B",
     "a layer that is not there", "another model's names", "matches no module",
     "rank over the limit", "rank not the tensors'", "rank is text", "DoRA", "bias",
-    "whole modules", "another method", "unknown meaningful key",
+    "whole modules", "another method", "tensors of another method", "unknown meaningful key",
 ]  # fmt: skip
 
 
