@@ -149,7 +149,7 @@ def _probe_lora(dtype: torch.dtype, device: torch.device) -> float:
     rows = [(1, [(1, 1.0)]), (20, [(2, 0.5), (3, -2.0)]), (3, []), (1, [(3, 1.0)])]
     plan = build_plan(rows, dtype=dtype, device=device)
     x_TI, y_TO = random(plan.num_tokens, num_in), random(plan.num_tokens, num_out)
-    want_TO = y_TO.float()
+    want_TO = y_TO.to(torch.float32, copy=True)
     reference.add_delta(want_TO, x_TI, a_SRI, b_SRO, plan.pairs)
     rank_S = torch.tensor(ranks, dtype=torch.int32, device=device)
     fused.add_delta(y_TO, x_TI, a_SRI, b_SRO, rank_S, table_of(plan), max_rank=max(ranks))

@@ -1,0 +1,159 @@
+"""Which kernels a CUDA device gets, and what is said of it. The device is a CPU here, and the
+kernels are interpreted; the decision is the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorry.model import gpu, selfcheck
+from lorry.model.graphs import repeated
+from lorry.model.kv_cache import LayerShape
+from support.device import DEVICE
+from support.prompts import random_prompt
+from support.runner_driver import Ask, RunnerDriver, token_ids
+
+pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
+
+from lorry.model import cuda, paged
+from lorry_adapters.lora.kernels import fused
+
+SHAPES = [LayerShape(2, 16, 16), LayerShape(3, 48, 24, window=20), LayerShape(2, 16, 16)]
+
+
+@pytest.fixture
+def driver(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RunnerDriver]:
+    if DEVICE.type != "cuda":
+        monkeypatch.setattr(cuda, "CudaRecord", lambda: repeated)
+    made = RunnerDriver(tiny_model("llama"))
+    yield made
+    made.close()
+
+
+# ---- the probe
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_right_kernels_pass(dtype: torch.dtype) -> None:
+    assert cuda.probe(SHAPES, dtype=dtype, device=DEVICE, block_size=16) is None
+
+
+def probed(shapes: list[LayerShape] = SHAPES) -> str:
+    why = cuda.probe(shapes, dtype=torch.float32, device=DEVICE, block_size=16)
+    assert why is not None
+    return why
+
+
+def test_a_wrong_delta_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fused.add_delta
+
+    def forgets_the_last_pair(y_TO, x_TI, a_SRI, b_SRO, rank_S, table, **rest):  # type: ignore[no-untyped-def]
+        table.scale_P[-1] = 0
+        right(y_TO, x_TI, a_SRI, b_SRO, rank_S, table, **rest)
+
+    monkeypatch.setattr(fused, "add_delta", forgets_the_last_pair)
+    assert probed().startswith("the adapters' kernels differ from PyTorch's by ")
+
+
+def test_a_wrong_context_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = cuda.tables_of
+
+    def forgets_the_new_token(plan):  # type: ignore[no-untyped-def]
+        tables = right(plan)
+        tables.length_B.sub_(1)
+        return tables
+
+    monkeypatch.setattr(cuda, "tables_of", forgets_the_new_token)
+    assert probed().startswith("attention over 2 heads of 16 differ from PyTorch's by ")
+
+
+def test_numbers_that_are_none_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "add_delta", lambda y_TO, *rest, **more: y_TO.fill_(float("nan")))
+    assert probed() == "the adapters' kernels differ from PyTorch's by nan"
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise ValueError("out of resource: shared memory\nand a long story")
+
+    monkeypatch.setattr(paged.PagedSingles, "__call__", fail)
+    assert probed() == (
+        "attention over 2 heads of 16 cannot run: ValueError: out of resource: shared memory"
+    )
+
+
+# ---- the decision
+
+
+def test_what_is_right_serves_and_is_said(
+    driver: RunnerDriver, peft_adapter: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert gpu.choose(driver.loaded, driver.runner) == "triton's kernels"
+    assert driver.runner.path == "triton"
+    assert not caplog.records
+    ask = Ask([(peft_adapter("llama", "plain"), 1.0)], random_prompt(5, 1))
+    (mine,) = driver.greedy([ask], 3)
+    assert len(token_ids(mine)) == 3
+
+
+def stays_with_torch(driver: RunnerDriver, caplog: pytest.LogCaptureFixture, why: str) -> None:
+    with caplog.at_level(logging.WARNING):
+        said = gpu.choose(driver.loaded, driver.runner)
+    assert said.startswith("PyTorch's operations; not Triton's kernels: ") and why in said
+    assert why in caplog.text
+    assert driver.runner.path == "torch"
+    assert all(layer.kernel is None for layer in driver.runner.lora.layers.values())
+    selfcheck.check(driver.runner, driver.loaded)
+
+
+def test_without_triton(
+    driver: RunnerDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    stays_with_torch(driver, caplog, "triton is not installed")
+
+
+def test_a_failed_probe(
+    driver: RunnerDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cuda, "probe", lambda *arguments, **more: "the adapters' kernels differ")
+    stays_with_torch(driver, caplog, "the adapters' kernels differ")
+
+
+def test_a_failed_self_check(
+    driver: RunnerDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All is well one by one, and wrong together: the scratch cell is somebody's."""
+    right = cuda.to_device
+
+    def shifted(inputs, device):  # type: ignore[no-untyped-def]
+        made = right(inputs, device)
+        made.attention.write_T.copy_(made.attention.write_T.flip(0))
+        return made
+
+    monkeypatch.setattr(cuda, "to_device", shifted)
+    stays_with_torch(driver, caplog, "is not served")
+
+
+def test_an_adapter_of_another_kind_is_never_recorded(
+    driver: RunnerDriver, peft_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.choose(driver.loaded, driver.runner)
+    folder = peft_adapter("llama", "plain")
+    ask = Ask([(folder, 1.0)], random_prompt(5, 2))
+    (expected,) = driver.greedy([ask], 3)
+    driver.runner._special.add(driver.slot_of(folder))
+    steps: list[object] = []
+    record = cuda.DecodeGraphs.run
+    monkeypatch.setattr(
+        cuda.DecodeGraphs, "run", lambda *given: steps.append(given) or record(*given)
+    )
+    assert token_ids(driver.greedy([ask], 3)[0]) == token_ids(expected)
+    assert steps == []
