@@ -136,6 +136,11 @@ class LoraSpec:
         ranks = find_ranks(file, pairs, problems)
         tables = _tables(keys, layout, problems)
         ranks |= _table_ranks(file, tables, problems)
+        if self.invocation and (own.modules or tables):
+            problems.append(
+                "activated LoRA (alora_invocation_tokens) is served on linear modules alone; this "
+                f"one changes others for the whole prompt: {some([*own.modules, *tables])}"
+            )
         if sound:
             self._check_extras(file, keys, pairs, problems)
             try:
