@@ -51,7 +51,7 @@ def test_a_crowd(
         quantize="none",
         max_model_len=256,
         # Too small for all that may run: some requests are preempted and start over.
-        kv_cache_memory=(192 << 10) if family == "falcon" else (512 << 10),
+        kv_cache_memory=(64 << 10) if family == "falcon" else (256 << 10),
         samples=False,
         max_loras=3,
         max_num_seqs=12,
