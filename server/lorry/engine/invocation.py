@@ -24,7 +24,7 @@ def starts_of(refs: Sequence[AdapterRef], prompt_ids: Sequence[int]) -> tuple[in
         return ()
     starts = []
     for ref in refs:
-        start = last_place(ref.invocation, prompt_ids)
+        start = last_place(ref.invocation, prompt_ids) if ref.invocation else 0
         if start is None and ref.scale != 0.0:
             raise InvocationMissing(
                 f"adapter {ref.name!r} is an activated LoRA, which counts from where the prompt "

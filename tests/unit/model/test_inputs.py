@@ -143,3 +143,46 @@ def test_sums_are_made_in_the_order_of_digests() -> None:
     uses = [(1, 1.0), (2, 1.0), (3, 1.0)]
     inputs = built(row([1], 0, [0], *uses), digests={1: "c", 2: "a", 3: "b"})
     assert [slot for slot, _, _ in inputs.body.pairs] == [2, 3, 1]
+
+
+def test_virtual_tokens_are_found_and_want_no_logits() -> None:
+    virtual = Row("v", [0, 0, 8, 9], 3, [4, 5], (SlotUse(2, 1.0),), SAMPLE, [9], 2)
+    only = Row("w", [0, 0], 0, [6], (SlotUse(2, 1.0),), None, [], 2)
+    inputs = built(row([1], 5, [7, 2], sample=True), virtual, only)
+    assert [(run.first, run.start, run.count) for run in inputs.virtual] == [(1, 3, 2), (5, 0, 2)]
+    assert listed(inputs.positions_1T) == [5, 3, 4, 5, 6, 0, 1]
+    # Packed: 1 | 0 0 8 9 | 0 0
+    assert listed(inputs.wanted_K) == [0, 3, 4]
+    assert inputs.wanted == ((0, 1), (1, 2), (3, 0))
+
+
+@pytest.mark.parametrize(
+    ("begin", "tokens", "logits"),
+    [
+        (0, [0, 1, 2, 3], [0, 1, 2]),
+        (5, [0, 1, 2, 3], [0, 1, 2]),
+        (6, [1, 2, 3], [1, 2]),
+        (8, [3], [2]),
+        (9, [], []),
+        (99, [], []),
+    ],
+)
+def test_an_adapter_that_counts_from_a_token_on(
+    begin: int, tokens: list[int], logits: list[int]
+) -> None:
+    """Of positions 5 to 8; the logits of 5, 6 and 8 are wanted."""
+    late = Row("l", [1, 2, 3, 4], 5, [7, 2, 0], (SlotUse(3, 0.5, begin),), SAMPLE, [2, 3])
+    inputs = built(late)
+    assert inputs.body.pairs == tuple((3, token, 0.5) for token in tokens)
+    assert inputs.head.pairs == tuple((3, token, 0.5) for token in logits)
+    assert (inputs.body.num_tokens, inputs.head.num_tokens) == (4, 3)
+
+
+def test_adapters_that_count_from_different_tokens_on() -> None:
+    uses = (SlotUse(1, 1.0, 7), SlotUse(2, 2.0), SlotUse(3, 3.0, 6))
+    inputs = built(Row("l", [1, 2, 3, 4], 5, [7, 2, 0], uses, None))
+    by_slot = {
+        slot: [token for other, token, _ in inputs.body.pairs if other == slot]
+        for slot in (1, 2, 3)
+    }
+    assert by_slot == {1: [2, 3], 2: [0, 1, 2, 3], 3: [1, 2, 3]}

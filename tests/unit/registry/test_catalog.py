@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from lorry_adapters.errors import HomeUnusable, StorageFull
-from lorry_adapters.registry.catalog import SCHEMA_VERSION, Catalog, StoredContent
+from lorry_adapters.registry.catalog import (
+    _MIGRATIONS,
+    SCHEMA_VERSION,
+    Catalog,
+    StoredContent,
+)
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
@@ -202,3 +207,55 @@ def test_a_full_disk_does_not_stop_a_removal(path: Path, monkeypatch: pytest.Mon
     catalog.save(adapter("two", version(1, "b")), content("b"))
     assert reserve.exists()
     catalog.close()
+
+
+def test_what_a_method_needs_survives_closing(path: Path) -> None:
+    catalog = Catalog(path)
+    special = replace(
+        version(1, "a"),
+        peft_type="PREFIX_TUNING",
+        task_type="SEQ_CLS",
+        virtual_tokens=20,
+        invocation=(5, 6),
+        scalable=False,
+    )
+    catalog.save(adapter("legal", special), content("a"))
+    catalog.close()
+    again = Catalog(path)
+    assert again.adapters() == (adapter("legal", special),)
+    assert again.adapters()[0].current.is_prefix
+    again.save_content(replace(special, virtual_tokens=3), content("a"))
+    assert again.adapters()[0].current.virtual_tokens == 3
+    again.close()
+
+
+def test_a_catalogue_of_the_first_schema_is_carried_over(path: Path) -> None:
+    """As it was written when every adapter was a LoRA for a causal language model."""
+    with sqlite3.connect(path) as db:
+        for statement in _MIGRATIONS[0]:
+            db.execute(statement)
+        db.execute(
+            "INSERT INTO adapters VALUES ('legal', 1, 4, 1, 0.5, 1, 'old', ?, ?)",
+            (NOW.isoformat(), NOW.isoformat()),
+        )
+        db.execute(
+            "INSERT INTO contents VALUES (?, 'LORA', 8, '[\"k_proj\", \"q_proj\"]', 1024, 4096,"
+            " NULL, 4200, 'L')",
+            (digest("a"),),
+        )
+        db.execute("INSERT INTO versions VALUES ('legal', 1, ?, ?)", (digest("a"), NOW.isoformat()))
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    catalog = Catalog(path)
+    old = replace(adapter("legal", version(1, "a")), scale=0.5, pinned=True, description="old")
+    assert catalog.adapters() == (old,)
+    (kept,) = catalog.adapters()
+    assert (kept.current.task_type, kept.current.virtual_tokens) == ("CAUSAL_LM", 0)
+    assert (kept.current.invocation, kept.current.scalable) == ((), True)
+    assert catalog.contents() == (content("a"),)
+    assert catalog.next_version("legal") == 5
+    catalog.save(replace(old, scale=2.0))
+    catalog.close()
+    again = Catalog(path)
+    assert again.adapters()[0].scale == 2.0
+    again.close()
