@@ -210,14 +210,19 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     )
 
 
+def require_free(folder: Path) -> None:
+    """ToolError unless `folder` can be made: it is not there, or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ToolError(f"{folder} exists and is not an empty folder", param="out")
+
+
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
     """What is written to the folder it gives is `folder` when the block ends well.
 
     ToolError where `folder` is there and not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ToolError(f"{folder} exists and is not an empty folder", param="out")
+    require_free(folder)
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -33,10 +33,12 @@ def convert(
 ) -> None:
     """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA."""
     from lorry_adapters.tools.convert import convert as converted
+    from lorry_adapters.tools.folder import require_free
 
     for file in (path, initial):
         if file is not None and not file.exists():
             raise LocalFileError(f"{file} does not exist")
+    require_free(out)
     with ExitStack() as stack:
         folder = stack.enter_context(given.opened(str(path), DEFAULT_URL, None))
         before = None

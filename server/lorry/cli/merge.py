@@ -55,9 +55,11 @@ def merge(
     unweighed = [name for name, weight in wanted if weight is None]
     if unweighed:
         raise SettingsError(f"{unweighed[0]} has no weight; write {unweighed[0]}:0.5")
+    from lorry_adapters.tools.folder import require_free
     from lorry_adapters.tools.merge import Part, Recipe
     from lorry_adapters.tools.merge import merge as merged
 
+    require_free(out)
     recipe = Recipe(method, density, majority_sign_method, rank, seed)
     with ExitStack() as stack:
         parts = [
