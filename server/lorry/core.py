@@ -22,6 +22,17 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Pooling(StrEnum):
+    """What a request wants of its prompt, instead of tokens that follow it."""
+
+    LAST = "last"
+    """The last token's hidden state."""
+    MEAN = "mean"
+    """The mean of all tokens' hidden states, virtual ones left out."""
+    CLASSIFY = "classify"
+    """What a classifier's head makes of the last token's."""
+
+
 class Constraint(Protocol):
     """A grammar that narrows the next token. Touched by the engine thread only."""
 
@@ -80,6 +91,8 @@ class Request:
     starts: tuple[int, ...] = ()
     """For each adapter of the lease, the token of the prompt from which it counts, where it
     has an `invocation` (activated LoRA); empty where none has one."""
+    pooling: Pooling | None = None
+    """Set: the one event of the request carries a `vector`, and no token is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,8 @@ class TokenEvent:
     finish: FinishReason | None = None
     error: Exception | None = None
     """With `finish` ERROR: an error of `lorry.errors` or `lorry_adapters.errors`."""
+    vector: tuple[float, ...] = ()
+    """With `finish` STOP of a request with a `pooling`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +166,8 @@ class Row:
     virtual: int = 0
     """So many of `token_ids`, the first ones, are virtual: their ids mean nothing, their
     embeddings are rows `start` and following of an adapter's prompt."""
+    pooling: Pooling | None = None
+    """MEAN: of every row of the prompt; the others: of the one that ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +190,8 @@ class RowResult:
     top: tuple[TokenLogprob, ...] = ()
     prompt: tuple[TokenLogprob, ...] = ()
     """One per `prompt_targets`."""
+    vector: tuple[float, ...] = ()
+    """Of a row with a `pooling`; of MEAN the sum over the row's tokens."""
 
 
 @dataclass(frozen=True, slots=True)

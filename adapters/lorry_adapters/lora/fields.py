@@ -34,7 +34,8 @@ HARMLESS: Final = frozenset(
 )
 """Keys of any method that say nothing of what the adapter does."""
 
-SERVED_TASKS: Final = ("CAUSAL_LM",)
+SERVED_TASKS: Final = ("CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION")
+"""Text, labels and vectors: `/generate`, `/classify` and `/v1/embeddings`."""
 
 
 class Fields:
@@ -94,7 +95,7 @@ class Fields:
         if value not in SERVED_TASKS:
             self.problems.append(
                 f"adapters of task_type {shown(value)} are not served; "
-                f"{' and '.join(SERVED_TASKS)} {'is' if len(SERVED_TASKS) == 1 else 'are'}"
+                f"{', '.join(SERVED_TASKS)} are"
             )
             return "CAUSAL_LM"
         return str(value)

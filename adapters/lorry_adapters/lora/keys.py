@@ -85,7 +85,13 @@ def sort_keys(
 
 def module_of(path: str, layout: BaseLayout) -> BaseModule | None:
     # A base whose own paths began with the prefix would be meant literally.
-    return layout.modules.get(path) or layout.modules.get(path.removeprefix(PREFIX))
+    bare = path.removeprefix(PREFIX)
+    # An adapter for hidden states was trained on the model without its head.
+    return (
+        layout.modules.get(path)
+        or layout.modules.get(bare)
+        or layout.modules.get(f"{layout.body}.{bare}")
+    )
 
 
 def linear_names(layout: BaseLayout) -> list[str]:

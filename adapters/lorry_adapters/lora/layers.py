@@ -51,6 +51,8 @@ class LoraLinear(nn.Module):
         self.out_features = out_features
         self.ranks: tuple[int, ...] = (0,) * (num_slots + 1)
         self.effects = SlotEffects()
+        self.tapped: list[Tensor] | None = None
+        """Set: what comes in is kept here and passed on, and nothing is multiplied."""
         self.slot_bytes = 0
         # Rows of each slot that may hold something; what lies beyond is zero.
         self._filled = [0] * (num_slots + 1)
@@ -109,6 +111,9 @@ class LoraLinear(nn.Module):
         self.slot_bytes = self._a_SRI.nbytes + self._b_SRO.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.tapped is not None:
+            self.tapped.append(x)
+            return x
         y: Tensor = self.base(x)
         plan = self._holder.plan
         if plan is None or (self._a_SRI is None and not self.effects):
@@ -248,6 +253,18 @@ class LoraModel:
     def slot_bytes(self) -> int:
         """Reserved for the slots so far, all modules."""
         return sum(layer.slot_bytes for layer in self._layers.values())
+
+    @contextmanager
+    def tapping(self) -> Iterator[list[Tensor]]:
+        """Inside, the output head passes on what comes in, and it is collected here."""
+        head = None if self._head_path is None else self._layers.get(self._head_path)
+        assert head is not None and head.tapped is None
+        found: list[Tensor] = []
+        head.tapped = found
+        try:
+            yield found
+        finally:
+            head.tapped = None
 
     @contextmanager
     def planned(self, body: Plan, head: Plan) -> Iterator[None]:

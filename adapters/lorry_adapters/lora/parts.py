@@ -30,6 +30,18 @@ class LoraPair:
         return self.a_RI.nbytes + self.b_OR.nbytes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """A classifier's head: what it makes of the last token's hidden state."""
+
+    weight_LH: Tensor
+    bias_L: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight_LH.nbytes + (0 if self.bias_L is None else self.bias_L.nbytes)
+
+
 @dataclass(slots=True, eq=False)
 class Parts:
     """The tensors, read."""
@@ -39,6 +51,7 @@ class Parts:
     effects: dict[str, list[Effect]] = field(default_factory=dict)
     """All else that it does, by the path of the module."""
     prompt: VirtualTokens | None = None
+    score: Score | None = None
 
     def add(self, module: str, effect: Effect) -> None:
         self.effects.setdefault(module, []).append(effect)
@@ -55,6 +68,8 @@ class Contents:
     ranks: Mapping[str, int] = field(default_factory=dict)
     """By path, of the pairs that it becomes."""
     virtual_tokens: int = 0
+    labels: int = 0
+    """Of a classifier."""
 
 
 class AdapterSpec(Protocol):

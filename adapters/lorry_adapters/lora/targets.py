@@ -31,6 +31,8 @@ class Targets:
     exclude_modules: tuple[str, ...] | str
     layers_to_transform: frozenset[int] | None
     layers_pattern: tuple[str, ...]
+    headless: bool
+    """Names are those of the model below its head."""
     _target: Pattern | frozenset[str] | None = field(repr=False, compare=False)
     """None: all-linear."""
     _exclude: Pattern | frozenset[str] = field(repr=False, compare=False)
@@ -57,7 +59,8 @@ def read_targets(fields: Fields, *, optional: bool = False) -> Targets:
     target = _matcher(fields, "target_modules", targets)
     excluded = _matcher(fields, "exclude_modules", exclude, regex=True)
     assert excluded is not None
-    return Targets(targets, exclude, layers, pattern, target, excluded)
+    headless = fields.raw("task_type") == "FEATURE_EXTRACTION"
+    return Targets(targets, exclude, layers, pattern, headless, target, excluded)
 
 
 def _check(
@@ -111,6 +114,10 @@ def _matcher(
 
 def _is_targeted(targets: Targets, module: BaseModule, layout: BaseLayout, budget: Budget) -> bool:
     name = module.name
+    if targets.headless:
+        if not name.startswith(f"{layout.body}."):
+            return False
+        name = name.removeprefix(f"{layout.body}.")
     if isinstance(targets._exclude, Pattern):
         if targets._exclude.matches(name, budget):
             return False
@@ -118,7 +125,7 @@ def _is_targeted(targets: Targets, module: BaseModule, layout: BaseLayout, budge
         return False
     if targets._target is None:
         linear = module.kind in (ModuleKind.LINEAR, ModuleKind.CONV1D)
-        return linear and name != layout.output_embedding
+        return linear and module.name != layout.output_embedding
     if isinstance(targets._target, Pattern):
         return targets._target.matches(name, budget)
     if name in targets._target:

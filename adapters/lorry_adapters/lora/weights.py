@@ -18,7 +18,7 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.effects import Effect
-from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair
+from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
@@ -50,6 +50,8 @@ class AdapterWeights:
     effects: Mapping[str, tuple[Effect, ...]] = field(default_factory=dict)
     """All else that it does, by the module's path."""
     prompt: VirtualTokens | None = None
+    score: Score | None = None
+    """Of a classifier."""
 
     @property
     def rank(self) -> int:
@@ -77,6 +79,8 @@ class AdapterFacts:
     """aLoRA: the token ids from which on it acts."""
     scalable: bool = True
     """False where a scale other than 0 and 1 means nothing."""
+    labels: int = 0
+    """Of a classifier."""
 
 
 def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
@@ -113,6 +117,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
             virtual_tokens=contents.virtual_tokens,
             invocation=spec.invocation,
             scalable=spec.scalable,
+            labels=contents.labels,
         )
 
 
@@ -137,7 +142,8 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     shared = {id(t): t.nbytes for effect in every for t in getattr(effect, "shared", ())}
     size += sum(shared.values())
     size += 0 if parts.prompt is None else parts.prompt.nbytes
-    return AdapterWeights(digest, parts.pairs, size, effects, parts.prompt)
+    size += 0 if parts.score is None else parts.score.nbytes
+    return AdapterWeights(digest, parts.pairs, size, effects, parts.prompt, parts.score)
 
 
 def _over_limit(contents: Contents, max_rank: int) -> list[str]:
@@ -152,7 +158,7 @@ def _over_limit(contents: Contents, max_rank: int) -> list[str]:
 
 def _idle(contents: Contents) -> bool:
     parts = contents.read()
-    if parts.effects or parts.prompt is not None:
+    if parts.effects or parts.prompt is not None or parts.score is not None:
         return False
     return not any(pair.b_OR.any() and pair.a_RI.any() for pair in parts.pairs.values())
 

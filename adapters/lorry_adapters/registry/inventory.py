@@ -230,6 +230,7 @@ class Inventory:
             virtual_tokens=version.virtual_tokens,
             is_prefix=version.is_prefix,
             invocation=version.invocation,
+            task_type=version.task_type,
         )
 
     def _merged(self, choice: AdapterChoice, digest: str) -> AdapterRef:

@@ -58,6 +58,9 @@ class AdapterRef:
     through the model like tokens."""
     invocation: tuple[int, ...] = ()
     """Activated LoRA: it counts from the last place in the prompt where these tokens stand."""
+    task_type: str = "CAUSAL_LM"
+    """What it was trained for: text (CAUSAL_LM), labels (SEQ_CLS), vectors
+    (FEATURE_EXTRACTION)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,10 @@ from lorry.api.adapters import Adapters
 from lorry.api.auth import Guard
 from lorry.api.chat import Chat
 from lorry.api.chat_schema import ChatBody, ChatChunk
+from lorry.api.classify import Classify, ClassifyBody
 from lorry.api.completions import Completions
 from lorry.api.completions_schema import CompletionsBody
+from lorry.api.embeddings import Embeddings, EmbeddingsBody
 from lorry.api.generate import Generate
 from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
 from lorry.api.health import Health
@@ -26,6 +28,7 @@ from lorry.api.openai import OpenAI
 from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
 from lorry.api.runs import Runs
+from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
 from lorry.engine.client import EngineClient
 from lorry.engine.grammar import GrammarCompiler
@@ -40,6 +43,8 @@ _BODIES = (
     CompletionsBody,
     ChatBody,
     ChatChunk,
+    ClassifyBody,
+    EmbeddingsBody,
     FolderBody,
     PatchBody,
     UploadForm,
@@ -86,6 +91,7 @@ def create_app(services: Services) -> FastAPI:
     prompts = Prompts(services.tokenizer, services.vocab_size)
     grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids)
     runs = Runs(client, prompts, metrics)
+    pooled = Pooled(client, metrics)
     openai = OpenAI(
         prompts=prompts,
         runs=runs,
@@ -126,6 +132,8 @@ def create_app(services: Services) -> FastAPI:
         generate,
         Completions(openai),
         Chat(openai),
+        Classify(prompts=prompts, pooled=pooled),
+        Embeddings(prompts=prompts, pooled=pooled, registry=registry, base_name=services.base_name),
         models,
         adapters,
         VllmLora(registry=registry, adapters=adapters, metrics=metrics),

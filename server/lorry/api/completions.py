@@ -24,6 +24,7 @@ from lorry.api.openai import (
     prompt_tokens,
     usage,
 )
+from lorry.api.prompt_list import Prompt, prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
@@ -36,12 +37,6 @@ DEFAULT_TOKENS = 16
 """OpenAI's."""
 
 MAX_PROMPTS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    text: str
-    ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +247,13 @@ class Completions:
             raise InvalidRequest(
                 "max_tokens must be from 1 without echo, not 0", param="max_tokens"
             )
-        prompts = await self._prompts(body)
+        prompts = await prompts_of(
+            body.prompt,
+            openai.prompts,
+            param="prompt",
+            most=MAX_PROMPTS,
+            truncate=body.truncate_prompt_tokens,
+        )
         jobs: list[Job] = []
         for prompt in prompts:
             # What was asked for is refused where it does not fit; the default gives way.
@@ -276,39 +277,6 @@ class Completions:
             logprobs=body.logprobs is not None,
             silent=wanted == 0,
         )
-
-    async def _prompts(self, body: CompletionsBody) -> list[Prompt]:
-        given = body.prompt
-        if isinstance(given, str) or (
-            isinstance(given, list) and given and all(type(one) is int for one in given)
-        ):
-            given = [given]
-        if not isinstance(given, list) or not given:
-            raise InvalidRequest(
-                "prompt must be a text, a list of texts, token ids or a list of those",
-                param="prompt",
-            )
-        if len(given) > MAX_PROMPTS:
-            raise InvalidRequest(
-                f"prompt lists {len(given)} prompts, the most is {MAX_PROMPTS}", param="prompt"
-            )
-        tokens = self._openai.prompts
-        prompts = []
-        for one in given:
-            if isinstance(one, str):
-                ids = await tokens.encode(one, param="prompt", truncate=body.truncate_prompt_tokens)
-                prompts.append(Prompt(one, ids))
-            elif isinstance(one, list):
-                ids = tokens.check_ids(one, param="prompt")
-                if body.truncate_prompt_tokens is not None:
-                    ids = ids[-body.truncate_prompt_tokens :]
-                prompts.append(Prompt(tokens.decode(ids), ids))
-            else:
-                raise InvalidRequest(
-                    "prompt must be a text, a list of texts, token ids or a list of those",
-                    param="prompt",
-                )
-        return prompts
 
 
 def shown(step: Step) -> bool:

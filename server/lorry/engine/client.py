@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
-from lorry.core import Constraint, EngineStats, Request, SamplingParams, TokenEvent
+from lorry.core import Constraint, EngineStats, Pooling, Request, SamplingParams, TokenEvent
 from lorry.engine.invocation import starts_of
 from lorry.engine.loop import Cancel, Engine, Submit
+from lorry.engine.task import check_task
 from lorry.errors import (
     DoesNotFit,
     InvalidRequest,
@@ -24,6 +25,7 @@ from lorry.errors import (
     RequestError,
     ShuttingDown,
 )
+from lorry_adapters.errors import AdapterError
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
 from lorry_adapters.registry.registry import Registry
 
@@ -113,11 +115,12 @@ class EngineClient:
         params: SamplingParams,
         choices: Sequence[AdapterChoice] = (),
         constraint: Constraint | None = None,
+        pooling: Pooling | None = None,
     ) -> Generation:
-        """Accept a request, or say why not.
+        """Accept a request, or say why not. With a `pooling` its one event has a vector.
 
         Raises:
-            AdapterError: what `Registry.acquire` raises.
+            AdapterError: what `Registry.acquire` and `check_task` raise.
             InvalidRequest: an empty prompt.
             InvocationMissing: the prompt does not call an activated LoRA.
             PromptTooLong: virtual tokens, prompt and answer exceed the model's length.
@@ -137,10 +140,11 @@ class EngineClient:
             )
         lease = self._registry.acquire(choices)
         try:
+            check_task(lease.refs, pooling)
             self._check_size(lease, len(prompt_ids), params.max_new_tokens)
             self._check_slots(lease)
             starts = starts_of(lease.refs, prompt_ids)
-        except RequestError:
+        except (RequestError, AdapterError):
             lease.release()
             raise
         request_id = uuid.uuid4().hex
@@ -150,7 +154,14 @@ class EngineClient:
         self._unstarted.add(request_id)
         self._idle.clear()
         request = Request(
-            request_id, tuple(prompt_ids), params, lease, time.monotonic(), constraint, starts
+            request_id,
+            tuple(prompt_ids),
+            params,
+            lease,
+            time.monotonic(),
+            constraint,
+            starts,
+            pooling,
         )
         if not self._engine.mailbox.offer(Submit(request)):
             # It ended since we looked: nobody would ever answer.

@@ -10,6 +10,8 @@ idle engine looks again.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -24,6 +26,10 @@ Prepared = TypeVar("Prepared")
 
 FETCHERS = 2
 """Threads that read adapters; more would take the processor from the steps."""
+
+NICENESS = 5
+"""Of those threads, beyond the process's: where both want a core, a step's threads get three
+times as much of it."""
 
 
 class SlotResidency(Generic[Prepared]):
@@ -43,7 +49,9 @@ class SlotResidency(Generic[Prepared]):
         self._fetch = fetch
         self._place = place
         self._wake = wake
-        self._pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="lorry-fetch")
+        self._pool = ThreadPoolExecutor(
+            FETCHERS, thread_name_prefix="lorry-fetch", initializer=_step_aside
+        )
         # Under way or landed, and not in a slot yet. They hold memory beside the host
         # cache's, so they are few; what a request needs fits in the slots, and so in here.
         self._fetches: dict[str, Future[Prepared]] = {}
@@ -127,3 +135,10 @@ class SlotResidency(Generic[Prepared]):
             raise AdapterBroken(f"adapter {digest} could not be placed: {error}") from error
         self.loads += 1
         logger.debug("adapter %s in slot %d, evicted %s", digest, claim.slot, claim.evicted)
+
+
+def _step_aside() -> None:
+    """Steps that run go before the thread that calls this. On Linux alone a thread has a
+    niceness of its own."""
+    if sys.platform == "linux":
+        os.nice(NICENESS)

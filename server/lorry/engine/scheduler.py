@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from typing import Protocol
@@ -32,6 +32,7 @@ from lorry.core import (
     Batch,
     EngineStats,
     FinishReason,
+    Pooling,
     Request,
     Row,
     RowResult,
@@ -41,6 +42,7 @@ from lorry.core import (
     TokenLogprob,
 )
 from lorry.engine.blocks import BlockPool
+from lorry.engine.sequence import Sequence
 from lorry.errors import GenerationFailed, RequestError
 from lorry_adapters.errors import AdapterError
 
@@ -81,75 +83,6 @@ class Limits:
     def __post_init__(self) -> None:
         # Or the rows at the end of a full batch would never decode.
         assert self.max_num_batched_tokens >= self.max_num_seqs
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One request on its way: what the scheduler knows of it."""
-
-    request: Request
-    digests: tuple[str, ...]
-    scales: tuple[float, ...]
-    starts: tuple[int, ...]
-    """Absolute positions from which the adapters count."""
-    virtual: int = 0
-    """Virtual tokens before the prompt, at positions 0 to `virtual` - 1."""
-    prefix: int = 0
-    """So many of them come to the cache ready made: all or none."""
-    answer: list[int] = field(default_factory=list)
-    num_computed: int = 0
-    """Tokens whose keys and values are in the cache, or will be when the first row runs."""
-    blocks: list[int] = field(default_factory=list)
-    uses: tuple[SlotUse, ...] = ()
-    """Set while it runs: its digests are pinned."""
-    prompt_logprobs: list[TokenLogprob] | None = None
-    """Collected chunk by chunk; None when not asked for, or already sent."""
-    overtaken: int = 0
-
-    @classmethod
-    def of(cls, request: Request) -> Sequence:
-        """A new one; adapters at scale 0 are the base and leave no trace."""
-        starts = request.starts or (0,) * len(request.lease.refs)
-        used = [
-            (ref, start)
-            for ref, start in zip(request.lease.refs, starts, strict=True)
-            if ref.scale != 0.0
-        ]
-        virtual = sum(ref.virtual_tokens for ref, _ in used)
-        prefix = sum(ref.virtual_tokens for ref, _ in used if ref.is_prefix)
-        assert prefix in (0, virtual)
-        return cls(
-            request,
-            digests=tuple(ref.digest for ref, _ in used),
-            scales=tuple(ref.scale for ref, _ in used),
-            starts=tuple(virtual + start if ref.invocation else 0 for ref, start in used),
-            virtual=virtual,
-            prefix=prefix,
-            num_computed=prefix,
-            prompt_logprobs=[] if request.params.prompt_logprobs else None,
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """Virtual ones included."""
-        return self.virtual + len(self.request.prompt_ids) + len(self.answer)
-
-    def next_tokens(self, count: int) -> AbstractSequence[int]:
-        """The first `count` tokens that are not in the cache; 0 stands for a virtual one."""
-        prompt = self.request.prompt_ids
-        done = self.num_computed - self.virtual
-        if done >= len(prompt):
-            return self.answer[done - len(prompt) : done - len(prompt) + count]
-        virtual = min(max(-done, 0), count)
-        done = max(done, 0)
-        real = [*prompt, *self.answer][done : done + count - virtual]
-        return [*[0] * virtual, *real]
-
-    def forget_cache(self) -> None:
-        """Everything is computed anew."""
-        self.num_computed = self.prefix
-        if self.prompt_logprobs is not None:
-            self.prompt_logprobs = []
 
 
 class Scheduler:
@@ -230,8 +163,11 @@ class Scheduler:
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
             drawn = () if result.token is None else (result.token,)
-            if not all(isfinite(entry.logprob) for entry in (*result.prompt, *drawn)):
+            numbers = [entry.logprob for entry in (*result.prompt, *drawn)]
+            if not all(map(isfinite, (*numbers, *result.vector))):
                 self._finish(sequence, FinishReason.ERROR, error=_overflow(sequence))
+            elif row.pooling is not None:
+                self._take_vector(sequence, row.pooling, result.vector)
             elif result.token is not None:
                 self._take_token(sequence, result)
         return self.take_events()
@@ -338,7 +274,9 @@ class Scheduler:
         request, start = sequence.request, sequence.num_computed
         prompt = request.prompt_ids
         sample: Sample | None = None
-        if start + count == sequence.num_tokens:
+        ends = start + count == sequence.num_tokens
+        pooling = request.pooling if ends or request.pooling is Pooling.MEAN else None
+        if ends and request.pooling is None:
             allowed: AbstractSequence[int] | None = None
             if request.constraint is not None:
                 try:
@@ -361,7 +299,17 @@ class Scheduler:
             sample=sample,
             prompt_targets=targets,
             virtual=virtual,
+            pooling=pooling,
         )
+
+    def _take_vector(self, sequence: Sequence, pooling: Pooling, vector: tuple[float, ...]) -> None:
+        if pooling is Pooling.MEAN:
+            sequence.add_to_mean(vector)
+            vector = sequence.mean()
+        if sequence.num_computed == sequence.num_tokens:
+            done = FinishReason.STOP
+            event = TokenEvent(sequence.request.id, finish=done, vector=vector)
+            self._finish(sequence, done, event)
 
     def _take_token(self, sequence: Sequence, result: RowResult) -> None:
         assert result.token is not None

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorry.core import Batch, Row
+from lorry.core import Batch, Pooling, Row
 from lorry_adapters.lora.plan import Plan, Uses, build_plan
 
 
@@ -220,7 +220,11 @@ def _cache_rows(row: Row, begin: int, end: int, block_size: int) -> NDArray[np.i
 
 def _wanted_of(row: Row) -> list[int]:
     """Tokens of this row, by place, whose logits are needed: those that predict a prompt
-    token, and the last where the next token is to be sampled."""
+    token, and the last where the next token is to be sampled. Of a pooled row, those whose
+    hidden states are."""
+    if row.pooling is not None:
+        last = len(row.token_ids) - 1
+        return list(range(row.virtual, last + 1)) if row.pooling is Pooling.MEAN else [last]
     count = 0 if row.prompt_targets is None else len(row.prompt_targets)
     wanted = list(range(row.virtual, row.virtual + count))
     last = len(row.token_ids) - 1

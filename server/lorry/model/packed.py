@@ -50,6 +50,14 @@ class PackedModel:
         logits_TV: Tensor = output.logits[0]
         return Logits.of(logits_TV if self._keeps_logits else logits_TV[inputs.wanted_K])
 
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """`[K, H]`, what the output head would see of the wanted tokens."""
+        with self._lora.tapping() as seen:
+            self.run(inputs)
+        # As it came in: some models scale or cap what the head makes of it.
+        hidden_XH = seen[-1].flatten(0, -2)
+        return hidden_XH if self._keeps_logits else hidden_XH[inputs.wanted_K]
+
     def _tokens(self, inputs: Inputs) -> dict[str, Tensor]:
         """Ids, and embeddings only where an adapter brings some."""
         if not inputs.virtual:

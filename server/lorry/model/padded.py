@@ -134,6 +134,12 @@ class PaddedModel:
             found.update((at, logits_BCV[b, c]) for at, (b, c) in group.logits.items())
         return Logits.of(torch.stack([found[at] for at in range(len(wanted))]))
 
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """`[K, H]`, what the output head would see of the wanted tokens."""
+        # The models that come here do nothing to logits after the head.
+        with self._lora.tapping():
+            return self.run(inputs).values_KV
+
     def _forward(self, inputs: Inputs, group: Group) -> Tensor:
         """`[B, C, V]`"""
         keeps = "logits_to_keep" in self._accepts

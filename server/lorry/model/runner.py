@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor, nn
 
-from lorry.core import Batch, Row, RowResult, Sample, TokenLogprob
+from lorry.core import Batch, Pooling, Row, RowResult, Sample, TokenLogprob
 from lorry.model.dense import dense_weight
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape, bytes_per_token
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
+from lorry.model.native.adapter import PackedAdapter
 from lorry.model.native.lean import LeanModel
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
@@ -38,6 +40,7 @@ from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
 if TYPE_CHECKING:
     from lorry.model.cuda import CudaModel
+    from lorry_adapters.lora.parts import Score
     from lorry_adapters.lora.weights import AdapterWeights
 
 
@@ -49,11 +52,21 @@ class Path(Protocol):
         ...
 
 
+class PoolingPath(Path, Protocol):
+    """One that also tells hidden states."""
+
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """`[K, H]`, what the output head would see of the wanted tokens."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """An adapter with everything done that does not depend on its slot."""
 
     bound: BoundAdapter
+    compiled: PackedAdapter | None
+    """For the compiled step, where it can apply it."""
 
     @property
     def weights(self) -> AdapterWeights:
@@ -86,7 +99,8 @@ class Runner:
             device=loaded.device,
             weight=dense_weight,
         )
-        self._torch = self._model_of(loaded)
+        self._pool = self._model_of(loaded)
+        self._torch: Path = self._pool
         self._lean: LeanModel | None = None
         self._fused: CudaModel | None = None
         self._placed: dict[int, Prepared] = {}
@@ -95,6 +109,7 @@ class Runner:
         self._special: set[int] = set()
         self._in_packed: set[int] = set()
         self._digests: dict[int, str] = {}
+        self._scores: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def _cache_of(self, num_blocks: int, block_size: int) -> KVCache:
         return KVCache(
@@ -105,7 +120,7 @@ class Runner:
             device=self._device,
         )
 
-    def _model_of(self, loaded: LoadedModel) -> Path:
+    def _model_of(self, loaded: LoadedModel) -> PoolingPath:
         model = PackedModel if self.unpackable is None else PaddedModel
         self._prompts = Prompts(self.cache, self._dtype, self._device)
         return model(loaded, self.cache, self.lora, self._prompts)
@@ -113,13 +128,16 @@ class Runner:
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
         """All work on an adapter that needs no slot. Any thread; takes its time."""
-        return Prepared(self.lora.prepare(weights))
+        bound = self.lora.prepare(weights)
+        lean = self._lean if bound.plain else None
+        return Prepared(bound, None if lean is None else lean.prepare(weights))
 
     def place(self, slot: int, prepared: Prepared) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
         weights = prepared.weights
         self._digests[slot] = weights.digest
         self._prompts.place(slot, weights.prompt)
+        self._place_score(slot, weights.score)
         if self._lean is None:
             (self._special.discard if prepared.bound.plain else self._special.add)(slot)
             self.lora.place(slot, prepared.bound)
@@ -129,11 +147,22 @@ class Runner:
         if prepared.bound.plain:
             self._special.discard(slot)
             self.lora.clear(slot)
-            self._lean.place(slot, weights)
+            assert prepared.compiled is not None
+            self._lean.place(slot, prepared.compiled)
         else:
+            self._lean.clear(slot)
             self._special.add(slot)
             self._in_packed.add(slot)
             self.lora.place(slot, prepared.bound)
+
+    def _place_score(self, slot: int, score: Score | None) -> None:
+        self._scores.pop(slot, None)
+        if score is not None:
+            bias = score.bias_L
+            self._scores[slot] = (
+                score.weight_LH.to(self._device, torch.float32),
+                None if bias is None else bias.to(self._device, torch.float32),
+            )
 
     @property
     def slot_bytes(self) -> int:
@@ -174,9 +203,9 @@ class Runner:
         block = bytes_per_token(self._survey.shapes, self._dtype) * size
         blocks = min(self.cache.num_blocks, before // block)
         # A device has no room for both.
-        del self._torch, self.cache
+        del self._torch, self._pool, self.cache
         self.cache = self._cache_of(blocks, size)
-        self._torch = self._model_of(loaded)
+        self._torch = self._pool = self._model_of(loaded)
 
     @property
     def path(self) -> str:
@@ -215,20 +244,27 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
         """A result for each row, in the batch's order; one forward pass for each path."""
-        if self._lean is None:
-            return self._run(batch, self._torch)
-        special = [self._is_special(row) for row in batch.rows]
-        if not any(special):
-            return self._run(batch, self._lean)
+        whole: Path = self._torch if self._lean is None else self._lean
+        paths = [self._path_of(row) for row in batch.rows]
+        if all(path is whole for path in paths):
+            return self._run(batch, whole)
         results: dict[int, RowResult] = {}
-        for path, wanted in ((self._lean, False), (self._torch, True)):
-            mine = [index for index, row in enumerate(special) if row is wanted]
-            if mine:
-                part = Batch(tuple(batch.rows[index] for index in mine))
-                if wanted:
-                    self._bring_to_packed(part)
-                results.update(zip(mine, self._run(part, path), strict=True))
+        for path in (whole, self._torch, None):
+            mine = [index for index, other in enumerate(paths) if other is path]
+            if not mine or mine[0] in results:
+                continue
+            part = Batch(tuple(batch.rows[index] for index in mine))
+            if self._lean is not None and path is not whole:
+                self._bring_to_packed(part)
+            made = self._run_pooled(part) if path is None else self._run(part, path)
+            results.update(zip(mine, made, strict=True))
         return [results[index] for index in range(len(batch.rows))]
+
+    def _path_of(self, row: Row) -> Path | None:
+        """None: it is pooled."""
+        if row.pooling is not None:
+            return None
+        return self._torch if self._lean is None or self._is_special(row) else self._lean
 
     def _is_special(self, row: Row) -> bool:
         return any(use.slot in self._special for use in row.adapters)
@@ -238,6 +274,30 @@ class Runner:
         for slot in {use.slot for row in batch.rows for use in row.adapters} - self._in_packed:
             self.lora.place(slot, self._placed[slot].bound)
             self._in_packed.add(slot)
+
+    def _run_pooled(self, batch: Batch) -> list[RowResult]:
+        inputs = build_inputs(
+            batch,
+            block_size=self.cache.block_size,
+            dtype=self._dtype,
+            device=self._device,
+            digests=self._digests,
+        )
+        self._prompts.fill(inputs.attention)
+        hidden_KH = self._pool.hidden(inputs).float()
+        results: dict[int, RowResult] = {}
+        for place, index in enumerate(inputs.order):
+            row = batch.rows[index]
+            first, count = inputs.wanted[place]
+            # Of one token or of a mean's part.
+            vector_H = hidden_KH[first : first + count].sum(0)
+            if row.pooling is Pooling.CLASSIFY:
+                weight_LH, bias_L = next(
+                    self._scores[use.slot] for use in row.adapters if use.slot in self._scores
+                )
+                vector_H = nn.functional.linear(vector_H, weight_LH, bias_L)
+            results[index] = RowResult(None, vector=tuple(vector_H.tolist()))
+        return [results[index] for index in range(len(batch.rows))]
 
     def _run(self, batch: Batch, path: Path) -> list[RowResult]:
         inputs = build_inputs(

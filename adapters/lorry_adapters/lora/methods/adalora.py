@@ -92,7 +92,9 @@ class AdaLoraSpec(SpecBase):
             own.read(parts)
             return parts
 
-        return Contents(modules=(*keys.modules, *own.modules), read=read, ranks=ranks)
+        return Contents(
+            modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
+        )
 
 
 def read_adalora(fields: Fields) -> AdaLoraSpec:

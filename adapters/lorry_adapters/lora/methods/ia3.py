@@ -68,7 +68,7 @@ class Ia3Spec(SpecBase):
             own.read(parts)
             return parts
 
-        return Contents(modules=(*found, *own.modules), read=read)
+        return Contents(modules=(*found, *own.modules), read=read, labels=own.labels)
 
     def _on_input(self, module: str, budget: Budget) -> bool:
         if isinstance(self._feedforward, Pattern):

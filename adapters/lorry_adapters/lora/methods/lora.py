@@ -150,6 +150,7 @@ class LoraSpec:
         return Contents(
             modules=tuple(dict.fromkeys([*pairs, *tables, *own.modules])),
             ranks=ranks,
+            labels=own.labels,
             read=lambda: self._read(file, keys, pairs, tables, own),
         )
 

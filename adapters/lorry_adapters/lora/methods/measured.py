@@ -122,7 +122,7 @@ class MeasuredSpec(SpecBase):
             own.read(parts)
             return parts
 
-        return Contents(modules=(*names, *own.modules), read=read)
+        return Contents(modules=(*names, *own.modules), read=read, labels=own.labels)
 
     def _is_own(self, key: str, layout: BaseLayout) -> bool:
         path = key.rpartition(".")[0].removeprefix("base_model.model.")

@@ -74,7 +74,7 @@ class NormsSpec(SpecBase):
             own.read(parts)
             return parts
 
-        return Contents(modules=(*keys.modules, *own.modules), read=read)
+        return Contents(modules=(*keys.modules, *own.modules), read=read, labels=own.labels)
 
 
 def read_norms(fields: Fields) -> NormsSpec:

@@ -3,6 +3,7 @@
     <module>.weight, <module>.bias        modules_to_save, and whatever lies below its names
     <module>.bias, <linear>.base_layer.bias       bias "all" or "lora_only"
     <embedding>.token_adapter.trainable_tokens_delta   [tokens, width]   trainable_token_indices
+    score.weight [labels, width], score.bias      a classifier's head (SEQ_CLS)
     <embedding>.weight, <embedding>.base_layer.weight  what `save_embedding_layers` adds: a
                                           copy of the base's, or a table that was trained
 
@@ -21,14 +22,16 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import OwnBias, OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.fields import Fields, Wrong
-from lorry_adapters.lora.keys import check_shapes, module_of
-from lorry_adapters.lora.parts import Parts
+from lorry_adapters.lora.keys import PREFIX, check_shapes, module_of
+from lorry_adapters.lora.parts import Parts, Score
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.targets import Targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
 _TOKENS: Final = ".token_adapter.trainable_tokens_delta"
 _BIASES: Final = ("none", "all", "lora_only")
+_SCORES: Final = ("score", "classifier")
+"""What transformers calls the head of a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class OwnPartsFields:
     """By the name of the embedding; "" is the input embedding."""
     tied: bool
     """ensure_weight_tying."""
+    classifies: bool
 
     @classmethod
     def read(cls, fields: Fields) -> OwnPartsFields:
@@ -49,6 +53,7 @@ class OwnPartsFields:
             modules_to_save=tuple(fields.take("modules_to_save", _module_names, ())),
             token_ids=fields.take("trainable_token_indices", _token_indices, {}),
             tied=fields.take("ensure_weight_tying", check.boolean, False),
+            classifies=fields.raw("task_type") == "SEQ_CLS",
         )
 
     def saves(self, module: str) -> bool:
@@ -73,14 +78,24 @@ class OwnParts:
     saved: set[str] = field(default_factory=set)
     """Modules that are replaced as wholes."""
     tokens: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    score: dict[str, str] = field(default_factory=dict)
+    """A classifier's head: the keys of its `weight` and `bias`."""
     unknown: list[str] = field(default_factory=list)
     """Keys that are none of this."""
+
+    @property
+    def labels(self) -> int:
+        return self.file.entries[self.score["weight"]].shape[0] if "weight" in self.score else 0
 
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.weights, *self.biases, *self.tokens]))
 
     def read(self, parts: Parts) -> None:
+        if "weight" in self.score:
+            score_bias = self.score.get("bias")
+            bias_L = None if score_bias is None else self.file.read(score_bias)
+            parts.score = Score(self.file.read(self.score["weight"]), bias_L)
         for name in dict.fromkeys([*self.weights, *self.biases]):
             weight_key, bias_key = self.weights.get(name), self.biases.get(name)
             weight = None if weight_key is None else self.file.read(weight_key)
@@ -131,6 +146,9 @@ def read_own_parts(
             _tokens(own, missing_tokens, key, layout, problems)
             continue
         path, _, parameter = key.rpartition(".")
+        if wanted.classifies and _is_score(path) and parameter in ("weight", "bias"):
+            own.score[parameter] = key
+            continue
         plain = path.replace(".modules_to_save.default", "").replace(".modules_to_save", "")
         inner = plain.removesuffix(".base_layer")
         module = module_of(inner, layout)
@@ -151,7 +169,11 @@ def read_own_parts(
         if twin != key:
             problems.append(f"{shown(key)} and {shown(twin)} name the same tensor")
         _check(file, key, module, parameter, problems)
+    if wanted.classifies:
+        _check_score(own, layout, problems)
     for name in wanted.modules_to_save:
+        if wanted.classifies and name in _SCORES:
+            continue
         if not any(wanted.saves(found) for found in own.saved):
             problems.append(f"modules_to_save names {shown(name)}, and the file has no such module")
     for name in missing_tokens:
@@ -167,6 +189,29 @@ def read_own_parts(
         if biased and wanted.bias == "all":
             problems.append(f"bias is {shown(wanted.bias)} and the file has none: {some(biased)}")
     return own
+
+
+def _is_score(path: str) -> bool:
+    inner = path.removesuffix(".default").removesuffix(".modules_to_save")
+    return inner.removeprefix(PREFIX) in _SCORES
+
+
+def _check_score(own: OwnParts, layout: BaseLayout, problems: list[str]) -> None:
+    if "weight" not in own.score:
+        problems.append(
+            "task_type is SEQ_CLS and the file has no score.weight, the classifier's head: save it "
+            'with modules_to_save=["score"]'
+        )
+        return
+    width = 0
+    if layout.output_embedding is not None:
+        width = layout.modules[layout.output_embedding].in_features
+    key = own.score["weight"]
+    shape = own.file.entries[key].shape
+    if len(shape) != 2 or not shape[0] or shape[1] != width:
+        problems.append(f"{shown(key)} is {list(shape)}; this base needs [labels, {width}]")
+    elif "bias" in own.score:
+        check_shapes(own.file, {own.score["bias"]: (shape[0],)}, problems)
 
 
 def _tokens(

@@ -98,7 +98,9 @@ class ProductSpec(SpecBase):
             own.read(parts)
             return parts
 
-        return Contents(modules=(*keys.modules, *own.modules), read=read, ranks=ranks)
+        return Contents(
+            modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
+        )
 
     def _rank(self, module: str, budget: Budget) -> int:
         return self._ranks.find(module, budget) or self.r

@@ -98,7 +98,7 @@ class VeraSpec(SpecBase):
             own.read(parts)
             return parts
 
-        return Contents(modules=(*keys.modules, *own.modules), read=read)
+        return Contents(modules=(*keys.modules, *own.modules), read=read, labels=own.labels)
 
 
 def read_vera(fields: Fields) -> VeraSpec:

@@ -1,0 +1,116 @@
+"""`POST /classify`: what a classifier adapter (PEFT's SEQ_CLS) says of a text.
+
+PEFT's files hold a classifier's head and no names of its labels, so labels are called as
+transformers calls them where it knows no more: LABEL_0, LABEL_1, ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapters_used import AdapterUsed, used
+from lorry.api.bodies import Body, read_body
+from lorry.api.bounds import Tokens
+from lorry.api.completions_schema import PromptField
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import documented
+from lorry.api.prompt_list import prompts_of
+from lorry.api.prompts import Prompts
+from lorry.api.selection import AdapterField, choices_of, same
+from lorry.api.vectors import MAX_INPUTS, Pooled
+from lorry.core import Pooling
+from lorry.errors import InvalidRequest
+
+
+class ClassifyBody(Body):
+    inputs: PromptField = Field(description="A text, its token ids, or a list of either.")
+    adapter: AdapterField = None
+    adapter_id: AdapterField = Field(default=None, description="Another name for `adapter`.")
+    truncate: Tokens | None = Field(default=None, description="Keep that many of the last tokens.")
+    raw_scores: bool | None = Field(
+        default=None, description="Scores as the head gives them, before softmax (or sigmoid)."
+    )
+
+
+class Label(BaseModel):
+    label: str
+    score: float
+
+
+class ClassifyAnswer(BaseModel):
+    predictions: list[Label] | list[list[Label]] = Field(
+        description="Likeliest first; a list of them for a list of inputs."
+    )
+    adapters: list[AdapterUsed]
+
+
+class Classify:
+    def __init__(self, *, prompts: Prompts, pooled: Pooled) -> None:
+        self._prompts = prompts
+        self._pooled = pooled
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["classify"])
+        router.add_api_route(
+            "/classify",
+            self.classify,
+            methods=["POST"],
+            summary="A text's labels, by a classifier adapter",
+            responses={
+                200: {"model": ClassifyAnswer, "description": "The labels and their scores"},
+                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+            },
+            openapi_extra=json_body(ClassifyBody),
+            response_model=None,
+        )
+        return router
+
+    async def classify(self, request: Request) -> Response:
+        body = await read_body(request, ClassifyBody)
+        return JSONResponse(await until_gone(request.receive, self._answer(body)))
+
+    async def _answer(self, body: ClassifyBody) -> dict[str, Any]:
+        spec = body.adapter if body.adapter is not None else body.adapter_id
+        both = body.adapter is not None and body.adapter_id is not None
+        if both and not same(body.adapter, body.adapter_id):
+            raise InvalidRequest(
+                "adapter and adapter_id ask for different adapters; give one of them",
+                param="adapter_id",
+            )
+        prompts = await prompts_of(
+            body.inputs, self._prompts, param="inputs", most=MAX_INPUTS, truncate=body.truncate
+        )
+        found = await self._pooled.ask(prompts, choices_of(spec), Pooling.CLASSIFY, param="inputs")
+        raw = bool(body.raw_scores)
+        predictions = [labels(vector, raw=raw) for vector in found.vectors]
+        return {
+            "predictions": predictions if is_list(body.inputs) else predictions[0],
+            "adapters": used(found.refs),
+        }
+
+
+def is_list(inputs: object) -> bool:
+    """More than one input, or a list of one."""
+    return isinstance(inputs, list) and not all(type(one) is int for one in inputs)
+
+
+def labels(scores: Sequence[float], *, raw: bool) -> list[dict[str, Any]]:
+    """Softmax over several labels, the sigmoid of a single one; the highest first."""
+    values = list(scores)
+    if not raw and len(values) == 1:
+        # Written so that no exponential overflows.
+        small = math.exp(-abs(values[0]))
+        values = [1 / (1 + small) if values[0] >= 0 else small / (1 + small)]
+    elif not raw:
+        top = max(values)
+        powers = [math.exp(value - top) for value in values]
+        values = [power / sum(powers) for power in powers]
+    found = [{"label": f"LABEL_{i}", "score": value} for i, value in enumerate(values)]
+    return sorted(found, key=lambda one: -one["score"])

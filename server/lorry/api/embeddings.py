@@ -1,0 +1,145 @@
+"""`POST /v1/embeddings`: a vector for each text, of the base or of an adapter."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapters_used import AdapterUsed, used
+from lorry.api.bodies import Body, read_body
+from lorry.api.bounds import Tokens
+from lorry.api.completions_schema import PromptField
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import documented
+from lorry.api.openai_schema import Idle
+from lorry.api.prompt_list import prompts_of
+from lorry.api.prompts import Prompts
+from lorry.api.selection import AdapterField, choices_of, choices_of_model
+from lorry.api.vectors import MAX_INPUTS, Pooled
+from lorry.core import Pooling
+from lorry.errors import UnsupportedParameter
+from lorry_adapters.registry.registry import Registry
+
+
+class EmbeddingsBody(Body):
+    input: PromptField = Field(description="A text, its token ids, or a list of either.")
+    model: str | None = Field(
+        default=None,
+        description="The base's name, an adapter's, or name@version; absent: the base.",
+    )
+    adapter: AdapterField = Field(
+        default=None,
+        description="Any adapter spec; where it is given, null too, it wins over `model`.",
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(
+        default=None, description="Only as many as the base has: vectors are not shortened."
+    )
+    pooling: Literal["last", "mean"] | None = Field(
+        default=None, description="Of the tokens' hidden states; `last` where absent."
+    )
+    normalize: bool | None = Field(default=None, description="To length 1; true where absent.")
+    truncate_prompt_tokens: Tokens | None = None
+    user: Idle = None
+
+
+class Embedding(BaseModel):
+    object: str
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    object: str
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+    adapters: list[AdapterUsed]
+
+
+class Embeddings:
+    def __init__(
+        self, *, prompts: Prompts, pooled: Pooled, registry: Registry, base_name: str
+    ) -> None:
+        self._prompts = prompts
+        self._pooled = pooled
+        self._registry = registry
+        self._base_name = base_name
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["openai"])
+        router.add_api_route(
+            "/v1/embeddings",
+            self.embed,
+            methods=["POST"],
+            summary="A vector for each text",
+            responses={
+                200: {"model": EmbeddingsAnswer, "description": "The vectors"},
+                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+            },
+            openapi_extra=json_body(EmbeddingsBody),
+            response_model=None,
+        )
+        return router
+
+    async def embed(self, request: Request) -> Response:
+        body = await read_body(request, EmbeddingsBody)
+        return JSONResponse(await until_gone(request.receive, self._answer(body)))
+
+    async def _answer(self, body: EmbeddingsBody) -> dict[str, Any]:
+        choices = choices_of_model(body.model, self._base_name, self._registry)
+        if "adapter" in body.model_fields_set:
+            choices = choices_of(body.adapter)
+        prompts = await prompts_of(
+            body.input,
+            self._prompts,
+            param="input",
+            most=MAX_INPUTS,
+            truncate=body.truncate_prompt_tokens,
+        )
+        pooling = Pooling(body.pooling or "last")
+        found = await self._pooled.ask(prompts, choices, pooling, param="input")
+        width = len(found.vectors[0])
+        if body.dimensions not in (None, width):
+            raise UnsupportedParameter(
+                f"dimensions is {body.dimensions}; the vectors of this base have {width} numbers "
+                "and are not shortened",
+                param="dimensions",
+            )
+        encode = _base64 if body.encoding_format == "base64" else list
+        data = []
+        for index, vector in enumerate(found.vectors):
+            shown = vector if body.normalize is False else unit(vector)
+            data.append({"object": "embedding", "index": index, "embedding": encode(shown)})
+        tokens = found.prompt_tokens
+        return {
+            "object": "list",
+            "data": data,
+            "model": body.model or self._base_name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "adapters": used(found.refs),
+        }
+
+
+def unit(vector: Sequence[float]) -> tuple[float, ...]:
+    """The same direction, of length 1; a vector of zeros stays."""
+    length = math.sqrt(sum(value * value for value in vector)) or 1.0
+    return tuple(value / length for value in vector)
+
+
+def _base64(vector: Sequence[float]) -> str:
+    """As OpenAI has it: fp32, little-endian."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,46 @@
+"""A field that takes a text, its token ids, or a list of either, as OpenAI's do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorry.api.prompts import Prompts
+from lorry.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    ids: list[int]
+
+
+async def prompts_of(
+    given: object, tokens: Prompts, *, param: str, most: int, truncate: int | None = None
+) -> list[Prompt]:
+    """`truncate`: keep that many of the last tokens. Raises InvalidRequest, naming `param`."""
+    if isinstance(given, str) or (
+        isinstance(given, list) and given and all(type(one) is int for one in given)
+    ):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise InvalidRequest(
+            f"{param} must be a text, a list of texts, token ids or a list of those", param=param
+        )
+    if len(given) > most:
+        raise InvalidRequest(f"{param} lists {len(given)} prompts, the most is {most}", param=param)
+    prompts = []
+    for one in given:
+        if isinstance(one, str):
+            ids = await tokens.encode(one, param=param, truncate=truncate)
+            prompts.append(Prompt(one, ids))
+        elif isinstance(one, list):
+            ids = tokens.check_ids(one, param=param)
+            if truncate is not None:
+                ids = ids[-truncate:]
+            prompts.append(Prompt(tokens.decode(ids), ids))
+        else:
+            raise InvalidRequest(
+                f"{param} must list texts or lists of token ids, not a mix with something else",
+                param=param,
+            )
+    return prompts

@@ -1,0 +1,92 @@
+"""Requests that want a vector of each prompt: labels or embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorry.api.prompt_list import Prompt
+from lorry.core import FinishReason, Pooling, SamplingParams
+from lorry.engine.client import EngineClient, Generation
+from lorry.errors import GenerationFailed, PromptTooLong, RequestError, ShuttingDown
+from lorry.metrics import Metrics, RequestMeter
+from lorry_adapters.registry.record import AdapterChoice, AdapterRef
+
+MAX_INPUTS = 256
+"""Prompts in one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What came of one request."""
+
+    refs: tuple[AdapterRef, ...]
+    vectors: list[tuple[float, ...]]
+    """In the order of the prompts."""
+    prompt_tokens: int
+
+
+class Pooled:
+    """Sends every prompt of a request to the engine and waits for all of them."""
+
+    def __init__(self, client: EngineClient, metrics: Metrics) -> None:
+        self._client = client
+        self._metrics = metrics
+
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        choices: Sequence[AdapterChoice],
+        pooling: Pooling,
+        *,
+        param: str,
+    ) -> Vectors:
+        """`param` is the prompts' field. The first error ends the others."""
+        asked: list[tuple[Generation, RequestMeter]] = []
+        try:
+            for prompt in prompts:
+                if asked:
+                    # The very versions and scales of the first: a change in between must
+                    # not split one request.
+                    choices = [
+                        AdapterChoice(ref.name, ref.version, ref.scale) for ref in asked[0][0].refs
+                    ]
+                generation = await self._submit(prompt, choices, pooling, param)
+                meter = self._metrics.accepted(
+                    generation.refs, prompt_tokens=len(prompt.ids), max_tokens=0
+                )
+                asked.append((generation, meter))
+            vectors = await asyncio.gather(*(_vector(*one) for one in asked))
+        finally:
+            for generation, meter in asked:
+                meter.finish("abort")
+                await generation.aclose()
+        return Vectors(asked[0][0].refs, vectors, sum(len(prompt.ids) for prompt in prompts))
+
+    async def _submit(
+        self, prompt: Prompt, choices: Sequence[AdapterChoice], pooling: Pooling, param: str
+    ) -> Generation:
+        params = SamplingParams(max_new_tokens=0)
+        try:
+            return await self._client.submit(prompt.ids, params, choices, None, pooling)
+        except PromptTooLong as error:
+            error.param = param
+            raise
+        except RequestError as error:
+            if error.param == "inputs":
+                error.param = param
+            raise
+
+
+async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, ...]:
+    event = await anext(generation)
+    if event.finish is FinishReason.STOP:
+        meter.finish("stop")
+        return event.vector
+    meter.finish("error")
+    if event.error is not None:
+        raise event.error
+    if event.finish is FinishReason.CANCELLED:
+        raise ShuttingDown("the server shut down before the answer was complete")
+    raise GenerationFailed("the engine ended the request without a reason")

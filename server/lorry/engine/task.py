@@ -1,0 +1,36 @@
+"""Which adapters can do what a request asks for: text, labels or vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorry.core import Pooling
+from lorry_adapters.errors import InvalidSelection
+from lorry_adapters.registry.record import AdapterRef
+
+CLASSIFIER = "SEQ_CLS"
+VECTORS = "FEATURE_EXTRACTION"
+
+
+def check_task(refs: Sequence[AdapterRef], pooling: Pooling | None) -> None:
+    """Raises InvalidSelection, naming the route that serves the adapter."""
+    # At scale 0 it is not there.
+    used = [ref for ref in refs if ref.scale != 0.0]
+    classifiers = [ref.name for ref in used if ref.task_type == CLASSIFIER]
+    if pooling is Pooling.CLASSIFY:
+        if len(classifiers) != 1:
+            found = ", ".join(classifiers) or "none"
+            raise InvalidSelection(
+                "/classify needs one adapter that is a classifier (task_type SEQ_CLS), at a scale "
+                f"other than 0; the request names {found}"
+            )
+    elif classifiers:
+        raise InvalidSelection(
+            f"adapter {classifiers[0]!r} is a classifier (task_type {CLASSIFIER}) and gives "
+            "labels: ask POST /classify"
+        )
+    vectors = [ref.name for ref in used if ref.task_type == VECTORS]
+    if vectors and pooling not in (Pooling.LAST, Pooling.MEAN):
+        raise InvalidSelection(
+            f"adapter {vectors[0]!r} is for vectors (task_type {VECTORS}): ask POST /v1/embeddings"
+        )
