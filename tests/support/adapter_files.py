@@ -1,4 +1,4 @@
-"""A base layout of three linears and adapters for it, without any model: real files, tiny."""
+"""A base layout of four modules and adapters for it, without any model: real files, tiny."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ HIDDEN = 6
 
 WIDE = 10
 
+VOCABULARY = 50
+
 
 def layout(name: str = "toy", hidden: int = HIDDEN) -> BaseLayout:
     shapes = {
@@ -22,15 +24,17 @@ def layout(name: str = "toy", hidden: int = HIDDEN) -> BaseLayout:
         "model.layers.0.mlp.up_proj": (hidden, WIDE),
         "model.layers.0.mlp.down_proj": (WIDE, hidden),
     }
+    modules = {
+        path: BaseModule(path, ModuleKind.LINEAR, into, out) for path, (into, out) in shapes.items()
+    }
+    table = BaseModule("model.embed_tokens", ModuleKind.EMBEDDING, VOCABULARY, hidden)
     return BaseLayout(
         name=name,
         architecture="ToyForCausalLM",
         num_layers=1,
         output_embedding=None,
-        modules={
-            path: BaseModule(path, ModuleKind.LINEAR, into, out)
-            for path, (into, out) in shapes.items()
-        },
+        modules={table.name: table, **modules},
+        input_embedding=table.name,
     )
 
 
@@ -61,3 +65,19 @@ def upload(folder: Path) -> Upload:
     return Upload(
         config=folder / "adapter_config.json", weights=folder / "adapter_model.safetensors"
     )
+
+
+def save_prompt(folder: Path, seed: int, *, count: int = 3, hidden: int = HIDDEN) -> Path:
+    """A prompt-tuned adapter: `count` virtual tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = torch.Generator().manual_seed(seed)
+    tensors = {"prompt_embeddings": torch.randn(count, hidden, generator=random)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": count,
+        "token_dim": hidden,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

@@ -48,6 +48,10 @@ class VersionView(BaseModel):
     parameters: int
     bytes: int
     base_model: str | None
+    task_type: str
+    virtual_tokens: int = Field(description="Positions that it takes in front of a prompt")
+    invocation: list[int] = Field(description="Tokens that a prompt must have to call it, if any")
+    scalable: bool = Field(description="false: only the scales 0 and 1")
     created_at: str
 
 
@@ -65,6 +69,10 @@ class AdapterView(BaseModel):
     parameters: int
     bytes: int
     base_model: str | None
+    task_type: str
+    virtual_tokens: int
+    invocation: list[int]
+    scalable: bool
     residency: str = Field(description="device, host or disk: where the weights are")
     broken: str | None = Field(description="Why it cannot be served; null: it can")
     created_at: str

@@ -323,5 +323,9 @@ def _version_view(version: VersionRecord) -> dict[str, Any]:
         "parameters": version.parameters,
         "bytes": version.bytes,
         "base_model": version.base_model,
+        "task_type": version.task_type,
+        "virtual_tokens": version.virtual_tokens,
+        "invocation": list(version.invocation),
+        "scalable": version.scalable,
         "created_at": version.created_at.isoformat(),
     }
