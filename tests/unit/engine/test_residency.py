@@ -1,5 +1,7 @@
 """Adapters on their way to slots, with real threads and a fetch that a test holds back."""
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -27,12 +29,14 @@ class Depot:
         self.place_error: Exception | None = None
         self.changed = threading.Condition()
         self.wakes = 0
+        self.niceness = 0
 
     def hold(self, digest: str) -> threading.Event:
         return self.gates.setdefault(digest, threading.Event())
 
     def fetch(self, digest: str) -> AdapterWeights:
         with self.changed:
+            self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
             self.fetched.append(digest)
             self.changed.notify_all()
         gate = self.gates.get(digest)
@@ -360,3 +364,11 @@ def test_what_is_under_way_and_unwanted_is_called_off(residency: Make, depot: De
     assert acquired(one, depot, "x") == (1,)
     one.close()
     assert "c" not in depot.fetched and "d" not in depot.fetched
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+def test_fetching_steps_aside_for_the_steps(residency: Make, depot: Depot) -> None:
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    acquired(residency(1), depot, "a")
+    assert depot.niceness > mine
+    assert os.getpriority(os.PRIO_PROCESS, 0) == mine

@@ -24,8 +24,9 @@ from lorry.model.kv_cache import KVCache
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native import structs
+from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
-from lorry.model.native.slots import HalfSlots
+from lorry.model.native.slots import AdapterSlots
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.registry.record import MAX_SELECTION
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
 ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 )
+PHASES = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The linears of a layer in the order in which they run; those of one read the same input."""
+
 STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds whose frequencies do not depend on the length of the sequence."""
 
@@ -89,8 +98,18 @@ class LeanModel:
         self._packed: list[PackedLinear] = []
         self._sources: list[tuple[Int8Linear, PackedLinear, int]] = []
         self._rope = loaded.model.model.rotary_emb
-        self._num_slots, self._max_rank = num_slots, max_rank
-        self._slots: dict[str, HalfSlots] = {}
+        layers = len(loaded.model.model.layers)
+        self._slots = AdapterSlots(
+            [
+                *(
+                    [f"model.layers.{index}.{path}" for path in phase]
+                    for index in range(layers)
+                    for phase in PHASES
+                ),
+                ["lm_head"],
+            ],
+            num_slots,
+        )
         self._vocab = int(loaded.config.vocab_size)
         model: Any = loaded.model
         self._structs = (structs.Layer * len(model.model.layers))()
@@ -106,7 +125,7 @@ class LeanModel:
             head_size=attention.head_dim,
             inner=config.intermediate_size,
             vocab=config.vocab_size,
-            max_rank=max_rank,
+            max_rank=padded(max_rank),
             epsilon=config.rms_norm_eps,
             attention_scale=attention.scaling,
             embedding=self._pointer(model.model.embed_tokens.weight),
@@ -114,7 +133,7 @@ class LeanModel:
             head=self._linear(model.lm_head),
             layers=self._structs,
         )
-        self._add_slots(self._model, "head_slots", "lm_head", model.lm_head)
+        self._model.head_slots = self._slots_of("lm_head", model.lm_head)
         self._max_tokens = max_tokens
         self._max_pairs = max_tokens * MAX_SELECTION
         self._max_context = max_context
@@ -131,13 +150,20 @@ class LeanModel:
 
     @property
     def slot_bytes(self) -> int:
-        """Reserved for the slots so far."""
-        return sum(slots.nbytes for slots in self._slots.values())
+        """Of the adapters in the slots now."""
+        return self._slots.nbytes
 
-    def place(self, slot: int, weights: AdapterWeights) -> None:
+    def prepare(self, weights: AdapterWeights) -> PackedAdapter:
+        """All work on an adapter that needs no slot. Any thread."""
+        return pack_adapter(self._library, weights, self._slots.phases)
+
+    def place(self, slot: int, packed: PackedAdapter) -> None:
         """Fill `slot` with an adapter; whatever it held is gone. Between two steps only."""
-        for name, slots in self._slots.items():
-            slots.place(slot, weights.modules.get(name))
+        self._slots.place(slot, packed)
+
+    def clear(self, slot: int) -> None:
+        """Empty `slot`. Between two steps only."""
+        self._slots.clear(slot)
 
     def take_over(self) -> None:
         """Drop the generic path's copy of the weights: its modules multiply with ours."""
@@ -225,12 +251,12 @@ class LeanModel:
         target.o = self._linear(attention.o_proj)
         target.gate_up = self._linear(mlp.gate_proj, mlp.up_proj)
         target.down = self._linear(mlp.down_proj)
-        for name in ("q", "k", "v", "o"):
-            path = f"self_attn.{name}_proj"
-            self._add_slots(target, f"{name}_slots", f"{prefix}.{path}", layer.get_submodule(path))
-        for name in ("gate", "up", "down"):
-            path = f"mlp.{name}_proj"
-            self._add_slots(target, f"{name}_slots", f"{prefix}.{path}", layer.get_submodule(path))
+        qkv, o, gate_up, down = (
+            [self._slots_of(f"{prefix}.{path}", layer.get_submodule(path)) for path in phase]
+            for phase in PHASES
+        )
+        target.qkv_slots[:], target.o_slots = qkv, o[0]
+        target.gate_up_slots[:], target.down_slots = gate_up, down[0]
         target.attention_norm = self._pointer(layer.input_layernorm.weight)
         target.mlp_norm = self._pointer(layer.post_attention_layernorm.weight)
         if hasattr(attention, "q_norm"):
@@ -250,14 +276,8 @@ class LeanModel:
         self._sources += [(linear, packed, i) for i, linear in enumerate(bare)]
         return packed.struct
 
-    def _add_slots(
-        self, owner: structs.Layer | structs.Model, field: str, name: str, linear: Any
-    ) -> None:
-        slots = HalfSlots(self._num_slots, self._max_rank, linear.in_features, linear.out_features)
-        setattr(owner, field, slots.struct)
-        # A structure is copied into its owner, so that is where later writes must go.
-        slots.bind(getattr(owner, field))
-        self._slots[name] = slots
+    def _slots_of(self, name: str, linear: Any) -> structs.Slots:
+        return self._slots.struct(name, linear.in_features, linear.out_features)
 
     def _pointer(self, tensor: Tensor) -> int:
         assert tensor.dtype is torch.float32 and tensor.is_contiguous()

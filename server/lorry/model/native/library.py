@@ -6,13 +6,13 @@ import ctypes
 import platform
 import sys
 from contextlib import suppress
-from ctypes import POINTER, c_char_p, c_int32, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_void_p
 from pathlib import Path
 
 import torch
 
 from lorry.model.native import recipe
-from lorry.model.native.structs import Linear, Model, Step
+from lorry.model.native.structs import Linear, Model, Pairs, Slots, Step
 
 FOLDER = Path(__file__).parent
 
@@ -77,6 +77,17 @@ def load(path: Path) -> ctypes.CDLL:
     library.lorry_engine_free.restype = None
     library.lorry_run.argtypes = [c_void_p, POINTER(Step)]
     library.lorry_run.restype = None
+    library.lorry_deltas.argtypes = [
+        *(c_void_p, POINTER(Slots), POINTER(Pairs)),
+        *(c_void_p, c_void_p, c_int32),
+    ]
+    library.lorry_deltas.restype = None
+    library.lorry_pack.argtypes = [
+        *(c_void_p, c_void_p, c_float),
+        *(c_int32, c_int32, c_int32),
+        *(c_void_p, c_void_p),
+    ]
+    library.lorry_pack.restype = c_int32
     library.lorry_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_void_p, c_int32]
     library.lorry_linear.restype = None
     return library

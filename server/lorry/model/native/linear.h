@@ -6,6 +6,7 @@
 #ifndef LORRY_LINEAR_H
 #define LORRY_LINEAR_H
 
+#include "ahead.h"
 #include "step.h"
 #include "vectors.h"
 #include <math.h>
@@ -14,15 +15,19 @@
 #define CODES 63
 #define OFFSET 64 /* codes are stored unsigned, 1 to 127 */
 
+#define STREAM_AHEAD 4096 /* bytes; half and twice of it are slower */
+
 #define VECTORS (BLOCK / WIDTH)
 
 /* As many accumulators as there are registers for. */
 #if WIDTH == 16
 #define TILE_TOKENS 4
 #define TILE_BLOCKS 2
+#define ONCE_TOKENS 8 /* up to which a step reads each block of weights once, by itself */
 #else
 #define TILE_TOKENS 2
 #define TILE_BLOCKS 1
+#define ONCE_TOKENS TILE_TOKENS
 #endif
 
 /* x [in] -> codes [2, in], and what a code of the high row is worth. */
@@ -43,30 +48,34 @@ INLINE float encode(const float *x, uint8_t *codes, int in) {
     return absmax / CODES;
 }
 
-/* `tokens` x `blocks` outputs, both compile-time constants where it is called. */
+/* `tokens` x `blocks` outputs, both compile-time constants where it is called. `more`: what
+ * else to fetch meanwhile, a line for every four inputs at most. */
 INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
-                        int stride, int block, int tokens, int blocks) {
+                        int stride, int block, Range more, int tokens, int blocks) {
     const int in = linear->in, rows = 2 * tokens;
     const size_t block_bytes = (size_t)in * BLOCK;
     const int8_t *weights = linear->codes + block * block_bytes;
-    Ints acc[2 * TILE_TOKENS][TILE_BLOCKS][VECTORS];
+    Ints acc[2 * ONCE_TOKENS][TILE_BLOCKS][VECTORS];
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < blocks; b++)
             for (int v = 0; v < VECTORS; v++) acc[r][b][v] = (Ints){0};
     for (int i = 0; i < in; i += 4) {
-        /* The weights of the blocks that come next: their memory, and not the arithmetic,
-         * is what a step of few tokens waits for, and blocks are too short for the
-         * processor to notice where they lead. */
-        for (int b = 0; b < blocks; b++)
+        /* The weights that come next: their memory, and not the arithmetic, is what a step
+         * of few tokens waits for, and it lies in runs too short for the processor to notice
+         * where they lead. */
+        if (blocks == 1)
+            _mm_prefetch((const char *)(weights + i * BLOCK + STREAM_AHEAD), _MM_HINT_T0);
+        for (int b = 0; b < blocks && blocks > 1; b++)
             _mm_prefetch((const char *)(weights + (blocks + b) * block_bytes + i * BLOCK),
                          _MM_HINT_T0);
+        if (i < 4 * more.lines) _mm_prefetch(more.at + (size_t)i / 4 * LINE, _MM_HINT_T1);
         for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, codes + (size_t)r * in + i, 4);
+            const Ints four = all_fours(codes + (size_t)r * in + i);
             for (int b = 0; b < blocks; b++)
                 for (int v = 0; v < VECTORS; v++)
-                    acc[r][b][v] = dot4(acc[r][b][v], four,
-                                        weights + b * block_bytes + (i * BLOCK + v * 4 * WIDTH));
+                    acc[r][b][v] =
+                        dots(acc[r][b][v], four,
+                             bytes(weights + b * block_bytes + (i * BLOCK + v * 4 * WIDTH)));
         }
     }
     for (int bv = 0; bv < blocks * VECTORS; bv++) {
@@ -85,16 +94,29 @@ INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float 
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. */
 static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
-                          int stride, int tokens, int first, int last) {
+                          int stride, int tokens, int first, int last, Ahead *ahead) {
     const size_t row = 2 * (size_t)linear->in;
     int block = first;
     /* Weights outside, tokens inside: a block of weights stays in the nearest cache. */
     while (block < last) {
-        const int blocks = last - block >= TILE_BLOCKS ? TILE_BLOCKS : 1;
+        const int once = ONCE_TOKENS > TILE_TOKENS && tokens <= ONCE_TOKENS;
+        const int blocks = !once && last - block >= TILE_BLOCKS ? TILE_BLOCKS : 1;
         int t = 0;
 #define TILE(T, B)                                                                              \
-    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, T, B)
-        if (blocks == TILE_BLOCKS) {
+    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, \
+                ahead_take(ahead, linear->in / 4), T, B)
+        if (once) {
+#if ONCE_TOKENS > TILE_TOKENS
+            if (tokens == 1) TILE(1, 1);
+            if (tokens == 2) TILE(2, 1);
+            if (tokens == 3) TILE(3, 1);
+            if (tokens == 4) TILE(4, 1);
+            if (tokens == 5) TILE(5, 1);
+            if (tokens == 6) TILE(6, 1);
+            if (tokens == 7) TILE(7, 1);
+            if (tokens == 8) TILE(8, 1);
+#endif
+        } else if (blocks == TILE_BLOCKS) {
             for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS) TILE(TILE_TOKENS, TILE_BLOCKS);
 #if TILE_TOKENS > 2
             if (tokens - t == 3) TILE(3, TILE_BLOCKS);

@@ -1,123 +1,257 @@
-/* The adapters' deltas: shrink h = scale * A x, expand y += B h, over pairs sorted by slot.
+/* The adapters' deltas: shrink h = A x, expand y += B h, over pairs sorted by slot.
  *
- * One token of an adapter: its A and B are streamed once, the memory's speed is the
- * limit. Several: a few tokens share each load. Every tile below adds up in the same
- * order, so a token's delta is the same, bit for bit, alone and beside others.
+ * Both are 8-bit (`lorry.model.native.adapter` packs them) and run on integer dot
+ * products. A meets the codes that the base's own linear multiplies anyway; h gets codes
+ * of its own, two rows of 7 bits as the activations have. Sums of integers are exact, so
+ * the tiles below may take tokens and rows in any number and a delta keeps its bits.
  */
 #ifndef LORRY_LORA_H
 #define LORRY_LORA_H
 
+#include "linear.h"
 #include "step.h"
 #include "vectors.h"
 
-#define MANY 4 /* tokens that share a load; rows of A that share a token's */
-#define WIDE 8 /* vectors of B's outputs that a single token takes at once */
+#define GROUP 8 /* rows of A that lie together */
+#define B_OFFSET 128
 
-/* h[t][r] = scale[t] * gain * dot(a[r], x[t]) for `rows` x `tokens`, compile-time constants. */
-INLINE void dots(const uint16_t *a, const float *const *x, const float *scale, float gain, float *h,
-                 int in, int max_rank, int rows, int tokens) {
-    Floats acc[MANY][MANY][2];
-    for (int r = 0; r < rows; r++)
-        for (int t = 0; t < tokens; t++) acc[r][t][0] = acc[r][t][1] = all(0);
-    int i = 0;
-    for (; i + 2 * WIDTH <= in; i += 2 * WIDTH) {
-        /* The rows that come next, see linear.h. */
-        for (int r = 0; r < rows; r++)
-            _mm_prefetch((const char *)(a + (size_t)(rows + r) * in + i), _MM_HINT_T0);
-        for (int r = 0; r < rows; r++)
-            for (int half = 0; half < 2; half++) {
-                Floats weights = load_half(a + (size_t)r * in + i + half * WIDTH);
-                for (int t = 0; t < tokens; t++)
-                    acc[r][t][half] = fused(weights, load(x[t] + i + half * WIDTH),
-                                            acc[r][t][half]);
-            }
-    }
-    for (; i < in; i += WIDTH)
-        for (int r = 0; r < rows; r++)
-            for (int t = 0; t < tokens; t++)
-                acc[r][t][0] = fused(load_half(a + (size_t)r * in + i), load(x[t] + i), acc[r][t][0]);
-    for (int r = 0; r < rows; r++)
-        for (int t = 0; t < tokens; t++)
-            h[(size_t)t * max_rank + r] = sum(acc[r][t][0] + acc[r][t][1]) * (scale[t] * gain);
+/* As many accumulators as there are registers for. */
+#if WIDTH == 16
+#define MANY 4   /* tokens that share a load */
+#define GROUPS 2 /* of A's rows that share a token's codes */
+#else
+#define MANY 2
+#define GROUPS 1
+#endif
+
+#define PARTS (GROUP * 8 / (4 * WIDTH)) /* vectors of 8 rows of 8 inputs */
+
+/* Pairs that lie together: an adapter's, or some of them. */
+typedef struct {
+    const Lora *lora;
+    int first, last;
+} Segment;
+
+INLINE Segment segment(const Slots *slots, const Pairs *pairs, int s) {
+    return (Segment){&slots->of_S[pairs->slot[s]], pairs->start[s], pairs->start[s + 1]};
 }
 
-/* h [P, max_rank] for this thread's share of each adapter's rows.
- * x [T, stride]: the module's input. */
-static void shrink(const Slots *slots, const Pairs *pairs, const float *x, int stride, float *h,
-                   int max_rank, int thread, int threads) {
-    if (!slots->a_SRI) return;
-    const int in = slots->in;
-    for (int s = 0; s < pairs->num_segments; s++) {
-        const int rank = slots->rank_S[pairs->slot[s]];
-        const int first = rank * thread / threads, last = rank * (thread + 1) / threads;
-        const float gain = slots->gain_S[pairs->slot[s]];
-        const uint16_t *a_RI = slots->a_SRI + (size_t)pairs->slot[s] * max_rank * in;
-        for (int p = pairs->start[s]; p < pairs->start[s + 1];) {
-            const int left = pairs->start[s + 1] - p, tokens = left >= MANY ? MANY : 1;
-            const float *scale = pairs->scale + p, *mine[MANY];
-            for (int t = 0; t < tokens; t++) mine[t] = x + (size_t)pairs->token[p + t] * stride;
-            float *to = h + (size_t)p * max_rank;
-            int r = first;
-#define DOTS(R, T) dots(a_RI + (size_t)r * in, mine, scale, gain, to + r, in, max_rank, R, T)
-            if (tokens == MANY) {
-                for (; r < last; r++) DOTS(1, MANY);
-            } else {
-                for (; r + MANY <= last; r += MANY) DOTS(MANY, 1);
-                for (; r < last; r++) DOTS(1, 1);
-            }
-#undef DOTS
-            p += tokens;
-        }
-    }
-}
+/* In bytes: 16 outputs of B, what their codes are worth included. */
+INLINE size_t b_block(int rank) { return (size_t)BLOCK * (size_t)rank + BLOCK * sizeof(uint16_t); }
 
-/* y[t][o ...] += sum over r of h[t][r] * b[r][o ...], `tokens` x `vectors` constants. */
-INLINE void expand_tile(const uint16_t *b_RO, int out, int rank, const float *h, int max_rank,
-                        float *const *y, int o, int tokens, int vectors) {
-    Floats acc[MANY][WIDE];
+/* h[t][r] = worth[t] * dot(a[r], x[t]) for `groups` x `tokens`, compile-time constants. */
+INLINE void shrink_tile(const Lora *lora, int in, int group, const uint8_t *const *codes,
+                        const float *worth, float *h, int stride, int groups, int tokens) {
+    const size_t group_bytes = (size_t)GROUP * (size_t)in;
+    const int8_t *a = lora->a + (size_t)group * group_bytes;
+    const int32_t *sums = (const int32_t *)(lora->a + (size_t)lora->rank * (size_t)in);
+    Ints acc[MANY][2][GROUPS][PARTS];
     for (int t = 0; t < tokens; t++)
-        for (int v = 0; v < vectors; v++) acc[t][v] = all(0);
-    for (int r = 0; r < rank; r++)
-        for (int v = 0; v < vectors; v++) {
-            const uint16_t *b = b_RO + (size_t)r * out + o + v * WIDTH;
-            /* The tile that comes next, see linear.h. */
-            if (v % 2 == 0) _mm_prefetch((const char *)(b + vectors * WIDTH), _MM_HINT_T0);
-            Floats weights = load_half(b);
-            for (int t = 0; t < tokens; t++)
-                acc[t][v] = fused(weights, all(h[(size_t)t * max_rank + r]), acc[t][v]);
+        for (int row = 0; row < 2; row++)
+            for (int g = 0; g < groups; g++)
+                for (int p = 0; p < PARTS; p++) acc[t][row][g][p] = (Ints){0};
+    for (int i = 0; i < in; i += 8)
+        for (int t = 0; t < tokens; t++)
+            for (int row = 0; row < 2; row++) {
+                const Ints eight = all_eights(codes[t] + (size_t)row * (size_t)in + i);
+                for (int g = 0; g < groups; g++)
+                    for (int p = 0; p < PARTS; p++)
+                        acc[t][row][g][p] =
+                            dots(acc[t][row][g][p], eight,
+                                 bytes(a + g * group_bytes + i * GROUP + p * 4 * WIDTH));
+            }
+    for (int t = 0; t < tokens; t++)
+        for (int g = 0; g < groups; g++) {
+            int32_t lanes[2][2 * GROUP];
+            memcpy(lanes[0], acc[t][0][g], sizeof lanes[0]);
+            memcpy(lanes[1], acc[t][1][g], sizeof lanes[1]);
+            for (int r = 0; r < GROUP; r++) {
+                const int32_t offset = OFFSET * sums[(group + g) * GROUP + r];
+                const float high = (float)(lanes[0][2 * r] + lanes[0][2 * r + 1] - offset);
+                const float low = (float)(lanes[1][2 * r] + lanes[1][2 * r + 1] - offset);
+                h[(size_t)t * stride + (group + g) * GROUP + r] =
+                    (high + low * (1.0f / CODES)) * worth[t];
+            }
         }
+}
+
+/* What a group of an adapter's rows costs: their memory, as much as some tokens' work. */
+#define GROUP_COST(pairs) ((int64_t)(pairs) + 4)
+
+/* Which thread takes which rows: in order, so that each reads on where it stands. */
+typedef struct {
+    int64_t total, done;
+} Shares;
+
+static Shares shares_of(const Slots *slots, int parts, const Pairs *pairs) {
+    Shares shares = {1, 0};
+    for (int s = 0; s < pairs->num_segments; s++)
+        for (int part = 0; part < parts; part++) {
+            const Segment mine = segment(slots + part, pairs, s);
+            shares.total += mine.lora->rank / GROUP * GROUP_COST(mine.last - mine.first);
+        }
+    return shares;
+}
+
+/* Of `groups` more groups, those of `thread`: *first to *last - 1. */
+static void share_of(Shares *shares, int groups, int64_t cost, int thread, int threads, int *first,
+                     int *last) {
+    *first = 0;
+    while (*first < groups && (shares->done + *first * cost) * threads / shares->total < thread)
+        ++*first;
+    *last = *first;
+    while (*last < groups && (shares->done + *last * cost) * threads / shares->total == thread)
+        ++*last;
+    shares->done += groups * cost;
+}
+
+/* h [parts, max_pairs, max_rank] for this thread's share of each adapter's rows. `slots`:
+ * those of `parts` modules that read the same input, whose codes [T, 2, in] these are. */
+static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint8_t *codes,
+                   const float *worth_T, float *h, size_t part_size, int max_rank, int thread,
+                   int threads) {
+    if (!pairs->num_segments) return;
+    Shares shares = shares_of(slots, parts, pairs);
+    const int in = slots->in;
+    for (int s = 0; s < pairs->num_segments; s++)
+        for (int part = 0; part < parts; part++) {
+            const Segment mine = segment(slots + part, pairs, s);
+            int first, last;
+            share_of(&shares, mine.lora->rank / GROUP, GROUP_COST(mine.last - mine.first), thread,
+                     threads, &first, &last);
+            for (int group = first; group < last;) {
+                const int groups = last - group >= GROUPS ? GROUPS : 1;
+                for (int p = mine.first; p < mine.last;) {
+                    const int tokens = mine.last - p >= MANY ? MANY : 1;
+                    const uint8_t *of[MANY];
+                    float worth[MANY];
+                    for (int t = 0; t < tokens; t++) {
+                        of[t] = codes + (size_t)pairs->token[p + t] * 2 * (size_t)in;
+                        worth[t] = worth_T[pairs->token[p + t]] * pairs->scale[p + t];
+                    }
+                    float *to = h + part * part_size + (size_t)p * max_rank;
+#define SHRINK(G, T) shrink_tile(mine.lora, in, group, of, worth, to, max_rank, G, T)
+                    if (groups == GROUPS && tokens == MANY) SHRINK(GROUPS, MANY);
+                    if (groups == GROUPS && tokens == 1) SHRINK(GROUPS, 1);
+#if GROUPS > 1
+                    if (groups == 1 && tokens == MANY) SHRINK(1, MANY);
+                    if (groups == 1 && tokens == 1) SHRINK(1, 1);
+#endif
+#undef SHRINK
+                    p += tokens;
+                }
+                group += groups;
+            }
+        }
+}
+
+/* A pair's h as codes. */
+typedef struct {
+    int32_t sum[2]; /* of the codes, high and low: undoes B's offset */
+    float worth;
+} Hidden;
+
+/* h [rank] -> codes [2, rank]. */
+INLINE Hidden encode_hidden(const float *h, int8_t *codes, int rank) {
+    Hidden hidden = {{0, 0}, 0};
+    /* GROUP is a vector's width or half of it; integers compare as in `encode`. */
+    int32_t most = 0;
+    for (int r = 0; r < rank; r++) {
+        int32_t bits;
+        memcpy(&bits, h + r, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float absmax;
+    memcpy(&absmax, &most, sizeof absmax);
+    if (absmax < 1e-30f) absmax = 1e-30f;
+    const float factor = CODES / absmax, magic = 12582912.0f;
+    for (int r = 0; r < rank; r++) {
+        const float code = h[r] * factor, rounded = (code + magic) - magic;
+        const float rest = ((code - rounded) * CODES + magic) - magic;
+        codes[r] = (int8_t)(int32_t)rounded;
+        codes[rank + r] = (int8_t)(int32_t)rest;
+        hidden.sum[0] += codes[r];
+        hidden.sum[1] += codes[rank + r];
+    }
+    hidden.worth = absmax / CODES;
+    return hidden;
+}
+
+/* y[t][o ...] += B h[t] for one block of outputs; `tokens` a compile-time constant. */
+INLINE void expand_tile(const uint8_t *b, int rank, const int8_t *codes, const Hidden *hidden,
+                        float *const *y, int o, int tokens) {
+    Ints acc[MANY][2][VECTORS];
+    for (int t = 0; t < tokens; t++)
+        for (int row = 0; row < 2; row++)
+            for (int v = 0; v < VECTORS; v++) acc[t][row][v] = (Ints){0} - hidden[t].sum[row] * B_OFFSET;
+    for (int r = 0; r < rank; r += 4)
+        for (int t = 0; t < tokens; t++)
+            for (int row = 0; row < 2; row++) {
+                const Ints four = all_fours(codes + (2 * t + row) * (size_t)rank + r);
+                for (int v = 0; v < VECTORS; v++)
+                    acc[t][row][v] = dots(acc[t][row][v], bytes(b + r * BLOCK + v * 4 * WIDTH), four);
+            }
+    const uint16_t *scale_O = (const uint16_t *)(b + (size_t)rank * BLOCK);
     /* Token by token: two pairs of one token may stand side by side. */
     for (int t = 0; t < tokens; t++)
-        for (int v = 0; v < vectors; v++)
-            store(y[t] + o + v * WIDTH, load(y[t] + o + v * WIDTH) + acc[t][v]);
+        for (int v = 0; v < VECTORS; v++) {
+            float *to = y[t] + o + v * WIDTH;
+            const Floats high = to_floats(acc[t][0][v]), low = to_floats(acc[t][1][v]);
+            const Floats scale = load_bfloat(scale_O + v * WIDTH) * all(hidden[t].worth);
+            store(to, load(to) + fused(low, all(1.0f / CODES), high) * scale);
+        }
 }
 
-/* y [T, stride] += B h for outputs `first` to `last` - 1 (multiples of BLOCK). */
+/* y [T, stride] += B h for outputs `first` to `last` - 1 (multiples of BLOCK).
+ * codes: room for [MANY, 2, max_rank]. */
 static void expand(const Slots *slots, const Pairs *pairs, const float *h, float *y, int stride,
-                   int max_rank, int first, int last) {
-    if (!slots->b_SRO) return;
-    const int out = slots->out;
+                   int max_rank, int8_t *codes, int first, int last) {
     for (int s = 0; s < pairs->num_segments; s++) {
-        const int rank = slots->rank_S[pairs->slot[s]];
+        const Segment mine = segment(slots, pairs, s);
+        const int rank = mine.lora->rank;
         if (!rank) continue;
-        const uint16_t *b_RO = slots->b_SRO + (size_t)pairs->slot[s] * max_rank * out;
-        for (int p = pairs->start[s]; p < pairs->start[s + 1];) {
-            const int left = pairs->start[s + 1] - p, tokens = left >= MANY ? MANY : 1;
-            const float *mine = h + (size_t)p * max_rank;
+        for (int p = mine.first; p < mine.last;) {
+            const int tokens = mine.last - p >= MANY ? MANY : 1;
+            Hidden hidden[MANY];
             float *rows[MANY];
-            for (int t = 0; t < tokens; t++) rows[t] = y + (size_t)pairs->token[p + t] * stride;
-            int o = first;
-#define EXPAND(T, V) expand_tile(b_RO, out, rank, mine, max_rank, rows, o, T, V)
-            if (tokens == MANY) {
-                for (; o + 2 * WIDTH <= last; o += 2 * WIDTH) EXPAND(MANY, 2);
-                for (; o < last; o += WIDTH) EXPAND(MANY, 1);
-            } else {
-                for (; o + WIDE * WIDTH <= last; o += WIDE * WIDTH) EXPAND(1, WIDE);
-                for (; o < last; o += WIDTH) EXPAND(1, 1);
+            for (int t = 0; t < tokens; t++) {
+                rows[t] = y + (size_t)pairs->token[p + t] * stride;
+                hidden[t] = encode_hidden(h + (size_t)(p + t) * max_rank,
+                                          codes + 2 * t * (size_t)rank, rank);
             }
-#undef EXPAND
+            const uint8_t *b = mine.lora->b + first / BLOCK * b_block(rank);
+            for (int o = first; o < last; o += BLOCK, b += b_block(rank)) {
+                if (tokens == MANY) expand_tile(b, rank, codes, hidden, rows, o, MANY);
+                else expand_tile(b, rank, codes, hidden, rows, o, 1);
+            }
             p += tokens;
         }
+    }
+}
+
+/* What this thread's shares of the adapters will read, fetched while something is computed. */
+static void fetch_a(Ahead *ahead, const Slots *slots, int parts, const Pairs *pairs, int thread,
+                    int threads) {
+    if (!pairs->num_segments) return;
+    Shares shares = shares_of(slots, parts, pairs);
+    const size_t group_bytes = (size_t)GROUP * (size_t)slots->in;
+    for (int s = 0; s < pairs->num_segments; s++)
+        for (int part = 0; part < parts; part++) {
+            const Segment mine = segment(slots + part, pairs, s);
+            int first, last;
+            share_of(&shares, mine.lora->rank / GROUP, GROUP_COST(mine.last - mine.first), thread,
+                     threads, &first, &last);
+            fetch(ahead, mine.lora->a + first * group_bytes, (size_t)(last - first) * group_bytes);
+        }
+}
+
+static void fetch_b(Ahead *ahead, const Slots *slots, const Pairs *pairs, int first, int last) {
+    for (int s = 0; s < pairs->num_segments; s++) {
+        const Segment mine = segment(slots, pairs, s);
+        if (!mine.lora->rank) continue;
+        const size_t block = b_block(mine.lora->rank);
+        fetch(ahead, mine.lora->b + first / BLOCK * block, (size_t)(last - first) / BLOCK * block);
     }
 }
 

@@ -4,9 +4,11 @@
  * the work by token, by key head or by block of outputs; nothing is written by two.
  */
 #include "step.h"
+#include "ahead.h"
 #include "attention.h"
 #include "linear.h"
 #include "lora.h"
+#include "pack.h"
 #include "pool.h"
 #include "vectors.h"
 
@@ -17,8 +19,12 @@ struct Engine {
     const Step *step;
     float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *worth_T, *hidden, *scores;
     uint8_t *codes;
-    /* For `lorry_linear`. */
+    int8_t *hidden_codes;
+    Ahead *ahead; /* one for each thread */
+    /* For `lorry_linear` and `lorry_deltas`. */
     const Linear *linear;
+    const Slots *slots;
+    const Pairs *pairs;
     const float *input;
     float *output;
     int tokens;
@@ -43,26 +49,61 @@ static void rotate(float *head, const float *cos, const float *sin, int size) {
     }
 }
 
-static void encode_tokens(Engine *e, const float *x, int in, int first, int last) {
+static void encode_tokens(Engine *e, const float *x, int stride, int in, int first, int last) {
     for (int t = first; t < last; t++)
-        e->worth_T[t] = encode(x + (size_t)t * in, e->codes + (size_t)t * 2 * in, in);
+        e->worth_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
 }
 
-/* Three modules at most read the same input; each has its own part of `hidden`. */
-static float *hidden_of(Engine *e, int module) {
-    return e->hidden + (size_t)module * e->max_pairs * e->model->max_rank;
+/* Some modules that read the same input: one linear, and the slots of each. */
+typedef struct {
+    const Linear *linear;
+    const Slots *slots;
+    int parts;
+    const Pairs *pairs;
+} Modules;
+
+/* Three at most; each has its own part of `hidden`. */
+#define MODULES_MOST 3
+
+static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
+
+/* y [T, stride]: the base of this thread's blocks of each module, and h of its share of the
+ * adapters' rows. Meanwhile it fetches what comes next: this one's B, then `next`'s A. */
+static void multiply(Engine *e, const Modules *m, const Modules *next, float *y, int stride,
+                     int tokens, int thread) {
+    const int threads = e->pool.size;
+    Ahead *ahead = e->ahead + thread;
+    shrink(m->slots, m->parts, m->pairs, e->codes, e->worth_T, e->hidden, part_size(e),
+           e->model->max_rank, thread, threads);
+    ahead_clear(ahead);
+    for (int part = 0; part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        fetch_b(ahead, m->slots + part, m->pairs, SHARE(blocks, thread, threads) * BLOCK,
+                SHARE(blocks, thread + 1, threads) * BLOCK);
+    }
+    if (next) fetch_a(ahead, next->slots, next->parts, next->pairs, thread, threads);
+    for (int part = 0, block = 0; part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        linear_blocks(m->linear, e->codes, e->worth_T, y, stride, tokens,
+                      block + SHARE(blocks, thread, threads),
+                      block + SHARE(blocks, thread + 1, threads), ahead);
+        block += blocks;
+    }
 }
 
-/* y [T, stride] (+)= this thread's blocks of one module, its deltas included.
- * `offset`: the module's first output within the linear and within y. */
-static void module(Engine *e, const Linear *linear, const Slots *slots, const Pairs *pairs,
-                   int part, int offset, int out, float *y, int stride, int tokens, int thread) {
-    const int first = SHARE(out / BLOCK, thread, e->pool.size);
-    const int last = SHARE(out / BLOCK, thread + 1, e->pool.size);
-    const int block = offset / BLOCK;
-    linear_blocks(linear, e->codes, e->worth_T, y, stride, tokens, block + first, block + last);
-    expand(slots, pairs, hidden_of(e, part), y + offset, stride, e->model->max_rank, first * BLOCK,
-           last * BLOCK);
+/* y += the adapters' deltas of the same blocks. */
+static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int thread) {
+    const int rank = e->model->max_rank;
+    if (!m->pairs->num_pairs) return;
+    barrier(&e->pool); /* until every h is there */
+    for (int part = 0; part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        expand(m->slots + part, m->pairs, e->hidden + part * part_size(e), y, stride, rank,
+               e->hidden_codes + (size_t)thread * 2 * MANY * rank,
+               SHARE(blocks, thread, e->pool.size) * BLOCK,
+               SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
+        y += m->slots[part].out;
+    }
 }
 
 static void prepare_heads(Engine *e, const Layer *layer, int t) {
@@ -130,57 +171,47 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     Pool *pool = &e->pool;
     const int threads = pool->size, tokens = step->num_tokens, hidden = m->hidden;
     const int queries = m->heads * m->head_size, keys = m->kv_heads * m->head_size;
-    const int stride = queries + 2 * keys, inner = m->inner, rank = m->max_rank;
+    const int stride = queries + 2 * keys, inner = m->inner;
     const int first = SHARE(tokens, thread, threads), last = SHARE(tokens, thread + 1, threads);
     const size_t row = (size_t)hidden;
+    const Modules qkv = {&layer->qkv, layer->qkv_slots, 3, pairs};
+    const Modules o = {&layer->o, &layer->o_slots, 1, pairs};
+    const Modules gate_up = {&layer->gate_up, layer->gate_up_slots, 2, pairs};
+    const Modules down = {&layer->down, &layer->down_slots, 1, pairs};
 
     for (int t = first; t < last; t++)
         rms_norm(e->x_TH + t * row, layer->attention_norm, e->normed_TH + t * row, hidden,
                  m->epsilon);
-    encode_tokens(e, e->normed_TH, hidden, first, last);
+    encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
     barrier(pool);
-    shrink(&layer->q_slots, pairs, e->normed_TH, hidden, hidden_of(e, 0), rank, thread, threads);
-    shrink(&layer->k_slots, pairs, e->normed_TH, hidden, hidden_of(e, 1), rank, thread, threads);
-    shrink(&layer->v_slots, pairs, e->normed_TH, hidden, hidden_of(e, 2), rank, thread, threads);
-    barrier(pool);
-    module(e, &layer->qkv, &layer->q_slots, pairs, 0, 0, queries, e->qkv, stride, tokens, thread);
-    module(e, &layer->qkv, &layer->k_slots, pairs, 1, queries, keys, e->qkv, stride, tokens,
-           thread);
-    module(e, &layer->qkv, &layer->v_slots, pairs, 2, queries + keys, keys, e->qkv, stride,
-           tokens, thread);
+    multiply(e, &qkv, &o, e->qkv, stride, tokens, thread);
+    add_deltas(e, &qkv, e->qkv, stride, thread);
     barrier(pool);
     for (int t = first; t < last; t++) prepare_heads(e, layer, t);
     barrier(pool);
     attend_share(e, layer, thread);
     barrier(pool);
-    encode_tokens(e, e->attended, queries, first, last);
-    shrink(&layer->o_slots, pairs, e->attended, queries, hidden_of(e, 0), rank, thread, threads);
+    encode_tokens(e, e->attended, queries, queries, first, last);
     barrier(pool);
-    module(e, &layer->o, &layer->o_slots, pairs, 0, 0, hidden, e->normed_TH, hidden, tokens,
-           thread);
+    multiply(e, &o, &gate_up, e->normed_TH, hidden, tokens, thread);
+    add_deltas(e, &o, e->normed_TH, hidden, thread);
     add_share(e, e->normed_TH, thread);
     barrier(pool);
 
     for (int t = first; t < last; t++)
         rms_norm(e->x_TH + t * row, layer->mlp_norm, e->normed_TH + t * row, hidden, m->epsilon);
-    encode_tokens(e, e->normed_TH, hidden, first, last);
+    encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
     barrier(pool);
-    shrink(&layer->gate_slots, pairs, e->normed_TH, hidden, hidden_of(e, 0), rank, thread, threads);
-    shrink(&layer->up_slots, pairs, e->normed_TH, hidden, hidden_of(e, 1), rank, thread, threads);
-    barrier(pool);
-    module(e, &layer->gate_up, &layer->gate_slots, pairs, 0, 0, inner, e->gate, 2 * inner, tokens,
-           thread);
-    module(e, &layer->gate_up, &layer->up_slots, pairs, 1, inner, inner, e->gate, 2 * inner,
-           tokens, thread);
+    multiply(e, &gate_up, &down, e->gate, 2 * inner, tokens, thread);
+    add_deltas(e, &gate_up, e->gate, 2 * inner, thread);
     activate(e, thread);
     barrier(pool);
-    for (int t = first; t < last; t++)
-        e->worth_T[t] =
-            encode(e->gate + (size_t)t * 2 * inner, e->codes + (size_t)t * 2 * inner, inner);
-    shrink(&layer->down_slots, pairs, e->gate, 2 * inner, hidden_of(e, 0), rank, thread, threads);
+    encode_tokens(e, e->gate, 2 * inner, inner, first, last);
     barrier(pool);
-    module(e, &layer->down, &layer->down_slots, pairs, 0, 0, hidden, e->normed_TH, hidden, tokens,
-           thread);
+    const Modules next = {NULL, layer[1].qkv_slots, 3, pairs};
+    multiply(e, &down, layer + 1 < m->layers + m->num_layers ? &next : NULL, e->normed_TH, hidden,
+             tokens, thread);
+    add_deltas(e, &down, e->normed_TH, hidden, thread);
     add_share(e, e->normed_TH, thread);
     barrier(pool);
 }
@@ -213,13 +244,11 @@ static void run_step(void *argument, int thread) {
     for (int k = first; k < last; k++)
         rms_norm(e->x_TH + (size_t)step->wanted[k] * hidden, m->norm,
                  e->normed_TH + (size_t)k * hidden, hidden, m->epsilon);
-    encode_tokens(e, e->normed_TH, hidden, first, last);
+    encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
     barrier(&e->pool);
-    shrink(&m->head_slots, &step->head, e->normed_TH, hidden, hidden_of(e, 0), m->max_rank, thread,
-           threads);
-    barrier(&e->pool);
-    module(e, &m->head, &m->head_slots, &step->head, 0, 0, m->head.out, step->logits, m->vocab,
-           step->num_wanted, thread);
+    const Modules head = {&m->head, &m->head_slots, 1, &step->head};
+    multiply(e, &head, NULL, step->logits, m->vocab, step->num_wanted, thread);
+    add_deltas(e, &head, step->logits, m->vocab, thread);
     barrier(&e->pool);
     for (int k = first; k < last; k++)
         summarise(step->logits + (size_t)k * m->vocab, m->vocab, step->norm + k, step->best + k);
@@ -228,11 +257,25 @@ static void run_step(void *argument, int thread) {
 static void run_linear(void *argument, int thread) {
     Engine *e = argument;
     const int in = e->linear->in, threads = e->pool.size, blocks = e->linear->out / BLOCK;
-    encode_tokens(e, e->input, in, SHARE(e->tokens, thread, threads),
+    encode_tokens(e, e->input, in, in, SHARE(e->tokens, thread, threads),
                   SHARE(e->tokens, thread + 1, threads));
     barrier(&e->pool);
+    Ahead *ahead = e->ahead + thread;
+    ahead_clear(ahead);
     linear_blocks(e->linear, e->codes, e->worth_T, e->output, e->linear->out, e->tokens,
-                  SHARE(blocks, thread, threads), SHARE(blocks, thread + 1, threads));
+                  SHARE(blocks, thread, threads), SHARE(blocks, thread + 1, threads), ahead);
+}
+
+static void run_deltas(void *argument, int thread) {
+    Engine *e = argument;
+    const int in = e->slots->in, threads = e->pool.size;
+    const Modules alone = {NULL, e->slots, 1, e->pairs};
+    encode_tokens(e, e->input, in, in, SHARE(e->tokens, thread, threads),
+                  SHARE(e->tokens, thread + 1, threads));
+    barrier(&e->pool);
+    shrink(e->slots, 1, e->pairs, e->codes, e->worth_T, e->hidden, part_size(e),
+           e->model->max_rank, thread, threads);
+    add_deltas(e, &alone, e->output, e->slots->out, thread);
 }
 
 /* recipe.sources() of what this was compiled from. */
@@ -249,6 +292,27 @@ void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y
     engine->output = y;
     engine->tokens = tokens;
     pool_run(&engine->pool, run_linear, engine);
+}
+
+void lorry_deltas(Engine *engine, const Slots *slots, const Pairs *pairs, const float *x, float *y,
+                  int32_t tokens) {
+    engine->slots = slots;
+    engine->pairs = pairs;
+    engine->input = x;
+    engine->output = y;
+    engine->tokens = tokens;
+    pool_run(&engine->pool, run_deltas, engine);
+}
+
+int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank, int32_t in,
+               int32_t out, int8_t *a, uint8_t *b) {
+    float *factor = calloc(2 * ((size_t)rank + BLOCK), sizeof *factor);
+    if (!factor) return -1;
+    pack_a(a_RI, a, factor, rank, in);
+    for (int r = 0; r < rank; r++) factor[r] *= scaling;
+    pack_b(b_OR, factor, b, factor + rank, rank, out);
+    free(factor);
+    return 0;
 }
 
 static int larger(int a, int b) { return a > b ? a : b; }
@@ -276,11 +340,14 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->attended = reserve(tokens * queries, sizeof(float));
     e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
     e->worth_T = reserve(tokens, sizeof(float));
-    e->hidden = reserve((size_t)3 * max_pairs * model->max_rank, sizeof(float));
+    e->hidden = reserve((size_t)MODULES_MOST * max_pairs * model->max_rank, sizeof(float));
     e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
     e->codes = reserve(tokens * 2 * widest, 1);
+    e->hidden_codes = reserve((size_t)num_threads * 2 * MANY * model->max_rank, 1);
+    e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
     if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->worth_T ||
-        !e->hidden || !e->scores || !e->codes || pool_start(&e->pool, num_threads)) {
+        !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->ahead ||
+        pool_start(&e->pool, num_threads)) {
         e->pool.size = 0;
         lorry_engine_free(e);
         return NULL;
@@ -299,5 +366,7 @@ void lorry_engine_free(Engine *e) {
     free(e->hidden);
     free(e->scores);
     free(e->codes);
+    free(e->hidden_codes);
+    free(e->ahead);
     free(e);
 }

@@ -1,7 +1,7 @@
 /* The native step: what Python hands over. Mirrored, field by field, in structs.py.
  *
  * All pointers belong to Python and outlive the call. Letters: T tokens of the step,
- * S slots, R largest rank, I in, O out, N cache cells, H key heads, D head size.
+ * S slots, R rank, I in, O out, N cache cells, H key heads, D head size.
  */
 #ifndef LORRY_STEP_H
 #define LORRY_STEP_H
@@ -19,19 +19,26 @@ typedef struct {
     int32_t out, in;      /* multiples of 16 */
 } Linear;
 
-/* The slots of one linear; `a_SRI` is NULL where no adapter has ever targeted it. A and B
- * are half precision floats; gain is what their product is worth in each slot. */
+/* One adapter's part of one linear, as adapter.py packs it. */
 typedef struct {
-    const uint16_t *a_SRI;
-    const uint16_t *b_SRO;
-    const int32_t *rank_S;
-    const float *gain_S;
+    /* Codes [R / 8, I / 8, 8, 8]: 8 rows of A, 8 inputs of each; then the sum of each row's,
+     * int32 [R], which undoes the activations' offset. */
+    const int8_t *a;
+    /* For each 16 outputs: codes of B plus 128 [R / 4, 16, 4], then what a code of each output
+     * is worth, bfloat16 [16]. */
+    const uint8_t *b;
+    int32_t rank; /* a multiple of 8; 0: it has no such part */
+} Lora;
+
+/* Of every slot, what it holds for one linear. */
+typedef struct {
+    const Lora *of_S;
     int32_t in, out;
 } Slots;
 
 typedef struct {
     Linear qkv, o, gate_up, down;
-    Slots q_slots, k_slots, v_slots, o_slots, gate_slots, up_slots, down_slots;
+    Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
     const float *attention_norm, *mlp_norm;
     const float *q_norm, *k_norm; /* or NULL */
     float *k_NHD, *v_NHD;
@@ -40,7 +47,8 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int32_t num_layers, hidden, heads, kv_heads, head_size, inner, vocab, max_rank;
+    int32_t num_layers, hidden, heads, kv_heads, head_size, inner, vocab;
+    int32_t max_rank; /* a multiple of 8 */
     float epsilon, attention_scale;
     const float *embedding;
     const float *norm;
@@ -78,7 +86,14 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
                      int32_t max_context, int32_t num_threads);
 void lorry_engine_free(Engine *engine);
 void lorry_run(Engine *engine, const Step *step);
-/* y [T, out] = linear(x [T, in]); for tests. */
+/* Packs one adapter's part of one linear into the memory that `Lora` describes; any thread.
+ * -1 where memory cannot be had. */
+int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank, int32_t in,
+               int32_t out, int8_t *a, uint8_t *b);
+/* y [T, out] = linear(x [T, in]). */
 void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y, int32_t tokens);
+/* y [T, out] += the deltas of x [T, in]; for tests. */
+void lorry_deltas(Engine *engine, const Slots *slots, const Pairs *pairs, const float *x, float *y,
+                  int32_t tokens);
 
 #endif

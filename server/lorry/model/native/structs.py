@@ -16,25 +16,32 @@ class Linear(Structure):
     ]
 
 
+class Lora(Structure):
+    _fields_ = [
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("rank", c_int32),
+    ]
+
+
 class Slots(Structure):
     _fields_ = [
-        ("a_SRI", c_void_p),
-        ("b_SRO", c_void_p),
-        ("rank_S", c_void_p),
-        ("gain_S", c_void_p),
+        ("of_S", c_void_p),
         ("in_", c_int32),
         ("out", c_int32),
     ]
 
 
 LINEARS = ("qkv", "o", "gate_up", "down")
-SLOTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 class Layer(Structure):
     _fields_ = [
         *((name, Linear) for name in LINEARS),
-        *((f"{name}_slots", Slots) for name in SLOTS),
+        ("qkv_slots", Slots * 3),
+        ("o_slots", Slots),
+        ("gate_up_slots", Slots * 2),
+        ("down_slots", Slots),
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
         ("q_norm", c_void_p),

@@ -11,6 +11,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define BLOCK 16 /* outputs that lie together in packed weights; every width is a multiple */
 
@@ -40,13 +41,17 @@ INLINE Floats greater(Floats a, Floats b);
 INLINE Floats smaller(Floats a, Floats b);
 INLINE Ints greater_int(Ints a, Ints b);
 INLINE float sum(Floats v);
-/* Half precision to single. */
-INLINE Floats load_half(const uint16_t *p);
+/* The upper half of a float, which is a number of its own, to single. */
+INLINE Floats load_bfloat(const uint16_t *p);
 /* The sums of WIDTH vectors, each in its lane. */
 INLINE Floats sums(const Floats *v);
-/* acc += for each of WIDTH outputs, the dot product of 4 unsigned codes (the same for
- * all) and 4 signed ones. Unsigned codes are at most 127: AVX2's 16-bit sums stay exact. */
-INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights);
+/* As many bytes as a register holds; 4 or 8 bytes, again and again. */
+INLINE Ints bytes(const void *p) { return *(const Ints *)p; }
+INLINE Ints all_fours(const void *p);
+INLINE Ints all_eights(const void *p);
+/* acc += in each of WIDTH lanes, the dot product of 4 unsigned and 4 signed bytes. AVX2 adds
+ * two products in 16 bits: those of codes up to 127 and 127, or 255 and 64, stay exact. */
+INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign);
 
 INLINE float largest(Floats v) {
     float best = v[0];
@@ -101,8 +106,9 @@ INLINE Ints greater_int(Ints a, Ints b) {
     return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
 }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
-INLINE Floats load_half(const uint16_t *p) {
-    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+INLINE Floats load_bfloat(const uint16_t *p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return (Floats)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 INLINE Floats sums(const Floats *v) {
     __m512d fours[4];
@@ -125,9 +131,18 @@ INLINE Floats sums(const Floats *v) {
     return (Floats)_mm512_add_ps(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
                                  _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
 }
-INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(codes),
-                                     _mm512_loadu_si512(weights));
+INLINE Ints all_fours(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (Ints)_mm512_set1_epi32(four);
+}
+INLINE Ints all_eights(const void *p) {
+    int64_t eight;
+    memcpy(&eight, p, sizeof eight);
+    return (Ints)_mm512_set1_epi64(eight);
+}
+INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)without_sign, (__m512i)with_sign);
 }
 
 #else
@@ -140,8 +155,9 @@ INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256
 INLINE Ints greater_int(Ints a, Ints b) {
     return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
 }
-INLINE Floats load_half(const uint16_t *p) {
-    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+INLINE Floats load_bfloat(const uint16_t *p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (Floats)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 INLINE float sum(Floats v) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v),
@@ -160,12 +176,21 @@ INLINE Floats sums(const Floats *v) {
     return (Floats)_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
                                  _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
 }
-INLINE Ints dot4(Ints acc, int32_t codes, const int8_t *weights) {
-    const __m256i w = _mm256_loadu_si256((const __m256i *)weights);
+INLINE Ints all_fours(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (Ints)_mm256_set1_epi32(four);
+}
+INLINE Ints all_eights(const void *p) {
+    int64_t eight;
+    memcpy(&eight, p, sizeof eight);
+    return (Ints)_mm256_set1_epi64x(eight);
+}
+INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
 #if defined(__AVXVNNI__)
-    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)acc, _mm256_set1_epi32(codes), w);
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)without_sign, (__m256i)with_sign);
 #else
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(codes), w);
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)without_sign, (__m256i)with_sign);
     return (Ints)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
 }

@@ -105,7 +105,7 @@ def test_slots_cost_nothing_before_the_first_adapter(
     assert 0 < one < driver.runner.slot_bytes
 
 
-# ---- half precision
+# ---- eight bits
 
 
 def scaled(source: Path, folder: Path, a: float, b: float, alpha: float) -> Path:

@@ -18,6 +18,7 @@ from lorry.model.memory import digest_of_base
 from support import tiny
 from support.compiled import LeanDriver
 from support.peft_oracle import Adapters
+from support.rounded import rounded
 from support.runner_driver import Ask, RunnerDriver, drawn, load_tiny, token_ids
 from support.tokenizer import build_tokenizer
 
@@ -26,8 +27,8 @@ VARIANTS = ("plain", "odd_rank", "head", "attention_only", "large", "rank_one", 
 
 TOLERANCE = 0.05
 """Of a log-probability, where the least likely has -18. Both paths round activations to 13
-bits, where a difference in a sum's last digit can flip a code, and the compiled one rounds
-adapters to 11 bits: 0.013 seen, 0.0075 without adapters. A wrong position, scale or slot
+bits, where a difference in a sum's last digit can flip a code, and the compiled one those of
+an adapter's inside, too: 0.013 seen, 0.0075 without adapters. A wrong position, scale or slot
 moves them by more than 1."""
 
 Driver = Callable[..., Any]
@@ -90,18 +91,25 @@ def alternatives(results: Sequence[RowResult]) -> list[Any]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_generic_path_says_the_same(
-    family: str, lean: Driver, generic: Callable[[str], RunnerDriver], peft_adapter: Driver
+    family: str,
+    lean: Driver,
+    generic: Callable[[str], RunnerDriver],
+    peft_adapter: Driver,
+    tmp_path: Path,
 ) -> None:
-    wanted = asks([peft_adapter(family, variant, seed=i) for i, variant in enumerate(VARIANTS)])
     ours, theirs = lean(family), generic(family)
+    held = [peft_adapter(family, variant, seed=i) for i, variant in enumerate(VARIANTS)]
+    wanted = asks(held)
+    # In 8 bits for the other one, too: what that costs is test_adapter.py's.
+    same = asks([rounded(path, tmp_path / path.name, ours.loaded.layout) for path in held])
     for chunk in (None, 7):
-        assert worst(ours.score(wanted, chunk=chunk), theirs.score(wanted, chunk=chunk)) < TOLERANCE
+        assert worst(ours.score(wanted, chunk=chunk), theirs.score(same, chunk=chunk)) < TOLERANCE
     # Prompts in chunks, rows that decode beside others that prefill, blocks out of order; then
     # the generic path reads what the other one wrote.
     answers = ours.greedy(wanted, 12, chunk=5)
     read = [
         Ask(ask.adapters, [*ask.token_ids, *token_ids(answer)])
-        for ask, answer in zip(wanted, answers, strict=True)
+        for ask, answer in zip(same, answers, strict=True)
     ]
     theirs_logprobs = [scores[-12:] for scores in theirs.score(read)]
     assert worst([[t.logprob for t in drawn(a)] for a in answers], theirs_logprobs) < TOLERANCE
@@ -172,12 +180,13 @@ def test_the_base_is_never_touched(lean: Driver, peft_adapter: Driver) -> None:
 def test_the_weights_are_held_once_and_serve_both_paths(lean: Driver, family: str) -> None:
     driver = lean(family)  # qwen2: with biases
     linears = {n: m for n, m in driver.loaded.model.named_modules() if isinstance(m, Int8Linear)}
-    inputs = {n: torch.randn(2, 3, m.in_features) for n, m in linears.items()}
+    dice = torch.Generator().manual_seed(1)
+    inputs = {n: torch.randn(2, 3, m.in_features, generator=dice) for n, m in linears.items()}
     before = {name: linears[name](x) for name, x in inputs.items()}
     driver.runner.settle()
     for name, x in inputs.items():
         assert linears[name]._packed is None
-        assert torch.allclose(linears[name](x), before[name], atol=1e-5), name
+        assert torch.allclose(linears[name](x), before[name], atol=1e-3), name  # a code may flip
 
 
 # ---- models that the families above do not have
