@@ -105,6 +105,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         assert self.hit is None
+        if not self._stops:
+            return text
         self._buffer += text
         found = self._first()
         if found is not None:
