@@ -19,6 +19,7 @@ from lorry.errors import (
     DoesNotFit,
     GenerationFailed,
     InvalidRequest,
+    InvocationMissing,
     PromptTooLong,
     QueueFull,
     ShuttingDown,
@@ -27,13 +28,26 @@ from lorry_adapters.errors import UnknownAdapter
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
-from support.engine_fakes import ToyRunner, answer_of, request
+from support.engine_fakes import ToyRunner, answer_of, next_token, request
 
 PATIENCE = 20
 FOREVER = 1000
 """More than a test may take."""
 BLOCK = 4
 MAX_LEN = 64
+VIRTUAL = 10
+
+
+def ref_of(choice: AdapterChoice) -> AdapterRef:
+    """`prompt` has virtual tokens, `called` waits for its call."""
+    return AdapterRef(
+        choice.name,
+        1,
+        f"sha256:{choice.name}",
+        1.0 if choice.scale is None else choice.scale,
+        virtual_tokens=VIRTUAL if choice.name == "prompt" else 0,
+        invocation=(8, 9) if choice.name == "called" else (),
+    )
 
 
 class Shelf:
@@ -45,16 +59,16 @@ class Shelf:
     def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
         if any(choice.name == "unknown" for choice in choices):
             raise UnknownAdapter("no adapter 'unknown'")
-        refs = tuple(
-            AdapterRef(c.name, 1, f"sha256:{c.name}", 1.0 if c.scale is None else c.scale)
-            for c in choices
-        )
+        refs = tuple(map(ref_of, choices))
         self.out += 1
 
         def give_back() -> None:
             self.out -= 1
 
         return Lease(refs, give_back)
+
+    def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
+        return sum(ref.virtual_tokens for ref in map(ref_of, choices) if ref.scale)
 
 
 class Gated(ToyRunner):
@@ -232,6 +246,41 @@ async def test_what_can_never_run_is_refused_and_holds_nothing() -> None:
         assert house.shelf.out == 0
         assert len(await whole(await house.submit([1] * 30, 2))) == 2
         assert await house.client.drain(0)
+
+
+@in_a_loop
+async def test_virtual_tokens_take_room() -> None:
+    with opened(blocks=16) as house:
+        whole_room = [AdapterChoice("prompt")]
+        none_taken = [AdapterChoice("prompt", scale=0.0), AdapterChoice("a")]
+        assert house.client.room([]) == house.client.room(none_taken) == MAX_LEN
+        assert house.client.room(whole_room) == MAX_LEN - VIRTUAL
+        words = "has 50 tokens, its adapter puts 10 virtual ones in front.* 65 together"
+        with pytest.raises(PromptTooLong, match=words):
+            await house.submit([1] * 50, 5, "prompt")
+        events = await whole(await house.submit([1] * 50, 4, "prompt"))
+        assert len(tokens(events)) == 4
+        zero = await house.client.submit([1] * 50, SamplingParams(14), none_taken)
+        assert len(tokens(await whole(zero))) == 14
+        assert house.shelf.out == 0
+    with opened(blocks=8) as house:
+        assert house.client.room(whole_room) == 8 * BLOCK - VIRTUAL
+        with pytest.raises(DoesNotFit, match="33 tokens of KV cache, the server has 32"):
+            await house.submit([1] * 20, 3, "prompt")
+        assert house.shelf.out == 0
+
+
+@in_a_loop
+async def test_a_prompt_must_call_an_activated_adapter() -> None:
+    with opened() as house:
+        with pytest.raises(InvocationMissing, match="'called'"):
+            await house.submit((7, 8), 2, "a", "called")
+        assert house.shelf.out == 0
+        prompt = (7, 8, 9, 1)
+        answer = tokens(await whole(await house.submit(prompt, 3, "called")))
+        used = [("sha256:called", 1.0, 1)]
+        assert answer[0] == next_token(prompt, used)
+        assert house.shelf.out == 0
 
 
 @in_a_loop
