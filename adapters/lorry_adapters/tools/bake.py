@@ -56,6 +56,7 @@ def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Bake
             raise ToolError(f"the base in {base} is stored quantized: bake into the original one")
         wrapped = _wrapped(model, adapter, config)
         changed = _scaled(wrapped, scale)
+        _untie(wrapped)
         merged = wrapped.merge_and_unload(safe_merge=True)
         merged = merged.to(DTYPES[dtype])
         merged.save_pretrained(partial)
@@ -97,6 +98,28 @@ def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
     if problems:
         raise InvalidAdapter(problems)
     return wrapped.eval()
+
+
+def _untie(wrapped: Any) -> None:
+    """A weight of its own for each changed layer that shares it with another module.
+
+    The output head of many models is the table of embeddings: a delta merged into the one
+    would be in the other, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    users: dict[int, int] = {}
+    for module in wrapped.modules():
+        for parameter in module.parameters(recurse=False):
+            users[id(parameter)] = users.get(id(parameter), 0) + 1
+    for module in wrapped.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        layer = module.get_base_layer()
+        if users.get(id(getattr(layer, "weight", None)), 0) > 1:
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+            wrapped.config.get_text_config().tie_word_embeddings = False
+            wrapped.config.tie_word_embeddings = False
 
 
 def _scaled(wrapped: Any, scale: float) -> int:

@@ -226,6 +226,7 @@ def _subtracted(
                 f"{key} is {shown(now_is)}, and {shown(then_was)} in the initial adapter: "
                 "it is of another training"
             )
+    problems += _not_numbers(config)
     found = dict(tensors)
     halves = [key for key in tensors if key.endswith((".lora_A.weight", ".lora_B.weight"))]
     strange = [key for key in tensors if ".lora_" in key and key not in halves]
@@ -251,6 +252,19 @@ def _subtracted(
     if problems:
         raise refusal(problems)
     return found
+
+
+def _not_numbers(config: Mapping[str, Any]) -> list[str]:
+    """What cannot be doubled."""
+    values = {key: config.get(key, 8) for key in ("r", "lora_alpha")}
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        values |= pattern if isinstance(pattern, dict) else {key: pattern}
+    return [
+        f"{shown(key)} is {shown(value)}: it must be a number"
+        for key, value in values.items()
+        if isinstance(value, bool) or not isinstance(value, int | float)
+    ]
 
 
 def _initial(folder: Path) -> Converted:

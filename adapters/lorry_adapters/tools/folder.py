@@ -175,7 +175,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         with (folder / CONFIG_FILE).open("rb") as file:
             data = file.read(MAX_CONFIG + 1)
-        value = json.loads(data.decode("utf-8")) if len(data) <= MAX_CONFIG else None
+        text = data.decode("utf-8") if len(data) <= MAX_CONFIG else "null"
+        value = json.loads(text, parse_constant=_no_constant)
     except FileNotFoundError:
         raise InvalidAdapter([f"{CONFIG_FILE} is missing"]) from None
     except (ValueError, RecursionError) as error:
@@ -183,6 +184,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidAdapter([f"{CONFIG_FILE} is not a JSON object of a config's size"])
     return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def natural(path: str) -> list[tuple[int, str]]:

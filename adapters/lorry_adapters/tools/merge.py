@@ -368,6 +368,7 @@ def _targets(sources: Sequence[_Source]) -> list[str]:
     configs = [source.folder.config for source in sources]
     plain = all(
         isinstance(config.get("target_modules"), list)
+        and all(isinstance(name, str) for name in config["target_modules"])
         and not config.get("exclude_modules")
         and config.get("layers_to_transform") is None
         for config in configs

@@ -38,6 +38,16 @@ def test_the_model_answers_as_base_and_adapter_do(
     AutoTokenizer.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_head_that_is_the_embeddings_gets_weights_of_its_own(
+    family: str, tiny_model, peft_adapter, tmp_path: Path
+) -> None:
+    base, adapter = tiny_model(family), peft_adapter(family, "head")
+    bake(base, adapter, 1.0, "float32", tmp_path / "out")
+    expected = peft_logprobs(base, [(adapter, 1.0)], IDS)
+    torch.testing.assert_close(logprobs(tmp_path / "out"), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_weights_are_pefts_own(tiny_model, peft_adapter, tmp_path: Path) -> None:
     base, adapter = tiny_model("llama"), peft_adapter("llama", "plain")
     bake(base, adapter, 1.0, "float32", tmp_path / "out")

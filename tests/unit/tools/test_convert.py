@@ -216,6 +216,22 @@ def test_a_start_that_the_config_hides_is_subtracted(mutated, load_peft, tmp_pat
     torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
 
 
+def test_a_rank_that_is_no_number_is_refused(mutated) -> None:
+    first, last, _, _ = mutated("pissa", r=4)
+    for folder in (first, last):
+        edit_config(folder, r="4", rank_pattern={"q_proj": None})
+    with pytest.raises(InvalidAdapter) as caught:
+        convert(last, first)
+    assert "'r' is '4'" in caught.value.problems[0] and "q_proj" in caught.value.problems[1]
+
+
+def test_a_config_with_nan_is_no_json(peft_adapter, copied) -> None:
+    folder = copied(peft_adapter("llama", "plain"))
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": NaN}')
+    with pytest.raises(InvalidAdapter, match="NaN is no JSON"):
+        convert(folder)
+
+
 def test_dora_on_a_changed_base_has_no_plain_form(mutated) -> None:
     first, last, _, _ = mutated("pissa", r=4)
     for folder in (first, last):
