@@ -67,8 +67,15 @@ class Bench:
     def ask_together(self, rows: Sequence[Chosen]) -> list[httpx.Response]:
         """All of `rows` in one batch, and nothing else in it. Their adapters have been asked
         before: a row whose adapter is still on its way would start a step later."""
-        with _one_batch(self.live, len(rows)) as sizes:
-            answers = list(self._pool.map(self.ask, rows))
+        with _one_batch(self.live, len(rows)) as (sizes, go):
+
+            def ask(chosen: Chosen) -> httpx.Response:
+                try:
+                    return self.ask(chosen)
+                finally:
+                    go.set()  # one that was refused will never be in a batch
+
+            answers = list(self._pool.map(ask, rows))
         assert sizes and sizes[0] == len(rows), sizes
         return answers
 
@@ -106,6 +113,7 @@ def bench(model: Path, family: str, home: Path, **fields: Any) -> Iterator[Bench
             "kv_cache_memory": 2 << 20,
             "samples": False,
             "max_loras": 8,
+            "max_model_len": 128,
             **fields,
         }
     )
@@ -118,19 +126,19 @@ def bench(model: Path, family: str, home: Path, **fields: Any) -> Iterator[Bench
 
 
 @contextmanager
-def _one_batch(live: Live, count: int) -> Iterator[list[int]]:
-    """The engine reads its letters only when all `count` requests have come, so that they
-    start in one step; the list fills with the rows of each step that it runs."""
+def _one_batch(live: Live, count: int) -> Iterator[tuple[list[int], threading.Event]]:
+    """The engine reads its letters only when all `count` requests have come, or when it is
+    told to go, so that they start in one step; the list fills with the rows of each step."""
     engine = live.server.engine
     sizes: list[int] = []
-    over = threading.Event()
+    go = threading.Event()
     take, runner = engine.mailbox.take, engine.runner
 
     def submitted() -> int:
         return sum(isinstance(letter, Submit) for letter in engine.mailbox._letters)
 
     def patient() -> list[Any]:
-        while submitted() < count and not over.wait(0.0005):
+        while submitted() < count and not go.wait(0.0005):
             pass
         return take()
 
@@ -152,8 +160,8 @@ def _one_batch(live: Live, count: int) -> Iterator[list[int]]:
     engine.mailbox.take = once  # type: ignore[method-assign]
     engine.runner = Counting()
     try:
-        yield sizes
+        yield sizes, go
     finally:
-        over.set()
+        go.set()
         engine.mailbox.take = take  # type: ignore[method-assign]
         engine.runner = runner

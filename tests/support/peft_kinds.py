@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,14 @@ VIRTUAL = 5
 """Virtual tokens of the kinds that have some."""
 
 
+class Strength(Enum):
+    """What a scale other than 1 means."""
+
+    SCALING = "what PEFT keeps in a layer's `scaling` is multiplied"
+    DISTANCE = "what a layer's answer is away from the base's is multiplied"
+    NONE = "nothing: it is refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     name: str
@@ -34,8 +43,7 @@ class Kind:
     noise: float = 0.3
     """Standard deviation of what is added to every trained number; LoRA's own matrices are
     drawn to a loudness instead, as `peft_made.fill` has it."""
-    scaled: bool = False
-    """PEFT can change its strength (`set_scale`); a kind without one is used at 1 only."""
+    strength: Strength = Strength.NONE
     fits: Callable[[Family], bool] = lambda f: True
     tied_too: bool = False
     """It reaches for the embeddings or the head, so that a base which ties them matters."""
@@ -190,7 +198,10 @@ def _loras(group: str, makes: Mapping[str, Make], **fields: Any) -> list[Kind]:
     def config(make: Make) -> Callable[[Family], PeftConfig]:
         return lambda f: _lora(f, **make(f))
 
-    return [Kind(name, group, config(make), scaled=True, **fields) for name, make in makes.items()]
+    return [
+        Kind(name, group, config(make), strength=Strength.SCALING, **fields)
+        for name, make in makes.items()
+    ]
 
 
 def _experts_config(f: Family) -> PeftConfig:
@@ -204,6 +215,9 @@ def _experts_config(f: Family) -> PeftConfig:
     )
 
 
+_QUIET: Mapping[str, Any] = {"noise": 0.1}
+"""Louder, PEFT in fp32 is further than the tolerance from PEFT in fp64 on some bases."""
+
 _METHODS: Mapping[str, tuple[str, Make, Mapping[str, Any]]] = {
     "ia3": (
         "IA3Config",
@@ -215,12 +229,12 @@ _METHODS: Mapping[str, tuple[str, Make, Mapping[str, Any]]] = {
         lambda f: {"feedforward_modules": [f.mlp[-1]], "fan_in_fan_out": f.conv1d},
         {"fits": _mlp},
     ),
-    "loha": ("LoHaConfig", lambda f: {"r": 4, "alpha": 4}, {"scaled": True}),
-    "lokr": ("LoKrConfig", lambda f: {"r": 4, "alpha": 4}, {"scaled": True}),
+    "loha": ("LoHaConfig", lambda f: {"r": 4, "alpha": 4}, {"strength": Strength.SCALING}),
+    "lokr": ("LoKrConfig", lambda f: {"r": 4, "alpha": 4}, {"strength": Strength.SCALING}),
     "lokr, both decomposed": (
         "LoKrConfig",
         lambda f: {"r": 2, "alpha": 2, "decompose_both": True, "decompose_factor": 8},
-        {"scaled": True},
+        {"strength": Strength.SCALING},
     ),
     "adalora": (
         "AdaLoraConfig",
@@ -231,7 +245,7 @@ _METHODS: Mapping[str, tuple[str, Make, Mapping[str, Any]]] = {
             "total_step": 10,
             "fan_in_fan_out": f.conv1d,
         },
-        {"scaled": True, "noise": 0.6},
+        {"strength": Strength.SCALING, "noise": 0.6},
     ),
     "vera": ("VeraConfig", lambda f: {"r": 16, "fan_in_fan_out": f.conv1d}, {"noise": 1.0}),
     "vera, projections not saved": (
@@ -240,7 +254,7 @@ _METHODS: Mapping[str, tuple[str, Make, Mapping[str, Any]]] = {
         {"noise": 1.0},
     ),
     "boft": ("BOFTConfig", lambda f: {"fan_in_fan_out": f.conv1d}, {}),
-    "oft": ("OFTConfig", lambda f: {"oft_block_size": 16, "fan_in_fan_out": f.conv1d}, {}),
+    "oft": ("OFTConfig", lambda f: {"oft_block_size": 16, "fan_in_fan_out": f.conv1d}, _QUIET),
     "hra": ("HRAConfig", lambda f: {"r": 4}, {}),
     "fourierft": (
         "FourierFTConfig",
@@ -260,16 +274,16 @@ _METHODS: Mapping[str, tuple[str, Make, Mapping[str, Any]]] = {
     ),
     "unilora": ("UniLoraConfig", lambda f: {"fan_in_fan_out": f.conv1d}, {}),
     "miss": ("MissConfig", lambda f: {"r": 8}, {}),
-    "randlora": ("RandLoraConfig", lambda f: {"r": 8, "randlora_alpha": 8}, {}),
+    "randlora": ("RandLoraConfig", lambda f: {"r": 8, "randlora_alpha": 8}, _QUIET),
     "road": ("RoadConfig", lambda f: {"group_size": 16}, {}),
     "hira": ("HiraConfig", lambda f: {"r": 8, "fan_in_fan_out": f.conv1d}, {}),
     "shira": (
         "ShiraConfig",
         lambda f: {"r": 4, "random_seed": 1, "fan_in_fan_out": f.conv1d},
-        {"scaled": True},
+        {"strength": Strength.SCALING},
     ),
     "c3a": ("C3AConfig", lambda f: {"block_size": 16}, {"noise": 3.0}),
-    "waveft": ("WaveFTConfig", lambda f: {"n_frequency": 64}, {}),
+    "waveft": ("WaveFTConfig", lambda f: {"n_frequency": 64}, _QUIET),
     "osf": ("OSFConfig", lambda f: {"effective_rank": 4}, {}),
     "delora": ("DeloraConfig", lambda f: {"r": 4}, {}),
     "gralora": ("GraloraConfig", lambda f: {"r": 8}, {}),
@@ -353,11 +367,16 @@ def _methods(
     group: str,
     table: Mapping[str, tuple[str, Make, Mapping[str, Any]]],
     targets: Callable[[Family], Mapping[str, Any]] = lambda f: {},
+    *,
+    strength: Strength = Strength.NONE,
 ) -> list[Kind]:
     def config(cls: str, make: Make) -> Callable[[Family], PeftConfig]:
         return lambda f: getattr(peft, cls)(task_type="CAUSAL_LM", **{**targets(f), **make(f)})
 
-    return [Kind(name, group, config(cls, make), **own) for name, (cls, make, own) in table.items()]
+    return [
+        Kind(name, group, config(cls, make), **{"strength": strength, **own})
+        for name, (cls, make, own) in table.items()
+    ]
 
 
 def _projections(f: Family) -> Mapping[str, Any]:
@@ -375,16 +394,27 @@ KINDS: Mapping[str, Kind] = {
             "target_parameters",
             "Embeddings, head, whole modules",
             _experts_config,
-            scaled=True,
+            strength=Strength.SCALING,
             fits=_experts,
         ),
         *_loras("LoRA's relatives", _SPECIAL),
         *_loras("Starts that change the base", _STARTS),
         *[
-            Kind(f"{kind.name}, converted", kind.group, kind.config, scaled=True, converted=True)
+            Kind(
+                f"{kind.name}, converted",
+                kind.group,
+                kind.config,
+                strength=Strength.SCALING,
+                converted=True,
+            )
             for kind in _loras("Starts that change the base", _STARTS)
         ],
-        *_methods("Other methods on linear layers", _METHODS, _projections),
+        *_methods(
+            "Other methods on linear layers",
+            _METHODS,
+            _projections,
+            strength=Strength.DISTANCE,
+        ),
         *_methods("Methods of their own", _ELSEWHERE),
         *_methods("Virtual tokens", _PROMPTS),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from support import tiny
 from support.peft_adapters import LOUDNESS
-from support.peft_kinds import Kind
+from support.peft_kinds import Kind, Strength
 
 ADAPTER = "default"
 
@@ -38,16 +39,48 @@ class Made:
     model: PeftModel
 
     def logprobs(self, token_ids: Sequence[int], scale: float = 1.0) -> list[float]:
-        """The logprob of every token but the first, given those before it: T - 1 numbers.
+        """The logprob of every token but the first, given those before it: T - 1 numbers."""
+        with _strength(self.model, self.kind.strength, scale):
+            return prompt_logprobs(self.model, token_ids)
 
-        `scale` is PEFT's `set_scale`; a kind without one is asked at 1 only.
-        """
-        assert self.kind.scaled or scale == 1.0
-        if self.kind.scaled:
-            for layer in self.model.modules():
-                if hasattr(layer, "set_scale"):
-                    layer.set_scale(ADAPTER, scale)
-        return prompt_logprobs(self.model, token_ids)
+
+@contextmanager
+def _strength(model: PeftModel, strength: Strength, scale: float) -> Iterator[None]:
+    """`scale` times the trained strength, for as long as it lasts.
+
+    PEFT's own `set_scale` sets `scaling` to the same, but for AdaLoRA, whose rank it would
+    divide by twice.
+    """
+    if scale == 1.0:
+        yield
+        return
+    assert strength is not Strength.NONE
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [dict(getattr(layer, "scaling", {})) for layer in layers]
+    for layer, own in zip(layers, trained, strict=True):
+        if strength is Strength.DISTANCE:
+            layer.forward = _part_of_the_way(layer, scale)  # type: ignore[method-assign]
+        elif ADAPTER in own:
+            layer.scaling[ADAPTER] = own[ADAPTER] * scale
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, trained, strict=True):
+            if strength is Strength.DISTANCE:
+                del layer.forward
+            elif ADAPTER in own:
+                layer.scaling[ADAPTER] = own[ADAPTER]
+
+
+def _part_of_the_way(layer: BaseTunerLayer, scale: float) -> Callable[..., torch.Tensor]:
+    whole = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        base = layer.base_layer(*args, **kwargs)
+        there: torch.Tensor = whole(*args, **kwargs)
+        return base + scale * (there - base)
+
+    return forward
 
 
 @torch.inference_mode()
