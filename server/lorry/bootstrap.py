@@ -26,7 +26,7 @@ from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Limits, Scheduler
 from lorry.errors import GenerationFailed, ModelError, SettingsError
 from lorry.metrics import Metrics
-from lorry.model import selfcheck
+from lorry.model import memory, selfcheck
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.loader import LoadedModel, load
 from lorry.model.native.choice import choose
@@ -90,6 +90,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     if runner.unpackable is not None:
         say(f"rows are padded, which costs time: packed in one row, {runner.unpackable}")
     runner.settle()
+    memory.give_back_freed()
     tokens = runner.cache.num_blocks * BLOCK_SIZE
     say(
         f"KV cache takes {format_size(runner.cache.nbytes)}: "

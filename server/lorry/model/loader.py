@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,18 +17,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2ForCausalLM,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
-from lorry.model import source
+from lorry.model import qwen, source
 from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
-from lorry.model.memory import memory_by_part
+from lorry.model.memory import let_go_of_files, memory_by_part
 from lorry.model.progress import Meter, Say, meter_of
 from lorry.model.quantize import (
     Precision,
@@ -106,8 +108,12 @@ def load(
     settle(model, precision)
     name = settings.served_model_name or found.name
     layout = layout_of(model, name)
+    if qwen.is_original(found.folder):
+        layout = replace(layout, aliases=qwen.aliases(model.config))
     if kind is Quantization.INT8 and precision.device.type == "cpu":
         use_int8_kernels(model)
+    if kind is not Quantization.NONE:
+        let_go_of_files(model)
     memory = memory_by_part(model)
     parts = ", ".join(f"{part} {format_size(size)}" for part, size in memory.items() if size)
     progress(f"{name} takes {format_size(sum(memory.values()))}: {parts}")
@@ -120,7 +126,7 @@ def load(
         device=precision.device,
         dtype=precision.dtype,
         quantization=kind.value,
-        eos_token_ids=_eos_token_ids(model, tokenizer),
+        eos_token_ids=_eos_token_ids(model, tokenizer, found),
         memory=memory,
         max_model_len=length,
         source=found.given,
@@ -129,6 +135,9 @@ def load(
 
 
 def _config(found: source.Source) -> PretrainedConfig:
+    original = qwen.config_of(found.folder, found.given)
+    if original is not None:
+        return original
     try:
         config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
@@ -143,7 +152,9 @@ def _config(found: source.Source) -> PretrainedConfig:
 def _tokenizer(found: source.Source, config: PretrainedConfig) -> PreTrainedTokenizerFast:
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
+            # Where the class in its config is code of the repository, the file says it all.
+            kind = PreTrainedTokenizerFast if qwen.is_original(found.folder) else AutoTokenizer
+            tokenizer = kind.from_pretrained(found.folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise ModelError(f"the tokenizer of {found.given} cannot be read: {error}") from error
     if not tokenizer.is_fast:
@@ -170,9 +181,13 @@ def _model(
 ) -> PreTrainedModel:
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                found.folder,
+            # Renamed and cut on the way where the files are of the first Qwen.
+            renamed = qwen.weights_of(found.folder) if qwen.is_original(found.folder) else None
+            loader = AutoModelForCausalLM if renamed is None else Qwen2ForCausalLM
+            model, report = loader.from_pretrained(
+                found.folder if renamed is None else None,
                 config=config,
+                state_dict=renamed,
                 dtype=precision.dtype,
                 # One device, named: accelerate neither chooses nor installs hooks.
                 device_map={"": precision.device},
@@ -191,6 +206,8 @@ def _model(
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{found.given} cannot be loaded: {error}") from error
     _refuse_gaps(found, report)
+    if renamed is not None and (found.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(found.folder)
     model.requires_grad_(False)
     model.eval()
     return model
@@ -223,13 +240,18 @@ def _max_model_len(config: PretrainedConfig, given: str, asked: int | None) -> i
     return int(own) if asked is None else asked
 
 
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+def _eos_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: source.Source
+) -> frozenset[int]:
     found: set[int] = set()
     for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
         if isinstance(value, int):
             found.add(value)
         elif value is not None:
             found.update(int(item) for item in value)
+    if qwen.is_original(folder.folder):
+        end = tokenizer.get_vocab().get(qwen.chat_end(folder.folder))
+        found.update(() if end is None else (end,))
     return frozenset(found)
 
 

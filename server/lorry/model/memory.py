@@ -1,9 +1,11 @@
-"""What the base takes, by part, and a fingerprint of every byte of it."""
+"""What the base takes, by part, a fingerprint of every byte of it, and nothing beside it."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -45,6 +47,23 @@ def digest_of_base(model: nn.Module) -> dict[str, str]:
         for name, tensor in _tensors(module):
             digests[f"{path}.{name}" if path else name] = _digest(tensor)
     return digests
+
+
+def let_go_of_files(model: nn.Module) -> None:
+    """Copy what a quantized base on a CPU kept of its files as it was.
+
+    One norm's weight that lies in a mapped file keeps all of the file mapped, and the
+    unquantized weights in it count as the server's memory.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+
+
+def give_back_freed() -> None:
+    """What loading needed for a while goes back to the system; glibc would keep it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _part(module: nn.Module, head: nn.Module | None) -> str:
