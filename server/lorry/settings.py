@@ -138,8 +138,9 @@ class Settings:
     kernels: str = _option(
         "auto",
         Kind.CHOICE,
-        "What runs an int8 base on a CPU: the compiled step (native) or PyTorch's operations "
-        "(torch). auto: native where it was built and knows the model.",
+        "What runs the steps. native: the compiled step, for an int8 base on a CPU. torch: PyTorch's "
+        "operations. auto: native where it was built and knows the model, Triton's kernels on CUDA "
+        "where they prove right, else torch.",
         choices=("auto", "native", "torch"),
     )
     max_loras: int = _option(
