@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ import torch
 from peft import MultitaskPromptTuningConfig, PeftModel
 
 from lorry.errors import InvocationMissing
+from lorry.model.native import library
 from support.peft_kinds import INVOCATION, KINDS, VIRTUAL, Kind, invocation_tokens
 from support.peft_made import Made, load_base, make
+from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt
+from support.rounded import rounded
 from support.stepped import Ask, House
 
 TOLERANCE = 1e-4
@@ -278,3 +282,81 @@ def test_a_prompt_that_does_not_call_is_refused(both: Callable[[str], Both]) -> 
     ask = Ask(called[:-1], [(pair.folder("alora"), 1.0)])
     with pytest.raises(InvocationMissing, match="alora-1.*" + ".*".join(map(str, called))):
         pair.house.run([ask])
+
+
+# ---- beside the compiled step
+
+WORST, MEAN = 0.03, 0.006
+"""As in `test_native`, which says where they come from."""
+
+
+@pytest.fixture(scope="module")
+def native(tiny_model: Callable[[str], Path]) -> Iterator[House]:
+    try:
+        library.find()
+    except library.Missing as missing:
+        pytest.skip(f"the compiled step is not built here: {missing}")
+    house = House(tiny_model("llama"), quantization="int8", kernels="native")
+    yield house
+    house.runner.close()
+
+
+def near(
+    house: House, asks: Sequence[Ask], exact: Sequence[Path | None], model: Path, **limits: Any
+) -> None:
+    """Each row against PEFT with the adapter in `exact`, over the same int8 weights."""
+    for ask, folder, answer in zip(asks, exact, house.run(asks, 4, **limits), strict=True):
+        oracle = PeftOracle(model, "int8")
+        oracle.multiply_exactly()
+        peft = oracle.base if folder is None else PeftModel.from_pretrained(oracle.base, folder)
+        whole = [*ask.ids, *answer.tokens]
+        table_TV = table(peft.eval(), whole)
+        wanted = table_TV[:-1].gather(1, torch.tensor(whole[1:])[:, None])[:, 0].tolist()
+        mine = [*answer.prompt, *answer.logprobs]
+        wrong = [abs(a - b) for a, b in zip(mine, wanted, strict=True)]
+        assert max(wrong) < WORST
+        assert fmean(wrong) < MEAN
+
+
+@pytest.mark.parametrize("budget", [512, 11])
+def test_beside_the_compiled_step(
+    budget: int,
+    native: House,
+    both: Callable[[str], Both],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """Rows of both paths in one batch and one cache. Nobody's answer hears of the others."""
+    pair = both("llama")
+    native.forget_slots()
+    lora, alora = (
+        rounded(pair.folder(name), tmp_path / name, native.loaded.layout)
+        for name in ("lora", "alora")
+    )
+    asks, exact = [], []
+    for row, (name, folder) in enumerate(
+        [
+            (None, None),
+            ("prompt tuning", pair.folder("prompt tuning")),
+            ("lora", lora),
+            ("prefix tuning", pair.folder("prefix tuning")),
+            ("alora", alora),
+            ("prompt tuning", pair.folder("prompt tuning")),
+        ]
+    ):
+        ids = calling(5 + 2 * row, 3 + row, 2) if name == "alora" else random_prompt(9 + row, row)
+        asks.append(Ask(ids, () if name is None else [(pair.folder(name), 1.0)]))
+        exact.append(folder)
+    near(native, asks, exact, tiny_model("llama"), budget=budget)
+
+
+def test_alora_runs_on_the_compiled_step_and_only_from_its_call_on(
+    native: House, both: Callable[[str], Both]
+) -> None:
+    """Bit for bit the base before it."""
+    pair, ids = both("llama"), calling(12, 5, 2)
+    start = len(ids) - 5 - len(invocation_tokens())
+    (base,) = native.run([Ask(ids)])
+    (called,) = native.run([Ask(ids, [(pair.folder("alora"), 1.0)])])
+    assert called.prompt[:start] == base.prompt[:start]
+    assert called.prompt[start:] != base.prompt[start:]

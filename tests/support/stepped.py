@@ -14,10 +14,11 @@ from lorry.core import FinishReason, Request, SamplingParams, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.invocation import starts_of
 from lorry.engine.scheduler import Limits, Scheduler
+from lorry.model.native.choice import choose
 from lorry.model.runner import Runner
 from lorry_adapters.lora import weights
 from lorry_adapters.registry.record import PREFIX_TYPES, AdapterRef, Lease
-from support.runner_driver import BLOCK_SIZE, MAX_RANK, NUM_SLOTS, load_tiny
+from support.runner_driver import BLOCK_SIZE, MAX_RANK, MAX_TOKENS, NUM_SLOTS, load_tiny
 
 MAX_LEN = 256
 NUM_BLOCKS = 64
@@ -65,8 +66,8 @@ class Slots:
 
 
 class House:
-    def __init__(self, model: Path) -> None:
-        self.loaded = load_tiny(model)
+    def __init__(self, model: Path, *, quantization: str = "none", kernels: str = "torch") -> None:
+        self.loaded = load_tiny(model, quantization=quantization)
         self.runner = Runner(
             self.loaded,
             kv_blocks=NUM_BLOCKS,
@@ -74,6 +75,9 @@ class House:
             max_slots=NUM_SLOTS,
             max_rank=MAX_RANK,
         )
+        choose(kernels, self.loaded, self.runner, max_tokens=MAX_TOKENS, max_rank=MAX_RANK)
+        self.runner.settle()
+        assert self.runner.path == kernels
         self.preemptions = 0
         self.batches: list[list[int]] = []
         """Tokens of each row of each step of the last call."""
