@@ -6,7 +6,7 @@ Plain data, no torch: uploads are verified against it without touching the model
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -32,6 +32,15 @@ class BaseModule:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasPart:
+    """Some of a foreign module's outputs, and the base's module that computes them."""
+
+    module: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class BaseLayout:
     """Every module of the resident base that an adapter could name."""
 
@@ -51,3 +60,6 @@ class BaseLayout:
     head_size: int = 0
     body: str = ""
     """Path of the model below the head: what an adapter for its hidden states calls its root."""
+    aliases: Mapping[str, tuple[AliasPart, ...]] = field(default_factory=dict)
+    """Paths that adapters know and this model has not: of each, who computes its outputs now,
+    in their order."""

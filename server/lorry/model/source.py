@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model import catalogue, gguf
+from lorry.model import catalogue, gguf, qwen
 from lorry.model.progress import Meter, Say
 from lorry.model.store import build_once, models_folder, sha256_of, storage_error
 
@@ -106,7 +106,7 @@ def check(folder: Path, given: str) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str):
         raise ModelError(f"{file} names no model_type")
-    if kind not in CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING and kind != qwen.MODEL_TYPE:
         if "auto_map" in config:
             raise UnsupportedModel(
                 f"{given} ({kind}) needs code from its own repository "
