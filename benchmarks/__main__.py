@@ -1,7 +1,7 @@
 """`make bench`: our server, then PEFT in process, then memory and loading, in one hour; the goals.
 
     make bench                                     everything that the CPU rows of the results need
-    make bench ARGS="--requests 10000"             memory over more requests
+    make bench ARGS="--requests 2000"              memory over fewer requests
     make bench ARGS="--peer llama.cpp=llamacpp@http://127.0.0.1:8080"
                                                    the same workload against a server of somebody's
     make bench ARGS="--only w,peft"                parts of it: w, zipf, peft, hot, memory
@@ -41,7 +41,7 @@ def main() -> int:
     )
     parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=API@URL")
-    parser.add_argument("--requests", type=int, default=2000, help="of the memory part")
+    parser.add_argument("--requests", type=int, default=10_000, help="of the memory part")
     parser.add_argument("--repeats", type=int, default=3, help="of workload W")
     parser.add_argument("--model", help="the base, as for lorry serve")
     parser.add_argument("--home", help="where the base is cached, as for lorry serve")

@@ -8,6 +8,12 @@ from typing import Any
 
 from lorry.bench import preset
 
+RESIDENT_BUDGET = 600 << 20
+"""Bytes that a server may hold beside its base before anybody asks: Python, PyTorch and the
+libraries with their code (480 MiB, imported and idle), and its own buffers."""
+
+BASE_PARTS = ("quantized_linears", "linears", "embeddings", "output_head", "other")
+
 RESIDENT_GROWTH = 0.02
 """Share by which memory may differ between the first and the last quarter and count as flat."""
 
@@ -54,6 +60,7 @@ def lines(results: Mapping[str, Any]) -> list[Line]:
         _among(ours, preset.SLOTS, preset.RESIDENT, 0.8, "64 slots"),
         _wait(ours, llama),
         *_hot(results.get("hot_load")),
+        _start(results.get("lorry") or results.get("memory")),
         _memory(results.get("memory")),
     ]
     return found
@@ -126,6 +133,18 @@ def _hot(found: Any) -> list[Line]:
             middle["cold_pause"] <= middle["warm_pause"] + middle["usual_pause"],
         ),
     ]
+
+
+def _start(found: Any) -> Line:
+    what, goal = "memory of an idle server", f"its base and {_mib(RESIDENT_BUDGET)}"
+    server = (found or {}).get("server", {})
+    if "resident_at_start" not in server:
+        return Line(what, goal, "-", "-", "-", None)
+    held = server["resident_at_start"]
+    base = sum(server["memory"][part] for part in BASE_PARTS)
+    more = held - base
+    peer = f"base, quantized: {_mib(base)}"
+    return Line(what, goal, _mib(held), peer, f"+{_mib(more)}", more <= RESIDENT_BUDGET)
 
 
 def _memory(found: Any) -> Line:

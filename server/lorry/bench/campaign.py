@@ -74,6 +74,8 @@ class Campaign:
                 administration = stack.enter_context(Administration(url, self.api_key))
                 if not outcome.server:
                     outcome.server = {"api": self.api, **self._facts(administration)}
+                    if pid is not None:
+                        outcome.server["resident_at_start"] = resident_bytes(pid)
                 wanted = max(row.adapters for row in stage.rows)
                 target = stack.enter_context(self._target(administration, wanted, show))
                 key = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}

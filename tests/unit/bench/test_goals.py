@@ -100,3 +100,11 @@ def test_loading_is_held_against_a_warm_request(
     lines = goals.lines(results)
     found = [line.reached for line in lines if "upload" in line.what or "pause" in line.what]
     assert found == list(reached)
+
+
+@pytest.mark.parametrize(("beside", "reached"), [(500, True), (601, False)])
+def test_an_idle_server_is_its_base_and_a_budget(goals: Any, beside: int, reached: bool) -> None:
+    parts = dict.fromkeys(goals.BASE_PARTS, 50 << 20)
+    server = {"memory": {**parts, "kv_cache": 2 << 30}, "resident_at_start": 250 + beside << 20}
+    results = {"lorry": {**document(eight=1.0), "server": server}}
+    assert verdicts(goals, results)["memory of an idle server"] is reached
