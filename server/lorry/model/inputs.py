@@ -237,12 +237,11 @@ def _uses_of(row: Row, tokens: Sequence[int]) -> Iterator[tuple[int, Uses]]:
     """Runs of `tokens` (places in the row, ascending) with the same adapters: how many, and
     (slot, scale) of each. One run, but where an adapter counts from a later token on."""
 
-    def uses(position: int) -> Uses:
-        return [(use.slot, use.scale) for use in row.adapters if use.start <= position]
-
-    begin, position = 0, row.start
-    for cut in sorted({use.start for use in row.adapters if use.start > row.start}):
-        end = bisect_left(tokens, cut - row.start)
-        yield end - begin, uses(position)
-        begin, position = end, cut
-    yield len(tokens) - begin, uses(position)
+    since = row.start
+    if all(use.start <= since for use in row.adapters):
+        yield len(tokens), [(use.slot, use.scale) for use in row.adapters]
+        return
+    bounds = [since, *sorted({use.start for use in row.adapters if use.start > since})]
+    places = [0, *(bisect_left(tokens, bound - since) for bound in bounds[1:]), len(tokens)]
+    for bound, begin, end in zip(bounds, places, places[1:], strict=False):
+        yield end - begin, [(use.slot, use.scale) for use in row.adapters if use.start <= bound]
