@@ -257,7 +257,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 17, "temperature": 1}, "from 1 to 16"),
     ({"top_n_tokens": 21}, "top_n_tokens"),
     ({"watermark": True}, "watermark is not served"),
-    ({"merged_adapters": {"ids": ["a"]}}, "merged_adapters is not served"),
+    ({"merged_adapters": {"ids": ["a"]}}, "merged_adapters.weights is required"),
     ({"adapter_source": "hub"}, "adapter_source"),
     ({"return_k_alternatives": 2}, "top_n_tokens"),
     ({"grammar": {"type": "json", "value": {"type": "cat"}}}, "cat"),

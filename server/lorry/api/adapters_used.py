@@ -10,11 +10,20 @@ from pydantic import BaseModel
 from lorry_adapters.registry.record import AdapterRef
 
 
+class AdapterMerged(BaseModel):
+    name: str
+    version: int
+    digest: str
+    weight: float
+
+
 class AdapterUsed(BaseModel):
     name: str
     version: int
     digest: str
     scale: float
+    of: list[AdapterMerged] | None = None
+    """What `merged_adapters` made it of; else absent."""
 
 
 def used(refs: Sequence[AdapterRef]) -> list[dict[str, Any]]:

@@ -113,6 +113,7 @@ def create_app(services: Services) -> FastAPI:
         grammars=grammars,
         metrics=metrics,
         eos_token_ids=services.eos_token_ids,
+        registry=registry,
     )
     models = Models(
         registry=registry,

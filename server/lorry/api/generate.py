@@ -24,6 +24,7 @@ from lorry.api.generate_schema import (
     TokenizeBody,
 )
 from lorry.api.grammars import compiled, grammar_of
+from lorry.api.merging import merged
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logprob_of
 from lorry.api.selection import choices_of, one_of
@@ -33,6 +34,7 @@ from lorry.engine.grammar import GrammarCompiler
 from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.registry.record import AdapterChoice
+from lorry_adapters.registry.registry import Registry
 
 DEFAULT_NEW_TOKENS = 100
 """TGI's, or less where the model's length leaves less."""
@@ -56,6 +58,8 @@ class Asked:
     details: bool
     prefill: bool
     top: bool
+    merged_of: list[dict[str, Any]] | None = None
+    """What the one of `choices` was merged from; None where nothing was."""
 
 
 class Generate:
@@ -69,7 +73,9 @@ class Generate:
         grammars: GrammarCompiler,
         metrics: Metrics,
         eos_token_ids: frozenset[int],
+        registry: Registry,
     ) -> None:
+        self._registry = registry
         self._prompts = prompts
         self._runs = runs
         self._grammars = grammars
@@ -148,7 +154,7 @@ class Generate:
         best = order[0]
         answer: dict[str, Any] = {
             "generated_text": self._text(asked, made[best]),
-            "adapters": used(runs[0].refs),
+            "adapters": _used(asked, runs[0]),
         }
         if asked.details:
             details = self._details(asked, made[best], best)
@@ -187,6 +193,15 @@ class Generate:
         given = body.parameters or Parameters()
         _refuse_unserved(given)
         choices = choices_of(one_of(body.adapter, given.adapter_id))
+        made = None
+        if given.merged_adapters is not None:
+            if choices:
+                raise InvalidRequest(
+                    "parameters.merged_adapters is given beside an adapter; give one of them",
+                    param="merged_adapters",
+                )
+            made = await merged(self._registry, given.merged_adapters)
+            choices = (made.choice,)
         stops = sampling.stops_of(given.stop, param="parameters.stop")
         if given.grammar is not None and given.response_format is not None:
             raise InvalidRequest(
@@ -225,6 +240,7 @@ class Generate:
         return Asked(
             prompt=body.inputs,
             choices=choices,
+            merged_of=None if made is None else made.of,
             jobs=tuple(
                 Job(ids, sampling.for_answer(params, index), stops, True, constraint)
                 for index, constraint in enumerate(constraints)
@@ -317,8 +333,15 @@ class Events:
                 "seed": sampling.shown_seed(asked.jobs[0].params),
             }
         if self._index == 1 or step.ending is not None:
-            event["adapters"] = used(run.refs)
+            event["adapters"] = _used(asked, run)
         return frame(event, space=False)
+
+
+def _used(asked: Asked, run: Run) -> list[dict[str, Any]]:
+    adapters = used(run.refs)
+    if asked.merged_of is not None:
+        adapters[0]["of"] = asked.merged_of
+    return adapters
 
 
 def _token(prompts: Prompts, step: Step) -> dict[str, Any]:
@@ -351,12 +374,6 @@ def _refuse_unserved(given: Parameters) -> None:
     if given.watermark:
         raise UnsupportedParameter(
             "parameters.watermark is not served; leave it out", param="watermark"
-        )
-    if given.merged_adapters is not None:
-        raise UnsupportedParameter(
-            "parameters.merged_adapters is not served; list the adapters in `adapter`, each with "
-            'its scale: [{"name": ..., "scale": ...}, ...]',
-            param="merged_adapters",
         )
     if given.return_k_alternatives is not None:
         raise UnsupportedParameter(

@@ -21,6 +21,7 @@ from lorry.api.bounds import (
     Top,
     TopK,
 )
+from lorry.api.merging import MergedAdapters
 from lorry.api.selection import AdapterField
 
 
@@ -56,8 +57,9 @@ class Parameters(Body):
         default=None, description="Of a hub; nothing is fetched, so unused."
     )
     watermark: bool | None = Field(default=None, description="Not served: true is refused.")
-    merged_adapters: dict[str, Any] | None = Field(
-        default=None, description="Not served: `adapter` takes a list, each with its scale."
+    merged_adapters: MergedAdapters | None = Field(
+        default=None,
+        description="Merged into one, as LoRAX does it; for a sum, `adapter` takes a list.",
     )
     return_k_alternatives: int | None = Field(
         default=None, description="Not served: `top_n_tokens` is."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from lorry.api.prompts import Prompts
@@ -181,7 +181,8 @@ class Runs:
                     # The very versions and scales of the first: a change in between must
                     # not split one request.
                     choices = [
-                        AdapterChoice(ref.name, ref.version, ref.scale) for ref in runs[0].refs
+                        replace(choice, version=ref.version, scale=ref.scale)
+                        for choice, ref in zip(choices, runs[0].refs, strict=True)
                     ]
                 runs.append(await self._start(job, choices, param))
         except BaseException:

@@ -1,0 +1,90 @@
+"""`merged_adapters`, LoRAX's field: several adapters as one, by averaging, TIES or DARE.
+
+A list in `adapter` is summed in the step, each with its own scale, and nothing is made for
+it. This is for what is no sum: the registry merges the matrices when they are first asked
+for, as PEFT does, and keeps the result under its digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lorry.api.bodies import Body
+from lorry.api.bounds import Fraction, Within
+from lorry.api.selection import choices_of
+from lorry.errors import InvalidRequest
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.registry.record import MAX_SCALE, AdapterChoice
+from lorry_adapters.registry.registry import Registry
+from lorry_adapters.tools.folder import ToolError
+from lorry_adapters.tools.merge import Recipe
+
+STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
+
+_FIELD = "parameters.merged_adapters"
+
+Weight = Annotated[float, Within(-MAX_SCALE, MAX_SCALE)]
+
+
+class MergedAdapters(Body):
+    ids: list[str] = Field(description="Names, or name@version; at least two.")
+    weights: list[Weight] = Field(description="One for each; 1 is the trained strength.")
+    merge_strategy: str | None = Field(
+        default=None, description=f"{', '.join(STRATEGIES)}; linear by default."
+    )
+    density: Fraction | None = Field(
+        default=None, description="Share of numbers that are kept; linear keeps all."
+    )
+    majority_sign_method: str | None = Field(
+        default=None, description="How ties elects a sign: total (the default) or frequency."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    choice: AdapterChoice
+    of: list[dict[str, Any]]
+    """What it was made of, for the answer."""
+
+
+async def merged(registry: Registry, asked: MergedAdapters) -> Merged:
+    """Raises InvalidRequest, and what `Registry.acquire` does for one of the adapters."""
+    if len(asked.ids) != len(asked.weights):
+        raise InvalidRequest(
+            f"{_FIELD} has {len(asked.ids)} ids and {len(asked.weights)} weights; "
+            "give a weight for each",
+            param="merged_adapters",
+        )
+    strategy = asked.merge_strategy or "linear"
+    if strategy not in STRATEGIES:
+        raise InvalidRequest(
+            f"{_FIELD}.merge_strategy must be one of {', '.join(STRATEGIES)}, "
+            f"not {strategy[:80]!r}",
+            param="merged_adapters",
+        )
+    choices = choices_of(asked.ids, f"{_FIELD}.ids")
+    try:
+        recipe = Recipe(
+            strategy,
+            # LoRAX's client cannot leave it out.
+            density=None if strategy == "linear" else asked.density,
+            majority_sign_method=asked.majority_sign_method or "total",
+        )
+        parts = list(zip(choices, asked.weights, strict=True))
+        choice, refs = await asyncio.to_thread(registry.merged, parts, recipe)
+    except (ToolError, InvalidAdapter) as error:
+        said = error.message
+        if isinstance(error, InvalidAdapter):
+            said = "; ".join(error.problems) + " (`lorry adapters merge` has more methods)"
+        raise InvalidRequest(f"{_FIELD}: {said}", param="merged_adapters") from error
+    return Merged(
+        choice,
+        [
+            {"name": ref.name, "version": ref.version, "digest": ref.digest, "weight": weight}
+            for ref, weight in zip(refs, asked.weights, strict=True)
+        ],
+    )
