@@ -39,8 +39,8 @@ CONFIG: dict[str, Any] = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "kv_channels": SIZE,
-    "seq_length": 128,
-    "max_position_embeddings": 256,
+    "seq_length": 512,
+    "max_position_embeddings": 1024,
     "layer_norm_epsilon": EPSILON,
     "rotary_emb_base": BASE,
     "rotary_pct": 1.0,
@@ -250,8 +250,8 @@ def test_what_qwen2_cannot_compute_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match="hidden_size is 'wide', seq_length is None"):
         load_folder(folder)
     edit(folder)
-    with pytest.raises(ModelError, match=r"--max-model-len 129: .* for 128 tokens at most"):
-        load_folder(folder, max_model_len=129)
+    with pytest.raises(ModelError, match=r"--max-model-len 513: .* for 512 tokens at most"):
+        load_folder(folder, max_model_len=513)
 
 
 def test_quantized_by_something_else(folder: Path) -> None:
