@@ -1,18 +1,25 @@
-"""Pairs for a module that the base computes in parts: one pair for each part.
+"""Adapters for modules that the base has under other names, or computes in parts.
 
 A low-rank delta is B A x. If the module's outputs are now those of several modules side by
-side, each of them needs the same A and its own rows of B.
+side, each of them needs the same A and its own rows of B; so do the other effects whose
+numbers belong to outputs.
+
+`foreign` shows the base as such an adapter knows it, `resolve` turns what was read into the
+base's own terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorry_adapters.lora.base import AliasPart
+from lorry_adapters.lora.base import AliasPart, BaseLayout, BaseModule
+from lorry_adapters.lora.effects import Effect
+from lorry_adapters.lora.problems import shown
 
 if TYPE_CHECKING:
-    from lorry_adapters.lora.parts import LoraPair
+    from lorry_adapters.lora.parts import LoraPair, Parts
 
 
 def split(pair: LoraPair, alias: Sequence[AliasPart]) -> dict[str, LoraPair]:
@@ -25,3 +32,51 @@ def split(pair: LoraPair, alias: Sequence[AliasPart]) -> dict[str, LoraPair]:
         part.module: type(pair)(pair.a_RI, pair.b_OR[part.start : part.stop], pair.scaling)
         for part in alias
     }
+
+
+def foreign(layout: BaseLayout) -> BaseLayout:
+    """The base with its aliases in place of the modules that they stand for."""
+    if not layout.aliases:
+        return layout
+    hidden = {part.module for alias in layout.aliases.values() for part in alias}
+    new = {alias[0].module: name for name, alias in layout.aliases.items() if len(alias) == 1}
+    modules = {name: m for name, m in layout.modules.items() if name not in hidden}
+    for name, alias in layout.aliases.items():
+        first = layout.modules[alias[0].module]
+        biased = any(layout.modules[part.module].bias for part in alias)
+        modules[name] = BaseModule(name, first.kind, first.in_features, alias[-1].stop, biased)
+
+    def renamed(path: str | None) -> str | None:
+        return None if path is None else new.get(path, path)
+
+    return replace(
+        layout,
+        modules=modules,
+        input_embedding=renamed(layout.input_embedding),
+        output_embedding=renamed(layout.output_embedding),
+        aliases={},
+    )
+
+
+def resolve(parts: Parts, layout: BaseLayout, problems: list[str]) -> Parts:
+    """`parts` by the base's own modules. What cannot be cut goes to `problems`."""
+    if not layout.aliases:
+        return parts
+    pairs: dict[str, LoraPair] = {}
+    for name, pair in parts.pairs.items():
+        alias = layout.aliases.get(name)
+        pairs.update({name: pair} if alias is None else split(pair, alias))
+    effects: dict[str, list[Effect]] = {}
+    for name, mine in parts.effects.items():
+        for part in layout.aliases.get(name, (AliasPart(name, 0, -1),)):
+            whole = len(layout.aliases.get(name, ())) < 2
+            for effect in mine:
+                cut = effect if whole else effect.cut(part.start, part.stop)
+                if cut is None:
+                    problems.append(
+                        f"{type(effect).__name__} on {shown(name)}, which this base computes in "
+                        "parts, is not served"
+                    )
+                else:
+                    effects.setdefault(part.module, []).append(cut)
+    return replace(parts, pairs=pairs, effects=effects)

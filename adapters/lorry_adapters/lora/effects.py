@@ -59,6 +59,10 @@ class Effect(Protocol):
         """None where it is what the base does anyway."""
         ...
 
+    def cut(self, start: int, stop: int) -> Effect | None:
+        """The part that concerns these outputs alone; None where there is no such part."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dora:
@@ -76,6 +80,10 @@ class Dora:
     @property
     def nbytes(self) -> int:
         return self.a_RI.nbytes + self.b_OR.nbytes + self.magnitude_O.nbytes
+
+    def cut(self, start: int, stop: int) -> Dora:
+        outputs = slice(start, stop)
+        return Dora(self.a_RI, self.b_OR[outputs], self.magnitude_O[outputs], self.scaling)
 
     def bind(self, base: Base) -> Delta:
         weight_OI, a_RI, b_OR = base.weight(), self.a_RI.float(), self.b_OR.float()
@@ -111,6 +119,9 @@ class PairBias:
     def nbytes(self) -> int:
         return self.bias_O.nbytes
 
+    def cut(self, start: int, stop: int) -> PairBias:
+        return PairBias(self.bias_O[start:stop], self.scaling)
+
     def bind(self, base: Base) -> Delta:
         bias_O = base.held(self.bias_O.float() * self.scaling)
         return lambda x, y_MO, scale_M1: (scale_M1 * bias_O).expand_as(y_MO)
@@ -125,6 +136,9 @@ class OwnBias:
     @property
     def nbytes(self) -> int:
         return self.bias_O.nbytes
+
+    def cut(self, start: int, stop: int) -> OwnBias:
+        return OwnBias(self.bias_O[start:stop])
 
     def bind(self, base: Base) -> Delta:
         difference_O = self.bias_O.float().to(base.device)
@@ -143,6 +157,9 @@ class InputGain:
     @property
     def nbytes(self) -> int:
         return self.gain_I.nbytes
+
+    def cut(self, start: int, stop: int) -> InputGain:
+        return self
 
     def bind(self, base: Base) -> Delta:
         more_I, module = base.held(self.gain_I.float() - 1), base.module
@@ -166,24 +183,12 @@ class OutputGain:
     def nbytes(self) -> int:
         return self.gain_O.nbytes
 
+    def cut(self, start: int, stop: int) -> OutputGain:
+        return OutputGain(self.gain_O[start:stop])
+
     def bind(self, base: Base) -> Delta:
         more_O = base.held(self.gain_O.float() - 1)
         return lambda x, y_MO, scale_M1: scale_M1 * more_O * y_MO
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DenseDelta:
-    """A change of a linear's weight that no narrow pair of matrices expresses."""
-
-    weight_OI: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight_OI.nbytes
-
-    def bind(self, base: Base) -> Delta:
-        weight_OI = base.held(self.weight_OI)
-        return lambda x_MI, y, scale_M1: (x_MI @ weight_OI.T) * scale_M1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,6 +202,9 @@ class Kronecker:
     @property
     def nbytes(self) -> int:
         return self.w1_ac.nbytes + self.w2_bd.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
 
     def bind(self, base: Base) -> Delta:
         w1_ac, w2_db = base.held(self.w1_ac.float() * self.scaling), base.held(self.w2_bd.T)
@@ -244,6 +252,9 @@ class Vera:
         """Held once for the whole adapter."""
         return self.projections.a_RI, self.projections.b_OR
 
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
     def bind(self, base: Base) -> Delta:
         a_RI, b_OR = self.projections.held(base)
         d_R, b_O = base.held(self.d_R), base.held(self.b_O)
@@ -268,6 +279,9 @@ class EmbeddingPair:
     def nbytes(self) -> int:
         return self.a_RV.nbytes + self.b_HR.nbytes
 
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
     def bind(self, base: Base) -> Delta:
         a_VR = base.held(self.a_RV.T.contiguous())
         b_RH = base.held(self.b_HR.T.float() * self.scaling)
@@ -289,6 +303,9 @@ class TokenRows:
     @property
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
 
     def bind(self, base: Base) -> Delta:
         rows_KH = base.held(self.rows_KH.float() * _embedding_factor(base.module))
@@ -314,6 +331,9 @@ class TokenLogits:
     @property
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
 
     def bind(self, base: Base) -> Delta:
         rows_KH, ids_K = base.held(self.rows_KH), self.ids_K.to(base.device)
@@ -343,6 +363,9 @@ class OwnModule:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.weight, self.bias) if part is not None)
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
 
     def bind(self, base: Base) -> Delta | None:
         if self._is_copy(base):

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.aliases import foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.effects import Effect
-from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
+from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Parts, Score
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
@@ -93,7 +94,8 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
     except InvalidAdapter as error:
         raise refusal([*problems, *error.problems]) from None
     with file:
-        contents = None if spec is None else spec.contents(file, layout, problems, sound=sound)
+        known = foreign(layout)
+        contents = None if spec is None else spec.contents(file, known, problems, sound=sound)
         if contents is not None:
             problems.extend(_over_limit(contents, max_rank))
         for key, entry in file.entries.items():
@@ -102,7 +104,10 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         if problems:
             raise refusal(problems)
         assert spec is not None and contents is not None
-        if _idle(contents):
+        parts = resolve(contents.read(), layout, problems)
+        if problems:
+            raise refusal(problems)
+        if _idle(parts):
             raise refusal(
                 ["the adapter changes nothing: every lora_B is zero, as before any training"]
             )
@@ -131,10 +136,12 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     if spec is None or problems:
         raise refusal(problems)
     with _open(folder) as file:
-        contents = spec.contents(file, layout, problems)
+        contents = spec.contents(file, foreign(layout), problems)
         if problems:
             raise refusal(problems)
-        parts = contents.read()
+        parts = resolve(contents.read(), layout, problems)
+    if problems:
+        raise refusal(problems)
     effects = {module: tuple(mine) for module, mine in parts.effects.items()}
     size = sum(pair.nbytes for pair in parts.pairs.values())
     every = [effect for mine in effects.values() for effect in mine]
@@ -156,8 +163,7 @@ def _over_limit(contents: Contents, max_rank: int) -> list[str]:
     ]
 
 
-def _idle(contents: Contents) -> bool:
-    parts = contents.read()
+def _idle(parts: Parts) -> bool:
     if parts.effects or parts.prompt is not None or parts.score is not None:
         return False
     return not any(pair.b_OR.any() and pair.a_RI.any() for pair in parts.pairs.values())

@@ -40,7 +40,7 @@ async def prompts_of(
             prompts.append(Prompt(tokens.decode(ids), ids))
         else:
             raise InvalidRequest(
-                f"{param} must list texts or lists of token ids, not a mix with something else",
+                f"{param} must be a text, a list of texts, token ids or a list of those",
                 param=param,
             )
     return prompts

@@ -256,6 +256,9 @@ class Measured:
         """Held once for the whole adapter."""
         return (self.workshop,)
 
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
     def bind(self, base: Base) -> Delta:
         change_OI, offset_O = self.workshop.measure(self.name, base.weight().cpu())
         change_OI, offset_O = base.held(change_OI), base.held(offset_O)
