@@ -8,6 +8,7 @@ eight bits many times over.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,6 +211,30 @@ def test_a_row_stays_the_same_beside_others(bench: Bench) -> None:
         others: list[Uses] = [()] * index
         alone = score(bench.fused, [*others, uses], chunk=1)[index]
         assert alone == pytest.approx(together[index], abs=LOGPROB_TOLERANCE)
+
+
+def test_adapters_come_while_steps_run(bench: Bench) -> None:
+    """Fetched and brought by another thread; what runs meanwhile, and what they then say, is what
+    it would have been."""
+    expected = greedy(bench.fused, EVERY[:4], 16)
+    stop, brought = threading.Event(), []
+
+    def fetch() -> None:
+        while not stop.is_set():
+            brought.append(bench.fused.prepare(bench.adapters[3]))
+            del brought[:-1]
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    try:
+        for _ in range(5):
+            assert greedy(bench.fused, EVERY[:4], 16) == expected
+    finally:
+        stop.set()
+        thread.join()
+    before = score(bench.fused, [((4, 1.0),)], chunk=1)
+    bench.fused.place(4, brought[0])
+    assert score(bench.fused, [((4, 1.0),)], chunk=1) == before
 
 
 def test_the_base_takes_the_fused_4_bit_product(bench: Bench) -> None:

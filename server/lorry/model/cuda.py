@@ -27,6 +27,7 @@ from lorry_adapters.lora.kernels import fused, reference
 from lorry_adapters.lora.kernels.table import TablePlan, table_of
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import build_plan
+from lorry_adapters.lora.upload import Upload
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class CudaModel:
         self._packed, self._lora, self._device = packed, lora, device
         self._special = special
         lora.use(fused.add_planned)
+        self.bring = Upload(device, dtype)
+        """Called by the threads that fetch adapters."""
         self._graphs = DecodeGraphs(
             packed.run,
             CudaRecord() if record is None else record,

@@ -128,6 +128,8 @@ class Runner:
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
         """All work on an adapter that needs no slot. Any thread; takes its time."""
+        if self._fused is not None:
+            weights = self._fused.bring(weights)
         bound = self.lora.prepare(weights)
         lean = self._lean if bound.plain else None
         return Prepared(bound, None if lean is None else lean.prepare(weights))
