@@ -30,6 +30,10 @@ Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x of M tokens: `[M, I]` or ids `[M]`; the base's answer `[M, O]`; scales `[M, 1]`): `[M, O]`."""
 
 
+KNOWN_SCALES = 4
+"""Of a DoRA, whose gains are kept ready: most requests ask for the default."""
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """The module that an effect is for."""
@@ -94,15 +98,35 @@ class Dora:
         d_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).double().sum(1)
         w_O, c_O, d_O = (v.float().to(base.device) for v in (w_O, c_O, d_O))
         magnitude_O = self.magnitude_O.float().to(base.device)
-        a_RI, b_OR = base.held(a_RI), base.held(b_OR)
+        a_IR, b_RO = base.held(a_RI.T.contiguous()), base.held(b_OR.T.contiguous())
         bias, scaling = base.bias, self.scaling
+        on_host = base.device.type == "cpu"
+        known: dict[float, tuple[Tensor, Tensor]] = {}
+
+        def gain_of(s: Tensor) -> Tensor:
+            norm = (w_O + 2 * s * c_O + s.square() * d_O).clamp_min(0).sqrt()
+            return magnitude_O / norm
+
+        def at_one_scale(scale: Tensor) -> tuple[Tensor, Tensor]:
+            """(gain - 1 `[O]`, gain s B `[R, O]`), kept for the next step."""
+            asked = float(scale)
+            if asked not in known:
+                if len(known) >= KNOWN_SCALES:
+                    known.clear()
+                s_1 = scale.flatten().float() * scaling
+                gain_O = gain_of(s_1)
+                known[asked] = base.held(gain_O - 1), base.held(b_RO * (gain_O * s_1))
+            return known[asked]
 
         def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-            s_M1 = scale_M1.float() * scaling
-            norm_MO = (w_O + 2 * s_M1 * c_O + s_M1.square() * d_O).clamp_min(0).sqrt()
-            gain_MO = magnitude_O / norm_MO
             without_MO = y_MO if bias is None else y_MO - bias
-            pair_MO = ((x_MI @ a_RI.T) @ b_OR.T) * s_M1
+            # On a device the number would have to be waited for.
+            if on_host and scale_M1.numel() == 1:
+                more_O, scaled_RO = at_one_scale(scale_M1)
+                return torch.addmm(without_MO * more_O, x_MI @ a_IR, scaled_RO)
+            s_M1 = scale_M1.float() * scaling
+            gain_MO = gain_of(s_M1)
+            pair_MO = ((x_MI @ a_IR) @ b_RO) * s_M1
             return ((gain_MO - 1) * without_MO + gain_MO * pair_MO).to(y_MO.dtype)
 
         return delta

@@ -24,6 +24,9 @@ from torch import Tensor
 Uses = Sequence[tuple[int, float]]
 """(slot, scale) of every adapter of one row; slot >= 1, scale != 0."""
 
+Tokens = Tensor | slice
+"""Some of a step's: int64 `[M]`, or a run of neighbours."""
+
 MAX_PADDING = 2.0
 """Padded batch of adapters or one product each: the batch may waste this factor of work."""
 
@@ -89,16 +92,16 @@ class Plan:
     dtype: torch.dtype
     device: torch.device
     _memo: dict[tuple[int, ...], ModulePlan | None] = field(default_factory=dict, repr=False)
-    _tokens: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _tokens: dict[int, tuple[Tokens, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def slots(self) -> tuple[int, ...]:
         """Every slot in use, once, in the order of the pairs."""
         return tuple(dict.fromkeys(slot for slot, _, _ in self.pairs))
 
-    def tokens_of(self, slot: int) -> tuple[Tensor, Tensor]:
-        """The tokens of a slot in use, int64 `[M]`, and their scales: `[M, 1]`, or `[1, 1]`
-        where all are the same."""
+    def tokens_of(self, slot: int) -> tuple[Tokens, Tensor]:
+        """The tokens of a slot in use, and their scales: `[M, 1]`, or `[1, 1]` where all are
+        the same."""
         try:
             return self._tokens[slot]
         except KeyError:
@@ -106,8 +109,12 @@ class Plan:
             scales = [scale for _, scale in mine]
             if len(set(scales)) == 1:
                 scales = scales[:1]
+            tokens = [token for token, _ in mine]
+            first, last = tokens[0], tokens[-1]
+            one_run = tokens == list(range(first, last + 1))
             made = self._tokens[slot] = (
-                torch.tensor([token for token, _ in mine], device=self.device),
+                # Of a slice a tensor is a view; an index copies, in ten times the time.
+                slice(first, last + 1) if one_run else torch.tensor(tokens, device=self.device),
                 torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1),
             )
             return made

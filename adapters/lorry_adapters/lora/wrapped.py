@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorry_adapters.lora.effects import Delta
-from lorry_adapters.lora.plan import Plan
+from lorry_adapters.lora.plan import Plan, Tokens
 
 
 class PlanHolder:
@@ -53,7 +53,7 @@ class SlotEffects:
         else:
             self._by_slot.pop(slot, None)
 
-    def of(self, x: Tensor, y_TO: Tensor, plan: Plan) -> list[tuple[Tensor, Tensor]]:
+    def of(self, x: Tensor, y_TO: Tensor, plan: Plan) -> list[tuple[Tokens, Tensor]]:
         """(tokens, what is to be added to them) of every adapter in the step that has a say
         here, in the plan's order. `x` is `[T, ...]`, `y_TO` the base's answer."""
         found = []
@@ -61,19 +61,22 @@ class SlotEffects:
             deltas = self._by_slot.get(slot)
             if deltas is None:
                 continue
-            tokens_M, scale_M1 = plan.tokens_of(slot)
-            x_M, y_MO = x[tokens_M], y_TO[tokens_M]
+            tokens, scale_M1 = plan.tokens_of(slot)
+            x_M, y_MO = x[tokens], y_TO[tokens]
             total_MO = deltas[0](x_M, y_MO, scale_M1)
             for delta in deltas[1:]:
                 total_MO = total_MO + delta(x_M, y_MO, scale_M1)
-            found.append((tokens_M, total_MO))
+            found.append((tokens, total_MO))
         return found
 
 
-def add(y_TO: Tensor, deltas: list[tuple[Tensor, Tensor]]) -> None:
+def add(y_TO: Tensor, deltas: list[tuple[Tokens, Tensor]]) -> None:
     """In place; a token of two adapters gets both."""
-    for tokens_M, total_MO in deltas:
-        y_TO.index_add_(0, tokens_M, total_MO.to(y_TO.dtype))
+    for tokens, total_MO in deltas:
+        if isinstance(tokens, slice):
+            y_TO[tokens].add_(total_MO)
+        else:
+            y_TO.index_add_(0, tokens, total_MO.to(y_TO.dtype))
 
 
 class WrappedModule(nn.Module):
