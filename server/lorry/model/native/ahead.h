@@ -1,8 +1,8 @@
 /* Memory that is fetched while something else is computed.
  *
  * A step of few tokens waits for memory in the adapters' phases, and for arithmetic in the
- * base's. So a linear asks for what the next phases read, a cache line for every few inputs
- * that it multiplies; it then lies in the second cache.
+ * base's. So a linear asks for what the next phases read, a cache line now and then; it lies in
+ * the second cache by the time that they come.
  */
 #ifndef LORRY_AHEAD_H
 #define LORRY_AHEAD_H

@@ -15,7 +15,8 @@
 #define CODES 63
 #define OFFSET 64 /* codes are stored unsigned, 1 to 127 */
 
-#define STREAM_AHEAD 4096 /* bytes; half and twice of it are slower */
+#define STREAM_AHEAD 4096 /* bytes; half of it is slower, twice of it no faster */
+#define MORE_EVERY 16     /* inputs; 4 asks for more than comes, and everything waits */
 
 #define VECTORS (BLOCK / WIDTH)
 
@@ -23,11 +24,9 @@
 #if WIDTH == 16
 #define TILE_TOKENS 4
 #define TILE_BLOCKS 2
-#define ONCE_TOKENS 8 /* up to which a step reads each block of weights once, by itself */
 #else
 #define TILE_TOKENS 2
 #define TILE_BLOCKS 1
-#define ONCE_TOKENS TILE_TOKENS
 #endif
 
 /* x [in] -> codes [2, in], and what a code of the high row is worth. */
@@ -48,27 +47,25 @@ INLINE float encode(const float *x, uint8_t *codes, int in) {
     return absmax / CODES;
 }
 
-/* `tokens` x `blocks` outputs, both compile-time constants where it is called. `more`: what
- * else to fetch meanwhile, a line for every four inputs at most. */
+/* `tokens` x `blocks` outputs, both compile-time constants where it is called. `soon`: weights
+ * that come next, or NULL: a line for every four inputs. `more`: what else to fetch meanwhile,
+ * a line for every `MORE_EVERY`. */
 INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
-                        int stride, int block, Range more, int tokens, int blocks) {
+                        int stride, int block, const int8_t *soon, Range more, int tokens,
+                        int blocks) {
     const int in = linear->in, rows = 2 * tokens;
     const size_t block_bytes = (size_t)in * BLOCK;
     const int8_t *weights = linear->codes + block * block_bytes;
-    Ints acc[2 * ONCE_TOKENS][TILE_BLOCKS][VECTORS];
+    Ints acc[2 * TILE_TOKENS][TILE_BLOCKS][VECTORS];
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < blocks; b++)
             for (int v = 0; v < VECTORS; v++) acc[r][b][v] = (Ints){0};
     for (int i = 0; i < in; i += 4) {
-        /* The weights that come next: their memory, and not the arithmetic, is what a step
-         * of few tokens waits for, and it lies in runs too short for the processor to notice
-         * where they lead. */
-        if (blocks == 1)
-            _mm_prefetch((const char *)(weights + i * BLOCK + STREAM_AHEAD), _MM_HINT_T0);
-        for (int b = 0; b < blocks && blocks > 1; b++)
-            _mm_prefetch((const char *)(weights + (blocks + b) * block_bytes + i * BLOCK),
-                         _MM_HINT_T0);
-        if (i < 4 * more.lines) _mm_prefetch(more.at + (size_t)i / 4 * LINE, _MM_HINT_T1);
+        /* A step of few tokens waits for the weights' memory rather than for arithmetic, and
+         * it lies in runs too short for the processor to notice where they lead. */
+        if (soon) _mm_prefetch((const char *)(soon + (size_t)i * BLOCK), _MM_HINT_T0);
+        if (i % MORE_EVERY == 0 && i < MORE_EVERY * more.lines)
+            _mm_prefetch(more.at + (size_t)i / MORE_EVERY * LINE, _MM_HINT_T1);
         for (int r = 0; r < rows; r++) {
             const Ints four = all_fours(codes + (size_t)r * in + i);
             for (int b = 0; b < blocks; b++)
@@ -92,41 +89,77 @@ INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float 
     }
 }
 
+#define NOTHING ((Range){NULL, 0})
+
+/* `blocks` of outputs from `block` on, of every token; nothing is fetched. A function of its own:
+ * a compiler that sees both makes the other one slower. */
+static __attribute__((noinline)) void linear_rest(const Linear *linear, const uint8_t *codes,
+                                                  const float *worth, float *y, int stride,
+                                                  int block, int blocks, int tokens) {
+    const size_t row = 2 * (size_t)linear->in;
+#define TILE(T, B)                                                                               \
+    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, NULL, \
+                NOTHING, T, B)
+#define TILES(T)                                         \
+    if (count == T) {                                    \
+        if (blocks == TILE_BLOCKS) TILE(T, TILE_BLOCKS); \
+        else TILE(T, 1);                                 \
+    }
+    for (int t = 0; t < tokens;) {
+        const int left = tokens - t, count = left < TILE_TOKENS ? left : TILE_TOKENS;
+        TILES(1)
+        TILES(2)
+#if TILE_TOKENS > 2
+        TILES(3)
+        TILES(4)
+#endif
+        t += count;
+    }
+#undef TILES
+#undef TILE
+}
+
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. */
 static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
                           int stride, int tokens, int first, int last, Ahead *ahead) {
-    const size_t row = 2 * (size_t)linear->in;
+    const size_t row = 2 * (size_t)linear->in, block_bytes = (size_t)linear->in * BLOCK;
+    /* Tokens that fit in one tile read the weights as one stream. More of them take several
+     * blocks at a time, as that spares loads of their codes; the tile that comes next is then
+     * fetched in equal parts while the first tokens meet this one. */
+    const int stream = tokens <= TILE_TOKENS;
     int block = first;
     /* Weights outside, tokens inside: a block of weights stays in the nearest cache. */
     while (block < last) {
-        const int once = ONCE_TOKENS > TILE_TOKENS && tokens <= ONCE_TOKENS;
-        const int blocks = !once && last - block >= TILE_BLOCKS ? TILE_BLOCKS : 1;
-        int t = 0;
+        const int blocks = !stream && last - block >= TILE_BLOCKS ? TILE_BLOCKS : 1;
+        const int8_t *here = linear->codes + block * block_bytes;
+        for (int t = 0, pass = 0; t < tokens; pass++) {
+            if (pass == 2) {
+                linear_rest(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride,
+                            block, blocks, tokens - t);
+                break;
+            }
+            const int left = tokens - t, count = left < TILE_TOKENS ? left : TILE_TOKENS;
+            const int8_t *soon = stream          ? here + STREAM_AHEAD
+                                 : pass < blocks ? here + (size_t)(blocks + pass) * block_bytes
+                                                 : NULL;
 #define TILE(T, B)                                                                              \
-    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, \
-                ahead_take(ahead, linear->in / 4), T, B)
-        if (once) {
-#if ONCE_TOKENS > TILE_TOKENS
-            if (tokens == 1) TILE(1, 1);
-            if (tokens == 2) TILE(2, 1);
-            if (tokens == 3) TILE(3, 1);
-            if (tokens == 4) TILE(4, 1);
-            if (tokens == 5) TILE(5, 1);
-            if (tokens == 6) TILE(6, 1);
-            if (tokens == 7) TILE(7, 1);
-            if (tokens == 8) TILE(8, 1);
-#endif
-        } else if (blocks == TILE_BLOCKS) {
-            for (; t + TILE_TOKENS <= tokens; t += TILE_TOKENS) TILE(TILE_TOKENS, TILE_BLOCKS);
+    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, soon, \
+                ahead_take(ahead, linear->in / MORE_EVERY), T, B)
+#define TILES(T)                                       \
+    if (count == T) {                                  \
+        if (blocks == TILE_BLOCKS) TILE(T, TILE_BLOCKS); \
+        else TILE(T, 1);                               \
+    }
+            TILES(1)
+            TILES(2)
 #if TILE_TOKENS > 2
-            if (tokens - t == 3) TILE(3, TILE_BLOCKS);
-            if (tokens - t == 2) TILE(2, TILE_BLOCKS);
+            TILES(3)
+            TILES(4)
 #endif
-            if (tokens - t == 1) TILE(1, TILE_BLOCKS);
-        } else {
-            for (; t < tokens; t++) TILE(1, 1);
-        }
+#undef TILES
 #undef TILE
+            t += count;
+        }
         block += blocks;
     }
 }
