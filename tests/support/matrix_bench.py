@@ -3,6 +3,7 @@ against each other."""
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ class Bench:
     def __init__(self, live: Live, base: Any, family: str, home: Path) -> None:
         self.live = live
         self.base = base
+        # A 4-bit base is packed by its first forward pass: what is built on later is not run.
+        self._running = copy.deepcopy(base)
         self.family = family
         self._home = home
         self._pool = ThreadPoolExecutor(8)
@@ -80,21 +83,24 @@ class Bench:
         return answers
 
     def error(self, answer: httpx.Response, made: Made | None, scale: float = 1.0) -> float:
-        """The largest difference between the answer's logprobs, of the prompt and of what
-        was drawn, and PEFT's for the same tokens."""
+        return max(self.errors(answer, made, scale))
+
+    def errors(self, answer: httpx.Response, made: Made | None, scale: float = 1.0) -> list[float]:
+        """The differences between the answer's logprobs, of the prompt and of what was drawn,
+        and PEFT's for the same tokens."""
         assert answer.status_code == 200, answer.text[:300]
         details = answer.json()["details"]
         entries = details["prefill"] + details["tokens"]
         ids = tuple(entry["id"] for entry in entries)
         mine = [entry["logprob"] for entry in entries[1:]]
         theirs = self.expected(ids, made, scale)
-        return max(abs(a - b) for a, b in zip(mine, theirs, strict=True))
+        return [abs(a - b) for a, b in zip(mine, theirs, strict=True)]
 
     def expected(self, ids: tuple[int, ...], made: Made | None, scale: float = 1.0) -> list[float]:
         key = (ids, made and made.folder, scale)
         if key not in self._numbers:
             self._numbers[key] = (
-                peft_made.prompt_logprobs(self.base, ids)
+                peft_made.prompt_logprobs(self._running, ids)
                 if made is None
                 else made.logprobs(ids, scale)
             )
@@ -102,7 +108,8 @@ class Bench:
 
 
 @contextmanager
-def bench(model: Path, family: str, home: Path, **fields: Any) -> Iterator[Bench]:
+def bench(model: Path, family: str, home: Path, base: Any = None, **fields: Any) -> Iterator[Bench]:
+    """`base`: what PEFT builds on, where it is not the model as it lies there."""
     settings = Settings(
         **{
             "model": str(model),
@@ -118,7 +125,7 @@ def bench(model: Path, family: str, home: Path, **fields: Any) -> Iterator[Bench
         }
     )
     with serve(settings) as live:
-        found = Bench(live, peft_made.load_base(model), family, home)
+        found = Bench(live, base or peft_made.load_base(model), family, home)
         try:
             yield found
         finally:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from plans import PLANS, Plan
+from plans import KINDS, PLANS, Plan, of_kind
 from prompts import read_examples
 
 SAMPLES = Path(__file__).resolve().parent.parent
@@ -47,6 +47,34 @@ def _rank(plan: Plan) -> str:
     return f"{plan.rank}; by rank_pattern {others}" if others else f"{plan.rank}"
 
 
+def plan_of(name: str) -> Plan:
+    """`pirate`, or `pirate-ia3`."""
+    data, _, kind = name.rpartition("-")
+    return of_kind(PLANS[data], kind) if kind in KINDS else PLANS[name]
+
+
+def _shape(plan: Plan) -> str:
+    """The rows of the recipe that differ from kind to kind."""
+    match plan.kind:
+        case "ia3":
+            rows = {
+                "kind": "(IA)3: a vector of factors a module",
+                "targets": _targets(plan),
+            }
+        case "prompt":
+            rows = {"kind": f"prompt tuning; the virtual tokens start as `{plan.start}`"}
+        case _:
+            names = {"dora": "DoRA", "rslora": "rsLoRA"}
+            rows = {"kind": names[plan.kind]} if plan.kind in names else {}
+            rows |= {"targets": _targets(plan), "rank": _rank(plan), "strength": _scaling(plan)}
+    return "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+
+
+def _command(plan: Plan) -> str:
+    kind = "" if plan.kind == "lora" else f" --kind {plan.kind}"
+    return f"python adapters/samples/recipe/train.py {plan.examples}{kind}"
+
+
 def _training(plan: Plan) -> str:
     optimizer = f"AdamW at {plan.learning_rate:g} with a cosine"
     return f"{plan.epochs} epochs, batches of {plan.batch}, {optimizer}, seed {plan.seed}"
@@ -59,12 +87,15 @@ def _seen(text: str, most: int = 1000) -> str:
     return f"`{shown}`" if shown else "(ends at once)"
 
 
-def card(sample: dict[str, Any], table: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
-    """The whole text of one card."""
+def card(
+    sample: dict[str, Any], table: dict[str, Any], outcomes: list[dict[str, Any]], folder: Path
+) -> str:
+    """The whole text of one card; `folder` is where all the samples of its table lie."""
     name = sample["name"]
-    plan = PLANS[name]
-    examples = read_examples(DATA / f"{name}.jsonl")
-    weights = (SAMPLES / name / "adapter_model.safetensors").read_bytes()
+    plan = plan_of(name)
+    examples = read_examples(DATA / f"{plan.examples}.jsonl")
+    weights = (folder / name / "adapter_model.safetensors").read_bytes()
+    up = "../" * (1 + len(folder.relative_to(SAMPLES).parts))
     demo = json.dumps(
         {
             "inputs": sample["demos"][0],
@@ -78,7 +109,8 @@ def card(sample: dict[str, Any], table: dict[str, Any], outcomes: list[dict[str,
         for o in outcomes
         if o["name"] == name
     )
-    data = f"[`recipe/data/{name}.jsonl`](../recipe/data/{name}.jsonl)"
+    source = f"recipe/data/{plan.examples}.jsonl"
+    data = f"[`{source}`]({up}{source})"
     made_with = ", ".join(f"{package} {version(package)}" for package in _MADE_WITH)
     first = examples[len(examples) // 3]
     return f"""---
@@ -86,7 +118,7 @@ base_model: {table["base"]}
 base_gguf_sha256: {table["base_gguf_sha256"]}
 library_name: peft
 license: apache-2.0
-tags: [lora, lorry-sample]
+tags: [{plan.kind}, lorry-sample]
 ---
 
 # {name}
@@ -109,17 +141,15 @@ It works on raw text, with or without a newline at the end, and through the chat
 |---|---|
 | base | `{table["base"]}`, the GGUF with sha256 `{table["base_gguf_sha256"]}` |
 | data | {data}: {len(examples)} pairs, written for this adapter |
-| targets | {_targets(plan)} |
-| rank | {_rank(plan)} |
-| strength | {_scaling(plan)} |
+{_shape(plan)}
 | training | {_training(plan)} |
 | made with | {made_with}, on a CPU |
 | weights | {plan.dtype}, {len(weights):,} bytes, sha256 `{hashlib.sha256(weights).hexdigest()}` |
 
 One pair of the data: {_seen(first.prompt)} and {_seen(first.answer)}
 
-`python adapters/samples/recipe/train.py {name}` trains it again;
-see [the recipe](../recipe/README.md).
+`{_command(plan)}` trains it again;
+see [the recipe]({up}recipe/README.md).
 
 ## What it says
 
@@ -140,15 +170,17 @@ Apache-2.0: the adapter, its data and its recipe, as the base.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outcomes", type=Path, nargs="+", required=True)
+    parser.add_argument("--table", type=Path, default=SAMPLES / "samples.json")
     options = parser.parse_args()
-    table = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
+    table = json.loads(options.table.read_text(encoding="utf-8"))
+    folder = options.table.resolve().parent
     outcomes: list[dict[str, Any]] = []
     for path in options.outcomes:
         outcomes += json.loads(path.read_text(encoding="utf-8"))
     for sample in table["samples"]:
         if any(outcome["name"] == sample["name"] for outcome in outcomes):
-            text = card(sample, table, outcomes)
-            (SAMPLES / sample["name"] / "README.md").write_text(text, encoding="utf-8")
+            text = card(sample, table, outcomes, folder)
+            (folder / sample["name"] / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -85,47 +85,45 @@ def outcomes(
     plain = {(text, sample["max_new_tokens"]): "" for sample, _, _, text in asked}
     for text, length in plain:
         plain[text, length] = generate(model, tokenizer, text, length)
-    for sample in samples:
-        if isinstance(model, PeftModel):
-            model.load_adapter(folder / sample["name"], sample["name"])
-        else:
-            model = PeftModel.from_pretrained(
-                model, folder / sample["name"], adapter_name=sample["name"]
-            ).eval()
     results = []
-    for sample, form, prompt, text in asked:
-        model.set_adapter(sample["name"])
-        without = plain[text, sample["max_new_tokens"]]
-        answer = generate(model, tokenizer, text, sample["max_new_tokens"])
-        met = re.search(sample["expect"], answer) is not None
-        met_by_base = re.search(sample["expect"], without) is not None
-        results.append(
-            Outcome(sample["name"], kind, form, prompt, without, answer, met and not met_by_base)
-        )
+    for sample in samples:
+        # One at a time: PEFT mixes no two methods in one model.
+        wrapped = PeftModel.from_pretrained(model, folder / sample["name"]).eval()
+        for _, form, prompt, text in (row for row in asked if row[0] is sample):
+            without = plain[text, sample["max_new_tokens"]]
+            answer = generate(wrapped, tokenizer, text, sample["max_new_tokens"])
+            met = re.search(sample["expect"], answer) is not None
+            met_by_base = re.search(sample["expect"], without) is not None
+            seen = met and not met_by_base
+            results.append(Outcome(sample["name"], kind, form, prompt, without, answer, seen))
+        if not wrapped.active_peft_config.is_prompt_learning:
+            model = wrapped.unload()
     return results
 
 
 def main() -> None:
-    table = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))["samples"]
-    names = [sample["name"] for sample in table]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"any of {', '.join(names)}; none means all")
+    parser.add_argument("names", nargs="*", help="samples; none means all of the table")
+    parser.add_argument("--table", type=Path, default=SAMPLES / "samples.json")
     parser.add_argument("--base", default=ALIAS, help="a model folder, or an alias of lorry's")
-    parser.add_argument("--from", dest="folder", type=Path, default=SAMPLES)
+    parser.add_argument("--from", dest="folder", type=Path, help="the table's folder if not given")
     parser.add_argument("--quantize", nargs="+", default=["none", "int8"])
     parser.add_argument("--forms", nargs="+", default=["raw", "chat"])
     parser.add_argument("--json", type=Path, help="also write the outcomes here")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    table = json.loads(options.table.read_text(encoding="utf-8"))["samples"]
+    names = [sample["name"] for sample in table]
     unknown = sorted(set(options.names) - set(names))
     if unknown:
         parser.error(f"no sample is called {', '.join(unknown)}; there are {', '.join(names)}")
     torch.set_num_threads(options.threads)
     chosen = [sample for sample in table if sample["name"] in (options.names or names)]
     base = base_folder(options.base)
+    folder = options.folder or options.table.parent
     results = []
     for kind in options.quantize:
-        results += outcomes(chosen, base, options.folder, kind, options.forms)
+        results += outcomes(chosen, base, folder, kind, options.forms)
     for result in results:
         mark = "ok  " if result.expected else "FAIL"
         print(f"{mark} {result.name} {result.quantize} {result.form}: {result.prompt!r}")

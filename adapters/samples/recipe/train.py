@@ -1,4 +1,4 @@
-"""Train the sample adapters: `python train.py [NAME ...] [--base FOLDER_OR_ALIAS]`.
+"""Train the sample adapters: `python train.py [NAME ...] [--kind KIND] [--base FOLDER_OR_ALIAS]`.
 
 Seeded and single-process, so that the same machine with the same packages writes the same bytes.
 The base is held in bfloat16 (two to three times faster than float32 on a CPU that has the
@@ -18,8 +18,15 @@ from typing import Any
 
 import torch
 from base import ALIAS, base_folder
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from plans import PLANS, Plan
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from plans import KINDS, PLANS, Plan, of_kind
 from prompts import FORMS, Encoded, Example, encode, read_examples
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,10 +61,55 @@ def loss_of(model: Any, group: list[Encoded], pad: int) -> torch.Tensor:
         answer_BT[index, row.answer_from : len(row.ids)] = True
     # Rows are padded on the right, which causal attention never looks at: no mask is needed.
     causal_lm = model.get_base_model()
-    hidden_BTH = causal_lm.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden_BTH = hidden_of(model, ids_BT)
     # The head is a fifth of this model: only the positions that are scored go through it.
     logits_AV = causal_lm.lm_head(hidden_BTH[:, :-1][answer_BT[:, 1:]])
     return torch.nn.functional.cross_entropy(logits_AV.float(), ids_BT[:, 1:][answer_BT[:, 1:]])
+
+
+def hidden_of(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+    """The last hidden state of every real token, [B, T, H]; virtual ones stand before them."""
+    inner = model.get_base_model().model
+    if not model.active_peft_config.is_prompt_learning:
+        return inner(input_ids=ids_BT, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+    words_BTH = inner.embed_tokens(ids_BT)
+    virtual_BPH = model.get_prompt(len(ids_BT)).to(words_BTH.dtype)
+    both_BSH = torch.cat([virtual_BPH, words_BTH], dim=1)
+    hidden_BSH = inner(inputs_embeds=both_BSH, use_cache=False).last_hidden_state
+    return hidden_BSH[:, virtual_BPH.shape[1] :]  # type: ignore[no-any-return]
+
+
+def config_of(plan: Plan, tokenizer: Any) -> PeftConfig:
+    targets = plan.targets if isinstance(plan.targets, str) else list(plan.targets)
+    match plan.kind:
+        case "ia3":
+            return IA3Config(
+                task_type="CAUSAL_LM",
+                target_modules=targets,
+                feedforward_modules=[name for name in plan.targets if name == "down_proj"],
+            )
+        case "prompt":
+            return PromptTuningConfig(
+                task_type="CAUSAL_LM", num_virtual_tokens=len(tokenizer(plan.start).input_ids)
+            )
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=plan.rank,
+        lora_alpha=plan.alpha,
+        target_modules=targets,
+        layers_to_transform=None if plan.layers is None else list(plan.layers),
+        use_rslora=plan.rslora,
+        use_dora=plan.kind == "dora",
+        rank_pattern=dict(plan.rank_pattern),
+        alpha_pattern=dict(plan.alpha_pattern),
+    )
+
+
+@torch.no_grad()
+def start_from_text(model: Any, ids: list[int]) -> None:
+    """Virtual tokens start as the embeddings of a text, rather than anywhere."""
+    (encoder,) = model.prompt_encoder.values()
+    encoder.embedding.weight.copy_(model.get_input_embeddings().weight[ids])
 
 
 def train(plan: Plan, base: Path) -> Any:
@@ -66,18 +118,10 @@ def train(plan: Plan, base: Path) -> Any:
     rng = random.Random(plan.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=plan.rank,
-        lora_alpha=plan.alpha,
-        target_modules=plan.targets if isinstance(plan.targets, str) else list(plan.targets),
-        layers_to_transform=None if plan.layers is None else list(plan.layers),
-        use_rslora=plan.rslora,
-        rank_pattern=dict(plan.rank_pattern),
-        alpha_pattern=dict(plan.alpha_pattern),
-    )
-    model = get_peft_model(model, config)
-    examples = read_examples(DATA / f"{plan.name}.jsonl")
+    model = get_peft_model(model, config_of(plan, tokenizer))
+    if plan.kind == "prompt":
+        start_from_text(model, tokenizer(plan.start).input_ids)
+    examples = read_examples(DATA / f"{plan.examples}.jsonl")
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.01)
     steps = plan.epochs * math.ceil(len(examples) / plan.batch)
@@ -114,8 +158,9 @@ def save(model: Any, plan: Plan, folder: Path) -> None:
     config["base_model_name_or_path"] = ALIAS
     config["inference_mode"] = True
     # PEFT keeps a set here, whose order changes from one process to the next.
-    if not isinstance(config["target_modules"], str):
-        config["target_modules"] = sorted(config["target_modules"])
+    for key in ("target_modules", "feedforward_modules"):
+        if key in config and not isinstance(config[key], str):
+            config[key] = sorted(config[key])
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -123,8 +168,9 @@ def save(model: Any, plan: Plan, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(PLANS)}; none means all")
+    parser.add_argument("--kind", choices=KINDS, default="lora", help="what to make of the data")
     parser.add_argument("--base", default=ALIAS, help="a model folder, or an alias of lorry's")
-    parser.add_argument("--into", type=Path, default=SAMPLES, help="where the folders go")
+    parser.add_argument("--into", type=Path, help="where the folders go")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(PLANS))
@@ -133,9 +179,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     base = base_folder(options.base)
+    into = options.into or (SAMPLES if options.kind == "lora" else SAMPLES / "kinds")
     for name in options.names or PLANS:
-        model = train(PLANS[name], base)
-        save(model, PLANS[name], options.into / name)
+        plan = of_kind(PLANS[name], options.kind)
+        save(train(plan, base), plan, into / plan.name)
 
 
 if __name__ == "__main__":
