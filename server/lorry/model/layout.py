@@ -42,8 +42,12 @@ def _kv_of(config: PretrainedConfig) -> tuple[int, int]:
     multi_query = getattr(config, "multi_query", False)
     if multi_query and not getattr(config, "new_decoder_architecture", False):
         return 0, 0
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None)
+    if not queries:
+        # A recurrent model; it is refused later, with its reason.
+        return 0, 0
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    size = getattr(config, "head_dim", None) or config.hidden_size // queries
     return int(heads), int(size)
 
 
