@@ -49,9 +49,12 @@ def mixed(family: str, adapter: Callable[..., Path]) -> list[Ask]:
 
 @pytest.mark.parametrize(("family", "chunk"), [("llama", 4), ("gemma2", 5), ("gpt2", 5)])
 def test_prompts_in_chunks_against_peft(
-    family: str, chunk: int, drivers: Callable[[str], FusedDriver], tiny_model: Callable[[str], Path],
+    family: str,
+    chunk: int,
+    drivers: Callable[[str], FusedDriver],
+    tiny_model: Callable[[str], Path],
     peft_adapter: Callable[..., Path],
-) -> None:  # fmt: skip
+) -> None:
     oracle, asks = PeftOracle(tiny_model(family)), mixed(family, peft_adapter)
     for ask, mine in zip(asks, drivers(family).score(asks, chunk=chunk), strict=True):
         theirs = oracle.prompt_logprobs(ask.adapters, ask.token_ids)
@@ -60,9 +63,11 @@ def test_prompts_in_chunks_against_peft(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_gives_the_tokens_of_the_other_kernels(
-    family: str, drivers: Callable[[str], FusedDriver], tiny_model: Callable[[str], Path],
+    family: str,
+    drivers: Callable[[str], FusedDriver],
+    tiny_model: Callable[[str], Path],
     peft_adapter: Callable[..., Path],
-) -> None:  # fmt: skip
+) -> None:
     driver, asks = drivers(family), mixed(family, peft_adapter)
     before = driver.record.repeated
     mine = driver.greedy(asks, 4)

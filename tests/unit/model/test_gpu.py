@@ -4,6 +4,8 @@ kernels are interpreted; the decision is the same."""
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,3 +159,10 @@ def test_an_adapter_of_another_kind_is_never_recorded(
     )
     assert token_ids(driver.greedy([ask], 3)[0]) == token_ids(expected)
     assert steps == []
+
+
+def test_a_server_on_a_cpu_needs_no_triton() -> None:
+    """Only PyTorch's CUDA builds bring it."""
+    code = "import sys; sys.modules['triton'] = None; import lorry.bootstrap"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -42,7 +42,11 @@ def row(name: str, length: int, first_block: int, *uses: tuple[int, float], coun
 
 def inputs_of(*rows: Row) -> Inputs:
     return build_inputs(
-        Batch(rows), block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU, digests={slot: str(slot) for slot in range(10)}
+        Batch(rows),
+        block_size=BLOCK_SIZE,
+        dtype=torch.float32,
+        device=CPU,
+        digests={slot: str(slot) for slot in range(10)},
     )
 
 
