@@ -8,13 +8,11 @@ layers before the first request.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lorry.errors import ModelError
@@ -25,10 +23,10 @@ from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
+from lorry.model.native.call import Angles, Call
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
 from lorry.model.native.slots import AdapterSlots
 from lorry_adapters.lora.layers import LoraLinear
-from lorry_adapters.lora.plan import Plan
 from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
@@ -97,7 +95,8 @@ class LeanModel:
         self._keep: list[object] = []
         self._packed: list[PackedLinear] = []
         self._sources: list[tuple[Int8Linear, PackedLinear, int]] = []
-        self._rope = loaded.model.model.rotary_emb
+        rope = loaded.model.model.rotary_emb
+        self._angles = Angles(lambda ids_1T: rope(torch.zeros(()), position_ids=ids_1T))
         layers = len(loaded.model.model.layers)
         self._slots = AdapterSlots(
             [
@@ -137,7 +136,7 @@ class LeanModel:
         self._max_tokens = max_tokens
         self._max_pairs = max_tokens * MAX_SELECTION
         self._max_context = max_context
-        self._num_cells = cache.num_blocks * cache.block_size
+        self._num_blocks = cache.num_blocks
         self._engine = library.lorry_engine(
             ctypes.byref(self._model), max_tokens, self._max_pairs, max_context, num_threads
         )
@@ -185,43 +184,10 @@ class LeanModel:
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
-        attention = inputs.attention
-        cos, sin = self._rope(
-            inputs.positions_1T.new_zeros((), dtype=torch.float32), position_ids=inputs.positions_1T
-        )
-        half = cos.shape[-1] // 2
-        cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-        wanted = len(inputs.wanted_K)
-        logits_KV = torch.empty(wanted, self._vocab)
-        norm_K, best_K = torch.empty(wanted), torch.empty(wanted, dtype=torch.int32)
-        counts = [len(row.token_ids) for row in attention.rows]
-        contexts = [attention.cells_of(row) for row in attention.rows]
-        starts = np.cumsum([0, *(len(context) for context in contexts)], dtype=np.int64)
-        arrays: dict[str, NDArray[np.generic]] = {
-            "ids": _int32(inputs.ids_1T[0]),
-            "position": _int32(inputs.positions_1T[0]),
-            "cell": _int32(attention.write_T),
-            "row": np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-            "context": starts,
-            "cells": np.concatenate(contexts).astype(np.int32),
-            "wanted": _int32(inputs.wanted_K),
-        }
-        self._check(arrays, inputs)
-        body, head = _Pairs(inputs.body), _Pairs(inputs.head)
-        step = structs.Step(
-            num_tokens=inputs.ids_1T.shape[1],
-            num_wanted=wanted,
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
-            body=body.struct,
-            head=head.struct,
-            logits=logits_KV.data_ptr(),
-            norm=norm_K.data_ptr(),
-            best=best_K.data_ptr(),
-            **{name: array.ctypes.data for name, array in arrays.items()},
-        )
-        self._library.lorry_run(self._engine, ctypes.byref(step))
-        return Logits(logits_KV, norm_K, best_K.long())
+        call = Call(inputs, self._angles, self._vocab)
+        self._check(call, inputs)
+        self._library.lorry_run(self._engine, ctypes.byref(call.struct))
+        return call.logits()
 
     def close(self) -> None:
         """End the threads. No step may follow."""
@@ -229,20 +195,19 @@ class LeanModel:
             self._library.lorry_engine_free(self._engine)
             self._engine = None
 
-    def _check(self, arrays: Mapping[str, NDArray[np.generic]], inputs: Inputs) -> None:
+    def _check(self, call: Call, inputs: Inputs) -> None:
         """What would be an IndexError in Python is somebody else's memory in C."""
         assert self._engine, "closed"
-        assert 0 < len(arrays["ids"]) <= self._max_tokens
+        assert 0 < len(call.ids) <= self._max_tokens
         assert len(inputs.body.pairs) <= self._max_pairs
         assert len(inputs.head.pairs) <= self._max_pairs
-        assert np.diff(arrays["context"]).max() <= self._max_context
-        for name, limit in (
-            ("ids", self._vocab),
-            ("cells", self._num_cells),
-            ("cell", self._num_cells),
-            ("wanted", len(arrays["ids"])),
+        assert call.longest <= self._max_context
+        for values, limit in (
+            (call.ids, self._vocab),
+            (call.blocks, self._num_blocks),
+            (call.wanted, len(call.ids)),
         ):
-            assert arrays[name].min() >= 0 and arrays[name].max() < limit, name
+            assert min(values) >= 0 and max(values) < limit
 
     def _fill_layer(self, target: structs.Layer, layer: Any, index: int, cache: KVCache) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -283,30 +248,6 @@ class LeanModel:
         assert tensor.dtype is torch.float32 and tensor.is_contiguous()
         self._keep.append(tensor)
         return tensor.data_ptr()
-
-
-class _Pairs:
-    """A plan as `step.h` wants it; keeps its arrays."""
-
-    def __init__(self, plan: Plan) -> None:
-        slots = [slot for slot, _, _ in plan.pairs]
-        starts = [i for i, slot in enumerate(slots) if i == 0 or slots[i - 1] != slot]
-        self._token = np.array([token for _, token, _ in plan.pairs], dtype=np.int32)
-        self._scale = np.array([scale for _, _, scale in plan.pairs], dtype=np.float32)
-        self._slot = np.array([slots[i] for i in starts], dtype=np.int32)
-        self._start = np.array([*starts, len(slots)], dtype=np.int32)
-        self.struct = structs.Pairs(
-            len(slots),
-            len(starts),
-            self._token.ctypes.data,
-            self._slot.ctypes.data,
-            self._start.ctypes.data,
-            self._scale.ctypes.data,
-        )
-
-
-def _int32(values: Tensor) -> NDArray[np.int32]:
-    return values.to(torch.int32).numpy()
 
 
 def _bare(layer: nn.Module) -> nn.Module:
