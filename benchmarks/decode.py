@@ -1,13 +1,12 @@
 """The decode step alone, over and over: what it takes, and something to point a profiler at.
 
     python -m benchmarks.decode --kernels native
-    py-spy record --native --rate 500 --output decode.svg -- \\
-      python -m benchmarks.decode --kernels native --threads 1 --seconds 20
-    py-spy record --native --rate 500 --format raw --output decode.txt -- \\
-      python -m benchmarks.decode --kernels native --threads 1 --seconds 20
+    py-spy record --native --rate 150 --format raw --output decode.txt -- \\
+      python -m benchmarks.decode --kernels native --threads 1 --seconds 10
     python -m benchmarks.decode --phases decode.txt
+    python -m benchmarks.flame decode.txt decode.svg --below step_by_step
 
-The last prints where the time went, by phase, from the stacks of the line above it.
+`--phases` prints where the time went, `flame` draws it, from the stacks of the line before.
 """
 
 from __future__ import annotations

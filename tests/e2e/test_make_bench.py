@@ -13,16 +13,21 @@ import pytest
 from support.server import ROOT
 
 
-@pytest.mark.slow
-def test_ours_and_peft_are_measured_and_the_goals_told(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "--only", "w,peft", "--repeats", "1"]
-    command += ["--model", str(model), "--into", str(tmp_path)]
+def python_m(*arguments: str) -> subprocess.CompletedProcess[str]:
     paths = [str(ROOT / "server"), str(ROOT / "adapters")]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_ours_and_peft_are_measured_and_the_goals_told(model: Path, tmp_path: Path) -> None:
+    flags = ("--only", "w,peft", "--repeats", "1", "--model", str(model), "--into", str(tmp_path))
+    done = python_m("benchmarks", *flags)
     (file,) = tmp_path.glob("*.json")
     results = json.loads(file.read_text())
     ours = {row["name"]: row["figures"] for row in results["lorry"]["rows"]}
@@ -37,3 +42,24 @@ def test_ours_and_peft_are_measured_and_the_goals_told(model: Path, tmp_path: Pa
     assert mixed[1] == "12x" and mixed[5].strip(" |") in ("yes", "no")
     assert goals["eight adapters, c=8, against llama.cpp server"][5].strip(" |") == "-"
     assert str(tmp_path) not in file.read_text() + page
+
+
+def test_the_decode_step_alone(model: Path, tmp_path: Path) -> None:
+    flags = ("--kernels", "torch", "--rows", "2", "--adapters", "2", "--seconds", "0.1")
+    said = python_m("benchmarks.decode", *flags, "--model", str(model)).stdout
+    assert said.startswith("2 rows, 2 adapters, ") and "ms a step" in said
+    stacks = tmp_path / "stacks.txt"
+    stacks.write_text(
+        "main;load (loader.py:1);dequantize (int8.py:2) 500\n"
+        "main;step_by_step (decode.py:9);run (lean.py:3);run_step (step.so);attend (step.so) 30\n"
+        "main;step_by_step (decode.py:9);run (lean.py:3);run_step (step.so);shrink (step.so) 70\n"
+    )
+    table = python_m("benchmarks.decode", "--phases", str(stacks)).stdout
+    assert "| adapters | 70.0% |\n| attention | 30.0% |" in table, "of the steps and nothing else"
+
+
+def test_the_kernels_alone(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    python_m("benchmarks.kernels", "--only", "sampler", "--seconds", "0.001", "--json", str(file))
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["by"] for row in rows} >= {"greedy", "top-p"} and min(row["us"] for row in rows) > 0
