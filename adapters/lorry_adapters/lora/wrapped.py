@@ -100,8 +100,9 @@ class WrappedModule(nn.Module):
         plan = self._holder.plan
         if plan is None or not self.effects:
             return y
-        # [1, T] ids or [1, T, ...] activations; what follows is a token's own.
-        x_T, y_T = x.flatten(0, 1), y.flatten(0, 1)
+        # [1, T] ids or [1, T, ...] activations; what follows is a token's own. A layer may
+        # have flattened them before its norm, as OPT's do: then y is [T, O] already.
+        x_T, y_T = (x, y) if y.ndim == 2 else (x.flatten(0, 1), y.flatten(0, 1))
         deltas = self.effects.of(x_T, y_T, plan)
         if deltas:
             y = y.clone()

@@ -212,21 +212,29 @@ class Workshop:
                     f"{shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
                 ) from error
 
-    def measure(self, name: str, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-        """(D `[O, I]`, e `[O]`) of one linear, whose weight in the base this is."""
+    def measure(
+        self, name: str, weight_OI: Tensor, bias_O: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(D `[O, I]`, e `[O]`) of one linear, whose weight and bias in the base these are.
+
+        The bias counts: RoAd turns the whole answer, and the base's bias with it.
+        """
         layer = self._model.base_model.model.get_submodule(name)
         bare: nn.Linear = layer.get_base_layer()
-        light = bare.weight
+        light, no_bias = bare.weight, bare.bias
         outputs, inputs = weight_OI.shape
+        base_O = torch.zeros(outputs) if bias_O is None else bias_O
         with torch.no_grad():
             bare.weight = nn.Parameter(weight_OI, requires_grad=False)
+            if no_bias is not None:
+                bare.bias = nn.Parameter(base_O, requires_grad=False)
             try:
                 offset_O = layer(torch.zeros(1, inputs))[0]
                 changed_OI = layer(torch.eye(inputs)).T - offset_O[:, None]
                 probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
                 answer_TO = layer(probe_TI)
             finally:
-                bare.weight = light
+                bare.weight, bare.bias = light, no_bias
         expected_TO = probe_TI @ changed_OI.T + offset_O
         worst = float((answer_TO - expected_TO).abs().max())
         assert changed_OI.shape == (outputs, inputs)
@@ -237,7 +245,7 @@ class Workshop:
                     "it cannot be served as a change of its weight"
                 ]
             )
-        return changed_OI - weight_OI, offset_O
+        return changed_OI - weight_OI, offset_O - base_O
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,7 +268,8 @@ class Measured:
         return None
 
     def bind(self, base: Base) -> Delta:
-        change_OI, offset_O = self.workshop.measure(self.name, base.weight().cpu())
+        bias_O = None if base.bias is None else base.bias.detach().float().cpu()
+        change_OI, offset_O = self.workshop.measure(self.name, base.weight().cpu(), bias_O)
         change_OI, offset_O = base.held(change_OI), base.held(offset_O)
         return lambda x_MI, y, scale_M1: (x_MI @ change_OI.T + offset_O) * scale_M1
 
@@ -308,7 +317,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _skeleton(modules: Sequence[BaseModule]) -> nn.Module:
-    """Linears at the paths of the base, whose weights take no memory: one zero, repeated."""
+    """Linears at the paths of the base, whose weights take no memory: one zero, repeated.
+    They have a bias where the base's have: some methods ask."""
     root = nn.Module()
     for module in modules:
         *parents, leaf = module.name.split(".")
@@ -320,6 +330,8 @@ def _skeleton(modules: Sequence[BaseModule]) -> nn.Module:
         linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         zeros = torch.zeros(1, 1).expand(module.out_features, module.in_features)
         linear.weight = nn.Parameter(zeros, requires_grad=False)
+        if module.bias:
+            linear.bias = nn.Parameter(torch.zeros(module.out_features), requires_grad=False)
         owner.add_module(leaf, linear)
     return root
 

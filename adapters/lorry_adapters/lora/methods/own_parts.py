@@ -30,6 +30,8 @@ from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
 _TOKENS: Final = ".token_adapter.trainable_tokens_delta"
 _BIASES: Final = ("none", "all", "lora_only")
+_TIED: Final = ("embed_tokens", "lm_head")
+"""PEFT's EMBEDDING_LAYER_NAMES: ensure_weight_tying of a module of another name ties nothing."""
 _SCORES: Final = ("score", "classifier")
 """What transformers calls the head of a classifier."""
 
@@ -124,7 +126,8 @@ class OwnParts:
         """The module, and with ensure_weight_tying what shares its table with it."""
         yield name
         pair = (self.layout.input_embedding, self.layout.output_embedding)
-        if self.tied and self.layout.tied and name in pair:
+        named = name.rpartition(".")[2] in _TIED
+        if self.tied and named and self.layout.tied and name in pair:
             for other in pair:
                 if other is not None and other != name and other not in self.weights:
                     yield other
