@@ -24,8 +24,9 @@ from lorry.model.paged import SPAN, PagedSingles, tables_of
 
 BLOCK_SIZE, NUM_BLOCKS = 16, 160
 
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Values are of size 1: sums in another order, weights and results rounded."""
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""Values are of size 1: sums in another order, weights and results rounded; under a soft cap
+torch's operations round the scores as well."""
 
 
 @dataclass(frozen=True)
