@@ -7,6 +7,7 @@ from typing import Final
 
 from lorry_adapters.lora.fields import MAX_CONFIG, Fields
 from lorry_adapters.lora.methods.adalora import read_adalora
+from lorry_adapters.lora.methods.bottleneck import is_adapterhub, read_bottleneck
 from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.lora import read_lora
 from lorry_adapters.lora.methods.measured import MEASURED, read_measured
@@ -59,6 +60,8 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
     peft_type = fields.raw("peft_type")
     if isinstance(peft_type, str) and peft_type in METHODS:
         return METHODS[peft_type](fields), fields.problems
+    if peft_type is None and is_adapterhub(fields):
+        return read_bottleneck(fields), fields.problems
     if peft_type is None:
         fields.problems.append("peft_type is missing: is this a PEFT adapter's config?")
     else:

@@ -68,6 +68,16 @@ class Fields:
             self.problems.append(f"{key} is {shown(value)}: {wrong}")
             return default
 
+    def inside(self, key: str) -> Fields | None:
+        """The fields of the object at `key`, with the same list of problems; None where the
+        value is no object."""
+        value = self.raw(key)
+        if not isinstance(value, dict):
+            return None
+        inner = Fields.__new__(Fields)
+        inner._fields, inner._taken, inner.problems = value, set(), self.problems
+        return inner
+
     def complains_of(self, key: str) -> bool:
         return any(problem.startswith(key) for problem in self.problems)
 

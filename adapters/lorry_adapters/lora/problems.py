@@ -21,6 +21,17 @@ PICKLED: Final = (
 )
 """What to say after the name of a file of weights that is none of safetensors."""
 
+HUB_PICKLE: Final = "pytorch_adapter.bin"
+"""AdapterHub's name of it."""
+
+
+def pickled(name: str) -> str:
+    """The name of a file of weights that is a pickle, and what to do."""
+    said = PICKLED
+    if name.rpartition("/")[2] == HUB_PICKLE:
+        said = said.replace("adapter_model.bin", HUB_PICKLE)
+    return f"{shown(name)} {said}"
+
 
 def shown(value: object, limit: int = 120) -> str:
     """A stranger's value, printable: ASCII, quoted, at most `limit` characters."""

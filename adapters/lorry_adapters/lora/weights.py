@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG_FILE",
+    "HUB_FILE",
     "WEIGHTS_FILE",
     "AdapterFacts",
     "AdapterWeights",
@@ -38,6 +39,8 @@ __all__ = [
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
+HUB_FILE: Final = "adapter.safetensors"
+"""What AdapterHub's library calls its weights; here they are stored under PEFT's name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from typing import IO, Any, Final
 
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.lora.config import MAX_CONFIG
-from lorry_adapters.lora.problems import PICKLED, shown, some
-from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+from lorry_adapters.lora.problems import PICKLED, pickled, shown, some
+from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
 
 MAX_MEMBERS: Final = 10_000
@@ -37,6 +37,8 @@ _ACCEPTED: Final = (
     "or those two files"
 )
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin"})
+"""AdapterHub's, beside its adapter: it may have been trained with it."""
 _TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
 """Starts of names that a trainer leaves in a checkpoint; pickles, and no weights."""
 
@@ -136,7 +138,7 @@ def _extract(member: _Member, to: Path, limit: int) -> None:
 
 def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
     configs = [member for member in members if member.name == CONFIG_FILE]
-    weights = [member for member in members if member.name == WEIGHTS_FILE]
+    weights = [member for member in members if member.name in (WEIGHTS_FILE, HUB_FILE)]
     for name, found in ((CONFIG_FILE, configs), (WEIGHTS_FILE, weights)):
         if len(found) > 1:
             raise UnsupportedUpload(
@@ -145,7 +147,7 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
             )
     pickles = [m for m in members if m.name.endswith(_PICKLES) and not m.name.startswith(_TRAINER)]
     if not weights and pickles:
-        raise UnsupportedUpload(f"{shown(pickles[0].path)} {PICKLED}")
+        raise UnsupportedUpload(pickled(pickles[0].path))
     problems = []
     if not configs:
         problems.append(f"{CONFIG_FILE} is missing from the archive")
@@ -159,7 +161,19 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
             f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
             "pack one adapter's folder"
         )
+    if weights[0].name == HUB_FILE:
+        refuse_heads(member.name for member in members)
     return configs[0], weights[0]
+
+
+def refuse_heads(names: Iterable[str]) -> None:
+    """Of an AdapterHub folder's files: raises UnsupportedUpload where a head is among them."""
+    heads = sorted(_HEADS.intersection(names))
+    if heads:
+        raise UnsupportedUpload(
+            f"{heads[0]}: a head beside the adapter is not served; if it is the base's own, save "
+            "again with save_adapter(..., with_head=False)"
+        )
 
 
 @contextmanager

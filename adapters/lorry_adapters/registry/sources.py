@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorry_adapters.errors import ForbiddenSource, UnsupportedUpload
-from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
-from lorry_adapters.registry.archive import Upload
+from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
+from lorry_adapters.registry.archive import Upload, refuse_heads
 
 
 def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
@@ -25,13 +25,18 @@ def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
     if not folder.is_dir():
         raise UnsupportedUpload(f"{source} is not a folder on this server", param="source")
     files = {}
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    names = {entry.name for entry in folder.iterdir()}
+    is_hub = HUB_FILE in names and WEIGHTS_FILE not in names
+    if is_hub:
+        refuse_heads(names)
+    weights = HUB_FILE if is_hub else WEIGHTS_FILE
+    for name in (CONFIG_FILE, weights):
         file = _inside(folder / name, resolved_roots)
         if not file.is_file():
-            found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+            found = ", ".join(sorted(names)[:8]) or "nothing"
             raise UnsupportedUpload(f"{source} has no {name}; it holds {found}", param="source")
         files[name] = file
-    return Upload(config=files[CONFIG_FILE], weights=files[WEIGHTS_FILE])
+    return Upload(config=files[CONFIG_FILE], weights=files[weights])
 
 
 def _inside(path: Path, roots: tuple[Path, ...]) -> Path:

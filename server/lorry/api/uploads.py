@@ -21,7 +21,7 @@ from starlette.requests import Request
 from lorry.api.bodies import announced_length, drop_rest, drop_unread
 from lorry.api.errors import InvalidFields, MalformedBody, UnsupportedMediaType
 from lorry_adapters.errors import StorageFull, UploadTooLarge
-from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.archive import Upload
 
 _OVERHEAD = 256 << 10
@@ -39,6 +39,7 @@ _ROLES = {
     ARCHIVE: ARCHIVE,
     CONFIG_FILE: CONFIG_FILE,
     WEIGHTS_FILE: WEIGHTS_FILE,
+    HUB_FILE: WEIGHTS_FILE,
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -218,8 +219,8 @@ class _Parser:
     def _role(self, filename: str) -> str | None:
         """What a file is: by its field's name, and in the field `file` by its own."""
         own = PurePosixPath(filename.replace("\\", "/")).name
-        if self._name in (ARCHIVE, "files") and own in (CONFIG_FILE, WEIGHTS_FILE):
-            return own
+        if self._name in (ARCHIVE, "files") and own in _ROLES and own != ARCHIVE:
+            return _ROLES[own]
         return _ROLES.get(self._name)
 
     def _problem(self, text: str) -> None:

@@ -13,11 +13,13 @@ from typing import IO, Any
 from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
 from lorry.errors import LorryError
-from lorry_adapters.lora.problems import PICKLED
+from lorry_adapters.lora.problems import HUB_PICKLE, pickled
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLE_FILE = "adapter_model.bin"
+HUB_FILE = "adapter.safetensors"
+"""AdapterHub's name of the weights."""
+PICKLE_FILES = ("adapter_model.bin", HUB_PICKLE)
 
 CHUNK = 1 << 20
 
@@ -33,9 +35,12 @@ def parts(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise LocalFileError(f"{path} does not exist")
     found = {name: path / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    if not found[WEIGHTS_FILE].is_file() and (path / HUB_FILE).is_file():
+        found[WEIGHTS_FILE] = path / HUB_FILE
     missing = [name for name, file in found.items() if not file.is_file()]
-    if WEIGHTS_FILE in missing and (path / PICKLE_FILE).is_file():
-        raise LocalFileError(f"{path / PICKLE_FILE} {PICKLED}")
+    pickles = [path / name for name in PICKLE_FILES if (path / name).is_file()]
+    if WEIGHTS_FILE in missing and pickles:
+        raise LocalFileError(pickled(str(pickles[0])))
     if missing:
         raise LocalFileError(f"{path} has no {' and no '.join(missing)}; is it a PEFT adapter?")
     return found

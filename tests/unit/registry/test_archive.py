@@ -21,6 +21,7 @@ from lorry_adapters.errors import AdapterError, InvalidAdapter, UnsupportedUploa
 from lorry_adapters.registry.archive import Upload, unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HUB = "adapter.safetensors"
 FILES = {CONFIG: b'{"r": 8}', WEIGHTS: bytes(range(256)) * 1000}
 MAX = 1 << 20
 
@@ -142,6 +143,9 @@ def nested(folder: str) -> list[tuple[str, bytes]]:
         ([*FILES.items(), ("b/" + WEIGHTS, b"")], "2 files adapter_model.safetensors"),
         ([("a/" + CONFIG, b"{}"), ("b/" + WEIGHTS, b"")], "lie in different folders"),
         ([(CONFIG, b"{}"), ("adapter_model.bin", b"PK")], "'adapter_model.bin' is a pickle"),
+        ([(CONFIG, b"{}"), ("pytorch_adapter.bin", b"")], "torch.load('pytorch_adapter.bin'"),
+        ([*FILES.items(), (HUB, b"")], f"2 files {WEIGHTS} (adapter_model"),
+        ([(CONFIG, b"{}"), (HUB, b""), ("model_head.safetensors", b"")], "with_head=False"),
         ([(f"f{i}", b"") for i in range(10_001)], "more than 10000 members"),
     ],
 )
@@ -150,6 +154,12 @@ def test_refused_archives(
 ) -> None:
     assert said in refused(pack(upload, members), into)
     assert not list(into.iterdir())
+
+
+@every_format
+def test_adapterhubs_weights_are_kept_under_our_name(pack: Pack, upload: Path, into: Path) -> None:
+    members = [("a/" + CONFIG, FILES[CONFIG]), ("a/" + HUB, FILES[WEIGHTS])]
+    assert take(pack(upload, members), into) == FILES
 
 
 @every_format
