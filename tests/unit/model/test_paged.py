@@ -152,7 +152,7 @@ def test_nothing_beyond_a_rows_own_context_is_read(poison: float) -> None:
     expected = layer.attend(kernel=True)
     kv, row = layer.cache.layer(layer.module), layer.rows[0]
     seen = [row.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(60, 100)]
-    others = torch.ones(NUM_BLOCKS * BLOCK_SIZE, dtype=torch.bool)
+    others = torch.ones(len(kv.k_NHD), dtype=torch.bool)
     others[seen] = False
     kv.k_NHD[others.to(DEVICE)] = poison
     kv.v_NHD[others.to(DEVICE)] = poison
