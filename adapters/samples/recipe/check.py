@@ -72,9 +72,8 @@ def outcomes(
 ) -> list[Outcome]:
     """Every demo of every sample over the base quantized as `kind`."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, **quantization(kind)
-    ).eval()
+    options = quantization(kind)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options).eval()
     asked = [
         (sample, form, prompt, chat_prompt(tokenizer, prompt) if form == "chat" else prompt)
         for sample in samples
@@ -87,8 +86,10 @@ def outcomes(
         plain[text, length] = generate(model, tokenizer, text, length)
     results = []
     for sample in samples:
-        # One at a time: PEFT mixes no two methods in one model.
-        wrapped = PeftModel.from_pretrained(model, folder / sample["name"]).eval()
+        # Each on a base of its own: PEFT mixes no two methods in one model, and cannot take
+        # every method off a quantized one again.
+        fresh = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
+        wrapped = PeftModel.from_pretrained(fresh, folder / sample["name"]).eval()
         for _, form, prompt, text in (row for row in asked if row[0] is sample):
             without = plain[text, sample["max_new_tokens"]]
             answer = generate(wrapped, tokenizer, text, sample["max_new_tokens"])
@@ -96,8 +97,6 @@ def outcomes(
             met_by_base = re.search(sample["expect"], without) is not None
             seen = met and not met_by_base
             results.append(Outcome(sample["name"], kind, form, prompt, without, answer, seen))
-        if not wrapped.active_peft_config.is_prompt_learning:
-            model = wrapped.unload()
     return results
 
 
