@@ -26,8 +26,12 @@ LOUD = 0.01
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    cases = [(case.partition("-")[0], case) for case in CASES]
-    metafunc.parametrize(("lorry", "case"), cases, indirect=["lorry"], ids=CASES, scope="module")
+    if "case" in metafunc.fixturenames:
+        cases = [(case.partition("-")[0], case) for case in CASES]
+        names = ("lorry", "case")
+        metafunc.parametrize(names, cases, indirect=["lorry"], ids=CASES, scope="module")
+    else:
+        metafunc.parametrize("lorry", ["llama"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,16 @@ def test_answers_as_the_library_does(case: str, lorry: Bench, tmp_path: Path) ->
     finally:
         lorry.remove("this")
     assert_loud(golden)
+
+
+def test_the_two_files_without_an_archive(lorry: Bench) -> None:
+    folder = GOLDEN / "llama-houlsby"
+    files = {name: (name, (folder / name).read_bytes()) for name in FILES}
+    uploaded = lorry.live.http.post("/adapters", data={"name": "two"}, files=files)
+    assert uploaded.status_code == 201, uploaded.text[:500]
+    golden = json.loads((folder / "logprobs.json").read_text())
+    compare(lorry.ask(("two", 1.0)), golden["full"])
+    lorry.remove("two")
 
 
 def compare(answer: httpx.Response, golden: dict[str, list[Any]]) -> None:

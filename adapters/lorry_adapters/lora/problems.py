@@ -24,6 +24,20 @@ PICKLED: Final = (
 HUB_PICKLE: Final = "pytorch_adapter.bin"
 """AdapterHub's name of it."""
 
+_HUB_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin"})
+
+
+def head_beside(names: Iterable[str]) -> str | None:
+    """What is wrong with an AdapterHub folder of these files: a head, which its library saves
+    beside an adapter and may have trained with it. None where there is none."""
+    heads = sorted(_HUB_HEADS.intersection(names))
+    if not heads:
+        return None
+    return (
+        f"{heads[0]}: a head beside the adapter is not served; if it is the base's own, save "
+        "again with save_adapter(..., with_head=False)"
+    )
+
 
 def pickled(name: str) -> str:
     """The name of a file of weights that is a pickle, and what to do."""

@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.lora.config import MAX_CONFIG
-from lorry_adapters.lora.problems import PICKLED, pickled, shown, some
+from lorry_adapters.lora.problems import PICKLED, head_beside, pickled, shown, some
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
 
@@ -37,8 +37,6 @@ _ACCEPTED: Final = (
     "or those two files"
 )
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin"})
-"""AdapterHub's, beside its adapter: it may have been trained with it."""
 _TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
 """Starts of names that a trainer leaves in a checkpoint; pickles, and no weights."""
 
@@ -161,19 +159,10 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
             f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
             "pack one adapter's folder"
         )
-    if weights[0].name == HUB_FILE:
-        refuse_heads(member.name for member in members)
+    head = head_beside(member.name for member in members)
+    if head is not None and weights[0].name == HUB_FILE:
+        raise UnsupportedUpload(head)
     return configs[0], weights[0]
-
-
-def refuse_heads(names: Iterable[str]) -> None:
-    """Of an AdapterHub folder's files: raises UnsupportedUpload where a head is among them."""
-    heads = sorted(_HEADS.intersection(names))
-    if heads:
-        raise UnsupportedUpload(
-            f"{heads[0]}: a head beside the adapter is not served; if it is the base's own, save "
-            "again with save_adapter(..., with_head=False)"
-        )
 
 
 @contextmanager

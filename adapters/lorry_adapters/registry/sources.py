@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorry_adapters.errors import ForbiddenSource, UnsupportedUpload
+from lorry_adapters.lora.problems import head_beside
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
-from lorry_adapters.registry.archive import Upload, refuse_heads
+from lorry_adapters.registry.archive import Upload
 
 
 def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
@@ -27,8 +28,9 @@ def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
     files = {}
     names = {entry.name for entry in folder.iterdir()}
     is_hub = HUB_FILE in names and WEIGHTS_FILE not in names
-    if is_hub:
-        refuse_heads(names)
+    head = head_beside(names)
+    if is_hub and head is not None:
+        raise UnsupportedUpload(head, param="source")
     weights = HUB_FILE if is_hub else WEIGHTS_FILE
     for name in (CONFIG_FILE, weights):
         file = _inside(folder / name, resolved_roots)

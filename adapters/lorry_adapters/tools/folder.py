@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from lorry_adapters.errors import AdapterError, InvalidAdapter
+from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES, TensorEntry, TensorFile
@@ -102,7 +103,9 @@ class PeftFolder:
 
     @property
     def peft_type(self) -> str:
-        return str(self.config.get("peft_type"))
+        """Of AdapterHub's configs, which have none, what their records say."""
+        is_hub = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
+        return BOTTLENECK if is_hub else str(self.config.get("peft_type"))
 
     def pairs(self) -> tuple[dict[str, Pair], list[str]]:
         """The LoRA pairs by module, in the layers' order, and every other key of the file."""

@@ -14,11 +14,14 @@ from typing import Any, Final
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, natural
 
-_PARAMETER: Final = re.compile(rf"\.(?:(?:{'|'.join(OWN)})_|token_adapter\.)")
+_PARAMETER: Final = re.compile(
+    rf"\.(?:(?:{'|'.join(OWN)})_|token_adapter\.|(?:attention|output)_adapters\.)"
+)
 """Where a key stops being a module of the base and starts being a method's own parameter."""
 
 _GATES: Final = {
@@ -27,6 +30,7 @@ _GATES: Final = {
     "LOHA": "hada_w2_b",
     "LOKR": "lokr_w1",
     "VERA": "vera_lambda_b",
+    BOTTLENECK: "adapter_up",
 }
 """By method, the factor that PEFT starts at zero: while it is zero, so is the delta."""
 
@@ -45,6 +49,7 @@ _NAMES: Final = {
     "PROMPT_TUNING": "prompt tuning",
     "P_TUNING": "p-tuning",
     "PREFIX_TUNING": "prefix tuning",
+    BOTTLENECK: "AdapterHub bottleneck",
 }
 
 _KINDS: Final = {

@@ -13,7 +13,7 @@ from typing import IO, Any
 from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
 from lorry.errors import LorryError
-from lorry_adapters.lora.problems import HUB_PICKLE, pickled
+from lorry_adapters.lora.problems import HUB_PICKLE, head_beside, pickled
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -37,6 +37,9 @@ def parts(path: Path) -> dict[str, Path]:
     found = {name: path / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
     if not found[WEIGHTS_FILE].is_file() and (path / HUB_FILE).is_file():
         found[WEIGHTS_FILE] = path / HUB_FILE
+        head = head_beside(file.name for file in path.iterdir())
+        if head is not None:
+            raise LocalFileError(f"{path}/{head}")
     missing = [name for name, file in found.items() if not file.is_file()]
     pickles = [path / name for name in PICKLE_FILES if (path / name).is_file()]
     if WEIGHTS_FILE in missing and pickles:

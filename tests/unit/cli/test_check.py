@@ -16,6 +16,8 @@ from lorry.model.layout import layout_of
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
 
+BOTTLENECKS = Path(__file__).parents[2] / "oracle" / "adapterhub"
+
 
 @pytest.fixture
 def broken(peft_adapter, tmp_path: Path) -> Path:
@@ -105,6 +107,23 @@ def test_another_base_is_a_problem_not_a_crash(
     assert "does not fit" in capsys.readouterr().err
 
 
+def test_adapterhubs_folder(tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "houlsby"
+    shutil.copytree(BOTTLENECKS / "gpt2-houlsby", folder)
+    command = ["adapters", "check", str(folder), "--base", str(tiny_model("gpt2"))]
+    assert main([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["method"], answer["acts"]) == ("AdapterHub bottleneck", True)
+    assert answer["target_modules"] == ["c_proj"]
+    assert {one["module"] for one in answer["modules"]} == {"transformer.h.0", "transformer.h.1"}
+    (folder / "model_head.safetensors").touch()
+    assert main(command) == 1
+    assert "with_head=False" in capsys.readouterr().err
+    (folder / "adapter.safetensors").rename(folder / "pytorch_adapter.bin")
+    assert main(command) == 1
+    assert "torch.load('pytorch_adapter.bin'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_layout_without_weights_is_the_loaded_models(tiny_model, family: str) -> None:
     from transformers import AutoModelForCausalLM
@@ -118,6 +137,7 @@ def test_the_layout_without_weights_is_the_loaded_models(tiny_model, family: str
 
 
 def test_file_names_are_the_adapters_own() -> None:
-    """The client repeats two constants, so that it starts without torch."""
+    """The client repeats these constants, so that it starts without torch."""
     assert transfer.CONFIG_FILE == weights.CONFIG_FILE
     assert transfer.WEIGHTS_FILE == weights.WEIGHTS_FILE
+    assert transfer.HUB_FILE == weights.HUB_FILE
