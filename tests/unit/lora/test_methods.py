@@ -31,7 +31,9 @@ from support import tiny
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 CONFIGS: dict[str, Callable[[], PeftConfig]] = {
-    "ia3": lambda: IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "ia3": lambda: IA3Config(
+        target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
     "adalora": lambda: AdaLoraConfig(target_modules=["q_proj"], init_r=6, total_step=9),
     "loha": lambda: LoHaConfig(target_modules=["q_proj"], r=3),
     "lokr": lambda: LoKrConfig(target_modules=["q_proj"], r=3),

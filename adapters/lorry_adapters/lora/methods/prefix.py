@@ -36,7 +36,8 @@ class PrefixSpec(PromptSpecBase):
         if not heads:
             problems.append(
                 f"{self.peft_type} is not served on the base {layout.name} "
-                f"({layout.architecture}): its layers do not all keep keys and values of the shape that PEFT gives them"
+                f"({layout.architecture}): its layers do not all keep keys and values of the shape "
+                "that PEFT gives them"
             )
         else:
             wanted = {PROMPT_KEY: (self.count, layers * 2 * heads * size)}
