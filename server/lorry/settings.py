@@ -139,8 +139,8 @@ class Settings:
         "auto",
         Kind.CHOICE,
         "What runs the steps. native: the compiled step, for an int8 base on a CPU. torch: "
-        "PyTorch's operations. auto: native where it was built and knows the model, Triton's kernels on CUDA "
-        "where they prove right, else torch.",
+        "PyTorch's operations. auto: native where it was built and knows the model, Triton's "
+        "kernels on CUDA where they prove right, else torch.",
         choices=("auto", "native", "torch"),
     )
     max_loras: int = _option(
