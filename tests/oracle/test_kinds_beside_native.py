@@ -3,6 +3,7 @@ rows that it runs do not notice them."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from lorry.model.native import library
+from lorry_adapters.lora import weights
 from support.peft_kinds import KINDS
 from support.peft_made import make
 from support.prompts import random_prompt
@@ -17,6 +19,7 @@ from support.runner_driver import Ask, RunnerDriver, token_ids
 
 FAMILY = "llama"
 NAMES = ("dora", "ia3", "lora_bias", "modules_to_save=head", "lokr")
+BOTTLENECK = Path(__file__).parent / "adapterhub" / "llama-pfeiffer"
 APART = 0.05
 """Of a log-probability. Both paths round activations to 13 bits, where a difference in a
 sum's last digit can flip a code; the compiled one rounds plain adapters to fewer bits."""
@@ -47,16 +50,24 @@ def torch_only(folder: Path) -> RunnerDriver:
 def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = AutoModelForCausalLM.from_pretrained(folder)
     root = tmp_path_factory.mktemp("made")
-    return {
+    found = {
         name: make(KINDS[name], FAMILY, base, root / f"{i}" / "adapter").folder
         for i, name in enumerate(NAMES)
     }
+    found["bottleneck"] = bottleneck = root / "bottleneck"
+    bottleneck.mkdir()
+    for theirs, ours in (("adapter_config.json",) * 2, (weights.HUB_FILE, weights.WEIGHTS_FILE)):
+        shutil.copy(BOTTLENECK / theirs, bottleneck / ours)
+    return found
 
 
 def asks(made: dict[str, Path], plain: Path) -> list[Ask]:
     one = [Ask([(path, 1.0)], random_prompt(9 + i, seed=i)) for i, path in enumerate(made.values())]
     half = [Ask([(path, 0.5)], random_prompt(7, seed=20)) for path in made.values()]
-    summed = [Ask([(made["dora"], 1.0), (plain, 0.7)], random_prompt(11, seed=30))]
+    summed = [
+        Ask([(made[name], 1.0), (plain, 0.7)], random_prompt(11, seed=30))
+        for name in ("dora", "bottleneck")
+    ]
     return [*one, *half, *summed]
 
 
