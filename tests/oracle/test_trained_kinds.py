@@ -1,0 +1,84 @@
+"""On the real base: an adapter of each main family, trained by the samples' recipe, does what it
+was trained for, and the base does not.
+
+`adapters/samples/recipe/train.py pirate --kind KIND` made those in `trained/`; plain LoRA and
+rsLoRA are samples themselves. One batch, beside the base, as the server runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from lorry.errors import ModelError
+from lorry.model.native import library
+from support.quality import default_base
+from support.stepped import Ask, House
+
+TRAINED = Path(__file__).parent / "trained"
+SAMPLES = Path(__file__).resolve().parents[2] / "adapters" / "samples"
+TABLE = {one["name"]: one for one in json.loads((SAMPLES / "samples.json").read_text())["samples"]}
+FOLDERS = {
+    "LoRA": SAMPLES / "pirate",
+    "rsLoRA": SAMPLES / "sentiment",
+    **{path.name.removeprefix("pirate-"): path for path in sorted(TRAINED.iterdir())},
+}
+TOKENS = 48
+
+
+def test_the_families_are_what_they_say() -> None:
+    configs: dict[str, dict[str, Any]] = {
+        name: json.loads((folder / "adapter_config.json").read_text())
+        for name, folder in FOLDERS.items()
+    }
+    kinds = {
+        (one["peft_type"], bool(one.get("use_rslora")), bool(one.get("use_dora")))
+        for one in configs.values()
+    }
+    assert len(kinds) == len(FOLDERS)
+
+
+def test_each_does_what_it_was_trained_for(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.cache is not None
+    try:
+        base = default_base(pytestconfig.cache.mkdir("lorry"))
+    except ModelError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the default base is not on this machine and cannot be fetched: {error}")
+    try:
+        library.find()
+        kernels = "native"
+    except library.Missing:
+        kernels = "torch"
+    house = House(base, quantization="int8", kernels=kernels)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    asked = []
+    for name, folder in FOLDERS.items():
+        sample = TABLE.get(folder.name, TABLE["pirate"])
+        for demo in sample["demos"][:2]:
+            asked.append((name, folder, demo, sample["expect"]))
+    ids = [tokenizer(demo)["input_ids"] for _, _, demo, _ in asked]
+    adapted = [
+        Ask(one, ((folder, 1.0),)) for one, (_, folder, _, _) in zip(ids, asked, strict=True)
+    ]
+    answers = house.run([*adapted, *map(Ask, ids)], TOKENS, prompt_logprobs=False)
+    texts = [until_end(tokenizer, answer.tokens) for answer in answers]
+    for (name, _, demo, expect), mine, plain in zip(
+        asked, texts[: len(asked)], texts[len(asked) :], strict=True
+    ):
+        assert re.search(expect, mine), f"{name}, {demo!r}: {mine!r}"
+        assert not re.search(expect, plain), f"the base, {demo!r}: {plain!r}"
+
+
+def until_end(tokenizer: Any, tokens: list[int]) -> str:
+    """The text before the first token that ends one."""
+    end = tokenizer.eos_token_id
+    kept = tokens[: tokens.index(end)] if end in tokens else tokens
+    return str(tokenizer.decode(kept))
