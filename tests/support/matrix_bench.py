@@ -37,7 +37,7 @@ class Bench:
         self._running = copy.deepcopy(base)
         self.family = family
         self._home = home
-        self._pool = ThreadPoolExecutor(8)
+        self._pool = ThreadPoolExecutor(16)
         self._numbers: dict[tuple[Any, ...], list[float]] = {}
         self.plain = self.make(PLAIN, seed=7)
         self.upload("plain", self.plain.folder).raise_for_status()
