@@ -29,6 +29,7 @@ from lorry_adapters.errors import (
     HomeUnusable,
     InvalidAdapter,
 )
+from lorry_adapters.lora import probe
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
 from lorry_adapters.registry.archive import Upload, unpack
@@ -393,7 +394,10 @@ class Registry:
             generation = self._inventory.generation(digest)
             try:
                 if self._blobs.intact(digest):
-                    return load(self._blobs.folder(digest), digest, self._layout)
+                    folder = self._blobs.folder(digest)
+                    weights = load(folder, digest, self._layout)
+                    probe.check(folder, weights)
+                    return weights
                 why = FILES_GONE
             except InvalidAdapter as error:
                 why = f"its files no longer load: {error.message}; upload it again"

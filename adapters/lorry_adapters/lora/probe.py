@@ -1,0 +1,80 @@
+"""A self-check when an adapter is loaded: some of its deltas against the files themselves.
+
+What was read went through the parsing of keys, targets, ranks and strengths. Here a few
+modules are looked up by nothing but PEFT's own naming, their delta of a random input is
+computed from the raw tensors and the raw config, and both must agree. A mistake in the
+mapping is found before the first request is answered with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
+
+_TOLERANCE: Final = 1e-4
+_PREFIXES: Final = ("base_model.model.", "")
+
+
+def check(folder: Path, weights: AdapterWeights) -> None:
+    """Of a LoRA's plain pairs: the first module, one in the middle, the last.
+
+    Raises InvalidAdapter where what was loaded is not what the files say.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_bytes())
+    names = sorted(weights.modules)
+    # Patterns give a module a strength that only the parser knows.
+    simple = not config.get("rank_pattern") and not config.get("alpha_pattern")
+    if config.get("peft_type") != "LORA" or not names or not simple:
+        return
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        keys = set(file.keys())
+        for name in {names[0], names[len(names) // 2], names[-1]}:
+            a_key, b_key = (_key(keys, name, half) for half in "AB")
+            if a_key is None or b_key is None:
+                # Under another module's name, of which the base has a part.
+                continue
+            a_RI, b_OR = file.get_tensor(a_key).float(), file.get_tensor(b_key).float()
+            x_I = torch.randn(a_RI.shape[1], generator=torch.Generator().manual_seed(7))
+            expected_O = strength(config) * (b_OR @ (a_RI @ x_I))
+            _compare(name, weights, x_I, expected_O)
+
+
+def strength(config: Mapping[str, Any]) -> float:
+    """alpha / r, or alpha / sqrt(r): PEFT's, for a config without patterns."""
+    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _key(keys: set[str], module: str, half: str) -> str | None:
+    for prefix in _PREFIXES:
+        start = f"{prefix}{module}.lora_{half}."
+        found = [key for key in keys if key.startswith(start) and key.endswith("weight")]
+        if found:
+            return found[0]
+    return None
+
+
+def _compare(name: str, weights: AdapterWeights, x_I: Tensor, expected_O: Tensor) -> None:
+    pair = weights.modules[name]
+    wide = pair.a_RI.shape[1] == x_I.shape[0] and pair.b_OR.shape[0] == expected_O.shape[0]
+    if wide:
+        found_O = pair.scaling * (pair.b_OR.float() @ (pair.a_RI.float() @ x_I))
+        worst = float((found_O - expected_O).abs().max())
+        wide = worst <= _TOLERANCE * (1 + float(expected_O.abs().max()))
+    if not wide:
+        raise InvalidAdapter(
+            [
+                f"the self-check failed: what was loaded for {name} is not what the files say; "
+                "this is a defect of the server, please report it with the adapter's config"
+            ]
+        )
