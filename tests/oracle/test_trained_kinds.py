@@ -1,5 +1,5 @@
-"""On the real base: an adapter of each main family, trained by the samples' recipe, does what it
-was trained for, and the base does not.
+"""On the real base: adapters of several families, trained by the samples' recipe, do what they
+were trained for, and the base does not.
 
 `adapters/samples/recipe/train.py pirate --kind KIND` made those in `trained/`; plain LoRA and
 rsLoRA are samples themselves. One batch, beside the base, as the server runs it.

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.effects import Dora, EmbeddingPair, PairBias
+from lorry_adapters.lora.effects import Dora, PairBias
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_keys, unexpected
 from lorry_adapters.lora.methods.own_parts import OwnParts, OwnPartsFields, read_own_parts
@@ -29,10 +29,12 @@ from lorry_adapters.lora.methods.pairs import (
     find_pairs,
     find_ranks,
     not_linear,
+    read_rules,
 )
 from lorry_adapters.lora.parts import Contents, LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.replaced import EmbeddingPair
 from lorry_adapters.lora.targets import Targets, read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
@@ -250,8 +252,8 @@ def read_lora(fields: Fields) -> LoraSpec:
         fields.problems.append("use_dora and lora_bias together are not a thing that PEFT makes")
     if use_dora and invocation:
         fields.problems.append("use_dora and alora_invocation_tokens together are not served")
-    ranks = _rules(fields, "rank_pattern", rank_pattern)
-    alphas = _rules(fields, "alpha_pattern", alpha_pattern)
+    ranks = read_rules(fields, "rank_pattern", rank_pattern)
+    alphas = read_rules(fields, "alpha_pattern", alpha_pattern)
     fields.refuse_the_rest(_HARMLESS, _NOT_SERVED)
     return LoraSpec(
         peft_type="LORA",
@@ -289,14 +291,6 @@ def _initialisation(fields: Fields) -> None:
             )
             return
     fields.problems.append(f"init_lora_weights {shown(value)} is not served yet")
-
-
-def _rules(fields: Fields, key: str, values: Mapping[str, Any]) -> SuffixRules[Any]:
-    try:
-        return SuffixRules(values, where=key)
-    except InvalidAdapter as error:
-        fields.problems.extend(error.problems)
-        return SuffixRules({}, where=key)
 
 
 def _tables(keys: Keys, layout: BaseLayout, problems: list[str]) -> dict[str, PairKeys]:

@@ -10,13 +10,13 @@ from typing import Final
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
-from lorry_adapters.lora.effects import OwnModule
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, check_shapes, sort_keys, unexpected
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts, shape_of
 from lorry_adapters.lora.methods.pairs import disagreements, not_linear
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.patterns import Budget
+from lorry_adapters.lora.replaced import OwnModule
 from lorry_adapters.lora.targets import Targets, read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 

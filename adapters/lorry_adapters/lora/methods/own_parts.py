@@ -20,11 +20,12 @@ import torch
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.effects import OwnBias, OwnModule, TokenLogits, TokenRows
+from lorry_adapters.lora.effects import OwnBias
 from lorry_adapters.lora.fields import Fields, Wrong
 from lorry_adapters.lora.keys import PREFIX, check_shapes, module_of
 from lorry_adapters.lora.parts import Parts, Score
 from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.targets import Targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 

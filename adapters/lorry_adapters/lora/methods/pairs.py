@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
+from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import LINEAR, Keys, linear_names
-from lorry_adapters.lora.patterns import Budget
+from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.targets import Targets
 from lorry_adapters.lora.tensor_file import TensorFile
@@ -108,3 +111,12 @@ def _plain(target_modules: tuple[str, ...] | str) -> object:
 
 def _short(parameter: str) -> str:
     return parameter.removesuffix(".weight")
+
+
+def read_rules(fields: Fields, key: str, values: Mapping[str, Any]) -> SuffixRules[Any]:
+    """Of a `rank_pattern` or `alpha_pattern`; problems go to `fields`."""
+    try:
+        return SuffixRules(values, where=key)
+    except InvalidAdapter as error:
+        fields.problems.extend(error.problems)
+        return SuffixRules({}, where=key)

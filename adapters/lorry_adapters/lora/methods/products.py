@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from lorry_adapters.lora.effects import Kronecker
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import LINEAR, PREFIX, check_shapes, sort_keys, unexpected
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
-from lorry_adapters.lora.methods.pairs import disagreements, not_linear
+from lorry_adapters.lora.methods.pairs import disagreements, not_linear, read_rules
 from lorry_adapters.lora.parts import Contents, LoraPair, Parts, SpecBase
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
@@ -127,16 +127,8 @@ def _read(peft_type: str, fields: Fields) -> ProductSpec:
     alphas = fields.take("alpha_pattern", check.mapping(check.alpha), {})
     own = OwnPartsFields.read(fields)
     fields.refuse_the_rest(_TRAINING, {})
-    rules = [_rules(fields, "rank_pattern", ranks), _rules(fields, "alpha_pattern", alphas)]
+    rules = [read_rules(fields, "rank_pattern", ranks), read_rules(fields, "alpha_pattern", alphas)]
     return ProductSpec(peft_type, base_model, task_type, targets, own, r, alpha, *rules)
-
-
-def _rules(fields: Fields, key: str, values: Mapping[str, Any]) -> SuffixRules[Any]:
-    try:
-        return SuffixRules(values, where=key)
-    except InvalidAdapter as error:
-        fields.problems.extend(error.problems)
-        return SuffixRules({}, where=key)
 
 
 def _check_hadamard(

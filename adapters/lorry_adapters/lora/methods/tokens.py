@@ -12,11 +12,11 @@ import torch
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
-from lorry_adapters.lora.effects import TokenLogits, TokenRows
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, check_shapes, sort_keys, unexpected
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.replaced import TokenLogits, TokenRows
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _KEY: Final = "trainable_tokens_delta"

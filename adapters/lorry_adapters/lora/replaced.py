@@ -1,0 +1,158 @@
+"""Effects on embeddings, and modules that an adapter brings whole, instead of the base's own.
+
+Letters as in `effects`: M tokens of one adapter, K trained rows, V vocabulary, H width.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorry_adapters.lora.effects import Base, Delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingPair:
+    """y = table[id] + s A[:, id] B', times the factor of models that scale embeddings."""
+
+    a_RV: Tensor
+    b_HR: Tensor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.a_RV.nbytes + self.b_HR.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+    def bind(self, base: Base) -> Delta:
+        a_VR = base.held(self.a_RV.T.contiguous())
+        b_RH = base.held(self.b_HR.T.float() * self.scaling)
+        factor = _embedding_factor(base.module)
+
+        def delta(ids_M: Tensor, y_MH: Tensor, scale_M1: Tensor) -> Tensor:
+            return (a_VR[ids_M] @ b_RH) * (scale_M1 * factor)
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows:
+    """Trained rows of an embedding table, instead of the base's."""
+
+    ids_K: Tensor
+    rows_KH: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.ids_K.nbytes + self.rows_KH.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+    def bind(self, base: Base) -> Delta:
+        rows_KH = base.held(self.rows_KH.float() * _embedding_factor(base.module))
+        ids_K = self.ids_K.to(base.device)
+
+        def delta(ids_M: Tensor, y_MH: Tensor, scale: Tensor) -> Tensor:
+            is_mine_MK = ids_M[:, None] == ids_K
+            mine_M1 = is_mine_MK.any(1, keepdim=True)
+            # With an id listed twice the last row counts, as in an index copy.
+            last_M = ids_K.shape[0] - 1 - is_mine_MK.flip(1).int().argmax(1)
+            return torch.where(mine_M1, rows_KH[last_M] - y_MH, 0)
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLogits:
+    """The same rows in an output head that shares its weights with the embedding."""
+
+    ids_K: Tensor
+    rows_KH: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.ids_K.nbytes + self.rows_KH.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+    def bind(self, base: Base) -> Delta:
+        rows_KH, ids_K = base.held(self.rows_KH), self.ids_K.to(base.device)
+        bias_K = None if base.bias is None else base.held(base.bias[ids_K])
+
+        def delta(x_MH: Tensor, y_MV: Tensor, scale: Tensor) -> Tensor:
+            mine_MK = x_MH @ rows_KH.T
+            if bias_K is not None:
+                mine_MK = mine_MK + bias_K
+            delta_MV = torch.zeros_like(y_MV)
+            delta_MV[:, ids_K] = mine_MK - y_MV[:, ids_K]
+            return delta_MV
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnModule:
+    """A whole module, trained: instead of the base's (PEFT's `modules_to_save`)."""
+
+    weight: Tensor | None
+    """Of a linear `[O, I]`, of an embedding `[V, H]`, of a norm `[H]`."""
+    bias: Tensor | None
+    transposed: bool = False
+    """GPT-2's linears are saved as they are stored: `[I, O]`."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.weight, self.bias) if part is not None)
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+    def bind(self, base: Base) -> Delta | None:
+        if self._is_copy(base):
+            return None
+        weight = None if self.weight is None else base.held(self.weight)
+        bias = None if self.bias is None else base.held(self.bias)
+        module = base.module
+        if isinstance(module, nn.Embedding):
+            assert weight is not None
+            factor = _embedding_factor(module)
+            return lambda ids_M, y_MH, scale: weight[ids_M] * factor - y_MH
+        if weight is not None and weight.dim() == 2:
+            own = bias if bias is not None else base.bias
+            weight_OI = weight.T.contiguous() if self.transposed else weight
+            return lambda x_MI, y_MO, scale: F.linear(x_MI, weight_OI, own) - y_MO
+        # A norm: its own arithmetic, with other numbers.
+        mine = copy.deepcopy(module)
+        with torch.no_grad():
+            for name, values in (("weight", weight), ("bias", bias)):
+                if values is not None:
+                    setattr(mine, name, nn.Parameter(values, requires_grad=False))
+        return lambda x, y, scale: mine(x) - y
+
+    def _is_copy(self, base: Base) -> bool:
+        """PEFT saves the embeddings beside some adapters although nobody trained them."""
+        if self.weight is None or self.bias is not None or self.weight.dim() != 2:
+            return False
+        theirs, mine = base.weight(), self.weight.float()
+        mine = mine.T if self.transposed else mine
+        return torch.equal(mine, theirs) or torch.allclose(_rounded(mine), theirs, rtol=1e-6)
+
+
+def _rounded(weight_OI: Tensor) -> Tensor:
+    """To 8 bits a row, as a base in int8 holds it."""
+    scale_O1 = weight_OI.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    return (weight_OI / scale_O1).round() * scale_O1
+
+
+def _embedding_factor(module: nn.Module) -> float:
+    """Gemma 3 multiplies inside its embedding module."""
+    factor = getattr(module, "embed_scale", None)
+    return 1.0 if factor is None else float(factor)
