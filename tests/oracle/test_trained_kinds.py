@@ -41,7 +41,14 @@ def test_the_families_are_what_they_say() -> None:
         (one["peft_type"], bool(one.get("use_rslora")), bool(one.get("use_dora")))
         for one in configs.values()
     }
-    assert len(kinds) == len(FOLDERS)
+    assert kinds == {
+        ("LORA", False, False),
+        ("LORA", True, False),
+        ("LORA", False, True),
+        ("IA3", False, False),
+        ("PROMPT_TUNING", False, False),
+    }
+    assert len(FOLDERS) == len(kinds)
 
 
 def test_each_does_what_it_was_trained_for(pytestconfig: pytest.Config) -> None:

@@ -118,7 +118,7 @@ def of_kind(plan: Plan, kind: str) -> Plan:
             return replace(plan, rank=4, alpha=4, targets=("q_proj", "v_proj", "down_proj"))
         case "dora":
             return replace(
-                plan, rank=2, alpha=4, targets=("q_proj", "v_proj", "down_proj"), epochs=5
+                plan, rank=4, alpha=8, targets=("v_proj", "o_proj", "down_proj"), learning_rate=2e-3
             )
         case "ia3":
             # Keys, values and the MLP's inside, as in the paper.
