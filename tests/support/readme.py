@@ -18,7 +18,8 @@ from prometheus_client.core import Metric
 
 from lorry.api.app import Services, create_app
 from lorry.core import EngineStats
-from lorry.metrics import Metrics, Sources
+from lorry.metrics import Metrics
+from lorry.scrape import Sources
 from lorry.settings import Settings, markdown_table
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord

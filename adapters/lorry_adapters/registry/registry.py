@@ -31,12 +31,13 @@ from lorry_adapters.errors import (
 )
 from lorry_adapters.lora import probe
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import AdapterWeights, inspect, load
-from lorry_adapters.registry.archive import Upload, unpack
-from lorry_adapters.registry.blobs import Blobs, digest_of, size_of, storage_full_named
+from lorry_adapters.lora.weights import AdapterWeights, load
+from lorry_adapters.registry.archive import Upload
+from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.catalog import Catalog, StoredContent
 from lorry_adapters.registry.home import HomeLock
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
+from lorry_adapters.registry.intake import Intake
 from lorry_adapters.registry.inventory import Inventory, version_of
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.names import check_name, check_scale, check_strength
@@ -48,7 +49,6 @@ from lorry_adapters.registry.record import (
     Lease,
 )
 from lorry_adapters.registry.revision import (
-    Staged,
     check_match,
     conflict,
     first_record,
@@ -57,9 +57,9 @@ from lorry_adapters.registry.revision import (
     without_version,
 )
 from lorry_adapters.registry.sources import upload_from
-from lorry_adapters.registry.survey import FILES_GONE, fingerprint, survey
+from lorry_adapters.registry.survey import FILES_GONE, survey
 from lorry_adapters.registry.tarball import Tarball
-from lorry_adapters.tools.merge import Part, Recipe, merge
+from lorry_adapters.tools.merge import Recipe
 
 
 class Registry:
@@ -84,12 +84,8 @@ class Registry:
         `allowed_roots`: folders from which `add_folder` may read. HomeUnusable.
         """
         self._layout = layout
-        self._fingerprint = fingerprint(layout)
-        self._max_rank = max_rank
-        self._max_upload = max_upload
         self._reserved = reserved_names
         self._roots = allowed_roots
-        self._home = home
         self._writing = threading.Lock()
         self._subscribers: tuple[Callable[[str], None], ...] = ()
         self._cache = HostCache(self._load, max_bytes=max_host_bytes, max_entries=max_host_adapters)
@@ -111,6 +107,9 @@ class Registry:
             for digest, why in broken.items():
                 self._inventory.mark_broken(digest, why)
             self._cache.pin(self._inventory.pinned())
+            self._intake = Intake(
+                home, layout, self._blobs, self._inventory, max_rank=max_rank, max_upload=max_upload
+            )
             opened.callback(self._inventory.close)
             self._opened = opened.pop_all()
 
@@ -141,19 +140,19 @@ class Registry:
         check_name(name, self._reserved)
         if scale is not None:
             scale = check_scale(scale)
-        with self._verified(upload) as new, self._writing:
+        with self._intake.staged(upload) as new, self._writing:
             old = self._inventory.find(name)
             if old is None:
                 record = first_record(name, new)
             elif old.current.digest == new.digest:
-                self._publish(new)
+                self._intake.publish(new)
                 return old, False
             elif not replace:
                 raise conflict(old, new.digest)
             else:
                 record = with_version(old, new, self._catalog.next_version(name))
             record = with_state(record, enabled, scale, pinned, description, record.current)
-            self._publish(new)
+            self._intake.publish(new)
             self._save(record, new.stored)
             return record, True
 
@@ -183,11 +182,11 @@ class Registry:
         """A new current version of an adapter that exists; the content it has already
         makes none. `if_match`: the digest it must have now, or DigestMismatch."""
         check_match(self._inventory.get(name), if_match)
-        with self._verified(upload) as new, self._writing:
+        with self._intake.staged(upload) as new, self._writing:
             # Looked up again: another change may have come first while this one was read.
             old = self._inventory.get(name)
             check_match(old, if_match)
-            self._publish(new)
+            self._intake.publish(new)
             if old.current.digest == new.digest:
                 return old
             record = with_version(old, new, self._catalog.next_version(name))
@@ -318,7 +317,7 @@ class Registry:
         try:
             weighed = [(ref, weight) for ref, (_, weight) in zip(lease.refs, parts, strict=True)]
             key = recipe.key([(ref.digest, weight) for ref, weight in weighed])
-            digest = self._merges.digest(key, lambda: self._merge(weighed, recipe))
+            digest = self._merges.digest(key, lambda: self._published(weighed, recipe))
             return AdapterChoice(MERGED, digest=digest), lease.refs
         finally:
             lease.release()
@@ -350,39 +349,13 @@ class Registry:
     # Within
 
     @contextmanager
-    def _verified(self, upload: Upload) -> Iterator[Staged]:
-        """Unpack and check everything before anything changes; the content is held."""
-        with self._blobs.staging() as folder:
-            with storage_full_named(self._home):
-                unpack(upload, folder, max_bytes=self._max_upload)
-            facts = inspect(folder, self._layout, self._max_rank)
-            self._blobs.seal(folder)
-            digest = digest_of(folder)
-            stored = StoredContent(digest, size_of(folder), self._fingerprint)
-            with self._inventory.admitting(digest):
-                yield Staged(folder, digest, facts, stored)
-
-    @contextmanager
-    def _merge(self, parts: Sequence[tuple[AdapterRef, float]], recipe: Recipe) -> Iterator[str]:
-        """Merge contents that are held; the digest of the result, held for the block."""
-        with self._blobs.staging() as folder:
-            sources = [
-                Part(self._blobs.folder(ref.digest), weight, ref.name) for ref, weight in parts
-            ]
-            with storage_full_named(self._home):
-                merge(sources, recipe).write(folder)
-            inspect(folder, self._layout, self._max_rank)
-            self._blobs.seal(folder)
-            digest = digest_of(folder)
-            with self._inventory.admitting(digest):
-                with self._writing:
-                    self._blobs.publish(folder, digest)
-                    self._inventory.mend(digest)
-                yield digest
-
-    def _publish(self, new: Staged) -> None:
-        self._blobs.publish(new.folder, new.digest)
-        self._inventory.mend(new.digest)
+    def _published(
+        self, parts: Sequence[tuple[AdapterRef, float]], recipe: Recipe
+    ) -> Iterator[str]:
+        with self._intake.merged(parts, recipe) as new:
+            with self._writing:
+                self._intake.publish(new)
+            yield new.digest
 
     def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
         self._catalog.save(record, stored)

@@ -32,7 +32,8 @@ from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
 from lorry.engine.client import EngineClient
 from lorry.engine.grammar import GrammarCompiler
-from lorry.metrics import Metrics, Sources
+from lorry.metrics import Metrics
+from lorry.scrape import Sources
 from lorry.settings import Settings
 from lorry_adapters.registry.registry import Registry
 

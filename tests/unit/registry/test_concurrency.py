@@ -14,6 +14,7 @@ from lorry_adapters.errors import (
     InvalidSelection,
     UnknownAdapter,
 )
+from lorry_adapters.registry import intake as intake_module
 from lorry_adapters.registry import registry as registry_module
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.record import AdapterChoice
@@ -158,14 +159,14 @@ def test_compare_and_swap_looks_again_after_reading_the_upload(
 ) -> None:
     folders = [save_adapter(tmp_path / str(seed), seed) for seed in range(3)]
     digest = registry.add("a", upload(folders[0]))[0].current.digest
-    inspect = registry_module.inspect
+    inspect = intake_module.inspect
 
     def another_came_first(*args: object) -> object:
         monkeypatch.undo()
         registry.put("a", upload(folders[1]), if_match=digest)
         return inspect(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(registry_module, "inspect", another_came_first)
+    monkeypatch.setattr(intake_module, "inspect", another_came_first)
     with pytest.raises(DigestMismatch):
         registry.put("a", upload(folders[2]), if_match=digest)
     assert registry.get("a").current.digest == digest_of(folders[1])

@@ -17,7 +17,7 @@ from lorry_adapters.errors import (
     InvalidSelection,
     UnknownAdapter,
 )
-from lorry_adapters.registry import registry as registry_module
+from lorry_adapters.registry import intake as intake_module
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.record import MERGED, AdapterChoice
@@ -60,9 +60,7 @@ def test_it_is_what_the_tool_makes(registry: Registry, tmp_path: Path) -> None:
 
 def test_the_same_is_made_once(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    monkeypatch.setattr(
-        registry_module, "merge", lambda *given: made.append(given) or merge(*given)
-    )
+    monkeypatch.setattr(intake_module, "merge", lambda *given: made.append(given) or merge(*given))
     first, _ = registry.merged(BOTH, LINEAR)
     again, _ = registry.merged(BOTH, LINEAR)
     other, _ = registry.merged([BOTH[0], (AdapterChoice("two"), 0.4)], LINEAR)
@@ -74,9 +72,7 @@ def test_the_merge_of_many_threads_is_made_once(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[object] = []
-    monkeypatch.setattr(
-        registry_module, "merge", lambda *given: made.append(given) or merge(*given)
-    )
+    monkeypatch.setattr(intake_module, "merge", lambda *given: made.append(given) or merge(*given))
     found: list[AdapterChoice] = []
     threads = [
         threading.Thread(target=lambda: found.append(registry.merged(BOTH, LINEAR)[0]))

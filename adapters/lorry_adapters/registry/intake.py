@@ -1,0 +1,82 @@
+"""A content on its way in: unpacked or merged, verified, and held until it is stored.
+
+Everything is checked in a staging folder before anything that a request could see changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.weights import inspect
+from lorry_adapters.registry.archive import Upload, unpack
+from lorry_adapters.registry.blobs import Blobs, digest_of, size_of, storage_full_named
+from lorry_adapters.registry.catalog import StoredContent
+from lorry_adapters.registry.inventory import Inventory
+from lorry_adapters.registry.record import AdapterRef
+from lorry_adapters.registry.revision import Staged
+from lorry_adapters.registry.survey import fingerprint
+from lorry_adapters.tools.merge import Part, Recipe, merge
+
+
+class Intake:
+    """Thread-safe, but for `publish`, which is the registry's one writer's."""
+
+    def __init__(
+        self,
+        home: Path,
+        layout: BaseLayout,
+        blobs: Blobs,
+        inventory: Inventory,
+        *,
+        max_rank: int,
+        max_upload: int,
+    ) -> None:
+        """`max_upload`: bytes of an adapter's files unpacked."""
+        self._home = home
+        self._layout = layout
+        self._fingerprint = fingerprint(layout)
+        self._blobs = blobs
+        self._inventory = inventory
+        self._max_rank = max_rank
+        self._max_upload = max_upload
+
+    @contextmanager
+    def staged(self, upload: Upload) -> Iterator[Staged]:
+        """An upload's content, held for the block. InvalidAdapter, UploadTooLarge, StorageFull."""
+        with self._blobs.staging() as folder:
+            with storage_full_named(self._home):
+                unpack(upload, folder, max_bytes=self._max_upload)
+            with self._verified(folder) as new:
+                yield new
+
+    @contextmanager
+    def merged(self, parts: Sequence[tuple[AdapterRef, float]], recipe: Recipe) -> Iterator[Staged]:
+        """What `parts`, which somebody holds, make at their weights; held for the block.
+
+        InvalidAdapter where they cannot be merged, ToolError for a weight, StorageFull.
+        """
+        with self._blobs.staging() as folder:
+            sources = [
+                Part(self._blobs.folder(ref.digest), weight, ref.name) for ref, weight in parts
+            ]
+            with storage_full_named(self._home):
+                merge(sources, recipe).write(folder)
+            with self._verified(folder) as new:
+                yield new
+
+    def publish(self, new: Staged) -> None:
+        """Its files are there from now on, whole, in place of damaged ones too."""
+        self._blobs.publish(new.folder, new.digest)
+        self._inventory.mend(new.digest)
+
+    @contextmanager
+    def _verified(self, folder: Path) -> Iterator[Staged]:
+        facts = inspect(folder, self._layout, self._max_rank)
+        self._blobs.seal(folder)
+        digest = digest_of(folder)
+        stored = StoredContent(digest, size_of(folder), self._fingerprint)
+        with self._inventory.admitting(digest):
+            yield Staged(folder, digest, facts, stored)

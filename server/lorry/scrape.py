@@ -1,0 +1,172 @@
+"""What is not counted but asked for at every scrape: the engine, adapters, host cache.
+
+vLLM's names where the meaning is vLLM's, as in `metrics`. Nothing is kept between two scrapes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from lorry.core import EngineStats
+from lorry_adapters.registry.record import AdapterRecord
+
+
+class CacheStats(Protocol):
+    """`lorry_adapters.registry.host_cache.HostCacheStats`, as far as it is shown."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def capacity_bytes(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def evictions(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a scrape reads what is not counted here. Called in the scrape's thread."""
+
+    stats: Callable[[], EngineStats]
+    host_cache: Callable[[], CacheStats]
+    records: Callable[[], Sequence[AdapterRecord]]
+    in_host_cache: Callable[[str], bool]
+
+
+class Scrape:
+    """A custom collector: asks the sources, keeps nothing."""
+
+    def __init__(self, model_name: str, sources: Sources) -> None:
+        self._model_name = model_name
+        self._sources = sources
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registration must not ask an engine that is not there yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._sources.stats()
+        records = self._sources.records()
+        yield from self._engine(stats)
+        yield from self._adapters(stats, records)
+        cache = self._sources.host_cache()
+        yield _gauge("lorry_host_cache_adapters", "Adapters in host memory.", cache.entries)
+        yield _gauge("lorry_host_cache_bytes", "Their bytes.", cache.bytes)
+        yield _gauge(
+            "lorry_host_cache_capacity_bytes", "Bytes they may take.", cache.capacity_bytes
+        )
+        yield _counter("lorry_host_cache_hits", "Loads from host memory.", cache.hits)
+        yield _counter("lorry_host_cache_misses", "Loads from disk.", cache.misses)
+        yield _counter(
+            "lorry_host_cache_evictions", "Adapters dropped from host memory.", cache.evictions
+        )
+
+    def _engine(self, stats: EngineStats) -> Iterator[Metric]:
+        used = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+        gauges = (
+            ("vllm:num_requests_running", "Requests in the running batch.", stats.running),
+            ("vllm:num_requests_waiting", "Requests that wait for it.", stats.waiting),
+            ("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it.", used),
+            (
+                "vllm:num_gpu_loaded_lora_adapters",
+                "Adapters in device slots.",
+                len(stats.resident),
+            ),
+            ("vllm:max_gpu_lora_adapters", "Device slots for adapters.", stats.slots_total),
+        )
+        for name, help, value in gauges:
+            family = GaugeMetricFamily(name, help, labels=("model_name", "engine"))
+            family.add_metric((self._model_name, "0"), value)
+            yield family
+        preemptions = CounterMetricFamily(
+            "vllm:num_preemptions",
+            "Requests that gave their KV cache to others and started again.",
+            labels=("model_name", "engine"),
+        )
+        preemptions.add_metric((self._model_name, "0"), stats.preemptions)
+        yield preemptions
+        config = GaugeMetricFamily(
+            "vllm:cache_config_info",
+            "The KV cache's shape.",
+            labels=("model_name", "engine", "block_size", "num_gpu_blocks"),
+        )
+        config.add_metric(
+            (self._model_name, "0", str(stats.kv_block_size), str(stats.kv_blocks_total)), 1
+        )
+        yield config
+        yield _gauge("lorry_slots", "Device slots for adapters.", stats.slots_total)
+        yield _gauge("lorry_slots_used", "Device slots that hold one.", len(stats.resident))
+        yield _counter("lorry_adapter_loads", "Adapters copied to a device slot.", stats.loads)
+        yield _counter(
+            "lorry_adapter_evictions", "Adapters that gave up their slot.", stats.evictions
+        )
+        yield _counter("lorry_engine_steps", "Forward passes.", stats.steps)
+        yield _counter("lorry_engine_failed_steps", "Steps that raised.", stats.failed_steps)
+
+    def _adapters(self, stats: EngineStats, records: Sequence[AdapterRecord]) -> Iterator[Metric]:
+        resident = set(stats.resident)
+        loaded = GaugeMetricFamily(
+            "vllm:lora_adapter_loaded",
+            "Adapters in memory, by the nearest level.",
+            labels=("model_name", "engine", "adapter_name", "level", "pinned", "rank"),
+        )
+        on_device: set[str] = set()
+        enabled = 0
+        for record in records:
+            enabled += record.enabled
+            digest = record.current.digest
+            if digest in resident:
+                on_device.add(record.name)
+            elif not self._sources.in_host_cache(digest):
+                continue
+            loaded.add_metric(
+                (
+                    self._model_name,
+                    "0",
+                    record.name,
+                    "gpu" if digest in resident else "cpu",
+                    str(record.pinned).lower(),
+                    str(record.current.rank),
+                ),
+                1,
+            )
+        yield loaded
+        # Gateways read "running" as "in device memory"; a request's adapter is there too.
+        info = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Adapters in device memory and adapters waited for; the value is the time.",
+            labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+        )
+        info.add_metric(
+            (
+                str(stats.slots_total),
+                ",".join(sorted(on_device | set(stats.running_adapters))),
+                ",".join(sorted(stats.waiting_adapters)),
+            ),
+            time.time(),
+        )
+        yield info
+        registered = GaugeMetricFamily(
+            "lorry_adapters", "Adapters registered, by state.", labels=("state",)
+        )
+        registered.add_metric(("enabled",), enabled)
+        registered.add_metric(("disabled",), len(records) - enabled)
+        yield registered
+
+
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help, value=value)
+
+
+def _counter(name: str, help: str, value: float) -> Metric:
+    return CounterMetricFamily(name, help, value=value)
