@@ -52,14 +52,18 @@ def list_adapters(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJso
         report(f"no adapters at {url}; add one with: lorry adapters push PATH --name NAME")
         return
     write_table(
-        ("name", "version", "state", "scale", "rank", "size", "weights on", "pinned", "digest"),
+        (
+            *("name", "version", "type", "state", "scale", "rank", "size"),
+            *("weights on", "pinned", "digest"),
+        ),
         [
             (
                 record["name"],
                 record["version"],
+                record["peft_type"],
                 _state(record),
                 float(record["scale"]),
-                record["rank"],
+                record["rank"] or None,
                 format_size(record["bytes"]),
                 record["residency"],
                 record["pinned"],

@@ -11,7 +11,7 @@ import typer
 from lorry.cli import given, offline
 from lorry.cli.connection import DEFAULT_URL, ApiKey, Url
 from lorry.cli.output import AsJson, write_json, write_line
-from lorry.errors import SettingsError
+from lorry.errors import ModelError, SettingsError
 from lorry.option import format_size
 
 DTYPES = ("float32", "bfloat16")
@@ -43,11 +43,17 @@ def bake(
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     name, scale = given.weighed(adapter)
+    from lorry.model import qwen
     from lorry.model.quiet import quiet
     from lorry_adapters.tools.bake import bake as baked
 
     with given.opened(name, url, api_key) as folder:
         source = offline.find(offline.settings_for(base, home))
+        if qwen.is_original(source.folder):
+            raise ModelError(
+                f"{source.given} is a first Qwen, whose files only its own code can load; bake "
+                "into a model that transformers knows, or serve it with the adapter beside it"
+            )
         with quiet(), warnings.catch_warnings():
             # PEFT remarks that the base is called otherwise than where the adapter was trained.
             warnings.simplefilter("ignore")

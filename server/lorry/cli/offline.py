@@ -47,21 +47,17 @@ def find(settings: Settings) -> Source:
 
 
 def outline(settings: Settings) -> Outline:
-    """The base of `settings`; nothing of its weights is read. Raises ModelError."""
+    """The base of `settings`, its weights unread. Raises ModelError, UnsupportedModel."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from lorry.errors import ModelError
-    from lorry.model.layout import layout_of
+    from lorry.model.loader import config_of, described
 
     found = find(settings)
-    try:
-        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the config of {found.given} cannot be read: {error}") from error
+    config = config_of(found)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return Outline(
-        layout=layout_of(model, settings.served_model_name or found.name),
+        layout=described(model, found, settings.served_model_name or found.name),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -58,7 +58,9 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     console = _stdout()
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
-        numbers = bool(rows) and all(type(row[index]) in (int, float) for row in rows)
+        numbers = bool(rows) and all(
+            row[index] is None or type(row[index]) in (int, float) for row in rows
+        )
         table.add_column(
             Text(column), justify="right" if numbers else "left", overflow="fold", no_wrap=False
         )

@@ -95,7 +95,7 @@ def load(
         say=progress,
         meter=meter or meter_of(progress),
     )
-    config = _config(found)
+    config = config_of(found)
     stored = stored_quantization(config, settings.quantize)
     length = _max_model_len(config, found.given, settings.max_model_len)
     tokenizer = _tokenizer(found, config)
@@ -107,9 +107,7 @@ def load(
     model = _model(found, config, precision, attention, quantized=stored is not None)
     settle(model, precision)
     name = settings.served_model_name or found.name
-    layout = layout_of(model, name)
-    if qwen.is_original(found.folder):
-        layout = replace(layout, aliases=qwen.aliases(model.config))
+    layout = described(model, found, name)
     if kind is Quantization.INT8 and precision.device.type == "cpu":
         use_int8_kernels(model)
     if kind is not Quantization.NONE:
@@ -134,7 +132,8 @@ def load(
     )
 
 
-def _config(found: source.Source) -> PretrainedConfig:
+def config_of(found: source.Source) -> PretrainedConfig:
+    """What the files say of the model. Raises ModelError, UnsupportedModel."""
     original = qwen.config_of(found.folder, found.given)
     if original is not None:
         return original
@@ -147,6 +146,14 @@ def _config(found: source.Source) -> PretrainedConfig:
             f"{found.given} is of type {config.model_type}, which is not a causal language model"
         )
     return config
+
+
+def described(model: PreTrainedModel, found: source.Source, name: str) -> BaseLayout:
+    """The layout of `model`, which may be on torch's meta device, by its files' names."""
+    layout = layout_of(model, name)
+    if qwen.is_original(found.folder):
+        return replace(layout, aliases=qwen.aliases(model.config))
+    return layout
 
 
 def _tokenizer(found: source.Source, config: PretrainedConfig) -> PreTrainedTokenizerFast:

@@ -216,8 +216,8 @@ def test_people_see_a_table(
     lorry("push", str(peft_adapter("llama", "plain")), "--name", "x-legal")
     assert main(["adapters", "list"]) == 0
     header, _, row = (line.split() for line in capsys.readouterr().out.splitlines()[:3])
-    assert header[:3] == ["name", "version", "state"]
-    assert row[:3] == ["x-legal", "1", "enabled"]
+    assert header[:4] == ["name", "version", "type", "state"]
+    assert row[:4] == ["x-legal", "1", "LORA", "enabled"]
     assert main(["adapters", "show", "x-legal"]) == 0
     assert "target modules" in capsys.readouterr().out
     assert main(["adapters", "disable", "x-legal"]) == 0

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lorry.cli import main
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import qwen, selfcheck
 from lorry.model.loader import LoadedModel, load
@@ -220,6 +221,24 @@ def test_an_adapter_of_the_original_s_modules(folder: Path) -> None:
     want_TV = reference(weights(), ids, delta)
     assert (want_TV - reference(weights(), ids)).abs().max() > 1.0
     torch.testing.assert_close(got_TV.log_softmax(-1), want_TV.log_softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_the_tools_know_it_by_the_names_of_its_files(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["c_attn"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    at = "base_model.model.transformer.h.{}.attn.c_attn.lora_{}.weight"
+    tensors = {at.format(layer, "A"): torch.ones(2, HIDDEN) for layer in range(LAYERS)}
+    tensors |= {at.format(layer, "B"): torch.ones(3 * HIDDEN, 2) for layer in range(LAYERS)}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    base = ["--base", str(folder), "--home", str(tmp_path / "home")]
+    assert main(["adapters", "check", str(adapter), *base]) == 0, capsys.readouterr().out
+    assert main(["adapters", "bake", str(adapter), *base, "--out", str(tmp_path / "baked")]) == 1
+    assert "a first Qwen, whose files only its own code can load" in capsys.readouterr().err
+    assert not (tmp_path / "baked").exists()
 
 
 def test_a_chat_model_ends_as_its_code_would(folder: Path) -> None:
