@@ -1,70 +1,20 @@
 """The scheduler's decisions one by one. What must hold over any order of events is in
 `property/test_scheduler`."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from lorry.core import Batch, FinishReason, Request, RowResult, TokenEvent, TokenLogprob
-from lorry.engine.blocks import BlockPool
-from lorry.engine.scheduler import MAX_OVERTAKEN, Limits, Scheduler
+from lorry.core import FinishReason, Request, TokenLogprob
+from lorry.engine.scheduler import MAX_OVERTAKEN, Limits
 from lorry.errors import GenerationFailed
 from support.engine_fakes import (
-    ToyResidency,
-    ToyRunner,
     answer_of,
     counted_lease,
     prompt_logprobs_of,
     request,
 )
-
-BLOCK = 4
-
-
-class Bench:
-    """A scheduler, its toy model, and every event so far."""
-
-    def __init__(
-        self, *, seqs: int = 8, tokens: int = 64, blocks: int = 64, slots: int = 2, length: int = 64
-    ) -> None:
-        self.residency = ToyResidency(slots)
-        self.pool = BlockPool(blocks, BLOCK)
-        self.scheduler = Scheduler(Limits(seqs, tokens, length), self.pool, self.residency)
-        self.runner = ToyRunner(BLOCK, self.residency.digest_in)
-        self.events: list[TokenEvent] = []
-
-    def add(self, *requests: Request) -> None:
-        for one in requests:
-            self.scheduler.add(one)
-
-    def step(self) -> dict[str, int]:
-        """Runs one step; the rows and how many tokens each had."""
-        batch = self.scheduler.schedule()
-        self.events += self.scheduler.take_events()
-        if batch is None:
-            return {}
-        self.events += self.scheduler.commit(batch, self.runner.run(batch))
-        return {row.request_id: len(row.token_ids) for row in batch.rows}
-
-    def finish(self) -> None:
-        for _ in range(1000):
-            if not self.scheduler.num_requests:
-                return
-            assert self.step()
-        raise AssertionError("it does not end")
-
-    def answer(self, name: str) -> list[int]:
-        return [e.token.token_id for e in self.events if e.request_id == name and e.token]
-
-    def final(self, name: str) -> TokenEvent:
-        (event,) = [e for e in self.events if e.request_id == name and e.finish]
-        return event
-
-
-def commit_by_hand(bench: Bench, batch: Batch, results: Sequence[RowResult]) -> None:
-    bench.events += bench.scheduler.commit(batch, results)
-
+from support.scheduling import BLOCK, Bench, commit_by_hand
 
 # ---- the shape of a step
 
@@ -318,96 +268,6 @@ def test_failing_all_ends_all() -> None:
     bench.events += bench.scheduler.take_events()
     assert bench.final("a").error is bench.final("b").error is error
     assert bench.scheduler.num_requests == 0
-
-
-# ---- grammars
-
-
-class Script:
-    """A grammar that allows everything, ends after some tokens, and can break."""
-
-    def __init__(self, length: int, *, break_mask: int = -1, break_advance: int = -1) -> None:
-        self.taken: list[int] = []
-        self._length = length
-        self._break_mask = break_mask
-        self._break_advance = break_advance
-
-    def allowed(self) -> Sequence[int]:
-        if len(self.taken) == self._break_mask:
-            raise RuntimeError("out of fuel")
-        return [len(self.taken)]
-
-    def advance(self, token_id: int) -> None:
-        if len(self.taken) == self._break_advance:
-            raise GenerationFailed("does not follow")
-        self.taken.append(token_id)
-
-    def finished(self) -> bool:
-        return len(self.taken) == self._length
-
-
-def test_a_grammar_sees_every_token_once_and_ends_the_answer() -> None:
-    bench, script = Bench(blocks=4), Script(9)
-    asked = request("r", [1, 2, 3, 4], 12, constraint=script)
-    # The other one makes it start over: the grammar must not.
-    bench.add(request("first", [9, 2, 3], 10), asked)
-    bench.finish()
-    assert bench.scheduler.preemptions
-    assert script.taken == bench.answer("r") == answer_of(asked)[:9]
-    assert bench.final("r").finish is FinishReason.STOP
-
-
-def test_the_mask_goes_with_the_token_that_is_drawn() -> None:
-    bench = Bench(seqs=2, tokens=2)
-    bench.add(request("r", [1, 2, 3], 9, constraint=Script(9)))
-    masks = []
-    for _ in range(4):
-        batch = bench.scheduler.schedule()
-        assert batch is not None
-        (row,) = batch.rows
-        masks.append(None if row.sample is None else row.sample.allowed)
-        commit_by_hand(bench, batch, bench.runner.run(batch))
-    assert masks == [None, [0], [1], [2]]
-
-
-def test_end_of_text_is_not_put_to_the_grammar() -> None:
-    script = Script(99)
-    asked = request("r", [1, 2], 8)
-    end = answer_of(asked)[2]
-    bench = Bench()
-    bench.add(request("r", [1, 2], 8, eos=[end], constraint=script))
-    bench.finish()
-    assert script.taken == bench.answer("r")[:-1]
-
-
-@pytest.mark.parametrize(
-    ("script", "tokens", "says"),
-    [
-        (Script(9, break_mask=0), 0, "the grammar could not be followed: out of fuel"),
-        (Script(9, break_mask=2), 2, "the grammar could not be followed: out of fuel"),
-        (Script(9, break_advance=1), 1, "does not follow"),
-    ],
-)
-def test_a_grammar_that_breaks_ends_its_request_and_no_other(
-    script: Script, tokens: int, says: str
-) -> None:
-    bench = Bench()
-    good = request("good", [1, 2], 5)
-    bench.add(request("bad", [3], 9, constraint=script), good)
-    bench.finish()
-    assert len(bench.answer("bad")) == tokens
-    final = bench.final("bad")
-    assert isinstance(final.error, GenerationFailed)
-    assert final.error.message == says
-    assert bench.answer("good") == answer_of(good)
-    assert bench.pool.num_used == 0
-
-
-def test_a_broken_grammar_alone_leaves_no_batch() -> None:
-    bench = Bench()
-    bench.add(request("bad", [3], 9, constraint=Script(9, break_mask=0)))
-    assert bench.step() == {}
-    assert bench.final("bad").finish is FinishReason.ERROR
 
 
 # ---- numbers that are none

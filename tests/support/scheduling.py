@@ -1,0 +1,54 @@
+"""The scheduler with a toy model, step by step."""
+
+from collections.abc import Sequence
+
+from lorry.core import Batch, Request, RowResult, TokenEvent
+from lorry.engine.blocks import BlockPool
+from lorry.engine.scheduler import Limits, Scheduler
+from support.engine_fakes import ToyResidency, ToyRunner
+
+BLOCK = 4
+
+
+class Bench:
+    """A scheduler, its toy model, and every event so far."""
+
+    def __init__(
+        self, *, seqs: int = 8, tokens: int = 64, blocks: int = 64, slots: int = 2, length: int = 64
+    ) -> None:
+        self.residency = ToyResidency(slots)
+        self.pool = BlockPool(blocks, BLOCK)
+        self.scheduler = Scheduler(Limits(seqs, tokens, length), self.pool, self.residency)
+        self.runner = ToyRunner(BLOCK, self.residency.digest_in)
+        self.events: list[TokenEvent] = []
+
+    def add(self, *requests: Request) -> None:
+        for one in requests:
+            self.scheduler.add(one)
+
+    def step(self) -> dict[str, int]:
+        """Runs one step; the rows and how many tokens each had."""
+        batch = self.scheduler.schedule()
+        self.events += self.scheduler.take_events()
+        if batch is None:
+            return {}
+        self.events += self.scheduler.commit(batch, self.runner.run(batch))
+        return {row.request_id: len(row.token_ids) for row in batch.rows}
+
+    def finish(self) -> None:
+        for _ in range(1000):
+            if not self.scheduler.num_requests:
+                return
+            assert self.step()
+        raise AssertionError("it does not end")
+
+    def answer(self, name: str) -> list[int]:
+        return [e.token.token_id for e in self.events if e.request_id == name and e.token]
+
+    def final(self, name: str) -> TokenEvent:
+        (event,) = [e for e in self.events if e.request_id == name and e.finish]
+        return event
+
+
+def commit_by_hand(bench: Bench, batch: Batch, results: Sequence[RowResult]) -> None:
+    bench.events += bench.scheduler.commit(batch, results)
