@@ -224,28 +224,29 @@ class Workshop:
         light, no_bias = bare.weight, bare.bias
         outputs, inputs = weight_OI.shape
         base_O = torch.zeros(outputs) if bias_O is None else bias_O
+        probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             bare.weight = nn.Parameter(weight_OI, requires_grad=False)
             if no_bias is not None:
                 bare.bias = nn.Parameter(base_O, requires_grad=False)
             try:
-                offset_O = layer(torch.zeros(1, inputs))[0]
-                changed_OI = layer(torch.eye(inputs)).T - offset_O[:, None]
-                probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
-                answer_TO = layer(probe_TI)
+                # In one call: most of these layers make their whole change anew at each.
+                answer_TO = layer(torch.cat([torch.zeros(1, inputs), torch.eye(inputs), probe_TI]))
             finally:
                 bare.weight, bare.bias = light, no_bias
+        offset_O, units_IO, probed_TO = answer_TO.split([1, inputs, len(probe_TI)])
+        changed_OI = (units_IO - offset_O).T
         expected_TO = probe_TI @ changed_OI.T + offset_O
-        worst = float((answer_TO - expected_TO).abs().max())
+        worst = float((probed_TO - expected_TO).abs().max())
         assert changed_OI.shape == (outputs, inputs)
-        if not worst <= _TOLERANCE * (1 + float(answer_TO.abs().max())):
+        if not worst <= _TOLERANCE * (1 + float(probed_TO.abs().max())):
             raise InvalidAdapter(
                 [
                     f"{self.peft_type}: the answer of {shown(name)} is not linear in its input, so "
                     "it cannot be served as a change of its weight"
                 ]
             )
-        return changed_OI - weight_OI, offset_O - base_O
+        return changed_OI - weight_OI, offset_O[0] - base_O
 
 
 @dataclass(frozen=True, slots=True, eq=False)
