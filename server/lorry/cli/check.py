@@ -128,7 +128,7 @@ def _write(path: Path, body: dict[str, Any], seen: Portrait | None, base_paramet
                 ("method", ", ".join((seen.method, *seen.kinds))),
                 ("task", seen.task),
                 ("trained on", seen.base_model),
-                ("rank", body["rank"]),
+                ("rank", body["rank"] or None),
                 ("parameters", f"{seen.parameters:,}, {share:.3g} % of the base"),
                 ("size", f"{format_size(seen.bytes)}, {', '.join(seen.dtypes)}"),
                 ("acts", f"{acts}: {seen.why}"),
