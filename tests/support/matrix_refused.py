@@ -11,9 +11,6 @@ from collections.abc import Mapping
 REFUSED: Mapping[str, str] = {
     "all-linear on mixtral": "LoRA on bare parameters (target_parameters) is not",
     "all-linear on qwen3_moe": "LoRA on bare parameters (target_parameters) is not",
-    "dora, embeddings target": "lora_magnitude_vector without a pair of matrices",
-    "modules_to_save=head on gpt_neox": "modules_to_save names 'embed_out', and the file",
-    "ensure_weight_tying, targets on llama_tied": "the file has 1 modules that the config does not",
     "target_parameters": "LoRA on bare parameters (target_parameters) is not",
     "layer_replication": "layer replication is not served yet",
     "kasa": "KaSA is not served yet",
@@ -43,8 +40,6 @@ REFUSED: Mapping[str, str] = {
     "supertuning": "adapters of peft_type 'SUPERTUNING' are not served",
     "beft": "adapters of peft_type 'BEFT' are not served",
     "poly": "adapters of peft_type 'POLY' are not served",
-    "trainable_tokens on llama_tied": "'lm_head' is no embedding",
-    "trainable_tokens on gpt2": "'lm_head' is no embedding",
     "adaption_prompt": "adapters of peft_type 'ADAPTION_PROMPT' are not served",
     "shadow": "adapters of peft_type 'SHADOW' are not served",
     "multitask prompt tuning": "the prompts of 2 tasks in one adapter are not",
@@ -114,6 +109,9 @@ IMPOSSIBLE: Mapping[str, str] = {
     "lora-ga on falcon": "BackwardHookFunction",
     "lora-ga, converted on falcon": "BackwardHookFunction",
     "glora on falcon": "not a plain torch.nn.Linear",
+    # On a tied base it is wrapped twice.
+    "trainable_tokens, head too on llama_tied": "TrainableTokensLayer wraps an unknown layer type",
+    "trainable_tokens, head too on gpt2": "TrainableTokensLayer wraps an unknown layer type",
 }
 """What PEFT says when it should build or run it."""
 

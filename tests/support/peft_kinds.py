@@ -142,9 +142,13 @@ _BEYOND: Mapping[str, Make] = {
     },
     "modules_to_save=head": lambda f: {"modules_to_save": [f.head]},
     "modules_to_save=embeddings": lambda f: {"modules_to_save": [f.embedding]},
+    "modules_to_save=both": lambda f: {"modules_to_save": [f.head, f.embedding]},
     "modules_to_save=norm": lambda f: {"modules_to_save": [f.norm]},
     "trainable_token_indices": lambda f: {
         "trainable_token_indices": {f.embedding: [*trained_tokens()]}
+    },
+    "trainable_token_indices, head too": lambda f: {
+        "trainable_token_indices": {name: [*trained_tokens()] for name in (f.embedding, f.head)}
     },
 }
 
@@ -160,6 +164,12 @@ _TYING: Mapping[str, Make] = {
     "ensure_weight_tying, targets": lambda f: {
         "target_modules": [f.embedding, f.attention[0]],
         "ensure_weight_tying": True,
+    },
+    "ensure_weight_tying, dora": lambda f: {
+        "target_modules": [f.head, f.attention[0]],
+        "use_dora": True,
+        "ensure_weight_tying": True,
+        "fan_in_fan_out": False,
     },
 }
 
@@ -306,6 +316,14 @@ _ELSEWHERE: Mapping[str, tuple[str, Make, Mapping[str, Any]]] = {
     "trainable_tokens": (
         "TrainableTokensConfig",
         lambda f: {"token_indices": [*trained_tokens()], "target_modules": [f.embedding]},
+        {"tied_too": True},
+    ),
+    "trainable_tokens, head too": (
+        "TrainableTokensConfig",
+        lambda f: {
+            "token_indices": [*trained_tokens()],
+            "target_modules": [f.embedding, f.head],
+        },
         {"tied_too": True},
     ),
     "adaption_prompt": (

@@ -133,7 +133,6 @@ FAMILIES: Mapping[str, Family] = {
             _config("GPTNeoXConfig", num_key_value_heads=None),
             ("query_key_value", "attention.dense"),
             ("dense_h_to_4h", "dense_4h_to_h"),
-            head="embed_out",
             embedding="embed_in",
         ),
         Family(

@@ -42,6 +42,47 @@ class EmbeddingPair:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingDora:
+    """The same with a magnitude: y = m / |W + s (B A)'| (table[id] + s A[:, id] B').
+
+    |.| is the norm of each of the H columns, over the whole vocabulary: PEFT's DoRA with the
+    table as the weight of a linear from tokens to features. It needs three sums of squares,
+    as `effects.Dora` does, and no table of its own.
+    """
+
+    a_RV: Tensor
+    b_HR: Tensor
+    magnitude_H: Tensor
+    scaling: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.a_RV.nbytes + self.b_HR.nbytes + self.magnitude_H.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+    def bind(self, base: Base) -> Delta:
+        table_VH, a_RV, b_HR = base.weight(), self.a_RV.float(), self.b_HR.float()
+        w_H = table_VH.double().square().sum(0)
+        c_H = (b_HR * (a_RV @ table_VH).T).double().sum(1)
+        d_H = ((b_HR @ (a_RV @ a_RV.T)) * b_HR).double().sum(1)
+        w_H, c_H, d_H = (v.float().to(base.device) for v in (w_H, c_H, d_H))
+        magnitude_H = self.magnitude_H.float().to(base.device)
+        a_VR, b_RH = base.held(a_RV.T.contiguous()), base.held(b_HR.T.contiguous())
+        factor, scaling = _embedding_factor(base.module), self.scaling
+
+        def delta(ids_M: Tensor, y_MH: Tensor, scale_M1: Tensor) -> Tensor:
+            s_M1 = scale_M1.float() * scaling
+            norm_MH = (w_H + 2 * s_M1 * c_H + s_M1.square() * d_H).clamp_min(0).sqrt()
+            gain_MH = magnitude_H / norm_MH
+            pair_MH = (a_VR[ids_M] @ b_RH) * (s_M1 * factor)
+            return ((gain_MH - 1) * y_MH + gain_MH * pair_MH).to(y_MH.dtype)
+
+        return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenRows:
     """Trained rows of an embedding table, instead of the base's."""
 
@@ -71,7 +112,10 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLogits:
-    """The same rows in an output head that shares its weights with the embedding."""
+    """Trained rows of an output head; often the same that its embedding has.
+
+    PEFT's layer leaves the head's bias out, of all tokens, so the adapter was trained without.
+    """
 
     ids_K: Tensor
     rows_KH: Tensor
@@ -85,14 +129,13 @@ class TokenLogits:
 
     def bind(self, base: Base) -> Delta:
         rows_KH, ids_K = base.held(self.rows_KH), self.ids_K.to(base.device)
-        bias_K = None if base.bias is None else base.held(base.bias[ids_K])
+        less_V = None if base.bias is None else -base.held(base.bias)
 
         def delta(x_MH: Tensor, y_MV: Tensor, scale: Tensor) -> Tensor:
-            mine_MK = x_MH @ rows_KH.T
-            if bias_K is not None:
-                mine_MK = mine_MK + bias_K
             delta_MV = torch.zeros_like(y_MV)
-            delta_MV[:, ids_K] = mine_MK - y_MV[:, ids_K]
+            if less_V is not None:
+                delta_MV = delta_MV + less_V
+            delta_MV[:, ids_K] = x_MH @ rows_KH.T - y_MV[:, ids_K]
             return delta_MV
 
         return delta

@@ -5,6 +5,7 @@
     <linear>.lora_B.bias        [out]       lora_bias
     <linear>.lora_magnitude_vector [out]    use_dora
     <embedding>.lora_embedding_A [r, vocabulary], lora_embedding_B [width, r]
+    <embedding>.lora_magnitude_vector [width]    use_dora
 
 and the base's own parts, trained (`own_parts`): biases, saved modules, token rows.
 """
@@ -12,17 +13,22 @@ and the base's own parts, trained (`own_parts`): biases, saved modules, token ro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
+from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import Dora, PairBias
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import OwnParts, OwnPartsFields, read_own_parts
+from lorry_adapters.lora.methods.own_parts import (
+    OwnParts,
+    OwnPartsFields,
+    differences,
+    read_own_parts,
+)
 from lorry_adapters.lora.methods.pairs import (
     PairKeys,
     disagreements,
@@ -34,7 +40,7 @@ from lorry_adapters.lora.methods.pairs import (
 from lorry_adapters.lora.parts import Contents, LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.replaced import EmbeddingPair
+from lorry_adapters.lora.replaced import EmbeddingDora, EmbeddingPair
 from lorry_adapters.lora.targets import Targets, read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
@@ -144,7 +150,7 @@ class LoraSpec:
                 f"one changes others for the whole prompt: {some([*own.modules, *tables])}"
             )
         if sound:
-            self._check_extras(file, keys, pairs, problems)
+            self._check_extras(file, keys, pairs, tables, problems)
             try:
                 self._check_config(layout, {**pairs, **tables}, ranks, problems)
             except InvalidAdapter as error:
@@ -157,25 +163,30 @@ class LoraSpec:
         )
 
     def _check_extras(
-        self, file: TensorFile, keys: Keys, pairs: Mapping[str, PairKeys], problems: list[str]
+        self,
+        file: TensorFile,
+        keys: Keys,
+        pairs: Mapping[str, PairKeys],
+        tables: Mapping[str, PairKeys],
+        problems: list[str],
     ) -> None:
-        for parameter, wanted, name in (
-            ("lora_B.bias", self.lora_bias, "lora_bias"),
-            ("lora_magnitude_vector", self.use_dora, "use_dora"),
+        for parameter, wanted, name, carriers in (
+            ("lora_B.bias", self.lora_bias, "lora_bias", pairs),
+            ("lora_magnitude_vector", self.use_dora, "use_dora", {**pairs, **tables}),
         ):
             found = keys.of(parameter)
             if found and not wanted:
                 problems.append(f"the file has {parameter} and the config no {name}: {some(found)}")
-            missing = [module for module in pairs if module not in found]
+            missing = [module for module in carriers if module not in found]
             if wanted and missing:
                 problems.append(f"the config sets {name} and the file lacks it for {some(missing)}")
-            stray = [module for module in found if module not in pairs]
+            stray = [module for module in found if module not in carriers]
             if stray:
                 problems.append(f"{parameter} without a pair of matrices: {some(stray)}")
             shapes = {
-                key: (pairs[module].module.out_features,)
+                key: (carriers[module].module.out_features,)
                 for module, key in found.items()
-                if module in pairs
+                if module in carriers
             }
             check_shapes(file, shapes, problems)
 
@@ -187,9 +198,11 @@ class LoraSpec:
         problems: list[str],
     ) -> None:
         budget = Budget()
-        kinds = LINEAR if self.use_dora else (*LINEAR, ModuleKind.EMBEDDING)
+        twin = self._tied_head(layout, found)
+        targeted = {name: pair for name, pair in found.items() if name != twin}
+        kinds = (*LINEAR, ModuleKind.EMBEDDING)
         problems.extend(
-            disagreements(self.targets, layout, budget, found, kinds=kinds, refused=self._refused)
+            disagreements(self.targets, layout, budget, targeted, kinds=kinds, refused=not_linear)
         )
         for name, rank in ranks.items():
             if self.rank_of(name, budget) != rank:
@@ -198,10 +211,13 @@ class LoraSpec:
                     f"{self.rank_of(name, budget)} by the config"
                 )
 
-    def _refused(self, module: BaseModule) -> str:
-        if module.kind is ModuleKind.EMBEDDING:
-            return f"{shown(module.name)} is an embedding: DoRA on embeddings is not served"
-        return not_linear(module)
+    def _tied_head(self, layout: BaseLayout, found: Container[str]) -> str | None:
+        """The head, where ensure_weight_tying gives it the embedding's own pair, transposed:
+        PEFT saves it there, too, and takes it out of the targets."""
+        table, head = layout.input_embedding, layout.output_embedding
+        if not (self.own.tied and layout.tied and table in found and head in found):
+            return None
+        return head
 
     def _read(
         self,
@@ -223,10 +239,22 @@ class LoraSpec:
                 parts.pairs[name] = LoraPair(a_RI, b_OR, scaling)
             if self.lora_bias:
                 parts.add(name, PairBias(file.read(mine["lora_B.bias"]), scaling))
+        twin = self._tied_head(own.layout, {**pairs, **tables})
         for name, pair in tables.items():
             scaling = self.scaling_of(name, budget)
             a_RV, b_HR = file.read(pair.a_key), file.read(pair.b_key)
-            parts.add(name, EmbeddingPair(a_RV, b_HR, scaling))
+            if self.use_dora:
+                magnitude_H = file.read(keys.modules[name]["lora_magnitude_vector"])
+                parts.add(name, EmbeddingDora(a_RV, b_HR, magnitude_H, scaling))
+            else:
+                parts.add(name, EmbeddingPair(a_RV, b_HR, scaling))
+            if twin is not None and name == own.layout.input_embedding:
+                problems = [
+                    *differences(name, b_HR.T, twin, file.read(pairs[twin].a_key)),
+                    *differences(name, a_RV.T, twin, file.read(pairs[twin].b_key)),
+                ]
+                if problems:
+                    raise InvalidAdapter(problems[:1])
         own.read(parts)
         return parts
 

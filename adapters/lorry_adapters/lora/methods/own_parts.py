@@ -12,11 +12,12 @@ All of them stand in place of the base's numbers, for this adapter's rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
@@ -180,7 +181,9 @@ def read_own_parts(
             continue
         if not any(wanted.saves(found) for found in own.saved):
             problems.append(f"modules_to_save names {shown(name)}, and the file has no such module")
-    for name in missing_tokens:
+    for name, ids in missing_tokens.items():
+        if _shares_rows(own, name, ids):
+            continue
         problems.append(
             f"trainable_token_indices names {shown(name or 'the input embedding')}, and the file "
             "has no rows for it"
@@ -236,18 +239,46 @@ def _tokens(
         problems.append(f"{shown(key)}: trainable_token_indices does not name this module")
         return
     ids = missing.pop(name)
+    check_rows(own.file, key, module, ids, "trainable_token_indices", problems)
+    own.tokens[module.name] = (key, ids)
+
+
+def _shares_rows(own: OwnParts, name: str, ids: tuple[int, ...]) -> bool:
+    """A head whose rows are the table's: PEFT saves those once."""
+    table, head = own.layout.input_embedding, own.layout.output_embedding
+    if not own.layout.tied or table is None or head is None or not name:
+        return False
+    return head.endswith(name) and table in own.tokens and own.tokens[table][1] == ids
+
+
+def check_rows(
+    file: TensorFile,
+    key: str,
+    module: BaseModule,
+    ids: Sequence[int],
+    field: str,
+    problems: list[str],
+) -> None:
+    """One row a token, of a table or of a head. `field`: where the config lists them."""
     is_table = module.kind is ModuleKind.EMBEDDING
     vocabulary = module.in_features if is_table else module.out_features
     width = module.out_features if is_table else module.in_features
-    shape = own.file.entries[key].shape
+    shape = file.entries[key].shape
     if shape != (len(ids), width):
         problems.append(f"{shown(key)} is {list(shape)}; this needs [{len(ids)}, {width}]")
     beyond = [str(one) for one in ids if one >= vocabulary]
     if beyond:
-        problems.append(
-            f"trainable_token_indices: the base has {vocabulary} tokens, not {some(beyond)}"
-        )
-    own.tokens[module.name] = (key, ids)
+        problems.append(f"{field}: the base has {vocabulary} tokens, not {some(beyond)}")
+
+
+def differences(table: str, its: Tensor, head: str, twin: Tensor) -> list[str]:
+    """Of what PEFT saves under two names, where a base ties the two modules."""
+    if torch.equal(its, twin):
+        return []
+    return [
+        f"{shown(head)} and {shown(table)} share one trained tensor, and the file has two that "
+        "differ: which of them was trained, it does not say"
+    ]
 
 
 def _check(

@@ -1,21 +1,27 @@
 """Trainable tokens as a method of its own: rows of an embedding, in place of the base's.
 
 <embedding>.trainable_tokens_delta      [tokens, width]
+<head>.trainable_tokens_delta           the same rows of an output head
+
+Where the base ties the two, PEFT saves one tensor under both names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.fields import Fields
-from lorry_adapters.lora.keys import PREFIX, check_shapes, sort_keys, unexpected
+from lorry_adapters.lora.keys import PREFIX, sort_keys, unexpected
+from lorry_adapters.lora.methods.own_parts import check_rows, differences
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
-from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.replaced import TokenLogits, TokenRows
 from lorry_adapters.lora.tensor_file import TensorFile
 
@@ -40,28 +46,26 @@ class TokensSpec(SpecBase):
         found = keys.of(_KEY)
         for name, key in found.items():
             module = layout.modules[name]
-            if module.kind is not ModuleKind.EMBEDDING:
+            if module.kind is not ModuleKind.EMBEDDING and name != layout.output_embedding:
                 problems.append(f"{shown(name)} is no embedding: it has no rows of tokens")
                 continue
-            check_shapes(file, {key: (len(self.token_ids), module.out_features)}, problems)
-            beyond = [str(one) for one in self.token_ids if one >= module.in_features]
-            if beyond:
-                problems.append(
-                    f"token_indices: the base has {module.in_features} tokens, not {some(beyond)}"
-                )
+            check_rows(file, key, module, self.token_ids, "token_indices", problems)
+        return Contents(modules=tuple(found), read=lambda: self._read(file, layout, found))
 
-        def read() -> Parts:
-            parts = Parts()
-            ids_K = torch.tensor(self.token_ids, dtype=torch.int64)
-            for name, key in found.items():
-                rows_KH = file.read(key)
-                parts.add(name, TokenRows(ids_K, rows_KH))
-                head = layout.output_embedding
-                if name == layout.input_embedding and layout.tied and head is not None:
-                    parts.add(head, TokenLogits(ids_K, rows_KH))
-            return parts
-
-        return Contents(modules=tuple(found), read=read)
+    def _read(self, file: TensorFile, layout: BaseLayout, found: Mapping[str, str]) -> Parts:
+        parts = Parts()
+        ids_K = torch.tensor(self.token_ids, dtype=torch.int64)
+        rows = {name: file.read(key) for name, key in found.items()}
+        table, head = layout.input_embedding, layout.output_embedding
+        if layout.tied and table in rows and head is not None:
+            twin_KH = rows.setdefault(head, rows[table])
+            problems = differences(table, rows[table], head, twin_KH)
+            if problems:
+                raise InvalidAdapter(problems)
+        for name, rows_KH in rows.items():
+            is_head = layout.modules[name].kind is not ModuleKind.EMBEDDING
+            parts.add(name, (TokenLogits if is_head else TokenRows)(ids_K, rows_KH))
+        return parts
 
 
 def read_tokens(fields: Fields) -> TokensSpec:
