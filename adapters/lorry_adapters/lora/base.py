@@ -55,6 +55,8 @@ class BaseLayout:
     input_embedding: str | None = None
     tied: bool = False
     """The two embeddings are one table."""
+    caps_logits: bool = False
+    """What the head answers goes through a function with a bound before it is a logit."""
     kv_heads: int = 0
     """Heads of keys and values in every layer; 0 where the layers differ."""
     head_size: int = 0

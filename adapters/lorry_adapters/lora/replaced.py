@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorry_adapters.lora.effects import Base, Delta
+from lorry_adapters.lora.effects import Base, Delta, Effect
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +149,11 @@ class OwnModule:
     """Of a linear `[O, I]`, of an embedding `[V, H]`, of a norm `[H]`."""
     bias: Tensor | None
     transposed: bool = False
-    """GPT-2's linears are saved as they are stored: `[I, O]`."""
+    """GPT-2's linears are saved as they are stored: `[I, O]`.
+
+    A table or a head may have fewer rows than the base: the tokens beyond them are none of the
+    adapter's vocabulary. They are never answered; where one is read, it is as the base has it.
+    """
 
     @property
     def nbytes(self) -> int:
@@ -166,12 +170,12 @@ class OwnModule:
         module = base.module
         if isinstance(module, nn.Embedding):
             assert weight is not None
-            factor = _embedding_factor(module)
-            return lambda ids_M, y_MH, scale: weight[ids_M] * factor - y_MH
+            return _other_table(weight, module)
         if weight is not None and weight.dim() == 2:
-            own = bias if bias is not None else base.bias
             weight_OI = weight.T.contiguous() if self.transposed else weight
-            return lambda x_MI, y_MO, scale: F.linear(x_MI, weight_OI, own) - y_MO
+            outputs = weight_OI.shape[0]
+            own = bias if bias is not None or base.bias is None else base.bias[:outputs]
+            return _other_linear(weight_OI, own)
         # A norm: its own arithmetic, with other numbers.
         mine = copy.deepcopy(module)
         with torch.no_grad():
@@ -186,7 +190,63 @@ class OwnModule:
             return False
         theirs, mine = base.weight(), self.weight.float()
         mine = mine.T if self.transposed else mine
+        if isinstance(base.module, nn.Embedding):
+            theirs = theirs[: mine.shape[0]]
+        if mine.shape != theirs.shape:
+            return False
         return torch.equal(mine, theirs) or torch.allclose(_rounded(mine), theirs, rtol=1e-6)
+
+
+def _other_table(weight_KH: Tensor, module: nn.Embedding) -> Delta:
+    factor, rows = _embedding_factor(module), weight_KH.shape[0]
+    if rows == module.num_embeddings:
+        return lambda ids_M, y_MH, scale: weight_KH[ids_M] * factor - y_MH
+
+    def delta(ids_M: Tensor, y_MH: Tensor, scale: Tensor) -> Tensor:
+        mine_MH = weight_KH[ids_M.clamp_max(rows - 1)] * factor
+        return torch.where((ids_M < rows)[:, None], mine_MH - y_MH, 0)
+
+    return delta
+
+
+def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
+    outputs = weight_OI.shape[0]
+
+    def delta(x_MI: Tensor, y_MO: Tensor, scale: Tensor) -> Tensor:
+        mine_MO = F.linear(x_MI, weight_OI, bias_O)
+        if outputs == y_MO.shape[1]:
+            return mine_MO - y_MO
+        delta_MO = torch.full_like(y_MO, -torch.inf)
+        delta_MO[:, :outputs] = mine_MO - y_MO[:, :outputs]
+        return delta_MO
+
+    return delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnTop:
+    """`second` where `first` stands in the base's place: token rows of a table of its own."""
+
+    first: Effect
+    second: Effect
+
+    @property
+    def nbytes(self) -> int:
+        return self.first.nbytes + self.second.nbytes
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+    def bind(self, base: Base) -> Delta | None:
+        below, above = self.first.bind(base), self.second.bind(base)
+        if below is None or above is None:
+            return below or above
+
+        def delta(x: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
+            first = below(x, y, scale_M1)
+            return first + above(x, y + first, scale_M1)
+
+        return delta
 
 
 def _rounded(weight_OI: Tensor) -> Tensor:

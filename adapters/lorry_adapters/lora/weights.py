@@ -22,6 +22,7 @@ from lorry_adapters.lora.effects import Effect
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Parts, Score
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
+from lorry_adapters.lora.vocabulary import grown
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.prompt import VirtualTokens
@@ -98,6 +99,9 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         raise refusal([*problems, *error.problems]) from None
     with file:
         known = foreign(layout)
+        larger = grown(file, known)
+        if larger is not None:
+            problems.append(larger)
         contents = None if spec is None else spec.contents(file, known, problems, sound=sound)
         if contents is not None:
             problems.extend(_over_limit(contents, max_rank))

@@ -27,6 +27,7 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         modules=modules,
         input_embedding=_path_of(model, model.get_input_embeddings()),
         tied=bool(getattr(text, "tie_word_embeddings", False)),
+        caps_logits=bool(getattr(text, "final_logit_softcapping", None)),
         kv_heads=kv_heads,
         head_size=head_size,
         body=model.base_model_prefix,

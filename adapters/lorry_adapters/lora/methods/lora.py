@@ -26,7 +26,6 @@ from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_ke
 from lorry_adapters.lora.methods.own_parts import (
     OwnParts,
     OwnPartsFields,
-    differences,
     read_own_parts,
 )
 from lorry_adapters.lora.methods.pairs import (
@@ -149,6 +148,13 @@ class LoraSpec:
                 "activated LoRA (alora_invocation_tokens) is served on linear modules alone; this "
                 f"one changes others for the whole prompt: {some([*own.modules, *tables])}"
             )
+        head = self._tied_head(layout, {**pairs, **tables})
+        if head is not None:
+            table = tables[layout.input_embedding or ""]
+            own.transposed += [
+                (table.a_key, pairs[head].b_key),
+                (table.b_key, pairs[head].a_key),
+            ]
         if sound:
             self._check_extras(file, keys, pairs, tables, problems)
             try:
@@ -239,7 +245,6 @@ class LoraSpec:
                 parts.pairs[name] = LoraPair(a_RI, b_OR, scaling)
             if self.lora_bias:
                 parts.add(name, PairBias(file.read(mine["lora_B.bias"]), scaling))
-        twin = self._tied_head(own.layout, {**pairs, **tables})
         for name, pair in tables.items():
             scaling = self.scaling_of(name, budget)
             a_RV, b_HR = file.read(pair.a_key), file.read(pair.b_key)
@@ -248,13 +253,6 @@ class LoraSpec:
                 parts.add(name, EmbeddingDora(a_RV, b_HR, magnitude_H, scaling))
             else:
                 parts.add(name, EmbeddingPair(a_RV, b_HR, scaling))
-            if twin is not None and name == own.layout.input_embedding:
-                problems = [
-                    *differences(name, b_HR.T, twin, file.read(pairs[twin].a_key)),
-                    *differences(name, a_RV.T, twin, file.read(pairs[twin].b_key)),
-                ]
-                if problems:
-                    raise InvalidAdapter(problems[:1])
         own.read(parts)
         return parts
 

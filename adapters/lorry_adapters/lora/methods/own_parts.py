@@ -7,18 +7,24 @@
     <embedding>.weight, <embedding>.base_layer.weight  what `save_embedding_layers` adds: a
                                           copy of the base's, or a table that was trained
 
+`save_embedding_layers`, which PEFT sets by itself for a resized vocabulary, writes all that
+lies below an embedding's name: a module that was saved as `modules_to_save.weight` as well,
+what it stands for as `original_module.weight`, and the table below its trained tokens as
+`token_adapter.base_layer.weight`.
+
 All of them stand in place of the base's numbers, for this adapter's rows alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
+from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import OwnBias
@@ -26,14 +32,22 @@ from lorry_adapters.lora.fields import Fields, Wrong
 from lorry_adapters.lora.keys import PREFIX, check_shapes, module_of
 from lorry_adapters.lora.parts import Parts, Score
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
+from lorry_adapters.lora.replaced import OnTop, OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.targets import Targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
 _TOKENS: Final = ".token_adapter.trainable_tokens_delta"
+_WRAPPED: Final = re.compile(
+    r"(?P<module>.+?)(?:\.(?P<trained>modules_to_save)(?:\.[^.]+)?|\.(?P<spare>original_module)"
+    r"|(?:\.token_adapter)?\.(?P<below>base_layer))?"
+)
+"""A path of the file, and what PEFT put around the base's module."""
 _BIASES: Final = ("none", "all", "lora_only")
 _TIED: Final = ("embed_tokens", "lm_head")
 """PEFT's EMBEDDING_LAYER_NAMES: ensure_weight_tying of a module of another name ties nothing."""
+_LEAST: Final = 0.9
+"""The part of a base's tokens that a table without the padding still has; with less, it is a
+table of something else."""
 _SCORES: Final = ("score", "classifier")
 """What transformers calls the head of a classifier."""
 
@@ -42,13 +56,13 @@ _SCORES: Final = ("score", "classifier")
 class OwnPartsFields:
     """What a config says of them."""
 
-    bias: str
-    modules_to_save: tuple[str, ...]
-    token_ids: Mapping[str, tuple[int, ...]]
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """By the name of the embedding; "" is the input embedding."""
-    tied: bool
+    tied: bool = False
     """ensure_weight_tying."""
-    classifies: bool
+    classifies: bool = False
 
     @classmethod
     def read(cls, fields: Fields) -> OwnPartsFields:
@@ -62,12 +76,7 @@ class OwnPartsFields:
 
     def saves(self, module: str) -> bool:
         """PEFT's rule: the path, or a parent's, ends with one of the names."""
-        path = module
-        while path:
-            if any(path.endswith(name) for name in self.modules_to_save):
-                return True
-            path = path.rpartition(".")[0]
-        return False
+        return any(_is_saved_by(name, module) for name in self.modules_to_save)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +88,10 @@ class OwnParts:
     tied: bool
     weights: dict[str, str] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
+    same: list[tuple[str, str]] = field(default_factory=list)
+    """Keys of one tensor, that is there twice."""
+    transposed: list[tuple[str, str]] = field(default_factory=list)
+    """The same, one of them the other way round."""
     saved: set[str] = field(default_factory=set)
     """Modules that are replaced as wholes."""
     tokens: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -95,11 +108,49 @@ class OwnParts:
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.weights, *self.biases, *self.tokens]))
 
+    def is_shorter_table(self, module: BaseModule, parameter: str, shape: tuple[int, ...]) -> bool:
+        """Of fewer tokens than the base: `vocabulary`. A base that caps its logits would make
+        answers of the tokens that are not there."""
+        is_head = module.name == self.layout.output_embedding
+        if module.name != self.layout.input_embedding and not is_head:
+            return False
+        whole = shape_of(module, parameter)
+        fits = len(shape) == len(whole) and shape[1:] == whole[1:]
+        shorter = fits and whole[0] * _LEAST <= shape[0] < whole[0]
+        return shorter and not (is_head and self.layout.caps_logits)
+
     def read(self, parts: Parts) -> None:
+        """Raises InvalidAdapter where what should be there twice is not the same."""
+        problems = [
+            f"{shown(one)} and {shown(other)} are one trained tensor, and the file has two that "
+            "differ: which of them was trained, it does not say"
+            for pairs, turned in ((self.same, False), (self.transposed, True))
+            for one, other in pairs
+            if not self._equal(one, other, turned)
+        ]
+        if problems:
+            raise InvalidAdapter(problems)
         if "weight" in self.score:
             score_bias = self.score.get("bias")
             bias_L = None if score_bias is None else self.file.read(score_bias)
             parts.score = Score(self.file.read(self.score["weight"]), bias_L)
+        modules = self._modules()
+        tokens = self._rows()
+        for name in dict.fromkeys([*modules, *tokens]):
+            module, rows = modules.get(name), tokens.get(name)
+            if module is not None and rows is not None:
+                parts.add(name, OnTop(module, rows))
+            else:
+                effect = module or rows
+                assert effect is not None
+                parts.add(name, effect)
+
+    def _equal(self, one: str, other: str, turned: bool) -> bool:
+        its = self.file.read(other)
+        return torch.equal(self.file.read(one), its.T if turned else its)
+
+    def _modules(self) -> dict[str, OwnModule | OwnBias]:
+        found: dict[str, OwnModule | OwnBias] = {}
         for name in dict.fromkeys([*self.weights, *self.biases]):
             weight_key, bias_key = self.weights.get(name), self.biases.get(name)
             weight = None if weight_key is None else self.file.read(weight_key)
@@ -107,29 +158,33 @@ class OwnParts:
             if name in self.saved or weight is not None:
                 transposed = self.layout.modules[name].kind is ModuleKind.CONV1D
                 module = OwnModule(weight, bias, transposed)
-                for twin in self._twins(name):
-                    parts.add(twin, module)
+                found |= dict.fromkeys(self._twins(name), module)
             else:
                 assert bias is not None
-                parts.add(name, OwnBias(bias))
+                found[name] = OwnBias(bias)
+        return found
+
+    def _rows(self) -> dict[str, TokenRows | TokenLogits]:
+        found: dict[str, TokenRows | TokenLogits] = {}
         for name, (key, ids) in self.tokens.items():
             rows_KH = self.file.read(key)
             ids_K = torch.tensor(ids, dtype=torch.int64)
-            if self.layout.modules[name].kind is ModuleKind.EMBEDDING:
-                parts.add(name, TokenRows(ids_K, rows_KH))
-            else:
-                parts.add(name, TokenLogits(ids_K, rows_KH))
+            is_table = self.layout.modules[name].kind is ModuleKind.EMBEDDING
+            found[name] = (TokenRows if is_table else TokenLogits)(ids_K, rows_KH)
             head = self.layout.output_embedding
             shared = name == self.layout.input_embedding and self.layout.tied
             if shared and head is not None and head not in self.tokens:
-                parts.add(head, TokenLogits(ids_K, rows_KH))
+                found[head] = TokenLogits(ids_K, rows_KH)
+        return found
 
     def _twins(self, name: str) -> Iterator[str]:
-        """The module, and with ensure_weight_tying what shares its table with it."""
+        """The module, and what shares its table with it: with ensure_weight_tying where it was
+        saved as a module; always where it is the base's table itself that was changed."""
         yield name
         pair = (self.layout.input_embedding, self.layout.output_embedding)
         named = name.rpartition(".")[2] in _TIED
-        if self.tied and named and self.layout.tied and name in pair:
+        shares = name not in self.saved or (self.tied and named)
+        if shares and self.layout.tied and name in pair:
             for other in pair:
                 if other is not None and other != name and other not in self.weights:
                     yield other
@@ -146,40 +201,53 @@ def read_own_parts(
     """`keys`: those that are no parameter of the method's own."""
     own = OwnParts(file, layout, wanted.tied)
     missing_tokens = dict(wanted.token_ids)
+    rows = []
     for key in keys:
         if key.endswith(_TOKENS) or f"{_TOKENS}." in key:
-            _tokens(own, missing_tokens, key, layout, problems)
+            rows.append(key)
             continue
         path, _, parameter = key.rpartition(".")
         if wanted.classifies and _is_score(path) and parameter in ("weight", "bias"):
             own.score[parameter] = key
             continue
-        plain = path.replace(".modules_to_save.default", "").replace(".modules_to_save", "")
-        inner = plain.removesuffix(".base_layer")
-        module = module_of(inner, layout)
-        if module is None or parameter not in ("weight", "bias"):
+        wrapped = _WRAPPED.fullmatch(path)
+        module = None if wrapped is None else module_of(wrapped["module"], layout)
+        if wrapped is None or module is None or parameter not in ("weight", "bias"):
             own.unknown.append(key)
             continue
         saved = wanted.saves(module.name)
         table = module.name in (layout.input_embedding, layout.output_embedding)
-        if saved and inner == plain:
+        if saved and wrapped["spare"]:
+            continue  # the base's, which the saved module stands for
+        if saved and not wrapped["below"]:
             own.saved.add(module.name)
         elif parameter == "bias" and wanted.bias != "none":
             pass
-        elif not table:
+        elif not table or wrapped["spare"]:
             own.unknown.append(key)
             continue
         place = own.weights if parameter == "weight" else own.biases
         twin = place.setdefault(module.name, key)
-        if twin != key:
+        if twin != key and saved:
+            own.same.append((twin, key))
+        elif twin != key:
             problems.append(f"{shown(key)} and {shown(twin)} name the same tensor")
-        _check(file, key, module, parameter, problems)
+        _check(own, key, module, parameter, problems)
+    # The table's first: a tied head may repeat them.
+    for key in sorted(rows, key=lambda key: layout.input_embedding != _module_name(key, layout)):
+        _tokens(own, missing_tokens, key, layout, problems)
+    for name in own.biases.keys() & own.weights.keys():
+        sizes = [file.entries[keys[name]].shape[:1] for keys in (own.weights, own.biases)]
+        if layout.modules[name].kind is ModuleKind.LINEAR and sizes[0] != sizes[1]:
+            problems.append(f"{shown(name)} has a weight and a bias of different sizes: {sizes}")
     if wanted.classifies:
         _check_score(own, layout, problems)
     for name in wanted.modules_to_save:
         if wanted.classifies and name in _SCORES:
             continue
-        if not any(wanted.saves(found) for found in own.saved):
+        # What no module of the base is called, PEFT passes over.
+        is_there = any(_is_saved_by(name, found) for found in layout.modules)
+        if is_there and not any(_is_saved_by(name, found) for found in own.saved):
             problems.append(f"modules_to_save names {shown(name)}, and the file has no such module")
     for name, ids in missing_tokens.items():
         if _shares_rows(own, name, ids):
@@ -196,6 +264,20 @@ def read_own_parts(
         if biased and wanted.bias == "all":
             problems.append(f"bias is {shown(wanted.bias)} and the file has none: {some(biased)}")
     return own
+
+
+def _is_saved_by(name: str, module: str) -> bool:
+    path = module
+    while path:
+        if path.endswith(name):
+            return True
+        path = path.rpartition(".")[0]
+    return False
+
+
+def _module_name(key: str, layout: BaseLayout) -> str | None:
+    module = module_of(key.partition(_TOKENS)[0], layout)
+    return None if module is None else module.name
 
 
 def _is_score(path: str) -> bool:
@@ -235,6 +317,10 @@ def _tokens(
     name = next((n for n in missing if n and module.name.endswith(n)), None)
     if name is None and "" in missing and module.name == layout.input_embedding:
         name = ""
+    twin = own.tokens.get(layout.input_embedding or "")
+    if name is None and layout.tied and twin and module.name == layout.output_embedding:
+        own.same.append((twin[0], key))
+        return
     if name is None:
         problems.append(f"{shown(key)}: trainable_token_indices does not name this module")
         return
@@ -271,27 +357,18 @@ def check_rows(
         problems.append(f"{field}: the base has {vocabulary} tokens, not {some(beyond)}")
 
 
-def differences(table: str, its: Tensor, head: str, twin: Tensor) -> list[str]:
-    """Of what PEFT saves under two names, where a base ties the two modules."""
-    if torch.equal(its, twin):
-        return []
-    return [
-        f"{shown(head)} and {shown(table)} share one trained tensor, and the file has two that "
-        "differ: which of them was trained, it does not say"
-    ]
-
-
 def _check(
-    file: TensorFile, key: str, module: BaseModule, parameter: str, problems: list[str]
+    own: OwnParts, key: str, module: BaseModule, parameter: str, problems: list[str]
 ) -> None:
-    entry = file.entries[key]
+    entry = own.file.entries[key]
     if entry.dtype not in DTYPES:
         problems.append(
             f"{shown(key)} is {entry.dtype}; adapters are served in {', '.join(DTYPES)}"
         )
     if parameter == "bias" and not module.bias:
         problems.append(f"{shown(key)}: {shown(module.name)} of this base has no bias")
-    check_shapes(file, {key: shape_of(module, parameter)}, problems)
+    if not own.is_shorter_table(module, parameter, entry.shape):
+        check_shapes(own.file, {key: shape_of(module, parameter)}, problems)
 
 
 def shape_of(module: BaseModule, parameter: str) -> tuple[int, ...]:

@@ -8,21 +8,21 @@ Where the base ties the two, PEFT saves one tensor under both names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
-from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import check_rows, differences
+from lorry_adapters.lora.methods.own_parts import (
+    OwnParts,
+    OwnPartsFields,
+    check_rows,
+    read_own_parts,
+)
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.replaced import TokenLogits, TokenRows
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _KEY: Final = "trainable_tokens_delta"
@@ -42,30 +42,28 @@ class TokensSpec(SpecBase):
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
     ) -> Contents:
         keys = sort_keys(file, layout, (_KEY,), problems)
-        problems.extend(unexpected(keys.rest, f"{PREFIX}<embedding>.{_KEY}"))
+        own = read_own_parts(OwnPartsFields(), None, file, layout, keys.rest, problems)
+        problems.extend(unexpected(own.unknown, f"{PREFIX}<embedding>.{_KEY}"))
         found = keys.of(_KEY)
+        table, head = layout.input_embedding, layout.output_embedding
         for name, key in found.items():
             module = layout.modules[name]
-            if module.kind is not ModuleKind.EMBEDDING and name != layout.output_embedding:
+            if module.kind is not ModuleKind.EMBEDDING and name != head:
                 problems.append(f"{shown(name)} is no embedding: it has no rows of tokens")
                 continue
             check_rows(file, key, module, self.token_ids, "token_indices", problems)
-        return Contents(modules=tuple(found), read=lambda: self._read(file, layout, found))
+            if layout.tied and name == head and table in found:
+                own.same.append((found[table], key))
+            else:
+                own.tokens[name] = (key, self.token_ids)
+        modules = tuple(dict.fromkeys([*found, *own.modules]))
+        return Contents(modules=modules, read=lambda: _read(own))
 
-    def _read(self, file: TensorFile, layout: BaseLayout, found: Mapping[str, str]) -> Parts:
-        parts = Parts()
-        ids_K = torch.tensor(self.token_ids, dtype=torch.int64)
-        rows = {name: file.read(key) for name, key in found.items()}
-        table, head = layout.input_embedding, layout.output_embedding
-        if layout.tied and table in rows and head is not None:
-            twin_KH = rows.setdefault(head, rows[table])
-            problems = differences(table, rows[table], head, twin_KH)
-            if problems:
-                raise InvalidAdapter(problems)
-        for name, rows_KH in rows.items():
-            is_head = layout.modules[name].kind is not ModuleKind.EMBEDDING
-            parts.add(name, (TokenLogits if is_head else TokenRows)(ids_K, rows_KH))
-        return parts
+
+def _read(own: OwnParts) -> Parts:
+    parts = Parts()
+    own.read(parts)
+    return parts
 
 
 def read_tokens(fields: Fields) -> TokensSpec:

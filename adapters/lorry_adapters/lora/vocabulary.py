@@ -1,0 +1,67 @@
+"""Adapters that were trained with a vocabulary of another size than the base's.
+
+Tokens are added to a tokenizer and the embeddings resized (`resize_token_embeddings`), and
+what PEFT saves then has a row for every token that there was in training. With fewer than the
+base has, as where the padding of a table was cut off, the file says all that is needed: the
+tokens beyond it do not exist for the adapter. With more, the base has no such tokens, neither
+to be read nor to be answered, and the adapter is refused: `lorry models extend` makes the base
+that it needs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.keys import module_of
+from lorry_adapters.lora.problems import some
+from lorry_adapters.lora.tensor_file import TensorFile
+
+_PARAMETERS: Final = re.compile(
+    r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module|token_adapter|base_layer|default))*"
+    r"\.(?P<parameter>weight|bias|lora_embedding_A|lora_B)"
+    r"(?P<tail>(?:\.[^.]+){0,2})"
+)
+_ALONG: Final = {"lora_embedding_A": 1, "weight": 0, "bias": 0, "lora_B": 0}
+"""Of a parameter of an embedding or a head: which of its sides has the tokens."""
+
+
+def size_of(file: TensorFile, layout: BaseLayout) -> dict[str, int]:
+    """By key: the tokens that a tensor of the base's embedding or head has rows for."""
+    found = {}
+    tables = (layout.input_embedding, layout.output_embedding)
+    for key, entry in file.entries.items():
+        match = _PARAMETERS.fullmatch(key)
+        if match is None:
+            continue
+        # Methods with virtual tokens have the model's own names below `base_model`.
+        paths = (match["module"], match["module"].removeprefix("base_model."))
+        module = next((m for path in paths if (m := module_of(path, layout))), None)
+        along = _ALONG[match["parameter"]]
+        is_table = module is not None and module.name in tables
+        if is_table and len(entry.shape) > along:
+            found[key] = entry.shape[along]
+    return found
+
+
+def vocabulary_of(layout: BaseLayout) -> int:
+    """The base's; 0 where it has no embedding that is known."""
+    table = layout.input_embedding
+    return 0 if table is None else layout.modules[table].in_features
+
+
+def grown(file: TensorFile, layout: BaseLayout) -> str | None:
+    """What is wrong with an adapter of more tokens than the base has, and what to do."""
+    base = vocabulary_of(layout)
+    larger = {key: size for key, size in size_of(file, layout).items() if size > base}
+    if not base or not larger:
+        return None
+    tokens = max(larger.values())
+    return (
+        f"the adapter was trained with {tokens} tokens and the base {layout.name} has {base}: "
+        f"{tokens - base} were added to its vocabulary, which this base can neither read nor "
+        f"answer ({some(larger)}). Serve the base with that vocabulary, made by: lorry models "
+        f"extend {layout.name} --adapter FOLDER --out DIR, with the adapter's folder and its "
+        "tokenizer in it; adapters of the smaller vocabulary are served there as well"
+    )
