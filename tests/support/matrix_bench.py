@@ -36,6 +36,7 @@ class Bench:
         # A 4-bit base is packed by its first forward pass: what is built on later is not run.
         self._running = copy.deepcopy(base)
         self.family = family
+        self.prompt = PROMPT
         self._home = home
         self._pool = ThreadPoolExecutor(16)
         self._numbers: dict[tuple[Any, ...], list[float]] = {}
@@ -64,7 +65,7 @@ class Bench:
             "decoder_input_details": True,
             "ignore_eos_token": True,
         }
-        body = {"inputs": PROMPT, "adapter": adapter, "parameters": parameters}
+        body = {"inputs": self.prompt, "adapter": adapter, "parameters": parameters}
         return self.live.http.post("/generate", json=body)
 
     def ask_together(self, rows: Sequence[Chosen]) -> list[httpx.Response]:

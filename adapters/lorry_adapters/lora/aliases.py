@@ -4,19 +4,23 @@ A low-rank delta is B A x. If the module's outputs are now those of several modu
 side, each of them needs the same A and its own rows of B; so do the other effects whose
 numbers belong to outputs.
 
-`foreign` shows the base as such an adapter knows it, `resolve` turns what was read into the
-base's own terms.
+`as_named` adds the names that a model class had before, where a file has them, `foreign`
+shows the base as such an adapter knows it, and `resolve` turns what was read into the base's
+own terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lorry_adapters.lora.base import AliasPart, BaseLayout, BaseModule
 from lorry_adapters.lora.effects import Effect
 from lorry_adapters.lora.problems import shown
+
+_FORMER: Final[Mapping[str, Mapping[str, str]]] = {"GPTNeoXForCausalLM": {"embed_out": "lm_head"}}
+"""What transformers called a module before its version 5, by the model's class."""
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.parts import LoraPair, Parts
@@ -32,6 +36,18 @@ def split(pair: LoraPair, alias: Sequence[AliasPart]) -> dict[str, LoraPair]:
         part.module: type(pair)(pair.a_RI, pair.b_OR[part.start : part.stop], pair.scaling)
         for part in alias
     }
+
+
+def as_named(layout: BaseLayout, keys: Iterable[str]) -> BaseLayout:
+    """`layout` with aliases for the former names of its modules that `keys` have."""
+    former = _FORMER.get(layout.architecture, {})
+    parts = {part for key in keys for part in key.split(".")} if former else set()
+    found = {
+        old: (AliasPart(new, 0, layout.modules[new].out_features),)
+        for old, new in former.items()
+        if old in parts and new in layout.modules
+    }
+    return replace(layout, aliases={**layout.aliases, **found}) if found else layout
 
 
 def foreign(layout: BaseLayout) -> BaseLayout:

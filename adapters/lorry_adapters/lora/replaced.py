@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorry_adapters.lora.effects import Base, Delta, Effect
+
+_NEVER: Final = -1e30
+"""The logit of a token that is never answered."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,7 +220,10 @@ def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
         mine_MO = F.linear(x_MI, weight_OI, bias_O)
         if outputs == y_MO.shape[1]:
             return mine_MO - y_MO
-        delta_MO = torch.full_like(y_MO, -torch.inf)
+        # As good as minus infinity, which a step takes for numbers that have overflowed; and
+        # two adapters that both say so are still a number.
+        never = max(torch.finfo(y_MO.dtype).min / 4, _NEVER)
+        delta_MO = torch.full_like(y_MO, never)
         delta_MO[:, :outputs] = mine_MO - y_MO[:, :outputs]
         return delta_MO
 

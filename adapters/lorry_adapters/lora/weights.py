@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.aliases import foreign, resolve
+from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.effects import Effect
@@ -98,6 +98,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
     except InvalidAdapter as error:
         raise refusal([*problems, *error.problems]) from None
     with file:
+        layout = as_named(layout, file.entries)
         known = foreign(layout)
         larger = grown(file, known)
         if larger is not None:
@@ -143,6 +144,7 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     if spec is None or problems:
         raise refusal(problems)
     with _open(folder) as file:
+        layout = as_named(layout, file.entries)
         contents = spec.contents(file, foreign(layout), problems)
         if problems:
             raise refusal(problems)

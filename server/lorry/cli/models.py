@@ -1,12 +1,16 @@
-"""`lorry models`: which bases are known or cached here, and fetching one ahead of serving it."""
+"""`lorry models`: which bases are known or cached here, fetching one ahead of serving it, and
+making room in one for an adapter's own tokens."""
 
 from __future__ import annotations
 
 import os
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lorry.cli import offline
 from lorry.cli.group import new_group
 from lorry.cli.output import AsJson, metered, write_json, write_line, write_table
 from lorry.option import format_size
@@ -19,6 +23,7 @@ def build_app() -> typer.Typer:
     app = new_group("The base models of this machine.")
     app.command("list")(list_models)
     app.command("pull")(pull)
+    app.command("extend")(extend)
     return app
 
 
@@ -88,3 +93,62 @@ def pull(
         write_json({"name": found.name, "folder": str(found.folder), "revision": found.revision})
     else:
         write_line(f"{found.name}: {found.folder}")
+
+
+def extend(
+    adapter: Annotated[
+        Path,
+        typer.Option(
+            "--adapter", metavar="DIR", help="The folder of the adapter that has more tokens."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="The base to extend, as for serve."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="DIR",
+            help="That which the adapter was trained with, where its own folder has none.",
+        ),
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a base with room for the tokens that an adapter was trained with."""
+    from lorry.model.quiet import quiet
+    from lorry_adapters.lora.tensor_file import TensorFile
+    from lorry_adapters.lora.vocabulary import size_of
+    from lorry_adapters.lora.weights import WEIGHTS_FILE
+    from lorry_adapters.tools.extend import extend as extended
+    from lorry_adapters.tools.folder import ToolError
+
+    settings = offline.settings_for(model, home)
+    layout = offline.outline(settings).layout
+    try:
+        with TensorFile(adapter / WEIGHTS_FILE) as file:
+            tokens = max(size_of(file, layout).values(), default=0)
+    except OSError as error:
+        raise ToolError(f"{adapter / WEIGHTS_FILE} cannot be read: {error.strerror}") from error
+    source = offline.find(settings)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = extended(source.folder, tokenizer or adapter, tokens, out)
+    if as_json:
+        write_json(
+            {
+                "out": str(out),
+                "base": source.name,
+                "tokens": result.tokens,
+                "added": result.added,
+                "bytes": result.bytes,
+            }
+        )
+    else:
+        write_line(
+            f"{out}: {source.name} with {result.added} more tokens, {result.tokens} in all, "
+            f"{format_size(result.bytes)}"
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from lorry_adapters.lora.aliases import split
-from lorry_adapters.lora.base import AliasPart
+from lorry_adapters.lora.aliases import as_named, foreign, split
+from lorry_adapters.lora.base import AliasPart, BaseLayout
 from lorry_adapters.lora.parts import LoraPair
 
 PARTS = (AliasPart("q", 0, 4), AliasPart("k", 4, 6), AliasPart("v", 6, 12))
@@ -33,3 +35,12 @@ def test_nothing_is_copied() -> None:
 def test_parts_that_are_not_the_whole_are_our_mistake() -> None:
     with pytest.raises(AssertionError):
         split(LoraPair(torch.ones(3, 5), torch.ones(11, 3), 1.0), PARTS)
+
+
+def test_a_name_that_transformers_has_changed(layout: Callable[[str], BaseLayout]) -> None:
+    neox = layout("gpt_neox")
+    known = foreign(as_named(neox, ["base_model.model.embed_out.lora_A.weight"]))
+    assert known.output_embedding == "embed_out" and "lm_head" not in known.modules
+    new = ["base_model.model.lm_head.lora_A.weight", "my_embed_out.weight"]
+    assert as_named(neox, new) is neox
+    assert as_named(layout("llama"), ["embed_out.weight"]) is layout("llama")

@@ -1,0 +1,79 @@
+"""A base and a tokenizer with more tokens -> the base with room for them.
+
+For adapters that were trained after tokens had been added: they bring their own rows, and the
+base needs places for those. The rows that it gets there are the mean of all others, which is
+what nobody asks for and hardly any answer picks; an adapter with tables of its own never sees
+them. Adapters of the old vocabulary mean on the new base what they meant on the old one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorry_adapters.lora.problems import some
+from lorry_adapters.tools.folder import ToolError, making
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    tokens: int
+    """Rows of the new tables."""
+    added: int
+    bytes: int
+
+
+def extend(base: Path, tokenizer: Path, tokens: int, out: Path) -> Extended:
+    """A copy of `base` in `out`, of at least `tokens` tokens, with the tokenizer of a folder.
+
+    Raises ToolError: nothing to add, a tokenizer that is not the base's with more tokens, a
+    quantized base, a folder that is there.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ToolError(
+            f"the tokenizer in {tokenizer} cannot be read; name the folder of the one that the "
+            f"adapter was trained with (--tokenizer): {error}"
+        ) from error
+    with making(out) as partial:
+        try:
+            ours = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                base, dtype="auto", trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ToolError(f"the base in {base} cannot be loaded: {error}") from error
+        if getattr(model, "hf_quantizer", None) is not None:
+            raise ToolError(f"the base in {base} is stored quantized: extend the original one")
+        known, given = ours.get_vocab(), theirs.get_vocab()
+        moved = [token for token, number in known.items() if given.get(token) != number]
+        if moved:
+            raise ToolError(
+                f"the tokenizer in {tokenizer} is not the base's with more tokens: it lacks, or "
+                f"numbers otherwise, {some(moved)}"
+            )
+        before = model.get_input_embeddings().weight.shape[0]
+        tokens = max(tokens, 1 + max(given.values()))
+        if tokens <= before:
+            raise ToolError(f"the base has {before} tokens already, and {tokens} are asked for")
+        _resize(model, before, tokens)
+        model.save_pretrained(partial)
+        if theirs.chat_template is None:
+            theirs.chat_template = ours.chat_template
+        theirs.save_pretrained(partial)
+        size = sum(file.stat().st_size for file in partial.glob("*.safetensors"))
+    return Extended(tokens, tokens - before, size)
+
+
+@torch.no_grad()
+def _resize(model: Any, before: int, tokens: int) -> None:
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        for parameter in () if module is None else module.parameters(recurse=False):
+            parameter[before:] = parameter[:before].float().mean(0).to(parameter.dtype)

@@ -1,0 +1,131 @@
+"""Adapters that were trained after the vocabulary had been changed: the embeddings resized, and
+saved by PEFT as it then does. With fewer tokens than the base they are served, with more they
+are refused with what to do, and what to do is done here: then they are served, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lorry.cli import main
+from support import peft_made, tiny
+from support.matrix_bench import Bench, bench
+from support.peft_kinds import KINDS, Strength, trained_tokens
+from support.peft_made import Made
+
+TOLERANCE = 1e-4
+FEWER, MORE = tiny.VOCAB_SIZE - 4, tiny.VOCAB_SIZE + 2
+NEW = "<|aside|>"
+SHORT = "The lorry waited at the gate"
+"""Of tokens that the smaller vocabulary has, too."""
+
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "nothing of them trained": {},
+    "both saved": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "table saved": {"modules_to_save": ["embed_tokens"]},
+    "head saved": {"modules_to_save": ["lm_head"]},
+    "rows trained": {"trainable_token_indices": {"embed_tokens": [*trained_tokens()]}},
+}
+TIED = ("llama", "llama_tied")
+
+
+def resized(
+    base: Any, tokens: int, fields: Mapping[str, Any], folder: Path, *, seed: int = 3
+) -> Made:
+    """A LoRA on a copy of `base` with that many tokens, saved with all that PEFT adds."""
+    import copy
+
+    own = copy.deepcopy(base)
+    own.resize_token_embeddings(tokens, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in (own.get_input_embeddings(), own.get_output_embeddings()):
+            new = module.weight[tiny.VOCAB_SIZE :]
+            new.copy_(torch.randn(new.shape, generator=generator))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"], **fields)
+    model = peft.get_peft_model(own, config)
+    peft_made.fill(model, 0.3, seed=seed)
+    model.eval().save_pretrained(folder)
+    return Made(folder, KINDS["modules_to_save=head"], model.requires_grad_(False))
+
+
+@pytest.fixture(scope="module", params=TIED)
+def lorry(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Bench]:
+    home = tmp_path_factory.mktemp("vocabulary")
+    with bench(tiny_model(request.param), request.param, home) as found:
+        found.prompt = SHORT
+        yield found
+
+
+def served_as_by_peft(lorry: Bench, made: Made) -> None:
+    assert made.kind.strength is Strength.SCALING
+    answer = lorry.upload("this", made.folder)
+    assert answer.status_code == 201, answer.text
+    try:
+        assert lorry.error(lorry.ask(("this", 1.0)), made) < TOLERANCE
+        base, one, plain = lorry.ask_together([None, ("this", 1.0), ("plain", 1.0)])
+        assert lorry.error(base, None) < TOLERANCE
+        assert lorry.error(one, made) < TOLERANCE
+        assert lorry.error(plain, lorry.plain) < TOLERANCE
+    finally:
+        lorry.remove("this")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fewer_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
+    made = resized(lorry.base, FEWER, WAYS[way], tmp_path / "adapter")
+    served_as_by_peft(lorry, made)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_more_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
+    made = resized(lorry.base, MORE, WAYS[way], tmp_path / "adapter")
+    answer = lorry.upload("this", made.folder)
+    assert answer.status_code == 422
+    first = answer.json()["error"]["problems"][0]
+    assert f"trained with {MORE} tokens and the base {lorry.family} has {tiny.VOCAB_SIZE}" in first
+    assert f"lorry models extend {lorry.family} --adapter FOLDER" in first
+
+
+@pytest.mark.parametrize("family", TIED)
+def test_the_base_made_for_them(
+    family: str,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command that the refusal names; then every way is served, and the old size as well."""
+    original = peft_made.load_base(tiny_model(family))
+    made = {
+        way: resized(original, MORE, fields, tmp_path / way.replace(" ", "_"))
+        for way, fields in WAYS.items()
+    }
+    first = made["both saved"].folder
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(family))
+    tokenizer.add_special_tokens({"additional_special_tokens": [NEW]})
+    tokenizer.save_pretrained(first)
+    arguments = ["extend", str(tiny_model(family)), "--adapter", str(first)]
+    out = tmp_path / "extended"
+    assert main(["models", *arguments, "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["tokens"], said["added"]) == (MORE, MORE - tiny.VOCAB_SIZE)
+    with bench(out, family, tmp_path / "home") as lorry:
+        lorry.prompt = SHORT
+        for one in made.values():
+            served_as_by_peft(lorry, one)
+        older = resized(original, FEWER, WAYS["both saved"], tmp_path / "older")
+        served_as_by_peft(lorry, older)
+        body = {"inputs": f"The lorry {NEW} waited"}
+        pieces = lorry.live.http.post("/tokenize", json=body).json()
+        assert tiny.VOCAB_SIZE in [piece["id"] for piece in pieces]
