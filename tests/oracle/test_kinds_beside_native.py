@@ -1,5 +1,5 @@
-"""Other kinds of adapter beside the compiled step: the same answers as without it, and the
-rows that it runs do not notice them."""
+"""Kinds that the compiled step does not know, beside it: the same answers as without it, and the
+rows that it runs do not notice them. Those that it knows are `test_gains_native.py`'s."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver, token_ids
 
 FAMILY = "llama"
-NAMES = ("dora", "ia3", "lora_bias", "modules_to_save=head", "lokr")
+NAMES = ("modules_to_save=head", "lokr", "embeddings target")
+KNOWN = ("dora", "ia3")
+"""They run on the compiled step, but for sums with the others."""
 BOTTLENECK = Path(__file__).parent / "adapterhub" / "llama-pfeiffer"
 APART = 0.05
 """Of a log-probability. Both paths round activations to 13 bits, where a difference in a
@@ -61,21 +63,30 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return found
 
 
-def asks(made: dict[str, Path], plain: Path) -> list[Ask]:
+@pytest.fixture(scope="module")
+def known(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    root = tmp_path_factory.mktemp("known")
+    return {name: make(KINDS[name], FAMILY, base, root / name).folder for name in KNOWN}
+
+
+def asks(made: dict[str, Path], known: dict[str, Path], plain: Path) -> list[Ask]:
     one = [Ask([(path, 1.0)], random_prompt(9 + i, seed=i)) for i, path in enumerate(made.values())]
     half = [Ask([(path, 0.5)], random_prompt(7, seed=20)) for path in made.values()]
     summed = [
-        Ask([(made[name], 1.0), (plain, 0.7)], random_prompt(11, seed=30))
-        for name in ("dora", "bottleneck")
+        Ask([(made[name], 1.0), (other, 0.7)], random_prompt(11, seed=30))
+        for name in ("lokr", "bottleneck")
+        for other in (plain, *known.values())
     ]
     return [*one, *half, *summed]
 
 
-def company(plain: Path) -> list[Ask]:
+def company(known: dict[str, Path], plain: Path) -> list[Ask]:
     return [
         Ask([], random_prompt(12, seed=40)),
         Ask([(plain, 1.0)], random_prompt(5, seed=41)),
         Ask([(plain, -0.5)], random_prompt(17, seed=42)),
+        *(Ask([(path, 0.3)], random_prompt(8, seed=43)) for path in known.values()),
     ]
 
 
@@ -83,10 +94,11 @@ def test_the_answers_are_those_of_the_packed_model_alone(
     native: RunnerDriver,
     torch_only: RunnerDriver,
     made: dict[str, Path],
+    known: dict[str, Path],
     peft_adapter: Callable[..., Path],
 ) -> None:
     plain = peft_adapter(FAMILY, "plain")
-    wanted = [*asks(made, plain), *company(plain)]
+    wanted = [*asks(made, known, plain), *company(known, plain)]
     expected = torch_only.score(wanted)
     found = native.score(wanted)
     for want, have in zip(expected, found, strict=True):
@@ -94,25 +106,34 @@ def test_the_answers_are_those_of_the_packed_model_alone(
 
 
 def test_rows_on_the_compiled_step_do_not_notice(
-    native: RunnerDriver, made: dict[str, Path], peft_adapter: Callable[..., Path]
+    native: RunnerDriver,
+    made: dict[str, Path],
+    known: dict[str, Path],
+    peft_adapter: Callable[..., Path],
 ) -> None:
     plain = peft_adapter(FAMILY, "plain")
-    alone = native.score(company(plain))
-    among = native.score([*asks(made, plain), *company(plain)])
+    mine = company(known, plain)
+    alone = native.score(mine)
+    among = native.score([*asks(made, known, plain), *mine])
     assert among[-len(alone) :] == alone
-    drawn = native.greedy(company(plain), 6)
-    beside = native.greedy([*asks(made, plain), *company(plain)], 6)
+    drawn = native.greedy(mine, 6)
+    beside = native.greedy([*asks(made, known, plain), *mine], 6)
     assert [token_ids(row) for row in beside[-len(drawn) :]] == [token_ids(row) for row in drawn]
 
 
 def test_a_slot_that_changes_its_kind_changes_its_path(
-    native: RunnerDriver, made: dict[str, Path], peft_adapter: Callable[..., Path]
+    native: RunnerDriver,
+    made: dict[str, Path],
+    known: dict[str, Path],
+    peft_adapter: Callable[..., Path],
 ) -> None:
     plain = peft_adapter(FAMILY, "plain")
-    before = native.score([Ask([(plain, 1.0)], random_prompt(9, seed=50))])
     slot = native.slot_of(plain)
-    native.place(slot, made["ia3"])
-    other = native.score([Ask([(made["ia3"], 1.0)], random_prompt(9, seed=50))])
-    assert other != before
+    order = (plain, made["lokr"], known["dora"], made["bottleneck"], known["ia3"])
+    answers: dict[Path, list[list[float]]] = {}
+    for path in (*order, *order[::-1], *order):
+        native.place(slot, path)
+        answer = native.score([Ask([(path, 1.0)], random_prompt(9, seed=50))])
+        assert answers.setdefault(path, answer) == answer
+    assert len({tuple(answer[0]) for answer in answers.values()}) == len(order)
     native.place(slot, plain)
-    assert native.score([Ask([(plain, 1.0)], random_prompt(9, seed=50))]) == before

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,12 @@ class PeftOracle:
 def _exact_int8(module: Linear8bitLt) -> Callable[[torch.Tensor], torch.Tensor]:
     codes_OI, scale_O = module.weight.CB, module.weight.SCB
     weight_OI = codes_OI.float() * (scale_O.float() / 127).unsqueeze(1)
-    return lambda x: torch.nn.functional.linear(x, weight_OI, module.bias)
+    # Not a closure: a copy of the module, whose bias somebody trains, must find its own.
+    return partial(_multiply, module, weight_OI)
+
+
+def _multiply(module: Linear8bitLt, weight_OI: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, weight_OI, module.bias)
 
 
 def peft_logprobs(model_folder: Path, adapters: Adapters, token_ids: Sequence[int]) -> torch.Tensor:

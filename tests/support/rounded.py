@@ -9,11 +9,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from lorry.model.native.adapter import codes_of
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.parts import LoraPair
 
 
 def rounded(folder: Path, target: Path, layout: BaseLayout) -> Path:
@@ -34,3 +38,15 @@ def rounded(folder: Path, target: Path, layout: BaseLayout) -> Path:
     shutil.copy(folder / weights.CONFIG_FILE, target)
     save_file(tensors, target / weights.WEIGHTS_FILE)
     return target
+
+
+@torch.no_grad()
+def round_pairs(model: PeftModel) -> None:
+    """Every pair of a PEFT model in place, whatever else the model has."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name, a in layer.lora_A.items():
+                b, scaling = layer.lora_B[name], layer.scaling[name]
+                codes = codes_of(LoraPair(a.weight, b.weight, scaling))
+                a.weight.copy_(codes.a_RI)
+                b.weight.copy_(codes.b_OR.float() * codes.scale_O.float()[:, None] / scaling)

@@ -6,7 +6,9 @@ So every kind mixes with every other, in one batch and in one sum, and at no pla
 base itself changed.
 
 An effect is what the file says, in host memory. `bind` meets it with the module that it is
-for, once, away from the running steps; the `Delta` it gives is all that a step calls.
+for, once, away from the running steps; the `Delta` it gives is all that a step calls. Those
+that come down to vectors of the module's widths are in `vectors`, where the compiled step
+of the server reads the numbers themselves.
 
 Scale multiplies what the kind's own strength multiplies in PEFT (`set_scale`): the pair of a
 DoRA, in the norm too; the distance from 1 of an (IA)3 vector. What PEFT trains in place of
@@ -24,12 +26,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x of M tokens: `[M, I]` or ids `[M]`; the base's answer `[M, O]`; scales `[M, 1]`): `[M, O]`."""
+from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
-
-KNOWN_SCALES = 4
-"""Of a DoRA, whose gains are kept ready: most requests ask for the default."""
+__all__ = [
+    "Base",
+    "Delta",
+    "Dora",
+    "Effect",
+    "InputGain",
+    "Kronecker",
+    "OutputGain",
+    "OwnBias",
+    "PairBias",
+    "Projections",
+    "Vera",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,39 +106,18 @@ class Dora:
         c_O = (b_OR * product_OR).double().sum(1)
         d_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).double().sum(1)
         w_O, c_O, d_O = (v.float().to(base.device) for v in (w_O, c_O, d_O))
-        magnitude_O = self.magnitude_O.float().to(base.device)
-        a_IR, b_RO = base.held(a_RI.T.contiguous()), base.held(b_OR.T.contiguous())
-        bias, scaling = base.bias, self.scaling
-        on_host = base.device.type == "cpu"
-        known: dict[float, tuple[Tensor, Tensor]] = {}
-
-        def gain_of(s: Tensor) -> Tensor:
-            norm = (w_O + 2 * s * c_O + s.square() * d_O).clamp_min(0).sqrt()
-            return magnitude_O / norm
-
-        def at_one_scale(scale: Tensor) -> tuple[Tensor, Tensor]:
-            """(gain - 1 `[O]`, gain s B `[R, O]`), kept for the next step."""
-            asked = float(scale)
-            if asked not in known:
-                if len(known) >= KNOWN_SCALES:
-                    known.clear()
-                s_1 = scale.flatten().float() * scaling
-                gain_O = gain_of(s_1)
-                known[asked] = base.held(gain_O - 1), base.held(b_RO * (gain_O * s_1))
-            return known[asked]
-
-        def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-            without_MO = y_MO if bias is None else y_MO - bias
-            # On a device the number would have to be waited for.
-            if on_host and scale_M1.numel() == 1:
-                more_O, scaled_RO = at_one_scale(scale_M1)
-                return torch.addmm(without_MO * more_O, x_MI @ a_IR, scaled_RO)
-            s_M1 = scale_M1.float() * scaling
-            gain_MO = gain_of(s_M1)
-            pair_MO = ((x_MI @ a_IR) @ b_RO) * s_M1
-            return ((gain_MO - 1) * without_MO + gain_MO * pair_MO).to(y_MO.dtype)
-
-        return delta
+        return BoundDora(
+            a_RI=self.a_RI,
+            b_OR=self.b_OR,
+            scaling=self.scaling,
+            magnitude_O=self.magnitude_O.float().to(base.device),
+            w_O=w_O,
+            c_O=c_O,
+            d_O=d_O,
+            bias_O=base.bias,
+            dtype=base.dtype,
+            device=base.device,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,8 +135,7 @@ class PairBias:
         return PairBias(self.bias_O[start:stop], self.scaling)
 
     def bind(self, base: Base) -> Delta:
-        bias_O = base.held(self.bias_O.float() * self.scaling)
-        return lambda x, y_MO, scale_M1: (scale_M1 * bias_O).expand_as(y_MO)
+        return Shift(base.held(self.bias_O.float() * self.scaling), scaled=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,8 +155,7 @@ class OwnBias:
         difference_O = self.bias_O.float().to(base.device)
         if base.bias is not None:
             difference_O = difference_O - base.bias.float()
-        held_O = base.held(difference_O)
-        return lambda x, y_MO, scale: held_O.expand_as(y_MO)
+        return Shift(base.held(difference_O), scaled=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,15 +172,7 @@ class InputGain:
         return self
 
     def bind(self, base: Base) -> Delta:
-        more_I, module = base.held(self.gain_I.float() - 1), base.module
-
-        def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-            # The whole product again, not that of the difference: a quantized base rounds
-            # what it is given, and this is what it would have been given.
-            scaled_MO: Tensor = module(x_MI * (1 + scale_M1 * more_I))
-            return scaled_MO - y_MO
-
-        return delta
+        return InwardGain(base.held(self.gain_I.float() - 1), base.module)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,8 +189,7 @@ class OutputGain:
         return OutputGain(self.gain_O[start:stop])
 
     def bind(self, base: Base) -> Delta:
-        more_O = base.held(self.gain_O.float() - 1)
-        return lambda x, y_MO, scale_M1: scale_M1 * more_O * y_MO
+        return OutwardGain(base.held(self.gain_O.float() - 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

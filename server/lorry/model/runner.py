@@ -3,8 +3,8 @@
 A row runs on one of two paths, and its own adapters alone decide which, so that its
 tokens do not depend on its neighbours:
 
-compiled   (`lorry.model.native`) where the model allows it, for rows whose adapters are
-           plain pairs of matrices, and for the base
+compiled   (`lorry.model.native`) where the model allows it, for the base and for rows all of
+           whose adapters are pairs of matrices and vectors: LoRA, DoRA, (IA)3, biases
 packed     (`lorry.model.packed`) transformers' modeling code; serves every kind of
            adapter, and everything where there is no compiled step; on a GPU with Triton's
            kernels and recorded decode steps (`lorry.model.cuda`)
@@ -104,8 +104,8 @@ class Runner:
         self._lean: LeanModel | None = None
         self._fused: CudaModel | None = None
         self._placed: dict[int, Prepared] = {}
-        # Slots of adapters that the compiled step cannot apply, and those that are in the
-        # packed model's own slots too.
+        # Slots of adapters that the compiled step (a recorded one, on a GPU) cannot apply, and
+        # those that are in the packed model's own slots too.
         self._special: set[int] = set()
         self._in_packed: set[int] = set()
         self._digests: dict[int, str] = {}
@@ -131,8 +131,7 @@ class Runner:
         if self._fused is not None:
             weights = self._fused.bring(weights)
         bound = self.lora.prepare(weights)
-        lean = self._lean if bound.plain else None
-        return Prepared(bound, None if lean is None else lean.prepare(weights))
+        return Prepared(bound, None if self._lean is None else self._lean.prepare(bound))
 
     def place(self, slot: int, prepared: Prepared) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
@@ -146,10 +145,9 @@ class Runner:
             return
         self._in_packed.discard(slot)
         self._placed[slot] = prepared
-        if prepared.bound.plain:
+        if prepared.compiled is not None:
             self._special.discard(slot)
             self.lora.clear(slot)
-            assert prepared.compiled is not None
             self._lean.place(slot, prepared.compiled)
         else:
             self._lean.clear(slot)
@@ -172,7 +170,7 @@ class Runner:
         return self.lora.slot_bytes + (0 if self._lean is None else self._lean.slot_bytes)
 
     def go_lean(self, lean: LeanModel) -> None:
-        """Run rows of plain adapters through the compiled path, which has its own slots."""
+        """Run the rows that it can through the compiled path, which has its own slots."""
         assert self.lora.slot_bytes == 0, "adapters were placed before"
         assert self.unpackable is None, "it packs"
         self._lean = lean
@@ -272,7 +270,8 @@ class Runner:
         return any(use.slot in self._special for use in row.adapters)
 
     def _bring_to_packed(self, batch: Batch) -> None:
-        """A plain adapter in a sum with another kind is needed on that path as well."""
+        """What the compiled step holds is needed here as well: in a sum with another kind, or
+        where a row is pooled."""
         for slot in {use.slot for row in batch.rows for use in row.adapters} - self._in_packed:
             self.lora.place(slot, self._placed[slot].bound)
             self._in_packed.add(slot)

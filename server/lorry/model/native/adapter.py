@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,8 @@ from torch import Tensor
 from lorry.model.native.pack import BLOCK
 
 if TYPE_CHECKING:
-    from lorry_adapters.lora.weights import AdapterWeights, LoraPair
+    from lorry.model.native.gains import Gains
+    from lorry_adapters.lora.parts import LoraPair
 
 GROUP = 8
 """Rows of A that lie together, and inputs of each."""
@@ -52,10 +53,12 @@ class PackedAdapter:
     places_M3: NDArray[np.int64]
     """Of each linear of the model: where in `memory` its A and its B begin, and its rank, padded
     to a multiple of `GROUP`; 0 where the adapter has no such part."""
+    gains: Gains | None = None
+    """What it does beside its pairs."""
 
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes
+        return self.memory.nbytes + (0 if self.gains is None else self.gains.nbytes)
 
 
 def padded(rank: int) -> int:
@@ -64,20 +67,23 @@ def padded(rank: int) -> int:
 
 
 def pack_adapter(
-    library: ctypes.CDLL, weights: AdapterWeights, phases: Sequence[Sequence[str]]
+    library: ctypes.CDLL,
+    pairs: Mapping[str, LoraPair],
+    phases: Sequence[Sequence[str]],
+    gains: Gains | None = None,
 ) -> PackedAdapter:
-    """`phases`: the linears of the model in the order in which a step reads their adapters;
-    those of one phase read the same input. Any thread may.
+    """`pairs`: by linear, a DoRA's too. `phases`: the linears of the model in the order in which
+    a step reads their adapters; those of one phase read the same input. Any thread may.
 
     Raises:
         MemoryError.
     """
-    places, end = _lay_out(weights, phases)
-    assert sum(rank > 0 for _, _, rank in places.values()) == len(weights.modules)
+    places, end = _lay_out(pairs, phases)
+    assert sum(rank > 0 for _, _, rank in places.values()) == len(pairs)
     # Pages of its own, which go back to the system with it, whatever the allocator does.
     memory = np.frombuffer(mmap.mmap(-1, max(end, 1)), dtype=np.uint8)
     start = memory.ctypes.data
-    for name, pair in weights.modules.items():
+    for name, pair in pairs.items():
         a_at, b_at, _ = places[name]
         a_RI, b_OR = pair.a_RI.float().contiguous(), pair.b_OR.float().contiguous()
         assert a_RI.shape[1] % BLOCK == b_OR.shape[0] % BLOCK == 0
@@ -92,11 +98,11 @@ def pack_adapter(
         )
         if failed:
             raise MemoryError("no memory to pack an adapter")
-    return PackedAdapter(memory, np.array(list(places.values()), dtype=np.int64))
+    return PackedAdapter(memory, np.array(list(places.values()), dtype=np.int64), gains)
 
 
 def _lay_out(
-    weights: AdapterWeights, phases: Sequence[Sequence[str]]
+    pairs: Mapping[str, LoraPair], phases: Sequence[Sequence[str]]
 ) -> tuple[dict[str, tuple[int, int, int]], int]:
     """Where everything goes, and where it ends."""
     places: dict[str, tuple[int, int, int]] = {}
@@ -104,12 +110,12 @@ def _lay_out(
     for names in phases:
         starts: dict[str, int] = {}
         for name in names:
-            pair = weights.modules.get(name)
+            pair = pairs.get(name)
             if pair is not None:
                 starts[name] = end
                 end = _aligned(end + _a_bytes(pair))
         for name in names:
-            pair = weights.modules.get(name)
+            pair = pairs.get(name)
             if pair is None:
                 places[name] = (0, 0, 0)
             else:

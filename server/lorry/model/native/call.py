@@ -9,7 +9,8 @@ up, which the event loop then keeps for as long as its own work takes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -19,7 +20,11 @@ from torch import Tensor
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
 from lorry.model.native import structs
+from lorry.model.native.gains import BoundGains
 from lorry_adapters.lora.plan import Plan
+
+Bound = Mapping[tuple[int, float], BoundGains]
+"""By (slot, scale), of the adapters that do more than add a pair."""
 
 Rope = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Positions [1, T] to cosines and sines [1, T, head size]."""
@@ -52,7 +57,7 @@ class Angles:
 class Call:
     """One step's arguments; they live as long as this."""
 
-    def __init__(self, inputs: Inputs, angles: Angles, vocab: int) -> None:
+    def __init__(self, inputs: Inputs, angles: Angles, vocab: int, gains: Bound) -> None:
         size = inputs.attention.block_size
         self.ids: list[int] = []
         self.blocks: list[int] = []
@@ -79,12 +84,12 @@ class Call:
         tokens = [array("i", values) for values in (self.ids, positions, cell, rows, self.wanted)]
         context = array("q", starts)
         cos, sin = angles.of(positions)
-        body = _Pairs(inputs.body)
-        head = body if inputs.head is inputs.body else _Pairs(inputs.head)
+        body = PairArrays(inputs.body, gains)
+        head = body if inputs.head is inputs.body else PairArrays(inputs.head, gains)
         self._logits_KV = np.empty((len(self.wanted), vocab), dtype=np.float32)
         self._norm_K = np.empty(len(self.wanted), dtype=np.float32)
         self._best_K = np.empty(len(self.wanted), dtype=np.int32)
-        self._keep = (cells, tokens, context, cos, sin, body, head)
+        self._keep = (cells, tokens, context, cos, sin, body, head, gains)
         at = [_address(values) for values in tokens]
         self.struct = structs.Step(
             num_tokens=len(self.ids),
@@ -111,10 +116,10 @@ class Call:
         return Logits(torch.from_numpy(self._logits_KV), norm_K, best_K.long())
 
 
-class _Pairs:
+class PairArrays:
     """A plan as `step.h` wants it; keeps its arrays."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, gains: Bound) -> None:
         slots = [slot for slot, _, _ in plan.pairs]
         starts = [i for i, slot in enumerate(slots) if i == 0 or slots[i - 1] != slot]
         self._token = array("i", [token for _, token, _ in plan.pairs])
@@ -129,6 +134,28 @@ class _Pairs:
             _address(self._start),
             _address(self._scale),
         )
+        if gains:
+            self._add(plan, gains)
+
+    def _add(self, plan: Plan, gains: Bound) -> None:
+        """What a step needs to go through the tokens that have gains, one by one."""
+        uses: dict[int, list[int]] = {}
+        addresses = []
+        for pair, (slot, token, scale) in enumerate(plan.pairs):
+            mine = gains.get((slot, scale))
+            addresses.append(0 if mine is None else mine.address)
+            if mine is not None:
+                uses.setdefault(token, []).append(pair)
+        gained = sorted(uses)
+        self._gain = array("Q", addresses)
+        self._gained = array("i", gained)
+        self._uses = array("i", [pair for token in gained for pair in uses[token]])
+        self._first = array("i", accumulate((len(uses[token]) for token in gained), initial=0))
+        self.struct.num_gained = len(gained)
+        self.struct.gained = _address(self._gained)
+        self.struct.first = _address(self._first)
+        self.struct.uses = _address(self._uses)
+        self.struct.gain = _address(self._gain)
 
 
 def _address(values: array[int] | array[float]) -> int:

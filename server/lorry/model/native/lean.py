@@ -24,13 +24,14 @@ from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
 from lorry.model.native.call import Angles, Call
+from lorry.model.native.gains import doras_of, fits, gains_of
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
 from lorry.model.native.slots import AdapterSlots
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
-    from lorry_adapters.lora.weights import AdapterWeights
+    from lorry_adapters.lora.layers import BoundAdapter
 
 ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -42,6 +43,8 @@ PHASES = (
     ("mlp.down_proj",),
 )
 """The linears of a layer in the order in which they run; those of one read the same input."""
+
+HEAD = "lm_head"
 
 STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds whose frequencies do not depend on the length of the sequence."""
@@ -105,7 +108,7 @@ class LeanModel:
                     for index in range(layers)
                     for phase in PHASES
                 ),
-                ["lm_head"],
+                [HEAD],
             ],
             num_slots,
         )
@@ -132,7 +135,7 @@ class LeanModel:
             head=self._linear(model.lm_head),
             layers=self._structs,
         )
-        self._model.head_slots = self._slots_of("lm_head", model.lm_head)
+        self._model.head_slots = self._slots_of(HEAD, model.lm_head)
         self._max_tokens = max_tokens
         self._max_pairs = max_tokens * MAX_SELECTION
         self._max_context = max_context
@@ -152,9 +155,15 @@ class LeanModel:
         """Of the adapters in the slots now."""
         return self._slots.nbytes
 
-    def prepare(self, weights: AdapterWeights) -> PackedAdapter:
-        """All work on an adapter that needs no slot. Any thread."""
-        return pack_adapter(self._library, weights, self._slots.phases)
+    def prepare(self, bound: BoundAdapter) -> PackedAdapter | None:
+        """All work on an adapter that needs no slot; None where it does something that the
+        step does not know. Any thread."""
+        pairs, names = bound.weights.modules, self._slots.names
+        if bound.weights.prompt is not None or not fits(bound.deltas, pairs, names, HEAD):
+            return None
+        gains = gains_of(bound.deltas, names)
+        pairs = {**pairs, **doras_of(bound.deltas)}
+        return pack_adapter(self._library, pairs, self._slots.phases, gains)
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Fill `slot` with an adapter; whatever it held is gone. Between two steps only."""
@@ -184,7 +193,7 @@ class LeanModel:
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
-        call = Call(inputs, self._angles, self._vocab)
+        call = Call(inputs, self._angles, self._vocab, self._slots.gains(inputs.body))
         self._check(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))
         return call.logits()

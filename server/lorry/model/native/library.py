@@ -77,11 +77,11 @@ def load(path: Path) -> ctypes.CDLL:
     library.lorry_engine_free.restype = None
     library.lorry_run.argtypes = [c_void_p, POINTER(Step)]
     library.lorry_run.restype = None
-    library.lorry_deltas.argtypes = [
-        *(c_void_p, POINTER(Slots), POINTER(Pairs)),
+    library.lorry_module.argtypes = [
+        *(c_void_p, POINTER(Linear), POINTER(Slots), POINTER(Pairs)),
         *(c_void_p, c_void_p, c_int32),
     ]
-    library.lorry_deltas.restype = None
+    library.lorry_module.restype = None
     library.lorry_pack.argtypes = [
         *(c_void_p, c_void_p, c_float),
         *(c_int32, c_int32, c_int32),

@@ -178,9 +178,10 @@ INLINE Hidden encode_hidden(const float *h, int8_t *codes, int rank) {
     return hidden;
 }
 
-/* y[t][o ...] += B h[t] for one block of outputs; `tokens` a compile-time constant. */
+/* y[t][o ...] += B h[t] for one block of outputs; `tokens` a compile-time constant, and whether
+ * it is all of it or, `dora`, 1 + more[t] times. */
 INLINE void expand_tile(const uint8_t *b, int rank, const int8_t *codes, const Hidden *hidden,
-                        float *const *y, int o, int tokens) {
+                        float *const *y, const float *const *more, int o, int tokens, int dora) {
     Ints acc[MANY][2][VECTORS];
     for (int t = 0; t < tokens; t++)
         for (int row = 0; row < 2; row++)
@@ -198,9 +199,43 @@ INLINE void expand_tile(const uint8_t *b, int rank, const int8_t *codes, const H
         for (int v = 0; v < VECTORS; v++) {
             float *to = y[t] + o + v * WIDTH;
             const Floats high = to_floats(acc[t][0][v]), low = to_floats(acc[t][1][v]);
-            const Floats scale = load_bfloat(scale_O + v * WIDTH) * all(hidden[t].worth);
+            Floats scale = load_bfloat(scale_O + v * WIDTH) * all(hidden[t].worth);
+            if (dora) scale *= all(1.0f) + load(more[t] + o + v * WIDTH);
             store(to, load(to) + fused(low, all(1.0f / CODES), high) * scale);
         }
+}
+
+/* `expand` for the pairs of one slot, which are a DoRA's or not. */
+INLINE void expand_segment(const Slots *slots, const Pairs *pairs, Segment mine, const float *h,
+                           float *y, int stride, int max_rank, int8_t *codes, int first, int last,
+                           int dora) {
+    const int rank = mine.lora->rank;
+    for (int p = mine.first; p < mine.last;) {
+        const int tokens = mine.last - p >= MANY ? MANY : 1;
+        Hidden hidden[MANY];
+        float *rows[MANY];
+        const float *more[MANY];
+        for (int t = 0; t < tokens; t++) {
+            rows[t] = y + (size_t)pairs->token[p + t] * stride;
+            hidden[t] = encode_hidden(h + (size_t)(p + t) * max_rank, codes + 2 * t * (size_t)rank,
+                                      rank);
+            if (dora) more[t] = pairs->gain[p + t][slots->module].more_O;
+        }
+        const uint8_t *b = mine.lora->b + first / BLOCK * b_block(rank);
+        for (int o = first; o < last; o += BLOCK, b += b_block(rank)) {
+            if (tokens == MANY) expand_tile(b, rank, codes, hidden, rows, more, o, MANY, dora);
+            else expand_tile(b, rank, codes, hidden, rows, more, o, 1, dora);
+        }
+        p += tokens;
+    }
+}
+
+/* A function of its own: the plain one is not to be compiled beside it. */
+static __attribute__((noinline)) void expand_dora(const Slots *slots, const Pairs *pairs,
+                                                  Segment mine, const float *h, float *y,
+                                                  int stride, int max_rank, int8_t *codes,
+                                                  int first, int last) {
+    expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, 1);
 }
 
 /* y [T, stride] += B h for outputs `first` to `last` - 1 (multiples of BLOCK).
@@ -209,24 +244,13 @@ static void expand(const Slots *slots, const Pairs *pairs, const float *h, float
                    int max_rank, int8_t *codes, int first, int last) {
     for (int s = 0; s < pairs->num_segments; s++) {
         const Segment mine = segment(slots, pairs, s);
-        const int rank = mine.lora->rank;
-        if (!rank) continue;
-        for (int p = mine.first; p < mine.last;) {
-            const int tokens = mine.last - p >= MANY ? MANY : 1;
-            Hidden hidden[MANY];
-            float *rows[MANY];
-            for (int t = 0; t < tokens; t++) {
-                rows[t] = y + (size_t)pairs->token[p + t] * stride;
-                hidden[t] = encode_hidden(h + (size_t)(p + t) * max_rank,
-                                          codes + 2 * t * (size_t)rank, rank);
-            }
-            const uint8_t *b = mine.lora->b + first / BLOCK * b_block(rank);
-            for (int o = first; o < last; o += BLOCK, b += b_block(rank)) {
-                if (tokens == MANY) expand_tile(b, rank, codes, hidden, rows, o, MANY);
-                else expand_tile(b, rank, codes, hidden, rows, o, 1);
-            }
-            p += tokens;
-        }
+        if (!mine.lora->rank) continue;
+        /* A slot's pairs may differ in scale, not in kind. */
+        const Gain *gain = pairs->num_gained ? pairs->gain[mine.first] : NULL;
+        if (gain && gain[slots->module].dora)
+            expand_dora(slots, pairs, mine, h, y, stride, max_rank, codes, first, last);
+        else
+            expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, 0);
     }
 }
 

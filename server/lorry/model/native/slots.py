@@ -6,13 +6,15 @@ Placing an adapter writes addresses. What they point to was packed elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import sizeof
 
 import numpy as np
 
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter
+from lorry.model.native.gains import BoundGains
+from lorry_adapters.lora.plan import Plan
 
 _LORA = np.dtype(
     {
@@ -34,11 +36,17 @@ class AdapterSlots:
         self._index = {name: index for index, name in enumerate(names)}
         self._table_MS = np.zeros((len(names), num_slots + 1), dtype=_LORA)
         self._held: dict[int, PackedAdapter] = {}
+        self._gained: set[int] = set()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the linears, in a step's order."""
+        return list(self._index)
 
     def struct(self, name: str, in_features: int, out_features: int) -> structs.Slots:
         """What the step reads of one linear."""
-        row = self._table_MS[self._index[name]]
-        return structs.Slots(row.ctypes.data, in_features, out_features)
+        module = self._index[name]
+        return structs.Slots(self._table_MS[module].ctypes.data, in_features, out_features, module)
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Not while a step runs: what lay in `slot` before is freed."""
@@ -50,11 +58,29 @@ class AdapterSlots:
         column["b"] = packed.places_M3[:, 1] + base
         column["rank"] = packed.places_M3[:, 2]
         self._held[slot] = packed
+        (self._gained.discard if packed.gains is None else self._gained.add)(slot)
 
     def clear(self, slot: int) -> None:
         """Not while a step runs."""
         self._table_MS["rank"][:, slot] = 0
         self._held.pop(slot, None)
+        self._gained.discard(slot)
+
+    def gains(self, plan: Plan) -> Mapping[tuple[int, float], BoundGains]:
+        """By (slot, scale), what a step reads of the adapters that have some. They hold as
+        long as somebody keeps them."""
+        if not self._gained:
+            return {}
+        scales: dict[int, dict[float, None]] = {}
+        for slot, _, scale in plan.pairs:
+            if slot in self._gained:
+                scales.setdefault(slot, {})[scale] = None
+        found: dict[tuple[int, float], BoundGains] = {}
+        for slot, mine in scales.items():
+            gains = self._held[slot].gains
+            assert gains is not None
+            found.update(((slot, scale), bound) for scale, bound in gains.at(mine).items())
+        return found
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,7 @@
 #include "step.h"
 #include "ahead.h"
 #include "attention.h"
+#include "gains.h"
 #include "linear.h"
 #include "lora.h"
 #include "pack.h"
@@ -16,12 +17,17 @@ struct Engine {
     Pool pool;
     const Model *model; /* Python's own: slots appear in it as adapters come */
     int max_tokens, max_pairs, max_context;
+    int widest; /* the widest row of any linear */
     const Step *step;
     float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *worth_T, *hidden, *scores;
     uint8_t *codes;
     int8_t *hidden_codes;
+    /* Of tokens with gains: inward inputs and the base's answers to them. */
+    uint8_t *inward_codes;
+    float *inward_worth, *answers;
+    float *spare; /* a row for each thread, as wide as any */
     Ahead *ahead; /* one for each thread */
-    /* For `lorry_linear` and `lorry_deltas`. */
+    /* For `lorry_linear` and `lorry_module`. */
     const Linear *linear;
     const Slots *slots;
     const Pairs *pairs;
@@ -67,6 +73,45 @@ typedef struct {
 
 static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
 
+/* Of tokens `first` to `last` - 1, whose x [T, stride] this thread has made: the codes of what
+ * goes in where an adapter changes that. */
+static void encode_inwards(Engine *e, const Modules *m, const float *x, int stride, int first,
+                           int last, int thread) {
+    const Pairs *pairs = m->pairs;
+    const int in = m->slots->in;
+    for (int g = 0; g < pairs->num_gained; g++) {
+        const int t = pairs->gained[g];
+        if (t < first || t >= last) continue;
+        for (int part = 0; part < m->parts; part++) {
+            if (!is_inward(m->slots + part, pairs, g)) continue;
+            const size_t at = (size_t)part * e->max_tokens + g;
+            e->inward_worth[at] =
+                encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride,
+                              e->spare + (size_t)thread * e->widest, e->inward_codes + at * 2 * in);
+        }
+    }
+}
+
+/* The base's answers to what goes in instead, for blocks `first` to `last` - 1 of the linear,
+ * which belong to `part`. */
+static void multiply_inwards(Engine *e, const Modules *m, int part, int stride, int first,
+                             int last) {
+    const Pairs *pairs = m->pairs;
+    for (int g = 0, end; g < pairs->num_gained; g = end) {
+        end = g;
+        while (end < pairs->num_gained && is_inward(m->slots + part, pairs, end)) end++;
+        if (end == g) {
+            end++;
+            continue;
+        }
+        const size_t at = (size_t)part * e->max_tokens + g;
+        for (int block = first; block < last; block += TILE_BLOCKS)
+            linear_rest(m->linear, e->inward_codes + at * 2 * m->linear->in, e->inward_worth + at,
+                        e->answers + (size_t)g * stride, stride, block,
+                        last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, end - g);
+    }
+}
+
 /* y [T, stride]: the base of this thread's blocks of each module, and h of its share of the
  * adapters' rows. Meanwhile it fetches what comes next: this one's B, then `next`'s A. */
 static void multiply(Engine *e, const Modules *m, const Modules *next, float *y, int stride,
@@ -78,15 +123,18 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
     ahead_clear(ahead);
     for (int part = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
-        fetch_b(ahead, m->slots + part, m->pairs, SHARE(blocks, thread, threads) * BLOCK,
-                SHARE(blocks, thread + 1, threads) * BLOCK);
+        const int first = SHARE(blocks, thread, threads) * BLOCK;
+        const int last = SHARE(blocks, thread + 1, threads) * BLOCK;
+        if (m->pairs->num_gained) fetch_gains(ahead, m->slots + part, m->pairs, first, last);
+        fetch_b(ahead, m->slots + part, m->pairs, first, last);
     }
     if (next) fetch_a(ahead, next->slots, next->parts, next->pairs, thread, threads);
     for (int part = 0, block = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
-        linear_blocks(m->linear, e->codes, e->worth_T, y, stride, tokens,
-                      block + SHARE(blocks, thread, threads),
-                      block + SHARE(blocks, thread + 1, threads), ahead);
+        const int first = block + SHARE(blocks, thread, threads);
+        const int last = block + SHARE(blocks, thread + 1, threads);
+        linear_blocks(m->linear, e->codes, e->worth_T, y, stride, tokens, first, last, ahead);
+        if (m->pairs->num_gained) multiply_inwards(e, m, part, stride, first, last);
         block += blocks;
     }
 }
@@ -95,6 +143,14 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
 static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int thread) {
     const int rank = e->model->max_rank;
     if (!m->pairs->num_pairs) return;
+    for (int part = 0, at = 0; m->pairs->num_gained && part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        add_gains(m->slots + part, m->pairs, m->linear->bias_O ? m->linear->bias_O + at : NULL,
+                  e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
+                  SHARE(blocks, thread, e->pool.size) * BLOCK,
+                  SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
+        at += m->slots[part].out;
+    }
     barrier(&e->pool); /* until every h is there */
     for (int part = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
@@ -183,6 +239,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
         rms_norm(e->x_TH + t * row, layer->attention_norm, e->normed_TH + t * row, hidden,
                  m->epsilon);
     encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
+    encode_inwards(e, &qkv, e->normed_TH, hidden, first, last, thread);
     barrier(pool);
     multiply(e, &qkv, &o, e->qkv, stride, tokens, thread);
     add_deltas(e, &qkv, e->qkv, stride, thread);
@@ -192,6 +249,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     attend_share(e, layer, thread);
     barrier(pool);
     encode_tokens(e, e->attended, queries, queries, first, last);
+    encode_inwards(e, &o, e->attended, queries, first, last, thread);
     barrier(pool);
     multiply(e, &o, &gate_up, e->normed_TH, hidden, tokens, thread);
     add_deltas(e, &o, e->normed_TH, hidden, thread);
@@ -201,12 +259,14 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     for (int t = first; t < last; t++)
         rms_norm(e->x_TH + t * row, layer->mlp_norm, e->normed_TH + t * row, hidden, m->epsilon);
     encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
+    encode_inwards(e, &gate_up, e->normed_TH, hidden, first, last, thread);
     barrier(pool);
     multiply(e, &gate_up, &down, e->gate, 2 * inner, tokens, thread);
     add_deltas(e, &gate_up, e->gate, 2 * inner, thread);
     activate(e, thread);
     barrier(pool);
     encode_tokens(e, e->gate, 2 * inner, inner, first, last);
+    encode_inwards(e, &down, e->gate, 2 * inner, first, last, thread);
     barrier(pool);
     const Modules next = {NULL, layer[1].qkv_slots, 3, pairs};
     multiply(e, &down, layer + 1 < m->layers + m->num_layers ? &next : NULL, e->normed_TH, hidden,
@@ -266,16 +326,17 @@ static void run_linear(void *argument, int thread) {
                   SHARE(blocks, thread, threads), SHARE(blocks, thread + 1, threads), ahead);
 }
 
-static void run_deltas(void *argument, int thread) {
+static void run_module(void *argument, int thread) {
     Engine *e = argument;
-    const int in = e->slots->in, threads = e->pool.size;
-    const Modules alone = {NULL, e->slots, 1, e->pairs};
-    encode_tokens(e, e->input, in, in, SHARE(e->tokens, thread, threads),
-                  SHARE(e->tokens, thread + 1, threads));
+    const int in = e->slots->in, out = e->slots->out, threads = e->pool.size;
+    const int first = SHARE(e->tokens, thread, threads);
+    const int last = SHARE(e->tokens, thread + 1, threads);
+    const Modules alone = {e->linear, e->slots, 1, e->pairs};
+    encode_tokens(e, e->input, in, in, first, last);
+    encode_inwards(e, &alone, e->input, in, first, last, thread);
     barrier(&e->pool);
-    shrink(e->slots, 1, e->pairs, e->codes, e->worth_T, e->hidden, part_size(e),
-           e->model->max_rank, thread, threads);
-    add_deltas(e, &alone, e->output, e->slots->out, thread);
+    multiply(e, &alone, NULL, e->output, out, e->tokens, thread);
+    add_deltas(e, &alone, e->output, out, thread);
 }
 
 /* recipe.sources() of what this was compiled from. */
@@ -294,14 +355,15 @@ void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y
     pool_run(&engine->pool, run_linear, engine);
 }
 
-void lorry_deltas(Engine *engine, const Slots *slots, const Pairs *pairs, const float *x, float *y,
-                  int32_t tokens) {
+void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, const Pairs *pairs,
+                  const float *x, float *y, int32_t tokens) {
+    engine->linear = linear;
     engine->slots = slots;
     engine->pairs = pairs;
     engine->input = x;
     engine->output = y;
     engine->tokens = tokens;
-    pool_run(&engine->pool, run_deltas, engine);
+    pool_run(&engine->pool, run_module, engine);
 }
 
 int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank, int32_t in,
@@ -334,6 +396,8 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     const size_t tokens = (size_t)max_tokens;
     const int queries = model->heads * model->head_size, keys = model->kv_heads * model->head_size;
     const int widest = larger(larger(model->hidden, queries), model->inner);
+    const int rows = larger(larger(model->hidden, queries + 2 * keys), 2 * model->inner);
+    e->widest = larger(rows, model->vocab);
     e->x_TH = reserve(tokens * model->hidden, sizeof(float));
     e->normed_TH = reserve(tokens * model->hidden, sizeof(float));
     e->qkv = reserve(tokens * (queries + 2 * keys), sizeof(float));
@@ -344,9 +408,14 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
     e->codes = reserve(tokens * 2 * widest, 1);
     e->hidden_codes = reserve((size_t)num_threads * 2 * MANY * model->max_rank, 1);
+    e->inward_codes = reserve(MODULES_MOST * tokens * 2 * widest, 1);
+    e->inward_worth = reserve(MODULES_MOST * tokens, sizeof(float));
+    e->answers = reserve(tokens * rows, sizeof(float));
+    e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
     e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
     if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->worth_T ||
-        !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->ahead ||
+        !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->inward_codes ||
+        !e->inward_worth || !e->answers || !e->spare || !e->ahead ||
         pool_start(&e->pool, num_threads)) {
         e->pool.size = 0;
         lorry_engine_free(e);
@@ -367,6 +436,10 @@ void lorry_engine_free(Engine *e) {
     free(e->scores);
     free(e->codes);
     free(e->hidden_codes);
+    free(e->inward_codes);
+    free(e->inward_worth);
+    free(e->answers);
+    free(e->spare);
     free(e->ahead);
     free(e);
 }

@@ -30,10 +30,19 @@ typedef struct {
     int32_t rank; /* a multiple of 8; 0: it has no such part */
 } Lora;
 
+/* What an adapter does to one linear beside its pair, at one scale; each a vector or NULL. */
+typedef struct {
+    const float *more_O;   /* y += more * base(x) */
+    const float *shift_O;  /* y += shift */
+    const float *inward_I; /* y += base((1 + inward) * x) - base(x) */
+    int32_t dora;          /* its pair counts 1 + more times, the base's bias once */
+} Gain;
+
 /* Of every slot, what it holds for one linear. */
 typedef struct {
     const Lora *of_S;
     int32_t in, out;
+    int32_t module; /* its place among an adapter's gains */
 } Slots;
 
 typedef struct {
@@ -63,6 +72,11 @@ typedef struct {
     int32_t num_pairs, num_segments;
     const int32_t *token, *slot, *start;
     const float *scale;
+    /* Tokens with pairs that have gains, ascending: gained[g] has the pairs uses[first[g]] to
+     * uses[first[g + 1] - 1]. gain[p]: pair p's, of every linear, or NULL. */
+    int32_t num_gained;
+    const int32_t *gained, *first, *uses;
+    const Gain *const *gain;
 } Pairs;
 
 typedef struct {
@@ -92,8 +106,8 @@ int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank
                int32_t out, int8_t *a, uint8_t *b);
 /* y [T, out] = linear(x [T, in]). */
 void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y, int32_t tokens);
-/* y [T, out] += the deltas of x [T, in]; for tests. */
-void lorry_deltas(Engine *engine, const Slots *slots, const Pairs *pairs, const float *x, float *y,
-                  int32_t tokens);
+/* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */
+void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, const Pairs *pairs,
+                  const float *x, float *y, int32_t tokens);
 
 #endif

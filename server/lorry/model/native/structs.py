@@ -24,11 +24,21 @@ class Lora(Structure):
     ]
 
 
+class Gain(Structure):
+    _fields_ = [
+        ("more_O", c_void_p),
+        ("shift_O", c_void_p),
+        ("inward_I", c_void_p),
+        ("dora", c_int32),
+    ]
+
+
 class Slots(Structure):
     _fields_ = [
         ("of_S", c_void_p),
         ("in_", c_int32),
         ("out", c_int32),
+        ("module", c_int32),
     ]
 
 
@@ -81,6 +91,11 @@ class Pairs(Structure):
         ("slot", c_void_p),
         ("start", c_void_p),
         ("scale", c_void_p),
+        ("num_gained", c_int32),
+        ("gained", c_void_p),
+        ("first", c_void_p),
+        ("uses", c_void_p),
+        ("gain", c_void_p),
     ]
 
 

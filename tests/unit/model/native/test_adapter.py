@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,14 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorry import samples
-from lorry.model.native import structs
-from lorry.model.native.adapter import Codes, PackedAdapter, codes_of, pack_adapter, padded
-from lorry.model.native.slots import AdapterSlots
-from lorry_adapters.lora.weights import AdapterWeights, LoraPair
+from lorry.model.native.adapter import Codes, PackedAdapter, codes_of, pack_adapter
+from lorry_adapters.lora.parts import LoraPair
+from support.compiled_module import CompiledModule, silent
 
-NUM_SLOTS = 4
-MOST_TOKENS = 24
-MOST_RANK = 25
+Kernels = Callable[..., CompiledModule]
 
 SHAPES = [(16, 16, 16), (64, 48, 1), (576, 192, 16), (80, 208, 8), (48, 16, 5), (64, 528, 24)]
 """In, out, rank: one and several blocks; ranks that are no multiple of 8 or of 16."""
@@ -35,7 +32,7 @@ def pair_of(inputs: int, outputs: int, rank: int, seed: int = 0) -> LoraPair:
 
 
 def packed(built: ctypes.CDLL, **pairs: LoraPair) -> PackedAdapter:
-    return pack_adapter(built, AdapterWeights("sha256:x", pairs, 0), [list(pairs)])
+    return pack_adapter(built, pairs, [list(pairs)])
 
 
 def unpacked(adapter: PackedAdapter, index: int, pair: LoraPair) -> Codes:
@@ -126,58 +123,17 @@ def test_a_trained_adapters_deltas_stay_within_a_hundredth(name: str) -> None:
 # ---- the kernels
 
 
-class Kernel:
-    """Deltas of one module with `NUM_SLOTS` slots."""
-
-    def __init__(self, built: ctypes.CDLL, inputs: int, outputs: int, num_threads: int) -> None:
-        self._built = built
-        self._model = structs.Model(
-            hidden=inputs, heads=1, kv_heads=1, head_size=16, inner=inputs, vocab=16,
-            max_rank=padded(MOST_RANK),
-        )  # fmt: skip
-        self.engine = built.lorry_engine(
-            ctypes.byref(self._model), MOST_TOKENS, 2 * MOST_TOKENS, 16, num_threads
-        )
-        assert self.engine
-        self._slots = AdapterSlots([["m"]], NUM_SLOTS)
-        self._struct = self._slots.struct("m", inputs, outputs)
-        self._outputs = outputs
-
-    def place(self, slot: int, pair: LoraPair) -> None:
-        self._slots.place(slot, packed(self._built, m=pair))
-
-    def __call__(self, x_TI: Tensor, uses: list[tuple[int, int, float]]) -> Tensor:
-        """`uses`: (slot, token, scale), by slot."""
-        slots = sorted({slot for slot, _, _ in uses})
-        starts = [next(i for i, use in enumerate(uses) if use[0] == slot) for slot in slots]
-        token = np.array([token for _, token, _ in uses], dtype=np.int32)
-        scale = np.array([scale for _, _, scale in uses], dtype=np.float32)
-        slot = np.array(slots, dtype=np.int32)
-        start = np.array([*starts, len(uses)], dtype=np.int32)
-        pairs = structs.Pairs(
-            len(uses), len(slots),
-            *(array.ctypes.data for array in (token, slot, start, scale)),
-        )  # fmt: skip
-        y_TO = torch.zeros(len(x_TI), self._outputs)
-        self._built.lorry_deltas(
-            self.engine, ctypes.byref(self._struct), ctypes.byref(pairs),
-            x_TI.data_ptr(), y_TO.data_ptr(), len(x_TI),
-        )  # fmt: skip
-        return y_TO
-
-
 @pytest.fixture
-def kernels(built: ctypes.CDLL) -> Iterator[type]:
-    made: list[Kernel] = []
+def kernels(built: ctypes.CDLL) -> Iterator[Kernels]:
+    made: list[CompiledModule] = []
 
-    class Kept(Kernel):
-        def __init__(self, inputs: int, outputs: int, num_threads: int = 1) -> None:
-            super().__init__(built, inputs, outputs, num_threads)
-            made.append(self)
+    def deltas_of(inputs: int, outputs: int, num_threads: int = 1) -> CompiledModule:
+        made.append(CompiledModule(built, silent(inputs, outputs), num_threads))
+        return made[-1]
 
-    yield Kept
+    yield deltas_of
     for kernel in made:
-        built.lorry_engine_free(kernel.engine)
+        kernel.close()
 
 
 def tokens_of(count: int, inputs: int) -> Tensor:
@@ -189,7 +145,7 @@ def tokens_of(count: int, inputs: int) -> Tensor:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_deltas_are_those_of_the_codes(
-    kernels: type[Kernel], shape: tuple[int, int, int], threads: int
+    kernels: Kernels, shape: tuple[int, int, int], threads: int
 ) -> None:
     inputs, outputs, rank = shape
     kernel = kernels(inputs, outputs, threads)
@@ -214,7 +170,7 @@ def test_deltas_are_those_of_the_codes(
     assert expected[0].abs().max() > 0
 
 
-def test_deltas_have_the_same_bits_in_any_company(kernels: type[Kernel]) -> None:
+def test_deltas_have_the_same_bits_in_any_company(kernels: Kernels) -> None:
     pairs = {slot: pair_of(576, 176, rank, seed=slot) for slot, rank in ((1, 16), (2, 5), (3, 24))}
     x_TI = tokens_of(17, 576)
     alone: dict[tuple[int, int], Tensor] = {}
@@ -236,7 +192,7 @@ def test_deltas_have_the_same_bits_in_any_company(kernels: type[Kernel]) -> None
                 assert torch.equal(mixed[3 * i + slot], alone[slot, 3 * i + slot])
 
 
-def test_an_empty_slot_adds_nothing(kernels: type[Kernel]) -> None:
+def test_an_empty_slot_adds_nothing(kernels: Kernels) -> None:
     kernel = kernels(64, 48)
     kernel.place(2, pair_of(64, 48, 8))
     x_TI = tokens_of(3, 64)
@@ -245,7 +201,7 @@ def test_an_empty_slot_adds_nothing(kernels: type[Kernel]) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_number_stays_in_its_row(kernels: type[Kernel], bad: float) -> None:
+def test_what_is_no_number_stays_in_its_row(kernels: Kernels, bad: float) -> None:
     kernel = kernels(64, 48)
     kernel.place(1, pair_of(64, 48, 16))
     uses = [(1, token, 1.0) for token in range(6)]
@@ -260,8 +216,8 @@ def test_what_is_no_number_stays_in_its_row(kernels: type[Kernel], bad: float) -
 
 def test_the_parts_of_a_phase_lie_in_reading_order(built: ctypes.CDLL) -> None:
     pair = pair_of(64, 48, 8)
-    weights = AdapterWeights("sha256:x", dict.fromkeys(("v", "q", "o"), pair), 0)
-    adapter = pack_adapter(built, weights, [["q", "k", "v"], ["o"]])
+    pairs = dict.fromkeys(("v", "q", "o"), pair)
+    adapter = pack_adapter(built, pairs, [["q", "k", "v"], ["o"]])
     assert adapter.places_M3[:, 2].tolist() == [8, 0, 8, 8]
     (q_a, q_b), _, (v_a, v_b), (o_a, o_b) = adapter.places_M3[:, :2].tolist()
     assert q_a < v_a < q_b < v_b < o_a < o_b

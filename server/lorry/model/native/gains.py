@@ -1,0 +1,212 @@
+"""What an adapter does with vectors, as the compiled step reads it: DoRA, (IA)3, biases.
+
+At one scale s such an adapter adds to a linear's answer, beside the pair that it may have,
+
+    more * base(x) + shift + base((1 + inward) * x) - base(x)
+
+and a DoRA's pair counts 1 + more times, where more = m / sqrt(w + 2 s c + s^2 d) - 1
+(`lorry_adapters.lora.effects.Dora`). Everything else grows with the scale or does not
+depend on it: fixed + s * slope.
+
+All linears' vectors lie in one piece, DoRA's first; making it for a scale is a handful of
+operations over whole arrays, done when a step first asks for that scale. What a step reads
+is the piece and a table of addresses into it, one entry for each linear.
+
+Letters: M linears of the model, P outputs of all DoRAs, Q everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from ctypes import sizeof
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lorry.model.native import structs
+from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+
+KNOWN_SCALES = 4
+"""Kept for each adapter beside those in use: most requests ask for the default."""
+
+_FIELDS = ("more_O", "shift_O", "inward_I")
+_GAIN = np.dtype(
+    {
+        "names": [*_FIELDS, "dora"],
+        "formats": [*[np.uint64] * len(_FIELDS), np.int32],
+        "offsets": [getattr(structs.Gain, name).offset for name in (*_FIELDS, "dora")],
+        "itemsize": sizeof(structs.Gain),
+    }
+)
+_NONE = -1
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundGains:
+    """At one scale; keeps the memory that its table points to."""
+
+    values: Floats
+    table_M: NDArray[np.void]
+
+    @property
+    def address(self) -> int:
+        return self.table_M.ctypes.data
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.table_M.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gains:
+    """Of one adapter, at any scale. `at` is the engine thread's."""
+
+    magnitude_P: Floats
+    w_P: Floats
+    c_P: Floats
+    """Twice c times the pair's own strength, and d times its square: the scale is what is left."""
+    d_P: Floats
+    fixed_Q: Floats
+    slope_Q: Floats
+    places_M3: NDArray[np.int64]
+    """Where each linear's three vectors begin in a bound piece, or `_NONE`."""
+    dora_M: NDArray[np.bool_]
+    _known: dict[float, BoundGains] = field(default_factory=dict, repr=False)
+
+    def at(self, scales: Iterable[float]) -> dict[float, BoundGains]:
+        """For all `scales` of a step: none of them is let go of for another."""
+        found: dict[float, BoundGains] = {}
+        for scale in scales:
+            # The last used stand last.
+            known = self._known.pop(scale, None)
+            self._known[scale] = found[scale] = self._bind(scale) if known is None else known
+        for scale in list(self._known)[: max(0, len(self._known) - KNOWN_SCALES)]:
+            if scale not in found:
+                del self._known[scale]
+        return found
+
+    def _bind(self, scale: float) -> BoundGains:
+        s, split = np.float32(scale), len(self.w_P)
+        values = np.empty(split + len(self.slope_Q), dtype=np.float32)
+        more_P, rest_Q = values[:split], values[split:]
+        np.multiply(self.d_P, s, out=more_P)
+        more_P += self.c_P
+        more_P *= s
+        more_P += self.w_P
+        np.maximum(more_P, 0, out=more_P)
+        np.sqrt(more_P, out=more_P)
+        # A norm of 0 makes what is no number, in its own rows, as it does elsewhere.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.divide(self.magnitude_P, more_P, out=more_P)
+        more_P -= 1
+        np.multiply(self.slope_Q, s, out=rest_Q)
+        rest_Q += self.fixed_Q
+        table_M = np.zeros(len(self.places_M3), dtype=_GAIN)
+        for column, name in enumerate(_FIELDS):
+            places_M = self.places_M3[:, column]
+            address_M = values.ctypes.data + places_M * values.itemsize
+            table_M[name] = np.where(places_M == _NONE, 0, address_M)
+        table_M["dora"] = self.dora_M
+        return BoundGains(values, table_M)
+
+    @property
+    def nbytes(self) -> int:
+        """With what is bound now."""
+        parts = (self.magnitude_P, self.w_P, self.c_P, self.d_P, self.fixed_Q, self.slope_Q)
+        bound = sum(one.nbytes for one in list(self._known.values()))
+        return bound + sum(part.nbytes for part in parts)
+
+
+def fits(
+    deltas: Mapping[str, Sequence[Delta]], pairs: Iterable[str], names: Sequence[str], head: str
+) -> bool:
+    """Whether everything that an adapter does beside its `pairs` is such vectors, on linears
+    that the step has. `names`: theirs; nothing may change what goes into the `head`."""
+    known, paired = frozenset(names), frozenset(pairs)
+    for name, mine in deltas.items():
+        kinds = [type(delta) for delta in mine]
+        dora, inward = kinds.count(BoundDora), kinds.count(InwardGain)
+        if (
+            name not in known
+            or not {*kinds} <= {BoundDora, OutwardGain, InwardGain, Shift}
+            or dora + kinds.count(OutwardGain) > 1
+            or inward > (name != head)
+            or (dora and name in paired)
+        ):
+            return False
+    return True
+
+
+def doras_of(deltas: Mapping[str, Sequence[Delta]]) -> dict[str, LoraPair]:
+    """The pairs of DoRAs, by linear."""
+    return {
+        name: LoraPair(delta.a_RI, delta.b_OR, delta.scaling)
+        for name, mine in deltas.items()
+        for delta in mine
+        if isinstance(delta, BoundDora)
+    }
+
+
+def gains_of(deltas: Mapping[str, Sequence[Delta]], names: Sequence[str]) -> Gains | None:
+    """Of deltas that fit; None where there are none. `names`: the step's linears, in order."""
+    if not deltas:
+        return None
+    doras: list[tuple[int, BoundDora]] = []
+    others: list[tuple[int, int, Floats, Floats]] = []
+    for module, name in enumerate(names):
+        fixed: Floats | None = None
+        slope: Floats | None = None
+        for delta in deltas.get(name, ()):
+            if isinstance(delta, BoundDora):
+                doras.append((module, delta))
+            elif isinstance(delta, OutwardGain):
+                others.append((module, 0, _zeros(delta.more_O), _array(delta.more_O)))
+            elif isinstance(delta, InwardGain):
+                others.append((module, 2, _zeros(delta.more_I), _array(delta.more_I)))
+            else:
+                assert isinstance(delta, Shift)
+                fixed = _zeros(delta.shift_O) if fixed is None else fixed
+                slope = _zeros(delta.shift_O) if slope is None else slope
+                if delta.scaled:
+                    slope = slope + _array(delta.shift_O)
+                else:
+                    fixed = fixed + _array(delta.shift_O)
+        if fixed is not None and slope is not None:
+            others.append((module, 1, fixed, slope))
+    places_M3 = np.full((len(names), len(_FIELDS)), _NONE, dtype=np.int64)
+    dora_M = np.zeros(len(names), dtype=np.bool_)
+    end = 0
+    for module, dora in doras:
+        places_M3[module, 0], dora_M[module] = end, True
+        end += len(dora.w_O)
+    for module, column, _, slope_X in others:
+        places_M3[module, column] = end
+        end += len(slope_X)
+    return Gains(
+        magnitude_P=_joined(_array(dora.magnitude_O) for _, dora in doras),
+        w_P=_joined(_array(dora.w_O) for _, dora in doras),
+        c_P=_joined(_array(dora.c_O) * np.float32(2 * dora.scaling) for _, dora in doras),
+        d_P=_joined(_array(dora.d_O) * np.float32(dora.scaling**2) for _, dora in doras),
+        fixed_Q=_joined(fixed_X for _, _, fixed_X, _ in others),
+        slope_Q=_joined(slope_X for _, _, _, slope_X in others),
+        places_M3=places_M3,
+        dora_M=dora_M,
+    )
+
+
+def _array(values: torch.Tensor) -> Floats:
+    found: Floats = values.float().numpy()
+    return found
+
+
+def _zeros(values: torch.Tensor) -> Floats:
+    return np.zeros(len(values), dtype=np.float32)
+
+
+def _joined(parts: Iterable[Floats]) -> Floats:
+    return np.concatenate([np.zeros(0, dtype=np.float32), *parts])
