@@ -24,7 +24,7 @@ def svg(found: Sequence[ModuleNorm], title: str) -> str:
     values = {
         (one.part, one.layer): (one.relative if relative else one.norm) or 0.0 for one in found
     }
-    unit = "||s·B·A|| / ||W||" if relative else "||s·B·A||"
+    unit = "||change|| / ||W||" if relative else "||s·B·A||"
     rows = list(dict.fromkeys(one.part for one in found))
     layers: list[int | None] = [*sorted({one.layer for one in found if one.layer is not None})]
     if any(one.layer is None for one in found):

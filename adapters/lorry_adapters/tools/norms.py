@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,8 +34,9 @@ class ModuleNorm:
     part: str
     """The module's path within its layer; the whole path where it is in none."""
     rank: int
+    """0 where it is no pair of matrices."""
     norm: float
-    """||s·B·A||, s the trained strength."""
+    """||s·B·A||, s the trained strength; of other kinds what `changes` measures."""
     base: float | None
     """||W||; None where the base is not at hand, or keeps no such weight."""
 
@@ -52,7 +53,10 @@ def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[M
     pairs, others = folder.pairs()
     if not pairs:
         raise InvalidAdapter(
-            [f"there is no pair of lora_A and lora_B to measure; the file has {some(others)}"]
+            [
+                f"there is no pair of lora_A and lora_B to measure; the file has {some(others)}. "
+                "What other kinds change depends on the base: name it with --base"
+            ]
         )
     found = []
     for module, pair in pairs.items():
@@ -87,29 +91,29 @@ def base_norms(folder: Path, modules: Mapping[str, object]) -> dict[str, float]:
     A module without a floating-point weight of its own there (stored quantized, tied to
     another, fused with others) is left out. ToolError where the files cannot be read.
     """
-    from safetensors import SafetensorError
+    return {module: _norm(weight) for module, weight in base_tensors(folder, modules, "weight")}
+
+
+def base_tensors(folder: Path, modules: Iterable[str], part: str) -> Iterator[tuple[str, Tensor]]:
+    """Each module's `part` (weight, bias) as stored, one at a time and in no order; a module
+    without a floating-point one of its own there is left out. ToolError as `base_norms`."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return dict(_base_norms(folder, list(modules)))
+        files = _files(folder)
+        by_file: dict[Path, list[tuple[str, str]]] = {}
+        for module in modules:
+            key = _key_of(module, part, files)
+            if key is not None:
+                by_file.setdefault(files[key], []).append((module, key))
+        for file, wanted in by_file.items():
+            with safe_open(file, framework="pt") as tensors:
+                for module, key in wanted:
+                    tensor: Tensor = tensors.get_tensor(key)
+                    if tensor.is_floating_point():
+                        yield module, tensor
     except (OSError, ValueError, SafetensorError) as error:
         raise ToolError(f"the weights in {folder} cannot be read: {error}") from error
-
-
-def _base_norms(folder: Path, modules: list[str]) -> Iterator[tuple[str, float]]:
-    from safetensors import safe_open
-
-    files = _files(folder)
-    by_file: dict[Path, list[tuple[str, str]]] = {}
-    for module in modules:
-        key = _key_of(module, files)
-        if key is not None:
-            by_file.setdefault(files[key], []).append((module, key))
-    for file, wanted in by_file.items():
-        with safe_open(file, framework="pt") as tensors:
-            for module, key in wanted:
-                weight: Tensor = tensors.get_tensor(key)
-                if weight.is_floating_point():
-                    yield module, _norm(weight)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -125,13 +129,13 @@ def _files(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(tensors.keys(), file)
 
 
-def _key_of(module: str, files: Mapping[str, Path]) -> str | None:
+def _key_of(module: str, part: str, files: Mapping[str, Path]) -> str | None:
     """Hub files of older models lack the first parts of a module's path (`h.0.` for
     `transformer.h.0.`)."""
-    path = module + ".weight"
+    path = f"{module}.{part}"
     while path not in files:
         path = path.partition(".")[2]
-        if path in ("", "weight") or place(module)[0] != place(path)[0]:
+        if path in ("", part) or place(module)[0] != place(path)[0]:
             return None
     return path
 

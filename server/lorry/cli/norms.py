@@ -14,6 +14,7 @@ from lorry.cli import given, offline, transfer
 from lorry.cli.connection import DEFAULT_URL, ApiKey, Url
 from lorry.cli.output import AsJson, report, write_json, write_line, write_table
 from lorry.errors import SettingsError
+from lorry.settings import Settings
 
 if TYPE_CHECKING:
     from lorry_adapters.tools.norms import ModuleNorm
@@ -39,7 +40,10 @@ def inspect(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the delta of each module: its Frobenius norm, beside the base's own weight."""
+    """Measure what an adapter changes in each module, beside the base's own weight.
+
+    In Frobenius norms. Pairs of matrices are measured alone; all else needs --base.
+    """
     if plot is not None and plot.suffix != ".svg":
         raise SettingsError(f"--plot {plot}: pictures are drawn as SVG; name it {plot.stem}.svg")
     from lorry_adapters.tools.folder import PeftFolder
@@ -48,12 +52,16 @@ def inspect(
 
     with given.opened(adapter, url, api_key) as path, PeftFolder(path) as folder:
         pairs, others = folder.pairs()
-        weights = None
-        if base is not None:
-            source = offline.find(offline.settings_for(base, home))
-            weights = base_norms(source.folder, pairs)
-        found = norms(folder, weights)
-    unknown = [one.module for one in found if one.base is None] if weights is not None else []
+        if base is None:
+            found = norms(folder)
+        else:
+            settings = offline.settings_for(base, home)
+            source = offline.find(settings).folder
+            if others:
+                found, others = _changes(path, settings, source)
+            else:
+                found = norms(folder, base_norms(source, pairs))
+    unknown = [one.module for one in found if one.base is None] if base is not None else []
     if plot is not None:
         try:
             plot.write_text(svg(found, f"Where {adapter} acts"), encoding="utf-8")
@@ -73,15 +81,31 @@ def inspect(
         )
         return
     relative = base is not None
-    what = "||s·B·A|| / ||W||, in percent" if relative else "||s·B·A||"
+    what = "||change|| / ||W||, in percent" if relative else "||s·B·A||"
     write_line(f"{adapter}: {what}, by layer and module")
     write_table(*_table(found, relative))
     if unknown:
         report(f"{base} has no weight of its own for {len(unknown)} modules, as {unknown[0]}")
-    if others:
-        report(f"{len(others)} tensors are no LoRA pair and not measured, as {others[0]}")
+    if others and relative:
+        report(f"{len(others)} modules are changed in a way that has no norm, as {others[0]}")
+    elif others:
+        report(
+            f"{len(others)} tensors are no LoRA pair and not measured, as {others[0]}: "
+            "name the base with --base"
+        )
     if plot is not None:
         report(f"the picture is in {plot}")
+
+
+def _changes(path: Path, settings: Settings, base: Path) -> tuple[list[ModuleNorm], list[str]]:
+    """Of an adapter that is more than pairs of matrices: as the server would apply it."""
+    from lorry_adapters.lora.weights import inspect as verify
+    from lorry_adapters.lora.weights import load
+    from lorry_adapters.tools.changes import changes
+
+    layout = offline.outline(settings).layout
+    verify(path, layout, settings.max_lora_rank)
+    return changes(load(path, "", layout), layout, base)
 
 
 def _table(

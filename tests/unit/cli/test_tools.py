@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from lorry.cli import main, merge
 from lorry_adapters.tools.merge import METHODS
 from support.peft_adapters import edit_config
+from support.peft_kinds import KINDS
+from support.peft_made import load_base, make
 from support.peft_oracle import peft_logprobs
 
 IDS = [1, 40, 77, 9, 200, 31]
@@ -26,6 +28,15 @@ def test_inspect_measures_every_module(tool, peft_adapter, tiny_model, tmp_path:
     measured = tool("inspect", folder, "--base", base, "--plot", tmp_path / "a.svg")
     assert all(0.01 < one["relative"] < 10 for one in measured["modules"])
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
+def test_inspect_measures_other_kinds_against_the_base(tool, tiny_model, tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    make(KINDS["ia3, feedforward"], "llama", load_base(base), tmp_path)
+    assert "name it with --base" in tool("inspect", tmp_path, code=1)
+    measured = tool("inspect", tmp_path, "--base", base)
+    assert measured["not_measured"] == []
+    assert all(one["relative"] > 0.01 for one in measured["modules"])
 
 
 def test_inspect_shows_people_a_table(peft_adapter, capsys: pytest.CaptureFixture[str]) -> None:
