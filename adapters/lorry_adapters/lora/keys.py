@@ -19,7 +19,7 @@ from typing import Final
 
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
+from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorFile
 
 PREFIX: Final = "base_model.model."
 LINEAR: Final = (ModuleKind.LINEAR, ModuleKind.CONV1D)
@@ -43,11 +43,16 @@ class Keys:
 
 
 def sort_keys(
-    file: TensorFile, layout: BaseLayout, parameters: Iterable[str], problems: list[str]
+    file: TensorFile,
+    layout: BaseLayout,
+    parameters: Iterable[str],
+    problems: list[str],
+    *,
+    places: Iterable[str] = (),
 ) -> Keys:
-    """`parameters`: as `lora_A.weight` or `ia3_l`. What names no module of the base, and what
-    is there twice, goes to `problems`."""
-    known = frozenset(parameters)
+    """`parameters`: as `lora_A.weight` or `ia3_l`; `places`: those of them that hold whole
+    numbers. What names no module of the base, and what is there twice, goes to `problems`."""
+    known, whole = frozenset(parameters), frozenset(places)
     stems = "|".join(sorted({re.escape(_stem(one)) for one in known}, key=len, reverse=True))
     pattern = re.compile(
         rf"(?P<module>.+)\.(?P<stem>{stems})(?P<tail>(?:\.[^.]+){{0,2}})", re.ASCII
@@ -61,9 +66,10 @@ def sort_keys(
         if match is None or parameter is None:
             keys.rest.append(key)
             continue
-        if entry.dtype not in DTYPES:
+        allowed = PLACES if parameter in whole else DTYPES
+        if entry.dtype not in allowed:
             problems.append(
-                f"{shown(key)} is {entry.dtype}; adapters are served in {', '.join(DTYPES)}"
+                f"{shown(key)} is {entry.dtype}; adapters are served in {', '.join(allowed)}"
             )
         names.setdefault(name, match["stem"])
         module = module_of(match["module"], layout)

@@ -32,6 +32,13 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
 }
 """What an adapter may be stored in."""
 
+PLACES: Final[Mapping[str, torch.dtype]] = {
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F32": torch.float32,
+}
+"""What places in a weight may be stored in; as floats by PEFT on Windows."""
+
 _SIZES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -87,8 +94,26 @@ class TensorFile:
 
         Raises InvalidAdapter where the file has become shorter than it was.
         """
+        return self._read(self.entries[name], DTYPES)
+
+    def read_places(self, name: str, end: int) -> torch.Tensor:
+        """Places in something of `end` places, as int64.
+
+        Raises InvalidAdapter where one is no whole number from 0 on and below `end`.
+        """
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        stored = self._read(entry, PLACES)
+        if not stored.is_floating_point():
+            stored = stored.to(torch.int64)  # `end` may be more than 32 bits hold
+        # NaN is within no bounds.
+        if not bool(((stored >= 0) & (stored < end) & (stored == stored.floor())).all()):
+            raise InvalidAdapter(
+                [f"{shown(name)} holds numbers that are no places from 0 to {end - 1}"]
+            )
+        return stored.to(torch.int64)
+
+    def _read(self, entry: TensorEntry, dtypes: Mapping[str, torch.dtype]) -> torch.Tensor:
+        tensor = torch.empty(entry.shape, dtype=dtypes[entry.dtype])
         if entry.bytes:
             self._file.seek(entry.begin)
             self._fill(tensor.view(-1).view(torch.uint8).numpy().data)

@@ -9,23 +9,20 @@ y += alpha / (init_r + 1e-5) B (E A x), whatever is left of the rank: so PEFT sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
-from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields
-from lorry_adapters.lora.keys import LINEAR, PREFIX, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
-from lorry_adapters.lora.methods.pairs import disagreements, not_linear
-from lorry_adapters.lora.parts import Contents, LoraPair, Parts, SpecBase
+from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget
-from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.targets import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
-_PARAMETERS: Final = ("lora_A", "lora_B", "lora_E")
 _DEFAULT_RANK: Final = 12
 """PEFT's own, of init_r."""
 
@@ -41,60 +38,36 @@ _TRAINING: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class AdaLoraSpec(SpecBase):
+class AdaLoraSpec(TargetedSpec):
     """Made by `read_adalora` only."""
 
-    targets: Targets
-    own: OwnPartsFields
     scaling: float
+    parameters: ClassVar = ("lora_A", "lora_B", "lora_E")
 
-    def contents(
-        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
-        keys = sort_keys(file, layout, _PARAMETERS, problems)
-        own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
-        problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.lora_A, .lora_B or .lora_E"))
-        ranks = {}
-        for name, mine in keys.modules.items():
-            module = layout.modules[name]
-            missing = [one for one in _PARAMETERS if one not in mine]
-            if module.kind not in LINEAR:
-                problems.append(not_linear(module))
-            elif missing:
-                problems.append(f"{shown(name)} has no {' and no '.join(missing)}")
-            else:
-                shape = file.entries[mine["lora_A"]].shape
-                rank = ranks[name] = shape[0] if shape else 0
-                wanted = {
-                    mine["lora_A"]: (rank, module.in_features),
-                    mine["lora_E"]: (rank, 1),
-                    mine["lora_B"]: (module.out_features, rank),
-                }
-                check_shapes(file, wanted, problems)
-        if sound:
-            try:
-                found = keys.modules
-                problems.extend(
-                    disagreements(self.targets, layout, Budget(), found, refused=not_linear)
-                )
-            except InvalidAdapter as error:
-                problems.extend(error.problems)
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        a_key, b_key, e_key = (found.keys[one] for one in self.parameters)
+        rank = _rank(file, a_key)
+        wanted = {
+            a_key: (rank, found.module.in_features),
+            e_key: (rank, 1),
+            b_key: (found.module.out_features, rank),
+        }
+        check_shapes(file, wanted, problems)
+        return rank
 
-        def read() -> Parts:
-            parts = Parts()
-            for name, rank in ranks.items():
-                if rank == 0:  # pruned away
-                    continue
-                mine = keys.modules[name]
-                e_R1 = file.read(mine["lora_E"])
-                a_RI, b_OR = file.read(mine["lora_A"]) * e_R1, file.read(mine["lora_B"])
-                parts.pairs[name] = LoraPair(a_RI, b_OR, self.scaling)
-            own.read(parts)
-            return parts
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
+        for one in found:
+            a_key, b_key, e_key = (one.keys[parameter] for parameter in self.parameters)
+            if _rank(file, a_key):  # else pruned away
+                a_RI = file.read(a_key) * file.read(e_key)
+                parts.pairs[one.module.name] = LoraPair(a_RI, file.read(b_key), self.scaling)
 
-        return Contents(
-            modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
-        )
+
+def _rank(file: TensorFile, a_key: str) -> int:
+    shape = file.entries[a_key].shape
+    return shape[0] if shape else 0
 
 
 def read_adalora(fields: Fields) -> AdaLoraSpec:

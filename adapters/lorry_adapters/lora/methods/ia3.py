@@ -5,70 +5,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.effects import InputGain, OutputGain
 from lorry_adapters.lora.fields import Fields
-from lorry_adapters.lora.keys import LINEAR, PREFIX, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
-from lorry_adapters.lora.methods.pairs import disagreements, not_linear
-from lorry_adapters.lora.parts import Contents, Parts, SpecBase
+from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget, Pattern
-from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.targets import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _KEY: Final = "ia3_l"
 
 
 @dataclass(frozen=True, slots=True)
-class Ia3Spec(SpecBase):
+class Ia3Spec(TargetedSpec):
     """Made by `read_ia3` only."""
 
-    targets: Targets
-    own: OwnPartsFields
     _feedforward: Pattern | tuple[str, ...] = field(repr=False)
+    parameters: ClassVar = (_KEY,)
 
-    def contents(
-        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
-        keys = sort_keys(file, layout, (_KEY,), problems)
-        own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
-        problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.{_KEY}"))
-        found = keys.of(_KEY)
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        module, key = found.module, found.keys[_KEY]
+        on_input = self._on_input(module.name, budget)
+        shape = (1, module.in_features) if on_input else (module.out_features, 1)
+        check_shapes(file, {key: shape}, problems)
+        return 0
+
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
         budget = Budget()
-        feedforward: dict[str, bool] = {}
-        try:
-            feedforward = {name: self._on_input(name, budget) for name in found}
-            if sound:
-                problems.extend(
-                    disagreements(self.targets, layout, budget, found, refused=not_linear)
-                )
-        except InvalidAdapter as error:
-            problems.extend(error.problems)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, key in found.items():
-            module = layout.modules[name]
-            if module.kind not in LINEAR:
-                problems.append(not_linear(module))
-            elif feedforward.get(name):
-                shapes[key] = (1, module.in_features)
-            else:
-                shapes[key] = (module.out_features, 1)
-        check_shapes(file, shapes, problems)
-
-        def read() -> Parts:
-            parts = Parts()
-            for name, key in found.items():
-                gain = file.read(key).flatten()
-                parts.add(name, InputGain(gain) if feedforward[name] else OutputGain(gain))
-            own.read(parts)
-            return parts
-
-        return Contents(modules=(*found, *own.modules), read=read, labels=own.labels)
+        for one in found:
+            gain, name = file.read(one.keys[_KEY]).flatten(), one.module.name
+            on_input = self._on_input(name, budget)
+            parts.add(name, InputGain(gain) if on_input else OutputGain(gain))
 
     def _on_input(self, module: str, budget: Budget) -> bool:
         if isinstance(self._feedforward, Pattern):

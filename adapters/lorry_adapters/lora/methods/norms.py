@@ -5,76 +5,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar
 
-from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.base import BaseLayout, ModuleKind
+from lorry_adapters.lora.base import ModuleKind
 from lorry_adapters.lora.fields import Fields
-from lorry_adapters.lora.keys import PREFIX, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts, shape_of
-from lorry_adapters.lora.methods.pairs import disagreements, not_linear
-from lorry_adapters.lora.parts import Contents, Parts, SpecBase
+from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields, shape_of
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.replaced import OwnModule
-from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.targets import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
-
-_WEIGHT: Final = "ln_tuning_layers.weight"
-_BIAS: Final = "ln_tuning_layers.bias"
 
 
 @dataclass(frozen=True, slots=True)
-class NormsSpec(SpecBase):
+class NormsSpec(TargetedSpec):
     """Made by `read_norms` only."""
 
-    targets: Targets
-    own: OwnPartsFields
+    parameters: ClassVar = ()
+    optional: ClassVar = ("ln_tuning_layers.weight", "ln_tuning_layers.bias")
+    kinds: ClassVar = tuple(ModuleKind)
 
     @property
     def scalable(self) -> bool:
         return False
 
-    def contents(
-        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
-        keys = sort_keys(file, layout, (_WEIGHT, _BIAS), problems)
-        own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
-        problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.{_WEIGHT}"))
-        for name, mine in keys.modules.items():
-            module = layout.modules[name]
-            wanted = {
-                mine[one]: shape_of(module, one.rpartition(".")[2])
-                for one in (_WEIGHT, _BIAS)
-                if one in mine
-            }
-            check_shapes(file, wanted, problems)
-        if sound:
-            try:
-                problems.extend(
-                    disagreements(
-                        self.targets,
-                        layout,
-                        Budget(),
-                        keys.modules,
-                        kinds=tuple(ModuleKind),
-                        refused=not_linear,
-                    )
-                )
-            except InvalidAdapter as error:
-                problems.extend(error.problems)
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        wanted = {
+            key: shape_of(found.module, one.rpartition(".")[2]) for one, key in found.keys.items()
+        }
+        check_shapes(file, wanted, problems)
+        return 0
 
-        def read() -> Parts:
-            parts = Parts()
-            for name, mine in keys.modules.items():
-                weight = file.read(mine[_WEIGHT]) if _WEIGHT in mine else None
-                bias = file.read(mine[_BIAS]) if _BIAS in mine else None
-                transposed = layout.modules[name].kind is ModuleKind.CONV1D
-                parts.add(name, OwnModule(weight, bias, transposed))
-            own.read(parts)
-            return parts
-
-        return Contents(modules=(*keys.modules, *own.modules), read=read, labels=own.labels)
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
+        for one in found:
+            weight, bias = (
+                file.read(one.keys[parameter]) if parameter in one.keys else None
+                for parameter in self.optional
+            )
+            transposed = one.module.kind is ModuleKind.CONV1D
+            parts.add(one.module.name, OwnModule(weight, bias, transposed))
 
 
 def read_norms(fields: Fields) -> NormsSpec:

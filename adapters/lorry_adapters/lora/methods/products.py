@@ -12,28 +12,26 @@ small steps, since its rank is that of its factors multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.base import BaseLayout, BaseModule
+from lorry_adapters.lora.base import BaseModule
 from lorry_adapters.lora.effects import Kronecker
 from lorry_adapters.lora.fields import Fields
-from lorry_adapters.lora.keys import LINEAR, PREFIX, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
-from lorry_adapters.lora.methods.pairs import disagreements, not_linear, read_rules
-from lorry_adapters.lora.parts import Contents, LoraPair, Parts, SpecBase
+from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields
+from lorry_adapters.lora.methods.pairs import read_rules
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.targets import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
-_HADAMARD: Final = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-_KRONECKER: Final = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 _TRAINING: Final = frozenset(
     {
         "decompose_both",  # the file's keys and shapes say it, too
@@ -48,77 +46,79 @@ _TRAINING: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class ProductSpec(SpecBase):
-    """Made by `read_loha` and `read_lokr` only."""
+class ProductSpec(TargetedSpec):
+    """What LoHa and LoKr have in common."""
 
-    targets: Targets
-    own: OwnPartsFields
     r: int
     alpha: float
     _ranks: SuffixRules[int] = field(repr=False)
     _alphas: SuffixRules[float] = field(repr=False)
 
-    def contents(
-        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
-        hadamard = self.peft_type == "LOHA"
-        names = _HADAMARD if hadamard else _KRONECKER
-        keys = sort_keys(file, layout, names, problems)
-        own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
-        problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.{names[0]} and its like"))
-        ranks, budget = {}, Budget()
-        try:
-            for name, mine in keys.modules.items():
-                module = layout.modules[name]
-                if module.kind not in LINEAR:
-                    problems.append(not_linear(module))
-                elif hadamard:
-                    rank = self._rank(name, budget)
-                    _check_hadamard(file, module, mine, rank, problems)
-                    ranks[name] = rank * rank
-                else:
-                    _check_kronecker(file, module, mine, problems)
-            if sound:
-                found = keys.modules
-                problems.extend(
-                    disagreements(self.targets, layout, budget, found, refused=not_linear)
-                )
-        except InvalidAdapter as error:
-            problems.extend(error.problems)
-
-        def read() -> Parts:
-            parts = Parts()
-            for name, mine in keys.modules.items():
-                scaling = self._scaling(name, Budget())
-                if hadamard:
-                    parts.pairs[name] = _hadamard_pair(file, mine, scaling)
-                else:
-                    w1, w2 = _factor(file, mine, "lokr_w1"), _factor(file, mine, "lokr_w2")
-                    parts.add(name, Kronecker(w1, w2, scaling))
-            own.read(parts)
-            return parts
-
-        return Contents(
-            modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
-        )
-
-    def _rank(self, module: str, budget: Budget) -> int:
+    def rank_of(self, module: str, budget: Budget) -> int:
         return self._ranks.find(module, budget) or self.r
 
-    def _scaling(self, module: str, budget: Budget) -> float:
+    def scaling_of(self, module: str, budget: Budget) -> float:
         alpha = self._alphas.find(module, budget)
-        return (self.alpha if alpha is None else alpha) / self._rank(module, budget)
+        return (self.alpha if alpha is None else alpha) / self.rank_of(module, budget)
+
+
+class LoHaSpec(ProductSpec):
+    """Made by `read_loha` only."""
+
+    __slots__ = ()
+    parameters: ClassVar = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        rank = self.rank_of(found.module.name, budget)
+        shapes = {"a": (found.module.out_features, rank), "b": (rank, found.module.in_features)}
+        wanted = {found.keys[one]: shapes[one[-1]] for one in self.parameters}
+        check_shapes(file, wanted, problems)
+        return rank * rank
+
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
+        budget = Budget()
+        for one in found:
+            scaling = self.scaling_of(one.module.name, budget)
+            a1, b1, a2, b2 = (file.read(one.keys[name]).float() for name in self.parameters)
+            b_OR = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+            a_RI = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
+            parts.pairs[one.module.name] = LoraPair(a_RI, b_OR, scaling)
+
+
+class LoKrSpec(ProductSpec):
+    """Made by `read_lokr` only."""
+
+    __slots__ = ()
+    parameters: ClassVar = ()
+    optional: ClassVar = (
+        "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+    )  # fmt: skip
+
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        _check_kronecker(file, found.module, found.keys, problems)
+        return 0
+
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
+        budget = Budget()
+        for one in found:
+            scaling = self.scaling_of(one.module.name, budget)
+            w1, w2 = (_factor(file, one.keys, name) for name in ("lokr_w1", "lokr_w2"))
+            parts.add(one.module.name, Kronecker(w1, w2, scaling))
 
 
 def read_loha(fields: Fields) -> ProductSpec:
-    return _read("LOHA", fields)
+    return _read("LOHA", LoHaSpec, fields)
 
 
 def read_lokr(fields: Fields) -> ProductSpec:
-    return _read("LOKR", fields)
+    return _read("LOKR", LoKrSpec, fields)
 
 
-def _read(peft_type: str, fields: Fields) -> ProductSpec:
+def _read(peft_type: str, spec: type[ProductSpec], fields: Fields) -> ProductSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     r = fields.take("r", check.rank, 8)
@@ -128,25 +128,7 @@ def _read(peft_type: str, fields: Fields) -> ProductSpec:
     own = OwnPartsFields.read(fields)
     fields.refuse_the_rest(_TRAINING, {})
     rules = [read_rules(fields, "rank_pattern", ranks), read_rules(fields, "alpha_pattern", alphas)]
-    return ProductSpec(peft_type, base_model, task_type, targets, own, r, alpha, *rules)
-
-
-def _check_hadamard(
-    file: TensorFile, module: BaseModule, mine: Mapping[str, str], r: int, problems: list[str]
-) -> None:
-    missing = [name for name in _HADAMARD if name not in mine]
-    if missing:
-        problems.append(f"{shown(module.name)} has no {' and no '.join(missing)}")
-        return
-    shapes = {"a": (module.out_features, r), "b": (r, module.in_features)}
-    check_shapes(file, {mine[name]: shapes[name[-1]] for name in _HADAMARD}, problems)
-
-
-def _hadamard_pair(file: TensorFile, mine: Mapping[str, str], scaling: float) -> LoraPair:
-    a1, b1, a2, b2 = (file.read(mine[name]).float() for name in _HADAMARD)
-    b_OR = (a1[:, :, None] * a2[:, None, :]).flatten(1)
-    a_RI = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
-    return LoraPair(a_RI, b_OR, scaling)
+    return spec(peft_type, base_model, task_type, targets, own, r, alpha, *rules)
 
 
 def _check_kronecker(

@@ -11,94 +11,75 @@ y += b * (B (d * (A x))), A and B cut to the linear's own widths: arXiv:2310.114
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.effects import Projections, Vera
 from lorry_adapters.lora.fields import Fields, Wrong
-from lorry_adapters.lora.keys import LINEAR, PREFIX, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
-from lorry_adapters.lora.methods.pairs import disagreements, not_linear
-from lorry_adapters.lora.parts import Contents, Parts, SpecBase
+from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.targets import read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
-_PARAMETERS: Final = ("vera_lambda_b", "vera_lambda_d")
-_SHARED: Final = {"base_model.vera_A": "A", "base_model.vera_B": "B"}
+_A: Final = "base_model.vera_A"
+_B: Final = "base_model.vera_B"
 
 
 @dataclass(frozen=True, slots=True)
-class VeraSpec(SpecBase):
+class VeraSpec(TargetedSpec):
     """Made by `read_vera` only."""
 
-    targets: Targets
-    own: OwnPartsFields
     r: int
     seed: int
     saved: bool
+    parameters: ClassVar = ("vera_lambda_b", "vera_lambda_d")
 
-    def contents(
-        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
-        keys = sort_keys(file, layout, _PARAMETERS, problems)
-        shared = {_SHARED[key]: key for key in keys.rest if key in _SHARED}
-        rest = [key for key in keys.rest if key not in _SHARED]
-        own = read_own_parts(self.own, self.targets, file, layout, rest, problems)
-        problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.vera_lambda_b or _d"))
-        shapes: dict[str, tuple[int, ...]] = {}
-        widest_in = widest_out = 0
-        for name, mine in keys.modules.items():
-            module = layout.modules[name]
-            missing = [one for one in _PARAMETERS if one not in mine]
-            if module.kind not in LINEAR:
-                problems.append(not_linear(module))
-            elif missing:
-                problems.append(f"{shown(name)} has no {' and no '.join(missing)}")
-            else:
-                shapes[mine["vera_lambda_b"]] = (module.out_features,)
-                shapes[mine["vera_lambda_d"]] = (self.r,)
-                widest_in = max(widest_in, module.in_features)
-                widest_out = max(widest_out, module.out_features)
+    def claims(self, key: str) -> bool:
+        return key in (_A, _B)
+
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        b_key, d_key = (found.keys[one] for one in self.parameters)
+        check_shapes(file, {b_key: (found.module.out_features,), d_key: (self.r,)}, problems)
+        return 0
+
+    def check_shared(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+    ) -> None:
         if self.saved and len(shared) < 2:
             problems.append("save_projection is true, and the file has no vera_A and vera_B")
-        if self.saved and len(shared) == 2:
-            shapes[shared["A"]] = (self.r, widest_in)
-            shapes[shared["B"]] = (widest_out, self.r)
-            for key in shared.values():
+        elif self.saved:
+            inputs, outputs = _widest(found)
+            check_shapes(file, {_A: (self.r, inputs), _B: (outputs, self.r)}, problems)
+            for key in shared:
                 if file.entries[key].dtype not in DTYPES:
                     problems.append(f"{shown(key)} is {file.entries[key].dtype}")
-        check_shapes(file, shapes, problems)
-        if sound:
-            try:
-                found = keys.modules
-                problems.extend(
-                    disagreements(self.targets, layout, Budget(), found, refused=not_linear)
-                )
-            except InvalidAdapter as error:
-                problems.extend(error.problems)
 
-        def read() -> Parts:
-            parts = Parts()
-            if self.saved:
-                a_RI, b_OR = file.read(shared["A"]), file.read(shared["B"])
-            else:
-                a_RI, b_OR = _drawn(self.seed, self.r, widest_in, widest_out)
-            projections = Projections(a_RI, b_OR)
-            for name, mine in keys.modules.items():
-                d_R, b_O = file.read(mine["vera_lambda_d"]), file.read(mine["vera_lambda_b"])
-                parts.add(name, Vera(projections, d_R, b_O))
-            own.read(parts)
-            return parts
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
+        if self.saved:
+            a_RI, b_OR = file.read(_A), file.read(_B)
+        else:
+            a_RI, b_OR = _drawn(self.seed, self.r, *_widest(found))
+        projections = Projections(a_RI, b_OR)
+        for one in found:
+            b_O, d_R = (file.read(one.keys[parameter]) for parameter in self.parameters)
+            parts.add(one.module.name, Vera(projections, d_R, b_O))
 
-        return Contents(modules=(*keys.modules, *own.modules), read=read, labels=own.labels)
+
+def _widest(found: Sequence[Found]) -> tuple[int, int]:
+    """(inputs, outputs) of the widest linears: both projections serve all."""
+    inputs = max((one.module.in_features for one in found), default=0)
+    return inputs, max((one.module.out_features for one in found), default=0)
 
 
 def read_vera(fields: Fields) -> VeraSpec:

@@ -1,0 +1,127 @@
+"""What methods share that target modules and keep tensors for each of them in the file.
+
+A method says which tensors a module has, whether their shapes fit, and what they become;
+the rest is the same for all: the keys are sorted, the base's own parts found beside them, the
+config's targets compared with the file's modules, and every problem told.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
+from lorry_adapters.lora.keys import LINEAR, PREFIX, sort_keys, unexpected
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
+from lorry_adapters.lora.methods.pairs import disagreements, not_linear
+from lorry_adapters.lora.parts import Contents, Parts, SpecBase
+from lorry_adapters.lora.patterns import Budget
+from lorry_adapters.lora.problems import shown
+from lorry_adapters.lora.targets import Targets
+from lorry_adapters.lora.tensor_file import TensorFile
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One module of the file: what the base has there, and the keys of its tensors."""
+
+    module: BaseModule
+    keys: Mapping[str, str]
+    """By parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetedSpec(SpecBase, ABC):
+    """A config of such a method."""
+
+    targets: Targets
+    own: OwnPartsFields
+
+    parameters: ClassVar[tuple[str, ...]]
+    """What every module has, as `sort_keys` takes them."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[tuple[str, ...]] = ()
+    """Those of them that hold whole numbers: places in a weight."""
+    kinds: ClassVar[tuple[ModuleKind, ...]] = LINEAR
+
+    def claims(self, key: str) -> bool:
+        """A tensor of the adapter as a whole, of no module."""
+        return False
+
+    @abstractmethod
+    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+        """The rank of the pair that it becomes, 0 where it becomes none. May raise
+        InvalidAdapter."""
+
+    def check_shared(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+    ) -> None:
+        """`shared`: the keys that were claimed."""
+
+    @abstractmethod
+    def read(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+    ) -> None:
+        """All that `check` let pass."""
+
+    def contents(
+        self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
+    ) -> Contents:
+        every = (*self.parameters, *self.optional)
+        keys = sort_keys(file, layout, every, problems, places=self.places)
+        shared = [key for key in keys.rest if self.claims(key)]
+        rest = [key for key in keys.rest if not self.claims(key)]
+        own = read_own_parts(self.own, self.targets, file, layout, rest, problems)
+        problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.{' or .'.join(every)}"))
+        found = [Found(layout.modules[name], mine) for name, mine in keys.modules.items()]
+        ranks: dict[str, int] = {}
+        budget = Budget()
+        with told(problems):
+            whole = [one for one in found if self._is_whole(one, problems)]
+            for one in whole:
+                rank = self.check(file, one, budget, problems)
+                ranks |= {one.module.name: rank} if rank else {}
+            self.check_shared(file, whole, shared, problems)
+        if sound:
+            with told(problems):
+                problems.extend(
+                    disagreements(
+                        self.targets,
+                        layout,
+                        budget,
+                        keys.modules,
+                        kinds=self.kinds,
+                        refused=not_linear,
+                    )
+                )
+
+        def read() -> Parts:
+            parts = Parts()
+            self.read(file, found, shared, parts)
+            own.read(parts)
+            return parts
+
+        return Contents(
+            modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
+        )
+
+    def _is_whole(self, found: Found, problems: list[str]) -> bool:
+        missing = [one for one in self.parameters if one not in found.keys]
+        if found.module.kind not in self.kinds:
+            problems.append(not_linear(found.module))
+        elif missing:
+            problems.append(f"{shown(found.module.name)} has no {' and no '.join(missing)}")
+        return not missing and found.module.kind in self.kinds
+
+
+@contextmanager
+def told(problems: list[str]) -> Iterator[None]:
+    """What is raised inside is added to `problems`."""
+    try:
+        yield
+    except InvalidAdapter as error:
+        problems.extend(error.problems)
