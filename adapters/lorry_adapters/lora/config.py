@@ -7,6 +7,7 @@ from typing import Final
 
 from lorry_adapters.lora.fields import MAX_CONFIG, Fields
 from lorry_adapters.lora.methods.adalora import read_adalora
+from lorry_adapters.lora.methods.biases import read_beft
 from lorry_adapters.lora.methods.bottleneck import is_adapterhub, read_bottleneck
 from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.lora import read_lora
@@ -15,6 +16,7 @@ from lorry_adapters.lora.methods.norms import read_norms
 from lorry_adapters.lora.methods.prefix import read_prefix
 from lorry_adapters.lora.methods.products import read_loha, read_lokr
 from lorry_adapters.lora.methods.prompt import read_multitask, read_prompt
+from lorry_adapters.lora.methods.sparse import read_shira, read_supertuning
 from lorry_adapters.lora.methods.tokens import read_tokens
 from lorry_adapters.lora.methods.vera import read_vera
 from lorry_adapters.lora.parts import AdapterSpec
@@ -26,9 +28,12 @@ METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec | None]]] = {
     "LORA": read_lora,
     "ADALORA": read_adalora,
     "IA3": read_ia3,
+    "BEFT": read_beft,
     "LN_TUNING": read_norms,
     "LOHA": read_loha,
     "LOKR": read_lokr,
+    "SHIRA": read_shira,
+    "SUPERTUNING": read_supertuning,
     "TRAINABLE_TOKENS": read_tokens,
     "VERA": read_vera,
     **{peft_type: read_measured(peft_type) for peft_type in MEASURED},

@@ -5,8 +5,9 @@ linear y = W x + b another one, y = (W + D) x + b + e. So PEFT's own layer is bu
 base's weight when the adapter is loaded, asked for its answer to every unit vector, and D
 and e are served like any delta. Nothing of PEFT runs in a step.
 
-D is as large as the weight that it changes, so there is a bound (`MAX_DENSE`), and a method
-whose answer is not of this form (checked with random inputs) is refused.
+D is as large as the weight that it changes, so there is a bound (`MAX_DENSE`); where it turns
+out to be of low rank, two thin matrices are kept instead (`thin`). A method whose answer is not
+of this form (checked with random inputs) is refused.
 
 The config is a stranger's, and PEFT builds from it: only its own fields, plain values, and
 no sizes that the file's tensors do not have.
@@ -24,17 +25,20 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import Base, Delta
 from lorry_adapters.lora.fields import Fields, means_something
+from lorry_adapters.lora.keys import LINEAR
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.targets import Targets, read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
+from lorry_adapters.lora.thin import factors
 
 MEASURED: Final = (
     "BOFT",
@@ -48,6 +52,7 @@ MEASURED: Final = (
     "HRA",
     "MISS",
     "OFT",
+    "PEANUT",
     "PVERA",
     "RANDLORA",
     "ROAD",
@@ -133,7 +138,7 @@ class MeasuredSpec(SpecBase):
     ) -> None:
         if not modules:
             problems.append(f"the config matches no module of the base {layout.name}")
-        other = [module.name for module in modules if module.kind is not ModuleKind.LINEAR]
+        other = [module.name for module in modules if module.kind not in LINEAR]
         if other:
             problems.append(
                 f"{self.peft_type} is served on linear modules only, and the config targets "
@@ -220,13 +225,15 @@ class Workshop:
         The bias counts: RoAd turns the whole answer, and the base's bias with it.
         """
         layer = self._model.base_model.model.get_submodule(name)
-        bare: nn.Linear = layer.get_base_layer()
+        bare = layer.get_base_layer()
         light, no_bias = bare.weight, bare.bias
         outputs, inputs = weight_OI.shape
+        # GPT-2's are stored the other way round.
+        stored = weight_OI.T.contiguous() if isinstance(bare, Conv1D) else weight_OI
         base_O = torch.zeros(outputs) if bias_O is None else bias_O
         probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            bare.weight = nn.Parameter(weight_OI, requires_grad=False)
+            bare.weight = nn.Parameter(stored, requires_grad=False)
             if no_bias is not None:
                 bare.bias = nn.Parameter(base_O, requires_grad=False)
             try:
@@ -270,9 +277,16 @@ class Measured:
 
     def bind(self, base: Base) -> Delta:
         bias_O = None if base.bias is None else base.bias.detach().float().cpu()
-        change_OI, offset_O = self.workshop.measure(self.name, base.weight().cpu(), bias_O)
-        change_OI, offset_O = base.held(change_OI), base.held(offset_O)
-        return lambda x_MI, y, scale_M1: (x_MI @ change_OI.T + offset_O) * scale_M1
+        weight_OI = base.weight().cpu()
+        change_OI, offset_O = self.workshop.measure(self.name, weight_OI, bias_O)
+        # The change is the difference of two weights, and has the rounding of both.
+        pair = factors(change_OI, float(weight_OI.norm() + change_OI.norm()))
+        offset_O = base.held(offset_O)
+        if pair is None:
+            change_OI = base.held(change_OI)
+            return lambda x_MI, y, scale_M1: (x_MI @ change_OI.T + offset_O) * scale_M1
+        b_OR, a_RI = (base.held(one) for one in pair)
+        return lambda x_MI, y, scale_M1: ((x_MI @ a_RI.T) @ b_OR.T + offset_O) * scale_M1
 
 
 def read_measured(peft_type: str) -> Callable[[Fields], MeasuredSpec]:
@@ -328,13 +342,24 @@ def _skeleton(modules: Sequence[BaseModule]) -> nn.Module:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-        zeros = torch.zeros(1, 1).expand(module.out_features, module.in_features)
-        linear.weight = nn.Parameter(zeros, requires_grad=False)
-        if module.bias:
-            linear.bias = nn.Parameter(torch.zeros(module.out_features), requires_grad=False)
-        owner.add_module(leaf, linear)
+        owner.add_module(leaf, _bare(module))
     return root
+
+
+def _bare(module: BaseModule) -> nn.Module:
+    inputs, outputs = module.in_features, module.out_features
+    shape = (outputs, inputs)
+    linear: nn.Module
+    if module.kind is ModuleKind.CONV1D:
+        shape = (inputs, outputs)
+        with torch.device("meta"):
+            linear = Conv1D(outputs, inputs)
+    else:
+        linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = nn.Parameter(torch.zeros(1, 1).expand(shape), requires_grad=False)
+    if module.bias or module.kind is ModuleKind.CONV1D:
+        linear.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False)
+    return linear
 
 
 def _missing(keys: Sequence[str], model: Any) -> list[str]:

@@ -1,0 +1,52 @@
+"""A weight of which an adapter changes a few numbers here and there.
+
+Letters as in `effects`: M tokens of one adapter, I in, O out, N changed numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorry_adapters.lora.effects import Base, Delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """y += s S x, S zero but at N places; numbers at the same place add up."""
+
+    rows_N: Tensor
+    columns_N: Tensor
+    """Places in `[O, I]`; who calls has checked them."""
+    values_N: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows_N.nbytes + self.columns_N.nbytes + self.values_N.nbytes
+
+    def cut(self, start: int, stop: int) -> Sparse:
+        mine_N = (self.rows_N >= start) & (self.rows_N < stop)
+        rows_N, columns_N = self.rows_N[mine_N] - start, self.columns_N[mine_N]
+        return Sparse(rows_N, columns_N, self.values_N[mine_N], (stop - start, self.shape[1]))
+
+    def bind(self, base: Base) -> Delta:
+        places_2N = torch.stack([self.rows_N, self.columns_N]).long()
+        summed = torch.sparse_coo_tensor(
+            places_2N, self.values_N.float(), self.shape, check_invariants=True
+        ).coalesce()
+        with warnings.catch_warnings():
+            # torch says once that compressed rows are a new feature of its.
+            warnings.simplefilter("ignore", UserWarning)
+            # By rows: fifteen times as fast as by places on a CPU.
+            sparse_OI = summed.to(base.device).to_sparse_csr()
+
+        def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
+            # In fp32, as not every device multiplies sparse matrices of less.
+            changed_MO = (sparse_OI @ x_MI.float().T).T
+            return (changed_MO * scale_M1).to(y_MO.dtype)
+
+        return delta
