@@ -21,10 +21,9 @@ REFUSED: Mapping[str, str] = {
     "olora": "changes the base's own weights and is not served",
     "corda": "changes the base's own weights and is not served",
     "lora-ga": "changes the base's own weights and is not served",
-    "osf": "adapters of peft_type 'OSF' are not served",
+    # PEFT leaves GPT-2's linears as they are, and saves a file without tensors.
+    "osf on gpt2": "adapter_model.safetensors holds no tensors",
     "lily": "adapters of peft_type 'LILY' are not served",
-    "frod": "adapters of peft_type 'FROD' are not served",
-    "psoft": "adapters of peft_type 'PSOFT' are not served",
     "poly": "adapters of peft_type 'POLY' are not served",
     "adaption_prompt": "adapters of peft_type 'ADAPTION_PROMPT' are not served",
     "shadow": "adapters of peft_type 'SHADOW' are not served",

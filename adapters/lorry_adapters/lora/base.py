@@ -57,6 +57,8 @@ class BaseLayout:
     """The two embeddings are one table."""
     caps_logits: bool = False
     """What the head answers goes through a function with a bound before it is a logit."""
+    exact: bool = True
+    """The weights are those of the model's files; a quantized base's are near them."""
     kv_heads: int = 0
     """Heads of keys and values in every layer; 0 where the layers differ."""
     head_size: int = 0

@@ -9,6 +9,7 @@ from lorry_adapters.lora.fields import MAX_CONFIG, Fields
 from lorry_adapters.lora.methods.adalora import read_adalora
 from lorry_adapters.lora.methods.biases import read_beft
 from lorry_adapters.lora.methods.bottleneck import is_adapterhub, read_bottleneck
+from lorry_adapters.lora.methods.frod import read_frod
 from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.lora import read_lora
 from lorry_adapters.lora.methods.measured import MEASURED, read_measured
@@ -17,6 +18,7 @@ from lorry_adapters.lora.methods.prefix import read_prefix
 from lorry_adapters.lora.methods.products import read_loha, read_lokr
 from lorry_adapters.lora.methods.prompt import read_multitask, read_prompt
 from lorry_adapters.lora.methods.sparse import read_shira, read_supertuning
+from lorry_adapters.lora.methods.spectral import read_osf, read_psoft
 from lorry_adapters.lora.methods.tokens import read_tokens
 from lorry_adapters.lora.methods.vera import read_vera
 from lorry_adapters.lora.parts import AdapterSpec
@@ -29,9 +31,12 @@ METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec | None]]] = {
     "ADALORA": read_adalora,
     "IA3": read_ia3,
     "BEFT": read_beft,
+    "FROD": read_frod,
     "LN_TUNING": read_norms,
     "LOHA": read_loha,
     "LOKR": read_lokr,
+    "OSF": read_osf,
+    "PSOFT": read_psoft,
     "SHIRA": read_shira,
     "SUPERTUNING": read_supertuning,
     "TRAINABLE_TOKENS": read_tokens,

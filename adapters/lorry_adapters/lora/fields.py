@@ -169,6 +169,12 @@ def alpha(value: Any) -> float:
     return float(value)
 
 
+def seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise Wrong("must be a whole number")
+    return value
+
+
 def boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise Wrong("must be true or false")

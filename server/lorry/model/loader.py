@@ -107,7 +107,7 @@ def load(
     model = _model(found, config, precision, attention, quantized=stored is not None)
     settle(model, precision)
     name = settings.served_model_name or found.name
-    layout = described(model, found, name)
+    layout = replace(described(model, found, name), exact=kind is Quantization.NONE)
     if kind is Quantization.INT8 and precision.device.type == "cpu":
         use_int8_kernels(model)
     if kind is not Quantization.NONE:

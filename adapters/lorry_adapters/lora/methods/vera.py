@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.effects import Projections, Vera
-from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
@@ -86,18 +86,12 @@ def read_vera(fields: Fields) -> VeraSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     r = fields.take("r", check.rank, 256)
-    seed = fields.take("projection_prng_key", _seed, 0)
+    seed = fields.take("projection_prng_key", check.seed, 0)
     saved = fields.take("save_projection", check.boolean, True)
     own = OwnPartsFields.read(fields)
     harmless = {"d_initial", "fan_in_fan_out", "init_weights", "vera_dropout"}
     fields.refuse_the_rest(frozenset(harmless), {})
     return VeraSpec("VERA", base_model, task_type, targets, own, r, seed, saved)
-
-
-def _seed(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise Wrong("must be a whole number")
-    return value
 
 
 def _drawn(seed: int, r: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
