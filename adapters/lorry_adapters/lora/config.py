@@ -51,6 +51,21 @@ METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec | None]]] = {
 }
 """By `peft_type`. Each takes its fields and refuses the rest by name."""
 
+_NO_DELTA: Final[Mapping[str, str]] = {
+    "ADAMSS": "where its numbers belong is not in its file, but in a clustering of the base's "
+    "weights that other versions of its library make otherwise; train a LoRA or an OSF adapter",
+    "ADAPTION_PROMPT": "it changes how layers attend, which no change of a module does; train "
+    "prefix tuning (PREFIX_TUNING), which reaches the same place",
+    "LILY": "it weighs its matrices by the mean over all tokens of a batch, so that a token's "
+    "answer would depend on those after it and on other requests; train a LoRA",
+    "POLY": "it mixes its matrices by the task of a request, and requests have none; train a LoRA "
+    "for each task",
+    "SHADOW": "it runs a second model beside the base; train a LoRA",
+    "XLORA": "it routes between other adapters, which are not in its file; upload those, and name "
+    "several with their scales in a request",
+}
+"""PEFT's methods that are no delta of a module's own answer: why, and what to do."""
+
 
 def parse_config(data: bytes) -> AdapterSpec:
     """Raises InvalidAdapter with every problem found, and nothing else."""
@@ -72,7 +87,10 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
         return METHODS[peft_type](fields), fields.problems
     if peft_type is None and is_adapterhub(fields):
         return read_bottleneck(fields), fields.problems
-    if peft_type is None:
+    reason = _NO_DELTA.get(peft_type) if isinstance(peft_type, str) else None
+    if reason is not None:
+        fields.problems.append(f"adapters of peft_type {shown(peft_type)} are not served: {reason}")
+    elif peft_type is None:
         fields.problems.append("peft_type is missing: is this a PEFT adapter's config?")
     else:
         fields.problems.append(

@@ -22,6 +22,7 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
 
 _TOLERANCE: Final = 1e-4
+_NOT_PLAIN: Final = ("rank_pattern", "alpha_pattern", "kasa_config", "use_bdlora", "use_qalora")
 _PREFIXES: Final = ("base_model.model.", "")
 
 
@@ -32,8 +33,8 @@ def check(folder: Path, weights: AdapterWeights) -> None:
     """
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     names = sorted(weights.modules)
-    # Patterns give a module a strength that only the parser knows.
-    simple = not config.get("rank_pattern") and not config.get("alpha_pattern")
+    # Patterns give a module a strength that only the parser knows, and others another form.
+    simple = not any(config.get(key) for key in _NOT_PLAIN)
     if config.get("peft_type") != "LORA" or not names or not simple:
         return
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:

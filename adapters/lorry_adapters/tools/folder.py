@@ -133,6 +133,9 @@ class PeftFolder:
         a, b = self.entries[keys["A"]].shape, self.entries[keys["B"]].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
             return None
+        # Blocks, and groups of inputs: not the shapes of the delta.
+        if self.config.get("use_bdlora") or self.config.get("use_qalora"):
+            return None
         embedding = "lora_embedding_" in keys["A"]
         if embedding != ("lora_embedding_" in keys["B"]):
             return None

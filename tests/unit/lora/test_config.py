@@ -174,12 +174,13 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"init_lora_weights": 7}, "init_lora_weights 7"),
         ({"loftq_config": {"loftq_bits": 4}}, "LoftQ"),
         ({"megatron_config": {"x": 1}}, "Megatron"),
-        ({"use_qalora": True}, "QALoRA"),
+        ({"use_qalora": True, "qalora_group_size": 1}, "groups of one input"),
         ({"arrow_config": {"top_k": 3}}, "Arrow"),
-        ({"kasa_config": {"x": 1}}, "KaSA"),
-        ({"velora_config": {"scale": 1.0}}, "VeLoRA"),
-        ({"monteclora_config": {"num_samples": 8}}, "MonteCLoRA"),
-        ({"use_bdlora": {"nblocks": 2}}, "BD-LoRA"),
+        ({"peft_type": "LILY"}, "the mean over all tokens"),
+        ({"peft_type": "POLY"}, "by the task of a request"),
+        ({"peft_type": "SHADOW"}, "a second model"),
+        ({"peft_type": "ADAMSS"}, "a clustering of the base's weights"),
+        ({"peft_type": "ADAPTION_PROMPT"}, "how layers attend"),
         ({"peft_type": "XLORA"}, "'XLORA'"),
         ({"peft_type": None}, "peft_type is missing"),
         ({"task_type": "TOKEN_CLS"}, "'TOKEN_CLS'"),
@@ -232,7 +233,7 @@ def test_what_means_something_else_is_refused_by_name(fields: dict[str, Any], sa
 
 
 def test_every_problem_is_told() -> None:
-    found = problems(use_qalora=True, bias="some", r=0, target_modules="(", whatever=1)
+    found = problems(arrow_config={"top_k": 2}, bias="some", r=0, target_modules="(", whatever=1)
     assert len(found) == 5
 
 

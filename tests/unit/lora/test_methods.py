@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    BeftConfig,
     FourierFTConfig,
+    FrodConfig,
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     OFTConfig,
+    OSFConfig,
     PeftConfig,
+    PsoftConfig,
+    ShiraConfig,
+    SupertuningConfig,
     TrainableTokensConfig,
     VeraConfig,
     get_peft_model,
@@ -42,6 +49,13 @@ CONFIGS: dict[str, Callable[[], PeftConfig]] = {
     "tokens": lambda: TrainableTokensConfig(token_indices=[5, 9]),
     "oft": lambda: OFTConfig(target_modules=["q_proj"], r=8, oft_block_size=0),
     "fourierft": lambda: FourierFTConfig(target_modules=["q_proj"], n_frequency=50),
+    "shira": lambda: ShiraConfig(target_modules=["k_proj"], r=2, random_seed=1),
+    "supertuning": lambda: SupertuningConfig(target_modules=["k_proj"], sparsity=0.9),
+    "supra": lambda: SupertuningConfig(target_modules=["k_proj"], sparsity=0.9, r=3),
+    "beft": lambda: BeftConfig(target_modules=["k_proj"]),
+    "osf": lambda: OSFConfig(target_modules=["k_proj"], effective_rank=20),
+    "psoft": lambda: PsoftConfig(target_modules=["k_proj"], r=4, psoft_alpha=4),
+    "frod": lambda: FrodConfig(target_modules=["k_proj"], progressbar=False),
 }
 
 
@@ -85,6 +99,22 @@ def first(tensors: dict[str, torch.Tensor], part: str) -> str:
     return next(key for key in sorted(tensors) if part in key)
 
 
+def moved(tensors: dict[str, torch.Tensor], part: str, at: Any, place: int) -> None:
+    """One place names `place`."""
+    tensors[first(tensors, part)][at] = place
+
+
+def stored(tensors: dict[str, torch.Tensor], part: str, dtype: torch.dtype) -> None:
+    key = first(tensors, part)
+    tensors[key] = tensors[key].to(dtype)
+
+
+def halved(tensors: dict[str, torch.Tensor], part: str) -> None:
+    """Places as floats, which lie between two."""
+    key = first(tensors, part)
+    tensors[key] = tensors[key].float() / 2 + 0.25
+
+
 @pytest.mark.parametrize("saved", CONFIGS, indirect=True)
 def test_what_peft_saves_is_taken(saved: Path, llama: BaseLayout) -> None:
     facts = inspect(saved, llama, 64)
@@ -113,6 +143,37 @@ SPOILT: list[tuple[str, Callable[[dict[str, torch.Tensor]], object], str]] = [
     ("oft", lambda t: t.update({"x.oft_R.weight": torch.ones(3)}), "not those of its config"),
     ("oft", lambda t: t.update({first(t, "oft_R"): torch.ones(3, 3)}), "PEFT cannot build OFT"),
     ("fourierft", lambda t: t.update({first(t, "spectrum"): torch.ones(7)}), "PEFT cannot build"),
+    ("shira", lambda t: t.pop(first(t, "indices")), "has no shira_indices"),
+    (
+        "shira",
+        lambda t: moved(t, "shira_indices", (0, 3), 32),
+        "names places outside of the weight",
+    ),
+    ("shira", lambda t: moved(t, "shira_indices", (1, 3), 64), "no places from 0 to 63"),
+    ("shira", lambda t: moved(t, "shira_indices", (1, 3), -1), "no places from 0 to 63"),
+    (
+        "shira",
+        lambda t: stored(t, "shira_indices", torch.int8),
+        "is I8; adapters are served in I32",
+    ),
+    ("shira", lambda t: stored(t, "shira_weight", torch.int32), "is I32; adapters are served in F"),
+    ("shira", lambda t: halved(t, "shira_indices"), "no places from 0 to 63"),
+    ("shira", lambda t: t.update({first(t, "weight"): torch.ones(7)}), "this base needs [2, 7]"),
+    ("supertuning", lambda t: moved(t, "indices", 5, 64 * 32), "no places from 0 to 2047"),
+    ("supertuning", lambda t: t.update({first(t, "values"): torch.ones(3)}), "this base needs [3]"),
+    ("supertuning", lambda t: t.pop(first(t, "indices")), "has no supertuning_indices"),
+    ("supra", lambda t: t.pop(first(t, "lora_B")), "has 1 matrices of a pair, and r is 3"),
+    ("supra", lambda t: t.update({first(t, "lora_A"): torch.ones(2, 64)}), "needs [3, 64]"),
+    ("beft", lambda t: t.update({first(t, "beft"): torch.ones(1, 64)}), "needs [1, 32]"),
+    ("osf", lambda t: t.update({first(t, "V_low"): torch.ones(12, 32)}), "needs [12, 64]"),
+    ("osf", lambda t: t.pop(first(t, "S_low")), "has no osf_svd_params.S_low"),
+    ("psoft", lambda t: t.update({first(t, "R.weight"): torch.ones(4, 4)}), "needs [6]"),
+    ("psoft", lambda t: t.pop(first(t, "vector_a")), "lacks psoft_R.vector_a, against its config"),
+    ("frod", lambda t: t.pop(first(t, "frod_V")), "needs base_model.frod_V.self_attn_k_proj"),
+    ("frod", lambda t: moved(t, "frod_s_indices", (0, 1), 64), "no places from 0 to 63"),
+    ("frod", lambda t: moved(t, "frod_s_size", 0, 63), "must be [64, 64]"),
+    ("frod", lambda t: stored(t, "frod_s_indices", torch.int16), "is I16; served are I32"),
+    ("frod", lambda t: t.update({"base_model.frod_V.x": torch.ones(1)}), "belongs to no linear"),
 ]
 
 
@@ -146,6 +207,14 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
     ("oft", {"target_modules": ["embed_tokens"]}, "linear modules only"),
     ("fourierft", {"n_frequency": 10**9}, "no tensor in the file is that large"),
     ("fourierft", {"next_years_key": 3}, "unknown key 'next_years_key'"),
+    ("supertuning", {"save_precomputed_indices": False}, "save it again with true"),
+    ("supertuning", {"r": 4}, "has 0 matrices of a pair, and r is 4"),
+    ("psoft", {"psoft_alpha": 0}, "psoft_alpha must be above 0"),
+    ("psoft", {"psoft_orth": False}, "needs [4, 4]"),
+    ("psoft", {"psoft_svd": "quick"}, "psoft_svd is 'quick': must be one of full, lowrank"),
+    ("psoft", {"num_cayley_neumann_terms": 10**6}, "must be a whole number up to 64"),
+    ("psoft", {"psoft_mag_b": False}, "has psoft_R.vector_b, against its config"),
+    ("frod", {"save_projection": False}, "save it again with save_projection=True"),
 ]
 
 
@@ -166,3 +235,27 @@ def test_what_a_config_cannot_mean_is_told(
 def test_a_product_s_rank_is_the_square(saved: Path, llama: BaseLayout) -> None:
     assert inspect(saved, llama, 9).rank == 9
     assert "rank 9 is over this server's limit of 8" in problems(saved, llama, max_rank=8)
+
+
+@pytest.mark.parametrize("saved", ["shira", "supertuning", "frod"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_places_are_whole_numbers_of_any_kind(
+    saved: Path, llama: BaseLayout, dtype: torch.dtype
+) -> None:
+    """PEFT on Windows stores them as floats."""
+    spoil(saved, lambda t: stored(t, "indices", dtype))
+    inspect(saved, llama, 64)
+    assert load(saved, "d", llama).effects
+
+
+@pytest.mark.parametrize("saved", ["shira"], indirect=True)
+def test_places_are_looked_at_again_when_they_are_read(saved: Path, llama: BaseLayout) -> None:
+    inspect(saved, llama, 64)
+    spoil(saved, lambda t: moved(t, "shira_indices", (0, 3), 1 << 30))
+    with pytest.raises(InvalidAdapter, match="no places"):
+        load(saved, "d", llama)
+
+
+@pytest.mark.parametrize("saved", ["psoft"], indirect=True)
+def test_singular_vectors_of_a_rounded_base_are_others(saved: Path, llama: BaseLayout) -> None:
+    assert "this base is quantized" in problems(saved, replace(llama, exact=False))

@@ -248,11 +248,11 @@ def test_every_fault_is_told(
 
 
 def test_all_faults_at_once(adapter: Path, llama: BaseLayout) -> None:
-    edit_config(adapter, use_qalora=True, bias="some")
+    edit_config(adapter, arrow_config={"top_k": 2}, bias="some")
     edit(adapter, lambda t: (t.pop(B), t.update({f"{Q0[:-6]}k_proj.lora_A.weight": NAN})))
     found = problems(adapter, llama)
     assert len(found) == 4
-    for text in ("QALoRA", "bias is 'some'", "no lora_B", "NaN"):
+    for text in ("Arrow", "bias is 'some'", "no lora_B", "NaN"):
         assert any(text in problem for problem in found)
 
 

@@ -36,6 +36,7 @@ from lorry_adapters.lora.methods.pairs import (
     not_linear,
     read_rules,
 )
+from lorry_adapters.lora.methods.variants import Variant, read_variant
 from lorry_adapters.lora.parts import Contents, LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown, some
@@ -53,21 +54,15 @@ _HARMLESS: Final = frozenset(
         "lora_dropout",  # training only
         "lora_ga_config",
         "megatron_core",  # a module's name, used with megatron_config
-        "qalora_group_size",  # used with use_qalora
     }
 )
 
 _NOT_SERVED: Final = {
     "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
     "layer_replication": "layer replication",
     "loftq_config": "LoftQ",
     "megatron_config": "Megatron",
-    "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters (target_parameters)",
-    "use_bdlora": "block-diagonal LoRA (BD-LoRA)",
-    "use_qalora": "QALoRA",
-    "velora_config": "VeLoRA",
 }
 
 _SAME_BASE_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica"})
@@ -112,6 +107,7 @@ class LoraSpec:
     alpha_pattern: Mapping[str, float]
     invocation: tuple[int, ...]
     own: OwnPartsFields
+    variant: Variant
     _ranks: SuffixRules[int] = field(repr=False, compare=False)
     _alphas: SuffixRules[float] = field(repr=False, compare=False)
 
@@ -136,13 +132,19 @@ class LoraSpec:
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
     ) -> Contents:
-        keys = sort_keys(file, layout, _PARAMETERS, problems)
+        keys = sort_keys(file, layout, (*_PARAMETERS, *self.variant.parameters), problems)
         own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
         problems.extend(unexpected(own.unknown, _EXPECTED))
         pairs = find_pairs(keys, layout, problems, a="lora_A.weight", b="lora_B.weight")
-        ranks = find_ranks(file, pairs, problems)
+        ranks = find_ranks(file, pairs, problems, self.variant.widths)
+        modules = {name: pair.module for name, pair in pairs.items()}
+        problems.extend(self.variant.problems(file, keys, modules, ranks))
         tables = _tables(keys, layout, problems)
         ranks |= _table_ranks(file, tables, problems)
+        if self.variant.name not in ("", "use_qalora") and tables:
+            problems.append(
+                f"{self.variant.name} on embeddings is not a thing that PEFT makes: {some(tables)}"
+            )
         if self.invocation and (own.modules or tables):
             problems.append(
                 "activated LoRA (alora_invocation_tokens) is served on linear modules alone; this "
@@ -235,9 +237,13 @@ class LoraSpec:
     ) -> Parts:
         parts, budget = Parts(), Budget()
         for name, pair in pairs.items():
-            a_RI, b_OR = file.read(pair.a_key), file.read(pair.b_key)
+            stored = file.read(pair.a_key), file.read(pair.b_key)
             scaling = self.scaling_of(name, budget)
             mine = keys.modules[name]
+            a_RI, b_OR = self.variant.pair(file, pair.module, mine, stored)
+            beside = self.variant.effect(a_RI.shape[0])
+            if beside is not None:
+                parts.add(name, beside)
             if self.use_dora:
                 magnitude_O = file.read(mine["lora_magnitude_vector"])
                 parts.add(name, Dora(a_RI, b_OR, magnitude_O, scaling))
@@ -278,6 +284,12 @@ def read_lora(fields: Fields) -> LoraSpec:
         fields.problems.append("use_dora and lora_bias together are not a thing that PEFT makes")
     if use_dora and invocation:
         fields.problems.append("use_dora and alora_invocation_tokens together are not served")
+    variant = read_variant(fields)
+    if variant.name and (use_dora or invocation):
+        other = "use_dora" if use_dora else "alora_invocation_tokens"
+        fields.problems.append(
+            f"{variant.name} and {other} together are not a thing that PEFT makes"
+        )
     ranks = read_rules(fields, "rank_pattern", rank_pattern)
     alphas = read_rules(fields, "alpha_pattern", alpha_pattern)
     fields.refuse_the_rest(_HARMLESS, _NOT_SERVED)
@@ -295,6 +307,7 @@ def read_lora(fields: Fields) -> LoraSpec:
         alpha_pattern=alpha_pattern,
         invocation=invocation,
         own=own,
+        variant=variant,
         _ranks=ranks,
         _alphas=alphas,
     )

@@ -46,20 +46,33 @@ def find_pairs(
     return found
 
 
+def _plain_widths(module: BaseModule, a_width: int, rank: int) -> tuple[int, int]:
+    return module.in_features, rank
+
+
 def find_ranks(
-    file: TensorFile, pairs: Mapping[str, PairKeys], problems: list[str]
+    file: TensorFile,
+    pairs: Mapping[str, PairKeys],
+    problems: list[str],
+    widths: Callable[[BaseModule, int, int], tuple[int, int]] = _plain_widths,
 ) -> dict[str, int]:
-    """By module, as its tensors have it; shapes that do not fit are added to `problems`."""
+    """By module, as its tensors have it; shapes that do not fit are added to `problems`.
+
+    `widths`: of A and B in the file, from the module, the width that A has, and its rank.
+    """
     ranks = {}
     for name, pair in pairs.items():
         a, b = file.entries[pair.a_key].shape, file.entries[pair.b_key].shape
-        fan_in, fan_out = pair.module.in_features, pair.module.out_features
-        if len(a) != 2 or a[0] < 1 or a[1] != fan_in:
-            problems.append(f"{shown(pair.a_key)} is {list(a)}; this base needs [rank, {fan_in}]")
+        rank, wide = (a[0], a[1]) if len(a) == 2 else (0, 0)
+        a_width, b_width = widths(pair.module, wide, rank)
+        fan_out = pair.module.out_features
+        if rank < 1 or wide != a_width:
+            problems.append(f"{shown(pair.a_key)} is {list(a)}; this base needs [rank, {a_width}]")
         elif len(b) != 2 or b[0] != fan_out:
             problems.append(f"{shown(pair.b_key)} is {list(b)}; this base needs [{fan_out}, rank]")
-        elif a[0] != b[1]:
-            problems.append(f"{shown(name)}: lora_A has rank {a[0]}, lora_B has rank {b[1]}")
+        elif b[1] != b_width:
+            had = f"rank {b[1]}" if b_width == rank else f"{b[1]} columns, not {b_width}"
+            problems.append(f"{shown(name)}: lora_A has rank {rank}, lora_B has {had}")
         else:
             ranks[name] = a[0]
     return ranks

@@ -22,7 +22,7 @@ from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.targets import Targets
-from lorry_adapters.lora.tensor_file import TensorFile
+from lorry_adapters.lora.tensor_file import PLACES, TensorFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class TargetedSpec(SpecBase, ABC):
         ranks: dict[str, int] = {}
         budget = Budget()
         with told(problems):
-            whole = [one for one in found if self._is_whole(one, problems)]
+            whole = [one for one in found if self._is_whole(file, one, problems)]
             for one in whole:
                 rank = self.check(file, one, budget, problems)
                 ranks |= {one.module.name: rank} if rank else {}
@@ -109,13 +109,20 @@ class TargetedSpec(SpecBase, ABC):
             modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
         )
 
-    def _is_whole(self, found: Found, problems: list[str]) -> bool:
+    def _is_whole(self, file: TensorFile, found: Found, problems: list[str]) -> bool:
         missing = [one for one in self.parameters if one not in found.keys]
         if found.module.kind not in self.kinds:
             problems.append(not_linear(found.module))
-        elif missing:
+            return False
+        if missing:
             problems.append(f"{shown(found.module.name)} has no {' and no '.join(missing)}")
-        return not missing and found.module.kind in self.kinds
+            return False
+        # Of what is stored as something else, `sort_keys` has told.
+        return all(
+            file.entries[found.keys[one]].dtype in PLACES
+            for one in self.places
+            if one in found.keys
+        )
 
 
 @contextmanager

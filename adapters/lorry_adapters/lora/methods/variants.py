@@ -1,0 +1,202 @@
+"""LoRA's relatives, which PEFT keeps in a LoRA's config: what they do to the pair of a module.
+
+kasa_config     <linear>.lora_diag [r] stands between the two matrices, and the base loses the
+                r smallest singular values of its weight: arXiv:2412.06071
+use_bdlora      A [r, in / blocks] or B [out, r / blocks]: blocks on a diagonal, one below the
+                other in the file; of which modules, parts of their paths say
+use_qalora      A [r, in / group] sees the sums of groups of inputs, in / group^2 times; where A
+                has a column for every input, as beside linears that are not GPTQ's, a plain pair
+velora_config, monteclora_config    a plain pair; what else is in the file was for the training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lorry_adapters.lora import fields as check
+from lorry_adapters.lora.base import BaseModule
+from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.keys import Keys, check_shapes
+from lorry_adapters.lora.problems import shown
+from lorry_adapters.lora.spectral import WithoutTail
+from lorry_adapters.lora.tensor_file import TensorFile
+
+_DIAGONAL: Final = "lora_diag"
+_TRAINING: Final = {
+    "kasa_config": frozenset({"beta", "gamma"}),
+    "velora_config": frozenset({"init_type", "num_groups", "scale"}),
+    "monteclora_config": frozenset(
+        {
+            "buffer_size", "dirichlet_prior", "kl_loss_weight", "num_samples", "sample_scaler",
+            "use_entropy",
+        }
+    ),
+}  # fmt: skip
+"""What is in them, all of it for the training."""
+_LEFT: Final = {
+    "velora_config": ("lora_velora_embed",),
+    "monteclora_config": tuple(
+        f"lora_monteclora_sampler.{one}"
+        for one in ("expert_weights", "expert_weights_prior", "gaussian_var_prior", "std_prior")
+    ),
+}
+"""Tensors that training left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Made by `read_variant` only; a plain LoRA is the default."""
+
+    name: str = ""
+    """The field that asks for it; empty: none does."""
+    diagonal: bool = False
+    blocks: int = 1
+    in_a: tuple[str, ...] = ()
+    """Parts of the paths of modules whose A is in blocks."""
+    in_b: tuple[str, ...] = ()
+    group: int = 1
+    """Inputs that A sees as one."""
+    left: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Beside the pair's own."""
+        return (_DIAGONAL,) if self.diagonal else self.left
+
+    def widths(self, module: BaseModule, a_width: int, rank: int) -> tuple[int, int]:
+        """The columns that A and B must have in the file; `a_width` is what A has."""
+        inputs = module.in_features
+        if self._in(self.in_a, module):
+            return inputs // self.blocks, rank
+        if self._in(self.in_b, module):
+            return inputs, rank // self.blocks
+        if self.group > 1 and a_width != inputs:
+            return inputs // self.group, rank
+        return inputs, rank
+
+    def problems(
+        self,
+        file: TensorFile,
+        keys: Keys,
+        modules: Mapping[str, BaseModule],
+        ranks: Mapping[str, int],
+    ) -> Iterator[str]:
+        """`modules`: those with a pair, by path; `ranks`: those whose pair fits."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, rank in ranks.items():
+            module, found = modules[name], keys.modules[name].get(_DIAGONAL)
+            if self.diagonal and found is None:
+                yield f"kasa_config is set, and {shown(name)} has no {_DIAGONAL}"
+            elif found is not None:
+                shapes[found] = (rank,)
+            if self.diagonal and rank >= min(module.in_features, module.out_features):
+                yield f"{shown(name)}: KaSA of rank {rank} would leave nothing of its weight"
+            both = self._in(self.in_a, module), self._in(self.in_b, module)
+            whole = module.in_features if both[0] else module.out_features
+            if all(both):
+                yield f"use_bdlora puts {shown(name)} among those with blocks in A and in B"
+            elif any(both) and (rank % self.blocks or whole % self.blocks):
+                yield (
+                    f"{shown(name)}: {self.blocks} blocks do not divide rank {rank} and "
+                    f"{whole} features"
+                )
+            if module.in_features % self.group:
+                yield f"{shown(name)}: groups of {self.group} do not divide {module.in_features}"
+        stray = [name for name in keys.of(_DIAGONAL) if name not in modules]
+        if stray:
+            yield f"{_DIAGONAL} without a pair of matrices: {shown(stray[0])}"
+        wrong: list[str] = []
+        check_shapes(file, shapes, wrong)
+        yield from wrong
+
+    def pair(
+        self,
+        file: TensorFile,
+        module: BaseModule,
+        keys: Mapping[str, str],
+        pair: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """(A `[R, I]`, B `[O, R]`) of the plain pair that it is."""
+        a, b = pair
+        if self.diagonal:
+            return a * file.read(keys[_DIAGONAL])[:, None], b
+        if self._in(self.in_a, module):
+            return _diagonal(a, self.blocks), b
+        if self._in(self.in_b, module):
+            return a, _diagonal(b, self.blocks)
+        if a.shape[1] != module.in_features:
+            # PEFT takes the mean of a group, times the number of groups.
+            scale = a.shape[1] / self.group
+            return a.float().repeat_interleave(self.group, dim=1) * scale, b
+        return a, b
+
+    def effect(self, rank: int) -> WithoutTail | None:
+        """What it does beside."""
+        return WithoutTail(rank) if self.diagonal else None
+
+    def _in(self, parts: tuple[str, ...], module: BaseModule) -> bool:
+        return self.blocks > 1 and any(part in module.name for part in parts)
+
+
+def read_variant(fields: Fields) -> Variant:
+    """Takes the fields of all of them; problems go to `fields`."""
+    found: list[Variant] = []
+    for name, training in _TRAINING.items():
+        inner = _inside(fields, name)
+        if inner is not None:
+            inner.refuse_the_rest(training, {})
+            found.append(Variant(name, diagonal=name == "kasa_config", left=_LEFT.get(name, ())))
+    inner = _inside(fields, "use_bdlora")
+    if inner is not None:
+        blocks = inner.take("nblocks", check.rank, 1)
+        in_a = inner.take("target_modules_bd_a", _parts, ())
+        in_b = inner.take("target_modules_bd_b", _parts, ())
+        # Whether a module without blocks was an error, when it was made.
+        inner.refuse_the_rest(frozenset({"match_strict"}), {})
+        found.append(Variant("use_bdlora", blocks=blocks, in_a=in_a, in_b=in_b))
+    group = fields.take("qalora_group_size", check.rank, 16)
+    if fields.take("use_qalora", check.boolean, False):
+        if group == 1:
+            fields.problems.append(
+                "use_qalora with groups of one input (qalora_group_size 1) is one thing beside "
+                "GPTQ's linears and another beside plain ones, and the file does not say which"
+            )
+        found.append(Variant("use_qalora", group=group))
+    if len(found) > 1:
+        fields.problems.append(
+            f"{' and '.join(one.name for one in found)} together are not a thing that PEFT makes"
+        )
+    return found[0] if found else Variant()
+
+
+def _inside(fields: Fields, name: str) -> Fields | None:
+    """None where it says nothing, or what it says is no object; that is a problem."""
+    fields.take(name, _object, None)
+    inner = fields.inside(name)
+    return inner if inner is not None and fields.raw(name) else None
+
+
+def _object(value: Any) -> None:
+    if value and not isinstance(value, dict):
+        raise Wrong("must be an object")
+
+
+def _parts(value: Any) -> tuple[str, ...]:
+    names = check.names(value)
+    if isinstance(names, str):
+        raise Wrong("must be a list of parts of modules' paths")
+    return names
+
+
+def _diagonal(stacked: Tensor, blocks: int) -> Tensor:
+    """Blocks that stand one below the other, along a diagonal."""
+    rows, columns = stacked.shape
+    whole = stacked.new_zeros(blocks, rows // blocks, blocks, columns)
+    at = torch.arange(blocks)
+    whole[at, :, at] = stacked.view(blocks, rows // blocks, columns)
+    return whole.view(rows, blocks * columns)
