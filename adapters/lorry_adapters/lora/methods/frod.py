@@ -22,7 +22,7 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec, too_large
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
@@ -75,6 +75,7 @@ class FrodSpec(TargetedSpec):
     def check_shared(
         self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
     ) -> None:
+        problems.extend(too_large(self.peft_type, (one.module for one in found)))
         inputs = {role_of(one.module.name): one.module.in_features for one in found}
         for key in shared:
             role = key.split(".", 2)[2]

@@ -22,7 +22,7 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields, Wrong
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import Found, TargetedSpec, too_large
 from lorry_adapters.lora.parts import Contents, Parts
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
@@ -60,6 +60,11 @@ class OsfSpec(TargetedSpec):
         if count > min(module.out_features, module.in_features):
             problems.append(f"{shown(s)} has {count} singular values, more than the weight has")
         return 0
+
+    def check_shared(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+    ) -> None:
+        problems.extend(too_large(self.peft_type, (one.module for one in found)))
 
     def read(
         self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts

@@ -8,10 +8,10 @@ config's targets compared with the file's modules, and every problem told.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
@@ -23,6 +23,20 @@ from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.targets import Targets
 from lorry_adapters.lora.tensor_file import PLACES, TensorFile
+
+MAX_DENSE: Final = 4 << 30
+"""Bytes of changed weights in fp32: what an adapter may come to hold that keeps them whole."""
+
+
+def too_large(peft_type: str, modules: Iterable[BaseModule]) -> Iterator[str]:
+    """Of methods that keep a whole weight for each of `modules`."""
+    size = sum(module.in_features * module.out_features * 4 for module in modules)
+    if size > MAX_DENSE:
+        yield (
+            f"{peft_type} is served as full weights, which would take {size >> 20} MiB for these "
+            f"modules; at most {MAX_DENSE >> 20} are taken. Train it as a LoRA, or convert it to "
+            "one with peft's convert_to_lora"
+        )
 
 
 @dataclass(frozen=True, slots=True)
