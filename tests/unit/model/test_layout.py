@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_quantizing_does_not_change_the_layout(name: str, quantize: str, tmp_pat
     loaded = load(
         Settings(model=str(folder), home=tmp_path, quantize=quantize, device="cpu"), lambda _: None
     )
-    assert loaded.layout == plain
+    assert loaded.layout == replace(plain, exact=False)
     quantized = [
         path
         for path, module in loaded.model.named_modules()
