@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 REFUSED: Mapping[str, str] = {
-    "all-linear on mixtral": "LoRA on bare parameters (target_parameters) is not",
-    "all-linear on qwen3_moe": "LoRA on bare parameters (target_parameters) is not",
-    "target_parameters": "LoRA on bare parameters (target_parameters) is not",
     "layer_replication": "layer replication is not served yet",
     "pissa": "changes the base's own weights and is not served",
     "olora": "changes the base's own weights and is not served",

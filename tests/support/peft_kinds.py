@@ -214,15 +214,34 @@ def _loras(group: str, makes: Mapping[str, Make], **fields: Any) -> list[Kind]:
     ]
 
 
-def _experts_config(f: Family) -> PeftConfig:
+_EXPERTS: Mapping[str, Make] = {
+    "target_parameters": lambda f: {"target_modules": list(f.attention)},
+    "target_parameters, one of two": lambda f: {
+        "target_modules": [],
+        "target_parameters": [f.experts[-1]],
+    },
+    "target_parameters, router": lambda f: {
+        "target_modules": [f.attention[0]],
+        "target_parameters": [*f.experts, "mlp.gate.weight"],
+    },
+    "target_parameters, rslora": lambda f: {"target_modules": [], "use_rslora": True},
+    "target_parameters, patterns": lambda f: {
+        "target_modules": list(f.attention),
+        "rank_pattern": {"gate_up_proj": 6, f.attention[0]: 2},
+        "alpha_pattern": {rf"{f.layers_pattern}\.1\..*down_proj": 3, f.attention[0]: 9},
+    },
+}
+"""Beside what `_experts_lora` gives each."""
+
+
+def _experts_lora(f: Family, fields: Mapping[str, Any]) -> PeftConfig:
     # Conv1D families have none; PEFT wants no dropout on bare parameters.
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=4,
-        lora_alpha=8,
-        target_modules=list(f.attention),
-        target_parameters=list(f.experts),
-    )
+    own = {"r": 4, "lora_alpha": 8, "target_parameters": list(f.experts), **fields}
+    return peft.LoraConfig(task_type="CAUSAL_LM", **own)
+
+
+def _on_experts(make: Make) -> Callable[[Family], PeftConfig]:
+    return lambda f: _experts_lora(f, make(f))
 
 
 _QUIET: Mapping[str, Any] = {"noise": 0.1}
@@ -408,13 +427,17 @@ KINDS: Mapping[str, Kind] = {
         *_loras("DoRA", _DORA),
         *_loras("Embeddings, head, whole modules", _BEYOND, tied_too=True),
         *_loras("Embeddings, head, whole modules", _TYING, tied_too=True, fits=_tied),
-        Kind(
-            "target_parameters",
-            "Embeddings, head, whole modules",
-            _experts_config,
-            strength=Strength.SCALING,
-            fits=_experts,
-        ),
+        *[
+            Kind(
+                name,
+                "Mixtures of experts",
+                _on_experts(make),
+                strength=Strength.SCALING,
+                fits=_experts,
+                everywhere=True,
+            )
+            for name, make in _EXPERTS.items()
+        ],
         *_loras("LoRA's relatives", _SPECIAL),
         *_loras("Starts that change the base", _STARTS),
         *[

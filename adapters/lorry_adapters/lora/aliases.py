@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lorry_adapters.lora.base import AliasPart, BaseLayout, BaseModule
-from lorry_adapters.lora.effects import Effect
+from lorry_adapters.lora.experts import AnyEffect
 from lorry_adapters.lora.problems import shown
 
 _FORMER: Final[Mapping[str, Mapping[str, str]]] = {"GPTNeoXForCausalLM": {"embed_out": "lm_head"}}
@@ -82,7 +82,7 @@ def resolve(parts: Parts, layout: BaseLayout, problems: list[str]) -> Parts:
     for name, pair in parts.pairs.items():
         alias = layout.aliases.get(name)
         pairs.update({name: pair} if alias is None else split(pair, alias))
-    effects: dict[str, list[Effect]] = {}
+    effects: dict[str, list[AnyEffect]] = {}
     for name, mine in parts.effects.items():
         for part in layout.aliases.get(name, (AliasPart(name, 0, -1),)):
             whole = len(layout.aliases.get(name, ())) < 2

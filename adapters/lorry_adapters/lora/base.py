@@ -17,8 +17,12 @@ class ModuleKind(StrEnum):
     """GPT-2's transposed linear; the adapter's own shapes are those of a linear."""
     EMBEDDING = "embedding"
     """in_features is the vocabulary, out_features the width."""
+    EXPERTS = "experts"
+    """Of a parameter: one projection of all experts, a matrix for each, in one tensor."""
+    ROUTER = "router"
+    """Of a parameter: the weight of what chooses a token's experts."""
     OTHER = "other"
-    """Has weights, cannot carry a pair of matrices (norms, experts)."""
+    """Has weights, cannot carry a pair of matrices (norms)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,25 @@ class BaseModule:
     in_features: int
     out_features: int
     bias: bool = False
+    experts: int = 1
+    """Matrices of this shape that lie one on the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseParameter:
+    """A parameter of a module that is no linear, which a LoRA can name by itself
+    (`target_parameters`)."""
+
+    owner: str
+    """Path of the module."""
+    shape: BaseModule
+    """Named by the parameter's own path, e.g. `model.layers.0.mlp.experts.down_proj`; of the
+    kind OTHER where it cannot carry a pair of matrices."""
+    transposed: bool = False
+    """The base stores a matrix as `[in, out]`."""
+    formerly: tuple[str, ...] = ()
+    """Before transformers 5 it was linears of these paths, side by side in its outputs, `{}`
+    being the expert's number: `model.layers.0.block_sparse_moe.experts.{}.w2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +87,10 @@ class BaseLayout:
     head_size: int = 0
     body: str = ""
     """Path of the model below the head: what an adapter for its hidden states calls its root."""
+    parameters: Mapping[str, BaseParameter] = field(default_factory=dict)
+    """Of experts and routers, by path; those of one module in the order it has them in."""
+    called: Mapping[str, str] = field(default_factory=dict)
+    """What the keys of an adapter call some of `modules`: PEFT nests wrappers."""
     aliases: Mapping[str, tuple[AliasPart, ...]] = field(default_factory=dict)
     """Paths that adapters know and this model has not: of each, who computes its outputs now,
     in their order."""

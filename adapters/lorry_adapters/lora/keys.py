@@ -93,11 +93,11 @@ def module_of(path: str, layout: BaseLayout) -> BaseModule | None:
     # A base whose own paths began with the prefix would be meant literally.
     bare = path.removeprefix(PREFIX)
     # An adapter for hidden states was trained on the model without its head.
-    return (
-        layout.modules.get(path)
-        or layout.modules.get(bare)
-        or layout.modules.get(f"{layout.body}.{bare}")
-    )
+    for name in (path, bare, f"{layout.body}.{bare}"):
+        module = layout.modules.get(layout.called.get(name, name))
+        if module is not None:
+            return module
+    return None
 
 
 def linear_names(layout: BaseLayout) -> list[str]:

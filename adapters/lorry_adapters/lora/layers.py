@@ -14,17 +14,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from lorry_adapters.lora.arrays import zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
-from lorry_adapters.lora.effects import Base, Delta
+from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.experts import LoraExperts, LoraRouter
 from lorry_adapters.lora.kernels import Kernel, grouped
 from lorry_adapters.lora.plan import Plan
-from lorry_adapters.lora.wrapped import PlanHolder, SlotEffects, WrappedModule, add
+from lorry_adapters.lora.wrapped import (
+    PlanHolder,
+    SlotEffects,
+    Slots,
+    Wrapped,
+    WrappedModule,
+    add,
+)
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.weights import AdapterWeights, LoraPair
@@ -135,13 +143,20 @@ class BoundAdapter:
     """An adapter that has met the base: what `LoraModel.place` takes."""
 
     weights: AdapterWeights
-    deltas: Mapping[str, tuple[Delta, ...]]
-    """By the path of the module."""
+    deltas: Mapping[str, tuple[Any, ...]]
+    """By the path of the module: what its slots take."""
 
     @property
     def plain(self) -> bool:
         """Pairs of matrices and nothing else."""
         return not self.deltas and self.weights.prompt is None
+
+
+_WRAPPERS: Final[Mapping[ModuleKind | None, Callable[[nn.Module, PlanHolder], Wrapped]]] = {
+    ModuleKind.EXPERTS: LoraExperts,
+    ModuleKind.ROUTER: LoraRouter,
+}
+"""By the kind of a module's parameters; all others have deltas of their answer."""
 
 
 def plain_weight(module: nn.Module) -> Tensor:
@@ -174,6 +189,11 @@ class LoraModel:
         self.head = PlanHolder()
         """The output head sees fewer tokens than the layers below it: only those that
         are sampled."""
+        self._kinds = {
+            one.owner: one.shape.kind
+            for one in layout.parameters.values()
+            if one.shape.kind in _WRAPPERS
+        }
         self._layers: dict[str, LoraLinear] = {}
         self._placed: dict[int, frozenset[str]] = {}
         self._touched: dict[int, frozenset[str]] = {}
@@ -238,16 +258,17 @@ class LoraModel:
 
     def _bare(self, path: str) -> nn.Module:
         module = self._model.get_submodule(path)
-        return module.base if isinstance(module, LoraLinear | WrappedModule) else module
+        return module.base if isinstance(module, LoraLinear | Wrapped) else module
 
-    def _effects(self, path: str) -> SlotEffects:
+    def _effects(self, path: str) -> Slots[Any]:
         module = self._model.get_submodule(path)
-        if not isinstance(module, LoraLinear | WrappedModule):
-            parent, _, leaf = path.rpartition(".")
-            holder = self.head if path == self._head_path else self.body
-            module = WrappedModule(module, holder)
-            setattr(self._model.get_submodule(parent), leaf, module)
-        return module.effects
+        if isinstance(module, LoraLinear | Wrapped):
+            return module.effects
+        parent, _, leaf = path.rpartition(".")
+        holder = self.head if path == self._head_path else self.body
+        made = _WRAPPERS.get(self._kinds.get(path), WrappedModule)(module, holder)
+        setattr(self._model.get_submodule(parent), leaf, made)
+        return made.effects
 
     @property
     def slot_bytes(self) -> int:

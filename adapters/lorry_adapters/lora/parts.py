@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Effect
+from lorry_adapters.lora.experts import AnyEffect
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.base import BaseLayout
@@ -48,12 +48,12 @@ class Parts:
 
     pairs: dict[str, LoraPair] = field(default_factory=dict)
     """By the path of the linear."""
-    effects: dict[str, list[Effect]] = field(default_factory=dict)
+    effects: dict[str, list[AnyEffect]] = field(default_factory=dict)
     """All else that it does, by the path of the module."""
     prompt: VirtualTokens | None = None
     score: Score | None = None
 
-    def add(self, module: str, effect: Effect) -> None:
+    def add(self, module: str, effect: AnyEffect) -> None:
         self.effects.setdefault(module, []).append(effect)
 
 

@@ -82,9 +82,21 @@ class ModulePlan:
         return self.segments[-1].stop
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Cover:
+    """The tokens that any of some slots has a say in, and which of them are whose."""
+
+    tokens_M: Tensor
+    """int64, in order."""
+    rest_N: Tensor | None
+    """int64: all others; None where there are none."""
+    slots: tuple[tuple[int, Tensor | None, Tensor], ...]
+    """(slot, which of the M are its own `[M]` or None for all, their scales `[M, 1]`)."""
+
+
 @dataclass(slots=True, eq=False)
 class Plan:
-    """Made by `build_plan`; immutable but for the memo of module plans."""
+    """Made by `build_plan`; immutable but for its memos."""
 
     pairs: tuple[tuple[int, int, float], ...]
     """(slot, token, scale): slot by slot, and by token within each."""
@@ -93,6 +105,7 @@ class Plan:
     device: torch.device
     _memo: dict[tuple[int, ...], ModulePlan | None] = field(default_factory=dict, repr=False)
     _tokens: dict[int, tuple[Tokens, Tensor]] = field(default_factory=dict, repr=False)
+    _covers: dict[tuple[int, ...], Cover] = field(default_factory=dict, repr=False)
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -118,6 +131,34 @@ class Plan:
                 torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1),
             )
             return made
+
+    def cover(self, slots: tuple[int, ...]) -> Cover:
+        """Of some slots in use."""
+        try:
+            return self._covers[slots]
+        except KeyError:
+            made = self._covers[slots] = self._cover(slots)
+            return made
+
+    def _cover(self, slots: tuple[int, ...]) -> Cover:
+        tokens = sorted({token for slot, token, _ in self.pairs if slot in slots})
+        place = {token: at for at, token in enumerate(tokens)}
+        rest = [token for token in range(self.num_tokens) if token not in place]
+        found = []
+        for mine in slots:
+            scales, is_mine = [0.0] * len(tokens), [False] * len(tokens)
+            for slot, token, scale in self.pairs:
+                if slot == mine:
+                    scales[place[token]] += scale
+                    is_mine[place[token]] = True
+            whose = None if all(is_mine) else torch.tensor(is_mine, device=self.device)
+            scale_M1 = torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1)
+            found.append((mine, whose, scale_M1))
+        return Cover(
+            torch.tensor(tokens, device=self.device),
+            torch.tensor(rest, device=self.device) if rest else None,
+            tuple(found),
+        )
 
     def for_ranks(self, ranks: tuple[int, ...]) -> ModulePlan | None:
         """The plan of a module that holds rank `ranks[slot]` for each slot (0: nothing).

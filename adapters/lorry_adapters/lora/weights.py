@@ -18,7 +18,7 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
-from lorry_adapters.lora.effects import Effect
+from lorry_adapters.lora.experts import AnyEffect
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Parts, Score
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
@@ -52,7 +52,7 @@ class AdapterWeights:
     modules: Mapping[str, LoraPair]
     """Pairs of matrices, by the linear's path in the base."""
     bytes: int
-    effects: Mapping[str, tuple[Effect, ...]] = field(default_factory=dict)
+    effects: Mapping[str, tuple[AnyEffect, ...]] = field(default_factory=dict)
     """All else that it does, by the module's path."""
     prompt: VirtualTokens | None = None
     score: Score | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -37,29 +37,39 @@ class PlanHolder:
             self._plan = None
 
 
-class SlotEffects:
-    """The deltas of one module, by slot."""
+Bound = TypeVar("Bound")
+
+
+class Slots(Generic[Bound]):
+    """What the adapters in the slots do to one module."""
 
     def __init__(self) -> None:
-        self._by_slot: dict[int, tuple[Delta, ...]] = {}
+        self._by_slot: dict[int, tuple[Bound, ...]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_slot)
 
-    def place(self, slot: int, deltas: tuple[Delta, ...]) -> None:
+    def get(self, slot: int) -> tuple[Bound, ...]:
+        return self._by_slot.get(slot, ())
+
+    def place(self, slot: int, bound: tuple[Bound, ...]) -> None:
         """None empties the slot. Not while a forward pass runs."""
-        if deltas:
-            self._by_slot[slot] = deltas
+        if bound:
+            self._by_slot[slot] = bound
         else:
             self._by_slot.pop(slot, None)
+
+
+class SlotEffects(Slots[Delta]):
+    """The deltas of one module, by slot."""
 
     def of(self, x: Tensor, y_TO: Tensor, plan: Plan) -> list[tuple[Tokens, Tensor]]:
         """(tokens, what is to be added to them) of every adapter in the step that has a say
         here, in the plan's order. `x` is `[T, ...]`, `y_TO` the base's answer."""
         found = []
         for slot in plan.slots:
-            deltas = self._by_slot.get(slot)
-            if deltas is None:
+            deltas = self.get(slot)
+            if not deltas:
                 continue
             tokens, scale_M1 = plan.tokens_of(slot)
             x_M, y_MO = x[tokens], y_TO[tokens]
@@ -79,14 +89,19 @@ def add(y_TO: Tensor, deltas: list[tuple[Tokens, Tensor]]) -> None:
             y_TO.index_add_(0, tokens, total_MO.to(y_TO.dtype))
 
 
-class WrappedModule(nn.Module):
-    """A module that is no linear."""
+class Wrapped(nn.Module):
+    """A module that is no linear. Each kind has `effects`, its slots."""
+
+    effects: Slots[Any]
 
     def __init__(self, base: nn.Module, holder: PlanHolder) -> None:
         super().__init__()
         self.base = base
-        self.effects = SlotEffects()
         self._holder = holder
+
+    @property
+    def plan(self) -> Plan | None:
+        return self._holder.plan
 
     def __getattr__(self, name: str) -> Any:
         # Modeling code reads a norm's weight or an embedding's size off the module.
@@ -95,9 +110,17 @@ class WrappedModule(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("base"), name)
 
+
+class WrappedModule(Wrapped):
+    """One whose deltas are added to its answer."""
+
+    def __init__(self, base: nn.Module, holder: PlanHolder) -> None:
+        super().__init__(base, holder)
+        self.effects: SlotEffects = SlotEffects()
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base(x, *args, **kwargs)
-        plan = self._holder.plan
+        plan = self.plan
         if plan is None or not self.effects:
             return y
         # [1, T] ids or [1, T, ...] activations; what follows is a token's own. A layer may

@@ -41,6 +41,8 @@ def fingerprint(layout: BaseLayout) -> str:
         layout.head_size,
         modules,
     ]
+    if layout.parameters:
+        shape.append(sorted(layout.parameters))
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
 

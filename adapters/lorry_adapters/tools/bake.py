@@ -8,6 +8,7 @@ The base is loaded unquantized: a delta added to rounded weights would be rounde
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,14 @@ from typing import Any, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.parameters import peft_writes_now
 from lorry_adapters.lora.problems import some
-from lorry_adapters.tools.folder import ToolError, changed_base, making, read_config
+from lorry_adapters.tools.folder import PeftFolder, ToolError, changed_base, making, read_config
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_FORMER_EXPERT: Final = re.compile(r"\.experts\.\d+\.")
+"""In a key: experts were linears when the adapter was trained."""
 
 _TOKENIZER: Final = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*")
 _TOKENIZER_TOO: Final = ("merges.txt", "chat_template*", "*.model")
@@ -80,10 +85,16 @@ def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
         )
     if config.get("alora_invocation_tokens"):
         raise InvalidAdapter(["activated LoRA acts on some tokens only: no weights do that"])
+    unlike = _read_otherwise(adapter, config)
+    if unlike is not None:
+        raise InvalidAdapter([unlike])
     try:
         parsed = PeftConfig.from_pretrained(str(adapter))
         if parsed.is_prompt_learning:
             raise ToolError("it puts tokens before the prompt: no weights could hold them")
+        if getattr(parsed, "lora_dropout", 0.0):
+            # Training only; and on the stacked weights of experts PEFT refuses it.
+            parsed.lora_dropout = 0.0
         wrapped = get_peft_model(model, parsed)
         result = set_peft_model_state_dict(wrapped, load_peft_weights(str(adapter), device="cpu"))
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -98,6 +109,26 @@ def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
     if problems:
         raise InvalidAdapter(problems)
     return wrapped.eval()
+
+
+def _read_otherwise(adapter: Path, config: Mapping[str, Any]) -> str | None:
+    """Why PEFT here would load other deltas than were trained; None where it does not."""
+    if config.get("target_parameters"):
+        if not peft_writes_now(config.get("peft_version")):
+            return (
+                "it was saved by a PEFT before 0.19.1, which had A and B of bare parameters in "
+                "each other's places: the PEFT here would read it otherwise"
+            )
+        return None
+    changed = [key for key in ("use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    with PeftFolder(adapter) as folder:
+        former = [key for key in folder.entries if _FORMER_EXPERT.search(key)]
+    if former and changed:
+        return (
+            f"it has a linear for each expert ({some(former, 1)}) and {some(changed)}: PEFT brings "
+            "it to this base's stacked experts at another strength"
+        )
+    return None
 
 
 def _untie(wrapped: Any) -> None:

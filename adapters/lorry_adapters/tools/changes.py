@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.bottleneck import Bottleneck
 from lorry_adapters.lora.effects import Base, Delta, Effect
+from lorry_adapters.lora.experts import AnyEffect, ExpertLora, RouterPair
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.tools.folder import ToolError
-from lorry_adapters.tools.norms import ModuleNorm, base_tensors, place
+from lorry_adapters.tools.norms import ModuleNorm, base_tensors, place, product_norm
 
 _ROWS: Final = 4096
 """Ids of a table at a time."""
@@ -52,7 +53,25 @@ def changes(
             whole = float(torch.linalg.vector_norm(weight.double()))
             found[path] = ModuleNorm(path, *place(path), rank, norm, whole)
     measured = [found[path] for path in paths if path in found]
-    return measured, [path for path in paths if path not in found]
+    stacked = {path: _stacked(path, weights.effects.get(path, ())) for path in paths}
+    measured += [one for mine in stacked.values() for one in mine]
+    return measured, [path for path in paths if path not in found and not stacked[path]]
+
+
+def _stacked(path: str, effects: Sequence[AnyEffect]) -> list[ModuleNorm]:
+    """Of experts, whose weights the files of a base keep one by one, and of routers."""
+    found = []
+    for effect in effects:
+        if isinstance(effect, RouterPair):
+            norm = abs(effect.scaling) * product_norm(effect.b_OR, effect.a_RI)
+            found.append(ModuleNorm(path, *place(path), effect.a_RI.shape[0], norm, None))
+        elif isinstance(effect, ExpertLora):
+            for name, pairs in effect.pairs.items():
+                whole = f"{path}.{name}"
+                rank = max(one.a_ERI.shape[1] for one in pairs)
+                norm = math.hypot(*(one.norm for one in pairs))
+                found.append(ModuleNorm(whole, *place(whole), rank, norm, None))
+    return found
 
 
 def _own_tensors(
@@ -76,7 +95,8 @@ def _norm_at(
     module: BaseModule, weight: Tensor, bias: Tensor | None, weights: AdapterWeights
 ) -> float | None:
     """None where what happens there has no norm."""
-    effects = weights.effects.get(module.name, ())
+    every = weights.effects.get(module.name, ())
+    effects = [effect for effect in every if not isinstance(effect, ExpertLora)]
     pair = weights.modules.get(module.name)
     if any(isinstance(effect, Bottleneck) for effect in effects):
         return None

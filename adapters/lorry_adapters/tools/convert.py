@@ -217,6 +217,8 @@ def _subtracted(
             "--initial out"
         )
     problems = []
+    if config.get("target_parameters"):
+        problems.append("a start on bare parameters (target_parameters) has no plain form here")
     if config.get("use_dora"):
         problems.append("DoRA's magnitudes are of the changed base: there is no plain form of it")
     for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"):

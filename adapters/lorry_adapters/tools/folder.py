@@ -41,6 +41,9 @@ OWN: Final = (
 
 MAX_CONFIG: Final = 1 << 20
 
+_STACKED: Final = ("gate_up_proj", "up_proj", "down_proj")
+"""Parameters with the weights of all experts, in the order in which modules have them."""
+
 _PAIR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)",
     re.ASCII,
@@ -64,6 +67,8 @@ class Pair:
     fan_out: int
     embedding: bool
     """The base's module is an embedding: A is [rank, vocabulary]."""
+    experts: int = 1
+    """That the two have a pair for each of: A is [experts rank, in], B [out, rank experts]."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,7 +129,7 @@ class PeftFolder:
             if pair is None:
                 others += halves[module].values()
             else:
-                pairs[module] = pair
+                pairs[pair.module] = pair
         return pairs, others
 
     def _pair(self, module: str, keys: Mapping[str, str]) -> Pair | None:
@@ -139,7 +144,23 @@ class PeftFolder:
         embedding = "lora_embedding_" in keys["A"]
         if embedding != ("lora_embedding_" in keys["B"]):
             return None
-        return Pair(module, keys["A"], keys["B"], a[0], a[1], b[0], embedding)
+        parameter = parameter_of(module, self.config.get("target_parameters"))
+        rank = a[0] if parameter is None else self._rank(parameter, a[0])
+        if a[0] % rank:
+            return None
+        path = parameter or module
+        return Pair(path, keys["A"], keys["B"], rank, a[1], b[0], embedding, a[0] // rank)
+
+    def _rank(self, parameter: str, rows: int) -> int:
+        """Of each expert's pair, which the tensors of all experts do not tell."""
+        if parameter.rpartition(".")[2] not in _STACKED:
+            return rows
+        pattern = self.config.get("rank_pattern") or {}
+        rank = self.config.get("r", 8)
+        if isinstance(pattern, dict) and pattern:
+            found = SuffixRules[Any](pattern, where="rank_pattern").find(parameter, Budget())
+            rank = rank if found is None else found
+        return rank if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 else rows
 
     def strength(self, module: str, rank: int) -> float:
         """What multiplies B·A there: alpha/rank, or alpha/sqrt(rank) for rsLoRA, where
@@ -170,6 +191,23 @@ def changed_base(config: Mapping[str, Any]) -> str | None:
     text = value.lower() if isinstance(value, str) else ""
     found = next((name for start, name in CHANGED_BASE.items() if text.startswith(start)), None)
     return found if config.get("peft_type") == "LORA" else None
+
+
+def parameter_of(module: str, targets: object) -> str | None:
+    """The parameter that a pair under this module's name is for, by the config's
+    `target_parameters`: PEFT nests a wrapper for each, the last one outermost."""
+    owner = module
+    while owner.endswith(".base_layer"):
+        owner = owner.removesuffix(".base_layer")
+    depth = (len(module) - len(owner)) // len(".base_layer")
+    leaves = set()
+    for target in targets if isinstance(targets, list) else []:
+        place, _, leaf = str(target).rpartition(".")
+        inside = owner.endswith(f".{place}") if place else owner.endswith(".experts")
+        if inside or owner == place:
+            leaves.add(leaf)
+    order = sorted(leaves, key=lambda leaf: (leaf in _STACKED and _STACKED.index(leaf), leaf))
+    return f"{owner}.{order[-1 - depth]}" if depth < len(order) else None
 
 
 def _module(found: re.Match[str]) -> str:

@@ -189,6 +189,10 @@ def _unfit(source: _Source) -> list[str]:
     for key, name in (("use_dora", "DoRA"), ("alora_invocation_tokens", "activated LoRA")):
         if config.get(key):
             problems.append(f"{label} is {name}, which is no sum of matrices: it cannot be merged")
+    if config.get("target_parameters"):
+        problems.append(
+            f"{label} is on bare parameters (target_parameters), as PEFT cannot merge it either"
+        )
     if others and not problems:
         problems.append(
             f"{label} has tensors beside its LoRA matrices, which have no merge: {some(others)}"

@@ -61,7 +61,7 @@ def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[M
     found = []
     for module, pair in pairs.items():
         norm = folder.strength(module, pair.rank) * product_norm(
-            folder.read(pair.b_key), folder.read(pair.a_key)
+            folder.read(pair.b_key), folder.read(pair.a_key), pair.experts
         )
         if not math.isfinite(norm):
             raise InvalidAdapter([f"{module} contains NaN or infinite numbers"])
@@ -77,10 +77,11 @@ def place(module: str) -> tuple[int | None, str]:
     return (int(found["index"]), found["part"]) if found else (None, module)
 
 
-def product_norm(b_OR: Tensor, a_RI: Tensor) -> float:
-    """||B·A||, in double precision."""
-    b, a = b_OR.double(), a_RI.double()
-    square = float(((b.T @ b) * (a @ a.T)).sum())
+def product_norm(b_OR: Tensor, a_RI: Tensor, experts: int = 1) -> float:
+    """||B·A||, in double precision; of the pairs of several experts, all together."""
+    a_ERI = a_RI.double().reshape(experts, -1, a_RI.shape[1])
+    b_EOR = b_OR.double().reshape(b_OR.shape[0], -1, experts).permute(2, 0, 1)
+    square = float(((b_EOR.mT @ b_EOR) * (a_ERI @ a_ERI.mT)).sum())
     # Rounding can push a zero below zero; NaN must stay what it is.
     return 0.0 if square < 0 else math.sqrt(square)
 

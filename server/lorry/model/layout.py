@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorry.model.experts import parameters_of
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 
 
@@ -31,6 +32,7 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         kv_heads=kv_heads,
         head_size=head_size,
         body=model.base_model_prefix,
+        parameters=parameters_of(model),
     )
 
 

@@ -163,7 +163,7 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"trainable_token_indices": {"embed_tokens": "x"}}, "must be a list of token ids"),
         ({"alora_invocation_tokens": [True]}, "must be a list of token ids"),
         ({"layer_replication": [[0, 2]]}, "layer replication"),
-        ({"target_parameters": ["experts.up"]}, "target_parameters"),
+        ({"target_parameters": "experts.up"}, "must be a list of names of parameters"),
         ({"init_lora_weights": "pissa"}, "PiSSA"),
         ({"init_lora_weights": "pissa_niter_16"}, "PiSSA"),
         ({"init_lora_weights": "OLoRA"}, "OLoRA"),

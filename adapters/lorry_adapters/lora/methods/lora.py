@@ -6,6 +6,7 @@
     <linear>.lora_magnitude_vector [out]    use_dora
     <embedding>.lora_embedding_A [r, vocabulary], lora_embedding_B [width, r]
     <embedding>.lora_magnitude_vector [width]    use_dora
+    <experts>.lora_A.weight, ...        of all experts: `parameters`
 
 and the base's own parts, trained (`own_parts`): biases, saved modules, token rows.
 """
@@ -37,6 +38,7 @@ from lorry_adapters.lora.methods.pairs import (
     read_rules,
 )
 from lorry_adapters.lora.methods.variants import Variant, read_variant
+from lorry_adapters.lora.parameters import STACKED, Known, Named, known_as
 from lorry_adapters.lora.parts import Contents, LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown, some
@@ -62,7 +64,6 @@ _NOT_SERVED: Final = {
     "layer_replication": "layer replication",
     "loftq_config": "LoftQ",
     "megatron_config": "Megatron",
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
 }
 
 _SAME_BASE_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica"})
@@ -108,6 +109,7 @@ class LoraSpec:
     invocation: tuple[int, ...]
     own: OwnPartsFields
     variant: Variant
+    parameters: Named
     _ranks: SuffixRules[int] = field(repr=False, compare=False)
     _alphas: SuffixRules[float] = field(repr=False, compare=False)
 
@@ -132,23 +134,28 @@ class LoraSpec:
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
     ) -> Contents:
+        known = known_as(layout, self.parameters, file, problems)
+        layout = known.layout
         keys = sort_keys(file, layout, (*_PARAMETERS, *self.variant.parameters), problems)
         own = read_own_parts(self.own, self.targets, file, layout, keys.rest, problems)
         problems.extend(unexpected(own.unknown, _EXPECTED))
-        pairs = find_pairs(keys, layout, problems, a="lora_A.weight", b="lora_B.weight")
+        pairs = find_pairs(
+            keys, layout, problems, a="lora_A.weight", b="lora_B.weight", kinds=(*LINEAR, *STACKED)
+        )
         ranks = find_ranks(file, pairs, problems, self.variant.widths)
         modules = {name: pair.module for name, pair in pairs.items()}
         problems.extend(self.variant.problems(file, keys, modules, ranks))
         tables = _tables(keys, layout, problems)
         ranks |= _table_ranks(file, tables, problems)
+        experts = [name for name in pairs if known.is_special(name)]
         if self.variant.name not in ("", "use_qalora") and tables:
             problems.append(
                 f"{self.variant.name} on embeddings is not a thing that PEFT makes: {some(tables)}"
             )
-        if self.invocation and (own.modules or tables):
+        if self.invocation and (own.modules or tables or experts):
             problems.append(
                 "activated LoRA (alora_invocation_tokens) is served on linear modules alone; this "
-                f"one changes others for the whole prompt: {some([*own.modules, *tables])}"
+                f"one changes others: {some([*own.modules, *tables, *experts])}"
             )
         head = self._tied_head(layout, {**pairs, **tables})
         if head is not None:
@@ -157,17 +164,21 @@ class LoraSpec:
                 (table.a_key, pairs[head].b_key),
                 (table.b_key, pairs[head].a_key),
             ]
+        extras = {"use_dora": self.use_dora, "lora_bias": self.lora_bias}
+        for name in [name for name, asked in extras.items() if asked] or [self.variant.name]:
+            if name and experts:
+                problems.append(f"{name} on experts and routers is not served: {some(experts)}")
         if sound:
             self._check_extras(file, keys, pairs, tables, problems)
             try:
-                self._check_config(layout, {**pairs, **tables}, ranks, problems)
+                self._check_config(known, {**pairs, **tables}, ranks, problems)
             except InvalidAdapter as error:
                 problems.extend(error.problems)
         return Contents(
             modules=tuple(dict.fromkeys([*pairs, *tables, *own.modules])),
             ranks=ranks,
             labels=own.labels,
-            read=lambda: self._read(file, keys, pairs, tables, own),
+            read=lambda: self._read(file, known, keys, pairs, tables, own),
         )
 
     def _check_extras(
@@ -200,17 +211,24 @@ class LoraSpec:
 
     def _check_config(
         self,
-        layout: BaseLayout,
+        known: Known,
         found: Mapping[str, object],
         ranks: Mapping[str, int],
         problems: list[str],
     ) -> None:
         budget = Budget()
-        twin = self._tied_head(layout, found)
+        twin = self._tied_head(known.layout, found)
         targeted = {name: pair for name, pair in found.items() if name != twin}
-        kinds = (*LINEAR, ModuleKind.EMBEDDING)
         problems.extend(
-            disagreements(self.targets, layout, budget, targeted, kinds=kinds, refused=not_linear)
+            disagreements(
+                self.targets,
+                known.layout,
+                budget,
+                targeted,
+                kinds=(*LINEAR, *STACKED, ModuleKind.EMBEDDING),
+                also=known.targets,
+                refused=not_linear,
+            )
         )
         for name, rank in ranks.items():
             if self.rank_of(name, budget) != rank:
@@ -230,16 +248,21 @@ class LoraSpec:
     def _read(
         self,
         file: TensorFile,
+        known: Known,
         keys: Keys,
         pairs: Mapping[str, PairKeys],
         tables: Mapping[str, PairKeys],
         own: OwnParts,
     ) -> Parts:
         parts, budget = Parts(), Budget()
+        special: dict[str, LoraPair] = {}
         for name, pair in pairs.items():
             stored = file.read(pair.a_key), file.read(pair.b_key)
             scaling = self.scaling_of(name, budget)
             mine = keys.modules[name]
+            if known.is_special(name):
+                special[name] = LoraPair(*stored, scaling)
+                continue
             a_RI, b_OR = self.variant.pair(file, pair.module, mine, stored)
             beside = self.variant.effect(a_RI.shape[0])
             if beside is not None:
@@ -259,6 +282,7 @@ class LoraSpec:
                 parts.add(name, EmbeddingDora(a_RV, b_HR, magnitude_H, scaling))
             else:
                 parts.add(name, EmbeddingPair(a_RV, b_HR, scaling))
+        known.add(parts, special)
         own.read(parts)
         return parts
 
@@ -278,7 +302,8 @@ def read_lora(fields: Fields) -> LoraSpec:
     rank_pattern = fields.take("rank_pattern", check.mapping(check.rank), {})
     alpha_pattern = fields.take("alpha_pattern", check.mapping(check.alpha), {})
     invocation = fields.take("alora_invocation_tokens", check.token_ids, ())
-    targets = read_targets(fields)
+    parameters = Named.read(fields)
+    targets = read_targets(fields, optional=bool(parameters.targets))
     own = OwnPartsFields.read(fields)
     if use_dora and lora_bias:
         fields.problems.append("use_dora and lora_bias together are not a thing that PEFT makes")
@@ -308,6 +333,7 @@ def read_lora(fields: Fields) -> LoraSpec:
         invocation=invocation,
         own=own,
         variant=variant,
+        parameters=parameters,
         _ranks=ranks,
         _alphas=alphas,
     )

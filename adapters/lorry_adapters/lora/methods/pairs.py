@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,13 @@ class PairKeys:
 
 
 def find_pairs(
-    keys: Keys, layout: BaseLayout, problems: list[str], *, a: str, b: str
+    keys: Keys,
+    layout: BaseLayout,
+    problems: list[str],
+    *,
+    a: str,
+    b: str,
+    kinds: tuple[ModuleKind, ...] = LINEAR,
 ) -> dict[str, PairKeys]:
     """By module, where both halves are there. `a` and `b` are parameters of `Keys`."""
     found = {}
@@ -35,7 +41,7 @@ def find_pairs(
         module = layout.modules[name]
         if not halves:
             continue
-        if module.kind not in LINEAR:
+        if module.kind not in kinds:
             problems.append(not_linear(module))
         elif len(halves) == 2:
             found[name] = PairKeys(module, mine[a], mine[b])
@@ -65,16 +71,19 @@ def find_ranks(
         a, b = file.entries[pair.a_key].shape, file.entries[pair.b_key].shape
         rank, wide = (a[0], a[1]) if len(a) == 2 else (0, 0)
         a_width, b_width = widths(pair.module, wide, rank)
-        fan_out = pair.module.out_features
-        if rank < 1 or wide != a_width:
-            problems.append(f"{shown(pair.a_key)} is {list(a)}; this base needs [rank, {a_width}]")
+        fan_out, experts = pair.module.out_features, pair.module.experts
+        if rank < 1 or wide != a_width or rank % experts:
+            rows = "rank" if experts == 1 else f"{experts} times the rank"
+            problems.append(
+                f"{shown(pair.a_key)} is {list(a)}; this base needs [{rows}, {a_width}]"
+            )
         elif len(b) != 2 or b[0] != fan_out:
             problems.append(f"{shown(pair.b_key)} is {list(b)}; this base needs [{fan_out}, rank]")
         elif b[1] != b_width:
             had = f"rank {b[1]}" if b_width == rank else f"{b[1]} columns, not {b_width}"
             problems.append(f"{shown(name)}: lora_A has rank {rank}, lora_B has {had}")
         else:
-            ranks[name] = a[0]
+            ranks[name] = rank // experts
     return ranks
 
 
@@ -85,13 +94,16 @@ def disagreements(
     found: Mapping[str, object],
     *,
     kinds: tuple[ModuleKind, ...] = LINEAR,
+    also: Iterable[str] = (),
     refused: Callable[[BaseModule], str],
 ) -> Iterator[str]:
-    """Where the config targets one set of modules and the file has another.
+    """Where the config targets one set of modules and the file has another. `also`: what is
+    targeted by other fields than target_modules.
 
     Raises InvalidAdapter when the config's expressions take too long to match.
     """
     wanted = {module.name: module for module in targets.select(layout, budget)}
+    wanted |= {name: layout.modules[name] for name in also}
     if not wanted and (targets.target_modules or found):
         yield (
             f"the config matches no module of the base {layout.name}: target_modules is "

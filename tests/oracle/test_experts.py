@@ -1,0 +1,192 @@
+"""Mixtures of experts beyond the matrix: adapters from before transformers 5 and before PEFT
+0.19.1, sums of adapters on the same experts, and rows that go to other experts than the base's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from support import former_experts, peft_made
+from support.former_experts import FormerAdapter
+from support.matrix_bench import Bench, bench
+from support.peft_adapters import edit_config, pack
+from support.peft_kinds import KINDS
+from support.peft_made import Made
+from support.peft_oracle import PeftOracle
+
+TOLERANCE = 1e-4
+LOUD = 0.01
+FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe")
+PEFT_CONVERTS = ("mixtral", "qwen3_moe")
+"""Of Qwen2-MoE it converts the tensors and not the config, and then drops them."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lorry(
+    request: pytest.FixtureRequest,
+    tiny_model: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Bench]:
+    home = tmp_path_factory.mktemp("experts")
+    with bench(tiny_model(request.param), request.param, home) as found:
+        yield found
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What an adapter means, in the base's own weights; answers as `Made` does."""
+
+    adapter: FormerAdapter
+    base: Any
+
+    @property
+    def folder(self) -> Path:
+        return self.adapter.folder
+
+    def logprobs(self, token_ids: Any, scale: float = 1.0) -> list[float]:
+        return peft_made.prompt_logprobs(self.adapter.merged(self.base, scale), token_ids)
+
+
+def check(lorry: Bench, folder: Path, truth: Any) -> None:
+    """Alone, and in one batch with the base, a plain LoRA and itself at half its strength."""
+    lorry.upload("this", folder).raise_for_status()
+    try:
+        alone = lorry.ask(("this", 1.0))
+        assert lorry.error(alone, truth) < TOLERANCE
+        assert lorry.error(alone, None) > LOUD
+        rows = [None, ("this", 1.0), ("plain", 1.0), ("this", 0.5)]
+        base, one, plain, half = lorry.ask_together(rows)
+        assert lorry.error(base, None) < TOLERANCE, "base"
+        assert lorry.error(one, truth) < TOLERANCE, "this"
+        assert lorry.error(plain, lorry.plain) < TOLERANCE, "plain"
+        assert lorry.error(half, truth, 0.5) < TOLERANCE, "half"
+    finally:
+        lorry.remove("this")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"only": ".2."},
+        {"only": "1", "router": False, "lora_dropout": 0.05},
+        {"use_rslora": True},
+    ],
+    ids=["all", "one expert", "some, no router", "rslora"],
+)
+def test_linears_of_one_expert_each(lorry: Bench, tmp_path: Path, config: dict[str, Any]) -> None:
+    made = former_experts.make(lorry.family, lorry.base, tmp_path / "a", **config)
+    if "only" in config:
+        # They are targeted by their paths then.
+        edit_config(made.folder, target_modules=sorted(made.pairs))
+    check(lorry, made.folder, Merged(made, lorry.base))
+
+
+@pytest.mark.parametrize("lorry", PEFT_CONVERTS, indirect=True, scope="module")
+def test_peft_reads_them_so(
+    lorry: Bench, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What is compared with above is PEFT's own reading, where it has one."""
+    made = former_experts.make(lorry.family, lorry.base, tmp_path / "a")
+    ids = list(range(40, 80))
+    theirs = PeftOracle(tiny_model(lorry.family)).prompt_logprobs([(made.folder, 1.0)], ids)
+    assert theirs == pytest.approx(Merged(made, lorry.base).logprobs(ids), abs=TOLERANCE)
+
+
+def test_a_sum_on_the_same_experts_and_router(
+    lorry: Bench, tiny_model: Callable[[str], Path]
+) -> None:
+    """W + s1 B1 A1 + s2 B2 A2, as PEFT has two active adapters: what each adds to a projection
+    meets in the nonlinearity between the two projections."""
+    kind = KINDS["target_parameters, router"]
+    mades = {f"a{seed}": lorry.make(kind, seed=seed) for seed in (11, 12)}
+    oracle = PeftOracle(tiny_model(lorry.family))
+    for name, made in mades.items():
+        lorry.upload(name, made.folder).raise_for_status()
+    first, second = (made.folder for made in mades.values())
+    for scales in ((1.0, 1.0), (0.5, -0.7)):
+        chosen = [{"name": n, "scale": s} for n, s in zip(mades, scales, strict=True)]
+        answer = ask(lorry, chosen)
+        ids = [entry["id"] for entry in answer["prefill"] + answer["tokens"]]
+        mine = [entry["logprob"] for entry in (answer["prefill"] + answer["tokens"])[1:]]
+        both = [(first, scales[0]), (second, scales[1])]
+        assert mine == pytest.approx(oracle.prompt_logprobs(both, ids), abs=TOLERANCE)
+        for alone in both:
+            other = oracle.prompt_logprobs([alone], ids)
+            assert max(abs(a - b) for a, b in zip(mine, other, strict=True)) > LOUD
+    for name in mades:
+        lorry.remove(name)
+
+
+def ask(lorry: Bench, adapters: list[dict[str, Any]]) -> dict[str, Any]:
+    parameters = {"max_new_tokens": 2, "details": True, "decoder_input_details": True}
+    body = {"inputs": "The gate is open.", "adapter": adapters, "parameters": parameters}
+    answer = lorry.live.http.post("/generate", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["details"]  # type: ignore[no-any-return]
+
+
+def test_matrices_in_each_other_s_places(lorry: Bench, tmp_path: Path) -> None:
+    """As PEFT 0.18 saved what is the same to PEFT now."""
+    made = lorry.make(KINDS["target_parameters"], seed=21)
+    older = as_peft_018(made, tmp_path / "older")
+    check(lorry, older, made)
+
+
+def as_peft_018(made: Made, folder: Path) -> Path:
+    shutil.copytree(made.folder, folder)
+    edit_config(folder, peft_version="0.18.1")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    experts = 4
+    for a_key in [key for key in tensors if ".experts." in key and ".lora_A." in key]:
+        b_key = a_key.replace("lora_A", "lora_B")
+        a, b = tensors[a_key], tensors[b_key]
+        rank = a.shape[0] // experts
+        a_ERI = a.reshape(experts, rank, -1)
+        b_EOR = b.reshape(-1, rank, experts).permute(2, 0, 1)
+        tensors[a_key] = b_EOR.transpose(1, 2).reshape(experts * rank, -1).contiguous()
+        tensors[b_key] = a_ERI.permute(2, 1, 0).reshape(-1, rank * experts).contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_equal_sides_and_no_version_are_refused(lorry: Bench, tmp_path: Path) -> None:
+    made = lorry.make(KINDS["target_parameters"], seed=21)
+    folder = tmp_path / "older"
+    shutil.copytree(made.folder, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["peft_version"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    answer = lorry.live.upload("this", pack(folder, tmp_path / "a.zip"))
+    if lorry.family == "mixtral":
+        # Its experts have no square matrix.
+        assert answer.status_code == 201
+        lorry.remove("this")
+    else:
+        assert (answer.status_code, "peft_version is missing" in answer.text) == (422, True)
+
+
+def test_a_router_s_adapter_chooses_other_experts(lorry: Bench, tmp_path: Path) -> None:
+    """What the tests above compare holds where it matters: the choice itself changes."""
+    kind = KINDS["target_parameters, router"]
+    made = lorry.make(kind, seed=1)
+    chosen: list[torch.Tensor] = []
+    router = made.model.get_submodule("base_model.model.model.layers.0.mlp.gate")
+    hook = router.register_forward_hook(lambda m, x, y: chosen.append(y[2].sort().values))
+    try:
+        ids = list(range(40, 80))
+        made.logprobs(ids)
+        with made.model.disable_adapter():
+            peft_made.prompt_logprobs(made.model, ids)
+    finally:
+        hook.remove()
+    assert (chosen[0] != chosen[1]).any()
