@@ -7,7 +7,7 @@ int8, fp32  one projection by fbgemm's integers and in fp32; compiled: by the co
 delta       what the adapters on all seven projections of a layer add to a step
 attention   what a layer's attention over a context adds to a step
 prompt      what a layer's attention within a prompt adds to one over pieces of 16 tokens
-sampler     one token a row from a vocabulary of 49152
+greedy, top-p, ...   one token a row from a vocabulary, drawn so
 
 A `delta` and an `attention` are the difference of two whole steps, by the path that is
 named: between them lie only a few layers, and nothing is measured that is not served so.
@@ -36,7 +36,9 @@ from lorry.model import int8
 from lorry.model.int8 import Int8Linear
 from lorry.model.logits import Logits
 from lorry.model.native import library
+from lorry.model.native.selection import CompiledSelection
 from lorry.model.sampler import sample
+from lorry.model.selection import Selection, TorchSelection
 from lorry_adapters.lora.kernels import grouped, reference
 from lorry_adapters.lora.plan import build_plan
 
@@ -276,14 +278,24 @@ def attention(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def sampler(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    for rows in (1, 8):
-        dice = torch.Generator(device).manual_seed(0)
-        values_KV = 3 * torch.randn(rows, VOCABULARY, generator=dice, device=device)
-        logits = Logits.of(values_KV)
-        for name, params in SAMPLING.items():
-            samples = [Sample(params, [5, 6], [7, 8], None)] * rows
-            spent = clock(partial(sample, logits, samples), device, seconds)
-            yield {"kernel": "sampler", "by": name, "tokens": rows, "us": round(spent * 1e6, 1)}
+    selections: dict[str, Selection] = {"torch": TorchSelection()}
+    if device.type == "cpu" and "native" in paths():
+        selections["native"] = CompiledSelection(library.find()[1])
+    for by, selection in selections.items():
+        for rows in (1, 8):
+            dice = torch.Generator(device).manual_seed(0)
+            values_KV = 3 * torch.randn(rows, VOCABULARY, generator=dice, device=device)
+            logits = Logits.of(values_KV)
+            for name, params in SAMPLING.items():
+                samples = [Sample(params, [5, 6], [7, 8], None)] * rows
+                spent = clock(partial(sample, logits, samples, selection), device, seconds)
+                yield {
+                    "kernel": name,
+                    "by": by,
+                    "tokens": rows,
+                    "in": VOCABULARY,
+                    "us": round(spent * 1e6, 1),
+                }
 
 
 def race(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:

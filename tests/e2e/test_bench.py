@@ -78,6 +78,15 @@ def test_arrivals_at_their_time(run: Run, served: Server, tmp_path: Path) -> Non
     assert row["load"] == "40/s cv 2" and row["figures"]["errors"] == 0
 
 
+def test_sampled_answers_are_drawn_again_alone(run: Run, served: Server) -> None:
+    sampled = ("--temperature", "0.8", "--top-p", "0.95", "--check-answers")
+    code, out, err = run("--url", served.url, *SHORT, *sampled)
+    assert code == 0, err
+    assert "base, c=4, temperature 0.8, top-p 0.95" in out
+    code, _, err = run("--url", served.url, *SHORT, "--top-p", "0.95")
+    assert code == 2 and "--temperature" in err
+
+
 def test_openai_s_api_with_adapters_by_their_name(
     run: Run, served: Server, model: Path, tmp_path: Path
 ) -> None:

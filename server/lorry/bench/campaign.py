@@ -17,7 +17,7 @@ from lorry.bench.base import Base
 from lorry.bench.machine import resident_bytes
 from lorry.bench.preset import Stage
 from lorry.bench.session import Result, Session
-from lorry.bench.targets import LlamaCppTarget, LorryTarget, OpenAITarget, Target
+from lorry.bench.targets import GREEDY, LlamaCppTarget, LorryTarget, OpenAITarget, Sampling, Target
 
 APIS = ("lorry", "openai", "llamacpp")
 
@@ -64,6 +64,7 @@ class Campaign:
     seed: int
     timeout: float
     check_answers: bool
+    sampling: Sampling = GREEDY
 
     def run(self, stages: Sequence[Stage], show: Show) -> Outcome:
         """Raises LorryError of several kinds: no server, no base, no adapters."""
@@ -132,7 +133,7 @@ class Campaign:
         match self.api:
             case "openai":
                 model = self.model_name or administration.first_model()
-                yield OpenAITarget(model, names or usual)
+                yield OpenAITarget(model, names or usual, self.sampling)
             case "llamacpp":
                 numbers = administration.llama_cpp_adapters()
                 if len(numbers) < wanted:
@@ -141,13 +142,13 @@ class Campaign:
                         f"{len(numbers)} (--lora)"
                     )
                 chosen = numbers if names is None else [int(name) for name in names]
-                yield LlamaCppTarget(chosen, numbers)
+                yield LlamaCppTarget(chosen, numbers, self.sampling)
             case _ if names is not None:
-                yield LorryTarget(names)
+                yield LorryTarget(names, self.sampling)
             case _:
                 added = self._upload(administration, usual, show)
                 try:
-                    yield LorryTarget(usual)
+                    yield LorryTarget(usual, self.sampling)
                 finally:
                     if self.url is not None:
                         for name in added:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,25 @@ class Reading:
     """Where the server tells them."""
     problem: str | None = None
     """What went wrong, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; as it stands, greedily."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def fields(self, ask: Ask) -> dict[str, float]:
+        """What every API calls so; empty where it is greedy. A request's seed is always the
+        same: asked again it must be answered again."""
+        if self.temperature == 0:
+            return {}
+        seed = zlib.crc32(ask.prompt.encode())
+        return {"temperature": self.temperature, "top_p": self.top_p, "seed": seed}
+
+
+GREEDY = Sampling()
 
 
 class Target(Protocol):
@@ -48,6 +68,7 @@ class LorryTarget:
     """`/generate` of a Lorry server: one event a token."""
 
     adapters: Sequence[str]
+    sampling: Sampling = GREEDY
     api: str = "lorry"
     path: str = "/generate"
 
@@ -55,7 +76,11 @@ class LorryTarget:
         chosen: dict[str, Any] | None = None
         if ask.adapter is not None:
             chosen = {"name": self.adapters[ask.adapter], "scale": ask.scale}
-        parameters = {"max_new_tokens": ask.new_tokens, "ignore_eos_token": True}
+        parameters = {
+            "max_new_tokens": ask.new_tokens,
+            "ignore_eos_token": True,
+            **self.sampling.fields(ask),
+        }
         return _json(inputs=ask.prompt, adapter=chosen, parameters=parameters, stream=True)
 
     def read(self, answer: Answer) -> Reading:
@@ -76,6 +101,7 @@ class OpenAITarget:
 
     model: str
     adapters: Sequence[str]
+    sampling: Sampling = GREEDY
     api: str = "openai"
     path: str = "/v1/completions"
 
@@ -85,10 +111,10 @@ class OpenAITarget:
             model=self.model if ask.adapter is None else self.adapters[ask.adapter],
             prompt=ask.prompt,
             max_tokens=ask.new_tokens,
-            temperature=0,
             ignore_eos=True,
             stream=True,
             stream_options={"include_usage": True},
+            **{"temperature": 0, **self.sampling.fields(ask)},
         )
 
     def read(self, answer: Answer) -> Reading:
@@ -115,10 +141,12 @@ class LlamaCppTarget:
     adapters: Sequence[int]
     """The numbers of the ones to use."""
     all_adapters: Sequence[int]
+    sampling: Sampling = GREEDY
     api: str = "llamacpp"
     path: str = "/completion"
 
     def body(self, ask: Ask) -> bytes:
+        sampled = self.sampling.fields(ask)
         # What is not in the list is off only where there is a list with something in it.
         scales = dict.fromkeys(self.all_adapters, 0.0)
         if ask.adapter is not None:
@@ -126,11 +154,12 @@ class LlamaCppTarget:
         return _json(
             prompt=ask.prompt,
             n_predict=ask.new_tokens,
-            temperature=0,
             ignore_eos=True,
             cache_prompt=False,
             stream=True,
             lora=[{"id": number, "scale": scale} for number, scale in scales.items()],
+            # Its own defaults would cut the distribution further.
+            **({"top_k": 0, "min_p": 0, **sampled} if sampled else {"temperature": 0}),
         )
 
     def read(self, answer: Answer) -> Reading:

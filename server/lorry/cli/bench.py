@@ -27,6 +27,7 @@ from lorry.bench.base import Base
 from lorry.bench.campaign import APIS, Campaign, Ticker
 from lorry.bench.connection import Place
 from lorry.bench.preset import Stage
+from lorry.bench.targets import Sampling
 from lorry.bench.workload import Row, Span
 from lorry.cli.connection import ApiKey
 from lorry.cli.output import metered, report_error, write_line, write_table
@@ -170,6 +171,15 @@ def bench(
     new_tokens: Annotated[
         str, typer.Option("--new-tokens", metavar="N|N-M", help="Length of the answers.")
     ] = "64",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            "--temperature", metavar="X", min=0, help="Of the answers' tokens; 0 is greedy."
+        ),
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", metavar="X", min=0.001, max=1, help="With --temperature.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything drawn.")] = 0,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="X", min=0.001, help="Seconds for one request.")
@@ -197,8 +207,8 @@ def bench(
 ) -> None:
     """Measure a server under load.
 
-    Requests are greedy, streamed, and go on to their full length. Exit code 1 where no
-    request succeeded, or an answer was not the right one.
+    Requests are streamed, greedy unless --temperature says otherwise, and go on to their full
+    length. Exit code 1 where no request succeeded, or an answer was not the right one.
     """
     if api not in APIS:
         raise SettingsError(f"--api {api}: give one of {', '.join(APIS)}")
@@ -208,6 +218,8 @@ def bench(
         raise SettingsError(f"--api {api} needs the --url of a server that speaks it")
     if api == "openai" and random_scales:
         raise SettingsError("--random-scales: OpenAI's API has no scales")
+    if top_p < 1 and temperature == 0:
+        raise SettingsError("--top-p is for sampled answers; give --temperature too")
     if url is not None:
         Place.of(url)
     if preset_name is not None:
@@ -230,7 +242,8 @@ def bench(
             new_tokens=_span(new_tokens, "--new-tokens"),
             warm_up=(concurrency or 8) if warm_up is None else warm_up,
         )
-        stages = (Stage((replace(row, name=f"{what}, {row.load}"),)),)
+        drawn = "" if temperature == 0 else f", temperature {temperature:g}, top-p {top_p:g}"
+        stages = (Stage((replace(row, name=f"{what}, {row.load}{drawn}"),)),)
     names = None if adapter_names is None else _names(adapter_names, api)
     most = max(row.adapters for stage in stages for row in stage.rows)
     settings = load_settings({"model": model, "home": home}, os.environ)
@@ -258,6 +271,7 @@ def bench(
         seed=seed,
         timeout=timeout,
         check_answers=check_answers,
+        sampling=Sampling(temperature, top_p),
     )
     where = machine.look()
     outcome = campaign.run(stages, _show)

@@ -35,6 +35,7 @@ from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.prompts import Prompts
 from lorry.model.sampler import logprobs_of, sample
+from lorry.model.selection import Selection, TorchSelection
 from lorry.model.survey import Survey, survey, survey_padded
 from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
@@ -99,6 +100,7 @@ class Runner:
             device=loaded.device,
             weight=dense_weight,
         )
+        self.selection: Selection = TorchSelection()
         self._pool = self._model_of(loaded)
         self._torch: Path = self._pool
         self._lean: LeanModel | None = None
@@ -342,4 +344,4 @@ class Runner:
         if not places:
             return {}
         chosen = logits if len(lasts) == len(logits) else logits[lasts]
-        return dict(zip(places, sample(chosen, samples), strict=True))
+        return dict(zip(places, sample(chosen, samples, self.selection), strict=True))

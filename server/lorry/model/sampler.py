@@ -15,10 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lorry.core import Sample, SamplingParams, TokenLogprob
 from lorry.model.logits import Logits
+from lorry.model.selection import Selection
 
 
 def uniform(seed: int, position: int) -> float:
@@ -29,7 +31,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits: Logits, samples: Sequence[Sample]
+    logits: Logits, samples: Sequence[Sample], selection: Selection
 ) -> list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
     """One token for each row: (token, its `top_logprobs` likeliest).
 
@@ -37,8 +39,10 @@ def sample(
     """
     tokens = logits.best_K.tolist()
     for k, s in enumerate(samples):
-        if not _is_plain(s):
-            tokens[k] = _draw(_adjust(logits.values_KV[k], s), s)
+        moved = _is_moved(s)
+        if moved or s.params.temperature != 0.0:
+            values_V = logits.values_KV[k]
+            tokens[k] = _draw(_adjust(values_V, s) if moved else values_V, s, selection)
     chosen = zip(tokens, logits.logprobs(tokens), samples, strict=True)
     return [(TokenLogprob(t, p), _top(logits, k, s)) for k, (t, p, s) in enumerate(chosen)]
 
@@ -51,16 +55,15 @@ def logprobs_of(logits: Logits, targets: Sequence[int]) -> tuple[TokenLogprob, .
     return tuple(TokenLogprob(t, p) for t, p in found)
 
 
-def _is_plain(s: Sample) -> bool:
-    """Greedy with nothing that moves the arg max."""
+def _is_moved(s: Sample) -> bool:
+    """Whether `_adjust` has anything to do."""
     p = s.params
     return (
-        p.temperature == 0.0
-        and s.allowed is None
-        and not p.logit_bias
-        and p.repetition_penalty == 1.0
-        and p.frequency_penalty == 0.0
-        and p.presence_penalty == 0.0
+        s.allowed is not None
+        or bool(p.logit_bias)
+        or p.repetition_penalty != 1.0
+        or p.frequency_penalty != 0.0
+        or p.presence_penalty != 0.0
     )
 
 
@@ -99,47 +102,41 @@ def _adjust(logits_V: Tensor, s: Sample) -> Tensor:
     return scores_V
 
 
-def _draw(scores_V: Tensor, s: Sample) -> int:
+def _draw(scores_V: Tensor, s: Sample, selection: Selection) -> int:
     p = s.params
     if p.temperature == 0.0:
         return int(scores_V.argmax())
-    probs_V = filtered(scores_V / p.temperature, p).double()
-    cumulative_V = probs_V.cumsum(0)
-    at = uniform(p.seed, len(s.answer)) * float(cumulative_V[-1])
-    # right=True: a token of probability 0 is never the first to exceed `at`.
-    drawn = int(torch.searchsorted(cumulative_V, at, right=True))
-    if drawn >= probs_V.shape[0]:
-        drawn = int(probs_V.nonzero()[-1])
-    return drawn
+    weights_V = filtered(scores_V / p.temperature, p, selection)
+    return selection.draw(weights_V, uniform(p.seed, len(s.answer)))
 
 
-def filtered(scores_V: Tensor, p: SamplingParams) -> Tensor:
-    """The distribution after top-k, top-p, min-p and typical-p; removed tokens have 0."""
-    if 0 < p.top_k < scores_V.shape[0]:
-        floor = scores_V.topk(p.top_k).values[-1]
-        scores_V = scores_V.masked_fill(scores_V < floor, float("-inf"))
+def filtered(scores_V: Tensor, p: SamplingParams, selection: Selection) -> Tensor:
+    """What top-k, top-p, min-p and typical-p leave of each token's probability, not divided
+    by their sum; removed tokens have 0."""
+    size = scores_V.shape[0]
+    if 0 < p.top_k < size:
+        scores_V = _at_least(scores_V, scores_V.topk(p.top_k).values[-1], float("-inf"))
     probs_V = scores_V.softmax(-1)
     if p.top_p < 1.0:
-        # Nucleus sampling: arXiv:1904.09751, section 3.1.
-        probs_V = _keep_mass(probs_V, probs_V, p.top_p)
+        # Nucleus sampling: arXiv:1904.09751, section 3.1. Those that are less likely than
+        # `floor` hold less than what is missing from the mass; 1e-4: no sum of fp32 is exact.
+        floor = max(0.0, 1.0 - p.top_p - 1e-4) / size
+        probs_V = selection.keep_mass(probs_V, probs_V, p.top_p, floor=floor)
     if p.min_p > 0.0:
         # arXiv:2407.01082: a floor relative to the likeliest.
-        probs_V = probs_V.masked_fill(probs_V < p.min_p * probs_V.max(), 0.0)
+        probs_V = _at_least(probs_V, p.min_p * probs_V.max(), 0.0)
     if p.typical_p < 1.0:
         # Locally typical sampling: arXiv:2202.00666, section 4.
         probs_V = probs_V / probs_V.sum()
         surprise_V = -probs_V.clamp_min(1e-38).log()
         entropy = (probs_V * surprise_V).sum()
-        probs_V = _keep_mass(probs_V, -(surprise_V - entropy).abs(), p.typical_p)
-    return probs_V / probs_V.sum()
+        preference_V = -(surprise_V - entropy).abs()
+        # No surprise is greater than that of 1e-38.
+        probs_V = selection.keep_mass(probs_V, preference_V, p.typical_p, floor=-200.0)
+    return probs_V
 
 
-def _keep_mass(probs_V: Tensor, preference_V: Tensor, mass: float) -> Tensor:
-    """The most preferred tokens whose probabilities, 1 in all, first reach `mass`; at least
-    one."""
-    order_V = preference_V.masked_fill(probs_V == 0, float("-inf")).argsort(descending=True)
-    before_V = probs_V[order_V].cumsum(0) - probs_V[order_V]
-    dropped_V = order_V[before_V >= mass]
-    kept_V = probs_V.clone()
-    kept_V[dropped_V] = 0.0
-    return kept_V
+def _at_least(values_V: Tensor, least: Tensor, other: float) -> Tensor:
+    """`other` for values below `least`."""
+    below = float(torch.nextafter(least, torch.full_like(least, float("-inf"))))
+    return F.threshold(values_V, below, other)

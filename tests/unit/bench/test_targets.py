@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lorry.bench.answer import Answer
-from lorry.bench.targets import LlamaCppTarget, LorryTarget, OpenAITarget, Target, read
+from lorry.bench.targets import (
+    LlamaCppTarget,
+    LorryTarget,
+    OpenAITarget,
+    Sampling,
+    Target,
+    read,
+)
 from lorry.bench.workload import Ask
 
 BASE = Ask("hello there", None, 1.0, 3, 0.0)
@@ -72,6 +80,22 @@ def test_llama_cpp() -> None:
     reading = read(target, answer(*events, last), 3)
     assert reading.problem is None
     assert (reading.times, reading.tokens, reading.text) == ((0.0, 1.0), 3, " one two")
+
+
+def test_sampled() -> None:
+    """The same request has the same seed, another one another; greedy ones say nothing new."""
+    drawn = Sampling(0.8, 0.95)
+    bodies = {
+        "lorry": json.loads(LorryTarget(["a", "b"], drawn).body(SECOND))["parameters"],
+        "openai": json.loads(OpenAITarget("base", [], drawn).body(BASE)),
+        "llamacpp": json.loads(LlamaCppTarget([4, 2], [2, 3, 4], drawn).body(SECOND)),
+    }
+    for body in bodies.values():
+        assert (body["temperature"], body["top_p"]) == (0.8, 0.95)
+    assert bodies["lorry"]["seed"] == bodies["llamacpp"]["seed"]
+    other = replace(SECOND, prompt="hello, too")
+    assert drawn.fields(other)["seed"] != bodies["lorry"]["seed"]
+    assert (bodies["llamacpp"]["top_k"], bodies["llamacpp"]["min_p"]) == (0, 0)
 
 
 TARGETS = [LorryTarget([]), OpenAITarget("base", []), LlamaCppTarget([], [])]

@@ -23,7 +23,8 @@ from transformers import (
 from lorry.core import Sample, SamplingParams, TokenLogprob
 from lorry.model import sampler
 from lorry.model.logits import Logits
-from lorry.model.sampler import filtered, logprobs_of, sample, uniform
+from lorry.model.sampler import logprobs_of, uniform
+from lorry.model.selection import TorchSelection
 
 V = 97
 PLAIN = SamplingParams(max_new_tokens=9)
@@ -43,8 +44,20 @@ def wish(
     return Sample(params, prompt, answer, allowed)
 
 
+Drawn = list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]
+
+
+def sample(found: Logits, wishes: Sequence[Sample]) -> Drawn:
+    return sampler.sample(found, wishes, TorchSelection())
+
+
 def draw(values_KV: Tensor, *wishes: Sample) -> list[int]:
     return [token.token_id for token, _ in sample(Logits.of(values_KV), wishes)]
+
+
+def filtered(scores_V: Tensor, params: SamplingParams) -> Tensor:
+    weights_V = sampler.filtered(scores_V, params, TorchSelection())
+    return weights_V / weights_V.sum()
 
 
 # ---- greedy

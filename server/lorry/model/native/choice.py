@@ -9,6 +9,7 @@ from lorry.model import gpu, selfcheck
 from lorry.model.loader import LoadedModel
 from lorry.model.native import library
 from lorry.model.native.lean import LeanModel, unsuited
+from lorry.model.native.selection import CompiledSelection
 from lorry.model.runner import Runner
 
 
@@ -26,10 +27,12 @@ def choose(
     if loaded.device.type == "cuda" and kernels == "auto":
         return gpu.choose(loaded, runner)
     try:
+        name, built = library.find()
+        if loaded.device.type == "cpu":
+            runner.selection = CompiledSelection(built)
         why = unsuited(loaded)
         if why is not None:
             raise library.Missing(why)
-        name, built = library.find()
     except library.Missing as missing:
         if kernels == "native":
             raise ModelError(

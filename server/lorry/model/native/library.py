@@ -6,7 +6,7 @@ import ctypes
 import platform
 import sys
 from contextlib import suppress
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_void_p
 from pathlib import Path
 
 import torch
@@ -88,6 +88,13 @@ def load(path: Path) -> ctypes.CDLL:
         *(c_void_p, c_void_p),
     ]
     library.lorry_pack.restype = c_int32
+    library.lorry_keep_mass.argtypes = [
+        *(c_void_p, c_void_p, c_float, c_float),
+        *(c_int32, c_void_p, c_void_p),
+    ]
+    library.lorry_keep_mass.restype = None
+    library.lorry_draw.argtypes = [c_void_p, c_float, c_int32, c_double, c_void_p]
+    library.lorry_draw.restype = c_int32
     library.lorry_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_void_p, c_int32]
     library.lorry_linear.restype = None
     return library

@@ -6,6 +6,7 @@
 #include "step.h"
 #include "ahead.h"
 #include "attention.h"
+#include "draw.h"
 #include "gains.h"
 #include "linear.h"
 #include "lora.h"

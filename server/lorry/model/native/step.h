@@ -109,5 +109,12 @@ void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y
 /* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */
 void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, const Pairs *pairs,
                   const float *x, float *y, int32_t tokens);
+/* kept [count] = the weights, 1 in all, of the most preferred tokens that first reach `mass`, at
+ * least one; 0 elsewhere. None with a preference up to `floor` is among them. Any thread, as the
+ * next; `room`: 20 bytes for each of count. */
+void lorry_keep_mass(const float *weight, const float *preference, float floor, float mass,
+                     int32_t count, float *kept, void *room);
+/* The token on which `number`, in [0, 1), falls, where each has weight / total of the unit. */
+int32_t lorry_draw(const float *weight, float total, int32_t count, double number, void *room);
 
 #endif

@@ -53,6 +53,9 @@ INLINE Ints all_eights(const void *p);
  * two products in 16 bits: those of codes up to 127 and 127, or 255 and 64, stay exact. */
 INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign);
 
+/* A bit for each lane that is all ones. */
+INLINE unsigned lanes_of(Ints mask);
+
 INLINE float largest(Floats v) {
     float best = v[0];
     for (int i = 1; i < WIDTH; i++) best = v[i] > best ? v[i] : best;
@@ -105,6 +108,7 @@ INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512
 INLINE Ints greater_int(Ints a, Ints b) {
     return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
 }
+INLINE unsigned lanes_of(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE Floats load_bfloat(const uint16_t *p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
@@ -154,6 +158,9 @@ INLINE Floats greater(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256
 INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE Ints greater_int(Ints a, Ints b) {
     return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
+}
+INLINE unsigned lanes_of(Ints mask) {
+    return (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps((__m256i)mask));
 }
 INLINE Floats load_bfloat(const uint16_t *p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
