@@ -87,9 +87,16 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
         return METHODS[peft_type](fields), fields.problems
     if peft_type is None and is_adapterhub(fields):
         return read_bottleneck(fields), fields.problems
+    of_mlx = fields.raw("fine_tune_type")
     reason = _NO_DELTA.get(peft_type) if isinstance(peft_type, str) else None
     if reason is not None:
         fields.problems.append(f"adapters of peft_type {shown(peft_type)} are not served: {reason}")
+    elif peft_type is None and of_mlx is not None:
+        fields.problems.append(
+            f"the config is MLX-LM's (fine_tune_type {shown(of_mlx)}), which names its matrices "
+            "otherwise than PEFT and keeps them turned: fuse it into a model (mlx_lm.fuse) and "
+            "serve that, or write it as PEFT has it"
+        )
     elif peft_type is None:
         fields.problems.append("peft_type is missing: is this a PEFT adapter's config?")
     else:

@@ -6,6 +6,7 @@ wrote the file:
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight            PEFT
     model.layers.0.self_attn.q_proj.lora_A.weight                             no prefix
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight    a raw state dict
+    base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight  torch.compile
 
 A file holds one adapter, so one name at most stands between.
 """
@@ -23,6 +24,11 @@ from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorFile
 
 PREFIX: Final = "base_model.model."
 LINEAR: Final = (ModuleKind.LINEAR, ModuleKind.CONV1D)
+WRAPPERS: Final = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"|^module\.|(?<=^base_model\.model\.)module\."
+)
+"""What torch.compile, FSDP, activation checkpointing and data parallel training put into paths."""
 _ENDS: Final = ("weight", "bias")
 
 
@@ -91,7 +97,9 @@ def sort_keys(
 
 def module_of(path: str, layout: BaseLayout) -> BaseModule | None:
     # A base whose own paths began with the prefix would be meant literally.
-    bare = path.removeprefix(PREFIX)
+    bare = WRAPPERS.sub("", path)
+    while bare.startswith(PREFIX):
+        bare = WRAPPERS.sub("", bare.removeprefix(PREFIX))
     # An adapter for hidden states was trained on the model without its head.
     for name in (path, bare, f"{layout.body}.{bare}"):
         module = layout.modules.get(layout.called.get(name, name))

@@ -27,6 +27,28 @@ HUB_PICKLE: Final = "pytorch_adapter.bin"
 _HUB_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin"})
 
 
+_FOREIGN: Final = {
+    "adapters.safetensors": "MLX-LM's: fuse it into a model (mlx_lm.fuse) and serve that",
+    "adapters.npz": "MLX-LM's: fuse it into a model (mlx_lm.fuse) and serve that",
+    "pytorch_lora_weights.safetensors": "diffusers', of an image model",
+    "lit_model.pth.lora": "LitGPT's: merge it (litgpt merge_lora) and serve the model",
+    "ggml-adapter-model.bin": "llama.cpp's: upload the PEFT adapter that it was made from",
+    "model.safetensors": "a whole model's: that is served as a base, lorry serve FOLDER",
+    "model.safetensors.index.json": "a whole model's: that is served as a base, lorry serve FOLDER",
+}
+"""Weights that are no PEFT adapter's, by file name: whose they are and what to do."""
+
+
+def foreign_weights(name: str) -> str | None:
+    """Of a file's name: whose weights it holds instead of PEFT's, None where that is not known."""
+    whose = _FOREIGN.get(name)
+    if whose is None and name.endswith(".gguf"):
+        whose = "llama.cpp's: upload the PEFT adapter that it was made from"
+    if whose is None:
+        return None
+    return f"adapter_model.safetensors is missing, and {shown(name)} is {whose}"
+
+
 def head_beside(names: Iterable[str]) -> str | None:
     """What is wrong with an AdapterHub folder of these files: a head, which its library saves
     beside an adapter and may have trained with it. None where there is none."""

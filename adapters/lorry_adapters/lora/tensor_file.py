@@ -29,6 +29,9 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 """What an adapter may be stored in."""
 
@@ -38,6 +41,9 @@ PLACES: Final[Mapping[str, torch.dtype]] = {
     "F32": torch.float32,
 }
 """What places in a weight may be stored in; as floats by PEFT on Windows."""
+
+_NOT_COMPUTED: Final = frozenset({"F64", "F8_E4M3", "F8_E5M2"})
+"""Read as float32, as PEFT's own parameters hold them."""
 
 _SIZES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2,
@@ -90,7 +96,7 @@ class TensorFile:
         self._file.close()
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in host memory that belongs to nothing else.
+        """The tensor in host memory that belongs to nothing else, in a type to compute in.
 
         Raises InvalidAdapter where the file has become shorter than it was.
         """
@@ -117,7 +123,7 @@ class TensorFile:
         if entry.bytes:
             self._file.seek(entry.begin)
             self._fill(tensor.view(-1).view(torch.uint8).numpy().data)
-        return tensor
+        return tensor.float() if entry.dtype in _NOT_COMPUTED else tensor
 
     def _fill(self, memory: memoryview) -> None:
         done = 0

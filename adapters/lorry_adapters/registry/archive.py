@@ -2,9 +2,11 @@
 
 Zip, tar and tar.gz are read member by member; what is written has one of our own names, so
 no path of a stranger ever reaches the file system. The archive may hold the adapter's folder
-at any depth, and other files, which are never unpacked. It may not hold two adapters, links,
-devices or paths that lead out of it. Sizes are counted as bytes arrive; declared ones are
-not believed. What the files say is not this file's business: `lora.weights.inspect` reads them.
+at any depth, and other files, which are never unpacked; of a trainer's whole output that is the
+adapter at its top, and not those of its checkpoints and starts. Else it may not hold two
+adapters, nor links, devices or paths that lead out of it. Sizes are counted as bytes arrive;
+declared ones are not believed. What the files say is not this file's business:
+`lora.weights.inspect` reads them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from typing import IO, Any, Final
 
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.lora.config import MAX_CONFIG
-from lorry_adapters.lora.problems import PICKLED, head_beside, pickled, shown, some
+from lorry_adapters.lora.problems import (
+    PICKLED,
+    foreign_weights,
+    head_beside,
+    pickled,
+    shown,
+    some,
+)
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
 
@@ -39,6 +48,12 @@ _ACCEPTED: Final = (
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
 """Starts of names that a trainer leaves in a checkpoint; pickles, and no weights."""
+
+_BELOW: Final = re.compile(
+    r"checkpoint-\d+|pissa_(?:init|backup|converted)|(?:olora|corda|loftq)_init", re.ASCII
+)
+"""Folders inside a trainer's output with adapters of their own: stages of the one at its top,
+and what it started from (Trainer, LLaMA-Factory)."""
 
 _FOREIGN: Final = {
     b"BZh": "a bzip2 archive",
@@ -135,25 +150,33 @@ def _extract(member: _Member, to: Path, limit: int) -> None:
 
 
 def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
-    configs = [member for member in members if member.name == CONFIG_FILE]
+    configs = _topmost([member for member in members if member.name == CONFIG_FILE])
     weights = [member for member in members if member.name in (WEIGHTS_FILE, HUB_FILE)]
+    if len(weights) > 1:
+        weights = _topmost(weights)
     for name, found in ((CONFIG_FILE, configs), (WEIGHTS_FILE, weights)):
         if len(found) > 1:
             raise UnsupportedUpload(
                 f"the archive has {len(found)} files {name} ({some(m.path for m in found)}): "
                 "pack one adapter per archive"
             )
-    pickles = [m for m in members if m.name.endswith(_PICKLES) and not m.name.startswith(_TRAINER)]
+    strangers = {m.name: said for m in members if (said := foreign_weights(m.name)) is not None}
+    pickles = [
+        m
+        for m in members
+        if m.name.endswith(_PICKLES) and not m.name.startswith(_TRAINER) and m.name not in strangers
+    ]
     if not weights and pickles:
         raise UnsupportedUpload(pickled(pickles[0].path))
     problems = []
     if not configs:
         problems.append(f"{CONFIG_FILE} is missing from the archive")
     if not weights:
-        problems.append(f"{WEIGHTS_FILE} is missing from the archive")
+        missing = f"{WEIGHTS_FILE} is missing from the archive"
+        problems.append(next(iter(strangers.values()), missing))
     if problems:
         has = some((member.path for member in members), 5) if members else "no files"
-        raise InvalidAdapter([*problems[:-1], f"{problems[-1]}, which has {has}"])
+        raise InvalidAdapter([*problems[:-1], f"{problems[-1]}; the archive has {has}"])
     if configs[0].folder != weights[0].folder:
         raise UnsupportedUpload(
             f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
@@ -163,6 +186,18 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
     if head is not None and weights[0].name == HUB_FILE:
         raise UnsupportedUpload(head)
     return configs[0], weights[0]
+
+
+def _topmost(found: list[_Member]) -> list[_Member]:
+    """Without those of checkpoints and starts below the folder of another one."""
+    above = {member.folder for member in found}
+
+    def is_stage(folder: str) -> bool:
+        parts = folder.split("/")
+        stages = [at for at, part in enumerate(parts) if _BELOW.fullmatch(part)]
+        return any("/".join(parts[:at]) in above for at in stages)
+
+    return [member for member in found if not member.folder or not is_stage(member.folder)]
 
 
 @contextmanager

@@ -28,14 +28,10 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, changed_base, save
 from lorry_adapters.tools.portrait import PROMPTS
-
-_WRAPPERS: Final = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.|^module\.|(?<=^base_model\.model\.)module\."
-)
-"""What torch.compile, FSDP and data parallel training put into paths."""
 
 _NAMED: Final = re.compile(
     rf"(?P<start>.+\.(?:{'|'.join(OWN)})_\w+)\.(?P<name>[^.]+)(?P<end>|\.weight|\.bias)", re.ASCII
@@ -43,8 +39,8 @@ _NAMED: Final = re.compile(
 _SAVED: Final = re.compile(
     r"(?P<start>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<end>.+)", re.ASCII
 )
-_LEGACY: Final = frozenset({"merge_weights"})
-"""Keys that say how the old layers behaved in training, whatever their value."""
+_LEGACY: Final = frozenset({"merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"})
+"""Keys of old versions and of trainers that are about training, whatever their value."""
 
 _OF_STARTS: Final = ("corda_config", "lora_ga_config", "eva_config", "loftq_config")
 
@@ -104,7 +100,7 @@ def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dic
     # Prompt tuning and its like are no part of the base, and have no prefix.
     bare = source.peft_type in PROMPTS
     for key in source.entries:
-        plain = _WRAPPERS.sub("", key)
+        plain = WRAPPERS.sub("", key)
         if plain != key:
             seen["wrapper"].append(key)
         path = plain

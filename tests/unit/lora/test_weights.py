@@ -98,6 +98,17 @@ def test_types_stay_as_stored(adapter: Path, llama: BaseLayout, dtype: torch.dty
     assert torch.equal(pair.a_RI, stored[f"{Q0}.lora_A.weight"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_types_that_nobody_computes_in(
+    adapter: Path, llama: BaseLayout, dtype: torch.dtype
+) -> None:
+    edit(adapter, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}))
+    inspect(adapter, llama, 64)
+    pair = load(adapter, "d", llama).modules["model.layers.0.self_attn.q_proj"]
+    assert pair.a_RI.dtype == torch.float32
+    assert torch.equal(pair.a_RI, load_file(adapter / WEIGHTS_FILE)[f"{Q0}.lora_A.weight"].float())
+
+
 def test_tensors_outlive_their_file(adapter: Path, llama: BaseLayout) -> None:
     expected = load_file(adapter / WEIGHTS_FILE)[f"{Q0}.lora_A.weight"].clone()
     weights = load(adapter, "d", llama)
@@ -171,9 +182,10 @@ NAN[3, 3] = float("nan")
             lambda t: t.update({A: t[A][:4].contiguous(), B: t[B][:, :4].contiguous()}),
             ["has rank 4 in the file and 8 by the config"],
         ),
-        (lambda t: t.update({A: t[A].double()}), ["is F64; adapters are served in F32, F16, BF16"]),
-        (lambda t: t.update({A: t[A].to(torch.int8)}), ["is I8"]),
-        (lambda t: t.update({A: t[A].to(torch.float8_e4m3fn)}), ["is F8_E4M3"]),
+        (
+            lambda t: t.update({A: t[A].to(torch.int8)}),
+            ["is I8; adapters are served in F32, F16, BF16, F64, F8_E4M3, F8_E5M2"],
+        ),
         (lambda t: t.update({A: NAN}), ["contains NaN or infinite numbers"]),
         (lambda t: t.update({B: t[B] * float("inf")}), ["contains NaN or infinite numbers"]),
         (lambda t: t.update({"what.is.this": t[A].clone()}), ["weights of the base itself"]),

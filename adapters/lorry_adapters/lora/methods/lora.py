@@ -54,8 +54,12 @@ _HARMLESS: Final = frozenset(
         "corda_config",  # only with init_lora_weights "corda", refused below
         "eva_config",
         "lora_dropout",  # training only
+        "lora_dtype",  # ms-swift: what A and B were trained in; the file has its own
+        "lorap_emb_lr",  # ms-swift: learning rates
+        "lorap_lr_ratio",
         "lora_ga_config",
         "megatron_core",  # a module's name, used with megatron_config
+        "merge_weights",  # PEFT before 0.3: whether eval() merged them for speed
     }
 )
 

@@ -67,8 +67,12 @@ def find_ranks(
     `widths`: of A and B in the file, from the module, the width that A has, and its rank.
     """
     ranks = {}
+    empty = []
     for name, pair in pairs.items():
         a, b = file.entries[pair.a_key].shape, file.entries[pair.b_key].shape
+        if 0 in (*a, *b):
+            empty.append(pair.a_key if 0 in a else pair.b_key)
+            continue
         rank, wide = (a[0], a[1]) if len(a) == 2 else (0, 0)
         a_width, b_width = widths(pair.module, wide, rank)
         fan_out, experts = pair.module.out_features, pair.module.experts
@@ -84,6 +88,13 @@ def find_ranks(
             problems.append(f"{shown(name)}: lora_A has rank {rank}, lora_B has {had}")
         else:
             ranks[name] = rank // experts
+    if empty:
+        shape = list(file.entries[empty[0]].shape)
+        problems.append(
+            f"{shown(empty[0])} is {shape}, without a number in it ({len(empty)} modules): the "
+            "parts of DeepSpeed ZeRO-3 or FSDP were not gathered when it was saved; save again "
+            "with stage3_gather_16bit_weights_on_model_save or full_state_dict"
+        )
     return ranks
 
 
