@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
@@ -208,21 +208,28 @@ def _quietly() -> Iterator[None]:
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The same numbers in plain fp32 linears, in place of bitsandbytes' 4-bit ones.
+    """The same numbers in plain fp32 linears, in place of bitsandbytes' own.
 
     PEFT's layers that read the base's weight (DoRA's norm, HiRA's product) get it wrong once
     bitsandbytes has packed a 4-bit weight for a CPU, which its first forward pass does.
     """
     for path, module in list(model.named_modules()):
-        if isinstance(module, Linear4bit):
+        if isinstance(module, Linear4bit | Linear8bitLt):
             plain = torch.nn.Linear(
                 module.in_features, module.out_features, bias=module.bias is not None
             )
-            weight = module.weight
-            plain.weight.data = dequantize_4bit(weight.data, weight.quant_state).float()
+            plain.weight.data = _worth(module)
             if module.bias is not None:
                 plain.bias.data = module.bias.data.float()
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, plain)
-    model.is_loaded_in_4bit = False  # PEFT would choose its layers by it
+    # PEFT would choose its layers by them.
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
     return model
+
+
+def _worth(module: Linear4bit | Linear8bitLt) -> torch.Tensor:
+    weight = module.weight
+    if isinstance(module, Linear4bit):
+        return dequantize_4bit(weight.data, weight.quant_state).float()  # type: ignore[no-any-return]
+    return weight.CB.float() * (weight.SCB.float() / 127).unsqueeze(1)  # type: ignore[no-any-return]

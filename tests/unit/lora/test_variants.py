@@ -93,11 +93,20 @@ def test_blocks_lie_on_a_diagonal(saved: Path, llama: BaseLayout) -> None:
     raise AssertionError("neither has blocks")
 
 
+@pytest.mark.parametrize("saved", ["kasa"], indirect=True)
+def test_beside_bitsandbytes_linears_it_is_plain(saved: Path, llama: BaseLayout) -> None:
+    """PEFT takes no notice of `kasa_config` there."""
+    assert load(saved, "d", llama).effects
+    spoil(saved, lambda t: [t.pop(key) for key in list(t) if "diag" in key])
+    inspect(saved, llama, 64)
+    assert not load(saved, "d", llama).effects
+
+
 SPOILT: list[tuple[str, Callable[[dict[str, Tensor]], object], str]] = [
-    ("kasa", lambda t: t.pop(first(t, "diag")), "has no lora_diag"),
+    ("kasa", lambda t: t.pop(first(t, "diag")), "has no lora_diag, and other modules have"),
     ("kasa", lambda t: t.update({first(t, "diag"): torch.ones(4)}), "this base needs [8]"),
-    ("blocks in a", lambda t: t.update({first(t, "A"): torch.ones(8, 64)}), "needs [rank, 32]"),
-    ("blocks in b", lambda t: t.update({first(t, "B"): torch.ones(32, 8)}), "8 columns, not 2"),
+    ("blocks in a", lambda t: t.update({first(t, "A"): torch.ones(8, 16)}), "needs [rank, 32]"),
+    ("blocks in b", lambda t: t.update({first(t, "B"): torch.ones(32, 4)}), "4 columns, not 2"),
     ("velora", lambda t: t.update({first(t, "A"): torch.ones(8, 8)}), "needs [rank, 64]"),
 ]
 

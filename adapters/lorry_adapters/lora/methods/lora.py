@@ -268,7 +268,7 @@ class LoraSpec:
                 special[name] = LoraPair(*stored, scaling)
                 continue
             a_RI, b_OR = self.variant.pair(file, pair.module, mine, stored)
-            beside = self.variant.effect(a_RI.shape[0])
+            beside = self.variant.effect(mine, a_RI.shape[0])
             if beside is not None:
                 parts.add(name, beside)
             if self.use_dora:

@@ -52,7 +52,7 @@ def find_pairs(
     return found
 
 
-def _plain_widths(module: BaseModule, a_width: int, rank: int) -> tuple[int, int]:
+def _plain_widths(module: BaseModule, pair: tuple[int, int], rank: int) -> tuple[int, int]:
     return module.in_features, rank
 
 
@@ -60,11 +60,11 @@ def find_ranks(
     file: TensorFile,
     pairs: Mapping[str, PairKeys],
     problems: list[str],
-    widths: Callable[[BaseModule, int, int], tuple[int, int]] = _plain_widths,
+    widths: Callable[[BaseModule, tuple[int, int], int], tuple[int, int]] = _plain_widths,
 ) -> dict[str, int]:
     """By module, as its tensors have it; shapes that do not fit are added to `problems`.
 
-    `widths`: of A and B in the file, from the module, the width that A has, and its rank.
+    `widths`: what A and B must have, from the module, what they have, and A's rank.
     """
     ranks = {}
     empty = []
@@ -74,7 +74,8 @@ def find_ranks(
             empty.append(pair.a_key if 0 in a else pair.b_key)
             continue
         rank, wide = (a[0], a[1]) if len(a) == 2 else (0, 0)
-        a_width, b_width = widths(pair.module, wide, rank)
+        have = wide, b[1] if len(b) == 2 else 0
+        a_width, b_width = widths(pair.module, have, rank)
         fan_out, experts = pair.module.out_features, pair.module.experts
         if rank < 1 or wide != a_width or rank % experts:
             rows = "rank" if experts == 1 else f"{experts} times the rank"

@@ -68,12 +68,12 @@ class Variant:
         """Beside the pair's own."""
         return (_DIAGONAL,) if self.diagonal else self.left
 
-    def widths(self, module: BaseModule, a_width: int, rank: int) -> tuple[int, int]:
-        """The columns that A and B must have in the file; `a_width` is what A has."""
-        inputs = module.in_features
-        if self._in(self.in_a, module):
+    def widths(self, module: BaseModule, pair: tuple[int, int], rank: int) -> tuple[int, int]:
+        """The columns that A and B must have in the file, where they have those of `pair`."""
+        inputs, (a_width, b_width) = module.in_features, pair
+        if self._in(self.in_a, module) and a_width != inputs:
             return inputs // self.blocks, rank
-        if self._in(self.in_b, module):
+        if self._in(self.in_b, module) and b_width != rank:
             return inputs, rank // self.blocks
         if self.group > 1 and a_width != inputs:
             return inputs // self.group, rank
@@ -88,13 +88,14 @@ class Variant:
     ) -> Iterator[str]:
         """`modules`: those with a pair, by path; `ranks`: those whose pair fits."""
         shapes: dict[str, tuple[int, ...]] = {}
+        diagonals = keys.of(_DIAGONAL)
         for name, rank in ranks.items():
-            module, found = modules[name], keys.modules[name].get(_DIAGONAL)
-            if self.diagonal and found is None:
-                yield f"kasa_config is set, and {shown(name)} has no {_DIAGONAL}"
+            module, found = modules[name], diagonals.get(name)
+            if diagonals and found is None:
+                yield f"{shown(name)} has no {_DIAGONAL}, and other modules have"
             elif found is not None:
                 shapes[found] = (rank,)
-            if self.diagonal and rank >= min(module.in_features, module.out_features):
+            if found is not None and rank >= min(module.in_features, module.out_features):
                 yield f"{shown(name)}: KaSA of rank {rank} would leave nothing of its weight"
             both = self._in(self.in_a, module), self._in(self.in_b, module)
             whole = module.in_features if both[0] else module.out_features
@@ -107,7 +108,7 @@ class Variant:
                 )
             if module.in_features % self.group:
                 yield f"{shown(name)}: groups of {self.group} do not divide {module.in_features}"
-        stray = [name for name in keys.of(_DIAGONAL) if name not in modules]
+        stray = [name for name in diagonals if name not in modules]
         if stray:
             yield f"{_DIAGONAL} without a pair of matrices: {shown(stray[0])}"
         wrong: list[str] = []
@@ -123,21 +124,21 @@ class Variant:
     ) -> tuple[Tensor, Tensor]:
         """(A `[R, I]`, B `[O, R]`) of the plain pair that it is."""
         a, b = pair
-        if self.diagonal:
+        if _DIAGONAL in keys:
             return a * file.read(keys[_DIAGONAL])[:, None], b
-        if self._in(self.in_a, module):
-            return _diagonal(a, self.blocks), b
-        if self._in(self.in_b, module):
+        if b.shape[1] != a.shape[0]:
             return a, _diagonal(b, self.blocks)
         if a.shape[1] != module.in_features:
+            if self._in(self.in_a, module):
+                return _diagonal(a, self.blocks), b
             # PEFT takes the mean of a group, times the number of groups.
             scale = a.shape[1] / self.group
             return a.float().repeat_interleave(self.group, dim=1) * scale, b
         return a, b
 
-    def effect(self, rank: int) -> WithoutTail | None:
+    def effect(self, keys: Mapping[str, str], rank: int) -> WithoutTail | None:
         """What it does beside."""
-        return WithoutTail(rank) if self.diagonal else None
+        return WithoutTail(rank) if _DIAGONAL in keys else None
 
     def _in(self, parts: tuple[str, ...], module: BaseModule) -> bool:
         return self.blocks > 1 and any(part in module.name for part in parts)
