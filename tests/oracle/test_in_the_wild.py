@@ -82,7 +82,8 @@ def check(lorry: Bench, upload: bytes, made: Made, says: str | None, tmp_path: P
 
 @pytest.mark.parametrize("name", CASES)
 def test_case(name: str, lorry: Bench, made: Callable[[str], Made], tmp_path: Path) -> None:
-    case, plain = CASES[name], made("lora")
+    case = CASES[name]
+    plain = made(case.kind)
     left = Left(
         config=json.loads((plain.folder / CONFIG).read_text()),
         tensors=load_file(plain.folder / WEIGHTS),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ class Left:
 class Case:
     change: Callable[[Left], object]
     says: str | None = None
+    kind: str = "lora"
+    """What it is made from."""
 
 
 def config(**fields: Any) -> Callable[[Left], object]:
@@ -78,6 +81,25 @@ def keys(pattern: str) -> Callable[[Left], object]:
         return pattern.format(module=module, half=half.removesuffix(".weight"))
 
     return lambda left: left.rename(renamed)
+
+
+def ends(old: str, new: str) -> Callable[[Left], object]:
+    """`new` for the keys' end `old`, which some must have."""
+
+    def change(left: Left) -> None:
+        assert any(key.endswith(old) for key in left.tensors), old
+        left.rename(lambda key: key[: -len(old)] + new if key.endswith(old) else key)
+
+    return change
+
+
+def named(left: Left) -> None:
+    """As in memory, where every parameter has its adapter's name."""
+    left.rename(
+        lambda key: re.sub(
+            r"\.(lora_\w+|ia3_l|trainable_tokens_delta)(\.weight|\.bias)?$", r".\1.default\2", key
+        )
+    )
 
 
 def inside(word: str, *, after: str) -> Callable[[Left], object]:
@@ -421,4 +443,92 @@ FILES: Mapping[str, Case] = {
 }
 """How the tensors are stored, and where."""
 
-CASES: Mapping[str, Case] = {**TRAINERS, **CONFIGS, **FILES}
+_HEAD = "lm_head.weight"
+_TABLE = "embed_tokens.weight"
+_SAVED = "modules_to_save=both"
+
+
+def doubled(
+    end: str, *news: str, change: Callable[[torch.Tensor], torch.Tensor] = torch.clone
+) -> Callable[[Left], object]:
+    """What ends with `end` once more, under other ends."""
+
+    def add(left: Left) -> None:
+        for key in [key for key in left.tensors if key.endswith(end)]:
+            for new in news:
+                left.tensors[key[: -len(end)] + new] = change(left.tensors[key])
+
+    return add
+
+
+STATES: Mapping[str, Case] = {
+    "dora, a parameter of its own": Case(
+        ends("lora_magnitude_vector", "lora_magnitude_vector.weight"), kind="dora"
+    ),
+    "dora, with a name": Case(named, kind="dora"),
+    "dora, with a name in a module": Case(
+        both(ends("lora_magnitude_vector", "lora_magnitude_vector.weight"), named), kind="dora"
+    ),
+    "dora, its magnitudes lost": Case(
+        lambda left: left.tensors.pop(left.any_key("magnitude")),
+        "the config sets use_dora and the file lacks it for model.layers.0",
+        kind="dora",
+    ),
+    "a pair's bias, with a name": Case(named, kind="lora_bias"),
+    "embeddings, with a name": Case(named, kind="embeddings target"),
+    "rows, with a name": Case(named, kind="trainable_token_indices"),
+    "ia3, with a name": Case(named, kind="ia3"),
+    "adalora, with a name": Case(named, kind="adalora"),
+    "saved modules, a raw state": Case(
+        both(
+            ends(_HEAD, "lm_head.modules_to_save.default.weight"),
+            ends(_TABLE, "embed_tokens.modules_to_save.default.weight"),
+        ),
+        kind=_SAVED,
+    ),
+    "saved modules, all that lies there": Case(
+        both(
+            doubled(_HEAD, "lm_head.modules_to_save.weight"),
+            doubled(_TABLE, "embed_tokens.modules_to_save.weight"),
+            doubled(_HEAD, "lm_head.original_module.weight", change=torch.zeros_like),
+        ),
+        kind=_SAVED,
+    ),
+    "saved modules, compiled": Case(inside("_orig_mod.", after=PREFIX), kind=_SAVED),
+    "saved modules, data parallel": Case(
+        lambda left: left.rename(lambda key: f"module.{key}"), kind=_SAVED
+    ),
+    "saved modules, two that differ": Case(
+        doubled(_HEAD, "lm_head.modules_to_save.weight", change=torch.zeros_like),
+        "are one trained tensor, and the file has two that differ",
+        kind=_SAVED,
+    ),
+    "saved modules, one lost": Case(
+        lambda left: left.tensors.pop(left.any_key("lm_head")),
+        "modules_to_save names 'lm_head', and the file has no such module",
+        kind=_SAVED,
+    ),
+    "saved modules, not asked for": Case(
+        config(modules_to_save=None),
+        "input_layernorm.weight': weights of the base itself are not served",
+        kind="modules_to_save=norm",
+    ),
+    "tables not asked for, and trained": Case(config(modules_to_save=None), kind=_SAVED),
+    "rows of tokens that are not": Case(
+        config(trainable_token_indices={"embed_tokens": [1, 2, 3, 4, 5, 6, 49152]}),
+        "trainable_token_indices: the base has 384 tokens, not 49152",
+        kind="trainable_token_indices",
+    ),
+    "bone, before it was miss": Case(
+        both(
+            config(peft_type="BONE"),
+            lambda left: left.rename(lambda key: key.replace(".miss_", ".bone_")),
+        ),
+        "adapters of peft_type 'BONE' are not served: it is MiSS under its name of before PEFT "
+        "0.19; lorry adapters convert makes it one",
+        kind="miss",
+    ),
+}
+"""Other kinds, as raw state dicts and old versions spell their parts."""
+
+CASES: Mapping[str, Case] = {**TRAINERS, **CONFIGS, **FILES, **STATES}

@@ -56,6 +56,7 @@ _NO_DELTA: Final[Mapping[str, str]] = {
     "weights that other versions of its library make otherwise; train a LoRA or an OSF adapter",
     "ADAPTION_PROMPT": "it changes how layers attend, which no change of a module does; train "
     "prefix tuning (PREFIX_TUNING), which reaches the same place",
+    "BONE": "it is MiSS under its name of before PEFT 0.19; lorry adapters convert makes it one",
     "LILY": "it weighs its matrices by the mean over all tokens of a batch, so that a token's "
     "answer would depend on those after it and on other requests; train a LoRA",
     "POLY": "it mixes its matrices by the task of a request, and requests have none; train a LoRA "

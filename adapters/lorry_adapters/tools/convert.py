@@ -42,6 +42,7 @@ _SAVED: Final = re.compile(
 _LEGACY: Final = frozenset({"merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"})
 """Keys of old versions and of trainers that are about training, whatever their value."""
 
+_BONE: Final = "BONE"
 _OF_STARTS: Final = ("corda_config", "lora_ga_config", "eva_config", "loftq_config")
 
 
@@ -99,6 +100,7 @@ def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dic
     names: set[str] = set()
     # Prompt tuning and its like are no part of the base, and have no prefix.
     bare = source.peft_type in PROMPTS
+    is_bone = source.config.get("peft_type") == _BONE
     for key in source.entries:
         plain = WRAPPERS.sub("", key)
         if plain != key:
@@ -110,6 +112,8 @@ def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dic
         if name is not None:
             names.add(name)
             seen["name"].append(key)
+        if is_bone:
+            path = path.replace(".bone_", ".miss_")
         new = path if bare else PREFIX + path
         if not bare and (not plain.startswith(PREFIX) or plain.startswith(PREFIX * 2)):
             seen["prefix"].append(key)
@@ -159,6 +163,9 @@ def _config(
     if config.get("peft_type") is None and modules:
         config["peft_type"] = "LORA"
         changes.append("peft_type: LORA, as the tensors are")
+    if config.get("peft_type") == _BONE:
+        config["peft_type"] = "MISS"
+        changes.append("peft_type: MISS, as it is called since PEFT 0.19")
     known = _known(config.get("peft_type"))
     if known is None:
         problems.append(f"PEFT knows no peft_type {shown(config.get('peft_type'))}")

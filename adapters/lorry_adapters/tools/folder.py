@@ -31,8 +31,8 @@ PREFIX: Final = "base_model.model."
 """What PEFT writes before a module's path in the base."""
 
 OWN: Final = (
-    "adamss", "adaption_prompt", "beft", "boft", "c3a", "deft", "delora", "fourierft", "frod",
-    "glora", "gralora", "hada", "hira", "hra", "ia3", "lily", "lokr", "lora", "miss", "oft",
+    "adamss", "adaption_prompt", "beft", "boft", "bone", "c3a", "deft", "delora", "fourierft",
+    "frod", "glora", "gralora", "hada", "hira", "hra", "ia3", "lily", "lokr", "lora", "miss", "oft",
     "osf", "peanut", "poly", "psoft", "pvera", "randlora", "road", "shadow", "shira",
     "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft",
     "xlora",
