@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, MissConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -112,6 +112,19 @@ def test_other_kinds_lose_the_adapters_name(method: str, tiny_model, tmp_path: P
     result = convert(found)
     assert result.tensors.keys() == good.keys()
     assert all(torch.equal(result.tensors[key], good[key]) for key in good)
+
+
+def test_bone_is_miss(tiny_model, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    config = MissConfig(r=4, target_modules=["q_proj"], init_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "old")
+    theirs = load_file(tmp_path / "old" / WEIGHTS)
+    rename(tmp_path / "old", lambda key: key.replace(".miss_", ".bone_"))
+    edit_config(tmp_path / "old", peft_type="BONE")
+    converted = convert(tmp_path / "old")
+    assert converted.config["peft_type"] == "MISS"
+    assert converted.tensors.keys() == theirs.keys()
+    assert all(torch.equal(converted.tensors[key], theirs[key]) for key in theirs)
 
 
 def test_two_adapters_in_a_file_are_refused(peft_adapter, copied) -> None:

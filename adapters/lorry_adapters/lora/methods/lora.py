@@ -24,11 +24,8 @@ from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import Dora, PairBias
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import (
-    OwnParts,
-    OwnPartsFields,
-    read_own_parts,
-)
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
+from lorry_adapters.lora.methods.own_tensors import OwnParts
 from lorry_adapters.lora.methods.pairs import (
     PairKeys,
     disagreements,

@@ -12,7 +12,8 @@ from typing import ClassVar
 from lorry_adapters.lora.base import ModuleKind
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
-from lorry_adapters.lora.methods.own_parts import OwnPartsFields, shape_of
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields
+from lorry_adapters.lora.methods.own_tensors import shape_of
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget

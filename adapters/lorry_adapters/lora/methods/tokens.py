@@ -15,12 +15,8 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, sort_keys, unexpected
-from lorry_adapters.lora.methods.own_parts import (
-    OwnParts,
-    OwnPartsFields,
-    check_rows,
-    read_own_parts,
-)
+from lorry_adapters.lora.methods.own_parts import OwnPartsFields, check_rows, read_own_parts
+from lorry_adapters.lora.methods.own_tensors import OwnParts
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import TensorFile
