@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.probe_experts import wrong_experts
+from lorry_adapters.lora.problems import some
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
 
 _TOLERANCE: Final = 1e-4
@@ -27,27 +30,46 @@ _PREFIXES: Final = ("base_model.model.", "")
 
 
 def check(folder: Path, weights: AdapterWeights) -> None:
-    """Of a LoRA's plain pairs: the first module, one in the middle, the last.
+    """Of a LoRA's plain pairs: the first module, one in the middle, the last; of experts the same.
 
     Raises InvalidAdapter where what was loaded is not what the files say.
     """
     config = json.loads((folder / CONFIG_FILE).read_bytes())
-    names = sorted(weights.modules)
+    if config.get("peft_type") != "LORA":
+        return
     # Patterns give a module a strength that only the parser knows, and others another form.
     simple = not any(config.get(key) for key in _NOT_PLAIN)
-    if config.get("peft_type") != "LORA" or not names or not simple:
-        return
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = set(file.keys())
-        for name in {names[0], names[len(names) // 2], names[-1]}:
-            a_key, b_key = (_key(keys, name, half) for half in "AB")
-            if a_key is None or b_key is None:
-                # Under another module's name, of which the base has a part.
-                continue
-            a_RI, b_OR = file.get_tensor(a_key).float(), file.get_tensor(b_key).float()
-            x_I = torch.randn(a_RI.shape[1], generator=torch.Generator().manual_seed(7))
-            expected_O = strength(config) * (b_OR @ (a_RI @ x_I))
-            _compare(name, weights, x_I, expected_O)
+        wrong = list(_wrong_pairs(config, keys, file.get_tensor, weights)) if simple else []
+        its_own = strength(config) if simple else None
+        wrong += wrong_experts(config, sorted(keys), file.get_tensor, weights, its_own)
+    if wrong:
+        raise InvalidAdapter(
+            [
+                f"the self-check failed: what was loaded for {some(wrong)} is not what the files "
+                "say; this is a defect of the server, please report it with the adapter's config"
+            ]
+        )
+
+
+def _wrong_pairs(
+    config: Mapping[str, Any],
+    keys: set[str],
+    read: Callable[[str], Tensor],
+    weights: AdapterWeights,
+) -> Iterator[str]:
+    names = sorted(weights.modules)
+    for name in {names[0], names[len(names) // 2], names[-1]} if names else ():
+        a_key, b_key = (_key(keys, name, half) for half in "AB")
+        if a_key is None or b_key is None:
+            # Under another module's name, of which the base has a part.
+            continue
+        a_RI, b_OR = read(a_key).float(), read(b_key).float()
+        x_I = torch.randn(a_RI.shape[1], generator=torch.Generator().manual_seed(7))
+        expected_O = strength(config) * (b_OR @ (a_RI @ x_I))
+        if not _is_same(weights.modules[name], x_I, expected_O):
+            yield name
 
 
 def strength(config: Mapping[str, Any]) -> float:
@@ -65,17 +87,9 @@ def _key(keys: set[str], module: str, half: str) -> str | None:
     return None
 
 
-def _compare(name: str, weights: AdapterWeights, x_I: Tensor, expected_O: Tensor) -> None:
-    pair = weights.modules[name]
-    wide = pair.a_RI.shape[1] == x_I.shape[0] and pair.b_OR.shape[0] == expected_O.shape[0]
-    if wide:
-        found_O = pair.scaling * (pair.b_OR.float() @ (pair.a_RI.float() @ x_I))
-        worst = float((found_O - expected_O).abs().max())
-        wide = worst <= _TOLERANCE * (1 + float(expected_O.abs().max()))
-    if not wide:
-        raise InvalidAdapter(
-            [
-                f"the self-check failed: what was loaded for {name} is not what the files say; "
-                "this is a defect of the server, please report it with the adapter's config"
-            ]
-        )
+def _is_same(pair: LoraPair, x_I: Tensor, expected_O: Tensor) -> bool:
+    if pair.a_RI.shape[1] != x_I.shape[0] or pair.b_OR.shape[0] != expected_O.shape[0]:
+        return False
+    found_O = pair.scaling * (pair.b_OR.float() @ (pair.a_RI.float() @ x_I))
+    worst = float((found_O - expected_O).abs().max())
+    return worst <= _TOLERANCE * (1 + float(expected_O.abs().max()))
