@@ -1,12 +1,12 @@
-"""What each kind of adapter costs against plain LoRA: decode steps of eight rows, in process.
+"""What each kind of adapter costs against plain LoRA: steps of eight rows, in process.
 
     .venv/bin/python -m benchmarks.kinds                 the default base, as `lorry serve` takes it
     .venv/bin/python -m benchmarks.kinds --kernels torch without the compiled step
 
 Eight adapters of one kind, a row each, on the seven projections where the kind has a choice;
-steps of the kinds in turn, the median of each. A kind that is not plain runs on the packed
-model beside the compiled step, so its rows cost what PyTorch's operations cost; the last line
-says what a mixed step costs its plain rows.
+steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. LoRA,
+DoRA, biases and (IA)3 run on the compiled step, the others on the packed model beside it, at
+what PyTorch's operations cost; a mixed step says what that costs its plain rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ from lorry_adapters.lora.prompt import PromptEmbeddings
 from lorry_adapters.lora.weights import AdapterWeights
 
 ROWS, RANK, CONTEXT, BLOCK = 8, 16, 100, 16
+PROMPT = 64
+"""Tokens of a prompt. Of those steps there is one for `EVERY` decodes."""
+EVERY = 6
 VIRTUAL = 20
 Adapter = Callable[[LoadedModel, int], AdapterWeights]
 
@@ -64,55 +67,111 @@ def main() -> int:
     )
     choose(given.kernels, loaded, runner, max_tokens=512, max_rank=64)
     runner.settle()
-    rows: dict[str, list[Row]] = {"base": [row(None, place, 0) for place in range(ROWS)]}
+    slots: dict[str, list[tuple[SlotUse, ...]]] = {"base": [()] * ROWS}
+    virtual: dict[str, int] = {}
     for kind, make in KINDS.items():
-        rows[kind] = []
-        for place in range(ROWS):
-            slot = (len(rows) - 2) * ROWS + place + 1
+        slots[kind] = []
+        for _ in range(ROWS):
+            slot = (len(slots) - 2) * ROWS + len(slots[kind]) + 1
             weights = make(loaded, slot)
             runner.place(slot, runner.prepare(weights))
-            rows[kind].append(row(slot, place, VIRTUAL if weights.prompt is not None else 0))
-    plain = rows["LoRA"]
-    rows["LoRA, four rows beside four of DoRA"] = [*plain[:4], *rows["DoRA"][4:]]
-    times = measure(runner, rows, given.steps)
+            slots[kind].append((SlotUse(slot, 1.0),))
+            virtual[kind] = VIRTUAL if weights.prompt is not None else 0
+    slots |= mixed(slots)
+    steps = {
+        kind: Batch(tuple(row(mine, at, virtual.get(kind, 0)) for at, mine in enumerate(uses)))
+        for kind, uses in slots.items()
+    }
+    prompts = {
+        kind: Batch(
+            tuple(prompt_of(mine, at, virtual.get(kind, 0)) for at, mine in enumerate(uses))
+        )
+        for kind, uses in slots.items()
+    }
+    decodes, reads = measure(runner, steps, prompts, given.steps)
     sys.stdout.write(f"{loaded.name} in {loaded.quantization}, {runner.path} kernels\n\n")
-    sys.stdout.write(table(times))
+    sys.stdout.write(table(decodes, reads))
     if given.json is not None:
-        report.write_json(given.json, dict(times))
+        report.write_json(given.json, {"decode": dict(decodes), "prompt": dict(reads)})
     return 0
 
 
-def measure(runner: Runner, rows: Mapping[str, Sequence[Row]], steps: int) -> dict[str, float]:
+def mixed(slots: Mapping[str, list[tuple[SlotUse, ...]]]) -> dict[str, list[tuple[SlotUse, ...]]]:
+    """Rows of several kinds in one step, at several scales, and in one sum."""
+    plain, dora = slots["LoRA"], slots["DoRA"]
+    summed = ("LoRA", "DoRA", "(IA)3")
+    return {
+        "DoRA, each at a scale of its own": [
+            (SlotUse(use.slot, 0.5 + at / 8),) for at, (use,) in enumerate(dora)
+        ],
+        "LoRA, four rows beside four of DoRA": [*plain[:4], *dora[4:]],
+        "LoRA + DoRA + (IA)3 in every row": [
+            tuple(use for kind in summed for use in slots[kind][at]) for at in range(ROWS)
+        ],
+        "LoRA + DoRA + LoKr in every row": [
+            tuple(use for kind in ("LoRA", "DoRA", "LoKr") for use in slots[kind][at])
+            for at in range(ROWS)
+        ],
+    }
+
+
+Seconds = Mapping[str, float]
+
+
+def measure(
+    runner: Runner, steps: Mapping[str, Batch], prompts: Mapping[str, Batch], count: int
+) -> tuple[Seconds, Seconds]:
     """Median seconds of a step, the kinds in turn, so that a slow minute is everybody's."""
-    found: dict[str, list[float]] = {kind: [] for kind in rows}
-    for step in range(steps + 3):
-        for kind, mine in rows.items():
-            began = time.perf_counter()
-            runner.run(Batch(tuple(mine)))
-            if step >= 3:
-                found[kind].append(time.perf_counter() - began)
-    return {kind: statistics.median(values) for kind, values in found.items()}
+    found: dict[str, list[float]] = {kind: [] for kind in steps}
+    read: dict[str, list[float]] = {kind: [] for kind in prompts}
+    for step in range(count + 3):
+        for kind, batch in steps.items():
+            found[kind].append(seconds(runner, batch))
+        if step % EVERY == 0:
+            for kind, batch in prompts.items():
+                read[kind].append(seconds(runner, batch))
+    return (
+        {kind: statistics.median(values[3:]) for kind, values in found.items()},
+        {kind: statistics.median(values[1:]) for kind, values in read.items()},
+    )
 
 
-def table(times: Mapping[str, float]) -> str:
-    plain = times["LoRA"]
-    lines = ["| eight rows of | ms a step | against plain LoRA |", "|---|---|---|"]
-    for kind, seconds in times.items():
-        lines.append(f"| {kind} | {seconds * 1000:.1f} | {seconds / plain:.2f} |")
+def seconds(runner: Runner, batch: Batch) -> float:
+    began = time.perf_counter()
+    runner.run(batch)
+    return time.perf_counter() - began
+
+
+def table(decodes: Seconds, reads: Seconds) -> str:
+    lines = [
+        f"| eight rows of | ms a step | of LoRA | ms for prompts of {PROMPT} | of LoRA |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, decode in decodes.items():
+        figures = [decode * 1000, decode / decodes["LoRA"], reads[kind] * 1000]
+        figures.append(reads[kind] / reads["LoRA"])
+        lines.append("| {} | {:.1f} | {:.2f} | {:.0f} | {:.2f} |".format(kind, *figures))
     return "\n".join(lines) + "\n"
 
 
-def row(slot: int | None, place: int, virtual: int) -> Row:
+def row(uses: tuple[SlotUse, ...], place: int, virtual: int) -> Row:
     """One that decodes behind a context of `CONTEXT` tokens."""
-    blocks = list(range(place * 16, place * 16 + 16))
-    params = SamplingParams(max_new_tokens=64)
+    return _row(uses, place, [place + 10], CONTEXT + virtual)
+
+
+def prompt_of(uses: tuple[SlotUse, ...], place: int, virtual: int) -> Row:
+    """One that reads a prompt."""
+    return _row(uses, place, [place + token for token in range(10, 10 + PROMPT)], virtual)
+
+
+def _row(uses: tuple[SlotUse, ...], place: int, token_ids: list[int], start: int) -> Row:
     return Row(
         request_id=str(place),
-        token_ids=[place + 10],
-        start=CONTEXT + virtual,
-        blocks=blocks,
-        adapters=() if slot is None else (SlotUse(slot, 1.0),),
-        sample=Sample(params, [1] * CONTEXT, (), None),
+        token_ids=token_ids,
+        start=start,
+        blocks=list(range(place * 16, place * 16 + 16)),
+        adapters=uses,
+        sample=Sample(SamplingParams(max_new_tokens=64), [1] * CONTEXT, (), None),
     )
 
 
