@@ -56,7 +56,7 @@ class CompiledModule:
     def place(self, slot: int, pair: LoraPair | None = None, deltas: Sequence[Delta] = ()) -> None:
         pairs = {} if pair is None else {NAME: pair}
         all_deltas = {NAME: deltas} if deltas else {}
-        gains = gains_of(all_deltas, [NAME])
+        gains = gains_of(all_deltas, pairs, [[NAME]])
         made = pack_adapter(self._built, {**pairs, **doras_of(all_deltas)}, [[NAME]], gains)
         self._slots.place(slot, made)
 

@@ -9,6 +9,7 @@ up, which the event loop then keeps for as long as its own work takes.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
@@ -147,12 +148,15 @@ class PairArrays:
             if mine is not None:
                 uses.setdefault(token, []).append(pair)
         gained = sorted(uses)
+        counts = Counter(token for _, token, _ in plan.pairs)
         self._gain = array("Q", addresses)
         self._gained = array("i", gained)
+        self._alone = array("i", [counts[token] == 1 for token in gained])
         self._uses = array("i", [pair for token in gained for pair in uses[token]])
         self._first = array("i", accumulate((len(uses[token]) for token in gained), initial=0))
         self.struct.num_gained = len(gained)
         self.struct.gained = _address(self._gained)
+        self.struct.alone = _address(self._alone)
         self.struct.first = _address(self._first)
         self.struct.uses = _address(self._uses)
         self.struct.gain = _address(self._gain)

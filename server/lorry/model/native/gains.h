@@ -18,8 +18,14 @@ INLINE const Gain *gain_of(const Slots *slots, const Pairs *pairs, int use) {
     return pairs->gain[pairs->uses[use]] + slots->module;
 }
 
-/* Whether an adapter of the g-th token with vectors changes what goes into the linear. */
+/* Whether nobody reads the x of the g-th token with vectors but for what goes in instead. */
+INLINE int is_instead(const Slots *slots, const Pairs *pairs, int g) {
+    return pairs->alone[g] && gain_of(slots, pairs, pairs->first[g])->instead;
+}
+
+/* Whether an adapter of the token changes what goes into the linear, beside x. */
 static int is_inward(const Slots *slots, const Pairs *pairs, int g) {
+    if (is_instead(slots, pairs, g)) return 0;
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++)
         if (gain_of(slots, pairs, use)->inward_I) return 1;
     return 0;

@@ -33,11 +33,12 @@ KNOWN_SCALES = 4
 """Kept for each adapter beside those in use: most requests ask for the default."""
 
 _FIELDS = ("more_O", "shift_O", "inward_I")
+_MARKS = ("dora", "instead")
 _GAIN = np.dtype(
     {
-        "names": [*_FIELDS, "dora"],
-        "formats": [*[np.uint64] * len(_FIELDS), np.int32],
-        "offsets": [getattr(structs.Gain, name).offset for name in (*_FIELDS, "dora")],
+        "names": [*_FIELDS, *_MARKS],
+        "formats": [*[np.uint64] * len(_FIELDS), *[np.int32] * len(_MARKS)],
+        "offsets": [getattr(structs.Gain, name).offset for name in (*_FIELDS, *_MARKS)],
         "itemsize": sizeof(structs.Gain),
     }
 )
@@ -76,6 +77,8 @@ class Gains:
     places_M3: NDArray[np.int64]
     """Where each linear's three vectors begin in a bound piece, or `_NONE`."""
     dora_M: NDArray[np.bool_]
+    instead_M: NDArray[np.bool_]
+    """Where the inward gain is all that reads what goes in."""
     _known: dict[float, BoundGains] = field(default_factory=dict, repr=False)
 
     def at(self, scales: Iterable[float]) -> dict[float, BoundGains]:
@@ -111,7 +114,7 @@ class Gains:
             places_M = self.places_M3[:, column]
             address_M = values.ctypes.data + places_M * values.itemsize
             table_M[name] = np.where(places_M == _NONE, 0, address_M)
-        table_M["dora"] = self.dora_M
+        table_M["dora"], table_M["instead"] = self.dora_M, self.instead_M
         return BoundGains(values, table_M)
 
     @property
@@ -152,10 +155,15 @@ def doras_of(deltas: Mapping[str, Sequence[Delta]]) -> dict[str, LoraPair]:
     }
 
 
-def gains_of(deltas: Mapping[str, Sequence[Delta]], names: Sequence[str]) -> Gains | None:
-    """Of deltas that fit; None where there are none. `names`: the step's linears, in order."""
+def gains_of(
+    deltas: Mapping[str, Sequence[Delta]], pairs: Iterable[str], phases: Sequence[Sequence[str]]
+) -> Gains | None:
+    """Of deltas that fit; None where there are none. `pairs`: the linears on which the adapter
+    has some. `phases`: the step's linears, in order; those of one read the same input."""
     if not deltas:
         return None
+    names = [name for phase in phases for name in phase]
+    shared = {*pairs, *(name for phase in phases if len(phase) > 1 for name in phase)}
     doras: list[tuple[int, BoundDora]] = []
     others: list[tuple[int, int, Floats, Floats]] = []
     for module, name in enumerate(names):
@@ -187,6 +195,7 @@ def gains_of(deltas: Mapping[str, Sequence[Delta]], names: Sequence[str]) -> Gai
     for module, column, _, slope_X in others:
         places_M3[module, column] = end
         end += len(slope_X)
+    single_M = np.array([name not in shared for name in names])
     return Gains(
         magnitude_P=_joined(_array(dora.magnitude_O) for _, dora in doras),
         w_P=_joined(_array(dora.w_O) for _, dora in doras),
@@ -196,6 +205,7 @@ def gains_of(deltas: Mapping[str, Sequence[Delta]], names: Sequence[str]) -> Gai
         slope_Q=_joined(slope_X for _, _, _, slope_X in others),
         places_M3=places_M3,
         dora_M=dora_M,
+        instead_M=single_M & (places_M3[:, 2] != _NONE) & (places_M3[:, 0] == _NONE),
     )
 
 

@@ -161,7 +161,7 @@ class LeanModel:
         pairs, names = bound.weights.modules, self._slots.names
         if bound.weights.prompt is not None or not fits(bound.deltas, pairs, names, HEAD):
             return None
-        gains = gains_of(bound.deltas, names)
+        gains = gains_of(bound.deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(bound.deltas)}
         return pack_adapter(self._library, pairs, self._slots.phases, gains)
 

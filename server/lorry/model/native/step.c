@@ -83,12 +83,18 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
     for (int g = 0; g < pairs->num_gained; g++) {
         const int t = pairs->gained[g];
         if (t < first || t >= last) continue;
+        float *spare = e->spare + (size_t)thread * e->widest;
+        if (is_instead(m->slots, pairs, g)) {
+            e->worth_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
+                                          e->codes + (size_t)t * 2 * in);
+            continue;
+        }
         for (int part = 0; part < m->parts; part++) {
             if (!is_inward(m->slots + part, pairs, g)) continue;
             const size_t at = (size_t)part * e->max_tokens + g;
             e->inward_worth[at] =
-                encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride,
-                              e->spare + (size_t)thread * e->widest, e->inward_codes + at * 2 * in);
+                encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
+                              e->inward_codes + at * 2 * in);
         }
     }
 }

@@ -36,6 +36,7 @@ typedef struct {
     const float *shift_O;  /* y += shift */
     const float *inward_I; /* y += base((1 + inward) * x) - base(x) */
     int32_t dora;          /* its pair counts 1 + more times, the base's bias once */
+    int32_t instead;       /* inward, and nothing else of it reads x or base(x) */
 } Gain;
 
 /* Of every slot, what it holds for one linear. */
@@ -73,9 +74,10 @@ typedef struct {
     const int32_t *token, *slot, *start;
     const float *scale;
     /* Tokens with pairs that have gains, ascending: gained[g] has the pairs uses[first[g]] to
-     * uses[first[g + 1] - 1]. gain[p]: pair p's, of every linear, or NULL. */
+     * uses[first[g + 1] - 1], and alone[g]: no other one. gain[p]: pair p's, of every linear,
+     * or NULL. */
     int32_t num_gained;
-    const int32_t *gained, *first, *uses;
+    const int32_t *gained, *alone, *first, *uses;
     const Gain *const *gain;
 } Pairs;
 

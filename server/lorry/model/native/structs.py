@@ -30,6 +30,7 @@ class Gain(Structure):
         ("shift_O", c_void_p),
         ("inward_I", c_void_p),
         ("dora", c_int32),
+        ("instead", c_int32),
     ]
 
 
@@ -93,6 +94,7 @@ class Pairs(Structure):
         ("scale", c_void_p),
         ("num_gained", c_int32),
         ("gained", c_void_p),
+        ("alone", c_void_p),
         ("first", c_void_p),
         ("uses", c_void_p),
         ("gain", c_void_p),

@@ -45,6 +45,8 @@ KINDS = (
     (DORA, OwnBias),
     (OutputGain,),
     (InputGain,),
+    (InputGain, OwnBias),
+    (InputGain, OutputGain),
     (PLAIN, OutputGain, InputGain, OwnBias),
 )
 Kind = tuple[object, ...]
@@ -196,7 +198,7 @@ def test_a_slot_forgets_its_vectors(built: ctypes.CDLL) -> None:
 def gains(kind: Kind, seed: int = 3) -> Gains:
     dice = torch.Generator().manual_seed(seed)
     linear = linear_of(64, 48, bias=True, dice=dice)
-    made = gains_of({"m": Held(kind, linear, dice).deltas}, ["n", "m"])
+    made = gains_of({"m": Held(kind, linear, dice).deltas}, [], [["n"], ["m"]])
     assert made is not None
     return made
 
@@ -206,6 +208,37 @@ def test_a_scale_is_bound_once() -> None:
     first = mine.at([1.0])[1.0]
     assert mine.at([0.5, 1.0])[1.0] is first
     assert mine.at([1.0, 0.5])[0.5] is not first
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs", "phases", "instead"),
+    [
+        ((InputGain,), [], [["n"], ["m"]], True),
+        ((InputGain, OwnBias), [], [["n"], ["m"]], True),
+        ((InputGain,), ["n"], [["n"], ["m"]], True),
+        ((InputGain,), ["m"], [["n"], ["m"]], False),
+        ((InputGain,), [], [["n", "m"]], False),
+        ((InputGain, OutputGain), [], [["n"], ["m"]], False),
+        ((OwnBias,), [], [["n"], ["m"]], False),
+    ],
+    ids=[
+        "nothing else",
+        "a bias",
+        "a pair elsewhere",
+        "a pair",
+        "another linear reads it",
+        "a gain of the answer",
+        "none",
+    ],
+)
+def test_what_goes_in_is_replaced_where_nobody_reads_it(
+    kind: Kind, pairs: list[str], phases: list[list[str]], instead: bool
+) -> None:
+    dice = torch.Generator().manual_seed(3)
+    linear = linear_of(64, 48, bias=True, dice=dice)
+    made = gains_of({"m": Held(kind, linear, dice).deltas}, pairs, phases)
+    assert made is not None
+    assert made.at([1.0])[1.0].table_M["instead"].tolist() == [False, instead]
 
 
 def test_scales_in_use_are_kept_and_few_others() -> None:
