@@ -106,7 +106,7 @@ class Dora:
         c_O = (b_OR * product_OR).double().sum(1)
         d_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).double().sum(1)
         w_O, c_O, d_O = (v.float().to(base.device) for v in (w_O, c_O, d_O))
-        return BoundDora(
+        bound = BoundDora(
             a_RI=self.a_RI,
             b_OR=self.b_OR,
             scaling=self.scaling,
@@ -118,6 +118,10 @@ class Dora:
             dtype=base.dtype,
             device=base.device,
         )
+        if base.device.type != "cpu":
+            # A copy to a device is not for a step to wait for.
+            bound.pair()
+        return bound
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,7 +50,7 @@ class BoundDora:
         return self.magnitude_O / norm
 
     def __call__(self, x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-        a_IR, b_RO = self._pair()
+        a_IR, b_RO = self.pair()
         without_MO = y_MO if self.bias_O is None else y_MO - self.bias_O
         # On a device the number would have to be waited for.
         if self.device.type == "cpu" and scale_M1.numel() == 1:
@@ -61,8 +61,9 @@ class BoundDora:
         pair_MO = ((x_MI @ a_IR) @ b_RO) * s_M1
         return ((gain_MO - 1) * without_MO + gain_MO * pair_MO).to(y_MO.dtype)
 
-    def _pair(self) -> tuple[Tensor, Tensor]:
-        """Made at the first call: where another step applies this, there is none."""
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """A and B, turned round, on the device. Made when first asked for: where another step
+        applies this, nobody asks."""
         if not self._held:
             a_IR, b_RO = self.a_RI.T.contiguous(), self.b_OR.T.contiguous()
             self._held.append((a_IR.to(self.device, self.dtype), b_RO.to(self.device, self.dtype)))

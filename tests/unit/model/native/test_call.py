@@ -6,12 +6,15 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.inputs import build_inputs
-from lorry.model.native.call import Angles, Call
+from lorry.model.native.call import Angles, Call, PairArrays
+from lorry.model.native.gains import BoundGains
+from lorry_adapters.lora.plan import build_plan
 
 VOCAB = 50
 BLOCK = 4
@@ -102,3 +105,32 @@ def test_what_comes_back_is_where_the_step_wrote_it() -> None:
     assert logits.values_KV.tolist() == torch.arange(2.0 * VOCAB).view(2, VOCAB).tolist()
     assert logits.norm_K.tolist() == [0.5, 1.5]
     assert logits.best_K.tolist() == [7, 8] and logits.best_K.dtype is torch.int64
+
+
+def test_tokens_with_gains_are_listed_one_by_one() -> None:
+    """Slot 1 has gains at both of its scales, slot 2 has none."""
+    plan = build_plan(
+        [(1, [(2, 1.0)]), (2, [(1, 0.5), (2, 1.0)]), (1, [(1, 2.0)]), (1, [])],
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    bound = {
+        (1, scale): BoundGains(np.zeros(4, dtype=np.float32), np.zeros(2, dtype=np.uint8))
+        for scale in (0.5, 2.0)
+    }
+    made = PairArrays(plan, bound)
+    pairs = made.struct
+    token = read(ctypes.c_int32, pairs.token, pairs.num_pairs)
+    assert token == [1, 2, 3, 0, 1, 2]
+    assert read(ctypes.c_int32, pairs.gained, pairs.num_gained) == [1, 2, 3]
+    assert read(ctypes.c_int32, pairs.alone, 3) == [0, 0, 1]
+    assert read(ctypes.c_int32, pairs.first, 4) == [0, 1, 2, 3]
+    assert read(ctypes.c_int32, pairs.uses, 3) == [0, 1, 2]
+    half, twice = bound[1, 0.5].address, bound[1, 2.0].address
+    assert read(ctypes.c_uint64, pairs.gain, 6) == [half, half, twice, 0, 0, 0]
+
+
+def test_a_step_without_gains_says_so() -> None:
+    plan = build_plan([(1, [(2, 1.0)])], dtype=torch.float32, device=torch.device("cpu"))
+    pairs = PairArrays(plan, {}).struct
+    assert pairs.num_gained == 0 and not pairs.gain
