@@ -42,6 +42,8 @@ PLACES: Final[Mapping[str, torch.dtype]] = {
 }
 """What places in a weight may be stored in; as floats by PEFT on Windows."""
 
+_READ: Final = {**DTYPES, **PLACES}
+
 _NOT_COMPUTED: Final = frozenset({"F64", "F8_E4M3", "F8_E5M2"})
 """Read as float32, as PEFT's own parameters hold them."""
 
@@ -100,7 +102,7 @@ class TensorFile:
 
         Raises InvalidAdapter where the file has become shorter than it was.
         """
-        return self._read(self.entries[name], DTYPES)
+        return self._read(self.entries[name])
 
     def read_places(self, name: str, end: int) -> torch.Tensor:
         """Places in something of `end` places, as int64.
@@ -108,7 +110,7 @@ class TensorFile:
         Raises InvalidAdapter where one is no whole number from 0 on and below `end`.
         """
         entry = self.entries[name]
-        stored = self._read(entry, PLACES)
+        stored = self._read(entry)
         if not stored.is_floating_point():
             stored = stored.to(torch.int64)  # `end` may be more than 32 bits hold
         # NaN is within no bounds.
@@ -118,8 +120,8 @@ class TensorFile:
             )
         return stored.to(torch.int64)
 
-    def _read(self, entry: TensorEntry, dtypes: Mapping[str, torch.dtype]) -> torch.Tensor:
-        tensor = torch.empty(entry.shape, dtype=dtypes[entry.dtype])
+    def _read(self, entry: TensorEntry) -> torch.Tensor:
+        tensor = torch.empty(entry.shape, dtype=_READ[entry.dtype])
         if entry.bytes:
             self._file.seek(entry.begin)
             self._fill(tensor.view(-1).view(torch.uint8).numpy().data)

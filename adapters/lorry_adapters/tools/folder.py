@@ -24,7 +24,7 @@ from lorry_adapters.errors import AdapterError, InvalidAdapter
 from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.tensor_file import DTYPES, TensorEntry, TensorFile
+from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorEntry, TensorFile
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 
 PREFIX: Final = "base_model.model."
@@ -100,9 +100,9 @@ class PeftFolder:
         self._file.__exit__(kind, error, trace)
 
     def read(self, key: str) -> Tensor:
-        """The tensor, as stored. InvalidAdapter where it is no floating-point one."""
+        """The tensor, as stored. InvalidAdapter where it is of a type that no adapter has."""
         dtype = self.entries[key].dtype
-        if dtype not in DTYPES:
+        if dtype not in DTYPES and dtype not in PLACES:
             raise InvalidAdapter([f"{shown(key)} is {dtype}; read are {', '.join(DTYPES)}"])
         return self._file.read(key)
 

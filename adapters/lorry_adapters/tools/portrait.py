@@ -16,7 +16,7 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.tensor_file import DTYPES
+from lorry_adapters.lora.tensor_file import DTYPES, PLACES
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, natural
 
 _PARAMETER: Final = re.compile(
@@ -30,6 +30,8 @@ _GATES: Final = {
     "LOHA": "hada_w2_b",
     "LOKR": "lokr_w1",
     "VERA": "vera_lambda_b",
+    "SHIRA": "shira_weight",
+    "BEFT": "beft_bias",
     BOTTLENECK: "adapter_up",
 }
 """By method, the factor that PEFT starts at zero: while it is zero, so is the delta."""
@@ -46,6 +48,7 @@ _NAMES: Final = {
     "LOHA": "LoHa",
     "LOKR": "LoKr",
     "VERA": "VeRA",
+    "SHIRA": "SHiRA",
     "PROMPT_TUNING": "prompt tuning",
     "P_TUNING": "p-tuning",
     "PREFIX_TUNING": "prefix tuning",
@@ -61,6 +64,11 @@ _KINDS: Final = {
     "target_parameters": "bare parameters",
     "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA",
+    "kasa_config": "KaSA",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QALoRA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
     "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern",
 }
@@ -178,7 +186,7 @@ def _acts(folder: PeftFolder) -> tuple[bool | None, str]:
     method = folder.peft_type
     if not folder.entries:
         return False, "it holds no tensors"
-    if any(entry.dtype not in DTYPES for entry in folder.entries.values()):
+    if any(entry.dtype not in (*DTYPES, *PLACES) for entry in folder.entries.values()):
         return None, "its tensors are of a type that is not read"
     if method == "LORA":
         return _lora_acts(folder)
@@ -205,6 +213,10 @@ def _lora_acts(folder: PeftFolder) -> tuple[bool | None, str]:
             return True, "its deltas are not zero"
     if any(_any(folder.read(key)) for key in others if key.endswith(".lora_B.bias")):
         return True, "some bias on lora_B is not zero"
+    # Of block-diagonal pairs, whose shapes are none of the module's.
+    halves = [[key for key in others if f".lora_{half}." in key] for half in "AB"]
+    if all(any(_any(folder.read(key)) for key in keys) for keys in halves):
+        return True, "its deltas are not zero"
     if others:
         return None, f"every delta is zero; {_listed(others)} may differ from the base's"
     return False, "every delta is zero: no lora_B (or no lora_A, or no lora_alpha) is anything else"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, MissConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, MissConfig, PromptTuningConfig, ShiraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -125,6 +125,19 @@ def test_bone_is_miss(tiny_model, tmp_path: Path) -> None:
     assert converted.config["peft_type"] == "MISS"
     assert converted.tensors.keys() == theirs.keys()
     assert all(torch.equal(converted.tensors[key], theirs[key]) for key in theirs)
+
+
+def test_places_stay_whole_numbers(tiny_model, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+    model = get_peft_model(base, ShiraConfig(target_modules=["q_proj"], r=2, random_seed=1))
+    model.save_pretrained(tmp_path)
+    good = load_file(tmp_path / WEIGHTS)
+    bare = {key.removeprefix("base_model.model."): value for key, value in good.items()}
+    save_file(bare, tmp_path / WEIGHTS)
+    found = convert(tmp_path).tensors
+    assert found.keys() == good.keys()
+    assert all(torch.equal(found[key], good[key]) for key in good)
+    assert {value.dtype for value in found.values()} == {torch.float32, torch.int32}
 
 
 def test_two_adapters_in_a_file_are_refused(peft_adapter, copied) -> None:

@@ -6,12 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoKrConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from peft import (
+    BeftConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PromptTuningConfig,
+    ShiraConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.lora.config import BdLoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.tools.folder import OWN, PeftFolder
+from lorry_adapters.tools.merge import Part, Recipe, merge
 from lorry_adapters.tools.portrait import PROMPTS, Portrait, portrait
 from support.peft_adapters import edit_config
 
@@ -101,6 +114,8 @@ METHODS = {
     "LoHa": (LoHaConfig, {"target_modules": ["q_proj"], "r": 4}, False),
     "LoKr": (LoKrConfig, {"target_modules": ["q_proj"], "r": 4}, False),
     "VeRA": (VeraConfig, {"target_modules": ["q_proj"], "r": 4}, False),
+    "SHiRA": (ShiraConfig, {"target_modules": ["q_proj"], "r": 2, "random_seed": 1}, False),
+    "BEFT": (BeftConfig, {"target_modules": ["q_proj"]}, False),
     "prompt tuning": (PromptTuningConfig, {"num_virtual_tokens": 3}, True),
 }
 
@@ -125,3 +140,20 @@ def test_other_methods_are_described_and_their_start_does_nothing(
     assert of(tmp_path / "trained").acts is True
     modules = {part.module for part in found.parts if part.kind != ""}
     assert all("k_proj" in name or "q_proj" in name or not name.count(".") for name in modules)
+
+
+def test_blocks_are_no_matrices_of_the_module(tiny_model, tmp_path: Path) -> None:
+    """Of which a merge would make something else."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+    blocks = BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], r=4, use_bdlora=blocks))
+    model.save_pretrained(tmp_path / "start")
+    assert (of(tmp_path / "start").acts, of(tmp_path / "start").kinds) == (None, ("BD-LoRA",))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    model.save_pretrained(tmp_path / "trained")
+    assert of(tmp_path / "trained").acts is True
+    parts = [Part(tmp_path / "trained", 1.0, label) for label in ("one", "other")]
+    with pytest.raises(InvalidAdapter, match="beside its LoRA matrices, which have no merge"):
+        merge(parts, Recipe("linear"))
