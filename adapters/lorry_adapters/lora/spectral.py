@@ -177,7 +177,11 @@ class InBasis:
     def bind(self, base: Base) -> Delta:
         weight_OI = base.weight().cpu().double()
         v_II = self.basis.v_II.double()
-        u_OI = torch.linalg.solve(v_II, weight_OI.T).T
+        try:
+            u_OI = torch.linalg.solve(v_II, weight_OI.T).T
+        except RuntimeError:
+            # As PEFT does it with a basis that is none.
+            u_OI = weight_OI @ torch.linalg.pinv(v_II, rtol=1e-6).T
         u_OI = torch.nn.functional.normalize(u_OI, dim=0)
         inner_II = torch.diag(self.lengths_I.double())
         places = self.basis.rows_N.long(), self.basis.columns_N.long()

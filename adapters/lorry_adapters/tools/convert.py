@@ -32,6 +32,7 @@ from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, changed_base, save
 from lorry_adapters.tools.portrait import PROMPTS
+from lorry_adapters.tools.tasks import one_task
 
 _NAMED: Final = re.compile(
     rf"(?P<start>.+\.(?:{'|'.join(OWN)})_\w+)\.(?P<name>[^.]+)(?P<end>|\.weight|\.bias)", re.ASCII
@@ -58,11 +59,12 @@ class Converted:
         save(folder, self.config, self.tensors)
 
 
-def convert(folder: Path, initial: Path | None = None) -> Converted:
-    """`initial`: the folder that was saved before the first step of training.
+def convert(folder: Path, initial: Path | None = None, task: int | None = None) -> Converted:
+    """`initial`: the folder that was saved before the first step of training. `task`: the one to
+    keep of a multitask prompt, counted from 0.
 
     Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
-    `initial` is needed and not given, or given in vain.
+    `initial` is needed and not given, or it or `task` is given in vain.
     """
     with PeftFolder(folder) as source:
         changes: list[str] = []
@@ -90,6 +92,9 @@ def convert(folder: Path, initial: Path | None = None) -> Converted:
         changes.append(
             f"{start} is plain LoRA now: the initial adapter is subtracted, the rank doubled"
         )
+    if task is not None:
+        config, tensors = one_task(config, tensors, task)
+        changes.append(f"task {task} alone, as an adapter of its own")
     return Converted(config, tensors, tuple(changes))
 
 

@@ -29,9 +29,18 @@ def convert(
             "LoRA-GA plain LoRA.",
         ),
     ] = None,
+    task: Annotated[
+        int | None,
+        typer.Option(
+            "--task",
+            metavar="N",
+            help="Keep one task of a multitask prompt, counted from 0.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA."""
+    """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, one of many
+    tasks."""
     from lorry_adapters.tools.convert import convert as converted
     from lorry_adapters.tools.folder import require_free
 
@@ -44,7 +53,7 @@ def convert(
         before = None
         if initial is not None:
             before = stack.enter_context(given.opened(str(initial), DEFAULT_URL, None))
-        result = converted(folder, before)
+        result = converted(folder, before, task)
     result.save(out)
     if as_json:
         write_json({"out": str(out), "changes": list(result.changes)})

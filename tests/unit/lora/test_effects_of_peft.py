@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import Base
 from lorry_adapters.lora.layers import plain_weight
+from lorry_adapters.lora.spectral import Basis, InBasis
 from lorry_adapters.lora.weights import inspect, load
 
 PSOFT: dict[str, dict[str, object]] = {
@@ -65,6 +66,18 @@ def test_osf(rank: int, shape: tuple[int, int], tmp_path: Path) -> None:
 def test_frod(rate: float, shape: tuple[int, int], tmp_path: Path) -> None:
     config = peft.FrodConfig(target_modules=["lin"], sparse_rate=rate, progressbar=False)
     agree(config, shape, tmp_path)
+
+
+def test_a_basis_that_is_none_binds_as_in_peft() -> None:
+    """A stranger's file may hold any numbers: no answer is not an answer."""
+    base = Model(4, 3)
+    bare = Base(base.lin, partial(plain_weight, base.lin), torch.float32, torch.device("cpu"))
+    places = torch.zeros(0, dtype=torch.int32)
+    basis = Basis(torch.zeros(4, 4), places, places)
+    delta = InBasis(basis, torch.ones(4), torch.zeros(0)).bind(bare)
+    x_MI = torch.randn(2, 4)
+    found_MO = delta(x_MI, torch.zeros(2, 3), torch.ones(1, 1))
+    assert torch.allclose(found_MO, -x_MI @ base.lin.weight.detach().T, atol=1e-6)
 
 
 @pytest.mark.parametrize("fields", [{}, {"r": 3}, {"r": 3, "lora_alpha": 1.5}], ids=str)

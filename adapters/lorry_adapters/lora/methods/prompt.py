@@ -142,8 +142,8 @@ def read_multitask(fields: Fields) -> PromptSpec:
     tasks = fields.take("num_tasks", _count, 1)
     if tasks > 1:
         fields.problems.append(
-            f"the prompts of {tasks} tasks in one adapter are not served, since a request has no "
-            "task; train or save one task's (num_tasks 1)"
+            f"the prompts of {tasks} tasks in one adapter are not served, since a request names "
+            "adapters and no task: make an adapter of each with lorry adapters convert --task N"
         )
     fields.refuse_the_rest(TRAINING, NOT_SERVED)
     return PromptSpec(*shared, rank)
