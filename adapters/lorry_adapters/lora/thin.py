@@ -29,16 +29,21 @@ def factors(matrix_OI: Tensor, size: float) -> tuple[Tensor, Tensor] | None:
     """
     outputs, inputs = matrix_OI.shape
     most = min(MAX_RANK, outputs * inputs // (2 * (outputs + inputs)))
+    # In double: what the factors lose beyond the matrix's own rounding would show in answers.
+    exact_OI = matrix_OI.double()
     directions_IK = torch.randn(
-        inputs, most + _SPARE, generator=torch.Generator().manual_seed(3)
-    ).to(matrix_OI)
-    basis_OK = torch.linalg.qr(matrix_OI @ directions_IK).Q
-    core_KI = basis_OK.T @ matrix_OI
+        inputs, most + _SPARE, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    basis_OK = torch.linalg.qr(exact_OI @ directions_IK.to(exact_OI.device)).Q
+    core_KI = basis_OK.T @ exact_OI
     bound = _ROUNDING * size
-    if float((matrix_OI - basis_OK @ core_KI).norm()) > bound:
+    if float((exact_OI - basis_OK @ core_KI).norm()) > bound:
         return None
     left_KK, strength_K, right_KI = torch.linalg.svd(core_KI, full_matrices=False)
     rank = int((strength_K > bound).sum())
     if rank > most:
         return None
-    return (basis_OK @ left_KK[:, :rank]) * strength_K[:rank], right_KI[:rank]
+    # Both halves of one size, so that neither loses digits to the other's.
+    half_R = strength_K[:rank].sqrt()
+    b_OR = (basis_OK @ left_KK[:, :rank]) * half_R
+    return b_OR.to(matrix_OI.dtype), (right_KI[:rank] * half_R[:, None]).to(matrix_OI.dtype)
