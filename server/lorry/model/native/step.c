@@ -4,40 +4,12 @@
  * the work by token, by key head or by block of outputs; nothing is written by two.
  */
 #include "step.h"
-#include "ahead.h"
 #include "attention.h"
 #include "draw.h"
-#include "gains.h"
-#include "linear.h"
-#include "lora.h"
+#include "engine.h"
+#include "modules.h"
 #include "pack.h"
-#include "pool.h"
 #include "vectors.h"
-
-struct Engine {
-    Pool pool;
-    const Model *model; /* Python's own: slots appear in it as adapters come */
-    int max_tokens, max_pairs, max_context;
-    int widest; /* the widest row of any linear */
-    const Step *step;
-    float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *worth_T, *hidden, *scores;
-    uint8_t *codes;
-    int8_t *hidden_codes;
-    /* Of tokens with gains: inward inputs and the base's answers to them. */
-    uint8_t *inward_codes;
-    float *inward_worth, *answers;
-    float *spare; /* a row for each thread, as wide as any */
-    Ahead *ahead; /* one for each thread */
-    /* For `lorry_linear` and `lorry_module`. */
-    const Linear *linear;
-    const Slots *slots;
-    const Pairs *pairs;
-    const float *input;
-    float *output;
-    int tokens;
-};
-
-#define SHARE(total, thread, threads) ((int)((int64_t)(total) * (thread) / (threads)))
 
 static void rms_norm(const float *x, const float *weight, float *out, int size, float epsilon) {
     Floats squares = all(0);
@@ -53,119 +25,6 @@ static void rotate(float *head, const float *cos, const float *sin, int size) {
         const float first = head[d], second = head[d + half];
         head[d] = first * cos[d] - second * sin[d];
         head[d + half] = second * cos[d] + first * sin[d];
-    }
-}
-
-static void encode_tokens(Engine *e, const float *x, int stride, int in, int first, int last) {
-    for (int t = first; t < last; t++)
-        e->worth_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
-}
-
-/* Some modules that read the same input: one linear, and the slots of each. */
-typedef struct {
-    const Linear *linear;
-    const Slots *slots;
-    int parts;
-    const Pairs *pairs;
-} Modules;
-
-/* Three at most; each has its own part of `hidden`. */
-#define MODULES_MOST 3
-
-static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
-
-/* Of tokens `first` to `last` - 1, whose x [T, stride] this thread has made: the codes of what
- * goes in where an adapter changes that. */
-static void encode_inwards(Engine *e, const Modules *m, const float *x, int stride, int first,
-                           int last, int thread) {
-    const Pairs *pairs = m->pairs;
-    const int in = m->slots->in;
-    for (int g = 0; g < pairs->num_gained; g++) {
-        const int t = pairs->gained[g];
-        if (t < first || t >= last) continue;
-        float *spare = e->spare + (size_t)thread * e->widest;
-        if (is_instead(m->slots, pairs, g)) {
-            e->worth_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
-                                          e->codes + (size_t)t * 2 * in);
-            continue;
-        }
-        for (int part = 0; part < m->parts; part++) {
-            if (!is_inward(m->slots + part, pairs, g)) continue;
-            const size_t at = (size_t)part * e->max_tokens + g;
-            e->inward_worth[at] =
-                encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
-                              e->inward_codes + at * 2 * in);
-        }
-    }
-}
-
-/* The base's answers to what goes in instead, for blocks `first` to `last` - 1 of the linear,
- * which belong to `part`. */
-static void multiply_inwards(Engine *e, const Modules *m, int part, int stride, int first,
-                             int last) {
-    const Pairs *pairs = m->pairs;
-    for (int g = 0, end; g < pairs->num_gained; g = end) {
-        end = g;
-        while (end < pairs->num_gained && is_inward(m->slots + part, pairs, end)) end++;
-        if (end == g) {
-            end++;
-            continue;
-        }
-        const size_t at = (size_t)part * e->max_tokens + g;
-        for (int block = first; block < last; block += TILE_BLOCKS)
-            linear_rest(m->linear, e->inward_codes + at * 2 * m->linear->in, e->inward_worth + at,
-                        e->answers + (size_t)g * stride, stride, block,
-                        last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, end - g);
-    }
-}
-
-/* y [T, stride]: the base of this thread's blocks of each module, and h of its share of the
- * adapters' rows. Meanwhile it fetches what comes next: this one's B, then `next`'s A. */
-static void multiply(Engine *e, const Modules *m, const Modules *next, float *y, int stride,
-                     int tokens, int thread) {
-    const int threads = e->pool.size;
-    Ahead *ahead = e->ahead + thread;
-    shrink(m->slots, m->parts, m->pairs, e->codes, e->worth_T, e->hidden, part_size(e),
-           e->model->max_rank, thread, threads);
-    ahead_clear(ahead);
-    for (int part = 0; part < m->parts; part++) {
-        const int blocks = m->slots[part].out / BLOCK;
-        const int first = SHARE(blocks, thread, threads) * BLOCK;
-        const int last = SHARE(blocks, thread + 1, threads) * BLOCK;
-        if (m->pairs->num_gained) fetch_gains(ahead, m->slots + part, m->pairs, first, last);
-        fetch_b(ahead, m->slots + part, m->pairs, first, last);
-    }
-    if (next) fetch_a(ahead, next->slots, next->parts, next->pairs, thread, threads);
-    for (int part = 0, block = 0; part < m->parts; part++) {
-        const int blocks = m->slots[part].out / BLOCK;
-        const int first = block + SHARE(blocks, thread, threads);
-        const int last = block + SHARE(blocks, thread + 1, threads);
-        linear_blocks(m->linear, e->codes, e->worth_T, y, stride, tokens, first, last, ahead);
-        if (m->pairs->num_gained) multiply_inwards(e, m, part, stride, first, last);
-        block += blocks;
-    }
-}
-
-/* y += the adapters' deltas of the same blocks. */
-static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int thread) {
-    const int rank = e->model->max_rank;
-    if (!m->pairs->num_pairs) return;
-    for (int part = 0, at = 0; m->pairs->num_gained && part < m->parts; part++) {
-        const int blocks = m->slots[part].out / BLOCK;
-        add_gains(m->slots + part, m->pairs, m->linear->bias_O ? m->linear->bias_O + at : NULL,
-                  e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
-                  SHARE(blocks, thread, e->pool.size) * BLOCK,
-                  SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
-        at += m->slots[part].out;
-    }
-    barrier(&e->pool); /* until every h is there */
-    for (int part = 0; part < m->parts; part++) {
-        const int blocks = m->slots[part].out / BLOCK;
-        expand(m->slots + part, m->pairs, e->hidden + part * part_size(e), y, stride, rank,
-               e->hidden_codes + (size_t)thread * 2 * MANY * rank,
-               SHARE(blocks, thread, e->pool.size) * BLOCK,
-               SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
-        y += m->slots[part].out;
     }
 }
 
@@ -382,71 +241,4 @@ int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank
     pack_b(b_OR, factor, b, factor + rank, rank, out);
     free(factor);
     return 0;
-}
-
-static int larger(int a, int b) { return a > b ? a : b; }
-
-static void *reserve(size_t count, size_t size) {
-    /* A cache line's alignment, and a line more: whole vectors are read and written. */
-    void *memory = NULL;
-    return posix_memalign(&memory, 64, count * size + 64) ? NULL : memory;
-}
-
-Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
-                     int32_t max_context, int32_t num_threads) {
-    Engine *e = calloc(1, sizeof *e);
-    if (!e) return NULL;
-    e->model = model;
-    e->max_tokens = max_tokens;
-    e->max_pairs = max_pairs;
-    e->max_context = max_context;
-    const size_t tokens = (size_t)max_tokens;
-    const int queries = model->heads * model->head_size, keys = model->kv_heads * model->head_size;
-    const int widest = larger(larger(model->hidden, queries), model->inner);
-    const int rows = larger(larger(model->hidden, queries + 2 * keys), 2 * model->inner);
-    e->widest = larger(rows, model->vocab);
-    e->x_TH = reserve(tokens * model->hidden, sizeof(float));
-    e->normed_TH = reserve(tokens * model->hidden, sizeof(float));
-    e->qkv = reserve(tokens * (queries + 2 * keys), sizeof(float));
-    e->attended = reserve(tokens * queries, sizeof(float));
-    e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
-    e->worth_T = reserve(tokens, sizeof(float));
-    e->hidden = reserve((size_t)MODULES_MOST * max_pairs * model->max_rank, sizeof(float));
-    e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
-    e->codes = reserve(tokens * 2 * widest, 1);
-    e->hidden_codes = reserve((size_t)num_threads * 2 * MANY * model->max_rank, 1);
-    e->inward_codes = reserve(MODULES_MOST * tokens * 2 * widest, 1);
-    e->inward_worth = reserve(MODULES_MOST * tokens, sizeof(float));
-    e->answers = reserve(tokens * rows, sizeof(float));
-    e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
-    e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
-    if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->worth_T ||
-        !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->inward_codes ||
-        !e->inward_worth || !e->answers || !e->spare || !e->ahead ||
-        pool_start(&e->pool, num_threads)) {
-        e->pool.size = 0;
-        lorry_engine_free(e);
-        return NULL;
-    }
-    return e;
-}
-
-void lorry_engine_free(Engine *e) {
-    if (e->pool.size) pool_stop(&e->pool);
-    free(e->x_TH);
-    free(e->normed_TH);
-    free(e->qkv);
-    free(e->attended);
-    free(e->gate);
-    free(e->worth_T);
-    free(e->hidden);
-    free(e->scores);
-    free(e->codes);
-    free(e->hidden_codes);
-    free(e->inward_codes);
-    free(e->inward_worth);
-    free(e->answers);
-    free(e->spare);
-    free(e->ahead);
-    free(e);
 }

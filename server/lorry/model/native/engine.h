@@ -1,0 +1,106 @@
+/* What lives as long as a model: the threads, and the memory that a step works in.
+ */
+#ifndef LORRY_ENGINE_H
+#define LORRY_ENGINE_H
+
+#include "ahead.h"
+#include "attention.h"
+#include "lora.h"
+#include "pool.h"
+#include "step.h"
+#include <stdlib.h>
+
+struct Engine {
+    Pool pool;
+    const Model *model; /* Python's own: slots appear in it as adapters come */
+    int max_tokens, max_pairs, max_context;
+    int widest; /* the widest row of any linear */
+    const Step *step;
+    float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *worth_T, *hidden, *scores;
+    uint8_t *codes;
+    int8_t *hidden_codes;
+    /* Of tokens with gains: inward inputs and the base's answers to them. */
+    uint8_t *inward_codes;
+    float *inward_worth, *answers;
+    float *spare; /* a row for each thread, as wide as any */
+    Ahead *ahead; /* one for each thread */
+    /* For `lorry_linear` and `lorry_module`. */
+    const Linear *linear;
+    const Slots *slots;
+    const Pairs *pairs;
+    const float *input;
+    float *output;
+    int tokens;
+};
+
+/* Three at most that read the same input; each has its own part of `hidden`. */
+#define MODULES_MOST 3
+
+static int larger(int a, int b) { return a > b ? a : b; }
+
+static void *reserve(size_t count, size_t size) {
+    /* A cache line's alignment, and a line more: whole vectors are read and written. */
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, count * size + 64) ? NULL : memory;
+}
+
+Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
+                     int32_t max_context, int32_t num_threads) {
+    Engine *e = calloc(1, sizeof *e);
+    if (!e) return NULL;
+    e->model = model;
+    e->max_tokens = max_tokens;
+    e->max_pairs = max_pairs;
+    e->max_context = max_context;
+    const size_t tokens = (size_t)max_tokens;
+    const int queries = model->heads * model->head_size, keys = model->kv_heads * model->head_size;
+    const int widest = larger(larger(model->hidden, queries), model->inner);
+    const int rows = larger(larger(model->hidden, queries + 2 * keys), 2 * model->inner);
+    e->widest = larger(rows, model->vocab);
+    e->x_TH = reserve(tokens * model->hidden, sizeof(float));
+    e->normed_TH = reserve(tokens * model->hidden, sizeof(float));
+    e->qkv = reserve(tokens * (queries + 2 * keys), sizeof(float));
+    e->attended = reserve(tokens * queries, sizeof(float));
+    e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
+    e->worth_T = reserve(tokens, sizeof(float));
+    e->hidden = reserve((size_t)MODULES_MOST * max_pairs * model->max_rank, sizeof(float));
+    e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
+    e->codes = reserve(tokens * 2 * widest, 1);
+    e->hidden_codes = reserve((size_t)num_threads * 2 * MANY * model->max_rank, 1);
+    e->inward_codes = reserve(MODULES_MOST * tokens * 2 * widest, 1);
+    e->inward_worth = reserve(MODULES_MOST * tokens, sizeof(float));
+    e->answers = reserve(tokens * rows, sizeof(float));
+    e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
+    e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
+    if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->worth_T ||
+        !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->inward_codes ||
+        !e->inward_worth || !e->answers || !e->spare || !e->ahead ||
+        pool_start(&e->pool, num_threads)) {
+        e->pool.size = 0;
+        lorry_engine_free(e);
+        return NULL;
+    }
+    return e;
+}
+
+void lorry_engine_free(Engine *e) {
+    if (e->pool.size) pool_stop(&e->pool);
+    free(e->x_TH);
+    free(e->normed_TH);
+    free(e->qkv);
+    free(e->attended);
+    free(e->gate);
+    free(e->worth_T);
+    free(e->hidden);
+    free(e->scores);
+    free(e->codes);
+    free(e->hidden_codes);
+    free(e->inward_codes);
+    free(e->inward_worth);
+    free(e->answers);
+    free(e->spare);
+    free(e->ahead);
+    free(e);
+}
+
+#endif

@@ -1,0 +1,129 @@
+/* The linears of a phase: the base's product and what the adapters add to it.
+ *
+ * Every thread has its own blocks of outputs, from the product to the last delta; only the
+ * adapters' inner rows are shared out differently, and waited for.
+ */
+#ifndef LORRY_MODULES_H
+#define LORRY_MODULES_H
+
+#include "ahead.h"
+#include "engine.h"
+#include "gains.h"
+#include "linear.h"
+#include "lora.h"
+#include "pool.h"
+#include "step.h"
+
+#define SHARE(total, thread, threads) ((int)((int64_t)(total) * (thread) / (threads)))
+
+static void encode_tokens(Engine *e, const float *x, int stride, int in, int first, int last) {
+    for (int t = first; t < last; t++)
+        e->worth_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
+}
+
+/* Some modules that read the same input: one linear, and the slots of each. */
+typedef struct {
+    const Linear *linear;
+    const Slots *slots;
+    int parts;
+    const Pairs *pairs;
+} Modules;
+
+static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
+
+/* Of tokens `first` to `last` - 1, whose x [T, stride] this thread has made: the codes of what
+ * goes in where an adapter changes that. */
+static void encode_inwards(Engine *e, const Modules *m, const float *x, int stride, int first,
+                           int last, int thread) {
+    const Pairs *pairs = m->pairs;
+    const int in = m->slots->in;
+    for (int g = 0; g < pairs->num_gained; g++) {
+        const int t = pairs->gained[g];
+        if (t < first || t >= last) continue;
+        float *spare = e->spare + (size_t)thread * e->widest;
+        if (is_instead(m->slots, pairs, g)) {
+            e->worth_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
+                                          e->codes + (size_t)t * 2 * in);
+            continue;
+        }
+        for (int part = 0; part < m->parts; part++) {
+            if (!is_inward(m->slots + part, pairs, g)) continue;
+            const size_t at = (size_t)part * e->max_tokens + g;
+            e->inward_worth[at] =
+                encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
+                              e->inward_codes + at * 2 * in);
+        }
+    }
+}
+
+/* The base's answers to what goes in instead, for blocks `first` to `last` - 1 of the linear,
+ * which belong to `part`. */
+static void multiply_inwards(Engine *e, const Modules *m, int part, int stride, int first,
+                             int last) {
+    const Pairs *pairs = m->pairs;
+    for (int g = 0, end; g < pairs->num_gained; g = end) {
+        end = g;
+        while (end < pairs->num_gained && is_inward(m->slots + part, pairs, end)) end++;
+        if (end == g) {
+            end++;
+            continue;
+        }
+        const size_t at = (size_t)part * e->max_tokens + g;
+        for (int block = first; block < last; block += TILE_BLOCKS)
+            linear_rest(m->linear, e->inward_codes + at * 2 * m->linear->in, e->inward_worth + at,
+                        e->answers + (size_t)g * stride, stride, block,
+                        last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, end - g);
+    }
+}
+
+/* y [T, stride]: the base of this thread's blocks of each module, and h of its share of the
+ * adapters' rows. Meanwhile it fetches what comes next: this one's B, then `next`'s A. */
+static void multiply(Engine *e, const Modules *m, const Modules *next, float *y, int stride,
+                     int tokens, int thread) {
+    const int threads = e->pool.size;
+    Ahead *ahead = e->ahead + thread;
+    shrink(m->slots, m->parts, m->pairs, e->codes, e->worth_T, e->hidden, part_size(e),
+           e->model->max_rank, thread, threads);
+    ahead_clear(ahead);
+    for (int part = 0; part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        const int first = SHARE(blocks, thread, threads) * BLOCK;
+        const int last = SHARE(blocks, thread + 1, threads) * BLOCK;
+        if (m->pairs->num_gained) fetch_gains(ahead, m->slots + part, m->pairs, first, last);
+        fetch_b(ahead, m->slots + part, m->pairs, first, last);
+    }
+    if (next) fetch_a(ahead, next->slots, next->parts, next->pairs, thread, threads);
+    for (int part = 0, block = 0; part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        const int first = block + SHARE(blocks, thread, threads);
+        const int last = block + SHARE(blocks, thread + 1, threads);
+        linear_blocks(m->linear, e->codes, e->worth_T, y, stride, tokens, first, last, ahead);
+        if (m->pairs->num_gained) multiply_inwards(e, m, part, stride, first, last);
+        block += blocks;
+    }
+}
+
+/* y += the adapters' deltas of the same blocks. */
+static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int thread) {
+    const int rank = e->model->max_rank;
+    if (!m->pairs->num_pairs) return;
+    for (int part = 0, at = 0; m->pairs->num_gained && part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        add_gains(m->slots + part, m->pairs, m->linear->bias_O ? m->linear->bias_O + at : NULL,
+                  e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
+                  SHARE(blocks, thread, e->pool.size) * BLOCK,
+                  SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
+        at += m->slots[part].out;
+    }
+    barrier(&e->pool); /* until every h is there */
+    for (int part = 0; part < m->parts; part++) {
+        const int blocks = m->slots[part].out / BLOCK;
+        expand(m->slots + part, m->pairs, e->hidden + part * part_size(e), y, stride, rank,
+               e->hidden_codes + (size_t)thread * 2 * MANY * rank,
+               SHARE(blocks, thread, e->pool.size) * BLOCK,
+               SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
+        y += m->slots[part].out;
+    }
+}
+
+#endif
