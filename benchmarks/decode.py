@@ -29,7 +29,10 @@ from lorry.settings import load_settings
 RANK = 16
 
 PHASES = (
-    ("adapters", ("shrink", "expand", "add_delta", "lora/kernels", "lora/layers.py")),
+    (
+        "adapters",
+        ("shrink", "expand", "add_delta", "gain", "inward", "lora/kernels", "lora/layers.py"),
+    ),
     ("attention", ("attend", "attention.py", "scaled_dot_product")),
     ("the base's linears", ("linear_blocks", "fbgemm", "int8.py", "linear_with_input", "qlinear")),
     ("rounding of activations", ("encode",)),
