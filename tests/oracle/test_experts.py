@@ -5,26 +5,32 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorry.model import int8
 from support import former_experts, peft_made
+from support.fire import alone, together, token_ids
 from support.former_experts import FormerAdapter
 from support.matrix_bench import Bench, bench
 from support.peft_adapters import edit_config, pack
 from support.peft_kinds import KINDS
 from support.peft_made import Made
 from support.peft_oracle import PeftOracle
+from support.server import body
 
 TOLERANCE = 1e-4
 LOUD = 0.01
+INT8 = (0.006, 0.04) if int8.available() else (0.2, 1.0)
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe")
 PEFT_CONVERTS = ("mixtral", "qwen3_moe")
 """Of Qwen2-MoE it converts the tensors and not the config, and then drops them."""
@@ -120,8 +126,8 @@ def test_a_sum_on_the_same_experts_and_router(
         mine = [entry["logprob"] for entry in (answer["prefill"] + answer["tokens"])[1:]]
         both = [(first, scales[0]), (second, scales[1])]
         assert mine == pytest.approx(oracle.prompt_logprobs(both, ids), abs=TOLERANCE)
-        for alone in both:
-            other = oracle.prompt_logprobs([alone], ids)
+        for one in both:
+            other = oracle.prompt_logprobs([one], ids)
             assert max(abs(a - b) for a, b in zip(mine, other, strict=True)) > LOUD
     for name in mades:
         lorry.remove(name)
@@ -190,3 +196,63 @@ def test_a_router_s_adapter_chooses_other_experts(lorry: Bench, tmp_path: Path) 
     finally:
         hook.remove()
     assert (chosen[0] != chosen[1]).any()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_on_a_quantized_base(
+    family: str, quantization: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The linears are quantized, and the experts and the router are what they were: their deltas
+    are PEFT's over the same bitsandbytes base (int8: over the same integers, multiplied
+    exactly). Tolerances are those of test_matrix_quantized.py."""
+    oracle = PeftOracle(tiny_model(family), quantization)
+    if quantization == "int8":
+        oracle.multiply_exactly()
+    mean, worst = (0.02, 0.15) if quantization == "nf4" else INT8
+    options = {"quantize": quantization, "kernels": "torch"}
+    with bench(tiny_model(family), family, tmp_path, base=oracle.base, **options) as lorry:
+        made = lorry.make(KINDS["target_parameters, router"])
+        lorry.upload("this", made.folder).raise_for_status()
+        rows = [None, ("this", 1.0), ("plain", 1.0), ("this", 0.5)]
+        truths = [(None, 1.0), (made, 1.0), (lorry.plain, 1.0), (made, 0.5)]
+        lorry.ask(("this", 1.0)).raise_for_status()
+        for answer, (truth, scale) in zip(lorry.ask_together(rows), truths, strict=True):
+            errors = lorry.errors(answer, truth, scale)
+            assert (fmean(errors) < mean, max(errors) < worst) == (True, True), errors
+            assert truth is None or fmean(lorry.errors(answer, None)) > 3 * mean
+
+
+def test_a_row_s_tokens_do_not_depend_on_its_neighbours(lorry: Bench) -> None:
+    """Base, experts, routers, plain pairs and sums, each with its own length."""
+    kinds = {"experts": "target_parameters", "router": "target_parameters, router"}
+    for name, kind in kinds.items():
+        lorry.upload(name, lorry.make(KINDS[kind], seed=31).folder).raise_for_status()
+    random_ = random.Random(3)
+    words = [
+        "the",
+        "lorry",
+        "waited",
+        "at",
+        "the",
+        "gate",
+        "and",
+        "nobody",
+        "knew",
+        "what",
+        "was",
+        "in",
+        "it",
+        "until",
+        "morning",
+    ]
+    bodies = []
+    for _ in range(24):
+        names = random_.sample([*kinds, "plain"], random_.choice([0, 1, 1, 2, 3]))
+        adapter = [{"name": name, "scale": random_.choice([1.0, 0.5, -1.0])} for name in names]
+        prompt = " ".join(random_.choices(words, k=random_.randint(1, 12)))
+        bodies.append(body(prompt, adapter or None, random_.randint(4, 12)))
+    one_by_one = [token_ids(answer) for answer in alone(lorry.live.url, bodies)]
+    assert [token_ids(answer) for answer in together(lorry.live.url, bodies)] == one_by_one
+    for name in kinds:
+        lorry.remove(name)
