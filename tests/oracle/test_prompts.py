@@ -20,6 +20,7 @@ from peft import MultitaskPromptTuningConfig, PeftModel
 
 from lorry.errors import InvocationMissing
 from lorry.model.native import library
+from lorry.model.packed import PackedModel
 from support.peft_kinds import INVOCATION, KINDS, VIRTUAL, Kind, invocation_tokens
 from support.peft_made import Made, load_base, make
 from support.peft_oracle import PeftOracle
@@ -284,7 +285,7 @@ def test_a_prompt_that_does_not_call_is_refused(both: Callable[[str], Both]) -> 
         pair.house.run([ask])
 
 
-# ---- beside the compiled step
+# ---- on the compiled step
 
 WORST, MEAN = 0.03, 0.006
 """As in `test_native`, which says where they come from."""
@@ -319,14 +320,16 @@ def near(
 
 
 @pytest.mark.parametrize("budget", [512, 11])
-def test_beside_the_compiled_step(
+def test_on_the_compiled_step(
     budget: int,
     native: House,
     both: Callable[[str], Both],
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows of both paths in one batch and one cache. Nobody's answer hears of the others."""
+    """Nothing of it runs on the packed model."""
+    monkeypatch.setattr(PackedModel, "run", None)
     pair = both("llama")
     native.forget_slots()
     lora, alora = (
@@ -348,6 +351,25 @@ def test_beside_the_compiled_step(
         asks.append(Ask(ids, () if name is None else [(pair.folder(name), 1.0)]))
         exact.append(folder)
     near(native, asks, exact, tiny_model("llama"), budget=budget)
+
+
+def test_on_the_compiled_step_a_row_has_its_bits_in_any_company(
+    native: House, both: Callable[[str], Both]
+) -> None:
+    """However its prompt and its virtual tokens are cut, and after starting over."""
+    pair = both("llama")
+    native.forget_slots()
+    names = ("prompt tuning", "prefix tuning", "p-tuning")
+    asks = [
+        Ask(random_prompt(9 + row, row), [(pair.folder(name), 1.0), (pair.folder("lora"), 0.5)])
+        for row, name in enumerate(names)
+    ]
+    alone = [native.run([ask], 4)[0] for ask in asks]
+    company = [Ask(random_prompt(12, 9)), *asks, Ask(random_prompt(5, 8), asks[0].adapters[1:])]
+    assert native.run(company, 4)[1:4] == alone
+    assert native.run(company, 4, budget=11)[1:4] == alone
+    assert native.run(company, 4, budget=16, blocks=8)[1:4] == alone
+    assert native.preemptions > 0
 
 
 def test_alora_runs_on_the_compiled_step_and_only_from_its_call_on(

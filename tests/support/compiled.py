@@ -51,6 +51,7 @@ class LeanDriver(RunnerDriver):
             built,
             self.loaded,
             self.runner.cache,
+            self.runner.prompts,
             num_slots=NUM_SLOTS,
             max_tokens=max_tokens,
             max_context=NUM_BLOCKS * BLOCK_SIZE,

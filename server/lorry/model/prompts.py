@@ -43,7 +43,7 @@ class Prompts:
         self._cells_L2NKD.pop(slot, None)
         match prompt:
             case PromptEmbeddings(rows_NH):
-                self._rows_NH[slot] = rows_NH.to(self._device, self._dtype)
+                self._rows_NH[slot] = rows_NH.to(self._device, self._dtype).contiguous()
             case Prefix(cells_L2NKD):
                 self._check(cells_L2NKD)
                 self._cells_L2NKD[slot] = cells_L2NKD.to(self._device, self._dtype)
@@ -80,6 +80,19 @@ class Prompts:
                 part_MH = rows_NH[run.start : run.start + run.count]
                 rows_XH[first : first + run.count] = part_MH.to(rows_XH.dtype)
         return put
+
+    def addresses(self, runs: Sequence[VirtualRun]) -> dict[int, int]:
+        """Where the embedding of each virtual token lies, by its place in the packed row: fp32
+        in host memory, until its slot is filled anew."""
+        found: dict[int, int] = {}
+        for run in runs:
+            (rows_NH,) = self._of(run.row, self._rows_NH)
+            assert rows_NH.dtype is torch.float32 and rows_NH.is_contiguous()
+            assert rows_NH.device.type == "cpu" and run.start + run.count <= len(rows_NH)
+            size = rows_NH.shape[1] * rows_NH.element_size()
+            for at in range(run.count):
+                found[run.first + at] = rows_NH.data_ptr() + (run.start + at) * size
+        return found
 
     @staticmethod
     def _of(row: Row, table: dict[int, Tensor]) -> list[Tensor]:

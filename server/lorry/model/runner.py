@@ -124,8 +124,8 @@ class Runner:
 
     def _model_of(self, loaded: LoadedModel) -> PoolingPath:
         model = PackedModel if self.unpackable is None else PaddedModel
-        self._prompts = Prompts(self.cache, self._dtype, self._device)
-        return model(loaded, self.cache, self.lora, self._prompts)
+        self.prompts = Prompts(self.cache, self._dtype, self._device)
+        return model(loaded, self.cache, self.lora, self.prompts)
 
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
@@ -139,7 +139,7 @@ class Runner:
         """Copy an adapter's weights into a slot. Between two runs only."""
         weights = prepared.weights
         self._digests[slot] = weights.digest
-        self._prompts.place(slot, weights.prompt)
+        self.prompts.place(slot, weights.prompt)
         self._place_score(slot, weights.score)
         if self._lean is None:
             (self._special.discard if prepared.bound.plain else self._special.add)(slot)
@@ -286,7 +286,7 @@ class Runner:
             device=self._device,
             digests=self._digests,
         )
-        self._prompts.fill(inputs.attention)
+        self.prompts.fill(inputs.attention)
         hidden_KH = self._pool.hidden(inputs).float()
         results: dict[int, RowResult] = {}
         for place, index in enumerate(inputs.order):
@@ -311,7 +311,7 @@ class Runner:
             device=self._device if self._fused is None else torch.device("cpu"),
             digests=self._digests,
         )
-        self._prompts.fill(inputs.attention)
+        self.prompts.fill(inputs.attention)
         logits = path.run(inputs)
         results: list[RowResult | None] = [None] * len(batch.rows)
         drawn = self._sample(batch, inputs, logits)

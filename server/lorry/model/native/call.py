@@ -58,7 +58,10 @@ class Angles:
 class Call:
     """One step's arguments; they live as long as this."""
 
-    def __init__(self, inputs: Inputs, angles: Angles, vocab: int, gains: Bound) -> None:
+    def __init__(
+        self, inputs: Inputs, angles: Angles, vocab: int, gains: Bound, own: Mapping[int, int]
+    ) -> None:
+        """`own`: addresses of embeddings, by the token that has one instead of the table's."""
         size = inputs.attention.block_size
         self.ids: list[int] = []
         self.blocks: list[int] = []
@@ -90,7 +93,8 @@ class Call:
         self._logits_KV = np.empty((len(self.wanted), vocab), dtype=np.float32)
         self._norm_K = np.empty(len(self.wanted), dtype=np.float32)
         self._best_K = np.empty(len(self.wanted), dtype=np.int32)
-        self._keep = (cells, tokens, context, cos, sin, body, head, gains)
+        rows_at = array("Q", [own.get(token, 0) for token in range(len(self.ids))] if own else [])
+        self._keep = (cells, tokens, context, cos, sin, body, head, gains, rows_at)
         at = [_address(values) for values in tokens]
         self.struct = structs.Step(
             num_tokens=len(self.ids),
@@ -99,6 +103,7 @@ class Call:
             position=at[1],
             cell=at[2],
             row=at[3],
+            own=_address(rows_at) if own else None,
             context=_address(context),
             cells=cells.ctypes.data,
             cos=_address(cos),

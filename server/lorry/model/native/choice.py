@@ -45,6 +45,7 @@ def choose(
             built,
             loaded,
             runner.cache,
+            runner.prompts,
             num_slots=runner.lora.num_slots,
             # The self-check runs whatever the limits are.
             max_tokens=max(max_tokens, sum(selfcheck.LENGTHS)),

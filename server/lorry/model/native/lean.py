@@ -27,6 +27,7 @@ from lorry.model.native.call import Angles, Call
 from lorry.model.native.gains import doras_of, fits, gains_of
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
 from lorry.model.native.slots import AdapterSlots
+from lorry.model.prompts import Prompts
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.registry.record import MAX_SELECTION
 
@@ -81,6 +82,7 @@ class LeanModel:
         library: ctypes.CDLL,
         loaded: LoadedModel,
         cache: KVCache,
+        prompts: Prompts,
         *,
         num_slots: int,
         max_tokens: int,
@@ -94,6 +96,7 @@ class LeanModel:
             ModelError: no memory for the activations, or no threads.
         """
         self._library = library
+        self._prompts = prompts
         # Everything the compiled side points to.
         self._keep: list[object] = []
         self._packed: list[PackedLinear] = []
@@ -159,7 +162,7 @@ class LeanModel:
         """All work on an adapter that needs no slot; None where it does something that the
         step does not know. Any thread."""
         pairs, names = bound.weights.modules, self._slots.names
-        if bound.weights.prompt is not None or not fits(bound.deltas, pairs, names, HEAD):
+        if not fits(bound.deltas, pairs, names, HEAD):
             return None
         gains = gains_of(bound.deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(bound.deltas)}
@@ -193,7 +196,8 @@ class LeanModel:
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
-        call = Call(inputs, self._angles, self._vocab, self._slots.gains(inputs.body))
+        own = self._prompts.addresses(inputs.virtual)
+        call = Call(inputs, self._angles, self._vocab, self._slots.gains(inputs.body), own)
         self._check(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))
         return call.logits()

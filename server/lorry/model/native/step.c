@@ -160,9 +160,11 @@ static void run_step(void *argument, int thread) {
     const Step *step = e->step;
     const int threads = e->pool.size, hidden = m->hidden;
     for (int t = SHARE(step->num_tokens, thread, threads);
-         t < SHARE(step->num_tokens, thread + 1, threads); t++)
-        memcpy(e->x_TH + (size_t)t * hidden, m->embedding + (size_t)step->ids[t] * hidden,
-               sizeof(float) * hidden);
+         t < SHARE(step->num_tokens, thread + 1, threads); t++) {
+        const float *own = step->own == NULL ? NULL : step->own[t];
+        const float *row = own ? own : m->embedding + (size_t)step->ids[t] * hidden;
+        memcpy(e->x_TH + (size_t)t * hidden, row, sizeof(float) * hidden);
+    }
     barrier(&e->pool);
     for (int l = 0; l < m->num_layers; l++) run_layer(e, &m->layers[l], thread);
     const int first = SHARE(step->num_wanted, thread, threads);

@@ -85,6 +85,7 @@ typedef struct {
     int32_t num_tokens, num_wanted;
     const int32_t *ids, *position, *cell; /* per token; cell: where it is cached */
     const int32_t *row;                   /* per token: its row */
+    const float *const *own;              /* per token: its embedding, or NULL: the table's; or NULL */
     const int64_t *context;               /* per row: first of its cells in `cells` */
     const int32_t *cells;
     const float *cos, *sin; /* per token, head_size / 2 */

@@ -109,6 +109,7 @@ class Step(Structure):
         ("position", c_void_p),
         ("cell", c_void_p),
         ("row", c_void_p),
+        ("own", c_void_p),
         ("context", c_void_p),
         ("cells", c_void_p),
         ("cos", c_void_p),

@@ -46,7 +46,7 @@ def call(rope: Rope, *rows: Row) -> Call:
         device=torch.device("cpu"),
         digests={1: "a", 2: "b"},
     )
-    return Call(inputs, Angles(rope), VOCAB, {})
+    return Call(inputs, Angles(rope), VOCAB, {}, {})
 
 
 def read(kind: Any, address: int, count: int) -> list[Any]:
