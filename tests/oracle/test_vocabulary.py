@@ -4,6 +4,7 @@ are refused with what to do, and what to do is done here: then they are served, 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,8 +41,6 @@ def resized(
     base: Any, tokens: int, fields: Mapping[str, Any], folder: Path, *, seed: int = 3
 ) -> Made:
     """A LoRA on a copy of `base` with that many tokens, saved with all that PEFT adds."""
-    import copy
-
     own = copy.deepcopy(base)
     own.resize_token_embeddings(tokens, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
@@ -96,6 +95,23 @@ def test_more_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
     first = answer.json()["error"]["problems"][0]
     assert f"trained with {MORE} tokens and the base {lorry.family} has {tiny.VOCAB_SIZE}" in first
     assert f"lorry models extend {lorry.family} --adapter FOLDER" in first
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_tables_that_are_not_the_bases_below_their_own_pairs(
+    dora: bool, lorry: Bench, tmp_path: Path
+) -> None:
+    """A DoRA's norm is of the weight that the file has, not of the base's."""
+    own = copy.deepcopy(lorry.base)
+    targets = ["lm_head", "embed_tokens", "q_proj"]
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, use_dora=dora)
+    model = peft.get_peft_model(own, config)
+    peft_made.fill(model, 0.3, seed=4)
+    with torch.no_grad():
+        model.get_input_embeddings().base_layer.weight.mul_(1.3)
+    model.eval().save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    made = Made(tmp_path / "adapter", KINDS["lora"], model.requires_grad_(False))
+    served_as_by_peft(lorry, made)
 
 
 @pytest.mark.parametrize("family", TIED)

@@ -25,6 +25,7 @@ from lorry_adapters.lora.effects import Base
 from lorry_adapters.lora.experts import LoraExperts, LoraRouter
 from lorry_adapters.lora.kernels import Kernel, grouped
 from lorry_adapters.lora.plan import Plan
+from lorry_adapters.lora.replaced import stacked
 from lorry_adapters.lora.wrapped import (
     PlanHolder,
     SlotEffects,
@@ -230,7 +231,8 @@ class LoraModel:
         for path, effects in weights.effects.items():
             module = self._bare(path)
             base = Base(module, partial(self._weight, module), self._dtype, self._device)
-            bound = [delta for effect in effects if (delta := effect.bind(base)) is not None]
+            every = (effect.bind(base) for effect in stacked(effects))
+            bound = [delta for delta in every if delta is not None]
             if bound:
                 deltas[path] = tuple(bound)
         return BoundAdapter(weights, deltas)

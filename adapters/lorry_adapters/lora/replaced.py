@@ -6,14 +6,16 @@ Letters as in `effects`: M tokens of one adapter, K trained rows, V vocabulary, 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorry_adapters.lora.effects import Base, Delta, Effect
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.effects import Base, Delta, Dora, Effect, PairBias
 
 _NEVER: Final = -1e30
 """The logit of a token that is never answered."""
@@ -188,12 +190,16 @@ class OwnModule:
                     setattr(mine, name, nn.Parameter(values, requires_grad=False))
         return lambda x, y, scale: mine(x) - y
 
+    def as_linear(self) -> Tensor:
+        """Its weight as `Base.weight` gives the base's."""
+        assert self.weight is not None
+        return self.weight.float().T if self.transposed else self.weight.float()
+
     def _is_copy(self, base: Base) -> bool:
         """PEFT saves the embeddings beside some adapters although nobody trained them."""
         if self.weight is None or self.bias is not None or self.weight.dim() != 2:
             return False
-        theirs, mine = base.weight(), self.weight.float()
-        mine = mine.T if self.transposed else mine
+        theirs, mine = base.weight(), self.as_linear()
         if isinstance(base.module, nn.Embedding):
             theirs = theirs[: mine.shape[0]]
         if mine.shape != theirs.shape:
@@ -232,28 +238,52 @@ def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnTop:
-    """`second` where `first` stands in the base's place: token rows of a table of its own."""
+    """The rest of an adapter on a module that it replaces: what PEFT puts around a module whose
+    own weight the file has, too (token rows, DoRA's norm), has that one for its base."""
 
-    first: Effect
-    second: Effect
+    own: OwnModule
+    rest: tuple[Effect, ...]
 
     @property
     def nbytes(self) -> int:
-        return self.first.nbytes + self.second.nbytes
+        return self.own.nbytes + sum(effect.nbytes for effect in self.rest)
 
     def cut(self, start: int, stop: int) -> None:
         return None
 
     def bind(self, base: Base) -> Delta | None:
-        below, above = self.first.bind(base), self.second.bind(base)
-        if below is None or above is None:
-            return below or above
+        """Raises InvalidAdapter where something would still see the base's module."""
+        below = self.own.bind(base)
+        if below is not None:
+            blind = {type(e).__name__ for e in self.rest if not isinstance(e, _SEES_WEIGHT)}
+            if blind:
+                raise InvalidAdapter(
+                    [
+                        f"{', '.join(sorted(blind))} on a module whose own weight the adapter "
+                        "changes as well is not served"
+                    ]
+                )
+            base = replace(base, weight=self.own.as_linear)
+        bound = (effect.bind(base) for effect in self.rest)
+        above = [delta for delta in bound if delta is not None]
 
         def delta(x: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
-            first = below(x, y, scale_M1)
-            return first + above(x, y + first, scale_M1)
+            first = torch.zeros_like(y) if below is None else below(x, y, scale_M1)
+            return first + sum(one(x, y + first, scale_M1) for one in above)
 
-        return delta
+        return delta if below is not None or above else None
+
+
+_SEES_WEIGHT: Final = (Dora, EmbeddingDora, EmbeddingPair, PairBias, TokenLogits, TokenRows)
+"""What takes the base's weight and answer as they are given, and nothing else of the module."""
+
+
+def stacked(effects: Sequence[Any]) -> Sequence[Any]:
+    """An adapter's effects on one module: those beside a module of its own are on top of it."""
+    own = next((effect for effect in effects if isinstance(effect, OwnModule)), None)
+    if own is None or len(effects) == 1:
+        return effects
+    return (OnTop(own, tuple(effect for effect in effects if effect is not own)),)
 
 
 def _rounded(weight_OI: Tensor) -> Tensor:

@@ -83,7 +83,10 @@ async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
         ClientDisconnect: the client went away in the middle.
     """
     limit = max_upload + _OVERHEAD
-    too_large = UploadTooLarge(f"the upload is larger than the limit of {max_upload} bytes")
+    too_large = UploadTooLarge(
+        f"the upload is larger than the limit of {max_upload} bytes, which --max-upload raises; "
+        "whole embeddings and heads are most of such adapters: stored in bfloat16 they take half"
+    )
     length = announced_length(request)
     if length is not None and length > limit:
         await drop_unread(request)

@@ -16,7 +16,7 @@ from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import OwnBias
 from lorry_adapters.lora.parts import Parts, Score
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.replaced import OnTop, OwnModule, TokenLogits, TokenRows
+from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _TIED: Final = ("embed_tokens", "lm_head")
@@ -81,16 +81,8 @@ class OwnParts:
             score_bias = self.score.get("bias")
             bias_L = None if score_bias is None else self.file.read(score_bias)
             parts.score = Score(self.file.read(self.score["weight"]), bias_L)
-        modules = self._modules()
-        tokens = self._rows()
-        for name in dict.fromkeys([*modules, *tokens]):
-            module, rows = modules.get(name), tokens.get(name)
-            if module is not None and rows is not None:
-                parts.add(name, OnTop(module, rows))
-            else:
-                effect = module or rows
-                assert effect is not None
-                parts.add(name, effect)
+        for name, effect in (*self._modules().items(), *self._rows().items()):
+            parts.add(name, effect)
 
     def _equal(self, one: str, other: str, turned: bool) -> bool:
         its = self.file.read(other)
