@@ -59,8 +59,8 @@ _NO_DELTA: Final[Mapping[str, str]] = {
     "BONE": "it is MiSS under its name of before PEFT 0.19; lorry adapters convert makes it one",
     "LILY": "it weighs its matrices by the mean over all tokens of a batch, so that a token's "
     "answer would depend on those after it and on other requests; train a LoRA",
-    "POLY": "it mixes its matrices by the task of a request, and requests have none; train a LoRA "
-    "for each task",
+    "POLY": "it mixes its matrices by the task of a request, and requests have none; make a LoRA "
+    "of each task with lorry adapters convert --task N",
     "SHADOW": "it runs a second model beside the base; train a LoRA",
     "XLORA": "it routes between other adapters, which are not in its file; upload those, and name "
     "several with their scales in a request",

@@ -34,8 +34,16 @@ from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, chan
 from lorry_adapters.tools.portrait import PROMPTS
 from lorry_adapters.tools.tasks import one_task
 
+_INNER: Final = (
+    "S_low", "U_low", "V_low", "expert_weights", "expert_weights_prior", "gaussian_var_prior",
+    "module_logits", "std_prior", "vector_a", "vector_b",
+)  # fmt: skip
+"""Last parts of keys of methods that keep several tensors under one parameter's name."""
+
 _NAMED: Final = re.compile(
-    rf"(?P<start>.+\.(?:{'|'.join(OWN)})_\w+)\.(?P<name>[^.]+)(?P<end>|\.weight|\.bias)", re.ASCII
+    rf"(?P<start>.+\.(?:{'|'.join(OWN)})_\w+)\.(?P<name>[^.]+)"
+    rf"(?P<end>|\.weight|\.bias|\.\d+\.weight|\.(?:{'|'.join(_INNER)}))",
+    re.ASCII,
 )
 _SAVED: Final = re.compile(
     r"(?P<start>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<end>.+)", re.ASCII
@@ -61,7 +69,7 @@ class Converted:
 
 def convert(folder: Path, initial: Path | None = None, task: int | None = None) -> Converted:
     """`initial`: the folder that was saved before the first step of training. `task`: the one to
-    keep of a multitask prompt, counted from 0.
+    keep of a multitask prompt or of Poly, counted from 0.
 
     Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
     `initial` is needed and not given, or it or `task` is given in vain.
@@ -149,7 +157,7 @@ def _unnamed(path: str) -> tuple[str, str | None]:
     if saved is not None:
         return f"{saved['start']}.{saved['end']}", saved["name"]
     named = _NAMED.fullmatch(path)
-    if named is None or named["name"] in ("weight", "bias"):
+    if named is None or named["name"] in ("weight", "bias", *_INNER) or named["name"].isdigit():
         # DoRA's magnitude is a parameter in files, and a module's `weight` in PEFT's memory.
         return re.sub(r"(\.lora_magnitude_vector)\.weight$", r"\1", path), None
     end = "" if named["start"].endswith(".lora_magnitude_vector") else named["end"]

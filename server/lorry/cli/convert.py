@@ -34,7 +34,7 @@ def convert(
         typer.Option(
             "--task",
             metavar="N",
-            help="Keep one task of a multitask prompt, counted from 0.",
+            help="Keep one task of a multitask prompt or of Poly, counted from 0.",
         ),
     ] = None,
     as_json: AsJson = False,

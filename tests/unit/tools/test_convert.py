@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, MissConfig, PromptTuningConfig, ShiraConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    MissConfig,
+    OSFConfig,
+    PeanutConfig,
+    PolyConfig,
+    PromptTuningConfig,
+    PsoftConfig,
+    ShiraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -88,12 +99,18 @@ def test_every_problem_is_listed(peft_adapter, copied) -> None:
     assert "enable_lora" in said and "use_brand_new_thing" in said and "both mean" in said
 
 
-@pytest.mark.parametrize("method", ["dora", "ia3", "saved", "prompt"])
+@pytest.mark.parametrize(
+    "method", ["dora", "ia3", "saved", "prompt", "osf", "psoft", "peanut", "poly"]
+)
 def test_other_kinds_lose_the_adapters_name(method: str, tiny_model, tmp_path: Path) -> None:
     configs = {
         "dora": LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]),
         "ia3": IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
         "saved": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        "osf": OSFConfig(target_modules=["q_proj"], effective_rank=60),
+        "psoft": PsoftConfig(target_modules=["q_proj"], r=4, psoft_alpha=4),
+        "peanut": PeanutConfig(target_modules=["q_proj"], r=4, depth=2),
+        "poly": PolyConfig(target_modules=["q_proj"], r=4, n_tasks=2),
         "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     }
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
