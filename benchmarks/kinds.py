@@ -5,8 +5,8 @@
 
 Eight adapters of one kind, a row each, on the seven projections where the kind has a choice;
 steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. LoRA,
-DoRA, biases and (IA)3 run on the compiled step, the others on the packed model beside it, at
-what PyTorch's operations cost; a mixed step says what that costs its plain rows.
+DoRA, biases, (IA)3 and virtual tokens run on the compiled step, the others on the packed model
+beside it, at what PyTorch's operations cost; a mixed step says what that costs its plain rows.
 """
 
 from __future__ import annotations
