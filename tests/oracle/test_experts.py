@@ -198,6 +198,19 @@ def test_a_router_s_adapter_chooses_other_experts(lorry: Bench, tmp_path: Path) 
     assert (chosen[0] != chosen[1]).any()
 
 
+def test_a_merge_by_request_says_why_not(lorry: Bench) -> None:
+    for seed in (11, 12):
+        made = lorry.make(KINDS["target_parameters"], seed=seed)
+        lorry.upload(f"a{seed}", made.folder).raise_for_status()
+    merged = {"ids": ["a11", "a12"], "weights": [1, 1], "merge_strategy": "linear"}
+    body = {"inputs": "The gate", "parameters": {"merged_adapters": merged}}
+    answer = lorry.live.http.post("/generate", json=body)
+    assert answer.status_code in (400, 422)
+    assert "on bare parameters (target_parameters)" in answer.text
+    for seed in (11, 12):
+        lorry.remove(f"a{seed}")
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_on_a_quantized_base(

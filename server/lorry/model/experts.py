@@ -22,13 +22,15 @@ _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_
 
 _FORMER = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _FORMER_MIXTRAL = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+_LIKE_MIXTRAL = ("mixtral", "minimax", "minimax_m2", "phimoe")
+"""Model types whose blocks were `block_sparse_moe`."""
 
 
 def parameters_of(model: PreTrainedModel) -> dict[str, BaseParameter]:
     """By path; empty for a base without experts. The weights may be on the meta device."""
     found: dict[str, BaseParameter] = {}
     routes: dict[type, bool] = {}
-    mixtral = model.config.get_text_config().model_type == "mixtral"
+    mixtral = model.config.get_text_config().model_type in _LIKE_MIXTRAL
     for path, module in model.named_modules():
         if not all(hasattr(module, flag) for flag in _FLAGS):
             continue

@@ -3,6 +3,7 @@ take another way. What the numbers are is `tests/oracle/test_experts.py`."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -13,16 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import GptOssConfig, GptOssForCausalLM
+from torch import Tensor
 
 from lorry.model.layout import layout_of
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import probe
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
-from lorry_adapters.lora.experts import ExpertLora, LoraExperts, RouterPair
+from lorry_adapters.lora.experts import ExpertLora, RouterPair
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import Uses, build_plan
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
@@ -325,35 +326,57 @@ def test_no_weight_is_copied(made: Callable[..., Path], layout: Any) -> None:
     assert weights.bytes == pairs
 
 
-def test_stored_the_other_way_round_with_biases(tmp_path: Path) -> None:
-    """GPT-OSS: transposed, interleaved, biased; against PEFT's own layer."""
-    config = GptOssConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        layer_types=["full_attention"],
-    )
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+OTHERS: dict[str, dict[str, Any]] = {
+    # Stored the other way round, gate and up interleaved, with biases.
+    "GptOss": {**_LOCAL, "head_dim": 16, "layer_types": ["full_attention"] * 2},
+    "GraniteMoe": _LOCAL,
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0},
+    "Phimoe": _LOCAL,
+    # Chooses among groups of experts, with a correction that the router only keeps.
+    "DeepseekV3": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_mixtures_as_peft_s_own_layer(name: str, tmp_path: Path) -> None:
+    """Every parameter that the layout offers, on models built alike; the network as it is."""
+    config = getattr(transformers, f"{name}Config")(**{**_SMALL, **OTHERS[name]})
     torch.manual_seed(1)
-    base = GptOssForCausalLM(config).eval()
+    base = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     tiny.fill(base, seed=4)
-    layout = layout_of(base, "oss")
-    names = ["experts.gate_up_proj", "experts.down_proj", "router.weight"]
+    layout = layout_of(base, name)
+    paths = [p for p, o in layout.parameters.items() if o.shape.kind is not ModuleKind.OTHER]
+    targets = sorted({".".join(path.split(".")[-2:]) for path in paths})
+    assert {"experts.gate_up_proj", "experts.down_proj"} <= {*targets}
     ids = torch.arange(2, 22)[None]
-    with torch.inference_mode():
-        plain = base(ids).logits[0]
-    lora = LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=names)
-    theirs = get_peft_model(GptOssForCausalLM(config).eval(), lora)
-    theirs.get_base_model().load_state_dict(_under_wrappers(base, theirs))
+    lora = LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=targets)
+    theirs = get_peft_model(copy.deepcopy(base), lora)
     peft_made.fill(theirs, 0.3, seed=5)
     theirs.save_pretrained(tmp_path)
     with torch.inference_mode():
-        expected = theirs(ids).logits[0]
+        plain, expected = base(ids).logits[0], theirs(ids).logits[0]
     mine = LoraModel(base, layout, num_slots=1, max_rank=8, dtype=torch.float32, device=CPU)
     mine.place(1, mine.prepare(load(tmp_path, "d", layout)))
     plan = build_plan([(20, [(1, 1.0)])], dtype=torch.float32, device=CPU)
@@ -361,16 +384,6 @@ def test_stored_the_other_way_round_with_biases(tmp_path: Path) -> None:
         found = base(ids).logits[0]
     assert (expected - plain).abs().max() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert isinstance(base.get_submodule(OWNER), LoraExperts)
-
-
-def _under_wrappers(base: nn.Module, wrapped: Any) -> dict[str, Tensor]:
-    """The base's numbers by the names that PEFT's wrappers give them; its own stay."""
-    state = base.state_dict()
-    return {
-        key: state.get(key.replace(".base_layer", ""), value)
-        for key, value in wrapped.get_base_model().state_dict().items()
-    }
 
 
 def test_the_config_s_version_is_read(made: Callable[..., Path]) -> None:
