@@ -289,7 +289,7 @@ TRAINERS: Mapping[str, Case] = {
             lambda left: left.config.clear(),
             as_file("adapters.safetensors", fine_tune_type="lora", num_layers=2),
         ),
-        "'adapters.safetensors' is MLX-LM's: fuse it into a model (mlx_lm.fuse) and serve that",
+        "'adapters.safetensors' is MLX-LM's: lorry adapters convert FOLDER --out DIR makes it",
     ),
     "MLX-LM, renamed": Case(
         both(

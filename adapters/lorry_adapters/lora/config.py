@@ -95,8 +95,8 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
     elif peft_type is None and of_mlx is not None:
         fields.problems.append(
             f"the config is MLX-LM's (fine_tune_type {shown(of_mlx)}), which names its matrices "
-            "otherwise than PEFT and keeps them turned: fuse it into a model (mlx_lm.fuse) and "
-            "serve that, or write it as PEFT has it"
+            "otherwise than PEFT and keeps them turned: lorry adapters convert, given the folder "
+            "as MLX-LM left it, with adapters.safetensors, makes it PEFT's"
         )
     elif peft_type is None:
         fields.problems.append("peft_type is missing: is this a PEFT adapter's config?")

@@ -28,7 +28,7 @@ _HUB_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin
 
 
 _FOREIGN: Final = {
-    "adapters.safetensors": "MLX-LM's: fuse it into a model (mlx_lm.fuse) and serve that",
+    "adapters.safetensors": "MLX-LM's: lorry adapters convert FOLDER --out DIR makes it PEFT's",
     "adapters.npz": "MLX-LM's: fuse it into a model (mlx_lm.fuse) and serve that",
     "pytorch_lora_weights.safetensors": "diffusers', of an image model",
     "lit_model.pth.lora": "LitGPT's: merge it (litgpt merge_lora) and serve the model",

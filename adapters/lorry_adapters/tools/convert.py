@@ -4,6 +4,8 @@ Layouts: keys without PEFT's prefix, or with it twice; the wrappers of a trainer
 (`_orig_mod.`, `module.`, ...) in them; an adapter's name in them (`lora_A.default.weight`);
 keys of a config that this PEFT does not know and that say nothing; targets left out.
 
+MLX-LM's adapters become PEFT's (`mlx`).
+
 Starts: PiSSA, OLoRA, CorDA and LoRA-GA take their first A0 and B0 out of the base's weights,
 W = W_res + s·B0·A0, and are relative to W_res. With A0 and B0 at hand they become plain LoRA,
 of twice the rank and the same strength, relative to W:
@@ -30,6 +32,8 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.problems import refusal, shown, some
+from lorry_adapters.lora.weights import WEIGHTS_FILE
+from lorry_adapters.tools import mlx
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, changed_base, save
 from lorry_adapters.tools.portrait import PROMPTS
 from lorry_adapters.tools.tasks import one_task
@@ -74,6 +78,9 @@ def convert(folder: Path, initial: Path | None = None, task: int | None = None) 
     Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
     `initial` is needed and not given, or it or `task` is given in vain.
     """
+    if (folder / mlx.WEIGHTS_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
+        config, tensors = mlx.from_mlx(folder)
+        return Converted(config, tensors, ("it was MLX-LM's: matrices turned, scale as alpha",))
     with PeftFolder(folder) as source:
         changes: list[str] = []
         problems: list[str] = []

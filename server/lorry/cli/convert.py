@@ -17,7 +17,10 @@ from lorry.cli.transfer import LocalFileError
 def convert(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A PEFT folder, or a zip, tar or tar.gz of one."),
+        typer.Argument(
+            metavar="PATH",
+            help="A PEFT folder, or a zip, tar or tar.gz of one; or MLX-LM's folder.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
     initial: Annotated[
@@ -39,17 +42,19 @@ def convert(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, one of many
-    tasks."""
+    """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, MLX-LM's, one of
+    many tasks."""
     from lorry_adapters.tools.convert import convert as converted
     from lorry_adapters.tools.folder import require_free
+    from lorry_adapters.tools.mlx import WEIGHTS_FILE as MLX_FILE
 
     for file in (path, initial):
         if file is not None and not file.exists():
             raise LocalFileError(f"{file} does not exist")
     require_free(out)
     with ExitStack() as stack:
-        folder = stack.enter_context(given.opened(str(path), DEFAULT_URL, None))
+        of_mlx = (path / MLX_FILE).is_file()
+        folder = path if of_mlx else stack.enter_context(given.opened(str(path), DEFAULT_URL, None))
         before = None
         if initial is not None:
             before = stack.enter_context(given.opened(str(initial), DEFAULT_URL, None))

@@ -13,7 +13,7 @@ from typing import IO, Any
 from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
 from lorry.errors import LorryError
-from lorry_adapters.lora.problems import HUB_PICKLE, head_beside, pickled
+from lorry_adapters.lora.problems import HUB_PICKLE, foreign_weights, head_beside, pickled
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -44,6 +44,10 @@ def parts(path: Path) -> dict[str, Path]:
     pickles = [path / name for name in PICKLE_FILES if (path / name).is_file()]
     if WEIGHTS_FILE in missing and pickles:
         raise LocalFileError(pickled(str(pickles[0])))
+    strangers = (foreign_weights(file.name) for file in sorted(path.iterdir()))
+    said = next((words for words in strangers if words is not None), None)
+    if WEIGHTS_FILE in missing and said is not None:
+        raise LocalFileError(f"{path}: {said}")
     if missing:
         raise LocalFileError(f"{path} has no {' and no '.join(missing)}; is it a PEFT adapter?")
     return found

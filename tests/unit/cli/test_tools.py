@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def test_a_mistaken_bake_is_one_line(tool, peft_adapter, tiny_model, tmp_path: P
     other = tool("bake", folder, "--base", tiny_model("gpt2"), "--out", out, code=1)
     assert "PEFT cannot load it" in other
     assert not out.exists()
+
+
+def test_what_is_not_pefts_is_named_and_mlx_is_converted(tool, tmp_path: Path) -> None:
+    found = tmp_path / "found"
+    found.mkdir()
+    shapes = {"lora_a": (64, 4), "lora_b": (4, 64)}
+    name = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.{part}": torch.ones(*shape) for part, shape in shapes.items()}
+    save_file(tensors, found / "adapters.safetensors")
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}}
+    (found / "adapter_config.json").write_text(json.dumps(config))
+    assert "is MLX-LM's: lorry adapters convert" in tool("check", found, code=1)
+    answer = tool("convert", found, "--out", tmp_path / "out")
+    assert answer["changes"] == ["it was MLX-LM's: matrices turned, scale as alpha"]
+    assert (tmp_path / "out/adapter_model.safetensors").exists()
 
 
 def test_convert_says_what_it_changed(tool, peft_adapter, copied, tmp_path: Path) -> None:

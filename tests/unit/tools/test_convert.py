@@ -131,6 +131,51 @@ def test_other_kinds_lose_the_adapters_name(method: str, tiny_model, tmp_path: P
     assert all(torch.equal(result.tensors[key], good[key]) for key in good)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_mlx_becomes_peft(kind: str, tiny_model, load_peft, tmp_path: Path) -> None:
+    """As MLX-LM has it: y + scale (x a) b, and for a DoRA m / |W + scale (a b)'| times that."""
+    generator = torch.Generator().manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+    scale, rank, tensors, expected = 3.5, 4, {}, {}
+    x_TI = torch.randn(5, 64, generator=generator)
+    for layer in (0, 1):
+        name = f"model.layers.{layer}.self_attn.q_proj"
+        weight_OI = base.get_submodule(name).weight.detach()
+        a_IR, b_RO = (
+            torch.randn(*shape, generator=generator) for shape in ((64, rank), (rank, 64))
+        )
+        tensors |= {f"{name}.lora_a": a_IR, f"{name}.lora_b": b_RO}
+        y_TO = x_TI @ weight_OI.T + scale * (x_TI @ a_IR) @ b_RO
+        if kind == "dora":
+            tensors[f"{name}.m"] = m_O = torch.rand(64, generator=generator) + 0.5
+            y_TO = y_TO * m_O / (weight_OI + (scale * b_RO.T) @ a_IR.T).norm(dim=1)
+        expected[name] = y_TO
+    found = tmp_path / "found"
+    found.mkdir()
+    save_file(tensors, found / "adapters.safetensors")
+    config = {
+        "fine_tune_type": kind,
+        "num_layers": 2,
+        "model": "mlx-community/tiny",
+        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0},
+        "batch_size": 4,
+    }
+    (found / "adapter_config.json").write_text(json.dumps(config))
+    convert(found).save(tmp_path / "out")
+    model = load_peft("llama", tmp_path / "out").base_model.model
+    for name, y_TO in expected.items():
+        torch.testing.assert_close(model.get_submodule(name)(x_TI), y_TO, rtol=1e-4, atol=1e-4)
+
+
+def test_an_mlx_model_that_was_trained_whole_is_refused(tmp_path: Path) -> None:
+    save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "adapters.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "full"}))
+    with pytest.raises(InvalidAdapter) as caught:
+        convert(tmp_path)
+    said = " ".join(caught.value.problems)
+    assert "fine_tune_type is 'full'" in said and "no counterpart" in said
+
+
 def test_bone_is_miss(tiny_model, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
     config = MissConfig(r=4, target_modules=["q_proj"], init_weights=False)
