@@ -82,15 +82,17 @@ class Fields:
         return any(problem.startswith(key) for problem in self.problems)
 
     def refuse_the_rest(self, harmless: frozenset[str], not_served: Mapping[str, str]) -> None:
-        """Every key that was not taken and means something is a problem."""
+        """Every key that was not taken and means something is a problem. `not_served`: what it
+        is about, and behind a semicolon what to do instead."""
         for key, value in self._fields.items():
             if key in self._taken or key in HARMLESS or key in harmless:
                 continue
             if not means_something(value):
                 continue
-            feature = not_served.get(key)
-            if feature is not None:
-                self.problems.append(f"{feature} is not served yet: {key} is {shown(value)}")
+            feature, _, cure = not_served.get(key, "").partition("; ")
+            if feature:
+                said = f"{feature} is not served yet: {key} is {shown(value)}"
+                self.problems.append(f"{said}; {cure}" if cure else said)
             else:
                 self.problems.append(f"unknown key {shown(key)} with the value {shown(value)}")
 

@@ -232,6 +232,20 @@ def test_what_means_something_else_is_refused_by_name(fields: dict[str, Any], sa
     assert len(problem) < 500
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"arrow_config": {"top_k": 2}}, "name several with their scales in a request"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "train it on the layers that the base has"),
+        ({"loftq_config": {"loftq_bits": 4}}, "train it as a LoRA"),
+        ({"megatron_config": {"x": 1}}, "on transformers' own linears"),
+    ],
+)
+def test_a_refusal_says_what_to_do(fields: dict[str, Any], said: str) -> None:
+    (problem,) = problems(**fields)
+    assert "is not served yet: " in problem and problem.endswith(said)
+
+
 def test_every_problem_is_told() -> None:
     found = problems(arrow_config={"top_k": 2}, bias="some", r=0, target_modules="(", whatever=1)
     assert len(found) == 5

@@ -61,10 +61,11 @@ _HARMLESS: Final = frozenset(
 )
 
 _NOT_SERVED: Final = {
-    "arrow_config": "Arrow routing",
-    "layer_replication": "layer replication",
-    "loftq_config": "LoftQ",
-    "megatron_config": "Megatron",
+    "arrow_config": "Arrow routing; upload the adapters that it routes between, and name several "
+    "with their scales in a request",
+    "layer_replication": "layer replication; train it on the layers that the base has",
+    "loftq_config": "LoftQ; it is relative to a quantized base of its own: train it as a LoRA",
+    "megatron_config": "Megatron; save it from PEFT on transformers' own linears",
 }
 
 _SAME_BASE_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica"})
