@@ -29,6 +29,7 @@ WRAPPERS: Final = re.compile(
     r"|^module\.|(?<=^base_model\.model\.)module\."
 )
 """What torch.compile, FSDP, activation checkpointing and data parallel training put into paths."""
+_PREFIXES: Final = re.compile(rf"^(?:{re.escape(PREFIX)})+")
 _ENDS: Final = ("weight", "bias")
 
 
@@ -97,9 +98,7 @@ def sort_keys(
 
 def module_of(path: str, layout: BaseLayout) -> BaseModule | None:
     # A base whose own paths began with the prefix would be meant literally.
-    bare = WRAPPERS.sub("", path)
-    while bare.startswith(PREFIX):
-        bare = WRAPPERS.sub("", bare.removeprefix(PREFIX))
+    bare = _PREFIXES.sub("", WRAPPERS.sub("", path))
     # An adapter for hidden states was trained on the model without its head.
     for name in (path, bare, f"{layout.body}.{bare}"):
         module = layout.modules.get(layout.called.get(name, name))

@@ -19,7 +19,7 @@ from lorry_adapters.lora.problems import some
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _PARAMETERS: Final = re.compile(
-    r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module|token_adapter|base_layer|default))*"
+    r"(?P<module>.+?)(?:\.(?:modules_to_save|original_module|token_adapter|base_layer|default)){0,3}"
     r"\.(?P<parameter>weight|bias|lora_embedding_A|lora_B)"
     r"(?P<tail>(?:\.[^.]+){0,2})"
 )

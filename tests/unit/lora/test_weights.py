@@ -405,3 +405,12 @@ def test_an_adapter_that_changes_nothing_is_refused(adapter: Path, llama: BaseLa
     edit(adapter, lambda t: t.update({k: v * 0 for k, v in t.items() if "lora_B" in k}))
     (problem,) = problems(adapter, llama)
     assert "changes nothing" in problem
+
+
+def test_endless_keys_and_names_take_no_time(adapter: Path, llama: BaseLayout) -> None:
+    """Each would take hours where the work grew with the square of what a stranger wrote."""
+    parts = ("base_model.model.", "modules_to_save.", "_orig_mod.", "lora_A.", "token_adapter.")
+    long = {f"{part * (200_000 // len(part))}weight": torch.ones(1) for part in parts}
+    edit(adapter, lambda t: t.update(long))
+    edit_config(adapter, modules_to_save=[f"no{i}" for i in range(100_000)])
+    assert problems(adapter, llama)

@@ -18,7 +18,7 @@ All of them stand in place of the base's numbers, for this adapter's rows alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -53,6 +53,11 @@ class OwnPartsFields:
     tied: bool = False
     """ensure_weight_tying."""
     classifies: bool = False
+    names: frozenset[str] = field(init=False, repr=False, compare=False)
+    """modules_to_save, to be looked up: a stranger may list very many."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(self.modules_to_save))
 
     @classmethod
     def read(cls, fields: Fields) -> OwnPartsFields:
@@ -66,7 +71,7 @@ class OwnPartsFields:
 
     def saves(self, module: str) -> bool:
         """PEFT's rule: the path, or a parent's, ends with one of the names."""
-        return any(_is_saved_by(name, module) for name in self.modules_to_save)
+        return not self.names.isdisjoint(_ends(module))
 
 
 def read_own_parts(
@@ -121,13 +126,8 @@ def read_own_parts(
             problems.append(f"{shown(name)} has a weight and a bias of different sizes: {sizes}")
     if wanted.classifies:
         _check_score(own, layout, problems)
-    for name in wanted.modules_to_save:
-        if wanted.classifies and name in _SCORES:
-            continue
-        # What no module of the base is called, PEFT passes over.
-        is_there = any(_is_saved_by(name, found) for found in layout.modules)
-        if is_there and not any(_is_saved_by(name, found) for found in own.saved):
-            problems.append(f"modules_to_save names {shown(name)}, and the file has no such module")
+    if wanted.names:
+        problems.extend(_not_saved(wanted, own))
     for name, ids in missing_tokens.items():
         if _shares_rows(own, name, ids):
             continue
@@ -145,13 +145,22 @@ def read_own_parts(
     return own
 
 
-def _is_saved_by(name: str, module: str) -> bool:
+def _ends(module: str) -> Iterator[str]:
+    """Of a module's path and of its parents': all that a name to save may be."""
     path = module
     while path:
-        if path.endswith(name):
-            return True
+        yield from (path[at:] for at in range(len(path)))
         path = path.rpartition(".")[0]
-    return False
+
+
+def _not_saved(wanted: OwnPartsFields, own: OwnParts) -> Iterator[str]:
+    """What no module of the base is called, PEFT passes over."""
+    there = {end for module in own.layout.modules for end in _ends(module)}
+    saved = {end for module in own.saved for end in _ends(module)}
+    for name in wanted.modules_to_save:
+        of_classifier = wanted.classifies and name in _SCORES
+        if name in there and name not in saved and not of_classifier:
+            yield f"modules_to_save names {shown(name)}, and the file has no such module"
 
 
 def _module_name(key: str, layout: BaseLayout) -> str | None:
