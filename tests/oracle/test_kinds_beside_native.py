@@ -18,7 +18,7 @@ from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver, token_ids
 
 FAMILY = "llama"
-NAMES = ("modules_to_save=head", "lokr", "embeddings target")
+NAMES = ("lokr", "ln_tuning", "modules_to_save=norm")
 KNOWN = ("dora", "ia3")
 """They run on the compiled step, but for sums with the others."""
 BOTTLENECK = Path(__file__).parent / "adapterhub" / "llama-pfeiffer"

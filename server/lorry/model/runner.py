@@ -135,6 +135,8 @@ class Runner:
         bound = self.lora.prepare(weights)
         return Prepared(bound, None if self._lean is None else self._lean.prepare(bound))
 
+    # As `run`, which makes room for adapters too: what one mode made the other may not change.
+    @torch.inference_mode()
     def place(self, slot: int, prepared: Prepared) -> None:
         """Copy an adapter's weights into a slot. Between two runs only."""
         weights = prepared.weights
@@ -266,10 +268,10 @@ class Runner:
         """None: it is pooled."""
         if row.pooling is not None:
             return None
-        return self._torch if self._lean is None or self._is_special(row) else self._lean
-
-    def _is_special(self, row: Row) -> bool:
-        return any(use.slot in self._special for use in row.adapters)
+        lean = self._lean
+        if lean is None or any(use.slot in self._special for use in row.adapters):
+            return self._torch
+        return lean if lean.runs(row.adapters) else self._torch
 
     def _bring_to_packed(self, batch: Batch) -> None:
         """What the compiled step holds is needed here as well: in a sum with another kind, or

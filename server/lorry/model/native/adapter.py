@@ -20,7 +20,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorry.model.native.edges import Edges
 from lorry.model.native.pack import BLOCK
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class PackedAdapter:
     to a multiple of `GROUP`; 0 where the adapter has no such part."""
     gains: Gains | None = None
     """What it does beside its pairs."""
+    edges: Edges = field(default_factory=Edges)
+    """What it does to embeddings and logits."""
 
     @property
     def nbytes(self) -> int:

@@ -59,9 +59,16 @@ class Call:
     """One step's arguments; they live as long as this."""
 
     def __init__(
-        self, inputs: Inputs, angles: Angles, vocab: int, gains: Bound, own: Mapping[int, int]
+        self,
+        inputs: Inputs,
+        angles: Angles,
+        vocab: int,
+        gains: Bound,
+        own: Mapping[int, int],
+        seen_KH: Tensor | None = None,
     ) -> None:
-        """`own`: addresses of embeddings, by the token that has one instead of the table's."""
+        """`own`: addresses of embeddings, by the token that has one instead of the table's; the
+        caller keeps them. `seen_KH`: gets what the head is given."""
         size = inputs.attention.block_size
         self.ids: list[int] = []
         self.blocks: list[int] = []
@@ -111,6 +118,7 @@ class Call:
             body=body.struct,
             head=head.struct,
             wanted=at[4],
+            seen=None if seen_KH is None else seen_KH.data_ptr(),
             logits=self._logits_KV.ctypes.data,
             norm=self._norm_K.ctypes.data,
             best=self._best_K.ctypes.data,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lorry.core import SlotUse
 from lorry.errors import ModelError
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
@@ -24,6 +26,7 @@ from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
 from lorry.model.native.call import Angles, Call
+from lorry.model.native.edges import Edges, EdgeSlots, rows_of
 from lorry.model.native.gains import doras_of, fits, gains_of
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
 from lorry.model.native.slots import AdapterSlots
@@ -46,6 +49,7 @@ PHASES = (
 """The linears of a layer in the order in which they run; those of one read the same input."""
 
 HEAD = "lm_head"
+EMBEDDING = "model.embed_tokens"
 
 STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds whose frequencies do not depend on the length of the sequence."""
@@ -115,6 +119,7 @@ class LeanModel:
             ],
             num_slots,
         )
+        self._edges = EdgeSlots(loaded.model.model.embed_tokens.weight)
         self._vocab = int(loaded.config.vocab_size)
         model: Any = loaded.model
         self._structs = (structs.Layer * len(model.model.layers))()
@@ -162,19 +167,30 @@ class LeanModel:
         """All work on an adapter that needs no slot; None where it does something that the
         step does not know. Any thread."""
         pairs, names = bound.weights.modules, self._slots.names
-        if not fits(bound.deltas, pairs, names, HEAD):
+        deltas = dict(bound.deltas)
+        embedding, head = tuple(deltas.pop(EMBEDDING, ())), ()
+        if HEAD not in pairs and not fits({HEAD: deltas.get(HEAD, ())}, pairs, names, HEAD):
+            head = tuple(deltas.pop(HEAD))
+        if not fits(deltas, pairs, names, HEAD):
             return None
-        gains = gains_of(bound.deltas, pairs, self._slots.phases)
-        pairs = {**pairs, **doras_of(bound.deltas)}
-        return pack_adapter(self._library, pairs, self._slots.phases, gains)
+        gains = gains_of(deltas, pairs, self._slots.phases)
+        pairs = {**pairs, **doras_of(deltas)}
+        packed = pack_adapter(self._library, pairs, self._slots.phases, gains)
+        return replace(packed, edges=Edges(embedding, head))
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Fill `slot` with an adapter; whatever it held is gone. Between two steps only."""
         self._slots.place(slot, packed)
+        self._edges.place(slot, packed.edges)
 
     def clear(self, slot: int) -> None:
         """Empty `slot`. Between two steps only."""
         self._slots.clear(slot)
+        self._edges.place(slot, Edges())
+
+    def runs(self, uses: Sequence[SlotUse]) -> bool:
+        """Whether it can run a row of these adapters, all of them placed here."""
+        return len(uses) < 2 or not any(self._edges.has_head(use.slot) for use in uses)
 
     def take_over(self) -> None:
         """Drop the generic path's copy of the weights: its modules multiply with ours."""
@@ -196,11 +212,18 @@ class LeanModel:
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
-        own = self._prompts.addresses(inputs.virtual)
-        call = Call(inputs, self._angles, self._vocab, self._slots.gains(inputs.body), own)
+        embeddings_TH = self._edges.embeddings(inputs)
+        own = {} if embeddings_TH is None else rows_of(embeddings_TH)
+        own |= self._prompts.addresses(inputs.virtual)
+        seen_KH = None
+        if self._edges.wants_hidden(inputs):
+            seen_KH = torch.empty(len(inputs.wanted_K), self._model.hidden)
+        gains = self._slots.gains(inputs.body)
+        call = Call(inputs, self._angles, self._vocab, gains, own, seen_KH)
         self._check(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))
-        return call.logits()
+        logits = call.logits()
+        return logits if seen_KH is None else self._edges.answers(seen_KH, logits, inputs.head)
 
     def close(self) -> None:
         """End the threads. No step may follow."""

@@ -169,9 +169,11 @@ static void run_step(void *argument, int thread) {
     for (int l = 0; l < m->num_layers; l++) run_layer(e, &m->layers[l], thread);
     const int first = SHARE(step->num_wanted, thread, threads);
     const int last = SHARE(step->num_wanted, thread + 1, threads);
-    for (int k = first; k < last; k++)
-        rms_norm(e->x_TH + (size_t)step->wanted[k] * hidden, m->norm,
-                 e->normed_TH + (size_t)k * hidden, hidden, m->epsilon);
+    for (int k = first; k < last; k++) {
+        float *normed = e->normed_TH + (size_t)k * hidden;
+        rms_norm(e->x_TH + (size_t)step->wanted[k] * hidden, m->norm, normed, hidden, m->epsilon);
+        if (step->seen) memcpy(step->seen + (size_t)k * hidden, normed, sizeof(float) * hidden);
+    }
     encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
     barrier(&e->pool);
     const Modules head = {&m->head, &m->head_slots, 1, &step->head};

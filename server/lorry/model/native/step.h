@@ -91,6 +91,7 @@ typedef struct {
     const float *cos, *sin; /* per token, head_size / 2 */
     Pairs body, head;       /* head's tokens count the wanted ones */
     const int32_t *wanted;  /* tokens, ascending */
+    float *seen;            /* [num_wanted, hidden]: what the head is given; or NULL */
     float *logits;          /* [num_wanted, vocab] */
     float *norm;            /* [num_wanted]: log of the sum of e^logit */
     int32_t *best;          /* [num_wanted]: the largest logit's token, the first of equals */

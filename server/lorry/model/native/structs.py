@@ -117,6 +117,7 @@ class Step(Structure):
         ("body", Pairs),
         ("head", Pairs),
         ("wanted", c_void_p),
+        ("seen", c_void_p),
         ("logits", c_void_p),
         ("norm", c_void_p),
         ("best", c_void_p),

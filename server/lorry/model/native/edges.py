@@ -1,0 +1,88 @@
+"""What adapters do where a compiled step begins and ends: the embeddings, and the output head.
+
+Token rows, tables and heads of an adapter's own, pairs on embeddings: whatever delta it is,
+the packed model's own functions compute it, before the step for its first activations and
+after it for its logits. So such an adapter does not take the packed model through all layers.
+Its head sees the base's logits without any pair, so a row that sums it with other adapters
+runs on the packed model.
+
+Letters: T tokens of the step, K of them wanted, M of one adapter, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorry.model.inputs import Inputs
+from lorry.model.logits import Logits
+from lorry_adapters.lora.effects import Delta
+from lorry_adapters.lora.plan import Plan
+from lorry_adapters.lora.wrapped import SlotEffects, add
+
+Deltas = Mapping[str, Sequence[Delta]]
+"""By module."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """Of one adapter."""
+
+    embedding: tuple[Delta, ...] = ()
+    head: tuple[Delta, ...] = ()
+
+
+class EdgeSlots:
+    """By slot. Engine thread only."""
+
+    def __init__(self, table_VH: Tensor) -> None:
+        self._table_VH = table_VH
+        self._embedding = SlotEffects()
+        self._head = SlotEffects()
+
+    def place(self, slot: int, edges: Edges) -> None:
+        """Fill `slot`; empty edges empty it."""
+        self._embedding.place(slot, edges.embedding)
+        self._head.place(slot, edges.head)
+
+    def has_head(self, slot: int) -> bool:
+        return bool(self._head.get(slot))
+
+    def embeddings(self, inputs: Inputs) -> Tensor | None:
+        """`[T, H]` of every token, where an adapter of the step changes any; else None."""
+        if not _wanted(self._embedding, inputs.body):
+            return None
+        ids_T = inputs.ids_1T[0]
+        # Its answer is changed in place.
+        y_TH = F.embedding(ids_T, self._table_VH).clone()
+        add(y_TH, self._embedding.of(ids_T, y_TH, inputs.body))
+        return y_TH
+
+    def wants_hidden(self, inputs: Inputs) -> bool:
+        """Whether `answers` has something to do, and needs what the head saw."""
+        return _wanted(self._head, inputs.head)
+
+    def answers(self, hidden_KH: Tensor, logits: Logits, plan: Plan) -> Logits:
+        """The logits with what the adapters' heads make of them; in place."""
+        deltas = self._head.of(hidden_KH, logits.values_KV, plan)
+        add(logits.values_KV, deltas)
+        for tokens, _ in deltas:
+            changed = Logits.of(logits.values_KV[tokens])
+            logits.norm_K[tokens] = changed.norm_K
+            logits.best_K[tokens] = changed.best_K
+        return logits
+
+
+def _wanted(effects: SlotEffects, plan: Plan) -> bool:
+    return bool(effects) and any(effects.get(slot) for slot in plan.slots)
+
+
+def rows_of(values_TH: Tensor) -> dict[int, int]:
+    """The address of each row, by its number."""
+    assert values_TH.dtype is torch.float32 and values_TH.is_contiguous()
+    size = values_TH.shape[1] * values_TH.element_size()
+    return {row: values_TH.data_ptr() + row * size for row in range(len(values_TH))}
