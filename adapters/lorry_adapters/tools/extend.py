@@ -3,7 +3,7 @@
 For adapters that were trained after tokens had been added: they bring their own rows, and the
 base needs places for those. The rows that it gets there are the mean of all others, which is
 what nobody asks for and hardly any answer picks; an adapter with tables of its own never sees
-them. Adapters of the old vocabulary mean on the new base what they meant on the old one.
+them. Adapters of the old vocabulary fit the new base, too.
 """
 
 from __future__ import annotations
