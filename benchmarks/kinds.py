@@ -25,7 +25,7 @@ import torch
 from lorry.bench import report
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native.choice import choose
+from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseModule
@@ -63,7 +63,12 @@ def main() -> int:
         settings = Settings(home=Path(home), kernels=given.kernels, **more)
         loaded = load(settings, lambda line: None)
     runner = Runner(
-        loaded, kv_blocks=ROWS * 4 * 16, block_size=BLOCK, max_slots=ROWS * len(KINDS), max_rank=64
+        loaded,
+        kv_blocks=ROWS * 4 * 16,
+        block_size=BLOCK,
+        max_slots=ROWS * len(KINDS),
+        max_rank=64,
+        kv_dtype=kv_dtype(given.kernels, loaded),
     )
     choose(given.kernels, loaded, runner, max_tokens=512, max_rank=64)
     runner.settle()

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lorry.bench import adapters as made
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.loader import load
-from lorry.model.native.choice import choose
+from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
@@ -56,6 +56,7 @@ class Steps:
             block_size=BLOCK_SIZE,
             max_slots=max(1, slots),
             max_rank=max(1, rank),
+            kv_dtype=kv_dtype(kernels, self.loaded),
         )
         self.chosen = choose(
             kernels, self.loaded, self.runner, max_tokens=max_tokens, max_rank=max(1, rank)

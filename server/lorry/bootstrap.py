@@ -29,7 +29,7 @@ from lorry.metrics import Metrics
 from lorry.model import memory, selfcheck
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native.choice import choose
+from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry.model.survey import survey
 from lorry.option import format_size
@@ -69,13 +69,15 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     """
     loaded = load(settings, say)
     found = survey(loaded)
-    per_token = bytes_per_token(found.shapes, loaded.dtype)
+    dtype = kv_dtype(settings.kernels, loaded)
+    per_token = bytes_per_token(found.shapes, dtype)
     runner = Runner(
         loaded,
         kv_blocks=_kv_blocks(settings, loaded, per_token),
         block_size=BLOCK_SIZE,
         max_slots=settings.max_loras,
         max_rank=settings.max_lora_rank,
+        kv_dtype=dtype,
         found=found,
     )
     chosen = choose(
@@ -94,7 +96,8 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     tokens = runner.cache.num_blocks * BLOCK_SIZE
     say(
         f"KV cache takes {format_size(runner.cache.nbytes)}: "
-        f"{tokens} tokens of {format_size(runner.cache.nbytes // tokens)}"
+        f"{tokens} tokens of {format_size(runner.cache.nbytes // tokens)}, "
+        f"{str(runner.cache.dtype).removeprefix('torch.')}"
     )
     registry = Registry(
         settings.home,
@@ -176,6 +179,7 @@ def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[st
         "architecture": loaded.layout.architecture,
         "quantization": loaded.quantization,
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(runner.cache.dtype).removeprefix("torch."),
         "device": str(loaded.device),
         "kernels": runner.path,
         "rows": runner.row_layout,

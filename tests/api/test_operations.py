@@ -32,7 +32,7 @@ def test_info(live: Live) -> None:
         "none",
         512,
     )
-    assert info["memory"]["kv_cache"] > 0
+    assert info["memory"]["kv_cache"] > 0 and info["kv_cache_dtype"] == "float32"
     assert info["limits"]["max_adapters_per_request"] == 8
 
 

@@ -47,8 +47,9 @@ def live(
         dtype="float32",
         quantize=quantize,
         kernels=kernels,
-        # Too small for all that may run: some requests are preempted and start over.
-        kv_cache_memory=512 << 10,
+        # Too small for all that may run: some requests are preempted and start over. The
+        # compiled step's cache is of half the bytes.
+        kv_cache_memory=(256 if kernels == "native" else 512) << 10,
         samples=False,
         max_loras=5,
         max_num_seqs=24,

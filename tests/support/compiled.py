@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorry.model.native import library, recipe
-from lorry.model.native.lean import LeanModel, unsuited
+from lorry.model.native.lean import KV_DTYPE, LeanModel, unsuited
 from support.runner_driver import BLOCK_SIZE, MAX_RANK, NUM_BLOCKS, NUM_SLOTS, RunnerDriver
 
 MAX_TOKENS = 256
@@ -45,7 +45,7 @@ class LeanDriver(RunnerDriver):
         num_threads: int = 1,
         max_tokens: int = MAX_TOKENS,
     ) -> None:
-        super().__init__(folder, quantization="int8")
+        super().__init__(folder, quantization="int8", cache=KV_DTYPE)
         assert unsuited(self.loaded) is None
         self.lean = LeanModel(
             built,

@@ -15,7 +15,7 @@ import torch
 
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native.choice import choose
+from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
@@ -59,9 +59,16 @@ class RunnerDriver:
     """A runner on a tiny model, and the slots and blocks that a scheduler would keep."""
 
     def __init__(
-        self, folder: Path, *, quantization: str = "none", kernels: str = "torch", threads: int = 1
+        self,
+        folder: Path,
+        *,
+        quantization: str = "none",
+        kernels: str = "torch",
+        threads: int = 1,
+        cache: torch.dtype | None = None,
     ) -> None:
-        """`kernels`: torch or native, as `--kernels` has them; `threads` of the native ones."""
+        """`kernels`: torch or native, as `--kernels` has them; `threads` of the native ones.
+        `cache`: its dtype, else what goes with the kernels."""
         self.loaded = load_tiny(folder, quantization=quantization)
         self.runner = Runner(
             self.loaded,
@@ -69,6 +76,7 @@ class RunnerDriver:
             block_size=BLOCK_SIZE,
             max_slots=NUM_SLOTS,
             max_rank=MAX_RANK,
+            kv_dtype=cache or kv_dtype(kernels, self.loaded),
         )
         self._slots: dict[Path, int] = {}
         before = torch.get_num_threads()

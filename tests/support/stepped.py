@@ -14,7 +14,7 @@ from lorry.core import FinishReason, Request, SamplingParams, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.invocation import starts_of
 from lorry.engine.scheduler import Limits, Scheduler
-from lorry.model.native.choice import choose
+from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry_adapters.lora import weights
 from lorry_adapters.registry.record import PREFIX_TYPES, AdapterRef, Lease
@@ -74,6 +74,7 @@ class House:
             block_size=BLOCK_SIZE,
             max_slots=NUM_SLOTS,
             max_rank=MAX_RANK,
+            kv_dtype=kv_dtype(kernels, self.loaded),
         )
         choose(kernels, self.loaded, self.runner, max_tokens=MAX_TOKENS, max_rank=MAX_RANK)
         self.runner.settle()

@@ -108,9 +108,12 @@ def attend(
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plan, kv = step.plan, step.cache.layer(module)
-    k_THD, v_THD = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    kv.k_NHD.index_copy_(0, plan.write_T, k_THD)
-    kv.v_NHD.index_copy_(0, plan.write_T, v_THD)
+    dtype = step.cache.dtype
+    kept_k_THD, kept_v_THD = key[0].transpose(0, 1).to(dtype), value[0].transpose(0, 1).to(dtype)
+    kv.k_NHD.index_copy_(0, plan.write_T, kept_k_THD)
+    kv.v_NHD.index_copy_(0, plan.write_T, kept_v_THD)
+    # What a later step will read: whether a prompt is read at once or in pieces is the same.
+    k_THD, v_THD = kept_k_THD.to(key.dtype), kept_v_THD.to(value.dtype)
     q_QTD = query[0]
     out_TQD = q_QTD.new_empty(q_QTD.shape[1], q_QTD.shape[0], value.shape[3])
     if plan.num_singles and step.singles is not None:
@@ -120,8 +123,8 @@ def attend(
         )
     elif plan.num_singles:
         singles = plan.singles(sliding_window)
-        k_BLHD = kv.k_NHD.index_select(0, singles.context_BL.flatten())
-        v_BLHD = kv.v_NHD.index_select(0, singles.context_BL.flatten())
+        k_BLHD = kv.k_NHD.index_select(0, singles.context_BL.flatten()).to(key.dtype)
+        v_BLHD = kv.v_NHD.index_select(0, singles.context_BL.flatten()).to(value.dtype)
         size = singles.context_BL.shape
         heads = k_BLHD.shape[1]
         # [Q, B, D] -> [B, H, G, D]: query heads of one key head are neighbours.
@@ -144,8 +147,8 @@ def attend(
         if chunk.start == 0:
             k_LHD, v_LHD = k_THD[part], v_THD[part]
         else:
-            k_LHD = kv.k_NHD.index_select(0, chunk.context_L)
-            v_LHD = kv.v_NHD.index_select(0, chunk.context_L)
+            k_LHD = kv.k_NHD.index_select(0, chunk.context_L).to(key.dtype)
+            v_LHD = kv.v_NHD.index_select(0, chunk.context_L).to(value.dtype)
         out_TQD[part] = _chunk(q_QTD[:, part], k_LHD, v_LHD, chunk, scale, softcap, sliding_window)
     return out_TQD.unsqueeze(0), None
 

@@ -53,6 +53,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
+        self.dtype = dtype
         self.num_blocks = num_blocks
         self.scratch_cell = num_blocks * block_size
         """A cache row of no block: where rows that fill up a recorded step write."""

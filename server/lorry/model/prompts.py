@@ -46,7 +46,7 @@ class Prompts:
                 self._rows_NH[slot] = rows_NH.to(self._device, self._dtype).contiguous()
             case Prefix(cells_L2NKD):
                 self._check(cells_L2NKD)
-                self._cells_L2NKD[slot] = cells_L2NKD.to(self._device, self._dtype)
+                self._cells_L2NKD[slot] = cells_L2NKD.to(self._device, self._cache.dtype)
 
     def fill(self, attention: AttentionPlan) -> None:
         """Put the prefix of every row that begins behind one in the cache."""

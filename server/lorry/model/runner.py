@@ -85,10 +85,13 @@ class Runner:
         block_size: int,
         max_slots: int,
         max_rank: int,
+        kv_dtype: torch.dtype | None = None,
         found: Survey | None = None,
     ) -> None:
+        """`kv_dtype`: `lorry.model.native.choice.kv_dtype`; None: the model's own."""
         self._device = loaded.device
         self._dtype = loaded.dtype
+        self._kv_dtype = kv_dtype or loaded.dtype
         self._survey = survey(loaded) if found is None else found
         self.cache = self._cache_of(kv_blocks, block_size)
         self.lora = LoraModel(
@@ -118,7 +121,7 @@ class Runner:
             self._survey.shapes,
             num_blocks=num_blocks,
             block_size=block_size,
-            dtype=self._dtype,
+            dtype=self._kv_dtype,
             device=self._device,
         )
 
@@ -204,7 +207,7 @@ class Runner:
         assert self._lean is None and self.unpackable is None
         before, size = self.cache.nbytes, self.cache.block_size
         self._survey = survey_padded(loaded, why)
-        block = bytes_per_token(self._survey.shapes, self._dtype) * size
+        block = bytes_per_token(self._survey.shapes, self._kv_dtype) * size
         blocks = min(self.cache.num_blocks, before // block)
         # A device has no room for both.
         del self._torch, self._pool, self.cache

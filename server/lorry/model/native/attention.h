@@ -17,11 +17,11 @@
 #define PADDED(length) (((size_t)(length) + BLOCK - 1) / BLOCK * BLOCK)
 
 /* mine[l] = q . k[l] * scale for every key, minus infinity in the padding. */
-static void score_keys(const float *q_D, const float *k_NHD, const int32_t *cells, int length,
+static void score_keys(const float *q_D, const uint16_t *k_NHD, const int32_t *cells, int length,
                        int size, size_t cell_stride, float scale, float *mine) {
     /* As many keys at once as a vector has lanes: one reduction makes all their sums. */
     for (int first = 0; first < length; first += WIDTH) {
-        const float *keys[WIDTH];
+        const uint16_t *keys[WIDTH];
         Floats acc[WIDTH];
         for (int l = 0; l < WIDTH; l++) {
             const int known = first + l < length ? first + l : length - 1;
@@ -30,7 +30,7 @@ static void score_keys(const float *q_D, const float *k_NHD, const int32_t *cell
         }
         for (int d = 0; d < size; d += WIDTH) {
             const Floats q = load(q_D + d);
-            for (int l = 0; l < WIDTH; l++) acc[l] = fused(q, load(keys[l] + d), acc[l]);
+            for (int l = 0; l < WIDTH; l++) acc[l] = fused(q, load_half(keys[l] + d), acc[l]);
         }
         store(mine + first, sums(acc) * all(scale));
     }
@@ -52,16 +52,16 @@ static float weigh(float *mine, int length) {
 
 /* out[g] = factor[g] * sum over l of weights[g][l] * v[l], for `group` heads and `vectors` of
  * each, constants where it is called. */
-INLINE void mix_values(const float *v_NHD, const int32_t *cells, int length, size_t cell_stride,
+INLINE void mix_values(const uint16_t *v_NHD, const int32_t *cells, int length, size_t cell_stride,
                        const float *weights, const float *factor, float *out_GD, int size,
                        int group, int vectors) {
     Floats acc[HEADS][SPAN];
     for (int g = 0; g < group; g++)
         for (int i = 0; i < vectors; i++) acc[g][i] = all(0);
     for (int l = 0; l < length; l++) {
-        const float *v = v_NHD + cells[l] * cell_stride;
+        const uint16_t *v = v_NHD + cells[l] * cell_stride;
         for (int i = 0; i < vectors; i++) {
-            const Floats value = load(v + i * WIDTH);
+            const Floats value = load_half(v + i * WIDTH);
             for (int g = 0; g < group; g++)
                 acc[g][i] = fused(all(weights[g * PADDED(length) + l]), value, acc[g][i]);
         }
@@ -71,11 +71,11 @@ INLINE void mix_values(const float *v_NHD, const int32_t *cells, int length, siz
             store(out_GD + g * size + i * WIDTH, acc[g][i] * all(factor[g]));
 }
 
-/* q_GD, out_GD: `group` query heads, contiguous. k_NHD, v_NHD: at this key head already.
- * cells: the `length` cells to see. scores: room for [group, PADDED(length)]. */
-static void attend(const float *q_GD, const float *k_NHD, const float *v_NHD, float *out_GD,
-                   const int32_t *cells, int length, int group, int size, size_t cell_stride,
-                   float scale, float *scores) {
+/* q_GD, out_GD: `group` query heads, contiguous. k_NHD, v_NHD: in half precision, at this key
+ * head already. cells: the `length` cells to see. scores: room for [group, PADDED(length)]. */
+static void attend(const float *q_GD, const uint16_t *k_NHD, const uint16_t *v_NHD,
+                   float *out_GD, const int32_t *cells, int length, int group, int size,
+                   size_t cell_stride, float scale, float *scores) {
     for (int first = 0; first < group; first += HEADS) {
         const int heads = group - first < HEADS ? group - first : HEADS;
         float factor[HEADS];

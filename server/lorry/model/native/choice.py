@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 from lorry.errors import ModelError
 from lorry.model import gpu, selfcheck
 from lorry.model.loader import LoadedModel
 from lorry.model.native import library
-from lorry.model.native.lean import LeanModel, unsuited
+from lorry.model.native.lean import KV_DTYPE, LeanModel, unsuited
 from lorry.model.native.selection import CompiledSelection
 from lorry.model.runner import Runner
+
+
+def kv_dtype(kernels: str, loaded: LoadedModel) -> torch.dtype:
+    """Of the cache of the runner that `choose` is for: half precision where the compiled step
+    will run, for all of its rows, else the model's own."""
+    if kernels != "torch" and unsuited(loaded) is None:
+        with suppress(library.Missing):
+            library.find()
+            return KV_DTYPE
+    return loaded.dtype
 
 
 def choose(

@@ -51,6 +51,9 @@ PHASES = (
 HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens"
 
+KV_DTYPE = torch.float16
+"""Of the cache that a compiled step reads and writes."""
+
 STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds whose frequencies do not depend on the length of the sequence."""
 
@@ -264,8 +267,8 @@ class LeanModel:
             target.q_norm = self._pointer(attention.q_norm.weight)
             target.k_norm = self._pointer(attention.k_norm.weight)
         kv = cache.layer(attention)
-        target.k_NHD = self._pointer(kv.k_NHD)
-        target.v_NHD = self._pointer(kv.v_NHD)
+        target.k_NHD = self._pointer(kv.k_NHD, KV_DTYPE)
+        target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
         target.window = cache.shape(attention).window or 0
         target.rotary = 1
 
@@ -280,8 +283,8 @@ class LeanModel:
     def _slots_of(self, name: str, linear: Any) -> structs.Slots:
         return self._slots.struct(name, linear.in_features, linear.out_features)
 
-    def _pointer(self, tensor: Tensor) -> int:
-        assert tensor.dtype is torch.float32 and tensor.is_contiguous()
+    def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+        assert tensor.dtype is dtype and tensor.is_contiguous()
         self._keep.append(tensor)
         return tensor.data_ptr()
 

@@ -39,8 +39,12 @@ static void prepare_heads(Engine *e, const Layer *layer, int t) {
         if (norm) rms_norm(q + h * size, norm, q + h * size, size, m->epsilon);
         if (layer->rotary) rotate(q + h * size, cos, sin, size);
     }
-    memcpy(layer->k_NHD + (size_t)step->cell[t] * keys, k, sizeof(float) * keys);
-    memcpy(layer->v_NHD + (size_t)step->cell[t] * keys, v, sizeof(float) * keys);
+    uint16_t *const kept_k = layer->k_NHD + (size_t)step->cell[t] * keys;
+    uint16_t *const kept_v = layer->v_NHD + (size_t)step->cell[t] * keys;
+    for (int i = 0; i < keys; i += WIDTH) {
+        store_half(kept_k + i, load(k + i));
+        store_half(kept_v + i, load(v + i));
+    }
 }
 
 static void attend_share(Engine *e, const Layer *layer, int thread) {

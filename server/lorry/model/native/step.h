@@ -51,7 +51,7 @@ typedef struct {
     Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
     const float *attention_norm, *mlp_norm;
     const float *q_norm, *k_norm; /* or NULL */
-    float *k_NHD, *v_NHD;
+    uint16_t *k_NHD, *v_NHD; /* half precision */
     int32_t window; /* 0: none */
     int32_t rotary; /* 0: no positions in this layer */
 } Layer;

@@ -43,6 +43,9 @@ INLINE Ints greater_int(Ints a, Ints b);
 INLINE float sum(Floats v);
 /* The upper half of a float, which is a number of its own, to single. */
 INLINE Floats load_bfloat(const uint16_t *p);
+/* Half precision to single, and single to the nearest half, to even between two. */
+INLINE Floats load_half(const uint16_t *p);
+INLINE void store_half(uint16_t *p, Floats v);
 /* The sums of WIDTH vectors, each in its lane. */
 INLINE Floats sums(const Floats *v);
 /* As many bytes as a register holds; 4 or 8 bytes, again and again. */
@@ -114,6 +117,12 @@ INLINE Floats load_bfloat(const uint16_t *p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return (Floats)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+INLINE Floats load_half(const uint16_t *p) {
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+INLINE void store_half(uint16_t *p, Floats v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
 INLINE Floats sums(const Floats *v) {
     __m512d fours[4];
     for (int i = 0; i < 4; i++) {
@@ -165,6 +174,12 @@ INLINE unsigned lanes_of(Ints mask) {
 INLINE Floats load_bfloat(const uint16_t *p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return (Floats)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+INLINE Floats load_half(const uint16_t *p) {
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE void store_half(uint16_t *p, Floats v) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 INLINE float sum(Floats v) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v),

@@ -46,7 +46,14 @@ def save(folder: Path, family: str = "llama", **config: Any) -> Path:
 
 
 def runner_of(loaded: LoadedModel) -> Runner:
-    return Runner(loaded, kv_blocks=8, block_size=BLOCK_SIZE, max_slots=2, max_rank=8)
+    return Runner(
+        loaded,
+        kv_blocks=8,
+        block_size=BLOCK_SIZE,
+        max_slots=2,
+        max_rank=8,
+        kv_dtype=choice.kv_dtype("auto", loaded),
+    )
 
 
 def rope(kind: str, **more: Any) -> dict[str, Any]:
@@ -104,6 +111,53 @@ def test_what_fits_runs_on_the_compiled_step(asked: str, tiny_model: Model) -> N
     assert runner.path == "native"
     selfcheck.check(runner, loaded)
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "quantization", "expected"),
+    [
+        ("auto", "int8", torch.float16),
+        ("native", "int8", torch.float16),
+        ("torch", "int8", torch.float32),
+        ("auto", "none", torch.float32),
+    ],
+)
+def test_the_cache_is_in_half_precision_where_the_compiled_step_runs_and_nowhere_else(
+    kernels: str, quantization: str, expected: torch.dtype, tiny_model: Model, tmp_path: Path
+) -> None:
+    settings = Settings(
+        model=str(tiny_model("llama")),
+        home=tmp_path,
+        device="cpu",
+        dtype="float32",
+        quantize=quantization,
+        kv_cache_memory=1 << 20,
+        max_num_seqs=64,
+        kernels=kernels,
+    )
+    said: list[str] = []
+    server = assemble(settings, said.append, on_broken=lambda: None)
+    cache = server.runner.cache
+    server.close()
+    assert cache.dtype is expected
+    # As many tokens as fit: twice as many of half the size.
+    size = sum(s.heads * (s.key_size + s.value_size) for s in server.runner.layer_shapes)
+    size *= expected.itemsize
+    assert cache.num_blocks == (1 << 20) // (size * 16)
+    (line,) = [line for line in said if line.startswith("KV cache takes")]
+    tokens = cache.num_blocks * 16
+    assert f"{tokens} tokens of " in line and line.endswith(str(expected).removeprefix("torch."))
+
+
+def test_without_the_library_the_cache_is_the_models_own(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise library.Missing("it was not built")
+
+    monkeypatch.setattr(library, "find", missing)
+    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    assert choice.kv_dtype("auto", loaded) is torch.float32
 
 
 def test_the_generic_path_can_be_asked_for(tiny_model: Model) -> None:
