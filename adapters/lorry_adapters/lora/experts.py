@@ -180,7 +180,8 @@ class LoraRouter(Wrapped):
             theirs_T1[tokens] = True
         again = routed(self.base, logits_TE)
         return type(chosen)(
-            torch.where(theirs_T1, new, old) for new, old in zip(again, chosen, strict=True)
+            torch.where(theirs_T1.view(*old.shape[:-1], 1), new.view_as(old), old)
+            for new, old in zip(again, chosen, strict=True)
         )
 
 
