@@ -13,6 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lorry.cli import main
@@ -111,6 +112,20 @@ def test_tables_that_are_not_the_bases_below_their_own_pairs(
         model.get_input_embeddings().base_layer.weight.mul_(1.3)
     model.eval().save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     made = Made(tmp_path / "adapter", KINDS["lora"], model.requires_grad_(False))
+    served_as_by_peft(lorry, made)
+
+
+def test_one_table_for_both(lorry: Bench, tmp_path: Path) -> None:
+    """A tied base's table, saved once and by no field's name: PEFT loads it into the base."""
+    made = resized(lorry.base, FEWER, {}, tmp_path / "adapter")
+    path = made.folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight.mul_(1.2)
+    tensors["base_model.model.model.embed_tokens.weight"] *= 1.2
+    if lorry.family == "llama_tied":
+        del tensors["base_model.model.lm_head.weight"]
+    save_file(tensors, path)
     served_as_by_peft(lorry, made)
 
 
