@@ -93,6 +93,11 @@ class Known:
     def is_special(self, module: str) -> bool:
         return module in self.parameters or module in self.former
 
+    def path_of(self, module: str) -> str:
+        """What people call it: a router by its own name, which is not that of its weight."""
+        one = self.parameters.get(module)
+        return one.owner if one is not None and one.shape.kind is ModuleKind.ROUTER else module
+
     def add(self, parts: Parts, pairs: Mapping[str, LoraPair]) -> None:
         """What was read for such modules, as effects on the modules that hold the parameters."""
         made: list[tuple[BaseParameter, ExpertPairs]] = []

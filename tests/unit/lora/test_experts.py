@@ -81,9 +81,9 @@ def problems(folder: Path, layout: BaseLayout, max_rank: int = 64) -> str:
 
 
 def test_a_rank_is_one_expert_s(made: Callable[..., Path], layout: Any) -> None:
-    facts = inspect(made("mixtral", "target_parameters"), layout("mixtral"), max_rank=4)
+    facts = inspect(made("mixtral", "target_parameters, router"), layout("mixtral"), max_rank=4)
     assert facts.rank == 4
-    assert {"gate_up_proj", "down_proj", "q_proj"} <= {*facts.target_modules}
+    assert facts.target_modules == ("down_proj", "gate", "gate_up_proj", "q_proj")
 
 
 @pytest.mark.parametrize("leaf", ["gate_up_proj", "down_proj"])

@@ -177,7 +177,7 @@ class LoraSpec:
             except InvalidAdapter as error:
                 problems.extend(error.problems)
         return Contents(
-            modules=tuple(dict.fromkeys([*pairs, *tables, *own.modules])),
+            modules=tuple(dict.fromkeys([*map(known.path_of, pairs), *tables, *own.modules])),
             ranks=ranks,
             labels=own.labels,
             read=lambda: self._read(file, known, keys, pairs, tables, own),
