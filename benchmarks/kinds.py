@@ -5,8 +5,9 @@
 
 Eight adapters of one kind, a row each, on the seven projections where the kind has a choice;
 steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. LoRA,
-DoRA, biases, (IA)3 and virtual tokens run on the compiled step, the others on the packed model
-beside it, at what PyTorch's operations cost; a mixed step says what that costs its plain rows.
+DoRA, biases, (IA)3, virtual tokens and what changes embeddings or the head run on the compiled
+step, the others on the packed model beside it, at what PyTorch's operations cost; a mixed step
+says what that costs its plain rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from lorry_adapters.lora.effects import (
 )
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.prompt import PromptEmbeddings
+from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.weights import AdapterWeights
 
 ROWS, RANK, CONTEXT, BLOCK = 8, 16, 100, 16
@@ -246,11 +249,33 @@ def biased(module: BaseModule, seed: int) -> Effect:
     return PairBias(torch.full((module.out_features,), 0.01), 1.0)
 
 
+def trained_tokens(loaded: LoadedModel, seed: int) -> AdapterWeights:
+    layout, width = loaded.layout, loaded.config.get_text_config().hidden_size
+    assert layout.input_embedding is not None and layout.output_embedding is not None
+    ids_K, rows_KH = torch.arange(10), torch.randn(10, width) * 0.01
+    effects: dict[str, tuple[Effect, ...]] = {
+        layout.input_embedding: (TokenRows(ids_K, rows_KH),),
+        layout.output_embedding: (TokenLogits(ids_K, rows_KH),),
+    }
+    return replace(lora(loaded, seed), digest=f"tokens{seed}", effects=effects)
+
+
+def own_head(loaded: LoadedModel, seed: int) -> AdapterWeights:
+    head = loaded.layout.output_embedding
+    assert head is not None
+    module = loaded.layout.modules[head]
+    weight_OI = torch.randn(module.out_features, module.in_features) * 0.05
+    effects: dict[str, tuple[Effect, ...]] = {head: (OwnModule(weight_OI, None),)}
+    return replace(lora(loaded, seed), digest=f"head{seed}", effects=effects)
+
+
 KINDS: dict[str, Any] = {
     "LoRA": lora,
     "DoRA": with_effects("dora", dora),
     "LoRA with lora_bias": with_effects("biased", biased, pairs=True),
     "(IA)3": with_effects("ia3", ia3),
+    "LoRA with 10 trained tokens": trained_tokens,
+    "LoRA with a head of its own": own_head,
     "LoKr": with_effects("lokr", kronecker),
     "VeRA, r 256": vera,
     "prompt tuning, 20 tokens": prompt,
