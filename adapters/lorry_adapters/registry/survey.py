@@ -42,7 +42,12 @@ def fingerprint(layout: BaseLayout) -> str:
         modules,
     ]
     if layout.parameters:
-        shape.append(sorted(layout.parameters))
+        shape.append(
+            sorted(
+                (path, one.shape.in_features, one.shape.out_features, one.shape.experts)
+                for path, one in layout.parameters.items()
+            )
+        )
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
 

@@ -27,6 +27,7 @@ from lorry_adapters.lora.experts import ExpertLora, RouterPair
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import Uses, build_plan
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
+from lorry_adapters.registry.survey import fingerprint
 from support import former_experts, peft_made, tiny
 from support.peft_adapters import edit_config
 from support.peft_kinds import KINDS
@@ -389,3 +390,13 @@ def test_other_mixtures_as_peft_s_own_layer(name: str, tmp_path: Path) -> None:
 def test_the_config_s_version_is_read(made: Callable[..., Path]) -> None:
     config = json.loads((made("mixtral", "target_parameters") / "adapter_config.json").read_text())
     assert config["peft_version"], "or every adapter with equal sides would be refused"
+
+
+def test_bases_that_differ_in_their_experts_alone_are_told_apart(layout: Any) -> None:
+    """Or an adapter that was verified on one would be taken for one that fits the other."""
+    base = layout("qwen3_moe")
+    path = "model.layers.0.mlp.experts.down_proj"
+    one = base.parameters[path]
+    wider = replace(one, shape=replace(one.shape, in_features=48))
+    other = replace(base, parameters={**base.parameters, path: wider})
+    assert fingerprint(other) != fingerprint(base)
