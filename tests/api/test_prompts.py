@@ -11,7 +11,8 @@ import pytest
 from api.live import Live, serve
 from lorry.settings import Settings
 from support import peft_made
-from support.peft_kinds import INVOCATION, KINDS, PROMPT, VIRTUAL
+from support.kind import INVOCATION, PROMPT, VIRTUAL
+from support.peft_kinds import KINDS
 
 NAMES = {"brief": "prompt tuning", "prefixed": "prefix tuning", "called": "alora", "plain": "lora"}
 ROOM = 512

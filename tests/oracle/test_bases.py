@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 
 from lorry.model import selfcheck
 from lorry_adapters.lora import weights
-from support import tiny
+from support import families, padded_families, tiny
 from support.peft_adapters import fill
 from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt
@@ -24,8 +24,8 @@ from support.runner_driver import Ask, RunnerDriver
 from support.tokenizer import BOS, EOS, PAD, build_tokenizer
 
 TOLERANCE = 1e-4
-PADDED = {*tiny.UNPACKABLE, *tiny.PADDED_TOO}
-BASES = [*tiny.FAMILIES, *PADDED - {"codegen", "mpt", "gpt_neo"}]
+PADDED = {*padded_families.UNPACKABLE, *padded_families.PADDED_TOO}
+BASES = [*families.FAMILIES, *PADDED - {"codegen", "mpt", "gpt_neo"}]
 
 
 def check(folder: Path, plain: Path, other: Path) -> RunnerDriver:

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from lorry.model.native import library
 from lorry.model.packed import PackedModel
-from support.peft_kinds import KINDS, trained_tokens
+from support.kind import trained_tokens
+from support.peft_kinds import KINDS
 from support.peft_made import make
 from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver

@@ -19,7 +19,9 @@ import pytest
 
 from lorry.model.native import library
 from lorry.model.packed import PackedModel
-from support.peft_kinds import KINDS, Kind, _lora
+from support.kind import Kind
+from support.lora_kinds import lora_config
+from support.peft_kinds import KINDS
 from support.peft_made import Made, make
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
@@ -35,7 +37,7 @@ _OWN = (
     replace(
         KINDS["dora"],
         name="dora, bias",
-        config=lambda f: _lora(f, use_dora=True, bias="lora_only"),
+        config=lambda f: lora_config(f, use_dora=True, bias="lora_only"),
     ),
     replace(
         KINDS["ia3"],

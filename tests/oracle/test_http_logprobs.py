@@ -16,7 +16,7 @@ import pytest
 
 from api.live import Live, serve
 from lorry.settings import Settings
-from support import tiny
+from support import families
 from support.fire import alone, together, token_ids
 from support.peft_adapters import VARIANTS, pack
 from support.peft_oracle import Adapters, PeftOracle
@@ -82,7 +82,7 @@ def check(answer: dict[str, Any], adapters: Adapters, oracle: PeftOracle) -> Non
     assert drawn == table_TV[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("family", [*tiny.REQUIRED, *tiny.EXTRA])
+@pytest.mark.parametrize("family", [*families.REQUIRED, *families.EXTRA])
 def test_generate_says_what_peft_says(
     family: str,
     tiny_model: Callable[[str], Path],

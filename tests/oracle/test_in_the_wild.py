@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from support import peft_history, tiny
 from support.bad_uploads import CONFIG, WEIGHTS, zip_of
+from support.left_folder import Left
 from support.matrix_bench import Bench, bench
 from support.peft_kinds import KINDS
 from support.peft_made import Made
-from support.wild import CASES, Left
+from support.wild import CASES
 
 TOLERANCE = 1e-4
 OF_TYPE = {

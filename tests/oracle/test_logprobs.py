@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import tiny
+from support import families
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver, drawn
 
 TOLERANCE = 1e-4
-FAMILIES = [*tiny.REQUIRED, *tiny.EXTRA]
+FAMILIES = [*families.REQUIRED, *families.EXTRA]
 
 
 class Both:

@@ -19,11 +19,12 @@ from peft import PeftType
 from lorry.bootstrap import assemble
 from lorry.errors import UnsupportedModel
 from lorry.settings import Settings
-from support import matrix, tiny
+from support import families, matrix, padded_families, tiny
+from support.kind import Strength
 from support.matrix import Cell, State
 from support.matrix_bench import Bench, bench
 from support.matrix_refused import IMPOSSIBLE, REFUSED, UNSERVED_BASES
-from support.peft_kinds import KINDS, NOT_BUILT, Strength
+from support.peft_kinds import KINDS, NOT_BUILT
 from support.peft_made import Made, prompt_logprobs
 
 TOLERANCE = 1e-4
@@ -164,7 +165,7 @@ def test_nothing_is_listed_that_is_no_cell() -> None:
     known = {*names, *KINDS}
     assert {*REFUSED, *IMPOSSIBLE} <= known
     assert {*UNSERVED_BASES} <= {*matrix.BASES}
-    assert {*matrix.BASES} == {*tiny.FAMILIES, *tiny.UNPACKABLE}
+    assert {*matrix.BASES} == {*families.FAMILIES, *padded_families.UNPACKABLE}
 
 
 def test_every_method_of_peft_is_in_the_matrix() -> None:

@@ -25,8 +25,9 @@ import pytest
 
 from lorry.model import int8
 from support import peft_made
+from support.kind import Strength
 from support.matrix_bench import Bench, bench
-from support.peft_kinds import KINDS, Strength
+from support.peft_kinds import KINDS
 from support.peft_made import Made, dequantized
 from support.peft_oracle import PeftOracle
 

@@ -18,7 +18,7 @@ import pytest
 from lorry.errors import ModelError
 from lorry.model.memory import digest_of_base
 from lorry.model.native import library
-from support import tiny
+from support import families
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
@@ -238,7 +238,7 @@ def test_a_slot_forgets_what_it_held(
         assert digest_of_base(driver.loaded.model) == before
 
 
-@pytest.mark.parametrize("family", sorted({*tiny.REQUIRED, *tiny.EXTRA} - set(FAMILIES)))
+@pytest.mark.parametrize("family", sorted({*families.REQUIRED, *families.EXTRA} - set(FAMILIES)))
 def test_other_shapes_are_refused_by_name(family: str, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ModelError, match="is not of a shape that it knows"):
         RunnerDriver(tiny_model(family), quantization="int8", kernels="native")

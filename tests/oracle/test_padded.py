@@ -15,7 +15,7 @@ import torch
 
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model import padded
-from support import tiny
+from support import padded_families
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt
@@ -24,7 +24,7 @@ from support.runner_driver import Ask, RunnerDriver, drawn
 TOLERANCE = 1e-4
 ALONE = 1e-5
 """Largest difference that neighbours make."""
-EVERY = [*tiny.UNPACKABLE, *tiny.PADDED_TOO]
+EVERY = [*padded_families.UNPACKABLE, *padded_families.PADDED_TOO]
 
 
 class Both:
@@ -60,7 +60,7 @@ def _slots_from_one(both: Callable[[str], Both], request: pytest.FixtureRequest)
     both(request.node.callspec.params["family"]).ours.forget_slots()
 
 
-@pytest.mark.parametrize("family", tiny.UNPACKABLE)
+@pytest.mark.parametrize("family", padded_families.UNPACKABLE)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_alone(family: str, variant: str, both: Callable[[str], Both]) -> None:
     pair = both(family)
@@ -103,7 +103,7 @@ def test_neighbours_make_no_difference(
         assert mine == pytest.approx(alone, abs=ALONE, rel=2e-6)
 
 
-@pytest.mark.parametrize("family", tiny.UNPACKABLE)
+@pytest.mark.parametrize("family", padded_families.UNPACKABLE)
 def test_a_neighbour_that_overflows_harms_nobody(family: str, both: Callable[[str], Both]) -> None:
     """Its keys and values are no numbers, and it lies in the blocks that padding might read."""
     pair = both(family)

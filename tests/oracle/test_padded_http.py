@@ -12,7 +12,7 @@ import pytest
 
 from api.live import serve
 from lorry.settings import Settings
-from support import tiny
+from support import padded_families
 from support.fire import alone, together, token_ids
 from support.peft_adapters import pack
 from support.peft_oracle import PeftOracle
@@ -35,7 +35,7 @@ def requests() -> list[dict[str, Any]]:
     return bodies
 
 
-@pytest.mark.parametrize("family", tiny.UNPACKABLE)
+@pytest.mark.parametrize("family", padded_families.UNPACKABLE)
 def test_a_crowd(
     family: str,
     tiny_model: Callable[[str], Path],

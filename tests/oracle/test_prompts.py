@@ -21,7 +21,8 @@ from peft import MultitaskPromptTuningConfig, PeftModel
 from lorry.errors import InvocationMissing
 from lorry.model.native import library
 from lorry.model.packed import PackedModel
-from support.peft_kinds import INVOCATION, KINDS, VIRTUAL, Kind, invocation_tokens
+from support.kind import INVOCATION, VIRTUAL, Kind, invocation_tokens
+from support.peft_kinds import KINDS
 from support.peft_made import Made, load_base, make
 from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt

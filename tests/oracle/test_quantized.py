@@ -22,12 +22,12 @@ from statistics import fmean, median
 import pytest
 
 from lorry.model import int8
-from support import tiny
+from support import families
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver
 
-FAMILIES = [*tiny.REQUIRED, *tiny.EXTRA]
+FAMILIES = [*families.REQUIRED, *families.EXTRA]
 
 
 def selections(adapter: Callable[[str, int], Path]) -> list[Adapters]:

@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lorry.cli import main
-from support import peft_made, tiny
+from support import peft_made
+from support.kind import Strength, trained_tokens
 from support.matrix_bench import Bench, bench
-from support.peft_kinds import KINDS, Strength, trained_tokens
+from support.peft_kinds import KINDS
 from support.peft_made import Made
+from support.tokenizer import VOCAB_SIZE
 
 TOLERANCE = 1e-4
-FEWER, MORE = tiny.VOCAB_SIZE - 4, tiny.VOCAB_SIZE + 2
+FEWER, MORE = VOCAB_SIZE - 4, VOCAB_SIZE + 2
 NEW = "<|aside|>"
 SHORT = "The lorry waited at the gate"
 """Of tokens that the smaller vocabulary has, too."""
@@ -47,7 +49,7 @@ def resized(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in (own.get_input_embeddings(), own.get_output_embeddings()):
-            new = module.weight[tiny.VOCAB_SIZE :]
+            new = module.weight[VOCAB_SIZE:]
             new.copy_(torch.randn(new.shape, generator=generator))
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"], **fields)
     model = peft.get_peft_model(own, config)
@@ -94,7 +96,7 @@ def test_more_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
     answer = lorry.upload("this", made.folder)
     assert answer.status_code == 422
     first = answer.json()["error"]["problems"][0]
-    assert f"trained with {MORE} tokens and the base {lorry.family} has {tiny.VOCAB_SIZE}" in first
+    assert f"trained with {MORE} tokens and the base {lorry.family} has {VOCAB_SIZE}" in first
     assert f"lorry models extend {lorry.family} --adapter FOLDER" in first
 
 
@@ -150,7 +152,7 @@ def test_the_base_made_for_them(
     out = tmp_path / "extended"
     assert main(["models", *arguments, "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["tokens"], said["added"]) == (MORE, MORE - tiny.VOCAB_SIZE)
+    assert (said["tokens"], said["added"]) == (MORE, MORE - VOCAB_SIZE)
     with bench(out, family, tmp_path / "home") as lorry:
         lorry.prompt = SHORT
         for one in made.values():
@@ -159,4 +161,4 @@ def test_the_base_made_for_them(
         served_as_by_peft(lorry, older)
         body = {"inputs": f"The lorry {NEW} waited"}
         pieces = lorry.live.http.post("/tokenize", json=body).json()
-        assert tiny.VOCAB_SIZE in [piece["id"] for piece in pieces]
+        assert VOCAB_SIZE in [piece["id"] for piece in pieces]

@@ -16,8 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from support import tiny
+from support.kind import Kind
 from support.matrix_refused import IMPOSSIBLE, REFUSED, UNSERVED_BASES
-from support.peft_kinds import KINDS, Kind
+from support.peft_kinds import KINDS
 
 README = Path(__file__).resolve().parents[2] / "adapters" / "README.md"
 _SECTION = re.compile(r"(<!-- matrix: begin -->\n)(.*?)(<!-- matrix: end -->)", re.DOTALL)
@@ -46,7 +47,8 @@ BASES: Mapping[str, str] = {
     "qwen2_moe": "Qwen 2 MoE",
     "qwen3_moe": "Qwen 3 MoE",
 }
-"""Families of tiny.py, in the order of the table. Qwen 1.5 and 2.5 are Qwen 2's code."""
+"""The families that have a tiny model, in the order of the table. Qwen 1.5 and 2.5 are Qwen 2's
+code."""
 
 MAIN = "llama"
 """The base on which every kind is tried in every run."""

@@ -18,8 +18,9 @@ from lorry.core import Batch, RowResult
 from lorry.engine.loop import Submit
 from lorry.settings import Settings
 from support import peft_made
+from support.kind import PROMPT, Kind
 from support.peft_adapters import pack
-from support.peft_kinds import PLAIN, PROMPT, Kind
+from support.peft_kinds import PLAIN
 from support.peft_made import Made
 
 TOKENS = 2

@@ -19,7 +19,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
-from support.tiny import Family, family
+from support.families import Family
+from support.tiny import family
 
 LOUDNESS = 0.8
 """Standard deviation of a delta over inputs of unit size; a base module's output has about 1.6."""

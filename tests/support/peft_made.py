@@ -26,8 +26,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from support import tiny
+from support.kind import Kind, Strength
 from support.peft_adapters import LOUDNESS
-from support.peft_kinds import Kind, Strength
+from support.tokenizer import VOCAB_SIZE
 
 ADAPTER = "default"
 
@@ -191,7 +192,7 @@ def _prepare(model: PreTrainedModel, config: PeftConfig) -> None:
     start = getattr(config, "init_lora_weights", None)
     if start not in ("corda", "lora_ga"):
         return
-    ids = torch.randint(0, tiny.VOCAB_SIZE, (4, 32), generator=torch.Generator().manual_seed(5))
+    ids = torch.randint(0, VOCAB_SIZE, (4, 32), generator=torch.Generator().manual_seed(5))
     if start == "corda":
         preprocess_corda(model, config, run_model=lambda: [model(row[None]) for row in ids])
         return

@@ -18,9 +18,9 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import Bottleneck, Reads, Remembered, Stream
 from lorry_adapters.lora.effects import Base
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
-from support import tiny
+from support import families
 
-H, R = tiny.HIDDEN, 4
+H, R = families.HIDDEN, 4
 PFEIFFER: dict[str, Any] = {
     "mh_adapter": False,
     "output_adapter": True,

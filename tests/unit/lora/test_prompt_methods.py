@@ -16,8 +16,8 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.prompt import Prefix, PromptEmbeddings
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
+from support.families import HIDDEN, LAYERS
 from support.peft_adapters import edit_config, save_adapter
-from support.tiny import HIDDEN, LAYERS
 
 COUNT = 3
 KV_HEADS, HEAD_SIZE = 2, 16

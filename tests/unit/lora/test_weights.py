@@ -22,6 +22,7 @@ from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
 from support import tiny
 from support.peft_adapters import VARIANTS, edit_config
+from support.tokenizer import VOCAB_SIZE
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 """[64, 64] in the tiny llama; k_proj and v_proj are [32, 64]."""
@@ -234,7 +235,7 @@ NAN[3, 3] = float("nan")
             lambda t: t.update(
                 {
                     "base_model.model.lm_head.lora_A.weight": torch.ones(8, 64),
-                    "base_model.model.lm_head.lora_B.weight": torch.ones(tiny.VOCAB_SIZE, 8),
+                    "base_model.model.lm_head.lora_B.weight": torch.ones(VOCAB_SIZE, 8),
                 }
             ),
             ["the file has 1 modules that the config does not target: lm_head"],

@@ -14,7 +14,8 @@ from lorry.model.layout import layout_of
 from lorry.model.loader import load
 from lorry.settings import Settings
 from lorry_adapters.lora.base import ModuleKind
-from support.tiny import FAMILIES, REQUIRED, build_model, save_model
+from support.families import FAMILIES, REQUIRED
+from support.tiny import build_model, save_model
 
 
 @pytest.mark.parametrize("name", REQUIRED)

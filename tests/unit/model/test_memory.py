@@ -13,7 +13,7 @@ import torch
 
 from lorry.model import memory
 from support.runner_driver import load_tiny
-from support.tiny import VOCAB_SIZE
+from support.tokenizer import VOCAB_SIZE
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 

@@ -19,7 +19,8 @@ from lorry.model.quantize import (
     stored_quantization,
 )
 from lorry.settings import Settings
-from support.tiny import REQUIRED, build_model, family, save_model
+from support.families import REQUIRED
+from support.tiny import build_model, family, save_model
 
 IDS = torch.arange(20, 60).reshape(2, 20)
 

@@ -21,7 +21,7 @@ from lorry.model.kv_cache import Shapes
 from lorry.model.loader import LoadedModel, load
 from lorry.model.runner import Runner
 from lorry.settings import Settings
-from support import tiny
+from support import families, padded_families
 from support.runner_driver import load_tiny
 
 Ready = Callable[..., tuple[Runner, LoadedModel]]
@@ -49,7 +49,7 @@ def instead() -> Iterator[Callable[..., None]]:
     AttentionInterface.register(attention.NAME, attend)
 
 
-@pytest.mark.parametrize("family", [*tiny.REQUIRED, *tiny.EXTRA])
+@pytest.mark.parametrize("family", [*families.REQUIRED, *families.EXTRA])
 def test_a_good_model_passes(family: str, ready: Ready) -> None:
     selfcheck.check(*ready(family))
 
@@ -64,7 +64,7 @@ def test_it_fits_in_the_blocks_that_it_says_it_needs(block_size: int, ready: Rea
     selfcheck.check(*ready("llama", block_size=block_size))
 
 
-@pytest.mark.parametrize("family", tiny.UNPACKABLE)
+@pytest.mark.parametrize("family", padded_families.UNPACKABLE)
 def test_what_cannot_be_packed_is_padded(family: str, tiny_model: Callable[[str], Path]) -> None:
     settings = Settings(
         model=str(tiny_model(family)),

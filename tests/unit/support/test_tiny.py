@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from support import tiny
+from support import families, padded_families, tiny
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import PeftOracle
 
 PROMPT = [1, 40, 77, 120, 9, 260, 300, 12, 44, 45, 201, 330]
 
 
-@pytest.mark.parametrize("name", [*tiny.FAMILIES, *tiny.UNPACKABLE])
+@pytest.mark.parametrize("name", [*families.FAMILIES, *padded_families.UNPACKABLE])
 def test_models_choose_clearly(name: str, tiny_model: Callable[[str], Path]) -> None:
     """No near ties among the first choices, and more than one word to say."""
     oracle = PeftOracle(tiny_model(name))
@@ -26,7 +26,7 @@ def test_models_choose_clearly(name: str, tiny_model: Callable[[str], Path]) -> 
     assert len(set(answer)) >= 3
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_tokenizers_round_trip(name: str, tiny_model: Callable[[str], Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(name))
     text = "Ahoy — ünïcode 🎉 and  two spaces\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lorry.bootstrap import assemble
 from lorry.errors import ModelError
@@ -38,7 +39,7 @@ def save(folder: Path, family: str = "llama", **config: Any) -> Path:
     made = tiny.family(family).config()
     for name, value in config.items():
         setattr(made, name, value)
-    model = tiny.transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     tiny.fill(model, seed=3)
     model.eval().save_pretrained(folder)
     build_tokenizer(add_bos=False).save_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lorry.core import Batch, Row, RowResult
 from lorry.model.int8 import Int8Linear
@@ -20,7 +21,7 @@ from support.compiled import LeanDriver
 from support.peft_oracle import Adapters
 from support.rounded import rounded
 from support.runner_driver import Ask, RunnerDriver, drawn, load_tiny, token_ids
-from support.tokenizer import build_tokenizer
+from support.tokenizer import VOCAB_SIZE, build_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VARIANTS = ("plain", "odd_rank", "head", "attention_only", "large", "rank_one", "regex")
@@ -61,7 +62,7 @@ def generic(tiny_model: Callable[[str], Path]) -> Callable[[str], RunnerDriver]:
 
 def prompt(length: int, seed: int) -> list[int]:
     source = random.Random(seed)
-    return [source.randrange(3, tiny.VOCAB_SIZE) for _ in range(length)]
+    return [source.randrange(3, VOCAB_SIZE) for _ in range(length)]
 
 
 def asks(adapters: Sequence[Path]) -> list[Ask]:
@@ -196,7 +197,7 @@ def save(folder: Path, family: str, **config: Any) -> Path:
     made = tiny.family(family).config()
     for name, value in config.items():
         setattr(made, name, value)
-    model = tiny.transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     tiny.fill(model, seed=3)
     model.eval().save_pretrained(folder)
     build_tokenizer(add_bos=False).save_pretrained(folder)
@@ -271,7 +272,7 @@ def row(tokens: Sequence[int], *, start: int = 0, blocks: Sequence[int] | None =
     "batch",
     [
         row([5] * 65),
-        row([tiny.VOCAB_SIZE]),
+        row([VOCAB_SIZE]),
         row([-1]),
         row([5], blocks=[10**6]),
         row([5], start=5000, blocks=list(range(512)) * 2),
