@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.live import BASE, Live, serve
+from api.live import BASE, MAX_UPLOAD, Live, serve
 from lorry.settings import Settings
 
 
@@ -65,3 +65,24 @@ def live(
             answer = one.upload(name, archives(seed))
             assert answer.status_code == 201, answer.text
         yield one
+
+
+@pytest.fixture(scope="package")
+def own(
+    tmp_path_factory: pytest.TempPathFactory,
+    settings_for: Callable[..., Settings],
+    peft_adapter: Callable[..., Path],
+) -> Iterator[Live]:
+    """A server of their own for those who change adapters: others count on theirs."""
+    root = peft_adapter("llama", "plain", seed=1).parent
+    home = tmp_path_factory.mktemp("home")
+    with serve(settings_for(home, adapter_roots=(root,), max_upload=MAX_UPLOAD)) as one:
+        yield one
+
+
+@pytest.fixture
+def fresh(own: Live) -> Live:
+    """No adapters at first, nothing on its way at the end."""
+    for record in own.http.get("/adapters").json()["adapters"]:
+        assert own.http.delete(f"/adapters/{record['name']}").status_code == 204
+    return own

@@ -17,6 +17,8 @@ from lorry.bootstrap import Server, assemble
 from lorry.settings import Settings
 
 BASE = "tiny"
+MAX_UPLOAD = 1 << 20
+"""Bytes, on the servers that uploads are tried on."""
 
 
 @dataclass(eq=False)
@@ -73,3 +75,14 @@ def serve(settings: Settings) -> Iterator[Live]:
         web.should_exit = True
         thread.join()
         server.close()
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The error of an answer that must be one, with all that every error has."""
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert error["code"] == code, error
+    assert error["message"] and error["type"]
+    if status == 422:
+        assert error["problems"]
+    return error

@@ -1,21 +1,17 @@
-"""The life of an adapter over HTTP. A server of its own: others count on their adapters."""
+"""The life of an adapter over HTTP."""
 
 from __future__ import annotations
 
 import io
 import json
-import socket
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from api.live import Live, serve
-from lorry.settings import Settings
+from api.live import Live, refused
 
 PROMPT = "Ahoy there"
 FIELDS = {
@@ -42,42 +38,11 @@ FIELDS = {
     "updated_at",
     "versions",
 }
-MAX_UPLOAD = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def own(
-    tmp_path_factory: pytest.TempPathFactory,
-    settings_for: Callable[..., Settings],
-    peft_adapter: Callable[..., Path],
-) -> Iterator[Live]:
-    root = peft_adapter("llama", "plain", seed=1).parent
-    home = tmp_path_factory.mktemp("home")
-    with serve(settings_for(home, adapter_roots=(root,), max_upload=MAX_UPLOAD)) as one:
-        yield one
-
-
-@pytest.fixture
-def fresh(own: Live) -> Live:
-    """No adapters at first, nothing on its way at the end."""
-    for record in own.http.get("/adapters").json()["adapters"]:
-        assert own.http.delete(f"/adapters/{record['name']}").status_code == 204
-    return own
 
 
 def files_of(folder: Path) -> dict[str, Any]:
     names = ("adapter_config.json", "adapter_model.safetensors")
     return {name: (name, (folder / name).read_bytes()) for name in names}
-
-
-def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    assert error["code"] == code, error
-    assert error["message"] and error["type"]
-    if status == 422:
-        assert error["problems"]
-    return error
 
 
 def test_upload_list_show(fresh: Live, archives: Callable[[int], Path]) -> None:
@@ -247,101 +212,6 @@ def test_the_files_come_back(
     assert fresh.http.get("/adapters/legal/content", params={"version": 2}).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("data", "files", "problems"),
-    [
-        ({}, {"file": b"x"}, ["name is required"]),
-        ({"name": "x"}, {}, ["file is required"]),
-        ({}, {}, ["name is required", "file is required"]),
-        ({"name": "x", "scale": "big", "enabled": "maybe", "foo": "1"}, {"file": b"x"}, ["scale"]),
-        ({"name": "x"}, {"adapter_config.json": b"{}"}, ["adapter_model.safetensors is required"]),
-        ({"name": "x"}, {"file": b"x", "adapter_config.json": b"{}"}, ["either"]),
-        ({"name": "x"}, {"file": b"x", "weights": b"y"}, ["unknown file 'weights'"]),
-        ({"name": ["x", "y"]}, {"file": b"x"}, ["name is given twice"]),
-    ],
-)
-def test_fields_that_are_missing_or_wrong(
-    fresh: Live, data: dict[str, Any], files: dict[str, bytes], problems: list[str]
-) -> None:
-    parts: list[Any] = [
-        (name, (None, value)) for name, value in data.items() if isinstance(value, str)
-    ]
-    parts += [(n, (None, one)) for n, v in data.items() if isinstance(v, list) for one in v]
-    parts += [(name, (f"{name}.bin", content)) for name, content in files.items()]
-    parts = parts or [("nothing", (None, ""))]
-    answer = fresh.http.post("/adapters", files=parts)
-    found = refused(answer, 422, "invalid_request")["problems"]
-    for problem in problems:
-        assert any(problem in one for one in found), found
-
-
-@pytest.mark.parametrize("name", ["a/b", "../up", "tiny", ".hidden", "a b", "x" * 129, "a@1"])
-def test_bad_names(fresh: Live, archives: Callable[[int], Path], name: str) -> None:
-    refused(fresh.upload(name, archives(1)), 422, "invalid_adapter_name")
-
-
-@pytest.mark.parametrize("scale", ["nan", "inf", "17", "-16.1"])
-def test_bad_scales(fresh: Live, archives: Callable[[int], Path], scale: str) -> None:
-    refused(fresh.upload("legal", archives(1), scale=scale), 422, "invalid_scale")
-    assert fresh.http.get("/adapters/legal").status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        ({"scale": 17}, "invalid_scale"),
-        ({"scale": "1"}, "invalid_scale"),
-        ({"scale": True}, "invalid_scale"),
-        ({"enabled": "yes"}, "invalid_request"),
-        ({"version": 1.5}, "invalid_request"),
-        ({"name": "other"}, "invalid_request"),
-    ],
-)
-def test_bad_changes(
-    fresh: Live, archives: Callable[[int], Path], body: dict[str, Any], code: str
-) -> None:
-    record = fresh.upload("legal", archives(1)).json()
-    refused(fresh.http.patch("/adapters/legal", json=body), 422, code)
-    assert fresh.http.get("/adapters/legal").json() == record
-
-
-def test_what_is_no_form(fresh: Live) -> None:
-    for kind in ("text/plain", "application/octet-stream", "application/x-www-form-urlencoded"):
-        answer = fresh.http.post("/adapters", content=b"x", headers={"Content-Type": kind})
-        refused(answer, 415, "unsupported_media_type")
-    kind = "multipart/form-data; boundary=b"
-    cut = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nlegal\r\n--b\r\nContent-'
-    for content in (cut, b"nonsense", b""):
-        answer = fresh.http.post("/adapters", content=content, headers={"Content-Type": kind})
-        refused(answer, 400, "malformed_body")
-    answer = fresh.http.post(
-        "/adapters", content=cut, headers={"Content-Type": "multipart/form-data"}
-    )
-    refused(answer, 400, "malformed_body")
-
-
-def test_what_is_no_archive(fresh: Live) -> None:
-    files = {"file": ("a.zip", b"this is no archive")}
-    answer = fresh.http.post("/adapters", data={"name": "legal"}, files=files)
-    refused(answer, 415, "unsupported_upload")
-
-
-def test_too_large(fresh: Live) -> None:
-    files = {"file": ("a.zip", b"\0" * (2 * MAX_UPLOAD))}
-    answer = fresh.http.post("/adapters", data={"name": "legal"}, files=files)
-    refused(answer, 413, "upload_too_large")
-
-    def endless() -> Iterator[bytes]:
-        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-        for _ in range(8):
-            yield b"\0" * (MAX_UPLOAD // 2)
-
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    answer = fresh.http.post("/adapters", content=endless(), headers=headers)
-    refused(answer, 413, "upload_too_large")
-    staged(fresh, 0)
-
-
 def test_files_that_were_damaged_on_the_disk(fresh: Live, archives: Callable[[int], Path]) -> None:
     digest = fresh.upload("legal", archives(1)).json()["digest"]
     folder = fresh.server.registry.folder(digest)
@@ -359,43 +229,6 @@ def test_files_that_were_damaged_on_the_disk(fresh: Live, archives: Callable[[in
     # The same files again mend it.
     assert fresh.upload("legal", archives(1)).status_code == 200
     fresh.generate(PROMPT, adapter="legal")
-
-
-def staged(live: Live, count: int) -> None:
-    """Waits until `count` uploads lie in staging."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = [path for path in live.server.settings.home.rglob("upload-*") if path.is_file()]
-        if len(found) == count:
-            return
-        assert time.monotonic() < deadline, found
-        time.sleep(0.01)
-
-
-def test_a_client_that_leaves_in_the_middle_leaves_nothing(fresh: Live) -> None:
-    host, port = fresh.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(
-            f"POST /adapters HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1200000\r\n"
-            "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-            '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.encode()
-            + b"\0" * 1_100_000
-        )
-        staged(fresh, 1)
-    staged(fresh, 0)
-    assert fresh.http.get("/adapters").json() == {"adapters": []}
-    assert fresh.http.get("/health").status_code == 200
-
-
-def test_unknown_adapters(fresh: Live) -> None:
-    for answer in (
-        fresh.http.get("/adapters/nobody"),
-        fresh.http.patch("/adapters/nobody", json={"scale": 1}),
-        fresh.http.delete("/adapters/nobody"),
-        fresh.http.get("/adapters/nobody/content"),
-    ):
-        refused(answer, 404, "unknown_adapter")
-    refused(fresh.http.delete("/adapters/nobody?version=x"), 422, "invalid_request")
 
 
 def test_vllms_routes(

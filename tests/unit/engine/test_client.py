@@ -3,18 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
 
-from lorry.core import Batch, FinishReason, RowResult, SamplingParams, TokenEvent
-from lorry.engine.blocks import BlockPool
-from lorry.engine.client import EngineClient, Generation
-from lorry.engine.loop import MAX_FAILURES, Engine, Mailbox
-from lorry.engine.residency import SlotResidency
-from lorry.engine.scheduler import Limits, Scheduler
+from lorry.core import FinishReason, SamplingParams
+from lorry.engine.loop import MAX_FAILURES
 from lorry.errors import (
     DoesNotFit,
     GenerationFailed,
@@ -25,115 +18,20 @@ from lorry.errors import (
     ShuttingDown,
 )
 from lorry_adapters.errors import UnknownAdapter
-from lorry_adapters.lora.slots import SlotTable
-from lorry_adapters.lora.weights import AdapterWeights
-from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
-from support.engine_fakes import ToyRunner, answer_of, next_token, request
+from lorry_adapters.registry.record import AdapterChoice
+from support.engine_fakes import answer_of, next_token, request
+from support.house import (
+    BLOCK,
+    MAX_LEN,
+    VIRTUAL,
+    in_a_loop,
+    opened,
+    tokens,
+    whole,
+)
 
-PATIENCE = 20
 FOREVER = 1000
 """More than a test may take."""
-BLOCK = 4
-MAX_LEN = 64
-VIRTUAL = 10
-
-
-def ref_of(choice: AdapterChoice) -> AdapterRef:
-    """`prompt` has virtual tokens, `called` waits for its call."""
-    return AdapterRef(
-        choice.name,
-        1,
-        f"sha256:{choice.name}",
-        1.0 if choice.scale is None else choice.scale,
-        virtual_tokens=VIRTUAL if choice.name == "prompt" else 0,
-        invocation=(8, 9) if choice.name == "called" else (),
-    )
-
-
-class Shelf:
-    """The registry's door as the client uses it: any name but `unknown` is an adapter."""
-
-    def __init__(self) -> None:
-        self.out = 0
-
-    def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
-        if any(choice.name == "unknown" for choice in choices):
-            raise UnknownAdapter("no adapter 'unknown'")
-        refs = tuple(map(ref_of, choices))
-        self.out += 1
-
-        def give_back() -> None:
-            self.out -= 1
-
-        return Lease(refs, give_back)
-
-    def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
-        return sum(ref.virtual_tokens for ref in map(ref_of, choices) if ref.scale)
-
-
-class Gated(ToyRunner):
-    """Once `gate` is set, each step waits to be let through."""
-
-    gate: threading.Semaphore | None = None
-
-    def run(self, batch: Batch) -> list[RowResult]:
-        if self.gate is not None:
-            assert self.gate.acquire(timeout=PATIENCE)
-        return super().run(batch)
-
-
-@dataclass
-class House:
-    client: EngineClient
-    engine: Engine
-    runner: Gated
-    shelf: Shelf
-
-    async def submit(
-        self, prompt: Sequence[int] = (1, 2), new: int = 3, *adapters: str
-    ) -> Generation:
-        choices = [AdapterChoice(name) for name in adapters]
-        return await self.client.submit(prompt, SamplingParams(new), choices)
-
-
-@contextmanager
-def opened(max_queue: int = 100, blocks: int = 32) -> Iterator[House]:
-    mailbox, slots, shelf = Mailbox(), SlotTable(2), Shelf()
-    residency = SlotResidency(
-        slots,
-        fetch=lambda digest: AdapterWeights(digest, {}, 0),
-        place=lambda slot, weights: None,
-        wake=mailbox.wake,
-    )
-    runner = Gated(BLOCK, lambda slot: next(d for d in slots.resident if slots.slot_of(d) == slot))
-    scheduler = Scheduler(Limits(4, 32, MAX_LEN), BlockPool(blocks, BLOCK), residency)
-    emits: list[Callable[[list[TokenEvent]], None]] = []
-    engine = Engine(scheduler, residency, runner, mailbox, emit=lambda events: emits[0](events))
-    client = EngineClient(engine, shelf, max_queue=max_queue)  # type: ignore[arg-type]
-    emits.append(client.emit)
-    engine.start()
-    try:
-        yield House(client, engine, runner, shelf)
-    finally:
-        if runner.gate is not None:
-            runner.gate.release(10_000)
-        engine.stop()
-
-
-def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE))
-
-    run.__name__ = test.__name__
-    return run
-
-
-async def whole(generation: Generation) -> list[TokenEvent]:
-    return [event async for event in generation]
-
-
-def tokens(events: Sequence[TokenEvent]) -> list[int]:
-    return [event.token.token_id for event in events if event.token is not None]
 
 
 # ---- a stream

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import Bottleneck, Reads, Remembered, Stream
 from lorry_adapters.lora.effects import Base
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
 from support import families
+from support.spoilt import told
 
 H, R = families.HIDDEN, 4
 PFEIFFER: dict[str, Any] = {
@@ -54,11 +54,6 @@ def tensors(*places: tuple[int, str], **more: torch.Tensor) -> dict[str, torch.T
 BOTH = ((0, "output_adapters"), (1, "output_adapters"))
 
 
-@pytest.fixture
-def llama(layout: Callable[[str], BaseLayout]) -> BaseLayout:
-    return layout("llama")
-
-
 def write(
     folder: Path, held: dict[str, torch.Tensor], around: dict[str, Any] | None = None, **own: Any
 ) -> Path:
@@ -75,12 +70,6 @@ def write(
     (folder / CONFIG_FILE).write_text(json.dumps(config))
     save_file(held, folder / WEIGHTS_FILE)
     return folder
-
-
-def problems(folder: Path, layout: BaseLayout) -> str:
-    with pytest.raises(InvalidAdapter) as caught:
-        inspect(folder, layout, 64)
-    return "; ".join(caught.value.problems)
 
 
 def test_facts(tmp_path: Path, llama: BaseLayout) -> None:
@@ -117,7 +106,7 @@ def test_facts(tmp_path: Path, llama: BaseLayout) -> None:
 def test_what_changes_the_answer_is_served_or_named(
     own: dict[str, Any], said: str, tmp_path: Path, llama: BaseLayout
 ) -> None:
-    assert said in problems(write(tmp_path, tensors(*BOTH), **own), llama)
+    assert said in told(write(tmp_path, tensors(*BOTH), **own), llama)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +120,7 @@ def test_what_changes_the_answer_is_served_or_named(
 def test_what_stands_around_the_config(
     around: dict[str, Any], said: str, tmp_path: Path, llama: BaseLayout
 ) -> None:
-    assert said in problems(write(tmp_path, tensors(*BOTH), around), llama)
+    assert said in told(write(tmp_path, tensors(*BOTH), around), llama)
 
 
 def test_every_key_of_the_file_counts(tmp_path: Path, llama: BaseLayout) -> None:
@@ -145,7 +134,7 @@ def test_every_key_of_the_file_counts(tmp_path: Path, llama: BaseLayout) -> None
         },
     )
     del held[f"{start}.mine.adapter_up.bias"]
-    found = problems(write(tmp_path, held), llama)
+    found = told(write(tmp_path, held), llama)
     assert "gate.weight': unexpected key" in found
     assert "more than one adapter: mine, other" in found
     assert "no adapter_up.bias beside it" in found
@@ -155,11 +144,11 @@ def test_every_key_of_the_file_counts(tmp_path: Path, llama: BaseLayout) -> None
 
 def test_one_that_does_nothing(tmp_path: Path, llama: BaseLayout) -> None:
     held = {k: v * ("up" not in k) for k, v in tensors(*BOTH).items()}
-    assert "changes nothing: every adapter_up is zero" in problems(write(tmp_path, held), llama)
+    assert "changes nothing: every adapter_up is zero" in told(write(tmp_path, held), llama)
 
 
 def test_other_bases(tmp_path: Path, layout: Callable[[str], BaseLayout]) -> None:
-    found = problems(write(tmp_path, tensors(*BOTH)), layout("qwen2"))
+    found = told(write(tmp_path, tensors(*BOTH)), layout("qwen2"))
     assert "are served on GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM" in found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +28,13 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from safetensors.torch import load_file, save_file
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
+from lorry_adapters.lora.weights import inspect, load
 from support import tiny
+from support.peft_adapters import edit_config
+from support.spoilt import spoil, told
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 CONFIGS: dict[str, Callable[[], PeftConfig]] = {
@@ -60,11 +60,6 @@ CONFIGS: dict[str, Callable[[], PeftConfig]] = {
 
 
 @pytest.fixture
-def llama(layout: Callable[[str], BaseLayout]) -> BaseLayout:
-    return layout("llama")
-
-
-@pytest.fixture
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder of an adapter of the parametrized method, its numbers drawn."""
     torch.manual_seed(0)
@@ -76,23 +71,6 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             parameter.data += torch.randn_like(parameter) * 0.1
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     return tmp_path
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / CONFIG_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS_FILE)
-    change(tensors)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE)
-
-
-def problems(folder: Path, layout: BaseLayout, max_rank: int = 64) -> str:
-    with pytest.raises(InvalidAdapter) as caught:
-        inspect(folder, layout, max_rank)
-    return "; ".join(caught.value.problems)
 
 
 def first(tensors: dict[str, torch.Tensor], part: str) -> str:
@@ -187,7 +165,7 @@ def test_what_spoils_a_file_is_told(
     saved: Path, llama: BaseLayout, change: Callable[[dict[str, torch.Tensor]], object], said: str
 ) -> None:
     spoil(saved, change)
-    assert said in problems(saved, llama)
+    assert said in told(saved, llama)
 
 
 CHANGED: list[tuple[str, dict[str, Any], str]] = [
@@ -227,14 +205,14 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
 def test_what_a_config_cannot_mean_is_told(
     saved: Path, llama: BaseLayout, changes: dict[str, Any], said: str
 ) -> None:
-    edit(saved, **changes)
-    assert said in problems(saved, llama)
+    edit_config(saved, **changes)
+    assert said in told(saved, llama)
 
 
 @pytest.mark.parametrize("saved", ["loha"], indirect=True)
 def test_a_product_s_rank_is_the_square(saved: Path, llama: BaseLayout) -> None:
     assert inspect(saved, llama, 9).rank == 9
-    assert "rank 9 is over this server's limit of 8" in problems(saved, llama, max_rank=8)
+    assert "rank 9 is over this server's limit of 8" in told(saved, llama, max_rank=8)
 
 
 @pytest.mark.parametrize("saved", ["shira", "supertuning", "frod"], indirect=True)
@@ -258,4 +236,4 @@ def test_places_are_looked_at_again_when_they_are_read(saved: Path, llama: BaseL
 
 @pytest.mark.parametrize("saved", ["psoft"], indirect=True)
 def test_singular_vectors_of_a_rounded_base_are_others(saved: Path, llama: BaseLayout) -> None:
-    assert "this base is quantized" in problems(saved, replace(llama, exact=False))
+    assert "this base is quantized" in told(saved, replace(llama, exact=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from peft.tuners.lora.variants import QALoraLinearVariant
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import probe
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
+from lorry_adapters.lora.weights import WEIGHTS_FILE, inspect, load
 from support import tiny
+from support.peft_adapters import edit_config
+from support.spoilt import spoil, told
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "kasa": {"kasa_config": KasaConfig()},
@@ -29,11 +29,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "monteclora": {"monteclora_config": MontecloraConfig()},
 }
 K1 = "model.layers.1.self_attn.k_proj"
-
-
-@pytest.fixture
-def llama(layout: Callable[[str], BaseLayout]) -> BaseLayout:
-    return layout("llama")
 
 
 @pytest.fixture
@@ -48,23 +43,6 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             parameter.data += torch.randn_like(parameter) * 0.1
     model.save_pretrained(tmp_path)
     return tmp_path
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    path = folder / CONFIG_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def spoil(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS_FILE)
-    change(tensors)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE)
-
-
-def problems(folder: Path, layout: BaseLayout) -> str:
-    with pytest.raises(InvalidAdapter) as caught:
-        inspect(folder, layout, 64)
-    return "; ".join(caught.value.problems)
 
 
 def first(tensors: dict[str, Tensor], part: str) -> str:
@@ -121,7 +99,7 @@ def test_what_spoils_a_file_is_told(
     saved: Path, llama: BaseLayout, change: Callable[[dict[str, Tensor]], object], said: str
 ) -> None:
     spoil(saved, change)
-    assert said in problems(saved, llama)
+    assert said in told(saved, llama)
 
 
 BLOCKS = {"target_modules_bd_a": ["k_proj"], "target_modules_bd_b": None, "nblocks": 2}
@@ -150,8 +128,8 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
 def test_what_a_config_cannot_mean_is_told(
     saved: Path, llama: BaseLayout, changes: dict[str, Any], said: str
 ) -> None:
-    edit(saved, **changes)
-    assert said in problems(saved, llama)
+    edit_config(saved, **changes)
+    assert said in told(saved, llama)
 
 
 @pytest.mark.parametrize("group", [4, 16, 64])
@@ -201,6 +179,6 @@ def test_qalora_beside_a_plain_linear_is_plain(llama: BaseLayout, tmp_path: Path
 
 def test_groups_that_do_not_divide_are_told(llama: BaseLayout, tmp_path: Path) -> None:
     test_qalora_is_what_peft_s_layer_computes(16, llama, tmp_path)
-    edit(tmp_path, qalora_group_size=24)
+    edit_config(tmp_path, qalora_group_size=24)
     spoil(tmp_path, lambda t: t.update({k: torch.ones(4, 2) for k in t if "lora_A" in k}))
-    assert "groups of 24 do not divide 64" in problems(tmp_path, llama)
+    assert "groups of 24 do not divide 64" in told(tmp_path, llama)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lorry_adapters.errors import InvalidAdapter
@@ -22,36 +20,11 @@ from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
 from support import tiny
 from support.peft_adapters import VARIANTS, edit_config
+from support.spoilt import Edit, Tensors, problems, spoil
 from support.tokenizer import VOCAB_SIZE
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 """[64, 64] in the tiny llama; k_proj and v_proj are [32, 64]."""
-
-Tensors = dict[str, torch.Tensor]
-Edit = Callable[[Tensors], object]
-
-
-@pytest.fixture
-def llama(layout: Callable[[str], BaseLayout]) -> BaseLayout:
-    return layout("llama")
-
-
-@pytest.fixture
-def adapter(peft_adapter: Callable[..., Path], tmp_path: Path) -> Path:
-    """A copy of a plain llama adapter, rank 8, to be spoilt."""
-    return Path(shutil.copytree(peft_adapter("llama", "plain"), tmp_path / "adapter"))
-
-
-def edit(folder: Path, change: Edit) -> None:
-    tensors = load_file(folder / WEIGHTS_FILE)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS_FILE)
-
-
-def problems(folder: Path, layout: BaseLayout, max_rank: int = 64) -> tuple[str, ...]:
-    with pytest.raises(InvalidAdapter) as caught:
-        inspect(folder, layout, max_rank)
-    return caught.value.problems
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -91,7 +64,7 @@ def test_reads_what_peft_saves(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_types_stay_as_stored(adapter: Path, llama: BaseLayout, dtype: torch.dtype) -> None:
-    edit(adapter, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}))
+    spoil(adapter, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}))
     stored = load_file(adapter / WEIGHTS_FILE)
     inspect(adapter, llama, 64)
     pair = load(adapter, "d", llama).modules["model.layers.0.self_attn.q_proj"]
@@ -103,7 +76,7 @@ def test_types_stay_as_stored(adapter: Path, llama: BaseLayout, dtype: torch.dty
 def test_types_that_nobody_computes_in(
     adapter: Path, llama: BaseLayout, dtype: torch.dtype
 ) -> None:
-    edit(adapter, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}))
+    spoil(adapter, lambda t: t.update({key: value.to(dtype) for key, value in t.items()}))
     inspect(adapter, llama, 64)
     pair = load(adapter, "d", llama).modules["model.layers.0.self_attn.q_proj"]
     assert pair.a_RI.dtype == torch.float32
@@ -147,7 +120,7 @@ def _renamed(pattern: str) -> Edit:
 )
 def test_known_wild_keys(pattern: str, adapter: Path, llama: BaseLayout) -> None:
     expected = load(adapter, "d", llama)
-    edit(adapter, _renamed(pattern))
+    spoil(adapter, _renamed(pattern))
     inspect(adapter, llama, 64)
     found = load(adapter, "d", llama)
     assert set(found.modules) == set(expected.modules)
@@ -253,7 +226,7 @@ NAN[3, 3] = float("nan")
 def test_every_fault_is_told(
     change: Edit, said: list[str], adapter: Path, llama: BaseLayout
 ) -> None:
-    edit(adapter, change)
+    spoil(adapter, change)
     found = problems(adapter, llama)
     assert len(found) == len(said), found
     for text in said:
@@ -262,7 +235,7 @@ def test_every_fault_is_told(
 
 def test_all_faults_at_once(adapter: Path, llama: BaseLayout) -> None:
     edit_config(adapter, arrow_config={"top_k": 2}, bias="some")
-    edit(adapter, lambda t: (t.pop(B), t.update({f"{Q0[:-6]}k_proj.lora_A.weight": NAN})))
+    spoil(adapter, lambda t: (t.pop(B), t.update({f"{Q0[:-6]}k_proj.lora_A.weight": NAN})))
     found = problems(adapter, llama)
     assert len(found) == 4
     for text in ("Arrow", "bias is 'some'", "no lora_B", "NaN"):
@@ -300,7 +273,7 @@ def test_missing_files_are_told_together(llama: BaseLayout, tmp_path: Path) -> N
 
 
 def test_a_thousand_faults_end(adapter: Path, llama: BaseLayout) -> None:
-    edit(adapter, lambda t: t.update({f"x{i}": torch.ones(1) for i in range(1000)}))
+    spoil(adapter, lambda t: t.update({f"x{i}": torch.ones(1) for i in range(1000)}))
     found = problems(adapter, llama)
     assert len(found) == 51
     assert found[-1] == "and 950 more problems"
@@ -312,63 +285,6 @@ def test_load_notices_what_has_changed(adapter: Path, llama: BaseLayout) -> None
         file.truncate(os.path.getsize(path) - 1)
     with pytest.raises(InvalidAdapter):
         load(adapter, "d", llama)
-
-
-def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
-
-
-def entry(begin: int, end: int, shape: Any = None, dtype: Any = "F32") -> dict[str, Any]:
-    shape = [(end - begin) // 4] if shape is None else shape
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-LIES: Mapping[str, tuple[bytes, str]] = {
-    "empty": (b"", "not a safetensors file"),
-    "short": (b"\0\0\0", "not a safetensors file"),
-    "longer than the file": (raw({}, length=1 << 40), "promise a header of"),
-    "all ones": (b"\xff" * 64, "promise a header of"),
-    "pickle": (b"\x80\x04\x95" + bytes(100), "not a safetensors file"),
-    "html": (b"<!DOCTYPE html><html>Not found</html>", "not a safetensors file"),
-    "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file"),
-    "huge header": (raw(b" " * (17 << 20)), "at most"),
-    "not json": (raw(b"{{{"), "cannot be read"),
-    "not utf-8": (raw(b"\xff\xfe"), "cannot be read"),
-    "deep": (raw(b"[" * 100_000), "nested too deeply"),
-    "a list": (raw([]), "not a JSON object"),
-    "twice": (raw(b'{"a":{},"a":{}}'), "twice"),
-    "metadata": (raw({"__metadata__": 3}), "__metadata__"),
-    "entry is a number": (raw({"a": 3}), "must have dtype"),
-    "no dtype": (raw({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)), "must have dtype"),
-    "more fields": (raw({"a": {**entry(0, 4), "x": 1}}, bytes(4)), "must have dtype"),
-    "unknown dtype": (raw({"a": entry(0, 4, dtype="F4")}, bytes(4)), "unknown dtype"),
-    "dtype is a list": (raw({"a": entry(0, 4, dtype=["F32"])}, bytes(4)), "unknown dtype"),
-    "negative shape": (raw({"a": entry(0, 4, shape=[-1, -1])}, bytes(4)), "is not a shape"),
-    "float shape": (raw({"a": entry(0, 4, shape=[1.0])}, bytes(4)), "is not a shape"),
-    "endless shape": (raw({"a": entry(0, 4, shape=[1] * 99)}, bytes(4)), "is not a shape"),
-    "huge shape": (raw({"a": entry(0, 4, shape=[1 << 47] * 8)}, bytes(4)), "does not take 4 bytes"),
-    "shape too small": (raw({"a": entry(0, 8, shape=[1])}, bytes(8)), "does not take 8 bytes"),
-    "backwards": (raw({"a": entry(8, 4, [1])}, bytes(8)), "are not data offsets"),
-    "negative": (raw({"a": entry(-4, 0, [1])}, bytes(8)), "are not data offsets"),
-    "huge offset": (raw({"a": entry(1 << 62, (1 << 62) + 4)}, bytes(8)), "are not data offsets"),
-    "past the end": (raw({"a": entry(0, 400)}, bytes(4)), "its data ends at byte"),
-    "truncated": (raw({"a": entry(0, 40)}, bytes(39)), "its data ends at byte"),
-    "overlap": (raw({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)), "overlaps"),
-    "twice the same": (raw({"a": entry(0, 8), "b": entry(0, 8)}, bytes(8)), "overlaps"),
-    "gap": (raw({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12)), "leaves a gap"),
-    "gap at the start": (raw({"a": entry(4, 8)}, bytes(8)), "leaves a gap"),
-    "appended": (raw({"a": entry(0, 4)}, bytes(9)), "something else appended"),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_a_header_that_lies(lie: str, adapter: Path, llama: BaseLayout) -> None:
-    data, said = LIES[lie]
-    (adapter / WEIGHTS_FILE).write_bytes(data)
-    (problem,) = problems(adapter, llama)
-    assert said in problem
-    assert len(problem) < 400
 
 
 def test_the_head_is_an_ordinary_target(
@@ -403,7 +319,7 @@ def test_a_head_saved_with_a_copy_of_the_base_is_a_plain_adapter(
 
 
 def test_an_adapter_that_changes_nothing_is_refused(adapter: Path, llama: BaseLayout) -> None:
-    edit(adapter, lambda t: t.update({k: v * 0 for k, v in t.items() if "lora_B" in k}))
+    spoil(adapter, lambda t: t.update({k: v * 0 for k, v in t.items() if "lora_B" in k}))
     (problem,) = problems(adapter, llama)
     assert "changes nothing" in problem
 
@@ -412,6 +328,6 @@ def test_endless_keys_and_names_take_no_time(adapter: Path, llama: BaseLayout) -
     """Each would take hours where the work grew with the square of what a stranger wrote."""
     parts = ("base_model.model.", "modules_to_save.", "_orig_mod.", "lora_A.", "token_adapter.")
     long = {f"{part * (200_000 // len(part))}weight": torch.ones(1) for part in parts}
-    edit(adapter, lambda t: t.update(long))
+    spoil(adapter, lambda t: t.update(long))
     edit_config(adapter, modules_to_save=[f"no{i}" for i in range(100_000)])
     assert problems(adapter, llama)

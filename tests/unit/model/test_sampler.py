@@ -1,8 +1,7 @@
-"""Logits to tokens: against transformers' own processors, the penalties' formulas, and chance."""
+"""Logits to tokens: against transformers' own processors and the penalties' formulas."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,45 +19,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from lorry.core import Sample, SamplingParams, TokenLogprob
-from lorry.model import sampler
-from lorry.model.logits import Logits
-from lorry.model.sampler import logprobs_of, uniform
-from lorry.model.selection import TorchSelection
-
-V = 97
-PLAIN = SamplingParams(max_new_tokens=9)
-WARM = replace(PLAIN, temperature=1.0)
-
-
-def logits(rows: int, seed: int = 0, *, spread: float = 3.0, size: int = V) -> Tensor:
-    return spread * torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
-
-
-def wish(
-    params: SamplingParams,
-    prompt: Sequence[int] = (1,),
-    answer: Sequence[int] = (),
-    allowed: Sequence[int] | None = None,
-) -> Sample:
-    return Sample(params, prompt, answer, allowed)
-
-
-Drawn = list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]
-
-
-def sample(found: Logits, wishes: Sequence[Sample]) -> Drawn:
-    return sampler.sample(found, wishes, TorchSelection())
-
-
-def draw(values_KV: Tensor, *wishes: Sample) -> list[int]:
-    return [token.token_id for token, _ in sample(Logits.of(values_KV), wishes)]
-
-
-def filtered(scores_V: Tensor, params: SamplingParams) -> Tensor:
-    weights_V = sampler.filtered(scores_V, params, TorchSelection())
-    return weights_V / weights_V.sum()
-
+from lorry.core import SamplingParams
+from lorry.model.sampler import uniform
+from support.drawn import PLAIN, WARM, V, draw, filtered, logits, wish
 
 # ---- greedy
 
@@ -253,159 +216,3 @@ def test_one_rows_mask_is_not_anothers() -> None:
         5,
         best,
     ]
-
-
-# ---- chance
-
-
-def test_the_same_seed_and_position_draw_the_same_token_in_any_company() -> None:
-    values_KV = logits(6, seed=3, spread=1.0)
-    wishes = [
-        wish(replace(WARM, seed=7), answer=[1, 2]),
-        wish(PLAIN),
-        wish(replace(WARM, seed=2**63 + 5, temperature=0.8, top_p=0.9)),
-        wish(replace(WARM, seed=7), answer=[1, 2, 3]),
-        wish(replace(WARM, seed=8, frequency_penalty=1.0), answer=[1, 1]),
-        wish(replace(WARM, seed=0)),
-    ]
-    together = draw(values_KV, *wishes)
-    alone = [draw(values_KV[k : k + 1], one)[0] for k, one in enumerate(wishes)]
-    order = [3, 1, 5, 0, 4, 2]
-    shuffled = draw(values_KV[order], *[wishes[k] for k in order])
-    assert together == alone
-    assert shuffled == [together[k] for k in order]
-
-
-@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
-def test_the_ends_of_the_unit_interval(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens of probability 0 lie there, too."""
-    monkeypatch.setattr(sampler, "uniform", lambda seed, position: number)
-    values_1V = logits(1)
-    values_1V[0, 40] = 50
-    assert draw(values_1V, wish(replace(WARM, top_k=1))) == [40]
-
-
-def test_what_it_is_given_stays_as_it_is() -> None:
-    """The arrays are the runner's, and the next row's."""
-    given = Logits.of(logits(2))
-    before = [part.clone() for part in (given.values_KV, given.best_K, given.norm_K)]
-    everything = replace(WARM, logit_bias=((3, 50.0),), repetition_penalty=2.0, presence_penalty=1)
-    sample(given, [wish(everything, answer=[1, 1])] * 2)
-    after = [given.values_KV, given.best_K, given.norm_K]
-    assert all(torch.equal(b, a) for b, a in zip(before, after, strict=True))
-
-
-def test_the_uniform_numbers_are_fixed_and_spread() -> None:
-    """Fixed: an answer with a seed must be the same after an upgrade."""
-    places = [(0, 0), (0, 1), (1, 0), (2**64 - 1, 5)]
-    assert [round(uniform(seed, at), 6) for seed, at in places] == PHILOX
-    assert uniform(3, 4) == uniform(3 + 2**64, 4)
-    drawn = [uniform(seed, at) for seed in range(40) for at in range(40)]
-    assert len(set(drawn)) == len(drawn)
-    assert all(0 <= number < 1 for number in drawn)
-
-
-PHILOX = [0.011547, 0.50238, 0.303568, 0.462925]
-
-CHI_SQUARE = 29.9
-"""Seven degrees of freedom: exceeded by chance once in 10,000; the draws are fixed."""
-
-
-@pytest.mark.parametrize("by", ["seed", "position"])
-def test_draws_follow_the_distribution(by: str) -> None:
-    count = 3000
-    values_1V = logits(1, seed=4, spread=1.0, size=8)
-    wishes = [
-        wish(replace(WARM, seed=i))
-        if by == "seed"
-        else wish(replace(WARM, seed=1), answer=range(i))
-        for i in range(count)
-    ]
-    seen = Counter(draw(values_1V.expand(count, 8), *wishes))
-    expected = (values_1V[0].softmax(-1) * count).tolist()
-    assert min(expected) > 20
-    assert sum((seen[k] - e) ** 2 / e for k, e in enumerate(expected)) < CHI_SQUARE
-
-
-def test_temperature_and_filters_shape_the_draws() -> None:
-    count = 1500
-    values_1V = logits(1, seed=5, spread=1.0, size=16)
-    params = replace(WARM, temperature=0.7, top_k=8)
-    seen = Counter(
-        draw(values_1V.expand(count, 16), *[wish(replace(params, seed=i)) for i in range(count)])
-    )
-    kept = values_1V[0].topk(8).indices.tolist()
-    assert set(seen) == set(kept)
-    expected = ((values_1V[0, kept] / 0.7).softmax(-1) * count).tolist()
-    chi = sum((seen[k] - e) ** 2 / e for k, e in zip(kept, expected, strict=True))
-    assert chi < CHI_SQUARE
-
-
-# ---- log-probabilities
-
-
-def test_logprobs_are_the_models_own_whatever_was_done_to_the_draw() -> None:
-    values_KV = logits(5, seed=6)
-    table_KV = values_KV.log_softmax(-1)
-    params = [
-        PLAIN,
-        replace(WARM, temperature=3.0, seed=3),
-        replace(PLAIN, logit_bias=((42, 100.0),)),
-        replace(WARM, top_k=2, seed=4),
-        replace(PLAIN, repetition_penalty=2.0),
-    ]
-    drawn = sample(Logits.of(values_KV), [wish(replace(p, top_logprobs=3)) for p in params])
-    for k, (token, top) in enumerate(drawn):
-        assert token.logprob == pytest.approx(float(table_KV[k, token.token_id]), abs=1e-5)
-        best = table_KV[k].topk(3)
-        assert [entry.token_id for entry in top] == best.indices.tolist()
-        assert [entry.logprob for entry in top] == pytest.approx(best.values.tolist(), abs=1e-5)
-
-
-def test_as_many_of_the_likeliest_as_were_asked_for_and_there_are() -> None:
-    values_KV = logits(3, size=4)
-    counts = [0, 2, 9]
-    asked = [wish(replace(PLAIN, top_logprobs=count)) for count in counts]
-    assert [len(top) for _, top in sample(Logits.of(values_KV), asked)] == [0, 2, 4]
-
-
-def test_logprobs_of_a_prompt() -> None:
-    values_KV = logits(4)
-    table_KV = values_KV.log_softmax(-1)
-    targets = [5, 0, V - 1, 5]
-    found = logprobs_of(Logits.of(values_KV), targets)
-    assert [entry.token_id for entry in found] == targets
-    expected = [float(table_KV[k, target]) for k, target in enumerate(targets)]
-    assert [entry.logprob for entry in found] == pytest.approx(expected, abs=1e-5)
-    assert logprobs_of(Logits.of(values_KV[:0]), []) == ()
-
-
-def test_half_precision_logits_are_widened_first() -> None:
-    values_KV = logits(2).bfloat16()
-    (token, _), _ = sample(Logits.of(values_KV), [wish(PLAIN)] * 2)
-    best = int(values_KV[0].argmax())
-    expected = float(values_KV[0].float().log_softmax(-1)[best])
-    assert token == TokenLogprob(best, pytest.approx(expected, abs=1e-6))
-
-
-def test_a_row_of_nans_is_its_own_misfortune() -> None:
-    values_KV = logits(3)
-    values_KV[1] = float("nan")
-    alone = draw(values_KV[[0, 2]], wish(PLAIN), wish(replace(WARM, seed=1)))
-    for params in (PLAIN, WARM, replace(WARM, top_p=0.5, typical_p=0.5, top_k=4)):
-        drawn = sample(
-            Logits.of(values_KV), [wish(PLAIN), wish(params), wish(replace(WARM, seed=1))]
-        )
-        assert [drawn[0][0].token_id, drawn[2][0].token_id] == alone
-        # Not a number: what tells the scheduler to end the request.
-        assert drawn[1][0].logprob != drawn[1][0].logprob
-
-
-def test_log_probabilities_are_those_of_one_subtraction_in_fp32() -> None:
-    for size in (1e-3, 1.0, 1e4, 1e30):
-        values_KV = logits(50, spread=size)
-        found = Logits.of(values_KV)
-        tokens = [7 * k % V for k in range(50)]
-        expected_K = values_KV[range(50), tokens] - found.norm_K
-        assert found.logprobs(tokens) == expected_K.tolist()
-        assert found[10:20].logprobs(tokens[10:20]) == expected_K[10:20].tolist()
