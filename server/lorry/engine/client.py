@@ -206,6 +206,8 @@ class EngineClient:
             self._idle.set()
 
     def _cancel(self, request_id: str) -> None:
+        # It waits for nothing any more; until the engine says so, nobody is to be refused for it.
+        self._unstarted.discard(request_id)
         self._engine.mailbox.put(Cancel(request_id))
 
     def _check_size(self, lease: Lease, num_prompt: int, max_new_tokens: int) -> None:

@@ -208,6 +208,20 @@ async def test_a_full_queue_refuses_and_takes_again() -> None:
         assert house.shelf.out <= 3
 
 
+@in_a_loop
+async def test_who_left_the_queue_keeps_nobody_out() -> None:
+    """Also before the engine, in the middle of a step, hears of it."""
+    with opened(max_queue=2) as house:
+        house.runner.gate = threading.Semaphore(0)
+        streams = [await house.submit((1,), 40) for _ in range(2)]
+        await streams[0].aclose()
+        extra = await house.submit((1,), 1)
+        with pytest.raises(QueueFull):
+            await house.submit()
+        house.runner.gate.release(10_000)
+        assert len(await whole(extra)) == 1
+
+
 # ---- the end
 
 
