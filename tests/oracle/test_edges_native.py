@@ -14,8 +14,8 @@ from statistics import fmean
 import pytest
 from transformers import AutoModelForCausalLM
 
-from lorry.model.native import library
 from lorry.model.packed import PackedModel
+from support.compiled import require_compiled_step
 from support.kind import trained_tokens
 from support.peft_kinds import KINDS
 from support.peft_made import make
@@ -60,10 +60,7 @@ def ground(
     tiny_model: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Ground]:
-    try:
-        library.find()
-    except library.Missing as missing:
-        pytest.skip(f"the compiled step is not built here: {missing}")
+    require_compiled_step()
     base, root = tiny_model(request.param), tmp_path_factory.mktemp(request.param)
     model = AutoModelForCausalLM.from_pretrained(base)
     made = {

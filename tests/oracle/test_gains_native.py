@@ -17,8 +17,8 @@ from statistics import fmean
 import peft
 import pytest
 
-from lorry.model.native import library
 from lorry.model.packed import PackedModel
+from support.compiled import require_compiled_step
 from support.kind import Kind
 from support.lora_kinds import lora_config
 from support.peft_kinds import KINDS
@@ -100,10 +100,7 @@ def ground(
     tiny_model: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Ground]:
-    try:
-        library.find()
-    except library.Missing as missing:
-        pytest.skip(f"the compiled step is not built here: {missing}")
+    require_compiled_step()
     family: str = request.param
     base, root = tiny_model(family), tmp_path_factory.mktemp(family)
     oracle = PeftOracle(base, "int8")

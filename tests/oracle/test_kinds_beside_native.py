@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from lorry.model.native import library
 from lorry_adapters.lora import weights
+from support.compiled import require_compiled_step
 from support.peft_kinds import KINDS
 from support.peft_made import make
 from support.prompts import random_prompt
@@ -34,10 +34,7 @@ def folder(tiny_model: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def native(folder: Path) -> Iterator[RunnerDriver]:
-    try:
-        library.find()
-    except library.Missing as missing:
-        pytest.skip(f"the compiled step is not built here: {missing}")
+    require_compiled_step()
     driver = RunnerDriver(folder, quantization="int8", kernels="native", threads=2)
     yield driver
     driver.close()

@@ -19,6 +19,7 @@ from lorry.errors import ModelError
 from lorry.model.memory import digest_of_base
 from lorry.model.native import library
 from support import families
+from support.compiled import require_compiled_step
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
@@ -33,10 +34,7 @@ WORST, MEAN = 0.03, 0.006
 
 @pytest.fixture(autouse=True, scope="module")
 def _built() -> None:
-    try:
-        library.find()
-    except library.Missing as missing:
-        pytest.skip(f"the compiled step is not built here: {missing}")
+    require_compiled_step()
 
 
 @pytest.fixture(params=["avx512", "avx2"])

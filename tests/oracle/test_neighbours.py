@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from api.live import Live, serve
-from lorry.model.native import library
 from lorry.settings import Settings
+from support.compiled import require_compiled_step
 from support.fire import alone, together, token_ids
 from support.peft_adapters import pack
 from support.server import body
@@ -35,10 +35,7 @@ def live(
 ) -> Iterator[Live]:
     quantize, kernels = request.param
     if kernels == "native":
-        try:
-            library.find()
-        except library.Missing as missing:
-            pytest.skip(f"the compiled step is not built here: {missing}")
+        require_compiled_step()
     home = tmp_path_factory.mktemp("neighbours")
     settings = Settings(
         model=str(tiny_model("llama")),

@@ -19,8 +19,8 @@ import torch
 from peft import MultitaskPromptTuningConfig, PeftModel
 
 from lorry.errors import InvocationMissing
-from lorry.model.native import library
 from lorry.model.packed import PackedModel
+from support.compiled import require_compiled_step
 from support.kind import INVOCATION, VIRTUAL, Kind, invocation_tokens
 from support.peft_kinds import KINDS
 from support.peft_made import Made, load_base, make
@@ -294,10 +294,7 @@ WORST, MEAN = 0.03, 0.006
 
 @pytest.fixture(scope="module")
 def native(tiny_model: Callable[[str], Path]) -> Iterator[House]:
-    try:
-        library.find()
-    except library.Missing as missing:
-        pytest.skip(f"the compiled step is not built here: {missing}")
+    require_compiled_step()
     house = House(tiny_model("llama"), quantization="int8", kernels="native")
     yield house
     house.runner.close()

@@ -18,7 +18,7 @@ from functools import cache
 import pytest
 
 from lorry.errors import ModelError
-from lorry.model.native import library
+from support.compiled import require_compiled_step
 from support.quality import PATHS, Quality, Said, default_base
 
 WINDOWS = 4
@@ -68,10 +68,7 @@ def served(quality: Quality) -> Callable[[str, str], Said]:
     @cache
     def served(quantization: str, kernels: str) -> Said:
         if kernels == "native":
-            try:
-                library.find()
-            except library.Missing as missing:
-                pytest.skip(f"the compiled step is not built here: {missing}")
+            require_compiled_step()
         return quality.served(quantization, kernels)
 
     return served

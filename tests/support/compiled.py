@@ -34,6 +34,14 @@ def compiled(instructions: str, folder: Path) -> ctypes.CDLL:
     return library.load(folder / name)
 
 
+def require_compiled_step() -> None:
+    """Skips the test where no compiled step of these sources was installed."""
+    try:
+        library.find()
+    except library.Missing as missing:
+        pytest.skip(f"the compiled step is not built here: {missing}")
+
+
 class LeanDriver(RunnerDriver):
     """A runner on the compiled step."""
 

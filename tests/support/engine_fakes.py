@@ -10,8 +10,10 @@ tokens that come out, and `answer_of` says what should have.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lorry.core import (
     Batch,
@@ -27,6 +29,8 @@ from lorry_adapters.errors import AdapterError
 from lorry_adapters.registry.record import AdapterRef, Lease
 
 VOCABULARY = 50
+PATIENCE = 20
+"""Seconds that a test waits for what must come."""
 
 Adapters = Sequence[tuple[str, float]]
 """Digests and scales."""
@@ -225,3 +229,19 @@ class ToyResidency:
 
     def prefetch(self, digests: Sequence[str]) -> None:
         self.wanted.append(tuple(digests))
+
+
+class Gated(ToyRunner):
+    """A toy runner whose steps a test lets through one by one, once it sets `gate`."""
+
+    gate: threading.Semaphore | None = None
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.entered = threading.Event()
+
+    def run(self, batch: Batch) -> list[RowResult]:
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=PATIENCE)
+        return super().run(batch)

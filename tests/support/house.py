@@ -1,12 +1,11 @@
 """The client over a real engine thread and a toy runner, for the length of a `with` block."""
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lorry.core import Batch, RowResult, SamplingParams, TokenEvent
+from lorry.core import SamplingParams, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.client import EngineClient, Generation
 from lorry.engine.loop import Engine, Mailbox
@@ -16,9 +15,8 @@ from lorry_adapters.errors import UnknownAdapter
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
-from support.engine_fakes import ToyRunner
+from support.engine_fakes import PATIENCE, Gated
 
-PATIENCE = 20
 BLOCK = 4
 MAX_LEN = 64
 VIRTUAL = 10
@@ -55,17 +53,6 @@ class Shelf:
 
     def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
         return sum(ref.virtual_tokens for ref in map(ref_of, choices) if ref.scale)
-
-
-class Gated(ToyRunner):
-    """Once `gate` is set, each step waits to be let through."""
-
-    gate: threading.Semaphore | None = None
-
-    def run(self, batch: Batch) -> list[RowResult]:
-        if self.gate is not None:
-            assert self.gate.acquire(timeout=PATIENCE)
-        return super().run(batch)
 
 
 @dataclass

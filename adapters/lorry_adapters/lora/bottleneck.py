@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta
+from lorry_adapters.lora.effects import Base, Delta, Whole
 
 
 class Reads(StrEnum):
@@ -70,7 +70,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Remembered:
+class Remembered(Whole):
     """On a norm: adds nothing, and leaves what came in for the bottleneck that reads it."""
 
     stream: Stream
@@ -78,9 +78,6 @@ class Remembered:
     @property
     def nbytes(self) -> int:
         return 0
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         def delta(r_MH: Tensor, y_MH: Tensor, scale_M1: Tensor) -> Tensor:
@@ -91,7 +88,7 @@ class Remembered:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bottleneck:
+class Bottleneck(Whole):
     """On the last linear of an attention or an MLP: y += s up(act(down(z)))."""
 
     down_RH: Tensor
@@ -110,9 +107,6 @@ class Bottleneck:
     def nbytes(self) -> int:
         every = (self.down_RH, self.down_R, self.up_HR, self.up_H, self.strength)
         return sum(one.nbytes for one in every)
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         down_RH, down_R = base.held(self.down_RH), base.held(self.down_R)

@@ -77,6 +77,15 @@ class Effect(Protocol):
         ...
 
 
+class Whole:
+    """An effect that has no part for some of the outputs alone."""
+
+    __slots__ = ()
+
+    def cut(self, start: int, stop: int) -> None:
+        return None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Dora:
     """y = m / |W + s B A| (W x + s B A x) + bias, s the strength: arXiv:2402.09353, eq. 5.
@@ -197,7 +206,7 @@ class OutputGain:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kronecker:
+class Kronecker(Whole):
     """y += s (w1 (x) w2) x: x as a [c, d] table, w2 along its rows and w1 along its columns."""
 
     w1_ac: Tensor
@@ -207,9 +216,6 @@ class Kronecker:
     @property
     def nbytes(self) -> int:
         return self.w1_ac.nbytes + self.w2_bd.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         w1_ac, w2_db = base.held(self.w1_ac.float() * self.scaling), base.held(self.w2_bd.T)
@@ -241,7 +247,7 @@ class Projections:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Vera:
+class Vera(Whole):
     """y += b * (B (d * (A x))), A and B cut to the linear's own widths."""
 
     projections: Projections
@@ -256,9 +262,6 @@ class Vera:
     def shared(self) -> tuple[Tensor, ...]:
         """Held once for the whole adapter."""
         return self.projections.a_RI, self.projections.b_OR
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         a_RI, b_OR = self.projections.held(base)

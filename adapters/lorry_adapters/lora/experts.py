@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorry_adapters.lora.effects import Base, Delta, Effect
+from lorry_adapters.lora.effects import Base, Delta, Effect, Whole
 from lorry_adapters.lora.wrapped import SlotEffects, Slots, Wrapped, add
 
 Runs = Sequence[tuple[int, int, int]]
@@ -55,7 +55,7 @@ class ExpertPairs:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ExpertLora:
+class ExpertLora(Whole):
     """An effect on the module that holds the experts, by the names of its parameters."""
 
     pairs: Mapping[str, tuple[ExpertPairs, ...]]
@@ -63,9 +63,6 @@ class ExpertLora:
     @property
     def nbytes(self) -> int:
         return sum(one.nbytes for mine in self.pairs.values() for one in mine)
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> ExpertDeltas:
         return ExpertDeltas(
@@ -137,7 +134,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RouterPair:
+class RouterPair(Whole):
     """logits += s B A x."""
 
     a_RI: Tensor
@@ -147,9 +144,6 @@ class RouterPair:
     @property
     def nbytes(self) -> int:
         return self.a_RI.nbytes + self.b_OR.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         a_IR = base.held(self.a_RI.T.contiguous())

@@ -204,6 +204,18 @@ def names(value: Any) -> tuple[str, ...] | str:
     return tuple(value)
 
 
+def listed(what: str) -> Callable[[Any], tuple[str, ...]]:
+    """`names`, and never one string. `what`: whose names they are, for the refusal."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        found = names(value)
+        if isinstance(found, str):
+            raise Wrong(f"must be a list of {what}")
+        return found
+
+    return check
+
+
 def plain_names(value: Any) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) and value else value or []
     if not isinstance(names, list) or not all(

@@ -28,14 +28,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, BaseParameter, ModuleKind
 from lorry_adapters.lora.experts import ExpertLora, ExpertPairs, RouterPair
-from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, module_of
 from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.problems import shown, some
@@ -69,7 +69,8 @@ class Named:
     @classmethod
     def read(cls, fields: Fields) -> Named:
         return cls(
-            fields.take("target_parameters", _names, ()), _version(fields.raw("peft_version"))
+            fields.take("target_parameters", check.listed("names of parameters"), ()),
+            _version(fields.raw("peft_version")),
         )
 
 
@@ -247,13 +248,6 @@ def _by_linear(layout: BaseLayout, former: Mapping[str, Former]) -> Known:
 def _module(key: str) -> str:
     """Of a key, where it has one of a LoRA's parameters."""
     return key.removeprefix(PREFIX).partition(".lora_")[0]
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    names = check.names(value)
-    if isinstance(names, str):
-        raise Wrong("must be a list of names of parameters")
-    return names
 
 
 def _stacked(pair: LoraPair, experts: int) -> ExpertPairs:

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.effects import Base, Delta, Dora, Effect, PairBias
+from lorry_adapters.lora.effects import Base, Delta, Dora, Effect, PairBias, Whole
 
 _NEVER: Final = -1e30
 """The logit of a token that is never answered."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingPair:
+class EmbeddingPair(Whole):
     """y = table[id] + s A[:, id] B', times the factor of models that scale embeddings."""
 
     a_RV: Tensor
@@ -32,9 +32,6 @@ class EmbeddingPair:
     @property
     def nbytes(self) -> int:
         return self.a_RV.nbytes + self.b_HR.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         a_VR = base.held(self.a_RV.T.contiguous())
@@ -48,7 +45,7 @@ class EmbeddingPair:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingDora:
+class EmbeddingDora(Whole):
     """The same with a magnitude: y = m / |W + s (B A)'| (table[id] + s A[:, id] B').
 
     |.| is the norm of each of the H columns, over the whole vocabulary: PEFT's DoRA with the
@@ -64,9 +61,6 @@ class EmbeddingDora:
     @property
     def nbytes(self) -> int:
         return self.a_RV.nbytes + self.b_HR.nbytes + self.magnitude_H.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         table_VH, a_RV, b_HR = base.weight(), self.a_RV.float(), self.b_HR.float()
@@ -89,7 +83,7 @@ class EmbeddingDora:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenRows:
+class TokenRows(Whole):
     """Trained rows of an embedding table, instead of the base's."""
 
     ids_K: Tensor
@@ -98,9 +92,6 @@ class TokenRows:
     @property
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         rows_KH = base.held(self.rows_KH.float() * _embedding_factor(base.module))
@@ -117,7 +108,7 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenLogits:
+class TokenLogits(Whole):
     """Trained rows of an output head; often the same that its embedding has.
 
     PEFT's layer leaves the head's bias out, of all tokens, so the adapter was trained without.
@@ -129,9 +120,6 @@ class TokenLogits:
     @property
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         rows_KH, ids_K = base.held(self.rows_KH), self.ids_K.to(base.device)
@@ -148,7 +136,7 @@ class TokenLogits:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OwnModule:
+class OwnModule(Whole):
     """A whole module, trained: instead of the base's (PEFT's `modules_to_save`)."""
 
     weight: Tensor | None
@@ -164,9 +152,6 @@ class OwnModule:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.weight, self.bias) if part is not None)
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta | None:
         if self._is_copy(base):
@@ -237,7 +222,7 @@ def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OnTop:
+class OnTop(Whole):
     """The rest of an adapter on a module that it replaces: what PEFT puts around a module whose
     own weight the file has, too (token rows, DoRA's norm), has that one for its base."""
 
@@ -247,9 +232,6 @@ class OnTop:
     @property
     def nbytes(self) -> int:
         return self.own.nbytes + sum(effect.nbytes for effect in self.rest)
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta | None:
         """Raises InvalidAdapter where something would still see the base's module."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta
+from lorry_adapters.lora.effects import Base, Delta, Whole
 
 
 def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WithoutTail:
+class WithoutTail(Whole):
     """KaSA's base: without the smallest singular values. At any scale, as PEFT's `set_scale`
     leaves the base alone: arXiv:2412.06071."""
 
@@ -40,9 +40,6 @@ class WithoutTail:
     def nbytes(self) -> int:
         return 0
 
-    def cut(self, start: int, stop: int) -> None:
-        return None
-
     def bind(self, base: Base) -> Delta:
         left_OL, right_LI = tail(base.weight(), self.count)
         left_LO, right_IL = base.held(-left_OL.T), base.held(right_LI.T)
@@ -50,7 +47,7 @@ class WithoutTail:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NewTail:
+class NewTail(Whole):
     """OSF: other numbers in place of the weight's smallest singular values and their vectors;
     the largest are as they were: arXiv:2504.07097."""
 
@@ -61,9 +58,6 @@ class NewTail:
     @property
     def nbytes(self) -> int:
         return self.u_OL.nbytes + self.s_L.nbytes + self.v_LI.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         weight_OI = base.weight()
@@ -81,7 +75,7 @@ class NewTail:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turned:
+class Turned(Whole):
     """PSOFT: the weight's largest singular vectors, turned among themselves.
 
     W V' -> U sqrt(S) (R - 1) sqrt(S) V' is added, or U S (R - 1) V': arXiv:2505.11235.
@@ -101,9 +95,6 @@ class Turned:
     @property
     def nbytes(self) -> int:
         return self.turn_RR.nbytes
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         r = self.turn_RR.shape[0]
@@ -154,7 +145,7 @@ class Basis:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InBasis:
+class InBasis(Whole):
     """FRoD: W' = U (diag(l) + S) V', where U's columns are those of W V'^-1, each of length 1,
     and S has a number at each of N places."""
 
@@ -170,9 +161,6 @@ class InBasis:
     def shared(self) -> tuple[Basis, ...]:
         """Held once for the whole adapter."""
         return (self.basis,)
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         weight_OI = base.weight().cpu().double()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseModule, ModuleKind
-from lorry_adapters.lora.effects import Base, Delta
+from lorry_adapters.lora.effects import Base, Delta, Whole
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.thin import factors
 
@@ -126,7 +126,7 @@ class Workshop:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class Measured(Whole):
     """One linear of such an adapter; its D and e are found when it meets the base."""
 
     workshop: Workshop
@@ -140,9 +140,6 @@ class Measured:
     def shared(self) -> tuple[Workshop, ...]:
         """Held once for the whole adapter."""
         return (self.workshop,)
-
-    def cut(self, start: int, stop: int) -> None:
-        return None
 
     def bind(self, base: Base) -> Delta:
         bias_O = None if base.bias is None else base.bias.detach().float().cpu()

@@ -10,6 +10,7 @@ import typer
 
 from lorry.cli import given, offline
 from lorry.cli.connection import DEFAULT_URL, ApiKey, Url
+from lorry.cli.offline import Home
 from lorry.cli.output import AsJson, write_json, write_line
 from lorry.errors import ModelError, SettingsError
 from lorry.option import format_size
@@ -32,9 +33,7 @@ def bake(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="TYPE", help="Of the weights: float32 or bfloat16.")
     ] = "bfloat16",
-    home: Annotated[
-        str | None, typer.Option("--home", metavar="PATH", help="As for serve.")
-    ] = None,
+    home: Home = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorry.cli import given, offline, transfer
+from lorry.cli.offline import Home
 from lorry.cli.output import AsJson, report, write_facts, write_json, write_line, write_table
 from lorry.option import format_size
 from lorry_adapters.errors import InvalidAdapter
@@ -37,9 +38,7 @@ def check(
     max_lora_rank: Annotated[
         str | None, typer.Option("--max-lora-rank", metavar="N", help="As for serve.")
     ] = None,
-    home: Annotated[
-        str | None, typer.Option("--home", metavar="PATH", help="As for serve.")
-    ] = None,
+    home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what an adapter is, and verify its files, with no server.

@@ -12,11 +12,10 @@ import typer
 
 from lorry.cli import offline
 from lorry.cli.group import new_group
+from lorry.cli.offline import Home
 from lorry.cli.output import AsJson, metered, write_json, write_line, write_table
 from lorry.option import format_size
 from lorry.settings import DEFAULT_MODEL, load_settings
-
-Home = Annotated[str | None, typer.Option("--home", metavar="PATH", help="As in `lorry serve`.")]
 
 
 def build_app() -> typer.Typer:

@@ -12,6 +12,7 @@ import typer
 
 from lorry.cli import given, offline, transfer
 from lorry.cli.connection import DEFAULT_URL, ApiKey, Url
+from lorry.cli.offline import Home
 from lorry.cli.output import AsJson, report, write_json, write_line, write_table
 from lorry.errors import SettingsError
 from lorry.settings import Settings
@@ -33,9 +34,7 @@ def inspect(
         Path | None,
         typer.Option("--plot", metavar="FILE.svg", help="Draw layers and modules as a heat map."),
     ] = None,
-    home: Annotated[
-        str | None, typer.Option("--home", metavar="PATH", help="As for serve.")
-    ] = None,
+    home: Home = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,

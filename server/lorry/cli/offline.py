@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from lorry.cli.output import metered
 from lorry.settings import Settings, load_settings
@@ -15,6 +17,8 @@ from lorry.settings import Settings, load_settings
 if TYPE_CHECKING:
     from lorry.model.source import Source
     from lorry_adapters.lora.base import BaseLayout
+
+Home = Annotated[str | None, typer.Option("--home", metavar="PATH", help="As for serve.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,10 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from lorry.core import Batch, EngineStats, FinishReason, Request, RowResult, TokenEvent
+from lorry.core import Batch, EngineStats, FinishReason, Request, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.loop import MAX_FAILURES, Cancel, Engine, Forget, Mailbox, Submit
 from lorry.engine.residency import SlotResidency
@@ -16,9 +15,8 @@ from lorry.errors import GenerationFailed
 from lorry_adapters.errors import AdapterBroken
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
-from support.engine_fakes import ToyRunner, answer_of, counted_lease, request
+from support.engine_fakes import PATIENCE, Gated, answer_of, counted_lease, request
 
-PATIENCE = 20
 BLOCK = 4
 
 
@@ -51,22 +49,6 @@ class Told:
 
     def answer(self, name: str) -> list[int]:
         return [e.token.token_id for e in self.events if e.request_id == name and e.token]
-
-
-class Gated(ToyRunner):
-    """A toy runner whose steps a test lets through one by one, once it asks for that."""
-
-    gate: threading.Semaphore | None = None
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.entered = threading.Event()
-
-    def run(self, batch: Batch) -> list[RowResult]:
-        self.entered.set()
-        if self.gate is not None:
-            assert self.gate.acquire(timeout=PATIENCE)
-        return super().run(batch)
 
 
 @dataclass

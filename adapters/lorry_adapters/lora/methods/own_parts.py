@@ -63,7 +63,7 @@ class OwnPartsFields:
     def read(cls, fields: Fields) -> OwnPartsFields:
         return cls(
             bias=fields.take("bias", _bias, "none"),
-            modules_to_save=tuple(fields.take("modules_to_save", _module_names, ())),
+            modules_to_save=tuple(fields.take("modules_to_save", check.listed("module names"), ())),
             token_ids=fields.take("trainable_token_indices", _token_indices, {}),
             tied=fields.take("ensure_weight_tying", check.boolean, False),
             classifies=fields.raw("task_type") == "SEQ_CLS",
@@ -263,13 +263,6 @@ def _bias(value: Any) -> str:
     if value not in _BIASES:
         raise Wrong(f"must be one of {', '.join(_BIASES)}")
     return str(value)
-
-
-def _module_names(value: Any) -> tuple[str, ...]:
-    names = check.names(value)
-    if isinstance(names, str):
-        raise Wrong("must be a list of module names")
-    return names
 
 
 def _token_indices(value: Any) -> dict[str, tuple[int, ...]]:

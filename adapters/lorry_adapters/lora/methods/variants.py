@@ -155,8 +155,8 @@ def read_variant(fields: Fields) -> Variant:
     inner = _inside(fields, "use_bdlora")
     if inner is not None:
         blocks = inner.take("nblocks", check.rank, 1)
-        in_a = inner.take("target_modules_bd_a", _parts, ())
-        in_b = inner.take("target_modules_bd_b", _parts, ())
+        in_a = inner.take("target_modules_bd_a", check.listed("parts of modules' paths"), ())
+        in_b = inner.take("target_modules_bd_b", check.listed("parts of modules' paths"), ())
         # Whether a module without blocks was an error, when it was made.
         inner.refuse_the_rest(frozenset({"match_strict"}), {})
         found.append(Variant("use_bdlora", blocks=blocks, in_a=in_a, in_b=in_b))
@@ -185,13 +185,6 @@ def _inside(fields: Fields, name: str) -> Fields | None:
 def _object(value: Any) -> None:
     if value and not isinstance(value, dict):
         raise Wrong("must be an object")
-
-
-def _parts(value: Any) -> tuple[str, ...]:
-    names = check.names(value)
-    if isinstance(names, str):
-        raise Wrong("must be a list of parts of modules' paths")
-    return names
 
 
 def _diagonal(stacked: Tensor, blocks: int) -> Tensor:
