@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lorry.api.prompts import Prompts
+from lorry.api.submission import failure, naming, pinned
 from lorry.core import Constraint, FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from lorry.engine.client import EngineClient, Generation
 from lorry.engine.text import Detokenizer, StopStrings
-from lorry.errors import GenerationFailed, PromptTooLong, RequestError, ShuttingDown
 from lorry.metrics import Metrics, RequestMeter
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
@@ -148,12 +148,7 @@ class Run:
 
     def _failure(self, event: TokenEvent) -> Exception:
         self._meter.finish("error")
-        if event.error is not None:
-            return event.error
-        if event.finish is FinishReason.CANCELLED:
-            # Nobody here cancelled it: the grace period of a shutdown was over.
-            return ShuttingDown("the server shut down before the answer was complete")
-        return GenerationFailed("the engine ended the request without a reason")
+        return failure(event)
 
 
 class Runs:
@@ -178,12 +173,7 @@ class Runs:
         try:
             for job in jobs:
                 if runs:
-                    # The very versions and scales of the first: a change in between must
-                    # not split one request.
-                    choices = [
-                        replace(choice, version=ref.version, scale=ref.scale)
-                        for choice, ref in zip(choices, runs[0].refs, strict=True)
-                    ]
+                    choices = pinned(choices, runs[0].refs)
                 runs.append(await self._start(job, choices, param))
         except BaseException:
             await close_all(runs)
@@ -192,17 +182,10 @@ class Runs:
         return runs
 
     async def _start(self, job: Job, choices: Sequence[AdapterChoice], param: str) -> Run:
-        try:
+        with naming(param):
             generation = await self._client.submit(
                 job.prompt_ids, job.params, choices, job.constraint
             )
-        except PromptTooLong as error:
-            error.param = param
-            raise
-        except RequestError as error:
-            if error.param == "inputs":
-                error.param = param
-            raise
         meter = self._metrics.accepted(
             generation.refs,
             prompt_tokens=len(job.prompt_ids),

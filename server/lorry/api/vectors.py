@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorry.api.prompt_list import Prompt
+from lorry.api.submission import failure, naming, pinned
 from lorry.core import FinishReason, Pooling, SamplingParams
 from lorry.engine.client import EngineClient, Generation
-from lorry.errors import GenerationFailed, PromptTooLong, RequestError, ShuttingDown
 from lorry.metrics import Metrics, RequestMeter
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
@@ -47,11 +47,7 @@ class Pooled:
         try:
             for prompt in prompts:
                 if asked:
-                    # The very versions and scales of the first: a change in between must
-                    # not split one request.
-                    choices = [
-                        AdapterChoice(ref.name, ref.version, ref.scale) for ref in asked[0][0].refs
-                    ]
+                    choices = pinned(choices, asked[0][0].refs)
                 generation = await self._submit(prompt, choices, pooling, param)
                 meter = self._metrics.accepted(
                     generation.refs, prompt_tokens=len(prompt.ids), max_tokens=0
@@ -68,15 +64,8 @@ class Pooled:
         self, prompt: Prompt, choices: Sequence[AdapterChoice], pooling: Pooling, param: str
     ) -> Generation:
         params = SamplingParams(max_new_tokens=0)
-        try:
+        with naming(param):
             return await self._client.submit(prompt.ids, params, choices, None, pooling)
-        except PromptTooLong as error:
-            error.param = param
-            raise
-        except RequestError as error:
-            if error.param == "inputs":
-                error.param = param
-            raise
 
 
 async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, ...]:
@@ -85,8 +74,4 @@ async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, .
         meter.finish("stop")
         return event.vector
     meter.finish("error")
-    if event.error is not None:
-        raise event.error
-    if event.finish is FinishReason.CANCELLED:
-        raise ShuttingDown("the server shut down before the answer was complete")
-    raise GenerationFailed("the engine ended the request without a reason")
+    raise failure(event)

@@ -13,7 +13,7 @@ import typer
 from lorry.cli import offline
 from lorry.cli.group import new_group
 from lorry.cli.offline import Home
-from lorry.cli.output import AsJson, metered, write_json, write_line, write_table
+from lorry.cli.output import AsJson, write_json, write_line, write_table
 from lorry.option import format_size
 from lorry.settings import DEFAULT_MODEL, load_settings
 
@@ -77,17 +77,7 @@ def pull(
 ) -> None:
     """Fetch a base, and convert it where needed, so that `lorry serve` starts offline."""
     settings = load_settings({"model": model, "revision": revision, "home": home}, os.environ)
-    from lorry.model import source
-
-    with metered() as (say, meter):
-        found = source.fetch(
-            settings.model,
-            settings.home,
-            revision=settings.revision,
-            token=settings.hf_token,
-            say=say,
-            meter=meter,
-        )
+    found = offline.find(settings)
     if as_json:
         write_json({"name": found.name, "folder": str(found.folder), "revision": found.revision})
     else:

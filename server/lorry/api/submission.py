@@ -1,0 +1,44 @@
+"""What every request does with the engine, whatever it asks for: text, labels or vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from lorry.core import FinishReason, TokenEvent
+from lorry.errors import GenerationFailed, PromptTooLong, RequestError, ShuttingDown
+from lorry_adapters.registry.record import AdapterChoice, AdapterRef
+
+
+def pinned(choices: Sequence[AdapterChoice], refs: Sequence[AdapterRef]) -> list[AdapterChoice]:
+    """The very versions and scales that `refs` have: a change between two prompts must not
+    split one request."""
+    return [
+        replace(choice, version=ref.version, scale=ref.scale)
+        for choice, ref in zip(choices, refs, strict=True)
+    ]
+
+
+@contextmanager
+def naming(param: str) -> Iterator[None]:
+    """What the engine refuses of a prompt is told of `param`, the field that it stood in."""
+    try:
+        yield
+    except PromptTooLong as error:
+        error.param = param
+        raise
+    except RequestError as error:
+        if error.param == "inputs":
+            error.param = param
+        raise
+
+
+def failure(event: TokenEvent) -> Exception:
+    """Of a request's last event, which has no answer."""
+    if event.error is not None:
+        return event.error
+    if event.finish is FinishReason.CANCELLED:
+        # Nobody here cancelled it: the grace period of a shutdown was over.
+        return ShuttingDown("the server shut down before the answer was complete")
+    return GenerationFailed("the engine ended the request without a reason")
