@@ -156,7 +156,8 @@ def _read_tail(match: re.Match[str], known: frozenset[str]) -> tuple[str | None,
 def _unknown_modules(unknown: list[str], any_known: bool, layout: BaseLayout) -> Iterator[str]:
     if unknown and any_known:
         yield (
-            f"the file has {len(unknown)} modules that the base {layout.name} has not: "
+            f"the file has {len(unknown)} module{'s' if len(unknown) > 1 else ''} that the base "
+            f"{layout.name} has not: "
             f"{some(unknown)}"
         )
     elif unknown:

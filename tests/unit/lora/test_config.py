@@ -246,6 +246,11 @@ def test_a_refusal_says_what_to_do(fields: dict[str, Any], said: str) -> None:
     assert "is not served yet: " in problem and problem.endswith(said)
 
 
+def test_loftq_is_not_sent_to_a_converter_that_refuses_it() -> None:
+    (problem,) = problems(init_lora_weights="loftq")
+    assert problem.endswith("is not served: train it as a LoRA")
+
+
 def test_every_problem_is_told() -> None:
     found = problems(arrow_config={"top_k": 2}, bias="some", r=0, target_modules="(", whatever=1)
     assert len(found) == 5

@@ -350,11 +350,16 @@ def _initialisation(fields: Fields) -> None:
         return
     for start, name in _NEW_BASE_INITS.items():
         if text.startswith(start):
+            cure = (
+                "train it as a LoRA"
+                if start == "loftq"
+                else "save the adapter again as plain LoRA, with save_pretrained(..., "
+                "path_initial_model_for_weight_conversion=...), or with lorry adapters convert "
+                "--initial"
+            )
             fields.problems.append(
                 f"{name} (init_lora_weights {shown(value)}) changes the base's own weights "
-                "and is not served: save the adapter again as plain LoRA, with "
-                "save_pretrained(..., path_initial_model_for_weight_conversion=...), or with "
-                "lorry adapters convert --initial"
+                f"and is not served: {cure}"
             )
             return
     fields.problems.append(f"init_lora_weights {shown(value)} is not served yet")
