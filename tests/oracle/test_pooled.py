@@ -193,8 +193,8 @@ def test_normalized_base64(live: Live) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "says"),
     [
-        ("/classify", {"inputs": "a", "adapter": "plain"}, 422, "classifier"),
-        ("/classify", {"inputs": "a"}, 422, "classifier"),
+        ("/classify", {"inputs": "a", "adapter": "plain"}, 422, "names 'plain' (CAUSAL_LM)"),
+        ("/classify", {"inputs": "a"}, 422, "names none"),
         ("/classify", {"inputs": "a", "adapter": {"name": "SEQ_CLS", "scale": 0}}, 422, "scale"),
         ("/classify", {"inputs": "a", "adapter": "nobody"}, 404, "nobody"),
         ("/classify", {"inputs": "", "adapter": "SEQ_CLS"}, 422, "empty"),

@@ -19,10 +19,10 @@ def check_task(refs: Sequence[AdapterRef], pooling: Pooling | None) -> None:
     classifiers = [ref.name for ref in used if ref.task_type == CLASSIFIER]
     if pooling is Pooling.CLASSIFY:
         if len(classifiers) != 1:
-            found = ", ".join(classifiers) or "none"
+            named = ", ".join(f"{ref.name!r} ({ref.task_type or 'no task_type'})" for ref in used)
             raise InvalidSelection(
-                "/classify needs one adapter that is a classifier (task_type SEQ_CLS), at a scale "
-                f"other than 0; the request names {found}"
+                f"/classify needs one adapter that is a classifier (task_type {CLASSIFIER}), at a "
+                f"scale other than 0; the request names {named or 'none'}"
             )
     elif classifiers:
         raise InvalidSelection(
