@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from lorry import __version__
 from lorry.cli import adapters, bench, doctor, models, serve
-from lorry.cli.output import report_error
+from lorry.cli.output import in_a_line, report_error
 from lorry.errors import LorryError, SettingsError
 from lorry.logs import hush_libraries
 from lorry_adapters.errors import AdapterError, InvalidAdapter
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report_error(error.message)
         return 2
     except InvalidAdapter as error:
-        report_error("; ".join(error.problems))
+        report_error(in_a_line(error.problems))
         return 1
     except (LorryError, AdapterError) as error:
         report_error(error.message)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 import httpx
 import typer
 
+from lorry.cli.output import in_a_line
 from lorry.errors import LorryError
 
 Url = Annotated[
@@ -111,5 +112,5 @@ def _reason(response: httpx.Response) -> str:
         return fallback
     problems = error.get("problems") or body.get("problems")
     if isinstance(problems, list) and problems:
-        return "; ".join(str(problem) for problem in problems)
+        return in_a_line(problems)
     return str(error.get("message") or fallback)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Protocol
 
@@ -38,6 +39,18 @@ class Advance(Protocol):
 def report_error(message: str) -> None:
     """One line on standard error, whatever line ends the message has."""
     typer.echo("error: " + " ".join(message.split()), err=True)
+
+
+def in_a_line(problems: Iterable[object]) -> str:
+    """All problems; of those that differ in their numbers alone, as when every layer has the
+    same one, the first and how many are like it."""
+    alike: dict[str, list[str]] = {}
+    for problem in map(str, problems):
+        alike.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
+    return "; ".join(
+        first + (f" (and {len(others)} like it)" if others else "")
+        for first, *others in alike.values()
+    )
 
 
 def report(message: str) -> None:

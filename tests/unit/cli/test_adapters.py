@@ -161,6 +161,20 @@ def test_every_problem_of_a_refused_upload_is_in_the_line(
     assert second in line
 
 
+def test_the_same_problem_in_every_layer_is_told_once(lorry, peft_adapter, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(peft_adapter("llama", "plain"), folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    spoilt = [key for key in sorted(tensors) if key.endswith("q_proj.lora_A.weight")]
+    assert len(spoilt) > 1
+    for key in spoilt:
+        tensors[key] = tensors[key][:, :-1].contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    line = lorry("push", str(folder), "--name", "a", code=1)
+    assert line.count("q_proj") == 1 and spoilt[0] in line
+    assert line.rstrip().endswith(f"(and {len(spoilt) - 1} like it)")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
