@@ -17,7 +17,7 @@ import pytest
 
 from lorry.errors import ModelError
 from lorry.model.memory import digest_of_base
-from lorry.model.native import library
+from lorry.model.native import library, recipe
 from support import families
 from support.compiled import require_compiled_step
 from support.peft_adapters import VARIANTS
@@ -37,9 +37,9 @@ def _built() -> None:
     require_compiled_step()
 
 
-@pytest.fixture(params=["avx512", "avx2"])
+@pytest.fixture(params=recipe.INSTRUCTIONS)
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A processor with the first has the second too: both are tried where both can be."""
+    """A processor with one has the lesser ones, too: each is tried where it can be."""
     if request.param not in library.instructions():
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setattr(library, "instructions", lambda: (request.param,))
