@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from lorry.core import FinishReason, TokenEvent
-from lorry.errors import GenerationFailed, PromptTooLong, RequestError, ShuttingDown
+from lorry.errors import GenerationFailed, RequestError, ShuttingDown
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
 
@@ -25,9 +25,6 @@ def naming(param: str) -> Iterator[None]:
     """What the engine refuses of a prompt is told of `param`, the field that it stood in."""
     try:
         yield
-    except PromptTooLong as error:
-        error.param = param
-        raise
     except RequestError as error:
         if error.param == "inputs":
             error.param = param
