@@ -93,15 +93,18 @@ class TokenRows(Whole):
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
 
-    def bind(self, base: Base) -> Delta:
-        rows_KH = base.held(self.rows_KH.float() * _embedding_factor(base.module))
-        ids_K = self.ids_K.to(base.device)
+    def bind(self, base: Base) -> Delta | None:
+        if not len(self.ids_K):
+            return None
+        # Sorted: an adapter may bring a row for every token, and a step asks for many of them.
+        ids_K, order_K = self.ids_K.sort(stable=True)
+        rows_KH = self.rows_KH[order_K].float() * _embedding_factor(base.module)
+        rows_KH, ids_K = base.held(rows_KH), ids_K.to(base.device)
 
         def delta(ids_M: Tensor, y_MH: Tensor, scale: Tensor) -> Tensor:
-            is_mine_MK = ids_M[:, None] == ids_K
-            mine_M1 = is_mine_MK.any(1, keepdim=True)
             # With an id listed twice the last row counts, as in an index copy.
-            last_M = ids_K.shape[0] - 1 - is_mine_MK.flip(1).int().argmax(1)
+            last_M = (torch.searchsorted(ids_K, ids_M, right=True) - 1).clamp_min(0)
+            mine_M1 = (ids_K[last_M] == ids_M)[:, None]
             return torch.where(mine_M1, rows_KH[last_M] - y_MH, 0)
 
         return delta
