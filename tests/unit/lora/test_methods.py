@@ -31,6 +31,7 @@ from peft import (
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.methods import products
 from lorry_adapters.lora.weights import inspect, load
 from support import tiny
 from support.peft_adapters import edit_config
@@ -150,6 +151,11 @@ SPOILT: list[tuple[str, Callable[[dict[str, torch.Tensor]], object], str]] = [
     ("frod", lambda t: t.pop(first(t, "frod_V")), "needs base_model.frod_V.self_attn_k_proj"),
     ("frod", lambda t: moved(t, "frod_s_indices", (0, 1), 64), "no places from 0 to 63"),
     ("frod", lambda t: moved(t, "frod_s_size", 0, 63), "must be [64, 64]"),
+    (
+        "frod",
+        lambda t: t.update({"base_model.frod_s_size.self_attn_k_proj": torch.ones(3)}),
+        "must be",
+    ),
     ("frod", lambda t: stored(t, "frod_s_indices", torch.int16), "is I16; served are I32"),
     ("frod", lambda t: t.update({"base_model.frod_V.x": torch.ones(1)}), "belongs to no linear"),
 ]
@@ -207,6 +213,32 @@ def test_what_a_config_cannot_mean_is_told(
 ) -> None:
     edit_config(saved, **changes)
     assert said in told(saved, llama)
+
+
+@pytest.mark.parametrize("saved", ["fourierft"], indirect=True)
+def test_a_side_of_an_empty_tensor_makes_no_number_believed(saved: Path, llama: BaseLayout) -> None:
+    spoil(saved, lambda t: t.update({"x": torch.ones(10**9, 0)}))
+    edit_config(saved, n_frequency=10**9)
+    assert "no tensor in the file is that large" in told(saved, llama)
+
+
+@pytest.mark.parametrize("saved", ["lokr"], indirect=True)
+def test_a_factor_of_two_thin_matrices_is_bounded(
+    saved: Path, llama: BaseLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def thin(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if "q_proj" in key]:
+            del tensors[key]
+        for layer in range(llama.num_layers):
+            start = Q0.replace("layers.0", f"layers.{layer}")
+            tensors[f"{start}.lokr_w1_a"] = torch.ones(64, 1)
+            tensors[f"{start}.lokr_w1_b"] = torch.ones(1, 64)
+            tensors[f"{start}.lokr_w2"] = torch.ones(1, 1)
+
+    spoil(saved, thin)
+    inspect(saved, llama, 8)
+    monkeypatch.setattr(products, "MAX_DENSE", llama.num_layers * 64 * 64 * 4 - 1)
+    assert "LOKR's factors, multiplied out, would take" in told(saved, llama)
 
 
 @pytest.mark.parametrize("saved", ["loha"], indirect=True)

@@ -25,7 +25,7 @@ from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.pairs import read_rules
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import MAX_DENSE, Found, TargetedSpec
 from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
@@ -99,6 +99,24 @@ class LoKrSpec(ProductSpec):
     def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
         _check_kronecker(file, found.module, found.keys, problems)
         return 0
+
+    def check_shared(
+        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+    ) -> None:
+        # Of two thin matrices: a small file may hold a factor as large as the weight.
+        made = [
+            a * b * 4
+            for one in found
+            for name in ("lokr_w1", "lokr_w2")
+            if name not in one.keys
+            for a, b in [_factor_shape(file, one.keys, name) or (0, 0)]
+        ]
+        if sum(made) > MAX_DENSE:
+            problems.append(
+                f"LOKR's factors, multiplied out, would take {sum(made) >> 20} MiB; at most "
+                f"{MAX_DENSE >> 20} are taken. Train it with a decompose_factor that makes both "
+                "factors small"
+            )
 
     def read(
         self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
