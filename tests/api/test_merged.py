@@ -120,6 +120,19 @@ def test_what_makes_no_sense_is_refused(merged, status: int, said: str, live: Li
     assert said in answer.json()["error"]
 
 
+def test_what_cannot_be_merged_is_refused_with_what_does_combine_it(
+    live: Live, peft_adapter, zip_of
+) -> None:
+    assert live.upload("small", zip_of(peft_adapter("llama", "small"))).status_code == 201
+    merged = {"ids": ["pirate", "small"], "weights": [1, 1], "merge_strategy": "linear"}
+    answer = live.http.post(
+        "/generate", json={"inputs": PROMPT, "parameters": {"merged_adapters": merged}}
+    )
+    assert answer.status_code == 422, answer.text
+    assert "one rank" in answer.json()["error"]
+    assert "summed where `adapter` lists them" in answer.json()["error"]
+
+
 def test_it_cannot_stand_beside_an_adapter(live: Live) -> None:
     body = {"inputs": PROMPT, "adapter": "pirate", "parameters": {"merged_adapters": TWO}}
     answer = live.http.post("/generate", json=body)

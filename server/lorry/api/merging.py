@@ -79,7 +79,10 @@ async def merged(registry: Registry, asked: MergedAdapters) -> Merged:
     except (ToolError, InvalidAdapter) as error:
         said = error.message
         if isinstance(error, InvalidAdapter):
-            said = "; ".join(error.problems) + " (`lorry adapters merge` has more methods)"
+            said = "; ".join(error.problems) + (
+                " (`lorry adapters merge` has more methods for LoRAs; adapters of any kind are "
+                "summed where `adapter` lists them)"
+            )
         raise InvalidRequest(f"{_FIELD}: {said}", param="merged_adapters") from error
     return Merged(
         choice,
