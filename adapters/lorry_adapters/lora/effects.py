@@ -108,7 +108,8 @@ class Dora:
         return Dora(self.a_RI, self.b_OR[outputs], self.magnitude_O[outputs], self.scaling)
 
     def bind(self, base: Base) -> Delta:
-        weight_OI, a_RI, b_OR = base.weight(), self.a_RI.float(), self.b_OR.float()
+        weight_OI = base.weight()
+        a_RI, b_OR = (one.to(weight_OI.device).float() for one in (self.a_RI, self.b_OR))
         product_OR = weight_OI @ a_RI.T
         # In double: a difference of squares of nearly equal size follows.
         w_O = weight_OI.double().square().sum(1)

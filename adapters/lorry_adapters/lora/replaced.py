@@ -63,7 +63,8 @@ class EmbeddingDora(Whole):
         return self.a_RV.nbytes + self.b_HR.nbytes + self.magnitude_H.nbytes
 
     def bind(self, base: Base) -> Delta:
-        table_VH, a_RV, b_HR = base.weight(), self.a_RV.float(), self.b_HR.float()
+        table_VH = base.weight()
+        a_RV, b_HR = (one.to(table_VH.device).float() for one in (self.a_RV, self.b_HR))
         w_H = table_VH.double().square().sum(0)
         c_H = (b_HR * (a_RV @ table_VH).T).double().sum(1)
         d_H = ((b_HR @ (a_RV @ a_RV.T)) * b_HR).double().sum(1)
@@ -187,7 +188,8 @@ class OwnModule(Whole):
         """PEFT saves the embeddings beside some adapters although nobody trained them."""
         if self.weight is None or self.bias is not None or self.weight.dim() != 2:
             return False
-        theirs, mine = base.weight(), self.as_linear()
+        theirs = base.weight()
+        mine = self.as_linear().to(theirs.device)
         if isinstance(base.module, nn.Embedding):
             theirs = theirs[: mine.shape[0]]
         if mine.shape != theirs.shape:

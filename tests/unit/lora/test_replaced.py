@@ -1,13 +1,14 @@
-"""Rows of a table that an adapter has trained: which tokens get them, and at what cost."""
+"""What an adapter puts in place of the base's numbers, and where that is computed."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.effects import Base, Dora
 from lorry_adapters.lora.layers import plain_weight
-from lorry_adapters.lora.replaced import TokenRows
+from lorry_adapters.lora.replaced import EmbeddingDora, TokenRows
 
 TABLE = nn.Embedding(50, 4)
 
@@ -42,3 +43,16 @@ def test_a_row_for_every_token_of_a_long_prompt_takes_no_memory_for_each_of_both
     ids_M = torch.arange(10**5)
     y_MH = torch.ones(len(ids_M), 1)
     assert not (y_MH + delta(ids_M, y_MH, torch.ones(1, 1))).any()
+
+
+@pytest.mark.parametrize("kind", [Dora, EmbeddingDora])
+def test_norms_are_taken_on_the_device_of_the_base(kind: type[Dora | EmbeddingDora]) -> None:
+    # A file's numbers lie on the host, and no operation takes both; meta is a device like any.
+    meta = torch.device("meta")
+    table = kind is EmbeddingDora
+    module = nn.Embedding(8, 6, device=meta) if table else nn.Linear(8, 6, device=meta)
+    effect = kind(torch.ones(2, 8), torch.ones(6, 2), torch.ones(6), 1.0)
+    delta = effect.bind(Base(module, lambda: plain_weight(module), torch.float32, meta))
+    x_M = torch.zeros(3, dtype=torch.int64) if table else torch.zeros(3, 8)
+    y_MO = torch.zeros(3, 6, device=meta)
+    assert delta(x_M.to(meta), y_MO, torch.ones(1, 1, device=meta)).device == meta
