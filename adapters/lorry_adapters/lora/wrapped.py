@@ -53,7 +53,7 @@ class Slots(Generic[Bound]):
         return self._by_slot.get(slot, ())
 
     def place(self, slot: int, bound: tuple[Bound, ...]) -> None:
-        """None empties the slot. Not while a forward pass runs."""
+        """An empty tuple empties the slot. Not while a forward pass runs."""
         if bound:
             self._by_slot[slot] = bound
         else:

@@ -4,7 +4,8 @@ A row runs on one of two paths, and its own adapters alone decide which, so that
 tokens do not depend on its neighbours:
 
 compiled   (`lorry.model.native`) where the model allows it, for the base and for rows all of
-           whose adapters are pairs of matrices and vectors: LoRA, DoRA, (IA)3, biases
+           whose adapters are pairs of matrices and vectors (LoRA, DoRA, (IA)3, biases), virtual
+           tokens, or changes of the embeddings and the head
 packed     (`lorry.model.packed`) transformers' modeling code; serves every kind of
            adapter, and everything where there is no compiled step; on a GPU with Triton's
            kernels and recorded decode steps (`lorry.model.cuda`)
