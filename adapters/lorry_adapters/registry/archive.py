@@ -132,7 +132,11 @@ def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
         while chunk := read(_CHUNK):
             size += len(chunk)
             if size > limit:
-                more = ", which --max-upload raises" if to.name == WEIGHTS_FILE else ""
+                more = (
+                    ", which --max-upload (LORRY_MAX_UPLOAD) raises"
+                    if to.name == WEIGHTS_FILE
+                    else ""
+                )
                 raise UploadTooLarge(f"{to.name} is larger than {limit} bytes{more}")
             out.write(chunk)
 

@@ -76,6 +76,21 @@ def test_an_adapter_that_does_nothing_is_a_problem(
     assert len(answer["problems"]) == 1
 
 
+def test_what_is_too_large_names_the_setting_that_check_reads(
+    peft_adapter, tiny_model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` has no --max-upload; the variable reaches it as it reaches `serve`."""
+    given = ["adapters", "check", str(peft_adapter("llama", "plain"))]
+    given += ["--base", str(tiny_model("llama"))]
+    monkeypatch.setenv("LORRY_MAX_UPLOAD", "20KiB")
+    assert main(given) == 1
+    said = capsys.readouterr()
+    assert "larger than 20480 bytes" in said.out + said.err
+    assert "LORRY_MAX_UPLOAD" in said.out + said.err
+    monkeypatch.setenv("LORRY_MAX_UPLOAD", "1GiB")
+    assert main(given) == 0
+
+
 def test_an_archive_is_checked_like_its_folder(
     peft_adapter, tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
