@@ -18,9 +18,10 @@ from typing import Any, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.parameters import peft_writes_now
 from lorry_adapters.lora.problems import some
-from lorry_adapters.tools.folder import PeftFolder, ToolError, changed_base, making, read_config
+from lorry_adapters.tools.folder import PeftFolder, ToolError, making, read_config
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

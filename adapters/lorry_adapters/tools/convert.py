@@ -31,10 +31,11 @@ from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.keys import WRAPPERS
+from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.tools import mlx
-from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, changed_base, save
+from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, save
 from lorry_adapters.tools.portrait import PROMPTS
 from lorry_adapters.tools.tasks import one_task
 

@@ -175,24 +175,6 @@ class PeftFolder:
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
 
-CHANGED_BASE: Final = {
-    "pissa": "PiSSA",
-    "olora": "OLoRA",
-    "corda": "CorDA",
-    "lora_ga": "LoRA-GA",
-    "loftq": "LoftQ",
-}
-"""Starts of `init_lora_weights`: the adapter is relative to a base that its start changed."""
-
-
-def changed_base(config: Mapping[str, Any]) -> str | None:
-    """The name of the start that changed the base; None where the base is as it was."""
-    value = config.get("init_lora_weights")
-    text = value.lower() if isinstance(value, str) else ""
-    found = next((name for start, name in CHANGED_BASE.items() if text.startswith(start)), None)
-    return found if config.get("peft_type") == "LORA" else None
-
-
 def parameter_of(module: str, targets: object) -> str | None:
     """The parameter that a pair under this module's name is for, by the config's
     `target_parameters`: PEFT nests a wrapper for each, the last one outermost."""

@@ -32,13 +32,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.tools.folder import (
     PREFIX,
     Pair,
     PeftFolder,
     ToolError,
-    changed_base,
     natural,
     save,
     write,

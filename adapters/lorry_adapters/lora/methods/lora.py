@@ -34,6 +34,7 @@ from lorry_adapters.lora.methods.pairs import (
     not_linear,
     read_rules,
 )
+from lorry_adapters.lora.methods.starts import check_start
 from lorry_adapters.lora.methods.variants import Variant, read_variant
 from lorry_adapters.lora.parameters import STACKED, Known, Named, known_as
 from lorry_adapters.lora.parts import Contents, LoraPair, Parts
@@ -67,18 +68,6 @@ _NOT_SERVED: Final = {
     "loftq_config": "LoftQ; it is relative to a quantized base of its own: train it as a LoRA",
     "megatron_config": "Megatron; save it from PEFT on transformers' own linears",
 }
-
-_SAME_BASE_INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica"})
-"""Start values that leave the base's weights as they are: once trained, plain LoRA."""
-
-_NEW_BASE_INITS: Final = {
-    "pissa": "PiSSA",
-    "olora": "OLoRA",
-    "corda": "CorDA",
-    "loftq": "LoftQ",
-    "lora_ga": "LoRA-GA",
-}
-"""Start values that are taken out of the base's weights, which the served base still has."""
 
 _PARAMETERS: Final = (
     "lora_A.weight",
@@ -292,7 +281,7 @@ class LoraSpec:
 def read_lora(fields: Fields) -> LoraSpec:
     """With problems in `fields`, what can be told of the config all the same."""
     task_type = fields.task_type()
-    _initialisation(fields)
+    check_start(fields)
     r = fields.take("r", check.rank, _PEFT_DEFAULT, required=True)
     alpha = fields.take("lora_alpha", check.alpha, float(_PEFT_DEFAULT), required=True)
     use_rslora = fields.take("use_rslora", check.boolean, False)
@@ -339,30 +328,6 @@ def read_lora(fields: Fields) -> LoraSpec:
         _ranks=ranks,
         _alphas=alphas,
     )
-
-
-def _initialisation(fields: Fields) -> None:
-    value = fields.raw("init_lora_weights")
-    if value is None or isinstance(value, bool):
-        return
-    text = value.lower() if isinstance(value, str) else ""
-    if text in _SAME_BASE_INITS:
-        return
-    for start, name in _NEW_BASE_INITS.items():
-        if text.startswith(start):
-            cure = (
-                "train it as a LoRA"
-                if start == "loftq"
-                else "save the adapter again as plain LoRA, with save_pretrained(..., "
-                "path_initial_model_for_weight_conversion=...), or with lorry adapters convert "
-                "--initial"
-            )
-            fields.problems.append(
-                f"{name} (init_lora_weights {shown(value)}) changes the base's own weights "
-                f"and is not served: {cure}"
-            )
-            return
-    fields.problems.append(f"init_lora_weights {shown(value)} is not served yet")
 
 
 def _tables(keys: Keys, layout: BaseLayout, problems: list[str]) -> dict[str, PairKeys]:
