@@ -89,6 +89,8 @@ def show(
             value = [f"{item['version']} ({short(item['digest'])})" for item in value]
         elif key == "bytes":
             value = format_size(value)
+        elif key == "rank":
+            value = value or None
         facts.append((key.replace("_", " "), value))
     write_facts(facts)
 
