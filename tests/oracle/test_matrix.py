@@ -23,7 +23,7 @@ from support import families, matrix, padded_families, tiny
 from support.kind import Strength
 from support.matrix import Cell, State
 from support.matrix_bench import Bench, bench
-from support.matrix_refused import IMPOSSIBLE, REFUSED, UNSERVED_BASES
+from support.matrix_refused import IMPOSSIBLE, REFUSED
 from support.peft_kinds import KINDS, NOT_BUILT
 from support.peft_made import Made, prompt_logprobs
 
@@ -33,14 +33,12 @@ LOUD = 0.01
 TOGETHER = ("lora", "dora", "ia3", "prompt tuning", "lokr", "modules_to_save=head")
 """What is asked in one batch, of those that are served."""
 
-LIVE_BASES = [base for base in matrix.BASES if base not in UNSERVED_BASES]
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`lorry` is a base's server, one at a time; `cell` follows it, so that it serves all of
     its cells before the next one starts."""
     if "cell" in metafunc.fixturenames:
-        found = [cell for cell in matrix.cells() if cell.state is not State.UNSERVED_BASE]
+        found = list(matrix.cells())
         if not metafunc.config.getoption("--whole-matrix"):
             found = matrix.chosen(found)
         metafunc.parametrize(
@@ -52,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     elif "lorry" in metafunc.fixturenames:
         # A tied base is asked for the kinds that reach for its embeddings only.
-        bases = [base for base in LIVE_BASES if base != "llama_tied"]
+        bases = [base for base in matrix.BASES if base != "llama_tied"]
         metafunc.parametrize("lorry", bases, indirect=True, scope="module")
 
 
@@ -146,25 +144,10 @@ def test_kinds_of_different_families_in_one_batch(lorry: Bench) -> None:
             lorry.remove(name)
 
 
-@pytest.mark.parametrize("base", UNSERVED_BASES)
-def test_unserved_base(base: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    settings = Settings(
-        model=str(tiny_model(base)),
-        home=tmp_path,
-        device="cpu",
-        dtype="float32",
-        quantize="none",
-        max_model_len=256,
-    )
-    with pytest.raises(UnsupportedModel, match=UNSERVED_BASES[base]):
-        assemble(settings, lambda line: None, on_broken=lambda: None)
-
-
 def test_nothing_is_listed_that_is_no_cell() -> None:
     names = {cell.name for cell in matrix.cells()}
     known = {*names, *KINDS}
     assert {*REFUSED, *IMPOSSIBLE} <= known
-    assert {*UNSERVED_BASES} <= {*matrix.BASES}
     assert {*matrix.BASES} == {*families.FAMILIES, *padded_families.UNPACKABLE}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from support import tiny
 from support.kind import Kind
-from support.matrix_refused import IMPOSSIBLE, REFUSED, UNSERVED_BASES
+from support.matrix_refused import IMPOSSIBLE, REFUSED
 from support.peft_kinds import KINDS
 
 README = Path(__file__).resolve().parents[2] / "adapters" / "README.md"
@@ -58,7 +58,6 @@ class State(StrEnum):
     SERVED = "served"
     REFUSED = "refused"
     IMPOSSIBLE = "PEFT cannot"
-    UNSERVED_BASE = "base not served yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,6 @@ class Cell:
 
     @property
     def state(self) -> State:
-        if self.base in UNSERVED_BASES:
-            return State.UNSERVED_BASE
         if _words(IMPOSSIBLE, self) is not None:
             return State.IMPOSSIBLE
         return State.SERVED if _words(REFUSED, self) is None else State.REFUSED
@@ -101,7 +98,7 @@ def chosen(cells: list[Cell]) -> list[Cell]:
     """A part of the matrix for every run: each kind on the main base and on two others, each
     base with kinds of every group. Which two moves along from kind to kind, so that a kind
     and its neighbours in the table cover most bases between them."""
-    others = [base for base in BASES if base != MAIN and base not in UNSERVED_BASES]
+    others = [base for base in BASES if base != MAIN]
     names = list(KINDS)
     picked = []
     for cell in cells:
@@ -124,8 +121,7 @@ def table() -> str:
             group = KINDS[name].group
             lines += ["", f"**{group}**", "", "| kind | served on | elsewhere |", "|---|---|---|"]
         lines.append(f"| {name} | {_served(row)} | {_elsewhere(row)} |")
-    unserved = ", ".join(BASES[base] for base in UNSERVED_BASES)
-    return "\n".join([*_counts(), *lines, "", f"Bases not served yet: {unserved or 'none'}.", ""])
+    return "\n".join([*_counts(), *lines, ""])
 
 
 def _counts() -> list[str]:
@@ -136,13 +132,12 @@ def _counts() -> list[str]:
 
 
 def _served(row: list[Cell]) -> str:
-    considered = [cell for cell in row if cell.state is not State.UNSERVED_BASE]
-    served = [BASES[cell.base] for cell in considered if cell.state is State.SERVED]
-    if not considered or not served:
+    served = [BASES[cell.base] for cell in row if cell.state is State.SERVED]
+    if not served:
         return "-"
-    if len(served) == len(considered) and len(served) > 3:
+    if len(served) == len(row) and len(served) > 3:
         return f"all {len(served)}"
-    missing = [BASES[cell.base] for cell in considered if cell.state is not State.SERVED]
+    missing = [BASES[cell.base] for cell in row if cell.state is not State.SERVED]
     if len(served) > 3:
         return f"{len(served)}: all but {', '.join(missing)}"
     return ", ".join(served)
@@ -154,9 +149,8 @@ def _elsewhere(row: list[Cell]) -> str:
         if cell.state in (State.REFUSED, State.IMPOSSIBLE):
             who = "" if cell.state is State.REFUSED else "PEFT: "
             reasons.setdefault(f"{who}{cell.reason}", []).append(BASES[cell.base])
-    total = sum(cell.state is not State.UNSERVED_BASE for cell in row)
     said = [
-        reason if len(bases) == total else f"{reason} ({', '.join(bases)})"
+        reason if len(bases) == len(row) else f"{reason} ({', '.join(bases)})"
         for reason, bases in reasons.items()
     ]
     return "; ".join(said).replace("|", "\\|") or "-"

@@ -92,6 +92,3 @@ IMPOSSIBLE: Mapping[str, str] = {
     "trainable_tokens, head too on gpt2": "TrainableTokensLayer wraps an unknown layer type",
 }
 """What PEFT says when it should build or run it."""
-
-UNSERVED_BASES: Mapping[str, str] = {}
-"""What the server says at its start."""
