@@ -16,9 +16,6 @@ import httpx
 import pytest
 from peft import PeftType
 
-from lorry.bootstrap import assemble
-from lorry.errors import UnsupportedModel
-from lorry.settings import Settings
 from support import families, matrix, padded_families, tiny
 from support.kind import Strength
 from support.matrix import Cell, State
