@@ -14,8 +14,7 @@ from statistics import fmean
 import pytest
 from transformers import AutoModelForCausalLM
 
-from lorry.model.packed import PackedModel
-from support.compiled import require_compiled_step
+from support.compiled import forbid_packed, require_compiled_step
 from support.kind import trained_tokens
 from support.peft_kinds import KINDS
 from support.peft_made import make
@@ -76,14 +75,7 @@ def ground(
 
 @pytest.fixture
 def one_path(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of it may run on the packed model beside the compiled step."""
-    run, packed = PackedModel.run, ground.packed.runner._torch
-
-    def only_theirs(self: PackedModel, *arguments: object) -> object:
-        assert self is packed
-        return run(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(PackedModel, "run", only_theirs)
+    forbid_packed(monkeypatch, ground.packed.runner._torch)
 
 
 def apart(want: Sequence[float], have: Sequence[float]) -> list[float]:

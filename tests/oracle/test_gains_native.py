@@ -17,8 +17,7 @@ from statistics import fmean
 import peft
 import pytest
 
-from lorry.model.packed import PackedModel
-from support.compiled import require_compiled_step
+from support.compiled import forbid_packed, require_compiled_step
 from support.kind import Kind
 from support.lora_kinds import lora_config
 from support.peft_kinds import KINDS
@@ -118,15 +117,7 @@ def ground(
 
 @pytest.fixture(autouse=True)
 def _one_path(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of it may run on the packed model beside the compiled step."""
-    packed = ground.packed.runner._torch
-    run = PackedModel.run
-
-    def only_theirs(self: PackedModel, *arguments: object) -> object:
-        assert self is packed
-        return run(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(PackedModel, "run", only_theirs)
+    forbid_packed(monkeypatch, ground.packed.runner._torch)
 
 
 def check(mine: Sequence[float], theirs: Sequence[float]) -> None:

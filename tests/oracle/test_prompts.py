@@ -19,8 +19,7 @@ import torch
 from peft import MultitaskPromptTuningConfig, PeftModel
 
 from lorry.errors import InvocationMissing
-from lorry.model.packed import PackedModel
-from support.compiled import require_compiled_step
+from support.compiled import forbid_packed, require_compiled_step
 from support.kind import INVOCATION, VIRTUAL, Kind, invocation_tokens
 from support.peft_kinds import KINDS
 from support.peft_made import Made, load_base, make
@@ -327,7 +326,7 @@ def test_on_the_compiled_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing of it runs on the packed model."""
-    monkeypatch.setattr(PackedModel, "run", None)
+    forbid_packed(monkeypatch)
     pair = both("llama")
     native.forget_slots()
     lora, alora = (

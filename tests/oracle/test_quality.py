@@ -10,16 +10,14 @@ nf4     The same kernel on both sides: only the order of sums differs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 
-from lorry.errors import ModelError
 from support.compiled import require_compiled_step
-from support.quality import PATHS, Quality, Said, default_base
+from support.quality import PATHS, Quality, Said, base_of_run
 
 WINDOWS = 4
 """Of the nine that the prose has: these take half a minute on one core."""
@@ -48,14 +46,7 @@ FROM_BITSANDBYTES = {
 
 @pytest.fixture(scope="module")
 def quality(pytestconfig: pytest.Config) -> Quality:
-    assert pytestconfig.cache is not None
-    try:
-        folder = default_base(pytestconfig.cache.mkdir("lorry"))
-    except ModelError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"the default base is not on this machine and cannot be fetched: {error}")
-    return Quality(folder, WINDOWS)
+    return Quality(base_of_run(pytestconfig), WINDOWS)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ rsLoRA are samples themselves. One batch, beside the base, as the server runs it
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from lorry.errors import ModelError
 from lorry.model.native import library
-from support.quality import default_base
+from support.quality import base_of_run
 from support.stepped import Ask, House
 
 TRAINED = Path(__file__).parent / "trained"
@@ -52,13 +50,7 @@ def test_the_families_are_what_they_say() -> None:
 
 
 def test_each_does_what_it_was_trained_for(pytestconfig: pytest.Config) -> None:
-    assert pytestconfig.cache is not None
-    try:
-        base = default_base(pytestconfig.cache.mkdir("lorry"))
-    except ModelError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"the default base is not on this machine and cannot be fetched: {error}")
+    base = base_of_run(pytestconfig)
     try:
         library.find()
         kernels = "native"

@@ -12,6 +12,7 @@ import pytest
 
 from lorry.model.native import library, recipe
 from lorry.model.native.lean import KV_DTYPE, LeanModel, unsuited
+from lorry.model.packed import PackedModel
 from support.runner_driver import BLOCK_SIZE, MAX_RANK, NUM_BLOCKS, NUM_SLOTS, RunnerDriver
 
 MAX_TOKENS = 256
@@ -35,11 +36,26 @@ def compiled(instructions: str, folder: Path) -> ctypes.CDLL:
 
 
 def require_compiled_step() -> None:
-    """Skips the test where no compiled step of these sources was installed."""
+    """Skips the test where the compiled step cannot be built; fails it where it could be, and was
+    not, or from other sources: the tests of half the house would be skipped unseen."""
     try:
         library.find()
     except library.Missing as missing:
-        pytest.skip(f"the compiled step is not built here: {missing}")
+        if library.instructions() and shutil.which("cc") is not None:
+            pytest.fail(f"{missing}: build it with python server/build_native.py")
+        pytest.skip(f"no compiled step ({missing}), and no C compiler for this processor")
+
+
+def forbid_packed(patch: pytest.MonkeyPatch, but: object = None) -> None:
+    """No row may run on the packed model beside the compiled step; on `but`, another
+    runner's, they may."""
+    run = PackedModel.run
+
+    def only_theirs(self: PackedModel, *arguments: object) -> object:
+        assert self is but, "a row ran on the packed model"
+        return run(self, *arguments)  # type: ignore[arg-type]
+
+    patch.setattr(PackedModel, "run", only_theirs)
 
 
 class LeanDriver(RunnerDriver):

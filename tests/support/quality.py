@@ -24,10 +24,12 @@ from pathlib import Path
 from statistics import fmean
 
 import platformdirs
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorry.core import Batch, Row, Sample, SamplingParams
+from lorry.errors import ModelError
 from lorry.model import catalogue
 from lorry.settings import DEFAULT_MODEL
 from support.peft_oracle import PeftOracle
@@ -52,6 +54,17 @@ def default_base(home: Path) -> Path:
     own = platformdirs.user_data_path("lorry", appauthor=False)
     there = catalogue.folder_of(base, own).is_dir()
     return catalogue.pull(base, own if there else home, lambda _: None, lambda *_: None)
+
+
+def base_of_run(pytestconfig: pytest.Config) -> Path:
+    """`default_base`, kept between runs. Skips the test where it cannot be had, unless in CI."""
+    assert pytestconfig.cache is not None
+    try:
+        return default_base(pytestconfig.cache.mkdir("lorry"))
+    except ModelError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the default base is not on this machine and cannot be fetched: {error}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
