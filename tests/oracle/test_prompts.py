@@ -351,9 +351,10 @@ def test_on_the_compiled_step(
 
 
 def test_on_the_compiled_step_a_row_has_its_bits_in_any_company(
-    native: House, both: Callable[[str], Both]
+    native: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However its prompt and its virtual tokens are cut, and after starting over."""
+    forbid_packed(monkeypatch)
     pair = both("llama")
     native.forget_slots()
     names = ("prompt tuning", "prefix tuning", "p-tuning")
@@ -370,9 +371,10 @@ def test_on_the_compiled_step_a_row_has_its_bits_in_any_company(
 
 
 def test_alora_runs_on_the_compiled_step_and_only_from_its_call_on(
-    native: House, both: Callable[[str], Both]
+    native: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit the base before it."""
+    forbid_packed(monkeypatch)
     pair, ids = both("llama"), calling(12, 5, 2)
     start = len(ids) - 5 - len(invocation_tokens())
     (base,) = native.run([Ask(ids)])
