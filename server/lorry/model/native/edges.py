@@ -3,7 +3,8 @@
 Token rows, tables and heads of an adapter's own, pairs on embeddings: whatever delta it is,
 the packed model's own functions compute it, before the step for its first activations and
 after it for its logits. So such an adapter does not take the packed model through all layers.
-Its head sees the base's logits without any pair, so a row that sums it with other adapters
+A product of PyTorch's may differ in its last digit with the number of an adapter's tokens in the
+step. A head sees the base's logits without any pair, so a row that sums it with other adapters
 runs on the packed model.
 
 Letters: T tokens of the step, K of them wanted, M of one adapter, H width, V vocabulary.
