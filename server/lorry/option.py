@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from lorry.errors import SettingsError
+from lorry.hostname import allowed_host
 
 PREFIX = "LORRY_"
 
@@ -28,6 +29,7 @@ class Kind(StrEnum):
     SIZE = "size"
     PATH = "path"
     PATHS = "paths"
+    HOSTS = "hosts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,11 @@ class Option:
             return f"folders, separated by {os.pathsep!r} (a list in a file)"
         if self.kind is Kind.PATH:
             return "a path"
+        if self.kind is Kind.HOSTS:
+            return (
+                "names or addresses without ports, separated by ',' (a list in a file); "
+                "*.example.com is all below a name, * is any"
+            )
         bounds = ""
         if self.minimum is not None and self.maximum is not None:
             bounds = f" from {self.minimum:g} to {self.maximum:g}"
@@ -160,6 +167,16 @@ def _convert(kind: Kind, raw: object) -> object:
             if not isinstance(items, list | tuple):
                 raise TypeError
             return tuple(_path(item) for item in items)
+        case Kind.HOSTS:
+            return tuple(allowed_host(item) for item in _items(raw))
+
+
+def _items(raw: object) -> list[str]:
+    """`a, b` of a flag or a variable, a list of texts in a file."""
+    items = raw.split(",") if isinstance(raw, str) else raw
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise TypeError
+    return list(items)
 
 
 def _path(raw: object) -> Path:

@@ -121,6 +121,14 @@ class Settings:
     port: int = _option(
         8000, Kind.INT, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535
     )
+    allowed_hosts: tuple[str, ...] = _option(
+        (),
+        Kind.HOSTS,
+        "Names that the server is reached by, beside localhost, the machine's own name, `--host` "
+        "and, unless that is a loopback address, every address. Requests whose `Host` is another "
+        "are refused; `*` takes any.",
+        default_text="none",
+    )
     home: Path = _option(  # noqa: RUF009 - it returns a field, as every line here does
         MISSING,
         Kind.PATH,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from api.live import Live, serve
+from api.live import Live, refused, serve
 from lorry.settings import Settings
 
 
@@ -71,6 +73,68 @@ def test_pages_of_other_sites_may_not_write(live: Live) -> None:
     assert live.http.post("/generate", json={"inputs": "x"}, headers=proxied).status_code == 200
     sneaky = {**own, "Sec-Fetch-Site": "cross-site"}
     assert live.http.post("/generate", json={"inputs": "x"}, headers=sneaky).status_code == 403
+
+
+def raw(live: Live, request: str) -> tuple[int, str]:
+    """Status and the rest of the answer to `request`, sent as it is."""
+    at = urlsplit(live.url)
+    with socket.create_connection((at.hostname, at.port), timeout=60) as connection:
+        connection.sendall(request.replace("\n", "\r\n").encode())
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return int(answer.split()[1]), answer.decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/adapters"),
+        ("GET", "/adapters/pirate/content"),
+        ("GET", "/metrics"),
+        ("GET", "/health"),
+        ("POST", "/adapters"),
+        ("DELETE", "/adapters/pirate"),
+        ("PATCH", "/adapters/pirate"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/v1/chat/completions"),
+        ("OPTIONS", "/adapters"),
+    ],
+)
+def test_a_page_whose_name_was_made_to_lead_here(live: Live, method: str, path: str) -> None:
+    """To the browser it is all one site: `Origin` is right, and so is `Sec-Fetch-Site`."""
+    port = urlsplit(live.url).port
+    page = {"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}
+    page |= {"Sec-Fetch-Site": "same-origin", "X-Forwarded-Host": "localhost"}
+    answer = live.http.request(method, path, headers=page)
+    error = refused(answer, 403, "foreign_host")
+    assert "'evil.example'" in error["message"]
+    assert error["message"].endswith("--allowed-hosts evil.example")
+    assert live.http.get("/adapters/pirate").status_code == 200
+
+
+def test_a_foreign_host_is_refused_in_the_route_s_own_shape(live: Live) -> None:
+    answer = live.http.post("/generate", json={"inputs": "x"}, headers={"Host": "evil.example"})
+    assert answer.status_code == 403
+    assert answer.json()["error_type"] == "forbidden"
+    assert "--allowed-hosts evil.example" in answer.json()["error"]
+
+
+def test_a_foreign_host_is_refused_before_the_key_is_looked_at(locked: Live) -> None:
+    refused(locked.http.get("/adapters", headers={"Host": "evil.example"}), 403, "foreign_host")
+
+
+def test_the_host_of_requests_that_no_browser_sends(live: Live) -> None:
+    end = "Connection: close\n\n"
+    assert raw(live, "GET /health HTTP/1.0\n\n")[0] == 200
+    assert raw(live, f"GET /health HTTP/1.1\nHost: LOCALHOST.\n{end}")[0] == 200
+    # The whole address in the request line, as proxies are sent it, is not what decides.
+    assert raw(live, f"GET http://localhost/health HTTP/1.1\nHost: [::1]:1\n{end}")[0] == 200
+    assert raw(live, f"GET http://localhost/health HTTP/1.1\nHost: evil.example\n{end}")[0] == 403
+    twice = f"GET /health HTTP/1.1\nHost: localhost\nHost: evil.example\n{end}"
+    status, text = raw(live, twice)
+    assert (status, "malformed_host" in text) == (400, True)
+    assert raw(live, f"GET /health HTTP/1.1\nHost: a@localhost\n{end}")[0] == 400
 
 
 def test_a_refused_upload_is_answered_although_nobody_reads_it(locked: Live) -> None:

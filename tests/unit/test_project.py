@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import lorry
+from lorry.api.hosts import Hosts
 from lorry.settings import options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +141,10 @@ def test_prometheus_scrapes_the_service_where_it_listens() -> None:
     config = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["lorry:8000"]}]
-    mounted = compose("compose.yaml")["services"]["prometheus"]["volumes"]
+    services = compose("compose.yaml")["services"]
+    names = services["lorry"]["environment"]["LORRY_ALLOWED_HOSTS"].split(",")
+    assert Hosts(names, bound="0.0.0.0").refusal(job["static_configs"][0]["targets"]) is None
+    mounted = services["prometheus"]["volumes"]
     source = mounted[0].partition(":")[0]
     assert (ROOT / "docker" / source).is_file()
 

@@ -26,6 +26,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "dtype": ("bfloat16", "bfloat16"),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
+    "allowed_hosts": ("Lorry, *.example.com.", ("lorry", "*.example.com")),
     "home": ("/srv/lorry", Path("/srv/lorry")),
     "api_key": ("secret", "secret"),
     "kernels": ("torch", "torch"),
@@ -46,6 +47,12 @@ OTHER: dict[str, tuple[str, object]] = {
     "log_format": ("json", "json"),
 }
 """For every setting a text that is not its default, and what it means."""
+
+
+HOSTS = (
+    "names or addresses without ports, separated by ',' (a list in a file); "
+    "*.example.com is all below a name, * is any"
+)
 
 
 def test_every_setting_is_in_the_tables() -> None:
@@ -110,6 +117,10 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
         ("kv_cache_memory", "0", "a size such as 512MiB or 2GiB"),
         ("samples", "maybe", "true or false"),
         ("host", "  ", "text that is not empty"),
+        ("allowed_hosts", "a.example:8000", HOSTS),
+        ("allowed_hosts", "https://a.example", HOSTS),
+        ("allowed_hosts", "a,,b", HOSTS),
+        ("allowed_hosts", "a.*.b", HOSTS),
         ("home", " ", "a path"),
     ],
 )

@@ -23,6 +23,7 @@ from lorry.api.embeddings import Embeddings, EmbeddingsBody
 from lorry.api.generate import Generate
 from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
 from lorry.api.health import Health
+from lorry.api.hosts import Hosts
 from lorry.api.models import Models
 from lorry.api.openai import OpenAI
 from lorry.api.prompts import Prompts
@@ -144,5 +145,11 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(room.router())
     errors.install(app, metrics)
     docs.install(app, _BODIES)
-    app.add_middleware(Guard, api_key=services.settings.api_key, metrics=metrics)
+    settings = services.settings
+    app.add_middleware(
+        Guard,
+        hosts=Hosts(settings.allowed_hosts, bound=settings.host),
+        api_key=settings.api_key,
+        metrics=metrics,
+    )
     return app

@@ -1,4 +1,4 @@
-"""Who may ask: the API key, and browsers on other people's pages.
+"""Who may ask: the API key, and browsers on other people's pages, by whatever name.
 
 Open without a key: health (a supervisor has none), `/metrics` (a scraper has none; it
 shows names and counts, no text), and the documentation, which carries no data.
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorry.api.bodies import drop_unread
 from lorry.api.errors import CrossSite, HttpError, Unauthorized, respond, row_of
+from lorry.api.hosts import Hosts
 from lorry.metrics import Metrics
 
 OPEN_PATHS = frozenset(
@@ -29,8 +30,11 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 class Guard:
     """ASGI middleware: lets a request through, or answers it."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, hosts: Hosts, api_key: str | None, metrics: Metrics
+    ) -> None:
         self._app = app
+        self._hosts = hosts
         # Digests have one length: the comparison's time tells nothing about the key's.
         self._key = None if api_key is None else _digest(api_key.encode())
         self._metrics = metrics
@@ -40,7 +44,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._unauthorized(scope, headers) or _cross_site(scope, headers)
+        refusal = (
+            self._hosts.refusal(headers.getlist("host"))
+            or self._unauthorized(scope, headers)
+            or _cross_site(scope, headers)
+        )
         if refusal is None:
             await self._app(scope, receive, send)
             return

@@ -52,6 +52,14 @@ class Unauthorized(HttpError):
     param = "Authorization"
 
 
+class MalformedHost(HttpError):
+    param = "Host"
+
+
+class ForeignHost(HttpError):
+    param = "Host"
+
+
 class CrossSite(HttpError):
     param = "Origin"
 
@@ -89,7 +97,9 @@ _SERVER = "server_error"
 
 TABLE: Mapping[type[Exception], Row] = {
     MalformedBody: Row(400, "malformed_body", _REQUEST, "validation"),
+    MalformedHost: Row(400, "malformed_host", _REQUEST, "validation"),
     Unauthorized: Row(401, "unauthorized", "authentication_error", "unauthorized"),
+    ForeignHost: Row(403, "foreign_host", "permission_error", "forbidden"),
     CrossSite: Row(403, "cross_site_request", "permission_error", "forbidden"),
     adapters.ForbiddenSource: Row(403, "forbidden_source", "permission_error", "forbidden"),
     NoSuchRoute: Row(404, "no_such_route", "not_found_error", "not_found"),
@@ -200,10 +210,10 @@ def respond(path: str, error: Exception) -> Response:
 
 
 def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can fail so. 401 and 500 can come from any."""
+    """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any."""
     model = TgiErrorBody if tgi else ErrorBody
     meanings = {
-        400: "The body is not JSON, or not what its header says",
+        400: "A body that is not JSON or not what its header says, or a malformed Host",
         401: "No key, or a wrong one",
         403: "Not allowed",
         404: "No such adapter, version or model",
@@ -219,7 +229,7 @@ def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, A
     }
     return {
         status: {"model": model, "description": meanings[status]}
-        for status in sorted({*statuses, 401, 403, 500})
+        for status in sorted({*statuses, 400, 401, 403, 500})
     }
 
 

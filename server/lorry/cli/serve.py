@@ -20,6 +20,7 @@ METAVARS = {
     Kind.SIZE: "SIZE",
     Kind.PATH: "PATH",
     Kind.PATHS: "PATHS",
+    Kind.HOSTS: "HOSTS",
     Kind.TEXT: "TEXT",
 }
 

@@ -1,0 +1,69 @@
+"""The names that the server answers to, so that no web page can make it its own.
+
+A page of evil.example can have its name lead to 127.0.0.1 once it is loaded (DNS
+rebinding). For the browser the server is then a part of that page, which may read, upload
+and delete; only `Host` still tells the page's name. An address cannot be made to lead
+elsewhere: where the server listens beyond the machine, every address will do.
+
+Starlette's TrustedHostMiddleware looks at the first `Host` of several, takes a final dot
+for another name, wants every address listed, and says neither which name was wrong nor
+what to do.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Sequence
+
+from lorry.api.errors import ForeignHost, HttpError, MalformedHost
+from lorry.hostname import ANY, address_of, name_of
+
+_HERE = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})
+"""Names of this machine that nobody else can own; the last two are for its containers."""
+
+_HOST = re.compile(r"(\[[^\[\]]+\]|[^\[\]:@/?#\\\s]+)(?::[0-9]*)?")
+
+
+class Hosts:
+    """What `Host` may say. `allowed` is `--allowed-hosts`, `bound` is `--host`."""
+
+    def __init__(self, allowed: Sequence[str], *, bound: str) -> None:
+        self._any = ANY in allowed
+        machine = name_of(socket.gethostname())
+        own = {machine, f"{machine.partition('.')[0]}.local", name_of(bound)}
+        self._names = _HERE | own | set(allowed)
+        self._endings = (".localhost", *(name[1:] for name in allowed if name.startswith("*.")))
+        address = address_of(bound)
+        loopback = name_of(bound) == "localhost" if address is None else address.is_loopback
+        self._every_address = not loopback
+
+    def refusal(self, given: Sequence[str]) -> HttpError | None:
+        """Why a request with these `Host` headers gets no answer.
+
+        None of them, or an empty one, is no browser's: balancers probe in HTTP/1.0."""
+        if self._any:
+            return None
+        if len(given) > 1:
+            return MalformedHost(f"the request has {len(given)} Host headers; send one")
+        text = given[0].strip() if given else ""
+        if not text:
+            return None
+        match = _HOST.fullmatch(text)
+        if match is None:
+            return MalformedHost(f"Host must be a name or an address, not {text[:200]!r}")
+        if self._answers_to(match[1]):
+            return None
+        # What a stranger made up is not repeated where somebody may paste it into a shell.
+        known = re.fullmatch(r"[\w.:\[\]-]{1,253}", match[1], re.ASCII)
+        return ForeignHost(
+            f"this server does not answer to the Host {match[1][:200]!r}; if that is a name of "
+            f"its own, start it with --allowed-hosts {name_of(match[1]) if known else 'NAME'}"
+        )
+
+    def _answers_to(self, host: str) -> bool:
+        address = address_of(host)
+        if address is not None and (address.is_loopback or self._every_address):
+            return True
+        name = name_of(host)
+        return name in self._names or name.endswith(self._endings)

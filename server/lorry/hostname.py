@@ -1,0 +1,36 @@
+"""Names and addresses of machines, as settings and the `Host` header have them."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+ANY = "*"
+
+_NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+
+
+def address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """`127.0.0.1`, `::1` or, as URLs have it, `[::1]`; None where it is a name."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        found = ip_address(bare)
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped or found
+
+
+def name_of(host: str) -> str:
+    """One spelling for each name and address: case and a final dot say nothing."""
+    address = address_of(host)
+    return str(address) if address is not None else host.lower().removesuffix(".")
+
+
+def allowed_host(text: str) -> str:
+    """A name, an address, `*.example.com` for all names below one, or `*`; in the one
+    spelling. Raises ValueError, also for a port or a whole URL."""
+    name = name_of(text.strip())
+    if name == ANY or address_of(name) is not None or _NAME.fullmatch(name):
+        return name
+    raise ValueError(text)
