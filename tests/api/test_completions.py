@@ -133,6 +133,46 @@ def test_a_stop_string_is_dropped(live: Live) -> None:
     assert streamed[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("stop", ["<|im_end|>", "a<|im_end|>", "a<|im_end|><|im_end|>"])
+def test_special_tokens_in_a_stop_string_are_seen_and_not_shown(live: Live, stop: str) -> None:
+    a, end = (ids_of(live, text)[-1] for text in ("a", "<|im_end|>"))
+    asked = {
+        "logit_bias": {str(a): 100, str(end): 100},
+        "temperature": 8,
+        "max_tokens": 60,
+        "ignore_eos": True,
+    }
+    for seed in range(20):
+        asked["seed"] = seed
+        choice = complete(live, logprobs=0, **asked)["choices"][0]
+        written = "".join(choice["logprobs"]["tokens"])
+        if stop in written:
+            break
+    assert choice["text"] == written.replace("<|im_end|>", "")
+    shown = written[: written.index(stop)].replace("<|im_end|>", "")
+    cut = complete(live, stop=stop, **asked)["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == (shown, "stop")
+    streamed = [one["choices"][0] for one in chunks(live, stop=[stop], **asked)]
+    assert "".join(one["text"] for one in streamed) == shown
+    assert streamed[-1]["finish_reason"] == "stop"
+    messages = [{"role": "user", "content": "Ahoy"}]
+    chat = {"messages": messages, "stop": ["<|im_end|>"], **asked}
+    answer = live.http.post("/v1/chat/completions", json=chat).json()["choices"][0]
+    assert answer["finish_reason"] == "stop"
+    assert "<|im_end|>" not in answer["message"]["content"]
+
+
+def test_an_end_token_ends_a_stop_string(live: Live) -> None:
+    a, end = (ids_of(live, text)[-1] for text in ("a", "</s>"))
+    asked = {"logit_bias": {str(a): 100, str(end): 100}, "temperature": 8, "max_tokens": 100}
+    for seed in range(20):
+        whole = complete(live, seed=seed, **asked)["choices"][0]
+        if whole["finish_reason"] == "stop" and whole["text"].endswith("a"):
+            break
+    cut = complete(live, seed=seed, stop="a</s>", **asked)["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == (whole["text"][:-1], "stop")
+
+
 def test_logit_bias(live: Live) -> None:
     token = ids_of(live, "a")[-1]
     asked = {"logit_bias": {str(token): 100}, "max_tokens": 5}

@@ -108,6 +108,39 @@ def test_seeds_repeat_and_are_told(live: Live) -> None:
     assert other["generated_text"] != first["generated_text"]
 
 
+def test_a_special_token_stops_where_the_end_is_ignored(live: Live) -> None:
+    # So hot that special tokens come up, which are no part of the text.
+    drawn = {"temperature": 100, "ignore_eos_token": True, "max_new_tokens": 200}
+    found: list[int] = []
+    for seed in range(30):
+        drawn["seed"] = seed
+        tokens = live.generate(PROMPT, parameters=drawn)["details"]["tokens"]
+        texts = [one["text"] for one in tokens]
+        found = [
+            index
+            for index in range(1, len(tokens))
+            if tokens[index]["special"] and texts[index] not in texts[:index]
+            # Half characters come late: the text before is certain.
+            if texts[index - 1] and not tokens[index - 1]["special"]
+        ]
+        if found:
+            break
+    at = found[0]
+    mark, before = texts[at], texts[at - 1]
+    shown = "".join(one["text"] for one in tokens[:at] if not one["special"])
+    for stop in (mark, before[-1:] + mark):
+        asked = {**drawn, "stop": ["never this", stop]}
+        answer = live.generate(PROMPT, parameters=asked)
+        assert answer["details"]["finish_reason"] == "stop_sequence"
+        assert answer["details"]["generated_tokens"] == at + 1
+        assert answer["generated_text"] == shown
+        body = {"inputs": PROMPT, "parameters": asked, "stream": True}
+        frames = live.http.post("/generate", json=body).text.split("\n\n")
+        last = json.loads(frames[-2].removeprefix("data:"))
+        assert last["details"]["finish_reason"] == "stop_sequence"
+        assert last["generated_text"] == shown
+
+
 def test_full_text_and_truncation(live: Live) -> None:
     answer = text(live)
     assert text(live, return_full_text=True) == PROMPT + answer

@@ -155,6 +155,41 @@ def test_a_dropped_stop_string_is_never_shown(parts: list[str], stops: list[str]
             break
 
 
+MARKS = ("<a>", "<c>")
+"""Special tokens, which are no text."""
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from(MARKS), st.text(alphabet="abc<>", max_size=3)), max_size=12),
+    st.lists(
+        st.lists(st.sampled_from((*MARKS, "a", "b")), min_size=1, max_size=3).map("".join),
+        max_size=3,
+    ),
+    st.booleans(),
+)
+def test_a_stop_string_with_a_special_token_in_it_ends_at_it(
+    parts: list[str], stops: list[str], keep: bool
+) -> None:
+    marked = frozenset(one for one in stops if any(mark in one for mark in MARKS))
+    watch = StopStrings(stops, keep=keep, marked=marked)
+    shown = plain = whole = ""
+    for part in parts:
+        special = part in MARKS
+        shown += watch.push("", part) if special else watch.push(part)
+        plain += "" if special else part
+        whole += part
+        found = any(one in plain for one in stops) or any(one in whole for one in marked)
+        assert (watch.hit is not None) == found
+        if found:
+            break
+    shown += watch.flush()
+    assert plain.startswith(shown)
+    if watch.hit is None:
+        assert shown == plain
+    elif not keep:
+        assert not any(one in shown for one in stops)
+
+
 def test_a_kept_stop_string_needs_no_waiting() -> None:
     watch = StopStrings(("END",), keep=True)
     assert watch.push("the E") == "the E"

@@ -37,7 +37,11 @@ class Parameters(Body):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[str] | None = Field(
+        default=None,
+        description="Texts that end the answer and are shown, special tokens left out. One with a "
+        "special token in it, as `<|im_end|>`, is looked for in the answer with them, too.",
+    )
     return_full_text: bool | None = None
     truncate: Tokens | None = None
     best_of: Answers | None = None

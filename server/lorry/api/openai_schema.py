@@ -52,7 +52,11 @@ class SharedBody(Body):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[str] | None = Field(
+        default=None,
+        description="Texts that end the answer and are not shown. One with a special token in it, "
+        "as `<|im_end|>`, is looked for in the answer with special tokens, too.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: TokensOrNone | None = None

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,6 +46,9 @@ class Prompts:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(one for one, token in added.items() if token.special)
         self._added_ids = frozenset(added)
+        names = [token.content for token in added.values() if token.special and token.content]
+        # A pattern without alternatives would match everywhere.
+        self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         kinds = _decoder_kinds(self._backend)
         self._byte_of = _bytes_of_alphabet() if "ByteLevel" in kinds else None
         self._only_bytes = kinds == ["ByteLevel"]
@@ -59,6 +62,22 @@ class Prompts:
     def text_of(self, token_id: int) -> str:
         """One token by itself; U+FFFD where it is no whole character."""
         return self.decode((token_id,))
+
+    def name_of(self, token_id: int) -> str:
+        """A special token as it is written; of any other, its text."""
+        if token_id in self._added_ids:
+            return str(self._backend.id_to_token(token_id))
+        return self.text_of(token_id)
+
+    def with_special(self, texts: Sequence[str], ends: Iterable[int]) -> frozenset[str]:
+        """Those of `texts` that have a special token, as it is written, in them; `ends` are
+        end tokens, which a tokenizer need not call special."""
+        names = [self.name_of(one) for one in ends] if texts else []
+        return frozenset(
+            one
+            for one in texts
+            if self._special.search(one) or any(name and name in one for name in names)
+        )
 
     def whole(self, token_id: int) -> str | None:
         """The text that a token adds wherever it stands, where that can be told: a decoder

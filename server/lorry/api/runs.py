@@ -98,7 +98,8 @@ class Run:
         self._text = Detokenizer(
             prompts.decode, prompts.special_ids, job.prompt_ids, whole=prompts.whole
         )
-        self._stops = StopStrings(job.stops, keep=job.keep_stop)
+        marked = prompts.with_special(job.stops, self._eos)
+        self._stops = StopStrings(job.stops, keep=job.keep_stop, marked=marked)
 
     async def step(self) -> Step:
         """The next token; nothing follows the one with an ending. Raises what ended the
@@ -131,6 +132,7 @@ class Run:
     def _step(self, token: TokenLogprob, event: TokenEvent) -> Step:
         ends = token.token_id in self._eos
         special = ends or token.token_id in self._prompts.special_ids
+        mark = self._prompts.name_of(token.token_id) if special else ""
         text = "" if ends else self._text.push(token.token_id)
         ending = None
         if event.finish is FinishReason.STOP:
@@ -139,9 +141,10 @@ class Run:
             ending = Ending.LENGTH
         if ending is not None:
             text += self._text.flush()
-        shown = self._stops.push(text)
+        shown = self._stops.push(text, mark)
         if self._stops.hit is not None:
-            ending = Ending.STOP_STRING
+            # An end token that completes a stop string is the end all the same.
+            ending = ending if ends else Ending.STOP_STRING
         elif ending is not None:
             shown += self._stops.flush()
         return Step(token, shown, special, event.top, event.prompt, ending)

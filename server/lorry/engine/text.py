@@ -7,7 +7,7 @@ piece, and what they give back does not depend on how the pieces were cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens included, nothing tidied up."""
@@ -92,31 +92,45 @@ class StopStrings:
 
     With `keep` the stop string itself is given out (TGI's way); without, it is not
     (OpenAI's), and text that may turn out to begin one is held back until it does not.
+
+    Special tokens are never given out. The stop strings in `marked` have the text of one in
+    them, so they are looked for in the text with special tokens, too; the others are not,
+    and a special token in the midst of one does not break it.
     """
 
-    def __init__(self, stops: Sequence[str], *, keep: bool) -> None:
+    def __init__(
+        self, stops: Sequence[str], *, keep: bool, marked: Collection[str] = frozenset()
+    ) -> None:
         assert all(stops), "an empty stop string matches everywhere"
         self._stops = tuple(stops)
+        self._marked = tuple(one for one in stops if one in marked)
         self._keep = keep
+        # What may still belong to a stop string: as given out, and with special tokens,
+        # where `_visible` says which characters are given out.
         self._buffer = ""
+        self._whole = ""
+        self._visible = bytearray()
         self._sent = 0
         self.hit: str | None = None
         """The stop string that was found; nothing may be pushed after that."""
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, special: str = "") -> str:
+        """`special` is the text of a special token that stands before `text`."""
         assert self.hit is None
         if not self._stops:
             return text
         self._buffer += text
+        if self._marked:
+            self._whole += special + text
+            self._visible += bytes(len(special)) + b"\1" * len(text)
         found = self._first()
         if found is not None:
             start, end, self.hit = found
             return self._buffer[self._sent : end if self._keep else start]
-        held = self._unfinished()
-        cut = len(self._buffer) - held
+        cut = len(self._buffer) - self._held()
         if self._keep:
             out = self._buffer[self._sent :]
-            self._sent = held
+            self._sent = len(self._buffer) - cut
         else:
             out = self._buffer[:cut]
         self._buffer = self._buffer[cut:]
@@ -130,23 +144,41 @@ class StopStrings:
         return out
 
     def _first(self) -> tuple[int, int, str] | None:
-        """The stop string that ends first (the longest of those): start, end, itself."""
-        best: tuple[int, int, str] | None = None
+        """The stop string that ends first (the longest of those): start and end in the
+        buffer, itself."""
+        found = []
         for stop in self._stops:
             start = self._buffer.find(stop)
-            if start < 0:
-                continue
-            end = start + len(stop)
-            if best is None or (end, start) < (best[1], best[0]):
-                best = start, end, stop
-        return best
+            if start >= 0:
+                found.append((start, start + len(stop), stop))
+        for stop in self._marked:
+            start = self._whole.find(stop)
+            if start >= 0:
+                found.append((self._place(start), self._place(start + len(stop)), stop))
+        return min(found, key=lambda one: (one[1], one[0]), default=None)
 
-    def _unfinished(self) -> int:
-        """Length of the longest end of the buffer that begins a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(self._buffer)), longest, -1):
-                if self._buffer.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+    def _place(self, index: int) -> int:
+        """Where a character of `_whole` is in the buffer, or would be."""
+        return len(self._buffer) - self._visible.count(1, index)
+
+    def _held(self) -> int:
+        """Length of the end of the buffer that may belong to a stop string, after dropping
+        what cannot from `_whole`."""
+        held = _begun(self._buffer, self._stops)
+        if not self._marked:
+            return held
+        cut = len(self._whole) - _begun(self._whole, self._marked)
+        self._whole = self._whole[cut:]
+        del self._visible[:cut]
+        return max(held, self._visible.count(1))
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `stops`."""
+    longest = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:length]):
+                longest = length
+                break
+    return longest

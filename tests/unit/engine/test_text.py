@@ -54,3 +54,49 @@ def test_nothing_may_follow_a_stop_string() -> None:
     stops.push("x")
     with pytest.raises(AssertionError):
         stops.push("y")
+
+
+END, TURN = "<|end|>", "<|turn|>"
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "kept", "dropped"),
+    [
+        (END, ["rice", END], "rice", "rice"),
+        (f"e{END}", ["rice", END], "rice", "ric"),
+        (f"ice{END}", ["r", "i", "ce", END], "rice", "r"),
+        (END + TURN, ["rice", END, END, TURN], "rice", "rice"),
+        (f"{END}\n{TURN}", ["rice", END, "\n", TURN], "rice\n", "rice"),
+        (f"{END}\n", ["rice", END, "\nmore"], "rice\n", "rice"),
+        # Written out in ordinary tokens it is the same text, and never shown.
+        (END, ["rice <|e", "nd|>"], "rice <|end|>", "rice "),
+    ],
+)
+def test_a_special_token_in_a_stop_string(
+    stop: str, pieces: list[str], kept: str, dropped: str
+) -> None:
+    for keep, expected in ((True, kept), (False, dropped)):
+        stops = StopStrings((stop,), keep=keep, marked=frozenset({stop}))
+        shown = ""
+        for piece in pieces:
+            assert stops.hit is None
+            shown += stops.push("", piece) if piece in (END, TURN) else stops.push(piece)
+        assert (shown, stops.hit) == (expected, stop)
+
+
+def test_a_special_token_that_is_in_no_stop_string_breaks_none() -> None:
+    stops = StopStrings(("ice", f"rice{END}"), keep=False, marked=frozenset({f"rice{END}"}))
+    assert stops.push("ri") + stops.push("", TURN) + stops.push("c") == ""
+    assert stops.push("e") == "r"
+    assert stops.hit == "ice"
+
+
+def test_another_special_token_between_is_not_passed_over() -> None:
+    stop = f"rice{END}"
+    stops = StopStrings((stop,), keep=False, marked=frozenset({stop}))
+    assert stops.push("a rice") == "a "
+    # Ordinary tokens may still write it out.
+    assert stops.push("", TURN) == ""
+    assert stops.push("", END) == ""
+    assert stops.push(" and") == "rice and"
+    assert stops.hit is None
