@@ -51,7 +51,7 @@ METHODS: Final[Mapping[str, Callable[[Fields], AdapterSpec | None]]] = {
 }
 """By `peft_type`. Each takes its fields and refuses the rest by name."""
 
-_NO_DELTA: Final[Mapping[str, str]] = {
+NO_DELTA: Final[Mapping[str, str]] = {
     "ADAMSS": "where its numbers belong is not in its file, but in a clustering of the base's "
     "weights that other versions of its library make otherwise; train a LoRA or an OSF adapter",
     "ADAPTION_PROMPT": "it changes how layers attend, which no change of a module does; train "
@@ -89,7 +89,7 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
     if peft_type is None and is_adapterhub(fields):
         return read_bottleneck(fields), fields.problems
     of_mlx = fields.raw("fine_tune_type")
-    reason = _NO_DELTA.get(peft_type) if isinstance(peft_type, str) else None
+    reason = NO_DELTA.get(peft_type) if isinstance(peft_type, str) else None
     if reason is not None:
         fields.problems.append(f"adapters of peft_type {shown(peft_type)} are not served: {reason}")
     elif peft_type is None and of_mlx is not None:

@@ -60,7 +60,7 @@ class Workshop:
                 f"PEFT cannot build {peft_type} from this config and file: "
                 f"{shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
             ) from error
-        missing = _missing(result.missing_keys, model)
+        missing = truly_missing(result.missing_keys, model)
         if result.unexpected_keys or missing:
             raise Unbuildable(
                 "the file's tensors are not those of its config: "
@@ -74,10 +74,9 @@ class Workshop:
     def rehearse(self, modules: Sequence[BaseModule]) -> None:
         """One linear of each shape, around a weight that is none's. Raises Unbuildable."""
         shapes = {(module.out_features, module.in_features): module.name for module in modules}
-        for shape, name in shapes.items():
-            weight_OI = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 0.02
+        for name in shapes.values():
             try:
-                self.measure(name, weight_OI)
+                self.measure(name, self._weight_like(name))
             except InvalidAdapter as error:
                 raise Unbuildable(error.message) from error
             except Exception as error:
@@ -85,6 +84,15 @@ class Workshop:
                     f"PEFT cannot run {self.peft_type} on {shown(name)}: "
                     f"{shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
                 ) from error
+
+    def changes_nothing(self, name: str) -> bool:
+        """Of a weight that is none's."""
+        return not any(change.any() for change in self.measure(name, self._weight_like(name)))
+
+    def _weight_like(self, name: str) -> Tensor:
+        bare = self._model.base_model.model.get_submodule(name).get_base_layer()
+        weight = bare.weight if isinstance(bare, nn.Linear) else bare.weight.T
+        return torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)) * 0.02
 
     def measure(
         self, name: str, weight_OI: Tensor, bias_O: Tensor | None = None
@@ -141,6 +149,9 @@ class Measured(Whole):
         """Held once for the whole adapter."""
         return (self.workshop,)
 
+    def changes_nothing(self) -> bool:
+        return self.workshop.changes_nothing(self.name)
+
     def bind(self, base: Base) -> Delta:
         bias_O = None if base.bias is None else base.bias.detach().float().cpu()
         weight_OI = base.weight().cpu()
@@ -188,15 +199,16 @@ def _bare(module: BaseModule) -> nn.Module:
     return linear
 
 
-def _missing(keys: Sequence[str], model: Any) -> list[str]:
-    """PEFT calls the base's own weights missing, too, and each mention of a shared tensor but
-    the one that the file has."""
+def truly_missing(keys: Sequence[str], model: Any) -> list[str]:
+    """Of the `missing_keys` of a PEFT model that a file was loaded into, those that the file
+    should have had. PEFT calls the base's own weights missing, too, and each mention of a shared
+    tensor but the one that the file has."""
     state = model.state_dict()
     there = {tensor.data_ptr() for key, tensor in state.items() if key not in set(keys)}
     return [
         key
         for key in keys
         if "base_layer" not in key
-        and model.base_model.prefix in key
+        and (model.base_model.prefix in key or ".modules_to_save." in key)
         and (key not in state or state[key].data_ptr() not in there)
     ]

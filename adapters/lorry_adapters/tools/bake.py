@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +19,13 @@ from typing import Any, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.config import NO_DELTA
 from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.parameters import peft_writes_now
-from lorry_adapters.lora.problems import some
+from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.workshop import truly_missing
 from lorry_adapters.tools.folder import PeftFolder, ToolError, making, read_config
+from lorry_adapters.tools.portrait import PROMPTS
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,9 +52,10 @@ def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Bake
     """
     from transformers import AutoModelForCausalLM
 
-    if not math.isfinite(scale):
-        raise ToolError(f"the scale must be a finite number, not {scale:g}")
+    if not math.isfinite(scale) or scale == 0:
+        raise ToolError(f"the scale must be a finite number other than 0, not {scale:g}")
     config = read_config(adapter)
+    _refuse(config)
     with making(out) as partial:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -63,9 +68,13 @@ def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Bake
         wrapped = _wrapped(model, adapter, config)
         changed = _scaled(wrapped, scale)
         _untie(wrapped)
-        merged = wrapped.merge_and_unload(safe_merge=True)
+        with _by_peft("merge it into"):
+            merged = wrapped.merge_and_unload(safe_merge=True)
         merged = merged.to(DTYPES[dtype])
-        merged.save_pretrained(partial)
+        try:
+            merged.save_pretrained(partial)
+        except (ValueError, RuntimeError) as error:
+            raise ToolError(f"transformers cannot write the baked model: {error}") from error
         for pattern in (*_TOKENIZER, *_TOKENIZER_TOO):
             for file in base.glob(pattern):
                 shutil.copy(file, partial)
@@ -73,35 +82,45 @@ def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Bake
         return Baked(sum(one.numel() for one in merged.parameters()), size, changed)
 
 
+def _refuse(config: Mapping[str, Any]) -> None:
+    """What no weights of this base could do. Raises InvalidAdapter."""
+    kind = config.get("peft_type")
+    start = changed_base(config)
+    if not isinstance(kind, str):
+        said = "its config names no peft_type: only what PEFT saves can be baked"
+    elif start is not None:
+        # PEFT would take the start out of this base again before it loads the weights.
+        said = f"{start} is relative to a changed base: convert it first (lorry adapters convert)"
+    elif kind in NO_DELTA:
+        said = f"{kind} cannot be baked: {NO_DELTA[kind]}"
+    elif kind in PROMPTS:
+        said = "it puts tokens before the prompt: no weights could hold them"
+    elif config.get("alora_invocation_tokens"):
+        said = "activated LoRA acts on some tokens only: no weights do that"
+    elif config.get("layer_replication"):
+        said = "layer replication makes layers that this base has not: it cannot be baked"
+    else:
+        return
+    raise InvalidAdapter([said])
+
+
 def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
     """The base with the adapter on it, every key of the file in its place."""
     from peft import PeftConfig, get_peft_model
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
-    start = changed_base(config)
-    if start is not None:
-        # PEFT would take the start out of this base again before it loads the weights.
-        raise InvalidAdapter(
-            [f"{start} is relative to a changed base: convert it first (lorry adapters convert)"]
-        )
-    if config.get("alora_invocation_tokens"):
-        raise InvalidAdapter(["activated LoRA acts on some tokens only: no weights do that"])
     unlike = _read_otherwise(adapter, config)
     if unlike is not None:
         raise InvalidAdapter([unlike])
-    try:
-        parsed = PeftConfig.from_pretrained(str(adapter))
-        if parsed.is_prompt_learning:
-            raise ToolError("it puts tokens before the prompt: no weights could hold them")
+    with _by_peft("load it on"):
+        # Not `from_pretrained`, which cannot read a file with a byte order mark.
+        parsed = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**config))
         if getattr(parsed, "lora_dropout", 0.0):
             # Training only; and on the stacked weights of experts PEFT refuses it.
             parsed.lora_dropout = 0.0
         wrapped = get_peft_model(model, parsed)
         result = set_peft_model_state_dict(wrapped, load_peft_weights(str(adapter), device="cpu"))
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise InvalidAdapter([f"PEFT cannot load it on this base: {error}"]) from error
-    prefix = getattr(wrapped.base_model, "prefix", "lora_")
-    missing = [key for key in result.missing_keys if prefix in key or "modules_to_save" in key]
+    missing = truly_missing(result.missing_keys, wrapped)
     problems = []
     if result.unexpected_keys:
         problems.append(f"this base has no place for {some(result.unexpected_keys)}")
@@ -110,6 +129,16 @@ def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
     if problems:
         raise InvalidAdapter(problems)
     return wrapped.eval()
+
+
+@contextmanager
+def _by_peft(what: str) -> Iterator[None]:
+    """Whatever PEFT raises at a stranger's adapter is the adapter's fault: InvalidAdapter."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidAdapter([f"PEFT cannot {what} this base: {shown(said, 300)[1:-1]}"]) from error
 
 
 def _read_otherwise(adapter: Path, config: Mapping[str, Any]) -> str | None:
@@ -162,7 +191,8 @@ def _scaled(wrapped: Any, scale: float) -> int:
     layers = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         if isinstance(layer, LoraLayer):
-            layer.set_scale("default", scale)
+            # `set_scale` would divide an AdaLoRA's by its rank.
+            layer.scaling["default"] *= scale
         elif scale != 1:
             raise ToolError("only a LoRA adapter has a scale: bake this one as it was trained")
     return len(layers)
