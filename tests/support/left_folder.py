@@ -36,9 +36,11 @@ class Left:
     """Their file's name; None: there is none."""
     metadata: bool = True
     packed: Callable[[Mapping[str, bytes]], bytes] = zip_of
+    encoding: str = "utf-8"
+    """Of the config."""
 
     def upload(self) -> bytes:
-        files = {CONFIG: json.dumps(self.config).encode()}
+        files = {CONFIG: json.dumps(self.config).encode(self.encoding)}
         if self.weights is not None:
             more = {"format": "pt"} if self.metadata else None
             tensors = {key: tensor.contiguous() for key, tensor in self.tensors.items()}
@@ -62,6 +64,10 @@ def config(**fields: Any) -> Callable[[Left], object]:
 
 def without(*names: str) -> Callable[[Left], object]:
     return lambda left: [left.config.pop(name, None) for name in names]
+
+
+def encoded(encoding: str) -> Callable[[Left], object]:
+    return lambda left: setattr(left, "encoding", encoding)
 
 
 def keys(pattern: str) -> Callable[[Left], object]:

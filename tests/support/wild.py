@@ -22,6 +22,7 @@ from support.left_folder import (
     config,
     copies,
     doubled,
+    encoded,
     ends,
     every,
     gzipped,
@@ -207,6 +208,8 @@ CONFIGS: Mapping[str, Case] = {
         )
     ),
     "fan_in_fan_out on a linear": Case(config(fan_in_fan_out=True)),
+    "a byte order mark of Windows": Case(encoded("utf-8-sig")),
+    "UTF-16 of Windows": Case(encoded("utf-16"), "adapter_config.json is UTF-16 text"),
     "empty lists": Case(config(modules_to_save=[], exclude_modules=[], layers_to_transform=[])),
     "not in inference mode": Case(config(inference_mode=False)),
     "old switches": Case(config(merge_weights=True, enable_lora=None)),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.json_text import NotUtf8, text_of
 from lorry_adapters.lora.problems import shown
 
 MAX_CONFIG: Final = 1 << 20
@@ -143,10 +144,10 @@ def _read_json(data: bytes) -> dict[str, Any]:
         )
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant
+            text_of(data), object_pairs_hook=no_duplicates, parse_constant=no_constant
         )
-    except UnicodeDecodeError:
-        raise InvalidAdapter(["adapter_config.json is not UTF-8 text"]) from None
+    except NotUtf8 as error:
+        raise InvalidAdapter([f"adapter_config.json {error}"]) from None
     except RecursionError:
         raise InvalidAdapter(["adapter_config.json is nested too deeply"]) from None
     except ValueError as error:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.json_text import text_of
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.probe_experts import wrong_experts
 from lorry_adapters.lora.problems import some
@@ -34,7 +35,7 @@ def check(folder: Path, weights: AdapterWeights) -> None:
 
     Raises InvalidAdapter where what was loaded is not what the files say.
     """
-    config = json.loads((folder / CONFIG_FILE).read_bytes())
+    config = json.loads(text_of((folder / CONFIG_FILE).read_bytes()))
     if config.get("peft_type") != "LORA":
         return
     # Patterns give a module a strength that only the parser knows, and others another form.

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from lorry_adapters.errors import AdapterError, InvalidAdapter
+from lorry_adapters.lora.json_text import NotUtf8, text_of
 from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
@@ -201,10 +202,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         with (folder / CONFIG_FILE).open("rb") as file:
             data = file.read(MAX_CONFIG + 1)
-        text = data.decode("utf-8") if len(data) <= MAX_CONFIG else "null"
+        text = text_of(data) if len(data) <= MAX_CONFIG else "null"
         value = json.loads(text, parse_constant=_no_constant)
     except FileNotFoundError:
         raise InvalidAdapter([f"{CONFIG_FILE} is missing"]) from None
+    except NotUtf8 as error:
+        raise InvalidAdapter([f"{CONFIG_FILE} {error}"]) from None
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter([f"{CONFIG_FILE} cannot be read as JSON: {error}"]) from None
     if not isinstance(value, dict):

@@ -81,7 +81,7 @@ def _side(text: str) -> Side:
 def read_prompts(file: Path) -> list[str]:
     """A prompt a line, or, in .jsonl, an object with `prompt` or `inputs`, or a text, a line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise LocalFileError(f"{file} cannot be read: {why}") from error

@@ -197,7 +197,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import catalogue, gguf, qwen
 from lorry.model.progress import Meter, Say
 from lorry.model.store import build_once, models_folder, sha256_of, storage_error
+from lorry_adapters.lora.json_text import UTF8, encoding_of
 
 _HUB_FILES = (
     "config.json",
@@ -98,7 +100,8 @@ def check(folder: Path, given: str) -> None:
             f"`lorry adapters push {given}`"
         )
     try:
-        config = json.loads(file.read_text())
+        _refuse_marks(folder)
+        config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{given} holds no model: {file} is missing") from None
     except (OSError, ValueError) as error:
@@ -125,6 +128,20 @@ def check(folder: Path, given: str) -> None:
                 "are never loaded; convert them to safetensors first"
             )
         raise ModelError(f"{given} holds no weights: neither {names[0]} nor {names[1]} is there")
+
+
+def _refuse_marks(folder: Path) -> None:
+    """transformers passes over a generation_config.json that it cannot read, without a word."""
+    for file in sorted(folder.glob("*.json")):
+        if not any(fnmatch(file.name, pattern) for pattern in _HUB_FILES):
+            continue
+        with file.open("rb") as stream:
+            encoding = encoding_of(stream.read(4))
+        if encoding != UTF8:
+            raise ModelError(
+                f"{file} is {encoding}, which transformers does not read: save it again as "
+                "UTF-8 without a mark"
+            )
 
 
 def _converted(file: Path, home: Path, say: Say, meter: Meter) -> Path:

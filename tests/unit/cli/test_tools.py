@@ -126,6 +126,22 @@ def test_a_baked_model_is_base_and_adapter(tool, peft_adapter, tiny_model, tmp_p
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_config_with_the_mark_of_windows_is_read_by_every_command(
+    tool, copied, peft_adapter, tiny_model, tmp_path: Path
+) -> None:
+    folder, base = copied(peft_adapter("llama", "plain")), tiny_model("llama")
+    config = folder / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert tool("check", folder, "--base", base)["ok"] is True
+    assert len(tool("inspect", folder)["modules"]) == 14
+    assert tool("merge", f"{folder}:1", f"{folder}:1", "--method", "cat", "--out", tmp_path / "m")
+    assert tool("bake", folder, "--base", base, "--out", tmp_path / "baked")["modules"] == 14
+    tool("convert", folder, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text("utf-8"))["r"] == 8
+    config.write_bytes(config.read_bytes().decode("utf-8-sig").encode("utf-16"))
+    assert "adapter_config.json is UTF-16 text" in tool("inspect", folder, code=1)
+
+
 def test_a_mistaken_bake_is_one_line(tool, peft_adapter, tiny_model, tmp_path: Path) -> None:
     folder, out = peft_adapter("llama", "plain"), tmp_path / "out"
     assert "float16" in tool("bake", folder, "--dtype", "float16", "--out", out, code=2)

@@ -277,8 +277,12 @@ def test_a_long_list_of_problems_ends() -> None:
         (b'{"lora_alpha": NaN}', "NaN"),
         (b'{"lora_alpha": -Infinity}', "Infinity"),
         (b'{"r": ' + b"9" * 5000 + b"}", "JSON"),
-        (b"\xff\xfe{\x00}\x00", "UTF-8"),
-        (b"\xef\xbb\xbf{}", "JSON"),
+        ("{}".encode("utf-16"), "is UTF-16 text"),
+        ("{}".encode("utf-16-le"), "is UTF-16 text"),
+        ("{}".encode("utf-16-be"), "is UTF-16 text"),
+        ("{}".encode("utf-32"), "is UTF-32 text"),
+        (b"\xef\xbb\xbf", "JSON"),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{}", "JSON"),
         (b"\x80\x04\x95", "UTF-8"),
         (b" " * (1 << 20) + b"{}", "not a config"),
     ],
@@ -287,6 +291,10 @@ def test_hostile_bytes(data: bytes, said: str) -> None:
     (problem,) = problems_of(data)
     assert said in problem
     assert len(problem) < 300
+
+
+def test_a_byte_order_mark_of_windows_says_nothing() -> None:
+    assert parse_config(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()) == parsed()
 
 
 def test_a_deep_value_of_an_unknown_key_can_still_be_told() -> None:

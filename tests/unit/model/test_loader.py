@@ -164,6 +164,19 @@ def test_a_config_that_is_none(folder: Path, content: str) -> None:
         load_folder(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_what_transformers_would_not_read_is_named(folder: Path, name: str, encoding: str) -> None:
+    """It takes a generation_config.json that it cannot read for none at all."""
+    file = folder / name
+    file.write_text(file.read_text("utf-8"), encoding)
+    (folder / "notes.json").write_text("{}", encoding)
+    with pytest.raises(ModelError, match=rf"/{name} is UTF-.*save it again as UTF-8"):
+        load_folder(folder)
+    file.write_text(file.read_text(encoding), "utf-8")
+    load_folder(folder)
+
+
 def test_a_config_with_impossible_numbers(folder: Path) -> None:
     edit(folder / "config.json", num_hidden_layers="two")
     with pytest.raises(ModelError):
