@@ -152,6 +152,8 @@ class OwnModule(Whole):
     A table or a head may have fewer rows than the base: the tokens beyond them are none of the
     adapter's vocabulary. They are never answered; where one is read, it is as the base has it.
     """
+    asked: bool = True
+    """The config names it. PEFT saves tables that it does not name, too, mostly as copies."""
 
     @property
     def nbytes(self) -> int:

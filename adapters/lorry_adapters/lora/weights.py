@@ -19,7 +19,8 @@ from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.experts import AnyEffect
-from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Parts, Score
+from lorry_adapters.lora.idle import why_idle
+from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 from lorry_adapters.lora.vocabulary import grown
@@ -115,10 +116,9 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         parts = resolve(contents.read(), layout, problems)
         if problems:
             raise refusal(problems)
-        if _idle(parts):
-            raise refusal(
-                ["the adapter changes nothing: every lora_B is zero, as before any training"]
-            )
+        idle = why_idle(parts)
+        if idle is not None:
+            raise refusal([f"the adapter changes nothing: {idle}"])
         return AdapterFacts(
             peft_type=spec.peft_type,
             rank=max(contents.ranks.values(), default=0),
@@ -170,12 +170,6 @@ def _over_limit(contents: Contents, max_rank: int) -> list[str]:
         f"rank {max(contents.ranks.values())} is over this server's limit of {max_rank}, which "
         f"--max-lora-rank raises: {some(over)}"
     ]
-
-
-def _idle(parts: Parts) -> bool:
-    if parts.effects or parts.prompt is not None or parts.score is not None:
-        return False
-    return not any(pair.b_OR.any() and pair.a_RI.any() for pair in parts.pairs.values())
 
 
 def _config(folder: Path, problems: list[str]) -> AdapterSpec | None:

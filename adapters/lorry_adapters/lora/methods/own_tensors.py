@@ -96,7 +96,7 @@ class OwnParts:
             bias = None if bias_key is None else self.file.read(bias_key)
             if name in self.saved or weight is not None:
                 transposed = self.layout.modules[name].kind is ModuleKind.CONV1D
-                module = OwnModule(weight, bias, transposed)
+                module = OwnModule(weight, bias, transposed, asked=name in self.saved)
                 found |= dict.fromkeys(self._twins(name), module)
             else:
                 assert bias is not None

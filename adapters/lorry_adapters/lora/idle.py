@@ -1,0 +1,106 @@
+"""Whether an adapter does nothing: what its files say adds nothing to any base.
+
+An adapter as it was before the first step of training, or one whose config takes its strength
+away (`lora_alpha` 0). It would be the base under another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from torch import Tensor
+
+from lorry_adapters.lora.bottleneck import Bottleneck, Remembered
+from lorry_adapters.lora.effects import InputGain, Kronecker, OutputGain, PairBias, Vera
+from lorry_adapters.lora.experts import AnyEffect, ExpertLora, RouterPair
+from lorry_adapters.lora.parts import LoraPair, Parts
+from lorry_adapters.lora.replaced import EmbeddingPair, OwnModule
+from lorry_adapters.lora.sparse import Sparse
+from lorry_adapters.lora.spectral import Turned
+from lorry_adapters.lora.workshop import Measured
+
+_LEAST: Final = 2.0**-126
+"""The smallest strength that a step's float32 holds in full."""
+
+
+def why_idle(parts: Parts) -> str | None:
+    """Why `parts` change nothing; None where they change something, or may."""
+    if parts.prompt is not None or parts.score is not None:
+        return None
+    every = [*parts.pairs.values(), *(one for mine in parts.effects.values() for one in mine)]
+    strengths = [strength for one in every for strength in _strengths(one)]
+    if strengths and not any(map(_is_strong, strengths)):
+        if not all(_adds_nothing(one) or _is_beside(one) for one in every):
+            return None
+        return (
+            "its strength is zero in every module, as lora_alpha, alpha, scaling and "
+            "alpha_pattern have it: give it the one that it was trained with"
+        )
+    if not all(map(_adds_nothing, every)):
+        return None
+    if parts.pairs and len(every) == len(parts.pairs):
+        return "every lora_B is zero, as before any training"
+    return "every number that it adds is zero, as before any training"
+
+
+def _strengths(one: LoraPair | AnyEffect) -> Iterator[float]:
+    """Those that a config gives."""
+    if isinstance(one, LoraPair | EmbeddingPair | PairBias | Kronecker | RouterPair):
+        yield one.scaling
+    elif isinstance(one, ExpertLora):
+        for mine in one.pairs.values():
+            for pairs in mine:
+                yield float(pairs.scaling_E.abs().max())
+    elif isinstance(one, Bottleneck):
+        yield float(one.strength.abs().max())
+
+
+def _is_strong(strength: float) -> bool:
+    return abs(strength) >= _LEAST
+
+
+def _adds_nothing(one: LoraPair | AnyEffect) -> bool:
+    if not all(map(_is_strong, _strengths(one))):
+        return True
+    match one:
+        case LoraPair():
+            return _is_zero(one.a_RI) or _is_zero(one.b_OR)
+        case RouterPair():
+            return _is_zero(one.a_RI) or _is_zero(one.b_OR)
+        case EmbeddingPair():
+            return _is_zero(one.a_RV) or _is_zero(one.b_HR)
+        case ExpertLora():
+            every = (pairs for mine in one.pairs.values() for pairs in mine)
+            return all(_is_zero(pairs.a_ERI) or _is_zero(pairs.b_EOR) for pairs in every)
+        case PairBias():
+            return _is_zero(one.bias_O)
+        case Kronecker():
+            return _is_zero(one.w1_ac) or _is_zero(one.w2_bd)
+        case Vera():
+            return _is_zero(one.d_R) or _is_zero(one.b_O)
+        case InputGain():
+            return _is_zero(one.gain_I.float() - 1)
+        case OutputGain():
+            return _is_zero(one.gain_O.float() - 1)
+        case Sparse():
+            return _is_zero(one.values_N)
+        case Turned():
+            return _is_zero(one.turn_RR)
+        case Bottleneck():
+            return _is_zero(one.up_HR) and _is_zero(one.up_H)
+        case Remembered():
+            return True
+        case Measured():
+            return one.changes_nothing()
+    # DoRA's norm, biases, tables and spectra are against numbers that only the base has.
+    return False
+
+
+def _is_beside(one: LoraPair | AnyEffect) -> bool:
+    """A table that PEFT saves unasked beside one that the adapter targets."""
+    return isinstance(one, OwnModule) and not one.asked
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    return not tensor.any()
