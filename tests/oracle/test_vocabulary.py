@@ -90,6 +90,48 @@ def test_fewer_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
     served_as_by_peft(lorry, made)
 
 
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_tokens_that_it_has_not_are_never_answered(
+    saved: list[str], lorry: Bench, tmp_path: Path
+) -> None:
+    """Whether its head says so or only its embeddings do."""
+    made = resized(lorry.base, FEWER, {"modules_to_save": saved}, tmp_path / "adapter")
+    path = made.folder / "adapter_model.safetensors"
+    keep = ("lora_", *saved)
+    save_file({k: v for k, v in load_file(path).items() if any(w in k for w in keep)}, path)
+    lorry.upload("this", made.folder).raise_for_status()
+    unknown = range(FEWER, VOCAB_SIZE)
+    hot = {"temperature": 90.0, "do_sample": True, "ignore_eos_token": True, "details": True}
+
+    def drawn(adapter: Any, **more: Any) -> set[int]:
+        parameters = {**hot, "max_new_tokens": 60, **more}
+        body = {"inputs": SHORT, "adapter": adapter, "parameters": parameters}
+        answer = lorry.live.http.post("/generate", json=body).raise_for_status().json()
+        return {token["id"] for token in answer["details"]["tokens"]}
+
+    try:
+        for seed in range(4):
+            assert drawn("this", seed=seed).isdisjoint(unknown)
+            both = [{"name": "plain", "scale": 1}, {"name": "this", "scale": 1}]
+            assert drawn(both, seed=seed).isdisjoint(unknown)
+        biased = {
+            "model": "this",
+            "prompt": SHORT,
+            "max_tokens": 4,
+            "logit_bias": dict.fromkeys(map(str, unknown), 100),
+            "temperature": 0,
+        }
+        body = lorry.live.http.post("/v1/completions", json=biased).raise_for_status().json()
+        said = body["choices"][0]["text"]
+        plain = lorry.live.http.post("/v1/completions", json={**biased, "logit_bias": {}})
+        assert said == plain.json()["choices"][0]["text"]
+        # The base's own rows, and nobody else's, are everybody's again.
+        sampled = [drawn(None, seed=seed) for seed in range(24)]
+        assert not set.union(*sampled).isdisjoint(unknown)
+    finally:
+        lorry.remove("this")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_more_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
     made = resized(lorry.base, MORE, WAYS[way], tmp_path / "adapter")

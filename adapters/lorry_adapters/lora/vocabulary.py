@@ -3,9 +3,9 @@
 Tokens are added to a tokenizer and the embeddings resized (`resize_token_embeddings`), and
 what PEFT saves then has a row for every token that there was in training. With fewer than the
 base has, as where the padding of a table was cut off, the file says all that is needed: the
-tokens beyond it do not exist for the adapter. With more, the base has no such tokens, neither
-to be read nor to be answered, and the adapter is refused: `lorry models extend` makes the base
-that it needs.
+tokens beyond it do not exist for the adapter, and none of them is drawn. With more, the base
+has no such tokens, neither to be read nor to be answered, and the adapter is refused: `lorry
+models extend` makes the base that it needs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ def vocabulary_of(layout: BaseLayout) -> int:
     """The base's; 0 where it has no embedding that is known."""
     table = layout.input_embedding
     return 0 if table is None else layout.modules[table].in_features
+
+
+def known_of(file: TensorFile, layout: BaseLayout) -> int:
+    """The tokens that an adapter knows, where they are fewer than the base's; else 0."""
+    smallest = min(size_of(file, layout).values(), default=0)
+    return smallest if smallest < vocabulary_of(layout) else 0
 
 
 def grown(file: TensorFile, layout: BaseLayout) -> str | None:

@@ -23,7 +23,7 @@ from lorry_adapters.lora.idle import why_idle
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
-from lorry_adapters.lora.vocabulary import grown
+from lorry_adapters.lora.vocabulary import grown, known_of
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.prompt import VirtualTokens
@@ -58,6 +58,8 @@ class AdapterWeights:
     prompt: VirtualTokens | None = None
     score: Score | None = None
     """Of a classifier."""
+    tokens: int = 0
+    """That it knows, the first ones of the base's; 0: all of them."""
 
     @property
     def rank(self) -> int:
@@ -87,6 +89,8 @@ class AdapterFacts:
     """False where a scale other than 0 and 1 means nothing."""
     labels: int = 0
     """Of a classifier."""
+    tokens: int = 0
+    """That it knows, where its tables have fewer than the base's; else 0."""
 
 
 def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
@@ -131,6 +135,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
             invocation=spec.invocation,
             scalable=spec.scalable,
             labels=contents.labels,
+            tokens=known_of(file, known),
         )
 
 
@@ -145,10 +150,12 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
         raise refusal(problems)
     with _open(folder) as file:
         layout = as_named(layout, file.entries)
-        contents = spec.contents(file, foreign(layout), problems)
+        known = foreign(layout)
+        contents = spec.contents(file, known, problems)
         if problems:
             raise refusal(problems)
         parts = resolve(contents.read(), layout, problems)
+        tokens = known_of(file, known)
     if problems:
         raise refusal(problems)
     effects = {module: tuple(mine) for module, mine in parts.effects.items()}
@@ -159,7 +166,7 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     size += sum(shared.values())
     size += 0 if parts.prompt is None else parts.prompt.nbytes
     size += 0 if parts.score is None else parts.score.nbytes
-    return AdapterWeights(digest, parts.pairs, size, effects, parts.prompt, parts.score)
+    return AdapterWeights(digest, parts.pairs, size, effects, parts.prompt, parts.score, tokens)
 
 
 def _over_limit(contents: Contents, max_rank: int) -> list[str]:

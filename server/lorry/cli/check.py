@@ -67,6 +67,7 @@ def check(
         body |= _described(seen, outline.parameters)
     if facts is not None:
         body |= asdict(facts)
+        body["base_tokens"] = _tokens_of(outline.layout)
     if as_json:
         write_json(body)
     else:
@@ -106,6 +107,12 @@ def _inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
     return inspect(folder, layout, max_rank)
 
 
+def _tokens_of(layout: BaseLayout) -> int:
+    from lorry_adapters.lora.vocabulary import vocabulary_of
+
+    return vocabulary_of(layout)
+
+
 def _described(seen: Portrait, base_parameters: int) -> dict[str, Any]:
     body = asdict(seen)
     body["modules"] = body.pop("parts")
@@ -130,6 +137,7 @@ def _write(path: Path, body: dict[str, Any], seen: Portrait | None, base_paramet
                 ("rank", body["rank"] or None),
                 ("parameters", f"{seen.parameters:,}, {share:.3g} % of the base"),
                 ("size", f"{format_size(seen.bytes)}, {', '.join(seen.dtypes)}"),
+                *_known(body),
                 ("acts", f"{acts}: {seen.why}"),
             ]
         )
@@ -139,6 +147,14 @@ def _write(path: Path, body: dict[str, Any], seen: Portrait | None, base_paramet
         )
     for problem in body["problems"]:
         write_line(f"- {problem}")
+
+
+def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
+    """Where that is not all that the base knows."""
+    if not body.get("tokens"):
+        return []
+    known, all_ = body["tokens"], body["base_tokens"]
+    return [("knows", f"{known:,} of the base's {all_:,} tokens; it never answers the others")]
 
 
 def _rows(parts: Sequence[ModulePart]) -> list[tuple[object, ...]]:

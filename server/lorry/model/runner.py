@@ -35,7 +35,7 @@ from lorry.model.native.lean import LeanModel
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.prompts import Prompts
-from lorry.model.sampler import logprobs_of, sample
+from lorry.model.sampler import among, logprobs_of, sample
 from lorry.model.selection import Selection, TorchSelection
 from lorry.model.survey import Survey, survey, survey_padded
 from lorry_adapters.lora.layers import BoundAdapter, LoraModel
@@ -116,6 +116,8 @@ class Runner:
         self._in_packed: set[int] = set()
         self._digests: dict[int, str] = {}
         self._scores: dict[int, tuple[Tensor, Tensor | None]] = {}
+        # Of adapters that know fewer tokens than the base: how many.
+        self._tokens: dict[int, int] = {}
 
     def _cache_of(self, num_blocks: int, block_size: int) -> KVCache:
         return KVCache(
@@ -147,6 +149,9 @@ class Runner:
         self._digests[slot] = weights.digest
         self.prompts.place(slot, weights.prompt)
         self._place_score(slot, weights.score)
+        self._tokens.pop(slot, None)
+        if weights.tokens:
+            self._tokens[slot] = weights.tokens
         if self._lean is None:
             (self._special.discard if prepared.bound.plain else self._special.add)(slot)
             self.lora.place(slot, prepared.bound)
@@ -341,8 +346,11 @@ class Runner:
         samples: list[Sample] = []
         lasts: list[int] = []
         for place, index in enumerate(inputs.order):
-            wish = batch.rows[index].sample
+            row = batch.rows[index]
+            wish = row.sample
             if wish is not None:
+                known = [self._tokens[u.slot] for u in row.adapters if u.slot in self._tokens]
+                wish = among(wish, min(known)) if known else wish
                 first, count = inputs.wanted[place]
                 places.append(place)
                 samples.append(wish)

@@ -12,6 +12,7 @@ typical-p; transformers and TGI have the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,6 +46,18 @@ def sample(
             tokens[k] = _draw(_adjust(values_V, s) if moved else values_V, s, selection)
     chosen = zip(tokens, logits.logprobs(tokens), samples, strict=True)
     return [(TokenLogprob(t, p), _top(logits, k, s)) for k, (t, p, s) in enumerate(chosen)]
+
+
+def among(s: Sample, tokens: int) -> Sample:
+    """`s`, and none but the first `tokens` of the vocabulary may come: the others do not exist
+    for an adapter with tables of its own. The model's log-probabilities stay what they are."""
+    words = np.full(-(-tokens // 32), 0xFFFFFFFF, dtype=np.uint32)
+    if tokens % 32:
+        words[-1] = (1 << tokens % 32) - 1
+    if s.allowed is not None:
+        theirs = np.asarray(s.allowed, dtype=np.uint32)[: len(words)]
+        words = words[: len(theirs)] & theirs
+    return replace(s, allowed=words.data)
 
 
 def logprobs_of(logits: Logits, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:

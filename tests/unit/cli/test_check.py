@@ -15,6 +15,7 @@ from lorry.cli import main, offline, transfer
 from lorry.model.layout import layout_of
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
+from support.peft_adapters import edit_config
 
 BOTTLENECKS = Path(__file__).parents[2] / "oracle" / "adapterhub"
 
@@ -156,3 +157,23 @@ def test_file_names_are_the_adapters_own() -> None:
     assert transfer.CONFIG_FILE == weights.CONFIG_FILE
     assert transfer.WEIGHTS_FILE == weights.WEIGHTS_FILE
     assert transfer.HUB_FILE == weights.HUB_FILE
+
+
+def test_it_says_how_many_tokens_an_adapter_knows(
+    peft_adapter, tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(peft_adapter("llama", "plain"), folder)
+    edit_config(folder, modules_to_save=["embed_tokens"])
+    file = folder / transfer.WEIGHTS_FILE
+    table = {"base_model.model.model.embed_tokens.weight": torch.randn(380, 64)}
+    save_file({**load_file(file), **table}, file)
+    arguments = ["adapters", "check", str(folder), "--base", str(tiny_model("llama"))]
+    assert main([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["tokens"], answer["base_tokens"]) == (380, 384)
+    assert main(arguments) == 0
+    assert "380 of the base's 384 tokens; it never answers the others" in capsys.readouterr().out
+    whole = ["adapters", "check", str(peft_adapter("llama", "plain")), *arguments[3:]]
+    assert main(whole) == 0
+    assert "knows" not in capsys.readouterr().out

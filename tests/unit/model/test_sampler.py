@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lorry.core import SamplingParams
-from lorry.model.sampler import uniform
+from lorry.model.sampler import among, uniform
 from support.drawn import PLAIN, WARM, V, draw, filtered, logits, wish
 
 # ---- greedy
@@ -36,6 +36,19 @@ def test_the_first_of_equals() -> None:
     values_KV = torch.zeros(1, V)
     values_KV[0, [7, 3, 90]] = 5
     assert draw(values_KV, wish(PLAIN)) == [3]
+
+
+@pytest.mark.parametrize("known", [1, 31, 32, 33, 64, V - 1])
+@pytest.mark.parametrize("grammar", [None, 2, 4], ids=["free", "a short mask", "a long mask"])
+def test_tokens_that_an_adapter_has_not_never_come(known: int, grammar: int | None) -> None:
+    allowed = None if grammar is None else [0x55555555] * grammar
+    values_KV = logits(40)
+    values_KV[:, known:] += 50
+    for params in (PLAIN, replace(WARM, temperature=50.0), replace(WARM, logit_bias=((96, 90.0),))):
+        wishes = [among(wish(replace(params, seed=k), (1,), (), allowed), known) for k in range(40)]
+        tokens = draw(values_KV, *wishes)
+        assert max(tokens) < known
+        assert allowed is None or all(token % 2 == 0 and token < 32 * grammar for token in tokens)
 
 
 # ---- the filters, one by one and all together
