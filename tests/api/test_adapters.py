@@ -32,6 +32,7 @@ FIELDS = {
     "virtual_tokens",
     "invocation",
     "scalable",
+    "warnings",
     "residency",
     "broken",
     "created_at",

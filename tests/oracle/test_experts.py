@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lorry.model import int8
+from lorry_adapters.tools.convert import convert
 from support import former_experts, peft_made
+from support.expert_orders import UNSLOTH, exchange, regroup
 from support.fire import alone, together, token_ids
 from support.former_experts import FormerAdapter
 from support.matrix_bench import Bench, bench
 from support.peft_adapters import edit_config, pack
 from support.peft_kinds import KINDS
-from support.peft_made import Made
 from support.peft_oracle import PeftOracle
 from support.server import body
 
@@ -144,25 +144,27 @@ def ask(lorry: Bench, adapters: list[dict[str, Any]]) -> dict[str, Any]:
 def test_matrices_in_each_other_s_places(lorry: Bench, tmp_path: Path) -> None:
     """As PEFT 0.18 saved what is the same to PEFT now."""
     made = lorry.make(KINDS["target_parameters"], seed=21)
-    older = as_peft_018(made, tmp_path / "older")
+    older = exchange(Path(shutil.copytree(made.folder, tmp_path / "older")))
     check(lorry, older, made)
 
 
-def as_peft_018(made: Made, folder: Path) -> Path:
-    shutil.copytree(made.folder, folder)
-    edit_config(folder, peft_version="0.18.1")
-    tensors = load_file(folder / "adapter_model.safetensors")
-    experts = 4
-    for a_key in [key for key in tensors if ".experts." in key and ".lora_A." in key]:
-        b_key = a_key.replace("lora_A", "lora_B")
-        a, b = tensors[a_key], tensors[b_key]
-        rank = a.shape[0] // experts
-        a_ERI = a.reshape(experts, rank, -1)
-        b_EOR = b.reshape(-1, rank, experts).permute(2, 0, 1)
-        tensors[a_key] = b_EOR.transpose(1, 2).reshape(experts * rank, -1).contiguous()
-        tensors[b_key] = a_ERI.permute(2, 1, 0).reshape(-1, rank * experts).contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return folder
+def test_columns_expert_by_expert(lorry: Bench, tmp_path: Path) -> None:
+    """As Unsloth trained them for some months, and says in a newer config."""
+    made = lorry.make(KINDS["target_parameters"], seed=21)
+    folder = Path(shutil.copytree(made.folder, tmp_path / "grouped"))
+    check(lorry, regroup(folder, lora_B_layout="grouped_by_expert"), made)
+    edit_config(folder, lora_B_layout=None, auto_mapping=UNSLOTH)
+    answer = lorry.live.upload("doubtful", pack(folder, tmp_path / "doubtful.zip"))
+    assert answer.status_code == 201, answer.text
+    try:
+        (warning,) = answer.json()["warnings"]
+        assert "convert FOLDER --experts-grouped" in warning
+        assert answer.json()["versions"][0]["warnings"] == [warning]
+        assert lorry.live.http.get("/adapters/doubtful").json()["warnings"] == [warning]
+    finally:
+        lorry.remove("doubtful")
+    convert(folder, experts_grouped=True).save(tmp_path / "converted")
+    check(lorry, tmp_path / "converted", made)
 
 
 def test_equal_sides_and_no_version_are_refused(lorry: Bench, tmp_path: Path) -> None:

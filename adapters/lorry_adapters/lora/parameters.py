@@ -2,7 +2,8 @@
 
 Since transformers 5 the weights of all experts lie in one tensor, and an adapter names it in
 `target_parameters`. PEFT wraps the module once for each parameter, so the innermost wrapper
-is the one of the first parameter, and the last has no `base_layer` in its path:
+is the one of the first parameter, and the last has no `base_layer` in its path; of the order of
+B's columns there is another, too (`columns`):
 
     mlp.experts.base_layer.lora_A.weight   [E r, in]    gate_up_proj   rows expert by expert
     mlp.experts.base_layer.lora_B.weight   [out, r E]                  columns rank by rank
@@ -27,13 +28,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, BaseParameter, ModuleKind
+from lorry_adapters.lora.columns import Columns, by_rank, doubts, read_columns
 from lorry_adapters.lora.experts import ExpertLora, ExpertPairs, RouterPair
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, module_of
@@ -65,12 +67,14 @@ class Named:
     """Paths, or what follows one of their dots."""
     version: tuple[int, ...] | None
     """Of the PEFT that saved it; before 0.18 it did not say."""
+    columns: Columns
 
     @classmethod
     def read(cls, fields: Fields) -> Named:
         return cls(
             fields.take("target_parameters", check.listed("names of parameters"), ()),
             _version(fields.raw("peft_version")),
+            read_columns(fields),
         )
 
 
@@ -85,6 +89,7 @@ class Known:
     """Those that are linears of the old spelling, by name."""
     exchanged: frozenset[str] = frozenset()
     """Of `parameters`: A and B have changed places, and `layout` shows in for out."""
+    columns: Columns = field(default_factory=Columns)
 
     @property
     def targets(self) -> Iterable[str]:
@@ -93,6 +98,15 @@ class Known:
 
     def is_special(self, module: str) -> bool:
         return module in self.parameters or module in self.former
+
+    def warnings(self, ranks: Mapping[str, int]) -> Iterator[str]:
+        """What may be otherwise than it is read. `ranks`: of the pairs, by module."""
+        stacked = any(
+            one.shape.experts > 1 and ranks.get(name, 0) > 1 and self.columns.of(name) is None
+            for name, one in self.parameters.items()
+        )
+        if stacked and self.columns.doubt is not None:
+            yield doubts(self.columns.doubt)
 
     def path_of(self, module: str) -> str:
         """What people call it: a router by its own name, which is not that of its weight."""
@@ -111,7 +125,10 @@ class Known:
                 parts.add(parameter.owner, RouterPair(pair.a_RI, pair.b_OR, pair.scaling))
             elif former is None:
                 stacked = _exchanged if name in self.exchanged else _stacked
-                made.append((parameter, stacked(pair, parameter.shape.experts)))
+                experts = parameter.shape.experts
+                if self.columns.is_grouped(name):
+                    pair = replace(pair, b_OR=by_rank(pair.b_OR, experts))
+                made.append((parameter, stacked(pair, experts)))
             else:
                 path = parameter.shape.name
                 parameters[path] = parameter
@@ -171,7 +188,8 @@ def _by_parameter(layout: BaseLayout, named: Named, file: TensorFile, problems: 
     known = replace(layout, modules=modules, called=called)
     exchanged = frozenset(_find_exchanged(known, parameters, named, file, problems))
     turned = {path: _turned(modules[path]) for path in exchanged}
-    return Known(replace(known, modules={**modules, **turned}), parameters, {}, exchanged)
+    shown_layout = replace(known, modules={**modules, **turned})
+    return Known(shown_layout, parameters, {}, exchanged, named.columns)
 
 
 def _turned(shape: BaseModule) -> BaseModule:

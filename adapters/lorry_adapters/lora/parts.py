@@ -70,6 +70,8 @@ class Contents:
     virtual_tokens: int = 0
     labels: int = 0
     """Of a classifier."""
+    warnings: tuple[str, ...] = ()
+    """What is taken, and may be meant otherwise."""
 
 
 class AdapterSpec(Protocol):

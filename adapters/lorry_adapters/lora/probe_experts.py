@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lorry_adapters.lora.columns import columns_of
 from lorry_adapters.lora.experts import ExpertLora, ExpertPairs
 from lorry_adapters.lora.parameters import peft_writes_now
 from lorry_adapters.lora.weights import AdapterWeights
@@ -78,10 +79,11 @@ def _stacked(
                 continue
             a, b = (read(str(key)).float() for key in halves)
             experts = mine[0].a_ERI.shape[0]
-            a_ERI = a.reshape(experts, -1, a.shape[1])
-            b_ORE = b.reshape(b.shape[0], -1, experts)
-            expert = experts - 1
-            expected_OI = b_ORE[:, :, expert] @ a_ERI[expert]
+            rank, expert = a.shape[0] // experts, experts - 1
+            grouped = columns_of(config).is_grouped(leaf)
+            # One expert's columns: the last `rank` of them, or every `experts`-th.
+            b_OR = b[:, expert * rank :] if grouped else b[:, expert::experts]
+            expected_OI = b_OR @ a[expert * rank :]
             if not _same(mine[0], expert, expected_OI, strength):
                 yield f"{path}.{leaf}"
 

@@ -91,6 +91,8 @@ class AdapterFacts:
     """Of a classifier."""
     tokens: int = 0
     """That it knows, where its tables have fewer than the base's; else 0."""
+    warnings: tuple[str, ...] = ()
+    """What was taken, and may be meant otherwise: for people."""
 
 
 def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
@@ -136,6 +138,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
             scalable=spec.scalable,
             labels=contents.labels,
             tokens=known_of(file, known),
+            warnings=contents.warnings,
         )
 
 

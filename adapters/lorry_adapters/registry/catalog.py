@@ -63,6 +63,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE contents ADD COLUMN invocation TEXT NOT NULL DEFAULT '[]'",
         "ALTER TABLE contents ADD COLUMN scalable INTEGER NOT NULL DEFAULT 1",
     ),
+    ("ALTER TABLE contents ADD COLUMN warnings TEXT NOT NULL DEFAULT '[]'",),
 )
 
 SCHEMA_VERSION = len(_MIGRATIONS)
@@ -106,7 +107,7 @@ class Catalog:
             versions: dict[str, list[VersionRecord]] = {}
             for row in self._db.execute(
                 "SELECT name, version, digest, peft_type, rank, target_modules, parameters, bytes,"
-                " base_model, created_at, task_type, virtual_tokens, invocation, scalable"
+                " base_model, created_at, task_type, virtual_tokens, invocation, scalable, warnings"
                 " FROM versions JOIN contents USING (digest) ORDER BY name, version"
             ):
                 versions.setdefault(row[0], []).append(_version(row[1:]))
@@ -194,15 +195,15 @@ class Catalog:
     def _save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         self._db.execute(
             "INSERT INTO contents (digest, peft_type, rank, target_modules, parameters, bytes,"
-            " base_model, stored_bytes, layout, task_type, virtual_tokens, invocation, scalable)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " base_model, stored_bytes, layout, task_type, virtual_tokens, invocation, scalable,"
+            " warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (digest) DO UPDATE SET peft_type = excluded.peft_type,"
             " rank = excluded.rank, target_modules = excluded.target_modules,"
             " parameters = excluded.parameters, bytes = excluded.bytes,"
             " base_model = excluded.base_model, stored_bytes = excluded.stored_bytes,"
             " layout = excluded.layout, task_type = excluded.task_type,"
             " virtual_tokens = excluded.virtual_tokens, invocation = excluded.invocation,"
-            " scalable = excluded.scalable",
+            " scalable = excluded.scalable, warnings = excluded.warnings",
             (
                 content.digest,
                 facts.peft_type,
@@ -217,6 +218,7 @@ class Catalog:
                 facts.virtual_tokens,
                 json.dumps(facts.invocation),
                 facts.scalable,
+                json.dumps(facts.warnings),
             ),
         )
 
@@ -302,13 +304,13 @@ def _kind(error: sqlite3.Error) -> int:
 
 
 _VersionRow = tuple[
-    int, str, str, int, str, int, int, str | None, str, str, int, str, int
+    int, str, str, int, str, int, int, str | None, str, str, int, str, int, str
 ]  # fmt: skip
 
 
 def _version(row: _VersionRow) -> VersionRecord:
     version, digest, peft_type, rank, modules, parameters, size, base_model, created_at = row[:9]
-    task_type, virtual_tokens, invocation, scalable = row[9:]
+    task_type, virtual_tokens, invocation, scalable, warnings = row[9:]
     return VersionRecord(
         version=version,
         digest=digest,
@@ -323,6 +325,7 @@ def _version(row: _VersionRow) -> VersionRecord:
         virtual_tokens=virtual_tokens,
         invocation=tuple(json.loads(invocation)),
         scalable=bool(scalable),
+        warnings=tuple(json.loads(warnings)),
     )
 
 

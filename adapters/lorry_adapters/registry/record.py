@@ -84,6 +84,8 @@ class VersionRecord:
     """As in `AdapterRef`."""
     scalable: bool = True
     """False: it is whole or not at all, at scale 1 or 0."""
+    warnings: tuple[str, ...] = ()
+    """What was taken, and may be meant otherwise: for people."""
 
     @property
     def is_prefix(self) -> bool:

@@ -113,4 +113,5 @@ def _version(number: int, new: Staged, now: datetime) -> VersionRecord:
         virtual_tokens=new.facts.virtual_tokens,
         invocation=new.facts.invocation,
         scalable=new.facts.scalable,
+        warnings=new.facts.warnings,
     )

@@ -26,6 +26,7 @@ from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.workshop import truly_missing
 from lorry_adapters.tools.folder import PeftFolder, ToolError, making, read_config
 from lorry_adapters.tools.portrait import PROMPTS
+from lorry_adapters.tools.regroup import out_of_order
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -148,6 +149,13 @@ def _read_otherwise(adapter: Path, config: Mapping[str, Any]) -> str | None:
             return (
                 "it was saved by a PEFT before 0.19.1, which had A and B of bare parameters in "
                 "each other's places: the PEFT here would read it otherwise"
+            )
+        with PeftFolder(adapter) as folder:
+            grouped = out_of_order(folder, False)
+        if grouped:
+            return (
+                "its experts' columns are in another order than PEFT's, by its config: convert it "
+                "first (lorry adapters convert)"
             )
         return None
     changed = [key for key in ("use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]

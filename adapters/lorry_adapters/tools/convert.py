@@ -4,7 +4,7 @@ Layouts: keys without PEFT's prefix, or with it twice; the wrappers of a trainer
 (`_orig_mod.`, `module.`, ...) in them; an adapter's name in them (`lora_A.default.weight`);
 keys of a config that this PEFT does not know and that say nothing; targets left out.
 
-MLX-LM's adapters become PEFT's (`mlx`).
+MLX-LM's adapters become PEFT's (`mlx`); experts of another order get PEFT's (`regroup`).
 
 Starts: PiSSA, OLoRA, CorDA and LoRA-GA take their first A0 and B0 out of the base's weights,
 W = W_res + s·B0·A0, and are relative to W_res. With A0 and B0 at hand they become plain LoRA,
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.columns import by_rank
 from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.problems import refusal, shown, some
@@ -37,6 +38,7 @@ from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.tools import mlx
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, save
 from lorry_adapters.tools.portrait import PROMPTS
+from lorry_adapters.tools.regroup import in_order, out_of_order, says_order
 from lorry_adapters.tools.tasks import one_task
 
 _INNER: Final = (
@@ -72,12 +74,19 @@ class Converted:
         save(folder, self.config, self.tensors)
 
 
-def convert(folder: Path, initial: Path | None = None, task: int | None = None) -> Converted:
+def convert(
+    folder: Path,
+    initial: Path | None = None,
+    task: int | None = None,
+    *,
+    experts_grouped: bool = False,
+) -> Converted:
     """`initial`: the folder that was saved before the first step of training. `task`: the one to
-    keep of a multitask prompt or of Poly, counted from 0.
+    keep of a multitask prompt or of Poly, counted from 0. `experts_grouped`: the columns of each
+    expert lie side by side in lora_B, as Unsloth trained them before 2026.9.6.
 
     Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
-    `initial` is needed and not given, or it or `task` is given in vain.
+    `initial` is needed and not given, or one of the others is given in vain.
     """
     if (folder / mlx.WEIGHTS_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
         config, tensors = mlx.from_mlx(folder)
@@ -85,8 +94,13 @@ def convert(folder: Path, initial: Path | None = None, task: int | None = None) 
     with PeftFolder(folder) as source:
         changes: list[str] = []
         problems: list[str] = []
-        tensors = _tensors(source, changes, problems)
-        config = _config(source.config, tensors, changes, problems)
+        grouped = out_of_order(source, experts_grouped)
+        tensors = _tensors(source, changes, problems, grouped)
+        given = source.config
+        if grouped or says_order(given):
+            given = in_order(given)
+            changes.append("the order of the experts' columns: said in auto_mapping")
+        config = _config(given, tensors, changes, problems)
         if problems:
             raise refusal(problems)
     start = changed_base(config)
@@ -114,8 +128,13 @@ def convert(folder: Path, initial: Path | None = None, task: int | None = None) 
     return Converted(config, tensors, tuple(changes))
 
 
-def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dict[str, Tensor]:
-    """Every tensor under PEFT's key for it."""
+def _tensors(
+    source: PeftFolder,
+    changes: list[str],
+    problems: list[str],
+    grouped: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Every tensor under PEFT's key for it. `grouped`: by key, `regroup.out_of_order`."""
     tensors: dict[str, Tensor] = {}
     seen: dict[str, list[str]] = {"prefix": [], "wrapper": [], "name": []}
     names: set[str] = set()
@@ -141,7 +160,9 @@ def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dic
         if new in tensors:
             problems.append(f"{shown(key)} and another key both mean {shown(new)}")
         try:
-            tensors[new] = source.read(key)
+            tensor = source.read(key)
+            experts = (grouped or {}).get(key)
+            tensors[new] = tensor if experts is None else by_rank(tensor, experts)
         except InvalidAdapter as error:
             problems.extend(error.problems)
     if len(names) > 1:
@@ -154,6 +175,8 @@ def _tensors(source: PeftFolder, changes: list[str], problems: list[str]) -> dic
         "name": "the adapter's own name taken out",
     }
     changes += [f"{len(keys)} keys: {said[what]}" for what, keys in seen.items() if keys]
+    if grouped:
+        changes.append(f"{len(grouped)} keys: the columns of each expert in PEFT's order")
     if not tensors and not problems:
         problems.append("the file holds no tensors")
     return tensors

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from lorry_adapters.errors import AdapterError, InvalidAdapter
+from lorry_adapters.lora.columns import by_rank, columns_of
 from lorry_adapters.lora.json_text import NotUtf8, text_of
 from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
 from lorry_adapters.lora.patterns import Budget, SuffixRules
@@ -106,6 +107,15 @@ class PeftFolder:
         if dtype not in DTYPES and dtype not in PLACES:
             raise InvalidAdapter([f"{shown(key)} is {dtype}; read are {', '.join(DTYPES)}"])
         return self._file.read(key)
+
+    def read_b(self, pair: Pair) -> Tensor:
+        """B of a pair; of several experts in PEFT's order, whichever the config says it has."""
+        b_OR = self.read(pair.b_key)
+        try:
+            grouped = pair.experts > 1 and columns_of(self.config).is_grouped(pair.module)
+        except ValueError as error:
+            raise InvalidAdapter([str(error)]) from None
+        return by_rank(b_OR, pair.experts) if grouped else b_OR
 
     @property
     def peft_type(self) -> str:

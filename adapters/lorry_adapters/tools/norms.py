@@ -61,7 +61,7 @@ def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[M
     found = []
     for module, pair in pairs.items():
         norm = folder.strength(module, pair.rank) * product_norm(
-            folder.read(pair.b_key), folder.read(pair.a_key), pair.experts
+            folder.read_b(pair), folder.read(pair.a_key), pair.experts
         )
         if not math.isfinite(norm):
             raise InvalidAdapter([f"{module} contains NaN or infinite numbers"])

@@ -52,6 +52,7 @@ class VersionView(BaseModel):
     virtual_tokens: int = Field(description="Positions that it takes in front of a prompt")
     invocation: list[int] = Field(description="Tokens that a prompt must have to call it, if any")
     scalable: bool = Field(description="false: only the scales 0 and 1")
+    warnings: list[str] = Field(description="What was taken, and may be meant otherwise")
     created_at: str
 
 
@@ -73,6 +74,7 @@ class AdapterView(BaseModel):
     virtual_tokens: int
     invocation: list[int]
     scalable: bool
+    warnings: list[str]
     residency: str = Field(description="device, host or disk: where the weights are")
     broken: str | None = Field(description="Why it cannot be served; null: it can")
     created_at: str

@@ -327,5 +327,6 @@ def _version_view(version: VersionRecord) -> dict[str, Any]:
         "virtual_tokens": version.virtual_tokens,
         "invocation": list(version.invocation),
         "scalable": version.scalable,
+        "warnings": list(version.warnings),
         "created_at": version.created_at.isoformat(),
     }

@@ -134,6 +134,8 @@ def push(
     with Connection(url, api_key) as server:
         record = transfer.upload(server, "/adapters", path, fields)
     _say(record, as_json)
+    for warning in record.get("warnings", ()):
+        report(f"warning: {warning}")
 
 
 def pull(

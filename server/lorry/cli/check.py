@@ -68,6 +68,7 @@ def check(
     if facts is not None:
         body |= asdict(facts)
         body["base_tokens"] = _tokens_of(outline.layout)
+        body["warnings"] = list(facts.warnings)
     if as_json:
         write_json(body)
     else:
@@ -147,6 +148,8 @@ def _write(path: Path, body: dict[str, Any], seen: Portrait | None, base_paramet
         )
     for problem in body["problems"]:
         write_line(f"- {problem}")
+    for warning in body.get("warnings", ()):
+        write_line(f"warning: {warning}")
 
 
 def _known(body: dict[str, Any]) -> list[tuple[str, object]]:

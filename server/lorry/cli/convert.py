@@ -40,6 +40,14 @@ def convert(
             help="Keep one task of a multitask prompt or of Poly, counted from 0.",
         ),
     ] = None,
+    experts_grouped: Annotated[
+        bool,
+        typer.Option(
+            "--experts-grouped",
+            help="Its experts were trained by Unsloth before 2026.9.6, whose order of the columns "
+            "of lora_B is another than PEFT's: puts them in PEFT's.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, MLX-LM's, one of
@@ -58,7 +66,7 @@ def convert(
         before = None
         if initial is not None:
             before = stack.enter_context(given.opened(str(initial), DEFAULT_URL, None))
-        result = converted(folder, before, task)
+        result = converted(folder, before, task, experts_grouped=experts_grouped)
     result.save(out)
     if as_json:
         write_json({"out": str(out), "changes": list(result.changes)})

@@ -218,6 +218,7 @@ def test_what_a_method_needs_survives_closing(path: Path) -> None:
         virtual_tokens=20,
         invocation=(5, 6),
         scalable=False,
+        warnings=("it may be meant otherwise", "twice"),
     )
     catalog.save(adapter("legal", special), content("a"))
     catalog.close()
@@ -252,6 +253,7 @@ def test_a_catalogue_of_the_first_schema_is_carried_over(path: Path) -> None:
     (kept,) = catalog.adapters()
     assert (kept.current.task_type, kept.current.virtual_tokens) == ("CAUSAL_LM", 0)
     assert (kept.current.invocation, kept.current.scalable) == ((), True)
+    assert kept.current.warnings == ()
     assert catalog.contents() == (content("a"),)
     assert catalog.next_version("legal") == 5
     catalog.save(replace(old, scale=2.0))

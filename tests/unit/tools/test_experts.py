@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lorry.model.layout import layout_of
@@ -16,16 +17,19 @@ from lorry_adapters.lora.weights import inspect, load
 from lorry_adapters.tools.bake import bake
 from lorry_adapters.tools.changes import changes
 from lorry_adapters.tools.convert import convert
-from lorry_adapters.tools.folder import PeftFolder
+from lorry_adapters.tools.folder import PeftFolder, ToolError
 from lorry_adapters.tools.merge import Part, Recipe, merge
 from lorry_adapters.tools.norms import norms
 from lorry_adapters.tools.portrait import portrait
 from support import former_experts, peft_made, tiny
+from support.expert_orders import UNSLOTH, detail, regroup
 from support.former_experts import FormerAdapter
 from support.peft_adapters import edit_config
 from support.peft_kinds import KINDS
 from support.peft_made import Made
 
+LEAVES = ("gate_up_proj", "down_proj")
+GROUPED = "grouped_by_expert"
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe")
 IDS = list(range(40, 60))
 
@@ -175,3 +179,53 @@ def test_converting_leaves_them_as_they_are(stacked: Callable[..., Made], tmp_pa
     layout = layout_of(tiny.build_model("qwen3_moe"), "m")
     before, after = (inspect(folder, layout, 64) for folder in (made.folder, tmp_path / "out"))
     assert after == before
+
+
+def test_columns_of_another_order_are_put_in_pefts(
+    stacked: Callable[..., Made], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    made, layout = stacked("qwen3_moe"), layout_of(tiny.build_model("qwen3_moe"), "m")
+    plain = load_file(made.folder / "adapter_model.safetensors")
+    with PeftFolder(made.folder) as opened:
+        expected = norms(opened)
+    regroup(made.folder, auto_mapping=UNSLOTH)
+    assert inspect(made.folder, layout, 64).warnings
+    result = convert(made.folder, experts_grouped=True)
+    result.save(tmp_path / "out")
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+    assert "4 keys: the columns of each expert in PEFT's order" in result.changes
+    # Nobody turns it a second time: not this server, and not Unsloth, which reads the same field.
+    assert inspect(tmp_path / "out", layout, 64).warnings == ()
+    assert result.config["auto_mapping"] == {**UNSLOTH, "lora_B_layout": "rank_major"}
+    with pytest.raises(ToolError, match="the config says which, in lora_B_layout"):
+        convert(tmp_path / "out", experts_grouped=True)
+
+    # A config that says it is enough, and every tool reads the experts as they are.
+    edit_config(made.folder, unsloth_fused_expert_lora=detail(**dict.fromkeys(LEAVES, GROUPED)))
+    with PeftFolder(made.folder) as opened:
+        assert [one.norm for one in norms(opened)] == pytest.approx([one.norm for one in expected])
+    with pytest.raises(InvalidAdapter, match="in another order than PEFT's, by its config"):
+        bake(tiny_model("qwen3_moe"), made.folder, 1.0, "float32", tmp_path / "baked")
+    again = convert(made.folder)
+    assert all(torch.equal(again.tensors[key], plain[key]) for key in plain)
+    assert "unsloth_fused_expert_lora" not in again.config
+
+
+def test_an_order_that_peft_has_already_is_noted_where_peft_reads_it(
+    stacked: Callable[..., Made],
+) -> None:
+    made = stacked("mixtral")
+    edit_config(made.folder, lora_B_layout="rank_major")
+    result = convert(made.folder)
+    assert result.config["auto_mapping"]["lora_B_layout"] == "rank_major"
+    assert not any("keys: the columns" in change for change in result.changes)
+    edit_config(made.folder, lora_B_layout="sideways")
+    with pytest.raises(InvalidAdapter, match="must be rank_major or grouped_by_expert"):
+        convert(made.folder)
+
+
+def test_without_experts_there_is_no_order(peft_adapter: Callable[..., Path]) -> None:
+    with pytest.raises(ToolError, match="it has none of rank above 1"):
+        convert(peft_adapter("llama", "plain"), experts_grouped=True)

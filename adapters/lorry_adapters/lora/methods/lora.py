@@ -169,6 +169,7 @@ class LoraSpec:
             modules=tuple(dict.fromkeys([*map(known.path_of, pairs), *tables, *own.modules])),
             ranks=ranks,
             labels=own.labels,
+            warnings=tuple(known.warnings(ranks)),
             read=lambda: self._read(file, known, keys, pairs, tables, own),
         )
 

@@ -1,0 +1,111 @@
+"""Which columns of a stacked lora_B belong to which expert.
+
+PEFT keeps the pairs of all experts in two matrices, A [E r, in] and B [out, r E]: the rows of A
+expert by expert, the columns of B rank by rank, so that column j is of expert j mod E. Unsloth
+trained them expert by expert in B as well, from February 2026 until its release 2026.9.6, which
+trains PEFT's order and writes in the config which of the two a file has:
+
+    lora_B_layout                        "rank_major" or "grouped_by_expert", of all parameters
+    unsloth_fused_expert_lora            the same for each: {"parameters": {"down_proj":
+                                         {"lora_B_layout": "rank_major"}}}
+
+both in the config itself or in its `auto_mapping`, whose `unsloth_fixed` is Unsloth's older mark.
+Shapes do not tell one order from the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.problems import shown
+
+ORDER: Final = "lora_B_layout"
+DETAIL: Final = "unsloth_fused_expert_lora"
+BY_RANK: Final = "rank_major"
+"""PEFT's."""
+BY_EXPERT: Final = "grouped_by_expert"
+_MARK: Final = "unsloth_fixed"
+_CURE: Final = (
+    "It is served as PEFT reads it. If it was trained by Unsloth before 2026.9.6, its experts get "
+    "each other's numbers that way: lorry adapters convert FOLDER --experts-grouped --out DIR "
+    "puts them in PEFT's order"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a config says of the order. Made by `read_columns` and `columns_of`."""
+
+    every: str | None = None
+    """Of all parameters that `some` does not have; None: it does not say."""
+    some: Mapping[str, str] | None = None
+    """By the parameter's own name: `down_proj`."""
+    doubt: str | None = None
+    """Why it may be another order than PEFT's, where it does not say."""
+
+    def of(self, parameter: str) -> str | None:
+        """By the parameter's path; None where the config does not say."""
+        return (self.some or {}).get(parameter.rpartition(".")[2], self.every)
+
+    def is_grouped(self, parameter: str) -> bool:
+        return self.of(parameter) == BY_EXPERT
+
+
+def columns_of(config: Mapping[str, Any]) -> Columns:
+    """Of a config as it stands. Raises ValueError where it names an order that is none."""
+    mapping = config.get("auto_mapping")
+    mapping = mapping if isinstance(mapping, Mapping) else {}
+    for source in (config, mapping):
+        detail = source.get(DETAIL)
+        named = detail.get("parameters") if isinstance(detail, Mapping) else None
+        if isinstance(named, Mapping):
+            some = {
+                str(name): _order(entry.get(ORDER) if isinstance(entry, Mapping) else None)
+                for name, entry in named.items()
+            }
+            return Columns(some=some)
+        if source.get(ORDER) is not None:
+            return Columns(every=_order(source[ORDER]))
+    if mapping.get(_MARK):
+        return Columns(doubt=f"the config has {_MARK}, and no {ORDER} beside it")
+    if not mapping and config.get("peft_version") is None:
+        return Columns(doubt="the config has neither a peft_version nor an auto_mapping")
+    return Columns()
+
+
+def read_columns(fields: Fields) -> Columns:
+    """Takes its fields; an order that is none is a problem."""
+    keys = (ORDER, DETAIL, "auto_mapping", "peft_version")
+    try:
+        return columns_of({key: fields.raw(key) for key in keys})
+    except ValueError as error:
+        fields.problems.append(str(error))
+        return Columns()
+
+
+def by_rank(b_OR: Tensor, experts: int) -> Tensor:
+    """B of the other order, in PEFT's."""
+    outputs = b_OR.shape[0]
+    return b_OR.reshape(outputs, experts, -1).transpose(1, 2).reshape(outputs, -1)
+
+
+def doubts(doubt: str) -> str:
+    """What to say of stacked experts whose order is in `doubt`."""
+    return (
+        "the order of the columns of its experts' lora_B is not certain, as files of both orders "
+        f"look alike: {doubt}. {_CURE}"
+    )
+
+
+def _order(value: object) -> str:
+    if value not in (BY_RANK, BY_EXPERT):
+        raise ValueError(
+            f"{ORDER} is {shown(value)}: it must be {BY_RANK} or {BY_EXPERT}, and the same in "
+            "every layer"
+        )
+    return str(value)

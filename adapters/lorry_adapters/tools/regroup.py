@@ -1,0 +1,49 @@
+"""Stacked experts whose columns were trained in another order, put into PEFT's (`lora.columns`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.columns import BY_EXPERT, BY_RANK, DETAIL, ORDER, columns_of
+from lorry_adapters.tools.folder import PeftFolder, ToolError
+
+
+def out_of_order(folder: PeftFolder, grouped: bool) -> dict[str, int]:
+    """By the key of each lora_B that is in the other order: its experts. `grouped`: those are
+    so of which the config says nothing.
+
+    Raises InvalidAdapter where it names an order that is none, ToolError where `grouped` is
+    said in vain.
+    """
+    try:
+        columns = columns_of(folder.config)
+    except ValueError as error:
+        raise InvalidAdapter([str(error)]) from None
+    pairs, _ = folder.pairs()
+    stacked = {m: pair for m, pair in pairs.items() if pair.experts > 1 and pair.rank > 1}
+    silent = [module for module in stacked if columns.of(module) is None]
+    if grouped and not silent:
+        said = f"the config says which, in {ORDER}" if stacked else "it has none of rank above 1"
+        raise ToolError(f"--experts-grouped is for experts in an order that is not known: {said}")
+    return {
+        pair.b_key: pair.experts
+        for module, pair in stacked.items()
+        if columns.is_grouped(module) or (grouped and module in silent)
+    }
+
+
+def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of an adapter in PEFT's order, which says so where Unsloth and Lorry read it
+    and PEFT has nothing against it."""
+    mapping = config.get("auto_mapping")
+    mapping = dict(mapping) if isinstance(mapping, Mapping) else {}
+    mapping.pop(DETAIL, None)
+    kept = {key: value for key, value in config.items() if key not in (ORDER, DETAIL)}
+    return {**kept, "auto_mapping": {**mapping, ORDER: BY_RANK}}
+
+
+def says_order(config: Mapping[str, Any]) -> bool:
+    """In the config itself, where PEFT knows no such key."""
+    return config.get(ORDER) in (BY_RANK, BY_EXPERT) or DETAIL in config
