@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.registry.archive import Upload, unpack
+from lorry_adapters.registry.streams import Bounded
+from lorry_adapters.registry.tar_members import Kind, Span, tar_members
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX = 1 << 16
@@ -107,3 +109,45 @@ def test_any_damage(whole: bytes, flips: list[tuple[float, int]], kept: float) -
 )
 def test_any_bytes(start: bytes, rest: bytes) -> None:
     check(start + rest)
+
+
+_paths = st.lists(st.text(alphabet="abc.é 0", min_size=1, max_size=90), min_size=1, max_size=5).map(
+    "/".join
+)
+_FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(_paths, st.binary(max_size=2000), st.booleans()), min_size=1, max_size=8),
+    st.sampled_from(_FORMATS),
+    st.booleans(),
+)
+def test_what_a_tar_holds_is_what_tarfile_says(
+    members: list[tuple[str, bytes, bool]], form: int, with_times: bool
+) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as packed:
+        for path, data, is_folder in members:
+            info = tarfile.TarInfo(path)
+            info.type = tarfile.DIRTYPE if is_folder else tarfile.REGTYPE
+            info.size = 0 if is_folder else len(data)
+            info.mtime = 1.5 if with_times else 1
+            try:
+                packed.addfile(info, io.BytesIO(data))
+            except ValueError:  # a path that this format cannot spell
+                continue
+    out.seek(0)
+    with tarfile.open(fileobj=out) as whole:
+        there = whole.getmembers()
+        expected = [
+            (one.name, one.isdir(), b"" if one.isdir() else whole.extractfile(one).read())  # type: ignore[union-attr]
+            for one in there
+        ]
+    file = Bounded(out, None)
+    if there:
+        found = [
+            (one.path.rstrip("/"), one.kind is Kind.FOLDER, Span(file, one).read(1 << 16))
+            for one in list(tar_members(file))
+        ]
+        assert found == [(name.rstrip("/"), is_dir, data) for name, is_dir, data in expected]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import stat
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,8 +34,12 @@ from lorry_adapters.lora.problems import (
 )
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
+from lorry_adapters.registry.tar_members import Kind, Span, TarMember, tar_members
 
 MAX_MEMBERS: Final = 10_000
+MAX_PATH: Final = 4096
+"""Characters; Linux has the same bound, in bytes."""
+
 _BESIDES: Final = 16 << 20
 """Bytes of other files (a tokenizer, ...) that a compressed tar may have beside its adapter."""
 
@@ -64,7 +67,6 @@ _FOREIGN: Final = {
 }
 
 _DAMAGED: Final = (
-    tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -96,7 +98,7 @@ class _Member:
 
     folder: str
     name: str
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes] | Span]
 
     @property
     def path(self) -> str:
@@ -291,41 +293,37 @@ def _zip_opener(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], 
     return opened
 
 
-def _tar_members(file: Any, what: str) -> list[_Member]:
+def _tar_members(file: Bounded, what: str) -> list[_Member]:
     members: list[_Member] = []
     seen: set[tuple[str, str]] = set()
     with _reading(what):
-        packed = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed with its file
-        count = 0
-        while (info := packed.next()) is not None:
-            count += 1
+        for count, member in enumerate(tar_members(file), start=1):
             if count > MAX_MEMBERS:
                 raise _too_many()
-            folder_and_name = _safe(info.name)
-            if info.isdir():
+            folder_and_name = _safe(member.path)
+            if member.kind is Kind.FOLDER:
                 continue
-            if not info.isreg():
-                raise _special(info.name)
+            if member.kind is Kind.OTHER:
+                raise _special(member.path)
             if folder_and_name in seen:
-                raise _twice(info.name)
+                raise _twice(member.path)
             seen.add(folder_and_name)
-            members.append(_Member(*folder_and_name, _tar_opener(packed, info)))
+            members.append(_Member(*folder_and_name, _tar_opener(file, member)))
         while file.read(_CHUNK):  # a compressed one has its checksum at the end
             pass
     return members
 
 
-def _tar_opener(packed: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
-    def opened() -> IO[bytes]:
-        file = packed.extractfile(info)
-        assert file is not None  # a regular member
-        return file
-
-    return opened
+def _tar_opener(file: Bounded, member: TarMember) -> Callable[[], Span]:
+    return lambda: Span(file, member)
 
 
 def _safe(path: str) -> tuple[str, str]:
     """Folder and name of a member. Raises UnsupportedUpload where the path leads elsewhere."""
+    if len(path) > MAX_PATH:
+        raise UnsupportedUpload(
+            f"the archive has a member whose path has {len(path)} characters: {shown(path)}"
+        )
     parts = path.replace("\\", "/").split("/")
     if not parts[0] or re.match(r"[A-Za-z]:", path) or ".." in parts or "\0" in path:
         raise UnsupportedUpload(

@@ -1,7 +1,8 @@
-"""Streams between an untrusted archive and the standard library's readers of archives.
+"""Streams between an untrusted archive and what reads it.
 
-`zipfile` and `tarfile` read directories and headers in one piece of whatever size the archive
-declares; `gzip` reads a header byte by byte and unpacks without end. These streams say no.
+`zipfile` reads a directory in one piece of whatever size the archive declares, and works through
+it at a cost that can grow with the square of that; `gzip` reads a header byte by byte and unpacks
+without end. These streams say no.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import BinaryIO, Final
 
 from lorry_adapters.errors import UnsupportedUpload, UploadTooLarge
 
-MAX_READ: Final = 2 << 20
-"""Bytes in one read; a zip's directory of that size has some 20,000 members."""
+MAX_READ: Final = 1 << 20
+"""Bytes in one read; a zip's directory of that size has some 10,000 members."""
 
 _CHUNK: Final = 1 << 16
 
