@@ -17,6 +17,14 @@ for _variable in [name for name in os.environ if name.startswith("LORRY_")]:
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck  # noqa: E402
+from hypothesis import settings as hypothesis_settings  # noqa: E402
+
+# Before any test is decorated. An example that takes long says something of the machine only.
+hypothesis_settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("patient")
 
 if not torch.cuda.is_available():
     # Before Triton is imported, which bitsandbytes does: its kernels are interpreted, on a CPU.
@@ -51,6 +59,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama, made for so many tokens that an answer of it need not end.
+
+    Its weights are `tiny_model("llama")`'s, and so is what it says.
+    """
+    from support import tiny
+    from support.patience import LONG
+
+    return tiny.save_model("llama", tmp_path_factory.mktemp("long"), max_positions=LONG)
 
 
 @pytest.fixture(scope="session")

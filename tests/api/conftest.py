@@ -68,6 +68,20 @@ def live(
 
 
 @pytest.fixture(scope="package")
+def long(
+    tmp_path_factory: pytest.TempPathFactory,
+    settings_for: Callable[..., Settings],
+    archives: Callable[[int], Path],
+    long_model: Path,
+) -> Iterator[Live]:
+    """A server whose answers need not end (`ENDLESS`), with `pirate` registered."""
+    home = tmp_path_factory.mktemp("home")
+    with serve(settings_for(home, model=str(long_model), kv_cache_memory=64 << 20)) as one:
+        assert one.upload("pirate", archives(1)).status_code == 201
+        yield one
+
+
+@pytest.fixture(scope="package")
 def own(
     tmp_path_factory: pytest.TempPathFactory,
     settings_for: Callable[..., Settings],

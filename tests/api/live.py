@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lorry.bootstrap import Server, assemble
 from lorry.settings import Settings
+from support.patience import client, wait_until
 
 BASE = "tiny"
 MAX_UPLOAD = 1 << 20
@@ -62,15 +63,13 @@ def serve(settings: Settings) -> Iterator[Live]:
     web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run)
     thread.start()
-    while not web.started:
-        assert thread.is_alive()
-        thread.join(0.01)
+    wait_until(lambda: web.started or not thread.is_alive(), "the server to listen")
     port = web.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:
-        with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
-            yield Live(server, url, client)
+        with client(url, headers=headers) as http:
+            yield Live(server, url, http)
     finally:
         web.should_exit = True
         thread.join()

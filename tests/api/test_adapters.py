@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from api.live import Live, refused
+from support.patience import client
 
 PROMPT = "Ahoy there"
 FIELDS = {
@@ -183,15 +184,16 @@ def test_delete_while_it_runs(fresh: Live, archives: Callable[[int], Path]) -> N
     whole = fresh.generate(PROMPT, adapter="legal", parameters=parameters)
     body = {"inputs": PROMPT, "adapter": "legal", "parameters": parameters}
     with fresh.http.stream("POST", "/generate_stream", json=body) as response:
-        lines = response.iter_lines()
-        next(lines)
-        with httpx.Client(base_url=fresh.url) as other:
+        lines = (line for line in response.iter_lines() if line)
+        first = json.loads(next(lines).removeprefix("data:"))
+        with client(fresh.url) as other:
             assert other.delete("/adapters/legal").status_code == 204
             assert other.post("/generate", json=body).status_code == 404
             refused(other.get("/adapters/legal"), 404, "unknown_adapter")
             refused(other.delete("/adapters/legal"), 404, "unknown_adapter")
-        last = [line for line in lines if line][-1]
-    assert json.loads(last.removeprefix("data:"))["generated_text"] == whole["generated_text"]
+        last = json.loads(list(lines)[-1].removeprefix("data:"))
+    assert last["generated_text"] == whole["generated_text"]
+    assert last["adapters"] == first["adapters"] == whole["adapters"]
     assert fresh.metric("lorry_adapter_requests_total", adapter="legal") == 0
 
 

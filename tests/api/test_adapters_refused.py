@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from api.live import MAX_UPLOAD, Live, refused
+from support.patience import wait_until
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,11 @@ def test_too_large(fresh: Live) -> None:
 
 def staged(live: Live, count: int) -> None:
     """Waits until `count` uploads lie in staging."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = [path for path in live.server.settings.home.rglob("upload-*") if path.is_file()]
-        if len(found) == count:
-            return
-        assert time.monotonic() < deadline, found
-        time.sleep(0.01)
+    home = live.server.settings.home
+    wait_until(
+        lambda: sum(path.is_file() for path in home.rglob("upload-*")) == count,
+        f"{count} uploads in staging",
+    )
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_nothing(fresh: Live) -> None:

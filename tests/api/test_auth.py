@@ -11,6 +11,7 @@ import pytest
 
 from api.live import Live, refused, serve
 from lorry.settings import Settings
+from support.patience import PATIENCE, client
 
 
 @pytest.fixture(scope="module")
@@ -22,38 +23,44 @@ def locked(
         yield one
 
 
+@pytest.fixture(scope="module")
+def keyless(locked: Live) -> Iterator[httpx.Client]:
+    with client(locked.url) as one:
+        yield one
+
+
 OPEN = ("/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json")
 CLOSED = ("/info", "/v1/models", "/adapters", "/nothing-here")
 
 
 @pytest.mark.parametrize("path", OPEN)
-def test_open_without_a_key(locked: Live, path: str) -> None:
-    assert httpx.get(locked.url + path).status_code == 200
+def test_open_without_a_key(keyless: httpx.Client, path: str) -> None:
+    assert keyless.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong", "Basic s3cret", "s3cret", "Bearer s3"]
 )
 @pytest.mark.parametrize("path", CLOSED)
-def test_closed_without_the_key(locked: Live, path: str, header: str | None) -> None:
+def test_closed_without_the_key(keyless: httpx.Client, path: str, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
-    answer = httpx.get(locked.url + path, headers=headers)
+    answer = keyless.get(path, headers=headers)
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "unauthorized"
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_key_opens(locked: Live) -> None:
+def test_the_key_opens(locked: Live, keyless: httpx.Client) -> None:
     assert locked.http.get("/info").status_code == 200
     assert locked.generate("x")["details"]
     spelled = {"Authorization": "bearer  s3cret"}
-    assert httpx.get(locked.url + "/info", headers=spelled).status_code == 200
+    assert keyless.get("/info", headers=spelled).status_code == 200
     odd = {"Authorization": b"Bearer \xff\xfe"}
-    assert httpx.get(locked.url + "/info", headers=odd).status_code == 401
+    assert keyless.get("/info", headers=odd).status_code == 401
 
 
-def test_generate_refuses_in_its_own_shape(locked: Live) -> None:
-    answer = httpx.post(locked.url + "/generate", json={"inputs": "x"})
+def test_generate_refuses_in_its_own_shape(keyless: httpx.Client) -> None:
+    answer = keyless.post("/generate", json={"inputs": "x"})
     assert answer.status_code == 401
     assert answer.json()["error_type"] == "unauthorized"
 
@@ -78,7 +85,7 @@ def test_pages_of_other_sites_may_not_write(live: Live) -> None:
 def raw(live: Live, request: str) -> tuple[int, str]:
     """Status and the rest of the answer to `request`, sent as it is."""
     at = urlsplit(live.url)
-    with socket.create_connection((at.hostname, at.port), timeout=60) as connection:
+    with socket.create_connection((at.hostname, at.port), timeout=PATIENCE) as connection:
         connection.sendall(request.replace("\n", "\r\n").encode())
         answer = b""
         while piece := connection.recv(65536):
@@ -137,6 +144,6 @@ def test_the_host_of_requests_that_no_browser_sends(live: Live) -> None:
     assert raw(live, f"GET /health HTTP/1.1\nHost: a@localhost\n{end}")[0] == 400
 
 
-def test_a_refused_upload_is_answered_although_nobody_reads_it(locked: Live) -> None:
+def test_a_refused_upload_is_answered_although_nobody_reads_it(keyless: httpx.Client) -> None:
     files = {"file": ("a.zip", b"\0" * (4 << 20))}
-    assert httpx.post(locked.url + "/adapters", files=files).status_code == 401
+    assert keyless.post("/adapters", files=files).status_code == 401

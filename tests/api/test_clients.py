@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import InferenceClient
@@ -170,10 +169,10 @@ LORAX_PARAMETERS = {
 def test_lorax_client(live: Live) -> None:
     """It posts to the base URL itself, sends every field, and takes the first of a list."""
     body = {"inputs": PROMPT, "stream": False, "parameters": LORAX_PARAMETERS}
-    payload = httpx.post(live.url, json=body).json()
+    payload = live.http.post("", json=body).json()
     answer = Response.model_validate(payload[0])
     assert answer.details is not None and answer.details.generated_tokens == 6
-    with httpx.stream("POST", live.url, json={**body, "stream": True}) as response:
+    with live.http.stream("POST", "", json={**body, "stream": True}) as response:
         lines = [line for line in response.iter_lines() if line.startswith("data:")]
     events = [StreamResponse.model_validate_json(line.removeprefix("data:")) for line in lines]
     assert events[-1].generated_text == answer.generated_text
@@ -182,6 +181,6 @@ def test_lorax_client(live: Live) -> None:
 
 def test_lorax_client_errors(live: Live) -> None:
     parameters = {**LORAX_PARAMETERS, "adapter_id": "nobody"}
-    answer = httpx.post(live.url, json={"inputs": PROMPT, "parameters": parameters})
+    answer = live.http.post("", json={"inputs": PROMPT, "parameters": parameters})
     assert answer.status_code == 404
     assert answer.json()["error_type"] == "not_found"

@@ -4,18 +4,17 @@ going down."""
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.live import Live, serve
 from lorry.settings import Settings
+from support.patience import ENDLESS, PATIENCE, client, wait_until
 
 PROMPT = "The lorry waited"
 
@@ -204,26 +203,30 @@ def test_nothing_but_the_keys_of_the_answer_is_undocumented(live: Live) -> None:
 
 
 def test_a_full_queue_is_429(
-    tmp_path: Path, settings_for: Callable[..., Settings], archives: Callable[[int], Path]
+    tmp_path: Path, settings_for: Callable[..., Settings], long_model: Path
 ) -> None:
-    with serve(settings_for(tmp_path / "home", max_queue=2, max_num_seqs=1)) as own:
-        body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 200, "ignore_eos_token": True}}
-        held = threading.Barrier(9)
-
-        def post(_: int) -> httpx.Response:
-            held.wait()
-            return httpx.post(f"{own.url}/generate", json=body, timeout=120)
-
-        with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(post, index) for index in range(8)]
-            held.wait()
-            done = [one.result() for one in answers]
-        statuses = {one.status_code for one in done}
-        assert statuses == {200, 429}
-        for one in done:
-            if one.status_code == 429:
-                assert one.json()["error_type"] == "overloaded"
-                assert int(one.headers["retry-after"]) >= 1
+    settings = settings_for(
+        tmp_path / "home",
+        model=str(long_model),
+        kv_cache_memory=64 << 20,
+        max_queue=2,
+        max_num_seqs=1,
+    )
+    short = {"inputs": PROMPT, "parameters": {"max_new_tokens": 2}}
+    endless = {"inputs": PROMPT, "parameters": {"max_new_tokens": ENDLESS}}
+    endless["parameters"]["ignore_eos_token"] = True
+    with serve(settings) as own, ThreadPoolExecutor(2) as pool:
+        with own.http.stream("POST", "/generate_stream", json=endless) as running:
+            lines = running.iter_lines()  # kept: whoever drops it hangs up
+            next(lines)
+            waiting = [pool.submit(own.http.post, "/generate", json=short) for _ in range(2)]
+            wait_until(lambda: own.server.client.stats.waiting == 2)
+            refused = own.http.post("/generate", json=short)
+        assert refused.status_code == 429
+        assert refused.json()["error_type"] == "overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+        # Who ran has left: those who waited are served.
+        assert [one.result().status_code for one in waiting] == [200, 200]
         # All or nothing: five answers do not fit, and none is left behind.
         several = {"prompt": PROMPT, "n": 5, "max_tokens": 2}
         answer = own.http.post("/v1/completions", json=several)
@@ -242,8 +245,8 @@ def test_a_server_that_goes_down(tmp_path: Path, settings_for: Callable[..., Set
             # As SIGTERM does, in the server's own loop.
             loop = own.server.client._loop
             assert loop is not None
-            drained = asyncio.run_coroutine_threadsafe(own.server.client.drain(60), loop)
-            with httpx.Client(base_url=own.url) as other:
+            drained = asyncio.run_coroutine_threadsafe(own.server.client.drain(PATIENCE), loop)
+            with client(own.url) as other:
                 refused = other.post("/generate", json={"inputs": PROMPT})
                 while refused.status_code == 200:
                     refused = other.post("/generate", json={"inputs": PROMPT})
@@ -255,28 +258,28 @@ def test_a_server_that_goes_down(tmp_path: Path, settings_for: Callable[..., Set
                 assert other.get("/health/live").status_code == 200
             count = sum(line.startswith("data:") for line in lines)
         assert count == 399
-        assert drained.result(60) is True
+        assert drained.result(PATIENCE) is True
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_grace_period_ends(
-    tmp_path: Path, settings_for: Callable[..., Settings], stream: bool
+    tmp_path: Path, settings_for: Callable[..., Settings], long_model: Path, stream: bool
 ) -> None:
-    with serve(settings_for(tmp_path / "home")) as own:
+    home = tmp_path / "home"
+    with serve(settings_for(home, model=str(long_model), kv_cache_memory=256 << 20)) as own:
         body = {
             "prompt": PROMPT,
-            "max_tokens": 450,
+            "max_tokens": ENDLESS,
             "ignore_eos": True,
             "stream": stream,
             "n": 8,
         }
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(own.http.post, "/v1/completions", json=body)
-            while own.server.client.stats.running == 0:
-                pass
+            wait_until(lambda: own.server.client.stats.running > 0)
             loop = own.server.client._loop
             assert loop is not None
-            asyncio.run_coroutine_threadsafe(own.server.client.drain(0), loop).result(60)
+            asyncio.run_coroutine_threadsafe(own.server.client.drain(0), loop).result(PATIENCE)
             done = answer.result()
         if stream:
             assert done.status_code == 200

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from typing import Any
 
 import pytest
 
 from api.live import Live
+from support.patience import ENDLESS, wait_until
 
 PROMPT = "How do I cook rice?"
-LONG = {"max_new_tokens": 400, "ignore_eos_token": True}
+WITHOUT_END = {"max_new_tokens": ENDLESS, "ignore_eos_token": True}
 
 
 def events(live: Live, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -98,41 +98,34 @@ def idle(live: Live) -> bool:
     return (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_leaving_a_stream_cancels_it(live: Live) -> None:
-    before = aborted(live)
-    body = {"inputs": PROMPT, "adapter": "pirate", "parameters": LONG}
-    with live.http.stream("POST", "/generate_stream", json=body) as response:
+def test_leaving_a_stream_cancels_it(long: Live) -> None:
+    before = aborted(long)
+    body = {"inputs": PROMPT, "adapter": "pirate", "parameters": WITHOUT_END}
+    with long.http.stream("POST", "/generate_stream", json=body) as response:
         next(response.iter_lines())
-    wait_until(lambda: idle(live))
-    wait_until(lambda: live.server.registry.open_leases() == 0)
-    assert aborted(live) == before + 1
+    wait_until(lambda: idle(long))
+    wait_until(lambda: long.server.registry.open_leases() == 0)
+    # The engine goes quiet before the response's task has counted it.
+    wait_until(lambda: aborted(long) == before + 1)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_leaving_before_the_answer_cancels_it(live: Live, path: str) -> None:
-    before = aborted(live)
-    body: dict[str, Any] = {"inputs": PROMPT, "parameters": LONG}
+def test_leaving_before_the_answer_cancels_it(long: Live, path: str) -> None:
+    before = aborted(long)
+    body: dict[str, Any] = {"inputs": PROMPT, "parameters": WITHOUT_END}
     if path == "/v1/completions":
-        body = {"prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
+        body = {"prompt": PROMPT, "max_tokens": ENDLESS, "ignore_eos": True}
     content = json.dumps(body).encode()
-    host, port = live.url.removeprefix("http://").split(":")
+    host, port = long.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
             f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
-        wait_until(lambda: not idle(live))
-    wait_until(lambda: idle(live))
-    # The engine goes quiet before the response's task has counted it.
-    wait_until(lambda: aborted(live) == before + 1)
+        wait_until(lambda: not idle(long))
+    wait_until(lambda: idle(long))
+    wait_until(lambda: aborted(long) == before + 1)
 
 
 def aborted(live: Live) -> float:

@@ -115,9 +115,8 @@ class Wrong(BaseHTTPRequestHandler):
     """A server whose answers depend on who else is there, as none may."""
 
     protocol_version = "HTTP/1.1"
-    inside = 0
-    lock = threading.Lock()
-    meeting: threading.Barrier
+    left: Iterator[int]
+    """Of those who are asked together; whoever comes later is asked alone."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -127,11 +126,7 @@ class Wrong(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        alone = False
-        try:
-            self.meeting.wait(2)
-        except threading.BrokenBarrierError:
-            alone = True
+        alone = next(self.left, None) is None
         events = b""
         for index in range(asked["parameters"]["max_new_tokens"]):
             event = {"token": {"id": index + (0 if alone else 7)}, "generated_text": "same"}
@@ -147,7 +142,7 @@ class Wrong(BaseHTTPRequestHandler):
 
 @contextmanager
 def wrong_server(together: int) -> Iterator[str]:
-    Wrong.meeting = threading.Barrier(together)
+    Wrong.left = iter(range(together))
     http = ThreadingHTTPServer(("127.0.0.1", 0), Wrong)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from support.history import VARIANTS, History, Manager
+from support.patience import ENDLESS, client, wait_until
 from support.server import Server, body, running
 from support.streams import Refused, read, stream
 from support.truth import Truth
@@ -31,18 +32,20 @@ ROUNDS = 12
 """Requests of each stream at least."""
 
 CHANGES = 40
-"""So often at least something changes meanwhile; on a fast machine the streams go on for it."""
+"""So often at least something changes meanwhile. The streams go on until it has, and until
+somebody has met an adapter that was gone and one that was disabled."""
 
 NAMES = [f"hot{i}" for i in range(8)]
 PROMPTS = ["How do I cook rice?", "Ahoy there!"]
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(long_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("hot") / "home"
     # Fewer slots and a smaller host cache than adapters: everything is evicted and comes back.
     flags = ["--max-loras", "4", "--max-cpu-loras", "5", "--max-num-seqs", "12"]
-    with running(model, home, *flags, "--max-num-batched-tokens", "64") as server:
+    flags += ["--max-num-batched-tokens", "64", "--kv-cache-memory", "64MiB"]
+    with running(long_model, home, *flags) as server:
         yield server
 
 
@@ -62,7 +65,7 @@ class Told:
     asked: int
 
 
-def ask(client: httpx.Client, random_: random.Random) -> Told:
+def ask(http: httpx.Client, random_: random.Random) -> Told:
     names = random_.sample(NAMES, random_.choice([0, 1, 1, 1, 2, 3]))
     spec: list[dict[str, Any]] = [{"name": name} for name in names]
     for one in spec:
@@ -72,7 +75,7 @@ def ask(client: httpx.Client, random_: random.Random) -> Told:
     leaves = random_.random() < 0.15
     began = time.monotonic()
     try:
-        with stream(client, body(prompt, spec or None, count)) as events:
+        with stream(http, body(prompt, spec or None, count)) as events:
             accepted = time.monotonic()
             seen = []
             for event in events:
@@ -118,28 +121,26 @@ def judge(told: Told, histories: dict[str, History], truth: Truth) -> None:
     assert told.token_ids == expected, told
 
 
-def settled(server: Server, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
-
-
-def life(server: Server, archive: Callable[..., Path], seed: int) -> tuple[list[Told], dict, int]:
-    """A round of it: the streams' answers, the histories, and how often something changed."""
+def life(server: Server, archive: Callable[..., Path], seed: int) -> tuple[list[Told], dict]:
+    """A round of it: the streams' answers, and the histories."""
     managers = [Manager(server, NAMES[i::2], archive, seed + i) for i in range(2)]
     for manager in managers:
         manager.create_all()
     stop = threading.Event()
 
+    seen: set[int] = set()
+
+    def eventful() -> bool:
+        changes = sum(manager.changes for manager in managers)
+        return changes >= CHANGES and seen >= {200, 404, 409}
+
     def streams(index: int) -> list[Told]:
         random_ = random.Random(seed * 1000 + index)
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with client(server.url) as http:
             told: list[Told] = []
-            while len(told) < ROUNDS or sum(manager.changes for manager in managers) < CHANGES:
-                told.append(ask(client, random_))
+            while len(told) < ROUNDS or not eventful():
+                told.append(ask(http, random_))
+                seen.add(told[-1].status)
             return told
 
     with ThreadPoolExecutor(STREAMS + len(managers)) as pool:
@@ -154,7 +155,7 @@ def life(server: Server, archive: Callable[..., Path], seed: int) -> tuple[list[
     histories = {name: h for manager in managers for name, h in manager.histories.items()}
     for manager in managers:
         manager.delete_all()
-    return told, histories, sum(manager.changes for manager in managers)
+    return told, histories
 
 
 def test_every_answer_is_right_and_nothing_leaks(
@@ -166,13 +167,11 @@ def test_every_answer_is_right_and_nothing_leaks(
     files: list[int] = []
     threads: list[int] = []
     for seed in (1, 2):
-        told, histories, changes = life(server, archive, seed)
+        told, histories = life(server, archive, seed)
         for one in told:
             judge(one, histories, truth)
         answered = [one for one in told if one.status == 200]
         assert len(answered) > len(told) / 3
-        assert {one.status for one in told} >= {200, 404, 409}
-        assert changes >= CHANGES
         assert sum(len(one.adapters) > 1 for one in answered) > 5
 
         def idle() -> bool:
@@ -189,10 +188,10 @@ def test_every_answer_is_right_and_nothing_leaks(
                 )
             )
 
-        assert settled(server, idle), server.metrics()
+        wait_until(idle, "an idle engine")
         assert server.metrics()["lorry_engine_failed_steps_total"] == 0
         assert server.metrics()["lorry_adapter_evictions_total"] > 0
-        assert settled(server, lambda: not list((server.home / "blobs").iterdir()))
+        wait_until(lambda: not list((server.home / "blobs").iterdir()), "the files to go")
         assert not list((server.home / "staging").iterdir())
         files.append(server.open_files())
         threads.append(server.threads())
@@ -207,9 +206,10 @@ def test_a_running_request_keeps_what_it_started_with(
 ) -> None:
     """New content, another scale, disabled, deleted: the stream goes on as it began."""
     first = server.upload("kept", archive("plain", 0)).json()
-    asked = body(PROMPTS[0], "kept", 480)
+    asked = body(PROMPTS[0], "kept", ENDLESS)
+    made = "vllm:generation_tokens_total"
+    before = server.metrics()[made]
     with ExitStack() as stack:
-        # Several, so that they are still at it when all the changes are made.
         streams = [_opened(stack, server, asked) for _ in range(8)]
         seen = [[next(events)] for events in streams]
         with archive("large", 1).open("rb") as file:
@@ -221,22 +221,24 @@ def test_a_running_request_keeps_what_it_started_with(
         disabled = server.client.post("/generate", json=asked)
         server.client.delete("/adapters/kept").raise_for_status()
         deleted = server.client.post("/generate", json=asked)
-        assert server.metrics()["vllm:num_requests_running"] >= 1, "too fast to prove anything"
+        now = server.metrics()
+        assert now["vllm:num_requests_running"] == 8
+        # Of eight that run side by side, no one is beyond this before it is read here.
+        count = int(now[made] - before) // 8 + 40
         for events, one in zip(streams, seen, strict=True):
-            one.extend(events)
+            one.extend(islice(events, count - 1))
     assert (disabled.status_code, deleted.status_code) == (409, 404)
     for one in seen:
         (used,) = one[0]["adapters"]
         assert (used["digest"], used["scale"]) == (first["digest"], 1.0)
-        assert one[-1]["adapters"] == one[0]["adapters"]
         ids = [event["token"]["id"] for event in one]
-        assert len(ids) == 480
+        assert len(ids) == count
         assert ids[:40] == truth.tokens(PROMPTS[0], [used], 40)
         assert ids == [event["token"]["id"] for event in seen[0]]
     (used,) = other.last["adapters"]
     assert (used["digest"], used["scale"]) == (second["digest"], 0.5)
     assert other.token_ids == truth.tokens(PROMPTS[0], [used], 5)
-    assert settled(server, lambda: not list((server.home / "blobs").iterdir()))
+    wait_until(lambda: not list((server.home / "blobs").iterdir()), "the files to go")
 
 
 def test_files_that_rot_break_one_adapter_only(
@@ -272,9 +274,8 @@ def test_files_that_rot_break_one_adapter_only(
     assert tokens == truth.tokens(PROMPTS[0], answer["adapters"], 5)
     for name in ("sound", "rotten"):
         server.client.delete(f"/adapters/{name}").raise_for_status()
-    assert settled(server, lambda: not list((server.home / "blobs").iterdir()))
+    wait_until(lambda: not list((server.home / "blobs").iterdir()), "the files to go")
 
 
 def _opened(stack: ExitStack, server: Server, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    client = stack.enter_context(httpx.Client(base_url=server.url, timeout=60))
-    return stack.enter_context(stream(client, asked))
+    return stack.enter_context(stream(stack.enter_context(client(server.url)), asked))

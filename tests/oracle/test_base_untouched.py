@@ -7,12 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from api.live import serve
 from lorry.model.memory import digest_of_base
 from lorry.settings import Settings
+from support.patience import client
 from support.peft_adapters import pack
 from support.prompts import random_prompt
 from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver
@@ -65,15 +65,15 @@ def test_a_thousand_uploads_requests_and_deletions(
         answer = live.generate("Ahoy there")
 
         def lives(worker: int) -> None:
-            with httpx.Client(base_url=live.url, timeout=60) as client:
+            with client(live.url) as http:
                 for turn in range(ROUNDS // 4):
                     name = f"w{worker}-{turn}"
                     archive = archives[(worker * 2 + turn % 2) % len(archives)]
                     files = {"file": archive}
-                    client.post("/adapters", data={"name": name}, files=files).raise_for_status()
+                    http.post("/adapters", data={"name": name}, files=files).raise_for_status()
                     asked = body("Ahoy", {"name": name, "scale": 1 + turn % 3}, 1)
-                    client.post("/generate", json=asked).raise_for_status()
-                    client.delete(f"/adapters/{name}").raise_for_status()
+                    http.post("/generate", json=asked).raise_for_status()
+                    http.delete(f"/adapters/{name}").raise_for_status()
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lives, range(4)))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from api.live import serve
@@ -65,7 +64,7 @@ def test_a_crowd(
         assert live.metric("vllm:num_preemptions_total") > 0
         assert live.metric("lorry_adapter_evictions_total") > 0
         one_by_one = alone(live.url, bodies)
-        info = httpx.get(f"{live.url}/info").json()
+        info = live.http.get("/info").json()
         assert live.metric("lorry_engine_failed_steps_total") == 0
     assert (info["rows"], info["kernels"]) == ("padded", "torch")
     assert [token_ids(answer) for answer in fired] == [token_ids(answer) for answer in one_by_one]

@@ -77,7 +77,7 @@ def check(data: bytes) -> None:
 _members = st.lists(st.tuples(_names, st.binary(max_size=40), _types), max_size=6)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(_members, st.sampled_from(["zip", "w", "w:gz"]))
 def test_any_members(members: list[tuple[str, bytes, bytes]], form: str) -> None:
     check(zip_of(members) if form == "zip" else tar_of(members, form))
@@ -87,7 +87,7 @@ _GOOD = [(f"a/{CONFIG}", b"{}", tarfile.REGTYPE), (f"a/{WEIGHTS}", b"w" * 900, t
 _ARCHIVES = [zip_of(_GOOD), tar_of(_GOOD, "w"), tar_of(_GOOD, "w:gz")]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(_ARCHIVES),
     st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6),
@@ -100,7 +100,7 @@ def test_any_damage(whole: bytes, flips: list[tuple[float, int]], kept: float) -
     check(bytes(data[: int(kept * len(data)) + 1]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(
         [b"", b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08", bytes(257) + b"ustar\x0000"]

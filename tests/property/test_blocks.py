@@ -64,5 +64,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert sorted(everything) == list(range(self.num_blocks))
 
 
-PoolMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30)
 TestPool = PoolMachine.TestCase

@@ -87,7 +87,7 @@ def parsed(fields: dict[str, Any]) -> LoraSpec:
     return parse_config(json.dumps({"peft_type": "LORA", **fields}).encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(configs())
 def test_selects_as_peft_does(fields: dict[str, Any]) -> None:
     spec = parsed(fields)
@@ -96,7 +96,7 @@ def test_selects_as_peft_does(fields: dict[str, Any]) -> None:
     assert chosen == [name for name in NAMES if check_target_module_exists(config, name)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(configs())
 def test_ranks_and_strengths_are_pefts(fields: dict[str, Any]) -> None:
     spec = parsed(fields)
@@ -132,7 +132,7 @@ def _grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(
     st.recursive(_atoms, _grown, max_leaves=7),
     st.lists(st.text(alphabet="ab.1", min_size=1, max_size=7), min_size=1, max_size=6),
@@ -159,13 +159,13 @@ _json = st.recursive(
 _keys = st.sampled_from([*sorted(LoraConfig(r=1).to_dict()), "enable_lora", "whatever"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(_keys, _json))
 def test_any_value_of_any_key_is_served_or_refused(fields: dict[str, Any]) -> None:
     check_any_bytes(json.dumps({"peft_type": "LORA", **fields}).encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_served_or_refused(data: bytes) -> None:
     check_any_bytes(data)

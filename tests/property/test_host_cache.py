@@ -102,4 +102,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestHostCache = CacheMachine.TestCase
-TestHostCache.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHostCache.settings = settings(max_examples=150, stateful_step_count=40)

@@ -89,7 +89,7 @@ def change(data: st.DataObject, config: dict[str, Any], tensors: dict[str, Tenso
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_refused_or_served(method: str, data: st.DataObject) -> None:
     config, tensors = (dict(one) for one in saved(method))

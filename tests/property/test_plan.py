@@ -29,7 +29,7 @@ def pairs_of(plan: ModulePlan) -> list[tuple[int, int, float]]:
     return pairs
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=rows, ranks=ranks, digests=digests)
 def test_every_pair_once_and_nothing_else(
     rows: list[tuple[int, list[tuple[int, float]]]],
@@ -89,7 +89,7 @@ def check_shape(plan: ModulePlan, ranks: tuple[int, ...]) -> None:
             assert len(slots) == 1 or len(slots) * plan.width > MAX_PADDING * plan.num_pairs
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     row=st.lists(st.tuples(st.integers(1, NUM_SLOTS), scales), min_size=2, max_size=4,
                  unique_by=lambda use: use[0]),

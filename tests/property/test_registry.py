@@ -5,7 +5,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -289,5 +288,4 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 TestRegistry = RegistryMachine.TestCase
-TestRegistry.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
-pytestmark = pytest.mark.timeout(300)
+TestRegistry.settings = settings(max_examples=25, stateful_step_count=25)

@@ -339,7 +339,5 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.num_requests == 0
 
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None
-)
+SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
 TestScheduler = SchedulerMachine.TestCase

@@ -112,7 +112,7 @@ filters = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(shape=shapes, params=filters)
 def test_what_is_kept_is_what_a_sort_keeps(
     selection: Selection, shape: Shape, params: SamplingParams
@@ -121,7 +121,7 @@ def test_what_is_kept_is_what_a_sort_keeps(
     assert torch.equal(filtered(scores_V, params, selection), filtered(scores_V, params, SORTED))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shape=shapes, params=filters, numbers=st.lists(st.floats(0, 1, exclude_max=True)))
 def test_a_number_falls_on_the_token_on_which_it_falls(
     selection: Selection, shape: Shape, params: SamplingParams, numbers: list[float]
@@ -135,7 +135,7 @@ def test_a_number_falls_on_the_token_on_which_it_falls(
             assert selection.draw(weights_V, number) == SORTED.draw(weights_V, number)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shape=shapes, params=st.lists(filters, min_size=2, max_size=4))
 def test_rows_are_drawn_as_alone_and_as_by_a_sort(
     selection: Selection, shape: Shape, params: list[SamplingParams]

@@ -98,5 +98,5 @@ class SlotMachine(RuleBasedStateMachine):
         assert set(slots) <= set(range(1, self.num_slots + 1))
 
 
-SlotMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+SlotMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestSlots = SlotMachine.TestCase

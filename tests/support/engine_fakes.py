@@ -27,10 +27,9 @@ from lorry.core import (
 from lorry.engine.invocation import starts_of
 from lorry_adapters.errors import AdapterError
 from lorry_adapters.registry.record import AdapterRef, Lease
+from support.patience import PATIENCE
 
 VOCABULARY = 50
-PATIENCE = 20
-"""Seconds that a test waits for what must come."""
 
 Adapters = Sequence[tuple[str, float]]
 """Digests and scales."""

@@ -9,16 +9,18 @@ from typing import Any
 
 import httpx
 
+from support.patience import PATIENCE, client
+
 
 def together(url: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers of `/generate`, in the order of `bodies`; all are sent at one moment."""
     start = threading.Barrier(len(bodies))
 
     def one(body: dict[str, Any]) -> dict[str, Any]:
-        with httpx.Client(base_url=url, timeout=120) as client:
-            client.get("/health")  # the connection is there before the start
-            start.wait(60)
-            return _answer(client.post("/generate", json=body))
+        with client(url) as http:
+            http.get("/health")  # the connection is there before the start
+            start.wait(PATIENCE)
+            return _answer(http.post("/generate", json=body))
 
     with ThreadPoolExecutor(len(bodies)) as pool:
         return list(pool.map(one, bodies))
@@ -26,8 +28,8 @@ def together(url: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def alone(url: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same, one after the other."""
-    with httpx.Client(base_url=url, timeout=120) as client:
-        return [_answer(client.post("/generate", json=body)) for body in bodies]
+    with client(url) as http:
+        return [_answer(http.post("/generate", json=body)) for body in bodies]
 
 
 def _answer(response: httpx.Response) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from support.patience import client
 from support.server import Server
 
 VARIANTS = ["plain", "large", "rslora", "mlp_only", "attention_only", "head", "small", "regex"]
@@ -66,7 +67,7 @@ class Manager:
     ) -> None:
         self.histories = {name: History() for name in names}
         self.changes = 0
-        self._client = httpx.Client(base_url=server.url, timeout=60)
+        self._client = client(server.url)
         self._archive = archive
         self._random = random.Random(seed)
 

@@ -15,7 +15,8 @@ from lorry_adapters.errors import UnknownAdapter
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
-from support.engine_fakes import PATIENCE, Gated
+from support.engine_fakes import Gated
+from support.patience import PATIENCE
 
 BLOCK = 4
 MAX_LEN = 64
@@ -95,7 +96,7 @@ def opened(max_queue: int = 100, blocks: int = 32) -> Iterator[House]:
 
 def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
     def run() -> None:
-        asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE))
+        asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
     run.__name__ = test.__name__
     return run

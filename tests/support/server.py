@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.patience import PATIENCE, client, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 120
-STOP_SECONDS = 60
-_URL = re.compile(r"http://[\w.\-\[\]:]+:\d+")
+_SERVES = re.compile(r"^lorry serves .* on (http://\S+)\n", re.MULTILINE)
 
 
 @dataclass(eq=False)
@@ -35,7 +34,7 @@ class Server:
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, timeout=120)
+        self.client = client(self.url)
 
     @property
     def pid(self) -> int:
@@ -83,8 +82,23 @@ class Server:
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds: float = STOP_SECONDS) -> int:
-        return self.process.wait(seconds)
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The process stands still meanwhile: what is sent to it has come, all of it, before it
+        takes another step."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: self._state() == "T", "the process to stand still")
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def _state(self) -> str:
+        """The letter that `ps` shows."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def stop(self) -> int:
         """SIGTERM and wait; the exit status."""
@@ -111,14 +125,13 @@ def start(
     *flags: str,
     env: Mapping[str, str] | None = None,
     wrap: Sequence[str] = (),
-    log: Path | None = None,
 ) -> Server:
     """Starts it and waits until it is ready. Float32 on the CPU unless `flags` say otherwise.
 
     `wrap` is a command that the server's own is appended to (`unshare`, `prlimit`).
     """
     home.mkdir(parents=True, exist_ok=True)
-    log = log or home.parent / f"{home.name}.{time.monotonic_ns()}.out"
+    log = home.parent / f"{home.name}.{len(list(home.parent.glob('*.out')))}.out"
     command = [*wrap, sys.executable, "-m", "lorry", "serve", str(model)]
     command += ["--home", str(home), "--port", "0", "--device", "cpu"]
     defaults = {"--quantize": "none", "--dtype": "float32", "--kv-cache-memory": "4MiB"}
@@ -132,21 +145,27 @@ def start(
     environ |= {"HF_HUB_OFFLINE": "1", **(env or {})}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        text = log.read_text(errors="replace")
-        if process.poll() is not None:
-            raise AssertionError(f"{shlex.join(command)}\nended with {process.returncode}:\n{text}")
-        for url in _URL.findall(text):
-            try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                    return Server(process, url, log, home)
-            except httpx.TransportError:
-                continue
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    raise AssertionError(f"{shlex.join(command)}\nnot ready:\n{log.read_text(errors='replace')}")
+    try:
+        wait_until(lambda: process.poll() is not None or _ready(log), "the server to be ready")
+    except AssertionError:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"{shlex.join(command)}\nnot ready:\n{_said(log)}") from None
+    if process.returncode is not None:
+        raise AssertionError(
+            f"{shlex.join(command)}\nended with {process.returncode}:\n{_said(log)}"
+        )
+    return Server(process, _ready(log), log, home)
+
+
+def _said(log: Path) -> str:
+    return log.read_text(errors="replace")
+
+
+def _ready(log: Path) -> str:
+    """The URL that the server says it serves on, or nothing yet."""
+    found = _SERVES.search(_said(log))
+    return found.group(1) if found else ""
 
 
 @contextmanager

@@ -27,17 +27,19 @@ def family(name: str) -> Family:
     return found
 
 
-def build_model(name: str, *, seed: int = 0) -> PreTrainedModel:
+def build_model(name: str, *, seed: int = 0, max_positions: int | None = None) -> PreTrainedModel:
     """The random model itself, float32, in evaluation mode."""
     config = family(name).config()
+    if max_positions is not None:
+        config.max_position_embeddings = max_positions
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fill(model, seed=seed)
     return model.eval()
 
 
-def save_model(name: str, folder: Path, *, seed: int = 0) -> Path:
+def save_model(name: str, folder: Path, *, seed: int = 0, max_positions: int | None = None) -> Path:
     """Writes config, safetensors and tokenizer of the family's model into `folder`."""
-    build_model(name, seed=seed).save_pretrained(folder)
+    build_model(name, seed=seed, max_positions=max_positions).save_pretrained(folder)
     build_tokenizer(add_bos=family(name).add_bos).save_pretrained(folder)
     return folder
 

@@ -23,6 +23,7 @@ from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
 from lorry_adapters.registry.registry import Registry
+from support.patience import wait_until
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 KEY = "a key"
@@ -58,8 +59,7 @@ def url(tmp_path: Path, tiny_model) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        while not server.started and thread.is_alive():
-            threading.Event().wait(0.01)
+        wait_until(lambda: server.started or not thread.is_alive(), "the server to listen")
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -29,6 +28,7 @@ from support.house import (
     tokens,
     whole,
 )
+from support.patience import wait_until
 
 FOREVER = 1000
 """More than a test may take."""
@@ -296,8 +296,7 @@ async def test_a_broken_engine_is_not_ready_and_refuses() -> None:
         for _ in range(MAX_FAILURES):
             (event,) = await whole(await house.submit())
             assert isinstance(event.error, GenerationFailed)
-        while not house.engine.broken:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, lambda: house.engine.broken)
         assert not house.client.ready
         with pytest.raises(ShuttingDown):
             await house.submit()
@@ -309,7 +308,6 @@ def test_events_after_the_loop_has_closed_hurt_nobody() -> None:
         house.runner.gate = threading.Semaphore(0)
         asyncio.run(house.submit((1,), 5))
         house.runner.gate.release(10_000)
-        while house.shelf.out:
-            time.sleep(0.01)
+        wait_until(lambda: not house.shelf.out)
         house.engine.stop()
         assert house.engine.stats.failed_steps == 0

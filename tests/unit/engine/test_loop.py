@@ -15,7 +15,8 @@ from lorry.errors import GenerationFailed
 from lorry_adapters.errors import AdapterBroken
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
-from support.engine_fakes import PATIENCE, Gated, answer_of, counted_lease, request
+from support.engine_fakes import Gated, answer_of, counted_lease, request
+from support.patience import PATIENCE
 
 BLOCK = 4
 

@@ -11,9 +11,7 @@ from lorry.engine.residency import FETCHERS, NICENESS, SlotResidency
 from lorry_adapters.errors import AdapterBroken, AdapterError, UnknownAdapter
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
-
-PATIENCE = 20
-"""Seconds after which something that should have happened has not."""
+from support.patience import PATIENCE
 
 
 class Depot:

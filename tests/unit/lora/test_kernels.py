@@ -97,7 +97,7 @@ scales = st.sampled_from([1.0, 0.5, -2.0, 16.0, 1e-3])
 uses = st.lists(st.tuples(st.integers(1, NUM_SLOTS), scales), max_size=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rows=st.lists(st.tuples(st.integers(1, 6), uses), min_size=1, max_size=12),
     ranks=st.lists(st.integers(0, MAX_RANK), min_size=NUM_SLOTS, max_size=NUM_SLOTS),

@@ -24,7 +24,7 @@ def pairs_of(rows: list[tuple[int, list[tuple[int, float]]]]) -> tuple[Pair, ...
     return build_plan(rows, dtype=torch.float32, device=cpu, digests=digests).pairs
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=rows)
 def test_every_pair_once_in_tiles_of_one_slot(
     rows: list[tuple[int, list[tuple[int, float]]]],
@@ -42,7 +42,7 @@ def test_every_pair_once_in_tiles_of_one_slot(
     assert (made.spans[-1][1] if made.spans else 0) == len(made.tiles)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=rows)
 def test_a_layer_holds_a_token_once_and_layers_keep_the_order(
     rows: list[tuple[int, list[tuple[int, float]]]],

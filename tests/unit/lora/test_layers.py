@@ -145,7 +145,7 @@ def beside_a_large_one(layer: LoraLinear, holder: PlanHolder, slot: int) -> Tens
     return run(layer, holder, [[(slot, 1.0)], [(COMPANION, 1.0)]])[0, 0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=st.lists(st.integers(0, MAX_RANK), min_size=1, max_size=6))
 def test_whatever_a_slot_held_before_is_gone(ranks: list[int]) -> None:
     """Rank 0: the adapter that came does not have this module."""

@@ -212,7 +212,7 @@ sizes = st.sampled_from([1, 1, 1, 2, 3, 5, 8])
 cuts = st.lists(sizes, min_size=1, max_size=12).map(cut_to_length)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     tracks=st.lists(st.tuples(cuts, st.integers(0, 6)), min_size=1, max_size=4),
     seed=st.integers(0, 1000),

@@ -74,7 +74,7 @@ def test_the_largest_codes_do_not_saturate() -> None:
         check_bound(linear, exact_OI, bias_O, x_TI)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 40),
     seed=st.integers(0, 99),
@@ -95,7 +95,7 @@ def test_rows_of_zeros_give_the_bias() -> None:
     assert torch.equal(without(torch.zeros(2, IN)), torch.zeros(2, OUT))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 70), place=st.integers(0, 69), seed=st.integers(0, 99),
        neighbour=st.sampled_from([0.0, 1.0, 1e30, float("inf"), float("nan")]))  # fmt: skip
 def test_a_row_is_the_same_bit_for_bit_in_any_batch(

@@ -122,7 +122,7 @@ def test_the_grid(family: str, dtype: torch.dtype) -> None:
     check(Layer(FAMILIES[family], dtype, [1, 15, 16, 17, 64, 90, SPAN + 100], 1), dtype)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     lengths=st.lists(st.integers(1, 130), min_size=1, max_size=4),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from support.patience import PATIENCE
+
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_right"
 
@@ -127,6 +129,7 @@ class Client:
         self._home = home
         environ = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environ |= {f"HF_HUB_{what}_TIMEOUT": f"{PATIENCE:.0f}" for what in ("ETAG", "DOWNLOAD")}
         environ |= {"PYTHONPATH": os.pathsep.join(sys.path)}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CLIENT],
@@ -147,7 +150,7 @@ class Client:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(PATIENCE)
 
 
 @pytest.fixture

@@ -12,20 +12,26 @@ import pytest
 
 from lorry.errors import ModelError
 from lorry.model.store import build_once, require_room, sha256_of, source_of
+from support.patience import PATIENCE
 
+RACERS = 4
 _RACER = """
-import sys, time
+import sys
 from pathlib import Path
 from lorry.model.store import build_once
+from support.patience import wait_until
+
+folder, log, here = map(Path, sys.argv[1:4])
 
 def build(staging):
-    with open(sys.argv[2], "a") as log:
-        log.write("built\\n")
+    with log.open("a") as file:
+        file.write("built\\n")
     (staging / "a").write_text("1")
-    time.sleep(0.3)
+    wait_until(lambda: len(list(here.parent.iterdir())) == int(sys.argv[4]), "the others")
     (staging / "b").write_text("2")
 
-folder = build_once(Path(sys.argv[1]), build, source="x", say=lambda line: print(line))
+here.touch()
+folder = build_once(folder, build, source="x", say=lambda line: print(line))
 print("saw", sorted(item.name for item in folder.iterdir()))
 """
 
@@ -48,17 +54,18 @@ def test_it_is_built_once_and_says_from_what(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_at_once_build_it_once(tmp_path: Path) -> None:
-    folder, log = tmp_path / "models" / "x", tmp_path / "log"
+    folder, log, here = tmp_path / "models" / "x", tmp_path / "log", tmp_path / "racers"
+    here.mkdir()
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", _RACER, str(folder), str(log)],
+            [sys.executable, "-c", _RACER, *map(str, (folder, log, here / str(i), RACERS))],
             stdout=subprocess.PIPE,
             text=True,
             env={"PYTHONPATH": ":".join(sys.path)},
         )
-        for _ in range(4)
+        for i in range(RACERS)
     ]
-    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    outputs = [racer.communicate(timeout=PATIENCE)[0] for racer in racers]
     assert all(racer.returncode == 0 for racer in racers)
     assert all("saw ['a', 'b', 'lorry.json']" in output for output in outputs)
     assert log.read_text() == "built\n"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lorry_adapters.registry.host_cache import HostCache
+from support.patience import PATIENCE, wait_until
 
 
 class Disk:
@@ -114,23 +115,22 @@ def test_one_load_for_all_who_ask_meanwhile(disk: Disk) -> None:
 
     def wait(digest: str) -> None:
         loading.set()
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE)
 
     disk.before = wait
     given: list[Any] = []
     threads = [threading.Thread(target=lambda: given.append(cache.get("a40"))) for _ in range(8)]
     threads[0].start()
-    assert loading.wait(30)
+    assert loading.wait(PATIENCE)
     for thread in threads[1:]:
         thread.start()
     # Another digest is not kept waiting by this load.
     disk.before = lambda digest: None
     cache.get("b40")
-    while cache.stats().hits < 7:
-        pass
+    wait_until(lambda: cache.stats().hits == 7)
     go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert disk.loads == ["a40", "b40"]
     assert len(given) == 8
     assert len({id(weights) for weights in given}) == 1
@@ -142,7 +142,7 @@ def test_an_error_reaches_all_who_wait_and_is_not_remembered(disk: Disk) -> None
 
     def fail(digest: str) -> None:
         loading.set()
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE)
         raise OSError("cable out")
 
     disk.before = fail
@@ -156,14 +156,13 @@ def test_an_error_reaches_all_who_wait_and_is_not_remembered(disk: Disk) -> None
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     threads[0].start()
-    assert loading.wait(30)
+    assert loading.wait(PATIENCE)
     for thread in threads[1:]:
         thread.start()
-    while cache.stats().hits < 2:
-        pass
+    wait_until(lambda: cache.stats().hits == 2)
     go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert [str(error) for error in errors] == ["cable out"] * 3
     assert disk.loads == ["a40"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
-import time
 
 import psutil
 import torch
 
 from lorry.model.native import structs
+from support.patience import wait_until
 
 WIDTH = 512
 
@@ -58,9 +58,7 @@ def test_engines_leave_nothing_behind(built: ctypes.CDLL) -> None:
         linear.check(built, engine, x_TI)
         built.lorry_engine_free(engine)
         # The kernel may list a thread for a moment after it was joined.
-        ended = time.monotonic() + 10
-        while process.num_threads() != threads:
-            assert time.monotonic() < ended
+        wait_until(lambda: process.num_threads() == threads)
 
     threads = process.num_threads()
     for _ in range(20):
