@@ -7,6 +7,7 @@ import gc
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import torch
@@ -80,15 +81,14 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         kv_dtype=dtype,
         found=found,
     )
-    chosen = choose(
+    equip = partial(
+        choose,
         settings.kernels,
-        loaded,
-        runner,
         max_tokens=settings.max_num_batched_tokens,
         max_rank=settings.max_lora_rank,
     )
-    say(f"steps run on {chosen}")
-    selfcheck.check(runner, loaded)
+    say(f"steps run on {equip(loaded, runner)}")
+    selfcheck.check(runner, loaded, equip)
     if runner.unpackable is not None:
         say(f"rows are padded, which costs time: packed in one row, {runner.unpackable}")
     runner.settle()
@@ -159,7 +159,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
 def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
     """Blocks that the budget buys, and no more than the rows could ever fill."""
     affordable = settings.kv_cache_memory // (per_token * BLOCK_SIZE)
-    least = selfcheck.blocks_needed(BLOCK_SIZE)
+    least = selfcheck.SHORT.blocks_needed(BLOCK_SIZE)
     if affordable < least:
         raise ModelError(
             f"--kv-cache-memory {format_size(settings.kv_cache_memory)} does not hold "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from support.families import FAMILIES, HIDDEN, Family
 from support.padded_families import PADDED_TOO, UNPACKABLE
@@ -41,6 +41,15 @@ def save_model(name: str, folder: Path, *, seed: int = 0, max_positions: int | N
     """Writes config, safetensors and tokenizer of the family's model into `folder`."""
     build_model(name, seed=seed, max_positions=max_positions).save_pretrained(folder)
     build_tokenizer(add_bos=family(name).add_bos).save_pretrained(folder)
+    return folder
+
+
+def save(config: PretrainedConfig, folder: Path) -> Path:
+    """The same of a config that is no family's."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fill(model, seed=0)
+    model.save_pretrained(folder)
+    build_tokenizer(add_bos=False).save_pretrained(folder)
     return folder
 
 

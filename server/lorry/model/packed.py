@@ -18,6 +18,8 @@ from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache, Shapes
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
+from lorry.model.mixing import mixer
+from lorry.model.padded import UNSUITED
 from lorry.model.prompts import Prompts
 from lorry_adapters.lora.layers import LoraModel
 
@@ -82,8 +84,16 @@ def measure(loaded: LoadedModel) -> Shapes:
         positions = torch.arange(2, device=loaded.device).unsqueeze(0)
         with torch.inference_mode(), attending(recorder):
             model(input_ids=ids, position_ids=positions, use_cache=False)
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except UNSUITED as error:
         raise UnsupportedModel(f"its attention cannot be replaced ({error})") from error
     if not recorder.shapes:
         raise UnsupportedModel("its attention does not go through transformers' interface")
+    with attending(Recorder()):
+        carrier = mixer(model, loaded.device)
+    if carrier is not None:
+        raise UnsupportedModel(
+            f"{carrier} keeps a state from token to token beside keys and values"
+        )
     return dict(recorder.shapes.items())

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import attention, padded, runner, selfcheck
@@ -20,11 +20,21 @@ from lorry.model.inputs import AttentionPlan, Inputs, build_inputs
 from lorry.model.kv_cache import Shapes
 from lorry.model.loader import LoadedModel, load
 from lorry.model.runner import Runner
+from lorry.model.trial import Trial
 from lorry.settings import Settings
-from support import families, padded_families
+from support import families, padded_families, tiny
+from support.families import config_of
 from support.runner_driver import load_tiny
 
 Ready = Callable[..., tuple[Runner, LoadedModel]]
+
+NAMES_OF_OTHERS = (
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+"""Most families' names of sizes, which GPT-Neo does not have."""
 
 
 @pytest.fixture
@@ -33,7 +43,7 @@ def ready(tiny_model: Callable[[str], Path]) -> Ready:
         family: str, quantization: str = "none", block_size: int = 4
     ) -> tuple[Runner, LoadedModel]:
         loaded = load_tiny(tiny_model(family), quantization=quantization)
-        blocks = selfcheck.blocks_needed(block_size)
+        blocks = selfcheck.SHORT.blocks_needed(block_size)
         return (
             Runner(loaded, kv_blocks=blocks, block_size=block_size, max_slots=2, max_rank=8),
             loaded,
@@ -259,6 +269,90 @@ def test_numbers_that_are_none(ready: Ready, instead: Callable[..., None]) -> No
     instead(broken)
     with pytest.raises(UnsupportedModel, match=r"differ .* by nan"):
         selfcheck.check(*pair)
+
+
+# ---- beyond the lengths at which a model changes what it does
+
+
+def served(config: PretrainedConfig, folder: Path, quantization: str = "none") -> Runner:
+    loaded = load_tiny(tiny.save(config, folder), quantization=quantization)
+    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
+    selfcheck.check(runner, loaded)
+    return runner
+
+
+@pytest.mark.usefixtures("no_padding")
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_window_that_is_dropped_is_found_however_long_it_is(
+    quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("MistralConfig", sliding_window=300, head_dim=16)()
+    assert served(config, tmp_path, quantization).row_layout == "packed"
+    monkeypatch.setattr(attention, "attend", without("sliding_window"))
+    with pytest.raises(UnsupportedModel, match="differ"):
+        served(config, tmp_path, quantization)
+
+
+def longrope(threshold: int) -> PretrainedConfig:
+    return config_of(
+        "Phi3Config",
+        original_max_position_embeddings=threshold,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": threshold,
+        },
+    )()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_positions_that_depend_on_the_length_of_the_sequence(
+    quantization: str, tmp_path: Path
+) -> None:
+    """Pieces of a prompt would be read at other frequencies than the whole."""
+    loaded = load_tiny(tiny.save(longrope(300), tmp_path), quantization=quantization)
+    loaded = replace(loaded, max_model_len=301)
+    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
+    with pytest.raises(UnsupportedModel, match=r"packed .* differ .*; padded, .* differ"):
+        selfcheck.check(runner, loaded)
+
+
+def test_and_those_of_a_length_that_no_sequence_reaches(tmp_path: Path) -> None:
+    loaded = load_tiny(tiny.save(longrope(300), tmp_path))
+    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
+    selfcheck.check(runner, replace(loaded, max_model_len=300))
+
+
+def test_a_length_in_a_table_that_cannot_be_cut_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-Neo's local layers make their mask when they are made, of 100 tokens."""
+    config = config_of(
+        "GPTNeoConfig",
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=100,
+        **dict.fromkeys(NAMES_OF_OTHERS),
+    )()
+    lengths = []
+    problem = Trial.problem
+
+    def noted(trial: Trial, *rest: Any) -> str | None:
+        lengths.append(max(trial.lengths))
+        return problem(trial, *rest)
+
+    monkeypatch.setattr(Trial, "problem", noted)
+    assert served(config, tmp_path).row_layout == "padded"
+    assert max(lengths) > 100
+
+
+def test_rounding_is_measured_and_not_guessed(ready: Ready) -> None:
+    """What moved embeddings do to an answer is what may lie between two right ones."""
+    runner, loaded = ready("llama", "int8")
+    assert 1e-6 < float(selfcheck.SHORT.noise(runner, loaded).max()) < 0.1
 
 
 def test_the_model_is_left_on_our_attention(ready: Ready) -> None:

@@ -60,8 +60,8 @@ def choose(
             runner.prompts,
             num_slots=runner.lora.num_slots,
             # The self-check runs whatever the limits are.
-            max_tokens=max(max_tokens, sum(selfcheck.LENGTHS)),
-            max_context=max(loaded.max_model_len, *selfcheck.LENGTHS),
+            max_tokens=max(max_tokens, selfcheck.MAX_TOKENS),
+            max_context=max(loaded.max_model_len, selfcheck.MAX_TOKENS),
             max_rank=max_rank,
             num_threads=threads,
         )

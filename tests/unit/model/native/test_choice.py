@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from lorry.bootstrap import assemble
 from lorry.errors import ModelError
 from lorry.model import selfcheck
+from lorry.model.kv_cache import KVCache, Layer, LayerShape
 from lorry.model.loader import LoadedModel, load
 from lorry.model.native import choice, library, recipe
 from lorry.model.native.lean import STATIC_ROPES, unsuited
@@ -202,6 +204,29 @@ def test_a_wrong_answer_of_the_compiled_step_is_refused(
     )
     with pytest.raises(ModelError, match="not served"):
         selfcheck.check(runner, loaded)
+    runner.close()
+
+
+def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_tiny(save(tmp_path, "mistral", sliding_window=300), quantization="int8")
+    equip = partial(choice.choose, "native", max_tokens=64, max_rank=8)
+    runner = runner_of(loaded)
+    equip(loaded, runner)
+    selfcheck.check(runner, loaded, equip)
+    runner.close()
+
+    def dropped(cache: KVCache, layer: Layer) -> LayerShape:
+        return dataclasses.replace(shape(cache, layer), window=None)
+
+    shape = KVCache.shape
+    monkeypatch.setattr(KVCache, "shape", dropped)
+    loaded = load_tiny(tmp_path, quantization="int8")
+    runner = runner_of(loaded)
+    equip(loaded, runner)
+    with pytest.raises(ModelError, match=r"not served: .* differ"):
+        selfcheck.check(runner, loaded, equip)
     runner.close()
 
 

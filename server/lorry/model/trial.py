@@ -1,0 +1,184 @@
+"""The same sequences twice: together through a runner, and each alone through
+transformers' own forward pass.
+
+How far two right answers may lie apart depends on what rounds on the way: in fp32 hardly
+at all, where activations are rounded to a few bits a difference in the last digit of a sum
+can flip a code, and bitsandbytes' int8 with a threshold chooses columns by all rows of a
+product. So transformers' forward pass is run again, with the embeddings moved by one last
+digit and with another sequence beside this one. What that does to its answers is the measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorry.core import Batch, Row, Sample, SamplingParams
+from lorry.model.loader import LoadedModel
+from lorry.model.padded import UNSUITED
+from lorry.model.quiet import quiet
+from lorry.model.runner import Runner
+
+SINGLES = 2
+"""Tokens of each sequence that come one at a time, as an answer's do."""
+
+TOLERANCE = 1e-3
+"""Of a log-probability, where nothing is rounded to less than fp32."""
+
+NOISES = 3
+"""How often the embeddings are moved."""
+
+FARTHEST, MEAN = 3, 2
+"""How many times as far off as that a right answer may be, and all of them on average.
+Seen: once at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    lengths: tuple[int, ...]
+    """Tokens of the sequences."""
+    piece: int
+    """Tokens of a sequence that a step reads, the last ones excepted."""
+
+    def blocks_needed(self, block_size: int) -> int:
+        return sum(-(-length // block_size) for length in self.lengths)
+
+    def problem(self, runner: Runner, loaded: LoadedModel) -> str | None:
+        """What is wrong with the runner's answers, if anything.
+
+        Writes to the first blocks of the runner's cache.
+        """
+        sequences = self.sequences(loaded)
+        try:
+            have = _joined(self.together(runner, sequences))
+        except torch.OutOfMemoryError:
+            raise
+        except UNSUITED as error:
+            return f"sequences that run together fail ({str(error).strip() or repr(error)})"
+        off = (have - _joined(self.alone(loaded, sequences))).abs()
+        if float(off.max()) <= TOLERANCE:
+            return None
+        noise = self.noise(runner, loaded)
+        # `not <=` rather than `>`: a NaN is a difference.
+        far = not float(off.max()) <= TOLERANCE + FARTHEST * float(noise.max())
+        # One flipped code moves one answer; a sequence that sees another moves most of them.
+        shifted = not float(off.mean()) <= TOLERANCE + MEAN * float(noise.mean())
+        if far or shifted:
+            return (
+                "sequences that run together differ from the same sequences alone by "
+                f"{float(off.max()):.3g} in log-probability"
+            )
+        return None
+
+    def sequences(self, loaded: LoadedModel) -> list[list[int]]:
+        vocabulary = loaded.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(1)
+        return [
+            torch.randint(0, vocabulary, (length,), generator=generator).tolist()
+            for length in self.lengths
+        ]
+
+    def alone(
+        self,
+        loaded: LoadedModel,
+        sequences: Sequence[Sequence[int]],
+        *,
+        moved: tuple[float, torch.Generator] | None = None,
+        beside: Sequence[int] | None = None,
+    ) -> list[list[float]]:
+        """Log-probabilities of every token but the first, through transformers' eager
+        attention. `moved`: the embeddings, by about such a fraction of each number; `beside`:
+        a sequence of the same length, in the same batch."""
+        model = loaded.model
+        ours = model.config._attn_implementation
+        with quiet():
+            model.set_attn_implementation("eager")
+        try:
+            embeddings = model.get_input_embeddings()
+            with torch.inference_mode(), _moved(embeddings, *moved) if moved else nullcontext():
+                return [_scored(loaded, ids, beside) for ids in sequences]
+        finally:
+            with quiet():
+                model.set_attn_implementation(ours)
+
+    def together(self, runner: Runner, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The same through the runner: each begins a step after the one before it and is read
+        in pieces. What each ends with is only asked about."""
+        free = iter(range(runner.cache.num_blocks))
+        blocks = [
+            [next(free) for _ in range(-(-len(ids) // runner.cache.block_size))]
+            for ids in sequences
+        ]
+        found: list[list[float]] = [[] for _ in sequences]
+        for step in self._steps():
+            rows = []
+            for index, start, stop in step:
+                ids = list(sequences[index])
+                rows.append(
+                    Row(
+                        request_id=str(index),
+                        token_ids=ids[start:stop],
+                        start=start,
+                        blocks=blocks[index],
+                        adapters=(),
+                        sample=Sample(SamplingParams(max_new_tokens=1), ids, (), None),
+                        prompt_targets=ids[start + 1 : stop + 1],
+                    )
+                )
+            for (index, _, _), result in zip(step, runner.run(Batch(tuple(rows))), strict=True):
+                found[index].extend(entry.logprob for entry in result.prompt)
+        return found
+
+    def _steps(self) -> Iterator[list[tuple[int, int, int]]]:
+        """(sequence, first token, one past the last) of each row of a step."""
+        done = [0] * len(self.lengths)
+        begun = 0
+        while any(at < length - 1 for at, length in zip(done, self.lengths, strict=True)):
+            begun += 1
+            step = []
+            for index, length in enumerate(self.lengths[:begun]):
+                left = length - 1 - done[index]
+                if left > 0:
+                    count = min(self.piece, left - SINGLES) if left > SINGLES else 1
+                    step.append((index, done[index], done[index] + count))
+                    done[index] += count
+            yield step
+
+    def noise(self, runner: Runner, loaded: LoadedModel) -> Tensor:
+        """How far apart transformers' own answers for the first sequence lie, at most."""
+        digit = max(torch.finfo(loaded.dtype).eps, torch.finfo(runner.cache.dtype).eps)
+        first = self.sequences(loaded)[:1]
+        alone = _joined(self.alone(loaded, first))
+        generator = torch.Generator(loaded.device).manual_seed(1)
+        others = [self.alone(loaded, first, moved=(digit, generator)) for _ in range(NOISES)]
+        others.append(self.alone(loaded, first, beside=first[0][::-1]))
+        return torch.stack([(_joined(other) - alone).abs() for other in others]).amax(0)
+
+
+def _joined(answers: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([value for answer in answers for value in answer], dtype=torch.float64)
+
+
+def _scored(loaded: LoadedModel, ids: Sequence[int], beside: Sequence[int] | None) -> list[float]:
+    rows = [ids] if beside is None else [ids, beside]
+    ids_BT = torch.tensor([list(row) for row in rows], device=loaded.device)
+    logits_TV = loaded.model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    logprobs_TV = logits_TV.log_softmax(-1)
+    return [float(logprobs_TV[i, token]) for i, token in enumerate(ids[1:])]
+
+
+@contextmanager
+def _moved(embeddings: nn.Module, digit: float, generator: torch.Generator) -> Iterator[None]:
+    def move(_module: nn.Module, _inputs: object, x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return x * (1 + digit * noise)
+
+    handle = embeddings.register_forward_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
