@@ -85,6 +85,9 @@ class BaseLayout:
     kv_heads: int = 0
     """Heads of keys and values in every layer; 0 where the layers differ."""
     head_size: int = 0
+    text: str = ""
+    """Path of the text model, where the base has other parts beside it (vision, audio): those
+    are loaded, and no text reaches them."""
     body: str = ""
     """Path of the model below the head: what an adapter for its hidden states calls its root."""
     parameters: Mapping[str, BaseParameter] = field(default_factory=dict)

@@ -1,7 +1,8 @@
-"""Whether an adapter does nothing: what its files say adds nothing to any base.
+"""What of an adapter does nothing.
 
 An adapter as it was before the first step of training, or one whose config takes its strength
-away (`lora_alpha` 0). It would be the base under another name.
+away (`lora_alpha` 0), adds nothing to any base: it would be the base under another name. And what
+is for the vision or audio part of a base, no text reaches.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import Final
 
 from torch import Tensor
 
+from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import Bottleneck, Remembered
 from lorry_adapters.lora.effects import InputGain, Kronecker, OutputGain, PairBias, Vera
 from lorry_adapters.lora.experts import AnyEffect, ExpertLora, RouterPair
 from lorry_adapters.lora.parts import LoraPair, Parts
+from lorry_adapters.lora.problems import some
 from lorry_adapters.lora.replaced import EmbeddingPair, OwnModule
 from lorry_adapters.lora.sparse import Sparse
 from lorry_adapters.lora.spectral import Turned
+from lorry_adapters.lora.spelling import is_beside
 from lorry_adapters.lora.workshop import Measured
 
 _LEAST: Final = 2.0**-126
@@ -42,6 +46,37 @@ def why_idle(parts: Parts) -> str | None:
     if parts.pairs and len(every) == len(parts.pairs):
         return "every lora_B is zero, as before any training"
     return "every number that it adds is zero, as before any training"
+
+
+def leave_out_unseen(parts: Parts, layout: BaseLayout, problems: list[str]) -> list[str]:
+    """Takes out of `parts` what no text reaches; what of that would act elsewhere goes to
+    `problems`. Warnings for people.
+
+    Trained on text, with targets that name modules of other parts as well (`q_proj`), an adapter
+    has pairs for those that stayed as they were; trained on images, it has others.
+    """
+    unseen = [name for name in (*parts.pairs, *parts.effects) if is_beside(layout, name)]
+    if not unseen:
+        return []
+    acting: list[str] = []
+    idle: list[str] = []
+    for name in dict.fromkeys(unseen):
+        pair = parts.pairs.pop(name, None)
+        mine = [*([] if pair is None else [pair]), *parts.effects.pop(name, [])]
+        (idle if all(map(_adds_nothing, mine)) else acting).append(name)
+    if acting:
+        problems.append(
+            "no text reaches these modules of the base, and the adapter changes them "
+            f"({len(acting)}): {some(acting)}. Served as it is, that part of it would never act: "
+            "make an adapter of its text part (lorry adapters convert FOLDER --text-only --out "
+            f"DIR), or train it with target_modules within {layout.text} alone"
+        )
+    if not idle:
+        return []
+    return [
+        "no text reaches these modules of the base, so what the adapter has for them "
+        f"({len(idle)}) is left out; it was not trained, and adds nothing: {some(idle)}"
+    ]
 
 
 def _strengths(one: LoraPair | AnyEffect) -> Iterator[float]:

@@ -29,6 +29,11 @@ WRAPPERS: Final = re.compile(
     r"|^module\.|(?<=^base_model\.model\.)module\."
 )
 """What torch.compile, FSDP, activation checkpointing and data parallel training put into paths."""
+_SEES: Final = re.compile(r"vision|visual|audio|multi_modal_projector")
+_BESIDE_TEXT: Final = (
+    "; an adapter of its text part alone is made by: lorry adapters convert FOLDER --text-only "
+    "--out DIR"
+)
 _PREFIXES: Final = re.compile(rf"^(?:{re.escape(PREFIX)})+")
 _ENDS: Final = ("weight", "bias")
 
@@ -96,9 +101,14 @@ def sort_keys(
     return keys
 
 
+def bare_path(path: str) -> str:
+    """Without PEFT's prefix and a trainer's wrappers."""
+    return _PREFIXES.sub("", WRAPPERS.sub("", path))
+
+
 def module_of(path: str, layout: BaseLayout) -> BaseModule | None:
     # A base whose own paths began with the prefix would be meant literally.
-    bare = _PREFIXES.sub("", WRAPPERS.sub("", path))
+    bare = bare_path(path)
     # An adapter for hidden states was trained on the model without its head.
     for name in (path, bare, f"{layout.body}.{bare}"):
         module = layout.modules.get(layout.called.get(name, name))
@@ -158,7 +168,7 @@ def _unknown_modules(unknown: list[str], any_known: bool, layout: BaseLayout) ->
         yield (
             f"the file has {len(unknown)} module{'s' if len(unknown) > 1 else ''} that the base "
             f"{layout.name} has not: "
-            f"{some(unknown)}"
+            f"{some(unknown)}{_BESIDE_TEXT if any(map(_SEES.search, unknown)) else ''}"
         )
     elif unknown:
         yield (

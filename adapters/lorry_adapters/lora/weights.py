@@ -19,9 +19,10 @@ from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.experts import AnyEffect
-from lorry_adapters.lora.idle import why_idle
+from lorry_adapters.lora.idle import leave_out_unseen, why_idle
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
 from lorry_adapters.lora.problems import refusal, shown, some
+from lorry_adapters.lora.spelling import spelled
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 from lorry_adapters.lora.vocabulary import grown, known_of
 
@@ -106,7 +107,8 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         raise refusal([*problems, *error.problems]) from None
     with file:
         layout = as_named(layout, file.entries)
-        known = foreign(layout)
+        spelling = spelled(layout, file.entries)
+        known = foreign(spelling.layout)
         larger = grown(file, known)
         if larger is not None:
             problems.append(larger)
@@ -119,7 +121,8 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         if problems:
             raise refusal(problems)
         assert spec is not None and contents is not None
-        parts = resolve(contents.read(), layout, problems)
+        parts = spelling.back(resolve(contents.read(), layout, problems))
+        warnings = [*contents.warnings, *leave_out_unseen(parts, layout, problems)]
         if problems:
             raise refusal(problems)
         idle = why_idle(parts)
@@ -138,7 +141,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
             scalable=spec.scalable,
             labels=contents.labels,
             tokens=known_of(file, known),
-            warnings=contents.warnings,
+            warnings=tuple(warnings),
         )
 
 
@@ -153,11 +156,13 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
         raise refusal(problems)
     with _open(folder) as file:
         layout = as_named(layout, file.entries)
-        known = foreign(layout)
+        spelling = spelled(layout, file.entries)
+        known = foreign(spelling.layout)
         contents = spec.contents(file, known, problems)
         if problems:
             raise refusal(problems)
-        parts = resolve(contents.read(), layout, problems)
+        parts = spelling.back(resolve(contents.read(), layout, problems))
+        leave_out_unseen(parts, layout, problems)
         tokens = known_of(file, known)
     if problems:
         raise refusal(problems)

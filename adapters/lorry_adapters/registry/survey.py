@@ -41,6 +41,8 @@ def fingerprint(layout: BaseLayout) -> str:
         layout.head_size,
         modules,
     ]
+    if layout.text:
+        shape.append(layout.text)
     if layout.parameters:
         shape.append(
             sorted(

@@ -2,7 +2,8 @@
 
 Layouts: keys without PEFT's prefix, or with it twice; the wrappers of a trainer
 (`_orig_mod.`, `module.`, ...) in them; an adapter's name in them (`lora_A.default.weight`);
-keys of a config that this PEFT does not know and that say nothing; targets left out.
+keys of a config that this PEFT does not know and that say nothing; targets left out; names of
+modules within a model of other parts (`respell`).
 
 MLX-LM's adapters become PEFT's (`mlx`); experts of another order get PEFT's (`regroup`).
 
@@ -34,11 +35,13 @@ from lorry_adapters.lora.columns import by_rank
 from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.problems import refusal, shown, some
+from lorry_adapters.lora.spelling import Spelling
 from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.tools import mlx
 from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, save
 from lorry_adapters.tools.portrait import PROMPTS
 from lorry_adapters.tools.regroup import in_order, out_of_order, says_order
+from lorry_adapters.tools.respell import respelled
 from lorry_adapters.tools.tasks import one_task
 
 _INNER: Final = (
@@ -80,10 +83,13 @@ def convert(
     task: int | None = None,
     *,
     experts_grouped: bool = False,
+    names: Spelling | None = None,
 ) -> Converted:
     """`initial`: the folder that was saved before the first step of training. `task`: the one to
     keep of a multitask prompt or of Poly, counted from 0. `experts_grouped`: the columns of each
-    expert lie side by side in lora_B, as Unsloth trained them before 2026.9.6.
+    expert lie side by side in lora_B, as Unsloth trained them before 2026.9.6. `names`: those that
+    the modules of a text model are to have, its own (TEXT) or those within a model of other
+    parts; None leaves them, but for those of before transformers 4.52.
 
     Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
     `initial` is needed and not given, or one of the others is given in vain.
@@ -103,6 +109,11 @@ def convert(
         config = _config(given, tensors, changes, problems)
         if problems:
             raise refusal(problems)
+        other = respelled(config, tensors, names, problems)
+        if problems:
+            raise refusal(problems)
+    config, tensors = other.config, other.tensors
+    changes += other.changes
     start = changed_base(config)
     if start == "LoftQ":
         raise ToolError(

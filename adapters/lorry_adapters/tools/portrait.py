@@ -160,7 +160,7 @@ def _parts(folder: PeftFolder) -> list[ModulePart]:
         )
     for key in others:
         entry = folder.entries[key]
-        module, kind = _split(key.removeprefix(PREFIX))
+        module, kind = module_and_kind(key.removeprefix(PREFIX))
         parts.append(ModulePart(module, kind, None, None, entry.elements, entry.bytes))
     return sorted(parts, key=lambda part: natural(part.module))
 
@@ -172,7 +172,7 @@ def _strength(folder: PeftFolder, module: str, rank: int) -> float | None:
         return None
 
 
-def _split(key: str) -> tuple[str, str]:
+def module_and_kind(key: str) -> tuple[str, str]:
     """Module, and what it has there: `lora_magnitude_vector`, `ia3_l`, `full weight`, ..."""
     found = _PARAMETER.search(key)
     if found is not None:

@@ -12,6 +12,7 @@ from lorry.cli import given
 from lorry.cli.connection import DEFAULT_URL
 from lorry.cli.output import AsJson, write_json, write_line
 from lorry.cli.transfer import LocalFileError
+from lorry.errors import SettingsError
 
 
 def convert(
@@ -48,10 +49,27 @@ def convert(
             "of lora_B is another than PEFT's: puts them in PEFT's.",
         ),
     ] = False,
+    text_only: Annotated[
+        bool,
+        typer.Option(
+            "--text-only",
+            help="Of an adapter for a model with a vision or audio part: what is for its text "
+            "model, under that one's own names.",
+        ),
+    ] = False,
+    in_wrapper: Annotated[
+        bool,
+        typer.Option(
+            "--in-wrapper",
+            help="The other way round: the names that a text model's modules have within a model "
+            "with other parts.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, MLX-LM's, one of
     many tasks."""
+    from lorry_adapters.lora.spelling import Spelling
     from lorry_adapters.tools.convert import convert as converted
     from lorry_adapters.tools.folder import require_free
     from lorry_adapters.tools.mlx import WEIGHTS_FILE as MLX_FILE
@@ -59,6 +77,9 @@ def convert(
     for file in (path, initial):
         if file is not None and not file.exists():
             raise LocalFileError(f"{file} does not exist")
+    if text_only and in_wrapper:
+        raise SettingsError("--text-only and --in-wrapper exclude each other")
+    names = Spelling.TEXT if text_only else Spelling.WRAPPER if in_wrapper else None
     require_free(out)
     with ExitStack() as stack:
         of_mlx = (path / MLX_FILE).is_file()
@@ -66,7 +87,7 @@ def convert(
         before = None
         if initial is not None:
             before = stack.enter_context(given.opened(str(initial), DEFAULT_URL, None))
-        result = converted(folder, before, task, experts_grouped=experts_grouped)
+        result = converted(folder, before, task, experts_grouped=experts_grouped, names=names)
     result.save(out)
     if as_json:
         write_json({"out": str(out), "changes": list(result.changes)})

@@ -19,6 +19,7 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         if entry is not None:
             modules[path] = entry
     text = model.config.get_text_config()
+    table = _path_of(model, model.get_input_embeddings())
     kv_heads, head_size = _kv_of(text)
     return BaseLayout(
         name=name,
@@ -26,11 +27,12 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
         num_layers=int(text.num_hidden_layers),
         output_embedding=_path_of(model, model.get_output_embeddings()),
         modules=modules,
-        input_embedding=_path_of(model, model.get_input_embeddings()),
+        input_embedding=table,
         tied=bool(getattr(text, "tie_word_embeddings", False)),
         caps_logits=bool(getattr(text, "final_logit_softcapping", None)),
         kv_heads=kv_heads,
         head_size=head_size,
+        text="" if table is None or text is model.config else table.rpartition(".")[0],
         body=model.base_model_prefix,
         parameters=parameters_of(model),
     )
