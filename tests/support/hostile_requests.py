@@ -79,7 +79,7 @@ def hostile_bodies() -> dict[str, HostileRequest]:
 
     parameters = b'{"inputs":"x","parameters":'
     return {
-        "8 million brackets": body("/generate", 400, b"", b"[" * (8 * _MIB - 10)),
+        "8 million brackets": body("/generate", 413, b"", b"[" * (8 * _MIB - 10)),
         "a number of 8 million digits": body(
             "/generate", 400, b'{"inputs":', b"9" * (8 * _MIB - 99), b"}"
         ),

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
+from contextlib import suppress
 from typing import Any, Never, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from lorry.api.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
+from lorry.api.arrival import arriving, check_encoding
+from lorry.api.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidFields,
+    MalformedBody,
+    UnsupportedMediaType,
+)
+from lorry.api.mistakes import check_size, described, mistakes
 
 MAX_JSON = 8 << 20
 """Bytes of a JSON body."""
@@ -32,16 +40,16 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
     """The request's JSON as `kind`.
 
     Raises:
-        UnsupportedMediaType, BodyTooLarge, MalformedBody, InvalidFields.
+        UnsupportedMediaType, BodyTooLarge, BodyTooSlow, MalformedBody, InvalidFields.
         ClientDisconnect: the client went away in the middle.
     """
     data = await read_json(request)
     if not isinstance(data, dict):
-        raise InvalidFields([f"the body must be a JSON object, not {_describe(data)}"])
+        raise InvalidFields([f"the body must be a JSON object, not {described(data)}"])
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        _refuse(error)
+        raise mistakes(error) from None
 
 
 async def read_json(request: Request) -> Any:
@@ -60,7 +68,11 @@ def media_type(request: Request) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Strict JSON: neither NaN nor Infinity, no half of a surrogate pair. MalformedBody."""
+    """Strict JSON: neither NaN nor Infinity, no half of a surrogate pair.
+
+    Raises MalformedBody, BodyTooLarge.
+    """
+    check_size(data)
     try:
         value = json.loads(data, parse_constant=_refuse_constant)
         if b"\\u" in data:
@@ -83,10 +95,11 @@ async def drop_rest(request: Request) -> None:
         # The refused chunk was the last; Starlette's `stream` would raise.
         return
     dropped = 0
-    async for chunk in request.stream():
-        dropped += len(chunk)
-        if dropped > _LINGER:
-            return
+    with suppress(BodyTooSlow):
+        async for chunk in arriving(request):
+            dropped += len(chunk)
+            if dropped > _LINGER:
+                return
 
 
 async def drop_unread(request: Request) -> None:
@@ -107,6 +120,7 @@ def waits_for_consent(request: Request) -> bool:
 
 
 async def _read(request: Request) -> bytes:
+    check_encoding(request)
     length = announced_length(request)
     refusal = BodyTooLarge(
         f"the body is larger than {MAX_JSON} bytes, the most a JSON body may have"
@@ -115,7 +129,7 @@ async def _read(request: Request) -> bytes:
         await drop_unread(request)
         raise refusal
     data = bytearray()
-    async for chunk in request.stream():
+    async for chunk in arriving(request):
         data += chunk
         if len(data) > MAX_JSON:
             await drop_rest(request)
@@ -125,28 +139,3 @@ async def _read(request: Request) -> bytes:
 
 def _refuse_constant(name: str) -> Never:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _refuse(error: ValidationError) -> Never:
-    problems = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"])
-        kind = item["type"]
-        if kind == "missing":
-            problems.append(f"{field} is required")
-        elif kind == "extra_forbidden":
-            problems.append(f"unknown field {field}")
-        else:
-            message = re.sub("^(Input|String|List|Dictionary) should", "must", item["msg"])
-            message = message.replace("a valid ", "a ")
-            problems.append(f"{field} {message}, not {_describe(item['input'])}")
-    first = error.errors(include_url=False)[0]["loc"]
-    raise InvalidFields(problems, param=".".join(str(part) for part in first)) from error
-
-
-def _describe(value: object) -> str:
-    """A value as the client wrote it, not too much of it."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
-        return "a number of that size"
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -39,6 +39,18 @@ class Within:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class FirstMistake:
+    """Of a list: its first wrong item is told, and not the million that may follow."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        schema = handler(source)
+        assert schema["type"] == "list"
+        return core_schema.list_schema(schema.get("items_schema"), fail_fast=True)
+
+
 MAX_TOKENS = 2**31 - 1
 """Beyond any model; the model's own length is checked when the prompt is known."""
 
@@ -64,3 +76,5 @@ Penalty = Annotated[float, Within(-2, 2)]
 Seed = Annotated[int, Within(-(2**63), 2**64 - 1)]
 Answers = Annotated[int, Within(1, MAX_ANSWERS)]
 Top = Annotated[int, Within(0, MAX_TOP)]
+Texts = Annotated[list[str], FirstMistake()]
+Objects = Annotated[list[dict[str, Any]], FirstMistake()]

@@ -6,23 +6,23 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from lorry.api.bounds import Tokens, Top
+from lorry.api.bounds import Objects, Texts, Tokens, Top
 from lorry.api.openai_schema import Idle, SharedAnswer, SharedBody
 
 
 class ChatBody(SharedBody):
-    messages: list[dict[str, Any]] = Field(
+    messages: Objects = Field(
         description="`role` (system, developer, user, assistant, tool) and `content`, a text or "
         "a list of text parts."
     )
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Top | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    modalities: list[str] | None = Field(default=None, description="Only text.")
+    modalities: Texts | None = Field(default=None, description="Only text.")
     prediction: Idle = None
 
 

@@ -48,6 +48,10 @@ class BodyTooLarge(HttpError):
     pass
 
 
+class BodyTooSlow(HttpError):
+    pass
+
+
 class Unauthorized(HttpError):
     param = "Authorization"
 
@@ -106,6 +110,7 @@ TABLE: Mapping[type[Exception], Row] = {
     served.ModelNotFound: Row(404, "model_not_found", "not_found_error", "not_found"),
     adapters.UnknownAdapter: Row(404, "unknown_adapter", "not_found_error", "not_found"),
     WrongMethod: Row(405, "method_not_allowed", _REQUEST, "validation"),
+    BodyTooSlow: Row(408, "body_too_slow", _REQUEST, "validation"),
     adapters.AdapterDisabled: Row(409, "adapter_disabled", "conflict_error", "adapter_disabled"),
     adapters.AdapterConflict: Row(409, "adapter_conflict", "conflict_error", "conflict"),
     adapters.DigestMismatch: Row(412, "digest_mismatch", "precondition_error", "conflict"),
@@ -217,6 +222,7 @@ def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, A
         401: "No key, or a wrong one",
         403: "Not allowed",
         404: "No such adapter, version or model",
+        408: "The body came too slowly",
         409: "The adapter is disabled, or exists with other content",
         412: "The adapter changed since",
         413: "The body is too large",

@@ -17,6 +17,7 @@ from lorry.api.bounds import (
     RepetitionPenalty,
     Seed,
     Temperature,
+    Texts,
     Tokens,
     Top,
     TopK,
@@ -37,7 +38,7 @@ class Parameters(Body):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = Field(
+    stop: str | Texts | None = Field(
         default=None,
         description="Texts that end the answer and are shown, special tokens left out. One with a "
         "special token in it, as `<|im_end|>`, is looked for in the answer with them, too.",

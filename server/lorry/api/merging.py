@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lorry.api.bodies import Body
-from lorry.api.bounds import Fraction, Within
+from lorry.api.bounds import FirstMistake, Fraction, Texts, Within
 from lorry.api.selection import choices_of
 from lorry.errors import InvalidRequest
 from lorry_adapters.errors import InvalidAdapter
@@ -31,8 +31,10 @@ Weight = Annotated[float, Within(-MAX_SCALE, MAX_SCALE)]
 
 
 class MergedAdapters(Body):
-    ids: list[str] = Field(description="Names, or name@version; at least two.")
-    weights: list[Weight] = Field(description="One for each; 1 is the trained strength.")
+    ids: Texts = Field(description="Names, or name@version; at least two.")
+    weights: Annotated[list[Weight], FirstMistake()] = Field(
+        description="One for each; 1 is the trained strength."
+    )
     merge_strategy: str | None = Field(
         default=None, description=f"{', '.join(STRATEGIES)}; linear by default."
     )

@@ -20,6 +20,7 @@ from lorry.api.bounds import (
     RepetitionPenalty,
     Seed,
     Temperature,
+    Texts,
     TokensOrNone,
     TopKOrOff,
 )
@@ -52,7 +53,7 @@ class SharedBody(Body):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = Field(
+    stop: str | Texts | None = Field(
         default=None,
         description="Texts that end the answer and are not shown. One with a special token in it, "
         "as `<|im_end|>`, is looked for in the answer with special tokens, too.",

@@ -18,6 +18,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from lorry.api.arrival import arriving, check_encoding
 from lorry.api.bodies import announced_length, drop_rest, drop_unread
 from lorry.api.errors import InvalidFields, MalformedBody, UnsupportedMediaType
 from lorry_adapters.errors import StorageFull, UploadTooLarge
@@ -29,6 +30,10 @@ _OVERHEAD = 256 << 10
 
 _MAX_FIELD = 64 << 10
 _MAX_FIELDS = 32
+_MAX_PARTS = 64
+_MAX_BOUNDARY = 200
+"""Characters; the standard has 70."""
+
 _MAX_HEADERS = 16 << 10
 
 _CHUNK = 1 << 20
@@ -79,9 +84,10 @@ async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
 
     Raises:
         UnsupportedMediaType: no form. MalformedBody: one that is cut off or broken.
-        UploadTooLarge, StorageFull.
+        UploadTooLarge, BodyTooSlow, StorageFull.
         ClientDisconnect: the client went away in the middle.
     """
+    check_encoding(request)
     limit = max_upload + _OVERHEAD
     too_large = UploadTooLarge(
         f"the upload is larger than the limit of {max_upload} bytes, which --max-upload raises; "
@@ -95,7 +101,7 @@ async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
     received = 0
     waiting = bytearray()
     try:
-        async for chunk in request.stream():
+        async for chunk in arriving(request):
             received += len(chunk)
             if received > limit:
                 await drop_rest(request)
@@ -130,6 +136,8 @@ def _boundary(request: Request) -> bytes:
     boundary = options.get(b"boundary")
     if not boundary:
         raise MalformedBody("the Content-Type of the form names no boundary")
+    if len(boundary) > _MAX_BOUNDARY:
+        raise MalformedBody(f"the boundary of the form has {len(boundary)} characters")
     return boundary
 
 
@@ -139,6 +147,7 @@ class _Parser:
     def __init__(self, folder: Path, boundary: bytes) -> None:
         self._folder = folder
         self._form = Form()
+        self._parts = 0
         self._ended = False
         self._header = bytearray()
         self._value = bytearray()
@@ -183,6 +192,9 @@ class _Parser:
             self._file = None
 
     def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise MultipartParseError(f"it has more than {_MAX_PARTS} parts")
         self._headers.clear()
         self._text.clear()
         self._dropping = False
