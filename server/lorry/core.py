@@ -74,7 +74,9 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int = 0
     """How many of the likeliest tokens to report beside the drawn one."""
-    prompt_logprobs: bool = False
+    prompt_logprobs: int | None = None
+    """How many of the likeliest tokens to report in the place of each of the prompt's; None
+    for no log-probabilities of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class TokenLogprob:
     token_id: int
     logprob: float
     """Of the model's own distribution, before temperature, penalties and filters."""
+    top: tuple[TokenLogprob, ...] = ()
+    """Of a prompt's token: the likeliest in its place, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class Row:
     prompt_targets: AbstractSequence[int] | None = None
     """For prompt logprobs: the token that follows each of `token_ids` in the prompt, the
     virtual ones left out; one shorter than that where the chunk ends the prompt."""
+    prompt_top: int = 0
+    """How many of the likeliest tokens to tell beside each target."""
     virtual: int = 0
     """So many of `token_ids`, the first ones, are virtual: their ids mean nothing, their
     embeddings are rows `start` and following of an adapter's prompt."""

@@ -102,8 +102,13 @@ def test_logprobs_and_echo(live: Live) -> None:
     assert {len(column) for column in logprobs.values()} == {len(ids) + 4}
     assert logprobs["token_logprobs"][0] is None
     assert all(one < 0 for one in logprobs["token_logprobs"][1:])
-    assert all(one is None for one in logprobs["top_logprobs"][: len(ids)])
-    assert all(len(one) == 2 for one in logprobs["top_logprobs"][len(ids) :])
+    assert logprobs["top_logprobs"][0] is None
+    for token, logprob, top in list(
+        zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+    )[1:]:
+        # The token's own stands beside the likeliest where it is none of them.
+        assert len(top) - (logprob < sorted(top.values())[-2]) == 2
+        assert top[token] == logprob
     prefill = live.generate(PROMPT, parameters={"decoder_input_details": True})["details"][
         "prefill"
     ]
@@ -112,6 +117,19 @@ def test_logprobs_and_echo(live: Live) -> None:
     for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         if token != "<s>" and not token.startswith("bytes:"):
             assert choice["text"][offset:].startswith(token)
+
+
+def test_the_likeliest_in_the_prompt_are_those_that_an_answer_would_have_had(live: Live) -> None:
+    """What scores answers (multiple choice, perplexity) asks whether a token was the likeliest."""
+    ids = ids_of(live, PROMPT)
+    echoed = complete(live, model="pirate", logprobs=3, echo=True, max_tokens=1)
+    tops = echoed["choices"][0]["logprobs"]["top_logprobs"]
+    for place in range(1, len(ids)):
+        drawn = complete(live, ids[:place], model="pirate", logprobs=3, max_tokens=1)
+        top = drawn["choices"][0]["logprobs"]["top_logprobs"][0]
+        # The third may change places with the fourth where they are nearly equal.
+        best = dict(sorted(top.items(), key=lambda one: -one[1])[:2])
+        assert best == pytest.approx({label: tops[place][label] for label in best}, abs=1e-4)
 
 
 def test_echo_without_a_new_token(live: Live) -> None:

@@ -67,7 +67,7 @@ def test_each_does_what_it_was_trained_for(pytestconfig: pytest.Config) -> None:
     adapted = [
         Ask(one, ((folder, 1.0),)) for one, (_, folder, _, _) in zip(ids, asked, strict=True)
     ]
-    answers = house.run([*adapted, *map(Ask, ids)], TOKENS, prompt_logprobs=False)
+    answers = house.run([*adapted, *map(Ask, ids)], TOKENS, prompt_logprobs=None)
     texts = [until_end(tokenizer, answer.tokens) for answer in answers]
     for (name, _, demo, expect), mine, plain in zip(
         asked, texts[: len(asked)], texts[len(asked) :], strict=True

@@ -44,7 +44,7 @@ class Ask:
     adapters: list[str]
     scale: float
     eos: frozenset[int]
-    prompt_logprobs: bool
+    prompt_logprobs: int | None
 
 
 tokens = st.integers(0, VOCABULARY - 1)
@@ -59,7 +59,7 @@ asks = st.builds(
     adapters=selections,
     scale=st.sampled_from([1.0, -0.5, 0.0]),
     eos=st.frozensets(tokens, max_size=4),
-    prompt_logprobs=st.booleans(),
+    prompt_logprobs=st.sampled_from([None, 0]),
 )
 
 
@@ -331,7 +331,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert isinstance(one.final.error, GenerationFailed | AdapterError)
             if one.answer:
                 asked = one.request.params.prompt_logprobs
-                assert one.prompt == (prompt_logprobs_of(one.request) if asked else ())
+                assert one.prompt == (() if asked is None else prompt_logprobs_of(one.request))
         assert self.blocks.num_used == 0
         assert not any(self.residency.pins.values())
         assert self.scheduler.take_events() == []

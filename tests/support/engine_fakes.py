@@ -76,7 +76,7 @@ def request(
     lease: Lease | None = None,
     constraint: Constraint | None = None,
     eos: Iterable[int] = (),
-    prompt_logprobs: bool = False,
+    prompt_logprobs: int | None = None,
 ) -> Request:
     params = SamplingParams(
         max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs

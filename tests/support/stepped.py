@@ -112,7 +112,7 @@ class House:
         *,
         budget: int = 512,
         blocks: int = NUM_BLOCKS,
-        prompt_logprobs: bool = True,
+        prompt_logprobs: int | None = 0,
     ) -> list[Answer]:
         """All of `asks` at once, `count` greedy tokens each. `budget`: tokens in a step."""
         scheduler = Scheduler(

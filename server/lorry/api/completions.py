@@ -72,18 +72,19 @@ class Logprobs:
     def prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> None:
         text = Detokenizer(self.prompts.decode, self.prompts.special_ids)
         for token_id, one in zip(ids, logprobs, strict=True):
-            # The engine tells a prompt's tokens and not their rivals: None, rather than a
-            # table that would make every token look like the likeliest.
-            self._add(token_id, one, None, text.push(token_id))
+            self._add(token_id, one, () if one is None else one.top, text.push(token_id))
 
     def step(self, step: Step) -> None:
-        top = {self._label(one.token_id): logprob_of(one) for one in step.top}
-        top.setdefault(self._label(step.token.token_id), logprob_of(step.token))
-        self._add(step.token.token_id, step.token, top, step.text)
+        self._add(step.token.token_id, step.token, step.top, step.text)
 
     def _add(
-        self, token_id: int, one: TokenLogprob | None, top: dict[str, float] | None, text: str
+        self, token_id: int, one: TokenLogprob | None, likeliest: Sequence[TokenLogprob], text: str
     ) -> None:
+        """`one`: None for the first token of all, which nothing predicts."""
+        top = None
+        if one is not None:
+            top = {self._label(other.token_id): logprob_of(other) for other in likeliest}
+            top.setdefault(self._label(token_id), logprob_of(one))
         self.columns["text_offset"].append(self.offset)
         self.columns["token_logprobs"].append(None if one is None else logprob_of(one))
         self.columns["tokens"].append(self._label(token_id))
@@ -264,7 +265,7 @@ class Completions:
                 body,
                 max_new_tokens=max(1, new),
                 top_logprobs=body.logprobs or 0,
-                prompt_logprobs=echo and body.logprobs is not None,
+                prompt_logprobs=body.logprobs if echo else None,
             )
             jobs += await openai.jobs(body, prompt.ids, params, each)
         return Asked(

@@ -234,7 +234,7 @@ class Generate:
             seed=sampling.seed_of(given.seed),
             eos_token_ids=frozenset() if given.ignore_eos_token else self._eos_token_ids,
             top_logprobs=given.top_n_tokens or 0,
-            prompt_logprobs=bool(given.decoder_input_details),
+            prompt_logprobs=0 if given.decoder_input_details else None,
         )
         constraints = await compiled(self._grammars, grammar, best_of)
         return Asked(

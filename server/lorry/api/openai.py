@@ -52,7 +52,7 @@ class OpenAI:
         *,
         max_new_tokens: int,
         top_logprobs: int = 0,
-        prompt_logprobs: bool = False,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """Raises InvalidRequest."""
         return SamplingParams(

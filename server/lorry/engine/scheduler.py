@@ -298,6 +298,7 @@ class Scheduler:
             adapters=sequence.uses,
             sample=sample,
             prompt_targets=targets,
+            prompt_top=0 if targets is None else request.params.prompt_logprobs or 0,
             virtual=virtual,
             pooling=pooling,
         )

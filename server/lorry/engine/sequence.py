@@ -53,7 +53,7 @@ class Sequence:
             virtual=virtual,
             prefix=prefix,
             num_computed=prefix,
-            prompt_logprobs=[] if request.params.prompt_logprobs else None,
+            prompt_logprobs=None if request.params.prompt_logprobs is None else [],
         )
 
     @property

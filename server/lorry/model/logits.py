@@ -38,6 +38,15 @@ class Logits:
         # Rounded to fp32 once: a difference of two fp32 is the same through fp64.
         return array("f", [values_KV[k, token] - norm for k, (token, norm) in chosen]).tolist()
 
+    def top(self, count: int) -> list[list[tuple[int, float]]]:
+        """The `count` likeliest tokens of each row, and their log-probabilities."""
+        if count == 0:
+            return [[] for _ in range(len(self))]
+        values_KN, tokens_KN = self.values_KV.topk(min(count, self.values_KV.shape[1]))
+        logprobs_KN = values_KN - self.norm_K.unsqueeze(1)
+        rows = zip(tokens_KN.tolist(), logprobs_KN.tolist(), strict=True)
+        return [list(zip(tokens, logprobs, strict=True)) for tokens, logprobs in rows]
+
     def __getitem__(self, rows: slice | list[int]) -> Logits:
         return Logits(self.values_KV[rows], self.norm_K[rows], self.best_K[rows])
 

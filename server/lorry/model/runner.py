@@ -330,7 +330,7 @@ class Runner:
             row = batch.rows[index]
             first, _ = inputs.wanted[place]
             targets = row.prompt_targets or ()
-            prompt = logprobs_of(logits[first : first + len(targets)], targets)
+            prompt = logprobs_of(logits[first : first + len(targets)], targets, row.prompt_top)
             if place in drawn:
                 token, top = drawn[place]
                 results[index] = RowResult(token, top, prompt)

@@ -60,12 +60,16 @@ def among(s: Sample, tokens: int) -> Sample:
     return replace(s, allowed=words.data)
 
 
-def logprobs_of(logits: Logits, targets: Sequence[int]) -> tuple[TokenLogprob, ...]:
-    """Log-probability of each target under the row of logits that predicts it."""
+def logprobs_of(logits: Logits, targets: Sequence[int], top: int = 0) -> tuple[TokenLogprob, ...]:
+    """Log-probability of each target under the row of logits that predicts it, and the `top`
+    likeliest beside it."""
     if not targets:
         return ()
-    found = zip(targets, logits.logprobs(targets), strict=True)
-    return tuple(TokenLogprob(t, p) for t, p in found)
+    found = zip(targets, logits.logprobs(targets), logits.top(top), strict=True)
+    return tuple(
+        TokenLogprob(t, p, tuple(TokenLogprob(*one) for one in likeliest))
+        for t, p, likeliest in found
+    )
 
 
 def _is_moved(s: Sample) -> bool:
@@ -82,12 +86,7 @@ def _is_moved(s: Sample) -> bool:
 
 def _top(logits: Logits, k: int, s: Sample) -> tuple[TokenLogprob, ...]:
     count = s.params.top_logprobs
-    if count == 0:
-        return ()
-    logits_V = logits.values_KV[k]
-    values, ids = logits_V.topk(min(count, logits_V.shape[0]))
-    logprobs = (values - logits.norm_K[k]).tolist()
-    return tuple(TokenLogprob(t, p) for t, p in zip(ids.tolist(), logprobs, strict=True))
+    return tuple(TokenLogprob(*one) for one in logits[k : k + 1].top(count)[0]) if count else ()
 
 
 def _adjust(logits_V: Tensor, s: Sample) -> Tensor:

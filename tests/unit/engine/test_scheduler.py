@@ -125,7 +125,7 @@ def test_the_youngest_makes_room_and_nobody_notices() -> None:
 def test_preempted_in_the_prompt_its_logprobs_are_collected_anew() -> None:
     bench = Bench(seqs=3, tokens=5, blocks=5)
     a = request("a", range(8), 9)
-    b = request("b", range(20, 31), 3, prompt_logprobs=True)
+    b = request("b", range(20, 31), 3, prompt_logprobs=0)
     bench.add(a, b)
     assert [bench.step(), bench.step(), bench.step()] == [{"a": 5}, {"a": 3, "b": 2}, {"a": 1}]
     bench.finish()
@@ -278,7 +278,7 @@ def test_failing_all_ends_all() -> None:
 def test_what_is_not_a_number_is_an_error_and_names_the_adapters(where: str, value: float) -> None:
     bench = Bench()
     bench.residency.arrived.add("x")
-    bad = request("bad", [3, 4], 9, [("x", 9.0)], prompt_logprobs=True)
+    bad = request("bad", [3, 4], 9, [("x", 9.0)], prompt_logprobs=0)
     bench.add(bad, request("good", [1, 2], 5))
     batch = bench.scheduler.schedule()
     assert batch is not None

@@ -45,7 +45,18 @@ def test_logprobs_of_a_prompt() -> None:
     assert [entry.token_id for entry in found] == targets
     expected = [float(table_KV[k, target]) for k, target in enumerate(targets)]
     assert [entry.logprob for entry in found] == pytest.approx(expected, abs=1e-5)
+    assert all(entry.top == () for entry in found)
     assert logprobs_of(Logits.of(values_KV[:0]), []) == ()
+
+
+@pytest.mark.parametrize("count", [1, 3, V + 2])
+def test_the_likeliest_in_the_place_of_each_token_of_a_prompt(count: int) -> None:
+    values_KV = logits(4)
+    found = logprobs_of(Logits.of(values_KV), [5, 0, V - 1, 5], count)
+    for entry, logprobs_V in zip(found, values_KV.log_softmax(-1), strict=True):
+        best = logprobs_V.topk(min(count, V))
+        assert [one.token_id for one in entry.top] == best.indices.tolist()
+        assert [one.logprob for one in entry.top] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
 def test_half_precision_logits_are_widened_first() -> None:
