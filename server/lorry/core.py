@@ -95,6 +95,8 @@ class Request:
     has an `invocation` (activated LoRA); empty where none has one."""
     pooling: Pooling | None = None
     """Set: the one event of the request carries a `vector`, and no token is drawn."""
+    caller: str = ""
+    """Whose request it is, for those who share the server fairly; it means nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

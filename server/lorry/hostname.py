@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 ANY = "*"
+
+LONGEST = 100
+"""Characters of an address, with room for the name of an interface."""
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
     """`127.0.0.1`, `::1` or, as URLs have it, `[::1]`; None where it is a name."""
+    return _address_of(host) if len(host) <= LONGEST else None
+
+
+@lru_cache(1024)
+def _address_of(host: str) -> IPv4Address | IPv6Address | None:
+    # Asked several times for every request, mostly about the same few.
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
         found = ip_address(bare)

@@ -181,7 +181,11 @@ class Settings:
         maximum=1_000_000,
     )
     max_queue: int = _option(
-        256, Kind.INT, "Requests that wait at most; one more is answered 429.", minimum=0
+        256,
+        Kind.INT,
+        "Requests that wait at most; one more is answered 429, unless its caller has none that "
+        "waits: so the requests of one keep no other out.",
+        minimum=0,
     )
     kv_cache_memory: int = _option(
         2 * _GIB, Kind.SIZE, "Memory of the KV cache.", minimum=_KIB, default_text="2GiB"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from transformers import PreTrainedTokenizerFast
 
 import lorry
@@ -19,6 +20,7 @@ from lorry.api.chat_schema import ChatBody, ChatChunk
 from lorry.api.classify import Classify, ClassifyBody
 from lorry.api.completions import Completions
 from lorry.api.completions_schema import CompletionsBody
+from lorry.api.door import Door
 from lorry.api.embeddings import Embeddings, EmbeddingsBody
 from lorry.api.generate import Generate
 from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
@@ -53,6 +55,10 @@ _BODIES = (
     LoadBody,
     UnloadBody,
 )
+
+
+_ASKS_NOTHING = frozenset({"/tokenize"})
+"""Of the engine, beside routes that do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +137,27 @@ def create_app(services: Services) -> FastAPI:
         settings=services.settings,
         max_model_len=services.max_model_len,
     )
-    for room in (
+    asking = (
         generate,
         Completions(openai),
         Chat(openai),
         Classify(prompts=prompts, pooled=pooled),
         Embeddings(prompts=prompts, pooled=pooled, registry=registry, base_name=services.base_name),
+    )
+    errors.install(app, metrics)
+    paths: set[str] = set()
+    for room in asking:
+        router = room.router()
+        paths |= {route.path for route in router.routes if isinstance(route, APIRoute)}
+        app.include_router(router)
+    app.add_middleware(Door, client=client, paths=paths - _ASKS_NOTHING, metrics=metrics)
+    for other in (
         models,
         adapters,
         VllmLora(registry=registry, adapters=adapters, metrics=metrics),
         health,
     ):
-        app.include_router(room.router())
-    errors.install(app, metrics)
+        app.include_router(other.router())
     docs.install(app, _BODIES)
     settings = services.settings
     app.add_middleware(

@@ -6,18 +6,16 @@ shows names and counts, no text), and the documentation, which carries no data.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lorry.api.bodies import drop_unread
-from lorry.api.errors import CrossSite, HttpError, Unauthorized, respond, row_of
+from lorry.api.errors import CrossSite, HttpError, Unauthorized
 from lorry.api.hosts import Hosts
+from lorry.api.refusal import refuse
 from lorry.metrics import Metrics
 
 OPEN_PATHS = frozenset(
@@ -52,10 +50,7 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        self._metrics.refused(row_of(refusal).code)
-        with contextlib.suppress(ClientDisconnect):
-            await drop_unread(Request(scope, receive))
-        await respond(scope["path"], refusal)(scope, receive, send)
+        await refuse(refusal, scope, receive, send, self._metrics)
 
     def _unauthorized(self, scope: Scope, headers: Headers) -> HttpError | None:
         if self._key is None or scope["path"] in OPEN_PATHS:

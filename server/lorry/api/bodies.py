@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import suppress
 from typing import Any, Never, TypeVar
@@ -18,9 +19,13 @@ from lorry.api.errors import (
     UnsupportedMediaType,
 )
 from lorry.api.mistakes import check_size, described, mistakes
+from lorry.api.visit import arrived
 
 MAX_JSON = 8 << 20
 """Bytes of a JSON body."""
+
+_LONG = 1 << 18
+"""Bytes of JSON from which on parsing holds the event loop up too long."""
 
 _LINGER = 16 << 20
 """Bytes of a refused body that are read and dropped, so that a client that sends first and
@@ -42,8 +47,18 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
     Raises:
         UnsupportedMediaType, BodyTooLarge, BodyTooSlow, MalformedBody, InvalidFields.
         ClientDisconnect: the client went away in the middle.
+        QueueFull, ShuttingDown: before anything is made of the body.
     """
-    data = await read_json(request)
+    check_media_type(request)
+    data = await _read(request)
+    await arrived(request)
+    if len(data) > _LONG:
+        return await asyncio.to_thread(_make, data, kind)
+    return _make(data, kind)
+
+
+def _make(content: bytes, kind: type[Kind]) -> Kind:
+    data = parse_json(content)
     if not isinstance(data, dict):
         raise InvalidFields([f"the body must be a JSON object, not {described(data)}"])
     try:
@@ -53,6 +68,12 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
 
 
 async def read_json(request: Request) -> Any:
+    check_media_type(request)
+    return parse_json(await _read(request))
+
+
+def check_media_type(request: Request) -> None:
+    """Raises UnsupportedMediaType."""
     sent = media_type(request)
     if sent != "application/json" and not (
         sent.startswith("application/") and sent.endswith("+json")
@@ -60,7 +81,6 @@ async def read_json(request: Request) -> Any:
         raise UnsupportedMediaType(
             f"send JSON with Content-Type: application/json, not {sent or 'without one'}"
         )
-    return parse_json(await _read(request))
 
 
 def media_type(request: Request) -> str:

@@ -30,7 +30,9 @@ from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Job, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
 from lorry.api.tools import CallReader, Tools, tools_of
+from lorry.api.visit import place_of
 from lorry.core import TokenLogprob
+from lorry.engine.places import Place
 from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry_adapters.registry.record import AdapterChoice
 
@@ -68,12 +70,14 @@ class Chat:
     async def chat(self, request: Request) -> Response:
         body = await read_body(request, ChatBody)
         include_usage = check_stream_options(body)
-        asked = await self._asked(body)
+        asked = await until_gone(request.receive, self._asked(body))
+        place = place_of(request)
         if not body.stream:
             envelope = self._openai.envelope("chatcmpl", "chat.completion", body)
-            return JSONResponse(await until_gone(request.receive, self._whole(asked, envelope)))
+            whole = self._whole(asked, place, envelope)
+            return JSONResponse(await until_gone(request.receive, whole))
         runs = await self._openai.runs.start(
-            asked.jobs, asked.choices, param="messages", each=len(asked.jobs)
+            asked.jobs, asked.choices, place, param="messages", each=len(asked.jobs)
         )
         chunks = Chunks(
             envelope=self._openai.envelope("chatcmpl", "chat.completion.chunk", body),
@@ -85,9 +89,9 @@ class Chat:
         frames = Deltas(self._openai.prompts, asked, chunks)
         return await stream(request, runs, frames, self._openai.metrics)
 
-    async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
+    async def _whole(self, asked: Asked, place: Place, envelope: dict[str, Any]) -> dict[str, Any]:
         runs = await self._openai.runs.start(
-            asked.jobs, asked.choices, param="messages", each=len(asked.jobs)
+            asked.jobs, asked.choices, place, param="messages", each=len(asked.jobs)
         )
         made = await answers(runs)
         return {

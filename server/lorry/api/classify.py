@@ -25,6 +25,7 @@ from lorry.api.prompt_list import prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, choices_of, same
 from lorry.api.vectors import MAX_INPUTS, Pooled
+from lorry.api.visit import place_of
 from lorry.core import Pooling
 from lorry.errors import InvalidRequest
 
@@ -74,9 +75,9 @@ class Classify:
 
     async def classify(self, request: Request) -> Response:
         body = await read_body(request, ClassifyBody)
-        return JSONResponse(await until_gone(request.receive, self._answer(body)))
+        return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 
-    async def _answer(self, body: ClassifyBody) -> dict[str, Any]:
+    async def _answer(self, request: Request, body: ClassifyBody) -> dict[str, Any]:
         spec = body.adapter if body.adapter is not None else body.adapter_id
         both = body.adapter is not None and body.adapter_id is not None
         if both and not same(body.adapter, body.adapter_id):
@@ -87,7 +88,9 @@ class Classify:
         prompts = await prompts_of(
             body.inputs, self._prompts, param="inputs", most=MAX_INPUTS, truncate=body.truncate
         )
-        found = await self._pooled.ask(prompts, choices_of(spec), Pooling.CLASSIFY, param="inputs")
+        found = await self._pooled.ask(
+            prompts, choices_of(spec), Pooling.CLASSIFY, place_of(request), param="inputs"
+        )
         raw = bool(body.raw_scores)
         predictions = [labels(vector, raw=raw) for vector in found.vectors]
         return {

@@ -28,7 +28,9 @@ from lorry.api.prompt_list import Prompt, prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
+from lorry.api.visit import place_of
 from lorry.core import TokenLogprob
+from lorry.engine.places import Place
 from lorry.engine.text import Detokenizer
 from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry_adapters.registry.record import AdapterChoice
@@ -172,12 +174,14 @@ class Completions:
     async def complete(self, request: Request) -> Response:
         body = await read_body(request, CompletionsBody)
         include_usage = check_stream_options(body)
-        asked = await self._asked(body)
+        asked = await until_gone(request.receive, self._asked(body))
+        place = place_of(request)
         envelope = self._openai.envelope("cmpl", "text_completion", body)
         if not body.stream:
-            return JSONResponse(await until_gone(request.receive, self._whole(asked, envelope)))
+            whole = self._whole(asked, place, envelope)
+            return JSONResponse(await until_gone(request.receive, whole))
         runs = await self._openai.runs.start(
-            asked.jobs, asked.choices, param="prompt", each=asked.each
+            asked.jobs, asked.choices, place, param="prompt", each=asked.each
         )
         chunks = Chunks(
             envelope=envelope,
@@ -189,9 +193,9 @@ class Completions:
         frames = Texts(self._openai.prompts, asked, chunks)
         return await stream(request, runs, frames, self._openai.metrics)
 
-    async def _whole(self, asked: Asked, envelope: dict[str, Any]) -> dict[str, Any]:
+    async def _whole(self, asked: Asked, place: Place, envelope: dict[str, Any]) -> dict[str, Any]:
         runs = await self._openai.runs.start(
-            asked.jobs, asked.choices, param="prompt", each=asked.each
+            asked.jobs, asked.choices, place, param="prompt", each=asked.each
         )
         made = await answers(runs)
         choices: list[dict[str, Any]] = []

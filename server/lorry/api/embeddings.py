@@ -24,6 +24,7 @@ from lorry.api.prompt_list import prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, choices_of, choices_of_model
 from lorry.api.vectors import MAX_INPUTS, Pooled
+from lorry.api.visit import place_of
 from lorry.core import Pooling
 from lorry.errors import UnsupportedParameter
 from lorry_adapters.registry.registry import Registry
@@ -97,9 +98,9 @@ class Embeddings:
 
     async def embed(self, request: Request) -> Response:
         body = await read_body(request, EmbeddingsBody)
-        return JSONResponse(await until_gone(request.receive, self._answer(body)))
+        return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 
-    async def _answer(self, body: EmbeddingsBody) -> dict[str, Any]:
+    async def _answer(self, request: Request, body: EmbeddingsBody) -> dict[str, Any]:
         choices = choices_of_model(body.model, self._base_name, self._registry)
         if "adapter" in body.model_fields_set:
             choices = choices_of(body.adapter)
@@ -111,7 +112,7 @@ class Embeddings:
             truncate=body.truncate_prompt_tokens,
         )
         pooling = Pooling(body.pooling or "last")
-        found = await self._pooled.ask(prompts, choices, pooling, param="input")
+        found = await self._pooled.ask(prompts, choices, pooling, place_of(request), param="input")
         width = len(found.vectors[0])
         if body.dimensions not in (None, width):
             raise UnsupportedParameter(

@@ -30,6 +30,10 @@ CLIENT_GONE = 499
 """nginx's status for nobody there to read it; it shows in logs only."""
 
 
+UNREADY_RETRY = 5
+"""Seconds until another server, or this one again, may take requests."""
+
+
 class HttpError(LorryError):
     """A request that HTTP itself makes wrong; `param` names a header or a field."""
 
@@ -202,7 +206,7 @@ def headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, served.QueueFull):
         return {"Retry-After": str(max(1, error.retry_after))}
     if isinstance(error, served.ShuttingDown):
-        return {"Retry-After": "5"}
+        return {"Retry-After": str(UNREADY_RETRY)}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
     return {}

@@ -29,6 +29,7 @@ from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logprob_of
 from lorry.api.selection import choices_of, one_of
 from lorry.api.sse import EventStream, frame, stream
+from lorry.api.visit import place_of
 from lorry.core import SamplingParams, TokenLogprob
 from lorry.engine.grammar import GrammarCompiler
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -121,7 +122,7 @@ class Generate:
         body = await read_body(request, GenerateBody)
         if body.stream:
             return await self._stream(request, body)
-        return JSONResponse(await until_gone(request.receive, self._whole(body)))
+        return JSONResponse(await until_gone(request.receive, self._whole(request, body)))
 
     async def generate_stream(self, request: Request) -> Response:
         return await self._stream(request, await read_body(request, GenerateBody))
@@ -130,7 +131,7 @@ class Generate:
         body = await read_body(request, GenerateBody)
         if body.stream:
             return await self._stream(request, body)
-        return JSONResponse([await until_gone(request.receive, self._whole(body))])
+        return JSONResponse([await until_gone(request.receive, self._whole(request, body))])
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeBody)
@@ -144,10 +145,10 @@ class Generate:
             ]
         )
 
-    async def _whole(self, body: GenerateBody) -> dict[str, Any]:
+    async def _whole(self, request: Request, body: GenerateBody) -> dict[str, Any]:
         asked = await self._asked(body)
         runs = await self._runs.start(
-            asked.jobs, asked.choices, param="inputs", each=len(asked.jobs)
+            asked.jobs, asked.choices, place_of(request), param="inputs", each=len(asked.jobs)
         )
         made = await answers(runs)
         order = sorted(range(len(made)), key=lambda index: -made[index].mean_logprob)
@@ -172,7 +173,7 @@ class Generate:
         return answer
 
     async def _stream(self, request: Request, body: GenerateBody) -> EventStream:
-        asked = await self._asked(body)
+        asked = await until_gone(request.receive, self._asked(body))
         if len(asked.jobs) > 1:
             raise InvalidRequest(
                 "parameters.best_of above 1 needs the whole answers; it cannot stream",
@@ -184,7 +185,7 @@ class Generate:
                 param="decoder_input_details",
             )
         runs = await self._runs.start(
-            asked.jobs, asked.choices, param="inputs", each=len(asked.jobs)
+            asked.jobs, asked.choices, place_of(request), param="inputs", each=len(asked.jobs)
         )
         return await stream(request, runs, Events(self._prompts, asked, runs[0]), self._metrics)
 

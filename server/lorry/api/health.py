@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from lorry.api.bodies import MAX_JSON
 from lorry.api.bounds import MAX_ANSWERS, MAX_STOPS, MAX_TOP
-from lorry.api.errors import documented
+from lorry.api.errors import UNREADY_RETRY, documented
 from lorry.metrics import CONTENT_TYPE, Metrics
 from lorry.settings import Settings
 from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION
@@ -68,7 +68,8 @@ class Health:
     async def ready(self) -> Response:
         if self._ready():
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready"}, status_code=503)
+        headers = {"Retry-After": str(UNREADY_RETRY)}
+        return JSONResponse({"status": "not ready"}, status_code=503, headers=headers)
 
     async def info(self) -> Response:
         limits = {

@@ -28,19 +28,19 @@ async def prompts_of(
         )
     if len(given) > most:
         raise InvalidRequest(f"{param} lists {len(given)} prompts, the most is {most}", param=param)
+    if not all(isinstance(one, str | list) for one in given):
+        raise InvalidRequest(
+            f"{param} must be a text, a list of texts, token ids or a list of those", param=param
+        )
+    texts = [one for one in given if isinstance(one, str)]
+    encoded = iter(await tokens.encode_all(texts, param=param, truncate=truncate))
     prompts = []
     for one in given:
         if isinstance(one, str):
-            ids = await tokens.encode(one, param=param, truncate=truncate)
-            prompts.append(Prompt(one, ids))
-        elif isinstance(one, list):
-            ids = tokens.check_ids(one, param=param)
+            prompts.append(Prompt(one, next(encoded)))
+        else:
+            ids = await tokens.check_ids(one, param=param)
             if truncate is not None:
                 ids = ids[-truncate:]
             prompts.append(Prompt(tokens.decode(ids), ids))
-        else:
-            raise InvalidRequest(
-                f"{param} must be a text, a list of texts, token ids or a list of those",
-                param=param,
-            )
     return prompts

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from lorry.api.workers import Workers
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
-_LONG = 20_000
-"""Characters. Encoding more than that holds the event loop up too long."""
-
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +32,7 @@ class Prompts:
     """The tokenizer, as requests need it. Thread-safe: the tokenizer's state never changes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None) -> None:
+        self._workers = Workers()
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may carry a truncation and a padding; the first call drops
@@ -124,20 +120,39 @@ class Prompts:
     ) -> list[int]:
         """Token ids of a prompt. `truncate` keeps that many of the last, and what the
         tokenizer puts in front. Raises InvalidRequest for an empty prompt."""
-        if not text:
+        (ids,) = await self.encode_all(
+            [text], param=param, add_special_tokens=add_special_tokens, truncate=truncate
+        )
+        return ids
+
+    async def encode_all(
+        self,
+        texts: Sequence[str],
+        *,
+        param: str,
+        add_special_tokens: bool = True,
+        truncate: int | None = None,
+    ) -> list[list[int]]:
+        """As `encode`, of several prompts."""
+        if not all(texts):
             raise InvalidRequest(f"{param} is empty; send at least one character", param=param)
 
-        def work() -> list[int]:
-            ids = self._ids(text, add_special_tokens)
-            if truncate is None or len(ids) <= truncate:
-                return ids
+        def work() -> list[list[int]]:
+            return [self._encoded(text, param, add_special_tokens, truncate) for text in texts]
+
+        return await self._workers.run(sum(map(len, texts)), work)
+
+    def _encoded(
+        self, text: str, param: str, add_special_tokens: bool, truncate: int | None
+    ) -> list[int]:
+        ids = self._ids(text, add_special_tokens)
+        if truncate is not None and len(ids) > truncate:
             plain = self._ids(text, False)
             in_front = len(ids) - len(plain)
             if add_special_tokens and 0 < in_front < truncate and ids[in_front:] == plain:
-                return ids[:in_front] + plain[len(plain) - (truncate - in_front) :]
-            return ids[-truncate:]
-
-        ids = await _off_loop(len(text), work)
+                ids = ids[:in_front] + plain[len(plain) - (truncate - in_front) :]
+            else:
+                ids = ids[-truncate:]
         if not ids:
             raise InvalidRequest(f"{param} has no tokens", param=param)
         if max(ids) >= self.vocab_size:
@@ -150,16 +165,19 @@ class Prompts:
 
     async def pieces(self, text: str, *, add_special_tokens: bool) -> list[Piece]:
         def work() -> list[Piece]:
-            encoded = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            (encoded,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
             return [
                 Piece(token_id, text[start:stop] or self.text_of(token_id), start, stop)
                 for token_id, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
             ]
 
-        return await _off_loop(len(text), work)
+        return await self._workers.run(len(text), work)
 
-    def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
+    async def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
         """A prompt given as token ids. Raises InvalidRequest."""
+        return await self._workers.run(len(ids), lambda: self._checked(ids, param))
+
+    def _checked(self, ids: Sequence[int], param: str) -> list[int]:
         if not ids:
             raise InvalidRequest(f"{param} has no tokens", param=param)
         for one in ids:
@@ -209,14 +227,17 @@ class Prompts:
 
         size = sum(len(str(message.get("content") or "")) for message in messages)
         try:
-            return await _off_loop(size, work)
+            return await self._workers.run(size, work)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(
                 f"messages: the base's chat template refuses them: {error}", param="messages"
             ) from error
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # `encode` keeps the interpreter for itself, a second for a prompt of a megabyte, in
+        # whatever thread: neither the event loop nor the engine would have a turn.
+        (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoded.ids)
 
     def _template(self, tools: object) -> str:
         try:
@@ -225,11 +246,6 @@ class Prompts:
             raise UnsupportedParameter(
                 "messages: this base has no chat template; use /v1/completions", param="messages"
             ) from error
-
-
-async def _off_loop(size: int, work: Callable[[], Result]) -> Result:
-    """`work` here and now, or in a thread when its input is long."""
-    return work() if size <= _LONG else await asyncio.to_thread(work)
 
 
 def _decoder_kinds(backend: Any) -> list[str | None]:

@@ -15,6 +15,7 @@ from lorry.api.prompts import Prompts
 from lorry.api.submission import failure, naming, pinned
 from lorry.core import Constraint, FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from lorry.engine.client import EngineClient, Generation
+from lorry.engine.places import Place
 from lorry.engine.text import Detokenizer, StopStrings
 from lorry.metrics import Metrics, RequestMeter
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
@@ -168,7 +169,13 @@ class Runs:
         return max(1, self._client.room(choices) - len(prompt_ids))
 
     async def start(
-        self, jobs: Sequence[Job], choices: Sequence[AdapterChoice], *, param: str, each: int
+        self,
+        jobs: Sequence[Job],
+        choices: Sequence[AdapterChoice],
+        place: Place,
+        *,
+        param: str,
+        each: int,
     ) -> list[Run]:
         """All of `jobs` with the same adapters, or none. `param` is the prompt's field,
         `each` the answers asked for to one prompt."""
@@ -177,17 +184,19 @@ class Runs:
             for job in jobs:
                 if runs:
                     choices = pinned(choices, runs[0].refs)
-                runs.append(await self._start(job, choices, param))
+                runs.append(await self._start(job, choices, place, param))
         except BaseException:
             await close_all(runs)
             raise
         self._metrics.answers(each)
         return runs
 
-    async def _start(self, job: Job, choices: Sequence[AdapterChoice], param: str) -> Run:
+    async def _start(
+        self, job: Job, choices: Sequence[AdapterChoice], place: Place, param: str
+    ) -> Run:
         with naming(param):
             generation = await self._client.submit(
-                job.prompt_ids, job.params, choices, job.constraint
+                job.prompt_ids, job.params, choices, job.constraint, place=place
             )
         meter = self._metrics.accepted(
             generation.refs,

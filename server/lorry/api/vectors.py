@@ -10,6 +10,7 @@ from lorry.api.prompt_list import Prompt
 from lorry.api.submission import failure, naming, pinned
 from lorry.core import FinishReason, Pooling, SamplingParams
 from lorry.engine.client import EngineClient, Generation
+from lorry.engine.places import Place
 from lorry.metrics import Metrics, RequestMeter
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
@@ -39,6 +40,7 @@ class Pooled:
         prompts: Sequence[Prompt],
         choices: Sequence[AdapterChoice],
         pooling: Pooling,
+        place: Place,
         *,
         param: str,
     ) -> Vectors:
@@ -48,7 +50,7 @@ class Pooled:
             for prompt in prompts:
                 if asked:
                     choices = pinned(choices, asked[0][0].refs)
-                generation = await self._submit(prompt, choices, pooling, param)
+                generation = await self._submit(prompt, choices, pooling, place, param)
                 meter = self._metrics.accepted(
                     generation.refs, prompt_tokens=len(prompt.ids), max_tokens=0
                 )
@@ -61,11 +63,16 @@ class Pooled:
         return Vectors(asked[0][0].refs, vectors, sum(len(prompt.ids) for prompt in prompts))
 
     async def _submit(
-        self, prompt: Prompt, choices: Sequence[AdapterChoice], pooling: Pooling, param: str
+        self,
+        prompt: Prompt,
+        choices: Sequence[AdapterChoice],
+        pooling: Pooling,
+        place: Place,
+        param: str,
     ) -> Generation:
         params = SamplingParams(max_new_tokens=0)
         with naming(param):
-            return await self._client.submit(prompt.ids, params, choices, None, pooling)
+            return await self._client.submit(prompt.ids, params, choices, None, pooling, place)
 
 
 async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, ...]:

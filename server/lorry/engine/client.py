@@ -16,12 +16,12 @@ from contextlib import suppress
 from lorry.core import Constraint, EngineStats, Pooling, Request, SamplingParams, TokenEvent
 from lorry.engine.invocation import starts_of
 from lorry.engine.loop import Cancel, Engine, Submit
+from lorry.engine.places import Place, Places
 from lorry.engine.task import check_task
 from lorry.errors import (
     DoesNotFit,
     InvalidRequest,
     PromptTooLong,
-    QueueFull,
     RequestError,
     ShuttingDown,
 )
@@ -35,9 +35,16 @@ SHUTTING_DOWN = "the server is shutting down; send the request elsewhere"
 class Generation(AsyncIterator[TokenEvent]):
     """One request's events; ends after the one with a `finish`."""
 
-    def __init__(self, client: EngineClient, request_id: str, refs: tuple[AdapterRef, ...]) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        request_id: str,
+        refs: tuple[AdapterRef, ...],
+        place: Place,
+    ) -> None:
         self.refs = refs
         self._client = client
+        self._place = place
         self._id = request_id
         self._events: deque[TokenEvent] = deque()
         # Of the one listener, while it waits.
@@ -59,6 +66,7 @@ class Generation(AsyncIterator[TokenEvent]):
         return event
 
     def _put(self, event: TokenEvent) -> None:
+        self._place.leave()
         self._events.append(event)
         listener = self._listener
         # Done: it was called already, or has been cancelled and will not look.
@@ -69,6 +77,9 @@ class Generation(AsyncIterator[TokenEvent]):
         """Cancel, if it has not ended. The lease goes back when the engine says so."""
         if not self._ended:
             self._ended = True
+            # It waits for nothing any more; until the engine says so, nobody is to be refused
+            # for it.
+            self._place.leave()
             self._client._cancel(self._id)
 
 
@@ -78,11 +89,9 @@ class EngineClient:
     def __init__(self, engine: Engine, registry: Registry, *, max_queue: int) -> None:
         self._engine = engine
         self._registry = registry
-        self._max_queue = max_queue
+        self._places = Places(max_queue)
         self._draining = False
         self._generations: dict[str, Generation] = {}
-        # Requests without a first event: the queue as seen from outside.
-        self._unstarted: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,6 +118,17 @@ class EngineClient:
         limit = min(self.max_model_len, blocks.num_blocks * blocks.block_size)
         return limit - self._registry.virtual_tokens(choices)
 
+    def check_room(self, caller: str) -> None:
+        """Raises QueueFull, ShuttingDown where `enter` would."""
+        self._check_open()
+        self._places.check(caller)
+
+    def enter(self, caller: str) -> Place:
+        """A place in the queue for a request that is still to be made tokens. Raises
+        QueueFull, ShuttingDown."""
+        self._check_open()
+        return self._places.enter(caller)
+
     async def submit(
         self,
         prompt_ids: Sequence[int],
@@ -116,8 +136,10 @@ class EngineClient:
         choices: Sequence[AdapterChoice] = (),
         constraint: Constraint | None = None,
         pooling: Pooling | None = None,
+        place: Place | None = None,
     ) -> Generation:
         """Accept a request, or say why not. With a `pooling` its one event has a vector.
+        `place`: what `enter` gave, for all sequences of one request; None takes another.
 
         Raises:
             AdapterError: what `Registry.acquire` and `check_task` raise.
@@ -128,30 +150,28 @@ class EngineClient:
             QueueFull: too many requests wait.
             ShuttingDown: the server drains.
         """
-        if self._draining or self._engine.broken:
-            raise ShuttingDown(SHUTTING_DOWN)
+        self._check_open()
         if not prompt_ids:
             raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
-        if len(self._unstarted) >= self._max_queue:
-            raise QueueFull(
-                f"{len(self._unstarted)} requests wait already, the limit is {self._max_queue}; "
-                "try again later",
-                retry_after=1,
-            )
-        lease = self._registry.acquire(choices)
+        place = (place or self._places.enter("")).use()
+        try:
+            lease = self._registry.acquire(choices)
+        except AdapterError:
+            place.leave()
+            raise
         try:
             check_task(lease.refs, pooling)
             self._check_size(lease, len(prompt_ids), params.max_new_tokens)
             self._check_slots(lease)
             starts = starts_of(lease.refs, prompt_ids)
         except (RequestError, AdapterError):
+            place.leave()
             lease.release()
             raise
         request_id = uuid.uuid4().hex
-        generation = Generation(self, request_id, lease.refs)
+        generation = Generation(self, request_id, lease.refs, place)
         self._loop = asyncio.get_running_loop()
         self._generations[request_id] = generation
-        self._unstarted.add(request_id)
         self._idle.clear()
         request = Request(
             request_id,
@@ -162,10 +182,12 @@ class EngineClient:
             constraint,
             starts,
             pooling,
+            place.caller,
         )
         if not self._engine.mailbox.offer(Submit(request)):
             # It ended since we looked: nobody would ever answer.
             lease.release()
+            place.leave()
             self._drop(request_id)
             raise ShuttingDown(SHUTTING_DOWN)
         return generation
@@ -194,21 +216,21 @@ class EngineClient:
         for event in events:
             generation = self._generations.get(event.request_id)
             assert generation is not None, "one final event a request"
-            self._unstarted.discard(event.request_id)
             generation._put(event)
             if event.finish is not None:
                 self._drop(event.request_id)
 
     def _drop(self, request_id: str) -> None:
-        self._unstarted.discard(request_id)
         del self._generations[request_id]
         if not self._generations:
             self._idle.set()
 
     def _cancel(self, request_id: str) -> None:
-        # It waits for nothing any more; until the engine says so, nobody is to be refused for it.
-        self._unstarted.discard(request_id)
         self._engine.mailbox.put(Cancel(request_id))
+
+    def _check_open(self) -> None:
+        if self._draining or self._engine.broken:
+            raise ShuttingDown(SHUTTING_DOWN)
 
     def _check_size(self, lease: Lease, num_prompt: int, max_new_tokens: int) -> None:
         virtual = sum(ref.virtual_tokens for ref in lease.refs if ref.scale != 0.0)

@@ -23,6 +23,10 @@ def encode(prompts: Prompts, text: str, **options: Any) -> list[int]:
     return asyncio.run(prompts.encode(text, param="inputs", **options))
 
 
+def check_ids(prompts: Prompts, ids: Any) -> list[int]:
+    return asyncio.run(prompts.check_ids(ids, param="prompt"))
+
+
 def test_truncation_keeps_what_comes_first_and_the_last_tokens(prompts: Prompts) -> None:
     whole = encode(prompts, "How do I cook rice?")
     assert whole[0] == BOS
@@ -37,6 +41,19 @@ def test_a_long_text_takes_the_same_way_in_a_thread(prompts: Prompts) -> None:
     text = "rice " * 10_000
 
     assert prompts.decode(encode(prompts, text)[1:]) == text
+
+
+def test_the_loop_has_its_turns_while_a_book_is_encoded(prompts: Prompts) -> None:
+    """Whatever thread it is in: the interpreter must not be held meanwhile."""
+
+    async def main() -> int:
+        book, turns = asyncio.create_task(prompts.encode("rice " * 400_000, param="inputs")), 0
+        while not book.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        return turns
+
+    assert asyncio.run(main()) > 20
 
 
 def test_an_empty_prompt_is_refused(prompts: Prompts) -> None:
@@ -75,10 +92,10 @@ def test_a_decoder_that_looks_at_neighbours_knows_no_whole_tokens() -> None:
 
 
 def test_token_ids(prompts: Prompts) -> None:
-    assert prompts.check_ids([1, 2], param="prompt") == [1, 2]
+    assert check_ids(prompts, [1, 2]) == [1, 2]
     for wrong in ([], [-1], [10**6], [True], ["1"]):
         with pytest.raises(InvalidRequest):
-            prompts.check_ids(wrong, param="prompt")  # type: ignore[arg-type]
+            check_ids(prompts, wrong)
 
 
 def chat(prompts: Prompts, **options: Any) -> str:
@@ -139,4 +156,4 @@ def test_tokens_beyond_the_bases_embeddings_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="no embedding"):
         encode(small, "rice")
     with pytest.raises(InvalidRequest):
-        small.check_ids([max(ids)], param="prompt")
+        check_ids(small, [max(ids)])

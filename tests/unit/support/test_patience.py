@@ -20,6 +20,7 @@ ALLOWED = {
     ("support/history.py", "time.sleep"): "an operator's pauses; nothing waits for them",
     ("e2e/test_hot_life.py", "time.monotonic"): "the order of what happened",
     ("support/matrix_bench.py", "go.wait(0.0005)"): "between two looks",
+    ("unit/api/test_prompts.py", "asyncio.sleep(0.001)"): "between two looks",
 }
 """File and what it does, with the reason."""
 

@@ -1,0 +1,21 @@
+"""The answer to a request that no route gets to see."""
+
+from __future__ import annotations
+
+import contextlib
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from lorry.api.bodies import drop_unread
+from lorry.api.errors import respond, row_of
+from lorry.metrics import Metrics
+
+
+async def refuse(
+    error: Exception, scope: Scope, receive: Receive, send: Send, metrics: Metrics
+) -> None:
+    metrics.refused(row_of(error).code)
+    with contextlib.suppress(ClientDisconnect):
+        await drop_unread(Request(scope, receive))
+    await respond(scope["path"], error)(scope, receive, send)
