@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,9 @@ def test_vllms_routes(
     fresh: Live, peft_adapter: Callable[..., Path], archives: Callable[[int], Path]
 ) -> None:
     one, two = (str(peft_adapter("llama", "plain", seed=seed)) for seed in (1, 2))
+    marked = Path(shutil.copytree(one, peft_adapter("llama", "plain", seed=1).parent / "marked"))
+    config = marked / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
 
     def load(**body: Any) -> httpx.Response:
         return fresh.http.post("/v1/load_lora_adapter", json=body)
@@ -262,6 +266,9 @@ def test_vllms_routes(
     wrong(load(lora_path=one), 400, "InvalidUserInput")
     wrong(load(lora_name="b", lora_path="org/name"), 400, "InvalidUserInput")
     wrong(load(lora_name="b", lora_path="/etc"), 403, "PermissionDeniedError")
+    assert load(lora_name="windows", lora_path=str(marked)).status_code == 200
+    first, second = (fresh.generate(PROMPT, adapter=name) for name in ("a@1", "windows"))
+    assert first["generated_text"] == second["generated_text"]
     answer = unload(lora_name="a", lora_int_id=None)
     assert answer.text == "Success: LoRA adapter 'a' removed successfully."
     wrong(unload(lora_name="a"), 404, "NotFoundError")

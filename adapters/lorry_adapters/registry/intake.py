@@ -5,6 +5,7 @@ Everything is checked in a staging folder before anything that a request could s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from lorry_adapters.registry.record import AdapterRef
 from lorry_adapters.registry.revision import Staged
 from lorry_adapters.registry.survey import fingerprint
 from lorry_adapters.tools.merge import Part, Recipe, merge
+
+_log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -69,6 +72,8 @@ class Intake:
 
     def publish(self, new: Staged) -> None:
         """Its files are there from now on, whole, in place of damaged ones too."""
+        for warning in new.facts.warnings:
+            _log.warning("%s: %s", new.digest, warning)
         self._blobs.publish(new.folder, new.digest)
         self._inventory.mend(new.digest)
 

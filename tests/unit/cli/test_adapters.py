@@ -23,15 +23,19 @@ from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
 from lorry_adapters.registry.registry import Registry
+from support.expert_orders import UNSLOTH
 from support.patience import wait_until
+from support.peft_adapters import edit_config
+from support.peft_kinds import KINDS
+from support.peft_made import load_base, make
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 KEY = "a key"
 
 
 @pytest.fixture
-def url(tmp_path: Path, tiny_model) -> Iterator[str]:
-    base = tiny_model("llama")
+def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[str]:
+    base = tiny_model(getattr(request, "param", "llama"))
     settings = Settings(model=str(base), api_key=KEY, max_upload=1 << 20)
     registry = Registry(
         tmp_path / "home",
@@ -273,3 +277,28 @@ def _evil_tar(folder: Path) -> bytes:
     with tarfile.open(path, "w") as archive:
         archive.add(inner, "../evil.txt")
     return path.read_bytes()
+
+
+@pytest.mark.parametrize("url", ["mixtral"], indirect=True)
+def test_a_doubt_about_what_was_taken_is_said_at_once_and_kept(
+    url: str, tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "unsloth"
+    make(KINDS["target_parameters"], "mixtral", load_base(tiny_model("mixtral")), folder)
+    edit_config(folder, auto_mapping=UNSLOTH)
+    base = ["--base", str(tiny_model("mixtral"))]
+    assert main(["adapters", "check", str(folder), *base]) == 0
+    cure = "lorry adapters convert FOLDER --experts-grouped --out DIR"
+    assert cure in " ".join(capsys.readouterr().out.split("warning: ")[1].split())
+    server = ["--url", url, "--api-key", KEY]
+    assert main(["adapters", "push", str(folder), "--name", "doubtful", *server]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("doubtful@1 sha256:") and said.err.startswith("warning: ")
+    assert cure in said.err
+    assert main(["adapters", "show", "doubtful", *server, "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning in said.err
+    out = tmp_path / "converted"
+    assert main(["adapters", "convert", str(folder), "--experts-grouped", "--out", str(out)]) == 0
+    assert main(["adapters", "push", str(out), "--name", "certain", *server]) == 0
+    assert capsys.readouterr().err == ""
