@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from lorry.core import Constraint
-from lorry.engine.grammar import Grammar, GrammarCompiler, GrammarKind
+from lorry.engine.grammar import MAX_GRAMMAR, Grammar, GrammarCompiler, GrammarKind
 from lorry.errors import InvalidRequest
 
 _SPELLINGS = {
@@ -58,11 +58,21 @@ def grammar_of(value: object, param: str) -> Grammar | None:
 
 async def compiled(
     compiler: GrammarCompiler, grammar: Grammar | None, count: int
-) -> list[Constraint | None]:
+) -> Sequence[Constraint | None]:
     """One for each of `count` answers: a constraint keeps its place in one."""
     if grammar is None:
         return [None] * count
-    return await asyncio.to_thread(lambda: [compiler.compile(grammar) for _ in range(count)])
+    return await compiler.constraints(grammar, count)
+
+
+def schema_text(schema: object, param: str) -> str:
+    """A JSON schema as text. Raises InvalidRequest."""
+    try:
+        return json.dumps(schema)
+    except RecursionError as error:
+        raise InvalidRequest(
+            f"{param}: the JSON schema is nested too deeply", param=param
+        ) from error
 
 
 def _schema(given: Any, kind: str, where: str, param: str) -> str:
@@ -70,10 +80,14 @@ def _schema(given: Any, kind: str, where: str, param: str) -> str:
         # OpenAI wraps it with a name and a `strict` that is always on here.
         given, where = given["schema"], f"{where}.schema"
     if isinstance(given, str):
+        if len(given) > MAX_GRAMMAR:
+            raise InvalidRequest(
+                f"{where} has {len(given)} characters, the most is {MAX_GRAMMAR}", param=param
+            )
         try:
             given = json.loads(given)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{where} is not JSON: {error}", param=param) from error
     if not isinstance(given, dict):
         raise InvalidRequest(f"{where} must be a JSON schema, an object", param=param)
-    return json.dumps(given)
+    return schema_text(given, param)

@@ -228,7 +228,7 @@ class Prompts:
         size = sum(len(str(message.get("content") or "")) for message in messages)
         try:
             return await self._workers.run(size, work)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
             raise InvalidRequest(
                 f"messages: the base's chat template refuses them: {error}", param="messages"
             ) from error

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorry.api.grammars import schema_text
 from lorry.engine.grammar import Grammar, GrammarKind
 from lorry.engine.text import StopStrings
 from lorry.errors import InvalidRequest
@@ -75,7 +76,7 @@ def tools_of(tools: Sequence[Mapping[str, Any]] | None, choice: object) -> Tools
             for name, schema in schemas.items()
         ]
         one = calls[0] if len(calls) == 1 else {"anyOf": calls}
-        return Tools(shown, Grammar(GrammarKind.JSON, json.dumps(one), "tools"))
+        return Tools(shown, Grammar(GrammarKind.JSON, schema_text(one, "tools"), "tools"))
     function = choice.get("function") if isinstance(choice, dict) else None
     wanted = function.get("name") if isinstance(function, dict) else None
     if not isinstance(wanted, str) or wanted not in schemas:
@@ -84,7 +85,9 @@ def tools_of(tools: Sequence[Mapping[str, Any]] | None, choice: object) -> Tools
             '{"type": "function", "function": {"name": ...}}',
             param="tool_choice",
         )
-    return Tools(shown, Grammar(GrammarKind.JSON, json.dumps(schemas[wanted]), "tools"), wanted)
+    return Tools(
+        shown, Grammar(GrammarKind.JSON, schema_text(schemas[wanted], "tools"), "tools"), wanted
+    )
 
 
 class CallReader:

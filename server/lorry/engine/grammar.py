@@ -1,26 +1,57 @@
 """Answers that must match a JSON schema or a regular expression, through llguidance.
 
-Compiling and the tokenizer's trie are slow (the trie takes about a second, once), so
-`GrammarCompiler.compile` blocks and belongs in a thread. What it gives is a
-`lorry.core.Constraint`, touched by the engine thread only.
+Every grammar has a process of its own, with bounds on its time and its memory
+(`grammar_process`): whatever somebody sends, the server goes on. Compiling is slow, so
+`GrammarCompiler.compile` blocks and belongs in a thread. What it gives are
+`lorry.core.Constraint`s, touched by the engine thread only.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import threading
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing.connection import Connection
 
-import llguidance
-import llguidance.hf
 from transformers import PreTrainedTokenizerBase
 
 from lorry.core import Constraint
-from lorry.errors import GenerationFailed, InvalidRequest, UnsupportedParameter
+from lorry.engine.grammar_host import GrammarHost, HostFailed
+from lorry.engine.grammar_process import (
+    CALL,
+    COMPILE_SECONDS,
+    DROP,
+    MEMORY,
+    NEW,
+    OVER,
+    STATUS,
+    TAKE,
+    WRONG,
+)
+from lorry.errors import GenerationFailed, InvalidRequest, QueueFull, UnsupportedParameter
 
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,20}"
-"""Bounded: a model that likes blanks would otherwise fill the whole answer with them."""
+MAX_GRAMMAR = 512 << 10
+"""Characters of a schema or an expression."""
+
+MAX_LIVE = 64
+"""Different grammars at once: each is a process."""
+
+_KEPT = 16
+"""Compiled grammars that are kept after their last answer."""
+
+_SHARED = 32
+"""Answers that one process follows at most: they share its memory."""
+
+_PATIENCE, _CALL_PATIENCE = 120.0, 30.0
+"""Seconds, for a grammar and for a token. The processes end themselves by the processor's
+time; this is for one that the machine does not run at all."""
 
 
 class GrammarKind(StrEnum):
@@ -38,86 +69,209 @@ class Grammar:
     param: str
     """The request's field that gave it, for error messages."""
 
+    @property
+    def what(self) -> str:
+        kind = "JSON schema" if self.kind is GrammarKind.JSON else "regular expression"
+        return f"{self.param}: this {kind}"
+
+
+class Compiled:
+    """A compiled grammar: the other end is its process, which ends with this object."""
+
+    def __init__(self, connection: Connection, mask: memoryview) -> None:
+        self.mask = mask
+        """Of an answer's first token."""
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._begun = 0
+        self._over = 0
+        # Answers that are over, which the process does not know yet: the last reference to
+        # one may go anywhere, in the midst of a call, too.
+        self._dropped: deque[int] = deque()
+        self.lost = False
+        """The process has ended: its grammar took too much, or it was killed."""
+
+    @property
+    def answers(self) -> int:
+        """So many are followed now."""
+        return self._begun - self._over - len(self._dropped)
+
+    def begin(self) -> int:
+        """The number of a new answer."""
+        with self._lock:
+            index = self._begun
+            self._begun += 1
+            self._send(NEW, index)
+            return index
+
+    def drop(self, index: int) -> None:
+        self._dropped.append(index)
+
+    def take(self, index: int, token: int) -> tuple[int, memoryview]:
+        """Status, and the next mask or a reason. Raises EOFError where the process has ended."""
+        with self._lock:
+            self._send(TAKE, index, token)
+            try:
+                if self.lost:
+                    raise EOFError
+                return _received(self._connection, _CALL_PATIENCE)
+            except EOFError:
+                self.lost = True
+                raise
+
+    def _send(self, kind: bytes, index: int, token: int = 0) -> None:
+        try:
+            while self._dropped:
+                self._connection.send_bytes(CALL.pack(DROP, self._dropped.popleft(), 0))
+                self._over += 1
+            self._connection.send_bytes(CALL.pack(kind, index, token))
+        except OSError:
+            self.lost = True
+
 
 class TokenConstraint:
-    """One request's place in its grammar."""
+    """One answer's place in its grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: Compiled, grammar: Grammar) -> None:
+        self._compiled = compiled
+        self._grammar = grammar
+        self._index = compiled.begin()
+        self._mask = compiled.mask
+        self._finished = False
+
+    def __del__(self) -> None:
+        self._compiled.drop(self._index)
 
     def allowed(self) -> Sequence[int]:
         """The next token's mask, 32 tokens a word; as wide as the tokenizer's vocabulary,
-        past which a model's may be padded. Raises GenerationFailed."""
-        mask: bytes = self._matcher.compute_bitmask()
-        self._check()
-        return memoryview(mask).cast("I")
+        past which a model's may be padded."""
+        return self._mask
 
     def advance(self, token_id: int) -> None:
-        self._matcher.consume_token(token_id)
-        self._check()
+        """Raises GenerationFailed for a token outside the mask, InvalidRequest where the
+        grammar is too much to follow."""
+        word = token_id // 32
+        if not (word < len(self._mask) and self._mask[word] >> token_id % 32 & 1):
+            raise GenerationFailed(f"token {token_id} does not follow the grammar")
+        reason = "it takes too much time or memory"
+        try:
+            status, rest = self._compiled.take(self._index, token_id)
+            if status == WRONG:
+                reason = _first_line(bytes(rest).decode(errors="replace"))
+        except EOFError:
+            status = WRONG
+        if status == WRONG:
+            raise InvalidRequest(
+                f"{self._grammar.what} could not be followed to the end: {reason}; make it simpler",
+                param=self._grammar.param,
+            )
+        self._mask = rest.cast("I")
+        self._finished = status == OVER
 
     def finished(self) -> bool:
-        return bool(self._matcher.is_stopped())
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GenerationFailed(
-                f"the grammar could not be followed: {_first_line(self._matcher.get_error())}"
-            )
+        return self._finished
 
 
 class GrammarCompiler:
     """Compiles grammars for one tokenizer. Thread-safe.
 
-    llguidance's view of the tokenizer is built at the first grammar, once.
+    The process that holds the tokenizer is started at the first grammar. The grammars that
+    were asked for last are kept compiled.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
-        self._source = tokenizer
-        self._eos_token_ids = sorted(eos_token_ids)
+        self._host = GrammarHost(tokenizer, sorted(eos_token_ids))
         self._lock = threading.Lock()
-        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._kept: OrderedDict[tuple[GrammarKind, str], Compiled] = OrderedDict()
+        self._live: weakref.WeakSet[Compiled] = weakref.WeakSet()
+        # Two at a time: grammars that take long must not take every core, nor the threads
+        # that others wait for.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="lorry-grammar")
 
-    def compile(self, grammar: Grammar) -> Constraint:
-        """Blocks. Raises InvalidRequest where the schema or the expression is wrong, and
-        UnsupportedParameter where this tokenizer cannot be followed."""
-        match grammar.kind:
-            case GrammarKind.JSON:
-                try:
-                    source = llguidance.LLMatcher.grammar_from_json_schema(
-                        grammar.text, overrides={"whitespace_pattern": _WHITESPACE}
-                    )
-                except ValueError as error:
-                    raise _invalid(grammar, str(error)) from error
-            case GrammarKind.REGEX:
-                source = llguidance.LLMatcher.grammar_from_regex(grammar.text)
-        matcher = llguidance.LLMatcher(self._ready(grammar), source, log_level=0)
-        if matcher.is_error():
-            raise _invalid(grammar, matcher.get_error())
-        return TokenConstraint(matcher)
+    async def constraints(self, grammar: Grammar, count: int) -> list[Constraint]:
+        """`compile`, in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.compile, grammar, count)
 
-    def _ready(self, grammar: Grammar) -> llguidance.LLTokenizer:
+    def compile(self, grammar: Grammar, count: int = 1) -> list[Constraint]:
+        """One constraint for each of `count` answers, compiled once. Blocks.
+
+        Raises:
+            InvalidRequest: the schema or the expression is wrong, too large or too slow.
+            UnsupportedParameter: this tokenizer cannot be followed.
+            QueueFull: too many other grammars are in use.
+        """
+        if len(grammar.text) > MAX_GRAMMAR:
+            raise InvalidRequest(
+                f"{grammar.what} has {len(grammar.text)} characters, the most is {MAX_GRAMMAR}",
+                param=grammar.param,
+            )
+        compiled = self._compiled(grammar)
+        return [TokenConstraint(compiled, grammar) for _ in range(count)]
+
+    def close(self) -> None:
+        """End the process that holds the tokenizer."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._host.close()
+
+    def _compiled(self, grammar: Grammar) -> Compiled:
+        key = (grammar.kind, grammar.text)
         with self._lock:
-            if self._tokenizer is None:
-                try:
-                    self._tokenizer = llguidance.hf.from_tokenizer(
-                        self._source, eos_token=self._eos_token_ids or None
-                    )
-                except ValueError as error:
-                    raise UnsupportedParameter(
-                        f"{grammar.param}: this base's tokenizer cannot follow a grammar: {error}",
-                        param=grammar.param,
-                    ) from error
-            return self._tokenizer
+            kept = self._kept.get(key)
+            if kept is not None and not kept.lost and kept.answers < _SHARED:
+                self._kept.move_to_end(key)
+                return kept
+            if len(self._live) >= MAX_LIVE:
+                # Those that nobody uses make room first.
+                self._kept.clear()
+            if len(self._live) >= MAX_LIVE:
+                raise QueueFull(
+                    f"{grammar.param}: {MAX_LIVE} different grammars are in use; try again later",
+                    retry_after=1,
+                )
+        made = self._make(grammar)
+        with self._lock:
+            self._live.add(made)
+            self._kept[key] = made
+            self._kept.move_to_end(key)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+    def _make(self, grammar: Grammar) -> Compiled:
+        try:
+            connection = self._host.connect()
+        except HostFailed as error:
+            raise UnsupportedParameter(f"{grammar.param}: {error}", param=grammar.param) from error
+        try:
+            asked = {"kind": grammar.kind.value, "text": grammar.text}
+            connection.send_bytes(json.dumps(asked).encode())
+            status, rest = _received(connection, _PATIENCE)
+        except (EOFError, OSError):
+            raise InvalidRequest(
+                f"{grammar.what} takes more than {COMPILE_SECONDS:g} s of processor time or "
+                f"{MEMORY >> 20} MiB to compile; make it simpler",
+                param=grammar.param,
+            ) from None
+        if status == WRONG:
+            reason = _first_line(bytes(rest).decode(errors="replace"))
+            raise InvalidRequest(f"{grammar.what} cannot be served: {reason}", param=grammar.param)
+        return Compiled(connection, rest.cast("I"))
 
 
-def _invalid(grammar: Grammar, reason: str) -> InvalidRequest:
-    what = "JSON schema" if grammar.kind is GrammarKind.JSON else "regular expression"
-    return InvalidRequest(
-        f"{grammar.param}: this {what} cannot be served: {_first_line(reason)}",
-        param=grammar.param,
-    )
+def _received(connection: Connection, seconds: float) -> tuple[int, memoryview]:
+    """Status, and a mask or a reason. Raises EOFError where the process has ended."""
+    try:
+        if not connection.poll(seconds):
+            raise EOFError
+        answer = connection.recv_bytes()
+    except OSError:
+        raise EOFError from None
+    (status,) = STATUS.unpack_from(answer)
+    return status, memoryview(answer)[STATUS.size :]
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
+    line = text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
+    unknown = re.match(r"Unimplemented keys: \[(.*)\]", line)
+    return f"the keywords {unknown[1]} are not known here" if unknown else line

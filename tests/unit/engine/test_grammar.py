@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,8 +18,15 @@ TOKENIZER = build_tokenizer(add_bos=False)
 
 
 @pytest.fixture(scope="module")
-def compiler() -> GrammarCompiler:
-    return GrammarCompiler(TOKENIZER, frozenset({EOS}))
+def compiler() -> Iterator[GrammarCompiler]:
+    one = GrammarCompiler(TOKENIZER, frozenset({EOS}))
+    yield one
+    one.close()
+
+
+def constraint_of(compiler: GrammarCompiler, kind: GrammarKind, text: str) -> Constraint:
+    (one,) = compiler.compile(Grammar(kind, text, "grammar"))
+    return one
 
 
 def allowed(constraint: Constraint) -> list[int]:
@@ -55,20 +63,19 @@ def test_json(compiler: GrammarCompiler, seed: int) -> None:
         "additionalProperties": False,
     }
     schema["properties"]["sizes"].update(type="array", maxItems=3)  # type: ignore[index]
-    constraint = compiler.compile(Grammar(GrammarKind.JSON, json.dumps(schema), "grammar"))
+    constraint = constraint_of(compiler, GrammarKind.JSON, json.dumps(schema))
     value = json.loads(walk(constraint, seed))
     assert value["kind"] in ("a", "b")
     assert all(isinstance(one, bool) for one in value.get("sizes", []))
 
 
 def test_regex(compiler: GrammarCompiler) -> None:
-    constraint = compiler.compile(Grammar(GrammarKind.REGEX, "[ab]{3}-[0-9]{2}", "grammar"))
+    constraint = constraint_of(compiler, GrammarKind.REGEX, "[ab]{3}-[0-9]{2}")
     assert re.fullmatch("[ab]{3}-[0-9]{2}", walk(constraint, 1))
 
 
 def test_two_answers_do_not_share_their_place(compiler: GrammarCompiler) -> None:
-    grammar = Grammar(GrammarKind.REGEX, "xyz", "grammar")
-    one, other = compiler.compile(grammar), compiler.compile(grammar)
+    one, other = compiler.compile(Grammar(GrammarKind.REGEX, "xyz", "grammar"), 2)
     first = allowed(one)
     one.advance(first[0])
     assert allowed(other) == first
@@ -95,6 +102,6 @@ def test_refused(compiler: GrammarCompiler, kind: GrammarKind, text: str) -> Non
 def test_a_token_outside_the_mask_ends_the_request_not_the_server(
     compiler: GrammarCompiler,
 ) -> None:
-    constraint = compiler.compile(Grammar(GrammarKind.REGEX, "xyz", "grammar"))
+    constraint = constraint_of(compiler, GrammarKind.REGEX, "xyz")
     with pytest.raises(GenerationFailed):
         constraint.advance(TOKENIZER.convert_tokens_to_ids("q"))

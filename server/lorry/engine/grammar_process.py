@@ -1,0 +1,183 @@
+"""The program in which grammars are compiled and followed: `python -m`, not imported.
+
+A grammar comes from anybody, and llguidance does its work in calls that nobody can
+interrupt: its limits stop most of what is too large, not a multiple of a large prime, nor
+`a{1000}{1000}`. So the work is done here, where the kernel ends it. One process holds the
+tokenizer and forks another for each grammar, which sets itself bounds on time and memory.
+
+Standard input is a socket from the server: first what the tokenizer is, then one socket
+for each grammar. `lorry.engine.grammar_host` is the other end. A process ends when the
+other end of its socket is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import llguidance
+
+COMPILE_SECONDS = 5.0
+"""Processor time for a grammar: reading, compiling, and the mask of the first token."""
+
+CALL_SECONDS = 1.0
+"""Of one mask, or one token taken: so long the other requests may have to wait for it."""
+
+ANSWER_SECONDS, TOKEN_SECONDS = 1.0, 0.02
+"""Of all calls together, for each answer and each of its tokens."""
+
+MEMORY = 512 << 20
+"""Bytes of a grammar and its answers."""
+
+CALL = struct.Struct("=cII")
+"""What is asked: NEW, TAKE or DROP, the answer's number, a token."""
+
+NEW, TAKE, DROP = b"n", b"t", b"d"
+"""Only TAKE is answered."""
+
+STATUS = struct.Struct("=I")
+"""What the grammar and every TAKE are answered with, before the next token's mask, or the
+reason where it is WRONG. OVER: nothing but the end may follow. Four bytes, so that the
+mask's words are aligned."""
+
+OK, OVER, WRONG = range(3)
+
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,20}"
+"""Bounded: a model that likes blanks would otherwise fill the whole answer with them."""
+
+
+class Follower:
+    """One grammar and the places of answers in it."""
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, kind: str, text: str) -> None:
+        """Raises ValueError."""
+        if kind == "json":
+            source = llguidance.LLMatcher.grammar_from_json_schema(
+                text, overrides={"whitespace_pattern": _WHITESPACE}
+            )
+        else:
+            source = llguidance.LLMatcher.grammar_from_regex(text)
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._start = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits)
+        self._answers: dict[int, llguidance.LLMatcher] = {}
+
+    def first(self) -> bytes:
+        """What is said of the grammar."""
+        return _answer(self._start)
+
+    def call(self, message: bytes) -> bytes | None:
+        """The answer, where one is waited for."""
+        kind, index, token = CALL.unpack(message)
+        if kind == NEW:
+            self._answers[index] = self._start.deep_copy()
+        elif kind == DROP:
+            self._answers.pop(index, None)
+        else:
+            matcher = self._answers[index]
+            matcher.consume_token(token)
+            return _answer(matcher)
+        return None
+
+
+def _answer(matcher: llguidance.LLMatcher) -> bytes:
+    mask: bytes = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error():
+        return _wrong(matcher.get_error())
+    return STATUS.pack(OVER if matcher.is_stopped() else OK) + mask
+
+
+def _wrong(reason: str) -> bytes:
+    if reason.startswith("NoExtension"):
+        reason = "no text matches it"
+    return STATUS.pack(WRONG) + reason.encode()
+
+
+def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
+    """Compile the grammar that comes first, say what is wrong with it, and take calls."""
+    asked = json.loads(connection.recv_bytes())
+    _bound_memory()
+    with _at_most(COMPILE_SECONDS):
+        try:
+            follower = Follower(tokenizer, asked["kind"], asked["text"])
+            answer = follower.first()
+        except ValueError as error:
+            connection.send_bytes(_wrong(str(error)))
+            return
+    connection.send_bytes(answer)
+    begun = time.process_time()
+    allowance = 0.0
+    while True:
+        message = connection.recv_bytes()
+        allowance += {NEW: ANSWER_SECONDS, TAKE: TOKEN_SECONDS}.get(message[:1], 0.0)
+        left = allowance - (time.process_time() - begun)
+        with _at_most(min(CALL_SECONDS, left)):
+            said = follower.call(message)
+        if said is not None:
+            connection.send_bytes(said)
+
+
+def main() -> None:
+    # The process group's Ctrl-C is for the server, which lets running requests finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    control = socket.socket(fileno=os.dup(0))
+    with Connection(os.dup(0)) as first:
+        asked = json.loads(first.recv_bytes())
+        try:
+            tokenizer = llguidance.LLTokenizer(asked["tokenizer"], eos_token=asked["ends"])
+        except ValueError as error:
+            first.send_bytes(str(error).encode() or b"no reason given")
+            return
+        first.send_bytes(b"")
+    while True:
+        sent, handles, _, _ = socket.recv_fds(control, 1, 1)
+        if not sent:
+            return
+        try:
+            child = os.fork()
+        except OSError:
+            # No room for one more: the server sees the closed socket.
+            child = -1
+        if child == 0:
+            _be_silent(control)
+            # The other end is gone, or this one has said what it could.
+            with contextlib.suppress(EOFError, OSError):
+                serve(Connection(handles[0]), tokenizer)
+            os._exit(0)
+        os.close(handles[0])
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Of processor time, after which the kernel ends this process."""
+    signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _bound_memory() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _be_silent(control: socket.socket) -> None:
+    """What the library prints as it dies is of a grammar that somebody sent."""
+    control.close()
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+
+
+if __name__ == "__main__":
+    main()
