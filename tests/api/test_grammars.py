@@ -18,12 +18,12 @@ SLOW = {"type": "integer", "multipleOf": 7919 * 7907}
 def chat(live: Live, schema: Any, **extra: Any) -> httpx.Response:
     response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     body = {"messages": MESSAGES, "max_tokens": 20, "response_format": response_format, **extra}
-    return live.http.post("/v1/chat/completions", json=body, timeout=300)
+    return live.http.post("/v1/chat/completions", json=body)
 
 
 def generate(live: Live, kind: str, value: Any) -> httpx.Response:
     body = {"inputs": "Ahoy", "parameters": {"grammar": {"type": kind, "value": value}}}
-    return live.http.post("/generate", json=body, timeout=300)
+    return live.http.post("/generate", json=body)
 
 
 def nested(depth: int) -> str:

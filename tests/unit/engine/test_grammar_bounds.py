@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ import pytest
 from lorry.engine import grammar as room
 from lorry.engine.grammar import MAX_GRAMMAR, Grammar, GrammarCompiler, GrammarKind
 from lorry.errors import InvalidRequest, QueueFull, RequestError
+from support.patience import wait_until
 from support.tokenizer import EOS, build_tokenizer
 
 TOKENIZER = build_tokenizer(add_bos=False)
-
-STATED = 300.0
-"""Seconds, for what may take 5 of a processor that many others want too."""
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +125,6 @@ GRAMMARS = [
 def test_it_is_refused_by_name_or_followed(
     compiler: GrammarCompiler, kind: GrammarKind, text: str
 ) -> None:
-    begun = time.monotonic()
     try:
         (constraint,) = compiler.compile(Grammar(kind, text, "response_format"))
         for _ in range(20):
@@ -147,7 +143,6 @@ def test_it_is_refused_by_name_or_followed(
         assert error.param == "response_format"
         assert error.message.startswith("response_format: this ")
         assert "\n" not in error.message and len(error.message) < 600
-    assert time.monotonic() - begun < STATED
     # Whatever became of that one, the next is served.
     compiler.compile(Grammar(GrammarKind.REGEX, "next", "grammar"))
 
@@ -184,11 +179,8 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + STATED
-    while Path(f"/proc/{pid}/cmdline").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not Path(f"/proc/{pid}/cmdline").exists()
+def wait_for_end(pid: int) -> None:
+    wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists(), f"the end of process {pid}")
 
 
 @pytest.fixture
@@ -254,9 +246,9 @@ def test_processes_end_with_their_answers_and_the_compiler(
     compiler.compile(Grammar(GrammarKind.REGEX, "another", "grammar"))
     constraints[0].advance(TOKENIZER.convert_tokens_to_ids("a"))
     del constraints
-    assert gone(process)
+    wait_for_end(process)
     compiler.close()
-    assert gone(host)
+    wait_for_end(host)
 
 
 def test_so_many_grammars_are_in_use_and_no_more(
