@@ -119,7 +119,7 @@ class RunnerDriver:
         `chunk`: the prompts go in that many tokens at a time, a step each.
         """
         rows = [_Sequence(ask, self._uses(ask)) for ask in asks]
-        _hand_out_blocks(rows)
+        _hand_out_blocks(rows, self.runner.cache.num_blocks)
         while True:
             now = [row.row(row.prompt_left(chunk), None) for row in rows if row.prompt_left(chunk)]
             if not now:
@@ -134,7 +134,7 @@ class RunnerDriver:
         """Prefills in chunks, then draws `count` tokens greedily for every sequence."""
         params = SamplingParams(max_new_tokens=count, top_logprobs=top)
         rows = [_Sequence(ask, self._uses(ask), room=count) for ask in asks]
-        _hand_out_blocks(rows)
+        _hand_out_blocks(rows, self.runner.cache.num_blocks)
         while any(len(row.drawn) < count for row in rows):
             now = [row.next(chunk, params) for row in rows if len(row.drawn) < count]
             results = self.runner.run(Batch(tuple(now)))
@@ -194,8 +194,8 @@ def _of(rows: Sequence[_Sequence], now: Sequence[Row]) -> list[_Sequence]:
     return [by_id[row.request_id] for row in now]
 
 
-def _hand_out_blocks(rows: Sequence[_Sequence]) -> None:
-    free = list(range(NUM_BLOCKS))
+def _hand_out_blocks(rows: Sequence[_Sequence], blocks: int) -> None:
+    free = list(range(blocks))
     random.Random(len(rows)).shuffle(free)
     for row in rows:
         row.blocks = [free.pop() for _ in range(-(-row.num_tokens // BLOCK_SIZE))]

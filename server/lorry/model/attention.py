@@ -18,41 +18,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from lorry.errors import UnsupportedModel
 from lorry.model.inputs import AttentionPlan, Chunk
 from lorry.model.kv_cache import KVCache, LayerKV, LayerShape
+from lorry.model.sight import EVERYTHING, Masks, Sight
 
 NAME = "lorry"
+
+SURVEY = "lorry_survey"
+"""The same function in the very first forward pass, where transformers makes masks for it."""
 
 HARMLESS = frozenset(
     {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions",
      "output_hidden_states", "cache_position", "return_dict", "position_embeddings",
      "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_items_in_batch",
-     "logits_to_keep", "layer_idx", "past_key_values", "past_key_value", "labels"}
+     "logits_to_keep", "layer_idx", "past_key_values", "past_key_value", "labels",
+     "sliding_window"}
 )  # fmt: skip
 """Keyword arguments that cannot change a causal layer's result here. What is not in
-this list and not None would be dropped silently, so it refuses the model instead."""
+this list and not None would be dropped silently, so it refuses the model instead. How far
+a layer sees is known from its mask, see `lorry.model.sight`."""
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Stands in for the cache in the very first forward pass: notes what layers store."""
+    """Stands in for the cache in the very first forward pass: notes what layers store, and
+    what they see."""
 
     shapes: dict[nn.Module, LayerShape] = field(default_factory=dict)
+    masks: Masks | None = None
+    """None: what they see is not asked."""
 
 
 class SinglesKernel(Protocol):
     """Attention of a step's single rows over the cache."""
 
     def __call__(
-        self, q_BQD: Tensor, kv: LayerKV, *, scale: float, softcap: float | None, window: int | None
+        self, q_BQD: Tensor, kv: LayerKV, *, scale: float, softcap: float | None, sight: Sight
     ) -> Tensor:
         """`[B, Q, D]`, the new keys and values being in the cache already."""
         ...
@@ -87,7 +96,6 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
@@ -104,10 +112,11 @@ def attend(
                 f"{type(module).__name__} passes {name!r} to attention, which is not served yet"
             )
     if isinstance(step, Recorder):
-        step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3], sliding_window)
+        sight = EVERYTHING if step.masks is None else step.masks.sight(module, attention_mask)
+        step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3], sight)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    plan, kv = step.plan, step.cache.layer(module)
+    plan, kv, sight = step.plan, step.cache.layer(module), step.cache.shape(module).sight
     dtype = step.cache.dtype
     kept_k_THD, kept_v_THD = key[0].transpose(0, 1).to(dtype), value[0].transpose(0, 1).to(dtype)
     kv.k_NHD.index_copy_(0, plan.write_T, kept_k_THD)
@@ -119,10 +128,10 @@ def attend(
     if plan.num_singles and step.singles is not None:
         q_BQD = q_QTD[:, : plan.num_singles].transpose(0, 1)
         out_TQD[: plan.num_singles] = step.singles(
-            q_BQD, kv, scale=scale, softcap=softcap, window=sliding_window
+            q_BQD, kv, scale=scale, softcap=softcap, sight=sight
         )
     elif plan.num_singles:
-        singles = plan.singles(sliding_window)
+        singles = plan.singles(sight)
         k_BLHD = kv.k_NHD.index_select(0, singles.context_BL.flatten()).to(key.dtype)
         v_BLHD = kv.v_NHD.index_select(0, singles.context_BL.flatten()).to(value.dtype)
         size = singles.context_BL.shape
@@ -149,7 +158,7 @@ def attend(
         else:
             k_LHD = kv.k_NHD.index_select(0, chunk.context_L).to(key.dtype)
             v_LHD = kv.v_NHD.index_select(0, chunk.context_L).to(value.dtype)
-        out_TQD[part] = _chunk(q_QTD[:, part], k_LHD, v_LHD, chunk, scale, softcap, sliding_window)
+        out_TQD[part] = _chunk(q_QTD[:, part], k_LHD, v_LHD, chunk, scale, softcap, sight)
     return out_TQD.unsqueeze(0), None
 
 
@@ -160,13 +169,12 @@ def _chunk(
     chunk: Chunk,
     scale: float,
     softcap: float | None,
-    window: int | None,
+    sight: Sight,
 ) -> Tensor:
     """Several new tokens of one sequence against its whole past: `[T, Q, D]`."""
     heads, length = k_LHD.shape[1], k_LHD.shape[0]
     k_1HLD, v_1HLD = k_LHD.transpose(0, 1).unsqueeze(0), v_LHD.transpose(0, 1).unsqueeze(0)
-    windowed = window is not None and length > window
-    if chunk.start == 0 and softcap is None and not windowed:
+    if chunk.start == 0 and softcap is None and sight.begin(length - 1) == 0:
         out_1QTD = F.scaled_dot_product_attention(
             q_QTD.unsqueeze(0),
             k_1HLD,
@@ -176,18 +184,12 @@ def _chunk(
             enable_gqa=heads != q_QTD.shape[0],
         )
         return out_1QTD[0].transpose(0, 1)
-    cells_L = torch.arange(length, device=k_LHD.device)
-    positions_T1 = torch.arange(
-        chunk.start, chunk.start + chunk.count, device=k_LHD.device
-    ).unsqueeze(1)
-    seen_TL = cells_L <= positions_T1
-    if window is not None:
-        seen_TL &= cells_L > positions_T1 - window
+    positions_T = torch.arange(chunk.start, length, device=k_LHD.device)
     out_1QTD = _weigh(
         q_QTD.unsqueeze(0),
         k_1HLD.repeat_interleave(q_QTD.shape[0] // heads, 1),
         v_1HLD.repeat_interleave(q_QTD.shape[0] // heads, 1),
-        seen_TL[None, None],
+        sight.mask(positions_T, length)[None, None],
         scale,
         softcap,
     )
@@ -214,8 +216,16 @@ def _weigh(
 
 
 def register() -> None:
-    """Make the name known to transformers. Idempotent.
+    """Make the names known to transformers. Idempotent.
 
-    No mask function goes with it: for a name without one, transformers makes no mask,
-    and we need none."""
+    A step's own masks are in its plan: for a name without a mask function transformers
+    makes none. The survey's name has one, which tells what layers see."""
     AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(SURVEY, attend)
+    AttentionMaskInterface.register(SURVEY, _mask)
+
+
+def _mask(**arguments: Any) -> Tensor:
+    step = _current.get()
+    assert isinstance(step, Recorder) and step.masks is not None, "masks are for the survey"
+    return step.masks.make(**arguments)

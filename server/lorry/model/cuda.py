@@ -193,7 +193,7 @@ def _probe_attention(
     made = []
     for singles in (PagedSingles(tables_of(plan)), None):
         with attending(Step(plan, cache, singles)):
-            made.append(attend(module, q, k, v, None, sliding_window=shape.window)[0])
+            made.append(attend(module, q, k, v, None)[0])
     return _off(made[0], made[1])
 
 

@@ -2,7 +2,7 @@
 
 Rows that add one token are *singles*: they share one padded attention call a
 layer. Rows that add several (prompts, or chunks of them) get a call each. The
-index tensors are built once a step; a layer with a sliding window asks for its own.
+index tensors are built once a step; layers that see less than all ask for their own.
 
 Letters: T packed tokens, B single rows, L longest context of them.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.core import Batch, Pooling, Row
+from lorry.model.sight import Sight
 from lorry_adapters.lora.plan import Plan, Uses, build_plan
 
 
@@ -58,7 +59,7 @@ class AttentionPlan:
     write_T: Tensor
     """int64, the cache row of each packed token."""
     chunks: tuple[Chunk, ...]
-    _singles: dict[int | None, Singles] = field(default_factory=dict, repr=False)
+    _singles: dict[Sight, Singles] = field(default_factory=dict, repr=False)
 
     def cells_of(self, row: Row) -> NDArray[np.int64]:
         """Cache rows of everything that the last token of `row` sees."""
@@ -69,20 +70,19 @@ class AttentionPlan:
         cells = _cache_rows(row, 0, row.start, self.block_size)
         return torch.from_numpy(cells).to(self.device)
 
-    def singles(self, window: int | None) -> Singles:
-        """The single rows' context; with a sliding `window`, only its last tokens."""
+    def singles(self, sight: Sight) -> Singles:
+        """The single rows' context, of which a layer sees so much."""
         try:
-            return self._singles[window]
+            return self._singles[sight]
         except KeyError:
-            made = self._singles[window] = self._build_singles(window)
+            made = self._singles[sight] = self._build_singles(sight)
             return made
 
-    def _build_singles(self, window: int | None) -> Singles:
+    def _build_singles(self, sight: Sight) -> Singles:
         contexts = []
         for row in self.rows[: self.num_singles]:
-            end = row.start + 1
-            begin = 0 if window is None else max(0, end - window)
-            contexts.append(_cache_rows(row, begin, end, self.block_size))
+            begin = sight.begin(row.start)
+            contexts.append(_cache_rows(row, begin, row.start + 1, self.block_size))
         lengths = [len(context) for context in contexts]
         longest = max(lengths)
         padded = np.empty((len(contexts), longest), dtype=np.int64)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lorry.model.sight import EVERYTHING, Sight
 from lorry_adapters.lora.arrays import zeros
 
 
@@ -24,8 +25,8 @@ class LayerShape:
     heads: int
     key_size: int
     value_size: int
-    window: int | None = None
-    """Last tokens that it sees, its own included; None: all."""
+    sight: Sight = EVERYTHING
+    """Which tokens it sees."""
 
 
 Layer: TypeAlias = nn.Module | int

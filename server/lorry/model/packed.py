@@ -21,6 +21,7 @@ from lorry.model.logits import Logits
 from lorry.model.mixing import mixer
 from lorry.model.padded import UNSUITED
 from lorry.model.prompts import Prompts
+from lorry.model.sight import Masks
 from lorry_adapters.lora.layers import LoraModel
 
 
@@ -77,13 +78,14 @@ def measure(loaded: LoadedModel) -> Shapes:
     """
     attention.register()
     model = loaded.model
-    recorder = Recorder()
+    recorder = Recorder(masks=Masks(loaded.max_model_len))
     try:
-        model.set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(attention.SURVEY)
         ids = torch.zeros(1, 2, dtype=torch.int64, device=loaded.device)
         positions = torch.arange(2, device=loaded.device).unsqueeze(0)
         with torch.inference_mode(), attending(recorder):
             model(input_ids=ids, position_ids=positions, use_cache=False)
+        model.set_attn_implementation(attention.NAME)
     except torch.OutOfMemoryError:
         raise
     except UNSUITED as error:

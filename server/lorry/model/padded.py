@@ -43,7 +43,7 @@ ATTENTION = "eager"
 """The one implementation that every model has, and that asks for masks in numbers, not
 -inf: a column of padding that sees nothing stays a number."""
 
-UNSUITED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+UNSUITED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modeling code raises with a cache that it was not made for."""
 
 MAX_PADDING = 1.25

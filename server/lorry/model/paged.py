@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lorry.model.inputs import AttentionPlan
 from lorry.model.kv_cache import LayerKV
+from lorry.model.sight import Sight
 from lorry_adapters.lora.kernels.precision import dot, interpreted, rounded
 
 SPAN = 512
@@ -33,6 +34,9 @@ SPAN = 512
 
 GROUP = 16
 """Query heads that share a key head, filled up to at least this: what matrix units take."""
+
+ALL = 2**31 - 1
+"""Tokens of a window or chunk that no sequence comes to the end of."""
 
 KEY_BYTES = 16 * 1024
 """Of keys, and of values, that one program holds at a time."""
@@ -51,6 +55,7 @@ def _weigh_part(  # type: ignore[no-untyped-def]
     scale,
     cap,
     window,
+    chunk,
     parts,
     q_B,
     q_Q,
@@ -74,7 +79,7 @@ def _weigh_part(  # type: ignore[no-untyped-def]
 ):
     row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(length_B + row)
-    seen_from = tl.maximum(length - window, 0)
+    seen_from = tl.maximum(tl.maximum(length - window, (length - 1) // chunk * chunk), 0)
     end = tl.minimum(part * SPAN + SPAN, length)
     # In steps of L from the part's start, so that the steps too are the row's own.
     begin = tl.maximum(part * SPAN, seen_from // L * L)
@@ -136,6 +141,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
     mass_BQZ,
     length_B,
     window,
+    chunk,
     parts,
     num_q,
     V: tl.constexpr,
@@ -145,7 +151,8 @@ def _merge_parts(  # type: ignore[no-untyped-def]
 ):
     row, query = tl.program_id(0), tl.program_id(1)
     length = tl.load(length_B + row)
-    first = tl.maximum(length - window, 0) // SPAN
+    seen_from = tl.maximum(tl.maximum(length - window, (length - 1) // chunk * chunk), 0)
+    first = seen_from // SPAN
     stop = tl.cdiv(length, SPAN)
     value_at = tl.arange(0, WIDE_V)
     at = (row.to(tl.int64) * num_q + query) * parts
@@ -208,12 +215,9 @@ class PagedSingles:
     tables: Tables
 
     def __call__(
-        self, q_BQD: Tensor, kv: LayerKV, *, scale: float, softcap: float | None, window: int | None
+        self, q_BQD: Tensor, kv: LayerKV, *, scale: float, softcap: float | None, sight: Sight
     ) -> Tensor:
-        """`[B, Q, V]`: every row's new token over its own context, itself included.
-
-        `window`: last tokens that are seen, the new one included; None: all.
-        """
+        """`[B, Q, V]`: every row's new token over its own context, itself included."""
         tables = self.tables
         num_rows, num_q, size = q_BQD.shape
         num_heads, value_size = kv.v_NHD.shape[1:]
@@ -223,7 +227,8 @@ class PagedSingles:
         top_BQZ = torch.empty(shape, dtype=torch.float32, device=q_BQD.device)
         mass_BQZ = torch.empty_like(top_BQZ)
         sum_BQZV = torch.empty((*shape, value_size), dtype=torch.float32, device=q_BQD.device)
-        seen = 2**31 - 1 if window is None else window
+        window = ALL if sight.window is None else sight.window
+        chunk = ALL if sight.chunk is None else sight.chunk
         wide_d, wide_v = (max(16, triton.next_power_of_2(n)) for n in (size, value_size))
         group = num_q // num_heads
         _weigh_part[(num_rows, num_heads, tables.parts)](
@@ -237,7 +242,8 @@ class PagedSingles:
             mass_BQZ,
             scale,
             1.0 if softcap is None else softcap,
-            seen,
+            window,
+            chunk,
             tables.parts,
             q_BQD.stride(0),
             q_BQD.stride(1),
@@ -265,7 +271,8 @@ class PagedSingles:
             top_BQZ,
             mass_BQZ,
             tables.length_B,
-            seen,
+            window,
+            chunk,
             tables.parts,
             num_q,
             V=value_size,

@@ -27,6 +27,7 @@ from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.loader import LoadedModel
 from lorry.model.packed import measure
 from lorry.model.runner import Runner
+from lorry.model.sight import Sight
 from lorry.model.survey import Survey
 from support.prompts import random_prompt
 from support.runner_driver import load_tiny
@@ -306,9 +307,10 @@ def test_steps_do_not_nest_and_end_with_their_block() -> None:
 
 
 def test_the_first_pass_notes_what_every_layer_stores(tiny_model: Callable[[str], Path]) -> None:
-    for family, windows in [("llama", [None, None]), ("mistral", [8, 8]), ("gemma2", [8, None])]:
+    cases = [("llama", [None, None]), ("mistral", [8, 8]), ("gemma2", [8, None])]
+    for family, windows in cases:
         shapes = list(measure(load_tiny(tiny_model(family))).values())
-        assert [shape.window for shape in shapes] == windows
+        assert [shape.sight for shape in shapes] == [Sight(window) for window in windows]
         assert {(s.heads, s.key_size, s.value_size) for s in shapes} == {(2, 16, 16)}
 
 

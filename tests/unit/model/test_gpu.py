@@ -15,6 +15,7 @@ import torch
 from lorry.model import gpu, selfcheck
 from lorry.model.graphs import repeated
 from lorry.model.kv_cache import LayerShape
+from lorry.model.sight import Sight
 from support.device import DEVICE
 from support.prompts import random_prompt
 from support.runner_driver import Ask, RunnerDriver, token_ids
@@ -24,7 +25,11 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only
 from lorry.model import cuda, paged
 from lorry_adapters.lora.kernels import fused
 
-SHAPES = [LayerShape(2, 16, 16), LayerShape(3, 48, 24, window=20), LayerShape(2, 16, 16)]
+SHAPES = [
+    LayerShape(2, 16, 16),
+    LayerShape(3, 48, 24, Sight(20)),
+    LayerShape(2, 16, 16),
+]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.inputs import Inputs, build_inputs
+from lorry.model.sight import Sight
 
 CPU = torch.device("cpu")
 SAMPLE = Sample(SamplingParams(1), (1,), (), None)
@@ -63,7 +64,7 @@ def test_each_token_is_written_to_its_own_block() -> None:
 
 
 def test_singles_see_their_whole_past_and_padding_is_their_own() -> None:
-    singles = built(row([1], 5, [7, 2]), row([1], 1, [3])).attention.singles(None)
+    singles = built(row([1], 5, [7, 2]), row([1], 1, [3])).attention.singles(Sight())
     assert singles.count == 2
     assert singles.context_BL.tolist() == [[28, 29, 30, 31, 8, 9], [12, 13, 13, 13, 13, 13]]
     assert singles.mask_B11L is not None
@@ -72,7 +73,9 @@ def test_singles_see_their_whole_past_and_padding_is_their_own() -> None:
 
 
 def test_singles_of_one_length_need_no_mask() -> None:
-    assert built(row([1], 5, [7, 2]), row([1], 5, [0, 1])).attention.singles(None).mask_B11L is None
+    assert (
+        built(row([1], 5, [7, 2]), row([1], 5, [0, 1])).attention.singles(Sight()).mask_B11L is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,9 +85,16 @@ def test_a_window_is_the_last_tokens_the_new_one_included(
     window: int, cells: list[int] | int
 ) -> None:
     attention = built(row([1], 5, [7, 2])).attention
-    seen = listed(attention.singles(window).context_BL)
+    seen = listed(attention.singles(Sight(window)).context_BL)
     assert seen == cells if isinstance(cells, list) else len(seen) == cells
-    assert attention.singles(window) is attention.singles(window)
+    assert attention.singles(Sight(window)) is attention.singles(Sight(window))
+
+
+@pytest.mark.parametrize(("chunk", "cells"), [(1, [9]), (4, [8, 9]), (6, 6), (99, 6)])
+def test_a_chunk_begins_anew(chunk: int, cells: list[int] | int) -> None:
+    attention = built(row([1], 5, [7, 2])).attention
+    seen = listed(attention.singles(Sight(chunk=chunk)).context_BL)
+    assert seen == cells if isinstance(cells, list) else len(seen) == cells
 
 
 def test_chunks_see_their_past_and_themselves() -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lorry.model.kv_cache import KVCache, LayerShape, bytes_per_token
+from lorry.model.sight import Sight
 
 WIDE, NARROW = nn.Identity(), nn.Identity()
-SHAPES = {WIDE: LayerShape(4, 16, 8), NARROW: LayerShape(1, 32, 32, window=8)}
+SHAPES = {WIDE: LayerShape(4, 16, 8), NARROW: LayerShape(1, 32, 32, sight=Sight(window=8))}
 
 
 def cache(dtype: torch.dtype = torch.float32) -> KVCache:
@@ -26,7 +27,7 @@ def test_every_layer_has_its_own_cells_of_its_own_size() -> None:
     assert narrow.k_NHD.shape == narrow.v_NHD.shape == (16, 1, 32)
     wide.k_NHD.fill_(1)
     assert not narrow.k_NHD.any() and not wide.v_NHD.any()
-    assert made.shape(NARROW).window == 8
+    assert made.shape(NARROW).sight == Sight(window=8)
 
 
 def test_what_nobody_has_written_is_zero() -> None:

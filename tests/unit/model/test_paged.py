@@ -15,6 +15,7 @@ from lorry.core import Row
 from lorry.model.attention import Step, attend, attending
 from lorry.model.inputs import AttentionPlan
 from lorry.model.kv_cache import KVCache, LayerShape
+from lorry.model.sight import EVERYTHING, Sight
 from support.device import DEVICE
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
@@ -37,16 +38,18 @@ class Heads:
     keys: int
     size: int
     value_size: int
-    window: int | None = None
+    sight: Sight = EVERYTHING
     softcap: float | None = None
 
 
 FAMILIES = {
     "smollm2": Heads(9, 3, 64, 64),
     "llama 8b": Heads(8, 2, 128, 128),
-    "mistral": Heads(8, 2, 32, 32, window=40),
-    "a window longer than a part": Heads(2, 1, 16, 16, window=SPAN + 70),
-    "gemma2": Heads(4, 2, 32, 32, window=24, softcap=5.0),
+    "mistral": Heads(8, 2, 32, 32, Sight(window=40)),
+    "a window longer than a part": Heads(2, 1, 16, 16, Sight(window=SPAN + 70)),
+    "gemma2": Heads(4, 2, 32, 32, Sight(window=24), softcap=5.0),
+    "llama 4": Heads(4, 2, 32, 32, Sight(chunk=32)),
+    "a chunk longer than a part": Heads(2, 1, 16, 16, Sight(chunk=SPAN + 70)),
     "phi": Heads(3, 3, 80, 80),
     "mla": Heads(4, 4, 48, 24),
     "one key head": Heads(20, 1, 8, 8),
@@ -58,7 +61,7 @@ class Layer:
 
     def __init__(self, heads: Heads, dtype: torch.dtype, lengths: list[int], seed: int) -> None:
         self.heads, self.module = heads, nn.Identity()
-        shape = LayerShape(heads.keys, heads.size, heads.value_size, heads.window)
+        shape = LayerShape(heads.keys, heads.size, heads.value_size, heads.sight)
         self.cache = KVCache(
             {self.module: shape},
             num_blocks=NUM_BLOCKS,
@@ -102,7 +105,6 @@ class Layer:
                 self.v_1HTD[:, :, part],
                 None,
                 scaling=0.3,
-                sliding_window=self.heads.window,
                 softcap=self.heads.softcap,
             )
         return out_1TQV[0].cpu()
@@ -170,7 +172,7 @@ def test_a_row_that_fills_up_has_zeros() -> None:
     tables.length_B[1] = 0
     kv = layer.cache.layer(layer.module)
     q_BQD = layer.q_1QTD[0].transpose(0, 1)
-    made = PagedSingles(tables)(q_BQD, kv, scale=1.0, softcap=None, window=None)
+    made = PagedSingles(tables)(q_BQD, kv, scale=1.0, softcap=None, sight=Sight())
     assert made[0].isfinite().all() and made[0].abs().sum() > 0
     assert made[1].abs().sum() == 0
 

@@ -20,6 +20,7 @@ from lorry.model.inputs import AttentionPlan, Inputs, build_inputs
 from lorry.model.kv_cache import Shapes
 from lorry.model.loader import LoadedModel, load
 from lorry.model.runner import Runner
+from lorry.model.sight import EVERYTHING, Masks, Sight
 from lorry.model.trial import Trial
 from lorry.settings import Settings
 from support import families, padded_families, tiny
@@ -182,7 +183,7 @@ def test_a_cache_too_small_for_padded_rows(
 @pytest.mark.usefixtures("no_padding")
 @pytest.mark.parametrize(
     ("family", "dropped"),
-    [("mistral", "sliding_window"), ("gemma2", "softcap"), ("granite", "scaling")],
+    [("gemma2", "softcap"), ("granite", "scaling")],
 )
 def test_an_argument_that_is_dropped(
     family: str, dropped: str, ready: Ready, instead: Callable[..., None]
@@ -254,7 +255,7 @@ def test_answers_that_go_on_without_their_past(
     """Prompts are right, the single tokens after them are not."""
     singles = AttentionPlan.singles
     pair = ready("llama")
-    monkeypatch.setattr(AttentionPlan, "singles", lambda plan, window: singles(plan, 2))
+    monkeypatch.setattr(AttentionPlan, "singles", lambda plan, sight: singles(plan, Sight(2)))
     with pytest.raises(UnsupportedModel):
         selfcheck.check(*pair)
 
@@ -288,7 +289,7 @@ def test_a_window_that_is_dropped_is_found_however_long_it_is(
 ) -> None:
     config = config_of("MistralConfig", sliding_window=300, head_dim=16)()
     assert served(config, tmp_path, quantization).row_layout == "packed"
-    monkeypatch.setattr(attention, "attend", without("sliding_window"))
+    monkeypatch.setattr(Masks, "sight", lambda *_: EVERYTHING)
     with pytest.raises(UnsupportedModel, match="differ"):
         served(config, tmp_path, quantization)
 

@@ -269,7 +269,9 @@ class LeanModel:
         kv = cache.layer(attention)
         target.k_NHD = self._pointer(kv.k_NHD, KV_DTYPE)
         target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
-        target.window = cache.shape(attention).window or 0
+        sight = cache.shape(attention).sight
+        assert sight.chunk is None, "no architecture of this path has chunks"
+        target.window = sight.window or 0
         target.rotary = 1
 
     def _linear(self, *layers: nn.Module) -> structs.Linear:
