@@ -19,7 +19,6 @@ from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
-from support import families
 from support.peft_oracle import Adapters
 
 BLOCK_SIZE = 8
@@ -49,8 +48,6 @@ def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
         device="cpu",
         dtype="float32",
         quantize=quantization,
-        # Not every config states a length.
-        max_model_len=families.MAX_POSITIONS,
     )
     return load(settings, lambda _: None)
 

@@ -30,6 +30,7 @@ from lorry.logs import hush_libraries
 from lorry.model import qwen, source
 from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
+from lorry.model.length import max_model_len
 from lorry.model.memory import let_go_of_files, memory_by_part
 from lorry.model.progress import Meter, Say, meter_of
 from lorry.model.quantize import (
@@ -97,7 +98,7 @@ def load(
     )
     config = config_of(found)
     stored = stored_quantization(config, settings.quantize)
-    length = _max_model_len(config, found.given, settings.max_model_len)
+    length = max_model_len(config, found.given, settings.max_model_len, progress)
     tokenizer = _tokenizer(found, config)
     kind = precision.quantization if stored is None else stored
     weights = "unquantized" if kind is Quantization.NONE else kind.value
@@ -231,20 +232,6 @@ def _refuse_gaps(found: source.Source, report: Mapping[str, Collection[object]])
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(f"{found.given}: {names[0]}{more}: {problem} its files")
-
-
-def _max_model_len(config: PretrainedConfig, given: str, asked: int | None) -> int:
-    own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if own is None:
-        if asked is None:
-            raise ModelError(
-                f"the config of {given} ({config.model_type}) states no length; "
-                "give one with --max-model-len"
-            )
-        return asked
-    if asked is not None and asked > own:
-        raise ModelError(f"--max-model-len {asked}: {given} was made for {own} tokens at most")
-    return int(own) if asked is None else asked
 
 
 def _eos_token_ids(

@@ -105,7 +105,7 @@ def test_a_sight_s_mask_is_where_it_begins(sight: Sight) -> None:
         (
             "qwen2_moe",
             "sliding",
-            {"use_sliding_window": True, "max_window_layers": 1},
+            {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None},
             [Sight(window=20), Sight()],
         ),
         ("qwen2_moe", "", {}, [Sight()] * 2),
