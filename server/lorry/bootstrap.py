@@ -7,6 +7,7 @@ import gc
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from types import FrameType
 
@@ -108,6 +109,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         max_host_adapters=settings.max_cpu_loras,
         reserved_names=frozenset({loaded.name}),
         allowed_roots=settings.adapter_roots,
+        keep_unclaimed=timedelta(days=settings.keep_unclaimed),
     )
     mailbox = Mailbox()
     residency = SlotResidency(
@@ -253,6 +255,9 @@ def serve(settings: Settings) -> None:
             added = samples.offer(server.registry, server.loaded.source, settings.home)
             if added:
                 say(f"sample adapters: {', '.join(added)}")
+        # After the samples, which may have been among what was lost.
+        for line in server.registry.story():
+            say(line)
         config = uvicorn.Config(
             server.app,
             log_config=None,

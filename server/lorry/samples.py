@@ -14,7 +14,9 @@ from pathlib import Path
 
 import lorry_adapters
 from lorry_adapters.errors import AdapterError
+from lorry_adapters.registry import document
 from lorry_adapters.registry.archive import Upload
+from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -53,12 +55,14 @@ def samples_for(base: str) -> tuple[Sample, ...]:
 def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
     """Register the samples for `base` that this home has not been offered; their names.
 
-    A name that the user has given to an adapter of their own is left alone.
+    A name that the user has given to an adapter of their own is left alone. Offered again is
+    what was lost with the records of the home, and only that, as far as can be told.
     """
+    samples = samples_for(base)
     path = home / OFFERED_FILE
-    offered = set(json.loads(path.read_text("utf-8"))) if path.is_file() else set()
+    offered = _offered(path, samples) - _lost(registry, samples)
     added: list[str] = []
-    for sample in samples_for(base):
+    for sample in samples:
         if sample.name in offered:
             continue
         upload = Upload(
@@ -72,5 +76,33 @@ def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
         else:
             added.append(sample.name)
         offered.add(sample.name)
-    path.write_text(json.dumps(sorted(offered)), "utf-8")
+    try:
+        document.write(path, sorted(offered))
+    except OSError as error:
+        logger.warning("%s cannot be written, removed samples may come back: %s", path, error)
     return tuple(added)
+
+
+def _offered(path: Path, samples: tuple[Sample, ...]) -> set[str]:
+    try:
+        value = document.read(path)
+    except (document.Damaged, OSError) as error:
+        # It was written when all had been offered: what is missing was removed.
+        logger.warning("%s; samples that are missing stay away", error)
+        return {sample.name for sample in samples}
+    return {name for name in value or () if isinstance(name, str)}
+
+
+def _lost(registry: Registry, samples: tuple[Sample, ...]) -> set[str]:
+    """Those whose records were lost, where records were: what a user removes takes its files
+    with it, so files that are there were not removed."""
+    if registry.remembers:
+        return set()
+    known = {record.name for record in registry.records()}
+    files = {content.digest for content in registry.unclaimed()}
+    began_anew = not known and not files
+    return {
+        sample.name
+        for sample in samples
+        if sample.name not in known and (began_anew or digest_of(sample.folder) in files)
+    }

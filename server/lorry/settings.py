@@ -203,6 +203,13 @@ class Settings:
         "Folders of this machine that adapters may be registered from.",
         default_text="none",
     )
+    keep_unclaimed: float = _option(
+        7.0,
+        Kind.FLOAT,
+        "Days that stored files which no adapter has are kept; a later start deletes them.",
+        minimum=0,
+        maximum=36_500,
+    )
     samples: bool = _option(
         True, Kind.BOOL, "Register the sample adapters when the base is the one they fit."
     )

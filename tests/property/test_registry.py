@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.record import AdapterChoice, Lease
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, save_adapter, upload
+from support.registries import DAMAGES
 
 names = st.sampled_from(["a", "b"])
 seeds = st.integers(0, 2)
@@ -224,10 +226,11 @@ class RegistryMachine(RuleBasedStateMachine):
         if held in self.held:
             self.held.remove(held)
 
-    @rule()
-    def restart(self) -> None:
+    @rule(damage=st.sampled_from([lambda catalog: None, *DAMAGES]))
+    def restart(self, damage: Callable[[Path], None]) -> None:
         before = self.registry.records()
         self.registry.close()
+        damage(self.root / "home" / "catalog.sqlite3")
         # Leases do not outlive the process; those of the old one come back late.
         late, self.held = self.held, []
         self.open()

@@ -41,6 +41,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "kv_cache_memory": ("1GiB", 1 << 30),
     "max_upload": ("1MiB", 1 << 20),
     "adapter_roots": (os.pathsep.join(["/a", "/b"]), (Path("/a"), Path("/b"))),
+    "keep_unclaimed": ("0.5", 0.5),
     "samples": ("no", False),
     "shutdown_grace": ("1.5", 1.5),
     "log_level": ("debug", "debug"),

@@ -10,8 +10,8 @@ The digest is over the two files' names and contents, however they were packed:
 
 A folder appears by one rename of a staged folder whose files are already on disk, and
 disappears by one rename into staging: whatever moment the power fails, a blob is there
-whole or not at all. Start-up empties staging and drops blobs that nobody owns, which a
-crash between blob and catalogue leaves behind.
+whole or not at all. Start-up empties staging; what becomes of blobs that nobody owns is told
+in `unclaimed`.
 
 Who owns what, and when a blob may go, is the registry's business; nothing here counts.
 """
@@ -27,12 +27,13 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lorry_adapters.errors import StorageFull
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+from lorry_adapters.registry.document import sync
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """In the digest's order, which is alphabetical."""
@@ -91,18 +92,20 @@ class Blobs:
         )
         self._janitor.start()
 
-    def clean(self, owned: Collection[str]) -> None:
-        """At start-up, before anything is staged: leave only the blobs of `owned` digests."""
-        leftovers = list(self._staging.iterdir())
-        keep = {self.folder(digest).name for digest in owned}
+    def clean(self) -> None:
+        """At start-up, before anything is staged: remove what an interrupted upload or
+        removal left."""
+        for entry in list(self._staging.iterdir()):
+            _log.info("removing %s, left by an interrupted upload or removal", entry)
+            _delete(entry)
         for entry in self._blobs.iterdir():
             if _BLOB_FOLDER.fullmatch(entry.name) is None:
                 _log.warning("%s is not Lorry's; it is left alone", entry)
-            elif entry.name not in keep:
-                leftovers.append(entry)
-        for entry in leftovers:
-            _log.info("removing %s, left by an interrupted upload or removal", entry)
-            _delete(entry)
+
+    def digests(self) -> frozenset[str]:
+        """Of every content that is there, whole or not."""
+        names = (entry.name for entry in self._blobs.iterdir())
+        return frozenset(n.replace("-", ":", 1) for n in names if _BLOB_FOLDER.fullmatch(n))
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -123,8 +126,8 @@ class Blobs:
                 if entry.name not in FILES:
                     _delete(entry)
             for name in FILES:
-                _sync(folder / name)
-            _sync(folder)
+                sync(folder / name)
+            sync(folder)
 
     def publish(self, folder: Path, digest: str) -> bool:
         """Rename a sealed folder to `digest`. True: what was there before, if anything,
@@ -138,7 +141,7 @@ class Blobs:
                     return False
                 self.retire(digest)
             os.rename(folder, target)
-            _sync(self._blobs)
+            sync(self._blobs)
         return True
 
     def folder(self, digest: str) -> Path:
@@ -156,16 +159,27 @@ class Blobs:
     def retire(self, digest: str) -> None:
         """Take a blob away at once, its bytes soon. Missing is fine; a disk error is logged,
         as the caller has nobody to tell and start-up tries again."""
+        grave = self._bury(digest)
+        if grave is not None:
+            self._retired.put(grave)
+
+    def delete(self, digest: str) -> None:
+        """Take a blob and its bytes away. Errors as for `retire`."""
+        grave = self._bury(digest)
+        if grave is not None:
+            _delete(grave)
+
+    def _bury(self, digest: str) -> Path | None:
         source = self.folder(digest)
         grave = self._staging / f"gone-{os.urandom(8).hex()}"
         try:
             os.rename(source, grave)
         except FileNotFoundError:
-            return
+            return None
         except OSError:
             _log.warning("cannot remove %s; the next start will", source, exc_info=True)
-            return
-        self._retired.put(grave)
+            return None
+        return grave
 
     def close(self) -> None:
         """Finish the deletions under way."""
@@ -185,11 +199,3 @@ def _delete(entry: Path) -> None:
             entry.unlink()
     except OSError:
         _log.warning("cannot remove %s; the next start will try again", entry, exc_info=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

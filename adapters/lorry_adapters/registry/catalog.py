@@ -1,13 +1,17 @@
 """Names, versions and their state, durable in one SQLite file. No torch.
 
+What is said here of one adapter is said once more in a file of its own (`sidecars`); the
+ledger keeps the two together.
+
 An adapter has versions, a version has content, and what verification found out
 about a content (rank, parameters, the base it was checked against) is stored once
 per digest. Version numbers are never given twice while the name exists, so
 `legal@2` cannot come to mean something else.
 
 Every call is one transaction that is on disk when the call returns (write-ahead
-log, `synchronous=FULL`). The file carries its schema's number: a file written by a
-newer server is refused, an older one is migrated.
+log, `synchronous=FULL`). `revision` counts those that changed an adapter. The file
+carries its schema's number: a file written by a newer server is refused, an older one is
+migrated.
 """
 
 from __future__ import annotations
@@ -15,15 +19,20 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from lorry_adapters.errors import HomeUnusable, StorageFull
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.reserve import Reserve
+from lorry_adapters.registry.rows import (
+    ADAPTER_COLUMNS,
+    VERSION_COLUMNS,
+    adapter_of,
+    version_of,
+)
 
 # Entry n takes a file from schema n to schema n + 1; only ever appended to.
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -64,6 +73,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE contents ADD COLUMN scalable INTEGER NOT NULL DEFAULT 1",
     ),
     ("ALTER TABLE contents ADD COLUMN warnings TEXT NOT NULL DEFAULT '[]'",),
+    (
+        "CREATE TABLE home (revision INTEGER NOT NULL)",
+        "INSERT INTO home (revision) VALUES (0)",
+    ),
 )
 
 SCHEMA_VERSION = len(_MIGRATIONS)
@@ -80,20 +93,25 @@ class StoredContent:
     """Fingerprint of the base layout against which it was last verified."""
 
 
+class CatalogDamaged(HomeUnusable):
+    """The file is there and is no catalogue, or not a whole one."""
+
+
 class Catalog:
     """Thread-safe; every error of the storage is HomeUnusable or StorageFull."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create `path`, and migrate it. HomeUnusable: newer, or not a catalogue."""
+        """Open or create `path`, and migrate it. HomeUnusable: newer. CatalogDamaged."""
         self._path = path
+        self.is_new = False
+        """There was no file, or an empty one."""
         self._lock = threading.Lock()
         self._reserve = Reserve(path.with_name("reserve"))
         try:
             self._db = self._open()
         except sqlite3.Error as error:
             # Opening writes a little too, so a full disk would stop the start.
-            damaged = _kind(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-            if damaged or not self._reserve.spend():
+            if _kind(error) in _DAMAGE or not self._reserve.spend():
                 raise self._unusable(error) from error
             try:
                 self._db = self._open()
@@ -106,17 +124,13 @@ class Catalog:
         with self._lock, self._reading():
             versions: dict[str, list[VersionRecord]] = {}
             for row in self._db.execute(
-                "SELECT name, version, digest, peft_type, rank, target_modules, parameters, bytes,"
-                " base_model, created_at, task_type, virtual_tokens, invocation, scalable, warnings"
-                " FROM versions JOIN contents USING (digest) ORDER BY name, version"
+                f"SELECT name, {VERSION_COLUMNS} FROM versions JOIN contents USING (digest)"
+                " ORDER BY name, version"
             ):
-                versions.setdefault(row[0], []).append(_version(row[1:]))
+                versions.setdefault(row[0], []).append(version_of(row[1:]))
             return tuple(
-                _adapter(row, tuple(versions[row[0]]))
-                for row in self._db.execute(
-                    "SELECT name, current, enabled, scale, pinned, description, created_at,"
-                    " updated_at FROM adapters ORDER BY name"
-                )
+                adapter_of(row, tuple(versions[row[0]]))
+                for row in self._db.execute(f"SELECT {ADAPTER_COLUMNS} FROM adapters ORDER BY name")
             )
 
     def contents(self) -> tuple[StoredContent, ...]:
@@ -132,10 +146,77 @@ class Catalog:
             ).fetchone()
             return 1 if row is None else int(row[0]) + 1
 
+    def revision(self) -> int:
+        """Changes of adapters so far; 0 in a file that was just made, or is from before
+        they were counted."""
+        with self._lock, self._reading():
+            return int(self._db.execute("SELECT revision FROM home").fetchone()[0])
+
+    def count(self) -> None:
+        """One revision more."""
+        with self._lock:
+            self._write(self._count, spending=True)
+
+    def sizes(self, digests: Collection[str]) -> dict[str, int]:
+        """Bytes of the files of those contents that are known."""
+        with self._lock, self._reading():
+            found = {}
+            for digest in digests:
+                row = self._db.execute(
+                    "SELECT stored_bytes FROM contents WHERE digest = ?", (digest,)
+                ).fetchone()
+                if row is not None:
+                    found[digest] = int(row[0])
+            return found
+
+    def spend_reserve(self) -> bool:
+        """Make a little room on a full disk for a change that is worth it. False: no more."""
+        return self._reserve.spend()
+
+    def verify(self) -> None:
+        """Read everything. CatalogDamaged unless all of it is whole."""
+        with self._lock, self._reading():
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found == "ok" and self._db.execute("PRAGMA foreign_key_check").fetchone():
+                found = "its tables contradict each other"
+        try:
+            if found == "ok":
+                self.revision()
+                self.contents()
+                self.adapters()
+        except (ValueError, KeyError, TypeError) as error:
+            # A page can be sound and what stands on it not.
+            found = str(error) or type(error).__name__
+        if found != "ok":
+            raise CatalogDamaged(self._damage(str(found)))
+
     def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
         """Make the stored adapter equal `record`; `content` is that of a new version."""
         with self._lock:
             self._write(lambda: self._save(record, content), spending=content is None)
+
+    def rebuild(
+        self, adapters: Iterable[tuple[AdapterRecord, int, Mapping[str, int]]], revision: int
+    ) -> None:
+        """Know these and no others: records, highest numbers ever given under their names,
+        and bytes of contents by digest. None counts as verified against any base."""
+
+        def everything() -> None:
+            self._db.execute("DELETE FROM adapters")
+            self._db.execute("DELETE FROM contents")
+            for record, last_version, sizes in adapters:
+                for version in record.versions:
+                    content = StoredContent(version.digest, sizes[version.digest], "")
+                    self._save_content(version, content)
+                self._save(record, None)
+                self._db.execute(
+                    "UPDATE adapters SET last_version = ? WHERE name = ?",
+                    (last_version, record.name),
+                )
+            self._db.execute("UPDATE home SET revision = ?", (revision,))
+
+        with self._lock:
+            self._write(everything, spending=True)
 
     def save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         """Replace what is known of one content, after it was verified again."""
@@ -187,10 +268,15 @@ class Catalog:
             [(record.name, v.version, v.digest, v.created_at.isoformat()) for v in record.versions],
         )
         self._drop_unused_contents()
+        self._count()
 
     def _forget(self, name: str) -> None:
         self._db.execute("DELETE FROM adapters WHERE name = ?", (name,))
         self._drop_unused_contents()
+        self._count()
+
+    def _count(self) -> None:
+        self._db.execute("UPDATE home SET revision = revision + 1")
 
     def _save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         self._db.execute(
@@ -278,6 +364,7 @@ class Catalog:
                     f"{self._path} was written by a newer Lorry (schema {found}; this one reads "
                     f"up to {SCHEMA_VERSION}); upgrade, or choose another --home"
                 )
+            self.is_new = found == 0
             if found < SCHEMA_VERSION:
                 db.execute("BEGIN IMMEDIATE")
                 for statements in _MIGRATIONS[found:]:
@@ -292,56 +379,24 @@ class Catalog:
         return db
 
     def _unusable(self, error: sqlite3.Error) -> HomeUnusable:
-        what = f"the adapter catalogue {self._path} cannot be used ({error})"
-        if _kind(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return HomeUnusable(f"{what}; restore it from a backup, or move it away to start empty")
-        return HomeUnusable(f"{what}; see that its disk is writable and not full")
+        if _kind(error) in _DAMAGE:
+            return CatalogDamaged(self._damage(str(error)))
+        return HomeUnusable(
+            f"the adapter catalogue {self._path} cannot be used ({error}); see that its disk is "
+            "writable and not full"
+        )
+
+    def _damage(self, what: str) -> str:
+        return (
+            f"the adapter catalogue {self._path} cannot be used ({what}); start the server again, "
+            "which makes a new one of what lies beside it, or restore it from a backup"
+        )
+
+
+_DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
+"""SQLITE_ERROR: a table or a column is not there, or is there already."""
 
 
 def _kind(error: sqlite3.Error) -> int:
     """SQLite's primary result code; 0 for errors of Python's own."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-_VersionRow = tuple[
-    int, str, str, int, str, int, int, str | None, str, str, int, str, int, str
-]  # fmt: skip
-
-
-def _version(row: _VersionRow) -> VersionRecord:
-    version, digest, peft_type, rank, modules, parameters, size, base_model, created_at = row[:9]
-    task_type, virtual_tokens, invocation, scalable, warnings = row[9:]
-    return VersionRecord(
-        version=version,
-        digest=digest,
-        peft_type=peft_type,
-        rank=rank,
-        target_modules=tuple(json.loads(modules)),
-        parameters=parameters,
-        bytes=size,
-        base_model=base_model,
-        created_at=datetime.fromisoformat(created_at),
-        task_type=task_type,
-        virtual_tokens=virtual_tokens,
-        invocation=tuple(json.loads(invocation)),
-        scalable=bool(scalable),
-        warnings=tuple(json.loads(warnings)),
-    )
-
-
-_AdapterRow = tuple[str, int, int, float, int, str, str, str]
-
-
-def _adapter(row: _AdapterRow, versions: tuple[VersionRecord, ...]) -> AdapterRecord:
-    name, current, enabled, scale, pinned, description, created_at, updated_at = row
-    return AdapterRecord(
-        name=name,
-        enabled=bool(enabled),
-        scale=scale,
-        pinned=bool(pinned),
-        description=description,
-        current=next(version for version in versions if version.version == current),
-        versions=versions,
-        created_at=datetime.fromisoformat(created_at),
-        updated_at=datetime.fromisoformat(updated_at),
-    )

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from lorry_adapters.registry.record import MERGED
+
 
 @dataclass(slots=True)
 class Content:
@@ -18,6 +20,9 @@ class Content:
     holds: int = 0
     broken: str | None = None
     """Why it cannot be served, and what to do."""
+    ours: bool = False
+    """It has had an owner, or its files came in with a hold. Else files that may be there are
+    of a content that nobody has a record of, and are not for a refused upload to delete."""
     generation: int = 0
     """Raised when the files are replaced, so that a load which failed on the old ones
     does not mark the new ones broken."""
@@ -37,13 +42,19 @@ class Contents:
     def digests(self) -> tuple[str, ...]:
         return tuple(self._by_digest)
 
+    def named(self, digest: str) -> set[tuple[str, int]]:
+        """Its owners that are versions of adapters."""
+        content = self._by_digest.get(digest, Content())
+        return {owner for owner in content.owners if owner[0] != MERGED}
+
     def own(self, digest: str, name: str, version: int) -> Content:
         content = self._by_digest.setdefault(digest, Content())
         content.owners.add((name, version))
+        content.ours = True
         return content
 
     def disown(self, digest: str, name: str, version: int) -> bool:
-        """True: that was the last thing that kept it, and it is forgotten."""
+        """True: that was the last thing that kept it, and it is to be freed."""
         self._by_digest[digest].owners.remove((name, version))
         return self._forget_if_free(digest)
 
@@ -51,7 +62,7 @@ class Contents:
         self._by_digest.setdefault(digest, Content()).holds += 1
 
     def give_back(self, digests: Collection[str]) -> list[str]:
-        """One hold less on each; those that nothing keeps any more, and which are forgotten."""
+        """One hold less on each; those to be freed, as nothing keeps them any more."""
         freed = []
         for digest in digests:
             content = self._by_digest[digest]
@@ -69,4 +80,4 @@ class Contents:
         if content.owners or content.holds:
             return False
         del self._by_digest[digest]
-        return True
+        return content.ours

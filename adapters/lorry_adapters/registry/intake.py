@@ -13,11 +13,12 @@ from pathlib import Path
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.archive import Upload, unpack
-from lorry_adapters.registry.blobs import Blobs, digest_of, size_of, storage_full_named
+from lorry_adapters.registry.blobs import digest_of, size_of, storage_full_named
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.record import AdapterRef
 from lorry_adapters.registry.revision import Staged
+from lorry_adapters.registry.storage import Storage
 from lorry_adapters.registry.survey import fingerprint
 from lorry_adapters.tools.merge import Part, Recipe, merge
 
@@ -31,7 +32,7 @@ class Intake:
         self,
         home: Path,
         layout: BaseLayout,
-        blobs: Blobs,
+        storage: Storage,
         inventory: Inventory,
         *,
         max_rank: int,
@@ -41,7 +42,8 @@ class Intake:
         self._home = home
         self._layout = layout
         self._fingerprint = fingerprint(layout)
-        self._blobs = blobs
+        self._storage = storage
+        self._blobs = storage.blobs
         self._inventory = inventory
         self._max_rank = max_rank
         self._max_upload = max_upload
@@ -74,8 +76,8 @@ class Intake:
         """Its files are there from now on, whole, in place of damaged ones too."""
         for warning in new.facts.warnings:
             _log.warning("%s: %s", new.digest, warning)
-        self._blobs.publish(new.folder, new.digest)
-        self._inventory.mend(new.digest)
+        came_in = self._storage.publish(new.folder, new.digest)
+        self._inventory.mend(new.digest, came_in=came_in)
 
     @contextmanager
     def _verified(self, folder: Path) -> Iterator[Staged]:

@@ -67,6 +67,18 @@ class Inventory:
         with self._lock:
             return frozenset(r.current.digest for r in self._records.values() if r.pinned)
 
+    def digests(self) -> frozenset[str]:
+        """Of all that an adapter, a request or an upload on its way in has."""
+        with self._lock:
+            return frozenset(self._contents.digests())
+
+    def only_of(self, name: str, versions: Sequence[VersionRecord]) -> list[str]:
+        """Digests that only these versions of adapter `name` have, and no other of any."""
+        owners = {(name, version.version) for version in versions}
+        with self._lock:
+            digests = {version.digest for version in versions}
+            return [d for d in sorted(digests) if self._contents.named(d) <= owners]
+
     def leases(self) -> int:
         """Given and not yet given back."""
         with self._lock:
@@ -171,10 +183,11 @@ class Inventory:
             content.broken = why
             return AdapterBroken(f"{self._owners(digest)} cannot be served: {why}")
 
-    def mend(self, digest: str) -> None:
-        """The files of a content that is held are good again, or for the first time."""
+    def mend(self, digest: str, *, came_in: bool) -> None:
+        """The files of a content that is held are good; `came_in`: they were put there now."""
         with self._lock:
             content = self._contents.known(digest)
+            content.ours = content.ours or came_in
             content.broken = None
             content.generation += 1
 

@@ -21,24 +21,23 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace as changed
+from datetime import timedelta
 from pathlib import Path
 
 from lorry_adapters.errors import (
     AdapterBroken,
     AdapterConflict,
-    HomeUnusable,
     InvalidAdapter,
+    UnknownAdapter,
 )
-from lorry_adapters.lora import probe
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import AdapterWeights, load
+from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
 from lorry_adapters.registry.archive import Upload
-from lorry_adapters.registry.blobs import Blobs
-from lorry_adapters.registry.catalog import Catalog, StoredContent
-from lorry_adapters.registry.home import HomeLock
+from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
 from lorry_adapters.registry.intake import Intake
 from lorry_adapters.registry.inventory import Inventory, version_of
+from lorry_adapters.registry.loader import Loader
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.names import check_name, check_scale, check_strength
 from lorry_adapters.registry.record import (
@@ -57,8 +56,10 @@ from lorry_adapters.registry.revision import (
     without_version,
 )
 from lorry_adapters.registry.sources import upload_from
+from lorry_adapters.registry.storage import Storage
 from lorry_adapters.registry.survey import FILES_GONE, survey
 from lorry_adapters.registry.tarball import Tarball
+from lorry_adapters.registry.unclaimed import UnclaimedContent
 from lorry_adapters.tools.merge import Recipe
 
 
@@ -76,39 +77,43 @@ class Registry:
         max_host_adapters: int | None = None,
         reserved_names: frozenset[str] = frozenset(),
         allowed_roots: tuple[Path, ...] = (),
+        keep_unclaimed: timedelta = timedelta(days=7),
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
         `max_upload`: bytes of an adapter's files unpacked. `max_host_bytes`,
         `max_host_adapters`: see `host_cache`. `reserved_names`: what the base answers to.
-        `allowed_roots`: folders from which `add_folder` may read. HomeUnusable.
+        `allowed_roots`: folders from which `add_folder` may read. `keep_unclaimed`: how long
+        contents that no adapter has are kept. HomeUnusable.
         """
-        self._layout = layout
         self._reserved = reserved_names
         self._roots = allowed_roots
         self._writing = threading.Lock()
         self._subscribers: tuple[Callable[[str], None], ...] = ()
-        self._cache = HostCache(self._load, max_bytes=max_host_bytes, max_entries=max_host_adapters)
         self._inventory = Inventory(reserved_names, self._free)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
-            opened.callback(HomeLock(home).close)
-            self._catalog = Catalog(home / "catalog.sqlite3")
-            opened.callback(self._catalog.close)
-            try:
-                self._blobs = Blobs(home)
-                opened.callback(self._blobs.close)
-                self._blobs.clean({content.digest for content in self._catalog.contents()})
-            except OSError as error:
-                raise HomeUnusable(f"cannot use the home folder {home}: {error}") from error
-            broken = survey(self._catalog, self._blobs, layout, max_rank)
-            for record in self._catalog.adapters():
+            self._storage = Storage(home, keep_unclaimed)
+            opened.callback(self._storage.close)
+            self._blobs, self._ledger = self._storage.blobs, self._storage.ledger
+            self._cache = HostCache(
+                Loader(layout, self._blobs, self._inventory).load,
+                max_bytes=max_host_bytes,
+                max_entries=max_host_adapters,
+            )
+            broken = survey(self._ledger, self._blobs, layout, max_rank)
+            for record in self._ledger.adapters():
                 self._inventory.show(record)
             for digest, why in broken.items():
                 self._inventory.mark_broken(digest, why)
             self._cache.pin(self._inventory.pinned())
             self._intake = Intake(
-                home, layout, self._blobs, self._inventory, max_rank=max_rank, max_upload=max_upload
+                home,
+                layout,
+                self._storage,
+                self._inventory,
+                max_rank=max_rank,
+                max_upload=max_upload,
             )
             opened.callback(self._inventory.close)
             self._opened = opened.pop_all()
@@ -150,7 +155,7 @@ class Registry:
             elif not replace:
                 raise conflict(old, new.digest)
             else:
-                record = with_version(old, new, self._catalog.next_version(name))
+                record = with_version(old, new, self._ledger.next_version(name))
             record = with_state(record, enabled, scale, pinned, description, record.current)
             self._intake.publish(new)
             self._save(record, new.stored)
@@ -189,7 +194,7 @@ class Registry:
             self._intake.publish(new)
             if old.current.digest == new.digest:
                 return old
-            record = with_version(old, new, self._catalog.next_version(name))
+            record = with_version(old, new, self._ledger.next_version(name))
             check_strength(name, record.current, record.scale)
             self._save(record, new.stored)
             return record
@@ -246,11 +251,30 @@ class Registry:
                             "one current first, or remove the adapter",
                             param="version",
                         )
-                    self._save(without_version(old, gone))
+                    with self._storage.removing(self._inventory.only_of(name, [gone])):
+                        self._save(without_version(old, gone))
                     return
-            self._catalog.forget(name)
+            with self._storage.removing(self._inventory.only_of(name, old.versions)):
+                self._ledger.forget(name)
             self._inventory.forget(name)
             self._cache.pin(self._inventory.pinned())
+
+    def recover(self, digest: str, name: str | None = None) -> AdapterRecord:
+        """Make an adapter of a content that nobody has, verified as if it came in now.
+
+        Without a `name` it is called by its digest. UnknownAdapter where it is not there;
+        else what `add` raises.
+        """
+        if digest not in {content.digest for content in self.unclaimed()}:
+            raise UnknownAdapter(
+                f"no stored content {digest[:80]!r} is without an adapter", param="digest"
+            )
+        if not self._blobs.intact(digest):
+            raise InvalidAdapter([f"the stored files {digest} were changed on disk"])
+        folder = self._blobs.folder(digest)
+        files = Upload(config=folder / CONFIG_FILE, weights=folder / WEIGHTS_FILE)
+        record, _ = self.add(name or f"recovered-{digest.partition(':')[2][:12]}", files)
+        return record
 
     # Asking
 
@@ -279,6 +303,27 @@ class Registry:
                 raise AdapterBroken(
                     f"adapter {name!r} (version {found.version}): {FILES_GONE}"
                 ) from error
+
+    def unclaimed(self) -> tuple[UnclaimedContent, ...]:
+        """Stored contents that no adapter and no request has; an adapter can be made of each."""
+        with self._writing:
+            return self._storage.unclaimed(self._inventory.digests())
+
+    @property
+    def remembers(self) -> bool:
+        """False: what was removed before the start is not known, as the records were lost."""
+        return self._ledger.remembers
+
+    def story(self) -> tuple[str, ...]:
+        """What the start found and people should know, a line each."""
+        lines = [] if self._ledger.recovery is None else [self._ledger.recovery]
+        count = len(self.unclaimed())
+        if count:
+            lines.append(
+                f"stored files that no adapter has: {count}; `lorry adapters recover` makes "
+                "adapters of them"
+            )
+        return tuple(lines)
 
     def in_host_cache(self, digest: str) -> bool:
         return digest in self._cache
@@ -358,33 +403,12 @@ class Registry:
             yield new.digest
 
     def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
-        self._catalog.save(record, stored)
+        self._storage.save(record, stored)
         self._inventory.show(record)
         self._cache.pin(self._inventory.pinned())
 
-    def _load(self, digest: str) -> AdapterWeights:
-        while True:
-            generation = self._inventory.generation(digest)
-            try:
-                if self._blobs.intact(digest):
-                    folder = self._blobs.folder(digest)
-                    weights = load(folder, digest, self._layout)
-                    probe.check(folder, weights)
-                    return weights
-                why = FILES_GONE
-            except InvalidAdapter as error:
-                why = f"its files no longer load: {error.message}; upload it again"
-            except OSError as error:
-                # Perhaps only for now (too many open files, a network disk): not remembered.
-                raise AdapterBroken(
-                    f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
-                ) from error
-            broken = self._inventory.mark_broken(digest, why, generation)
-            if broken is not None:
-                raise broken
-
     def _free(self, digest: str) -> None:
-        self._blobs.retire(digest)
+        self._storage.free(digest)
         self._cache.discard(digest)
         for gone in self._subscribers:
             gone(digest)

@@ -17,7 +17,8 @@ from lorry_adapters.errors import InvalidAdapter, StorageFull
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.blobs import Blobs, size_of
-from lorry_adapters.registry.catalog import Catalog, StoredContent
+from lorry_adapters.registry.catalog import StoredContent
+from lorry_adapters.registry.ledger import Ledger
 from lorry_adapters.registry.record import VersionRecord
 
 FILES_GONE = "its files are missing or were changed on disk; upload it again"
@@ -53,16 +54,16 @@ def fingerprint(layout: BaseLayout) -> str:
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
 
-def survey(catalog: Catalog, blobs: Blobs, layout: BaseLayout, max_rank: int) -> dict[str, str]:
+def survey(ledger: Ledger, blobs: Blobs, layout: BaseLayout, max_rank: int) -> dict[str, str]:
     """Digests that cannot be served, each with why and what to do."""
     ours = fingerprint(layout)
-    facts = {v.digest: v for record in catalog.adapters() for v in record.versions}
+    facts = {v.digest: v for record in ledger.adapters() for v in record.versions}
     broken = {}
-    for content in catalog.contents():
+    for content in ledger.contents():
         if (why := _why_not(content, facts[content.digest], blobs, layout, ours, max_rank)) is None:
             if content.layout != ours:
                 try:
-                    catalog.save_content(facts[content.digest], changed(content, layout=ours))
+                    ledger.save_content(facts[content.digest], changed(content, layout=ours))
                 except StorageFull:
                     _log.warning("the disk is full: the next start will verify adapters again")
         else:

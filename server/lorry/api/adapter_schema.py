@@ -86,6 +86,24 @@ class AdapterList(BaseModel):
     adapters: list[AdapterView]
 
 
+class UnclaimedView(BaseModel):
+    digest: str
+    bytes: int
+    since: str = Field(description="When a start first saw that no adapter has them")
+    kept_until: str = Field(description="The first start after that may delete them")
+
+
+class UnclaimedList(BaseModel):
+    unclaimed: list[UnclaimedView]
+
+
+class RecoverBody(Body):
+    """Stored files, and what to call the adapter; by default something of the digest."""
+
+    digest: str
+    name: str | None = None
+
+
 class UploadForm(BaseModel):
     """`file`, or the two files by their own names."""
 

@@ -111,7 +111,7 @@ class Adapters:
         return JSONResponse({"adapters": [self._view(record) for record in records]})
 
     async def show(self, name: str) -> Response:
-        return self._answer(self._registry.get(name))
+        return self.answer(self._registry.get(name))
 
     async def create(self, request: Request) -> Response:
         if media_type(request) == "application/json":
@@ -134,7 +134,7 @@ class Adapters:
                 description=state.description,
                 replace=state.replace,
             )
-        return self._answer(record, 201 if new else 200)
+        return self.answer(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
         try:
@@ -159,7 +159,7 @@ class Adapters:
             raise_problems(form)
             assert upload is not None
             record = await self._put(name, upload, if_match)
-        return self._answer(record)
+        return self.answer(record)
 
     async def change(self, request: Request, name: str) -> Response:
         body = await read_body(request, PatchBody)
@@ -174,7 +174,7 @@ class Adapters:
             version=body.version,
             if_match=if_match,
         )
-        return self._answer(record)
+        return self.answer(record)
 
     async def remove(self, name: str, version: int | None = None) -> Response:
         await self.drop(name, version)
@@ -216,7 +216,7 @@ class Adapters:
             description=body.description,
             replace=bool(body.replace),
         )
-        return self._answer(record, 201 if new else 200)
+        return self.answer(record, 201 if new else 200)
 
     @asynccontextmanager
     async def _form(self, request: Request) -> AsyncGenerator[Form]:
@@ -236,7 +236,8 @@ class Adapters:
         tags = [tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")]
         return record.current.digest if record.current.digest in tags else tags[0]
 
-    def _answer(self, record: AdapterRecord, status: int = 200) -> Response:
+    def answer(self, record: AdapterRecord, status: int = 200) -> Response:
+        """A record, with its digest as `ETag`."""
         headers = {"ETag": f'"{record.current.digest}"'}
         return JSONResponse(self._view(record), status_code=status, headers=headers)
 

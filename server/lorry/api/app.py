@@ -12,7 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 import lorry
 from lorry.api import docs, errors
-from lorry.api.adapter_schema import FolderBody, LoadBody, PatchBody, UnloadBody, UploadForm
+from lorry.api.adapter_schema import (
+    FolderBody,
+    LoadBody,
+    PatchBody,
+    RecoverBody,
+    UnloadBody,
+    UploadForm,
+)
 from lorry.api.adapters import Adapters
 from lorry.api.auth import Guard
 from lorry.api.chat import Chat
@@ -31,6 +38,7 @@ from lorry.api.openai import OpenAI
 from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
 from lorry.api.runs import Runs
+from lorry.api.unclaimed import Unclaimed
 from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
 from lorry.engine.client import EngineClient
@@ -51,6 +59,7 @@ _BODIES = (
     EmbeddingsBody,
     FolderBody,
     PatchBody,
+    RecoverBody,
     UploadForm,
     LoadBody,
     UnloadBody,
@@ -154,6 +163,7 @@ def create_app(services: Services) -> FastAPI:
     for other in (
         models,
         adapters,
+        Unclaimed(registry=registry, adapters=adapters),
         VllmLora(registry=registry, adapters=adapters, metrics=metrics),
         health,
     ):

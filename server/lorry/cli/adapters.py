@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorry.cli import bake, check, compare, convert, merge, norms, transfer
+from lorry.cli import bake, check, compare, convert, merge, norms, recover, transfer
 from lorry.cli.connection import DEFAULT_URL, ApiKey, Connection, Url
 from lorry.cli.given import path_of
 from lorry.cli.group import new_group
@@ -31,6 +31,7 @@ def build_app() -> typer.Typer:
     app.command("pin")(pin)
     app.command("unpin")(unpin)
     app.command("rm")(remove)
+    app.command("recover")(recover.recover)
     app.command("check")(check.check)
     app.command("inspect")(norms.inspect)
     app.command("compare")(compare.compare)

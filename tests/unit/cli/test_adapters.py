@@ -22,6 +22,7 @@ from lorry.cli.offline import outline
 from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
+from lorry_adapters.registry.blobs import FILES, digest_of
 from lorry_adapters.registry.registry import Registry
 from support.expert_orders import UNSLOTH
 from support.patience import wait_until
@@ -302,3 +303,49 @@ def test_a_doubt_about_what_was_taken_is_said_at_once_and_kept(
     assert main(["adapters", "convert", str(folder), "--experts-grouped", "--out", str(out)]) == 0
     assert main(["adapters", "push", str(out), "--name", "certain", *server]) == 0
     assert capsys.readouterr().err == ""
+
+
+def lost(home: Path, folder: Path) -> str:
+    """An adapter's files in the home, and nothing that knows of them; the digest."""
+    digest = digest_of(folder)
+    target = home / "blobs" / digest.replace(":", "-")
+    target.mkdir()
+    for name in FILES:
+        shutil.copy(folder / name, target)
+    return digest
+
+
+def test_files_without_a_record_become_adapters(lorry, peft_adapter, tmp_path: Path) -> None:
+    assert lorry("recover") == {"recovered": []}
+    first = lost(tmp_path / "home", peft_adapter("llama", "plain"))
+    second = lost(tmp_path / "home", peft_adapter("llama", "plain", seed=5))
+    found = lorry("recover", "--list")["unclaimed"]
+    assert {content["digest"] for content in found} == {first, second}
+    assert all(content["bytes"] > 0 for content in found)
+    assert lorry("list") == {"adapters": []}
+    assert "--name" in lorry("recover", "--name", "legal", code=2)
+    assert "0 stored contents" in lorry("recover", "0" * 64, code=1)
+    (record,) = lorry("recover", first[7:20], "--name", "legal")["recovered"]
+    assert (record["name"], record["digest"]) == ("legal", first)
+    (record,) = lorry("recover")["recovered"]
+    assert (record["name"], record["digest"]) == (f"recovered-{second[7:19]}", second)
+    assert lorry("recover", "--list") == {"unclaimed": []}
+    assert len(lorry("list")["adapters"]) == 2
+
+
+def test_one_that_does_not_fit_stops_no_other(
+    lorry, peft_adapter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = lost(tmp_path / "home", peft_adapter("llama", "plain"))
+    other = tmp_path / "other"
+    shutil.copytree(peft_adapter("llama", "plain", seed=5), other)
+    tensors = load_file(other / "adapter_model.safetensors")
+    first = min(tensors)
+    tensors[first] = tensors[first][:, :-1].contiguous()
+    save_file(tensors, other / "adapter_model.safetensors")
+    bad = lost(tmp_path / "home", other)
+    assert main(["adapters", "recover", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [one["digest"] for one in json.loads(captured.out)["recovered"]] == [good]
+    assert captured.err.startswith(f"error: {bad}: ") and first in captured.err
+    assert [one["digest"] for one in lorry("recover", "--list")["unclaimed"]] == [bad]

@@ -148,12 +148,12 @@ def test_no_room_for_the_catalogue_leaves_nothing(
 ) -> None:
     gone: list[str] = []
     registry.subscribe(gone.append)
-    registry._catalog._db.execute("PRAGMA max_page_count = 1")
+    registry._ledger._catalog._db.execute("PRAGMA max_page_count = 1")
     with pytest.raises(StorageFull):
         registry.add("legal", upload(files(1)), description="x" * 100_000)
     assert registry.records() == ()
     assert blobs(home) == set()
-    registry._catalog._db.execute("PRAGMA max_page_count = 100000")
+    registry._ledger._catalog._db.execute("PRAGMA max_page_count = 100000")
     registry.add("legal", upload(files(1)))
 
 

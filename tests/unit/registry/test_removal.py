@@ -12,7 +12,7 @@ from lorry_adapters.errors import (
     InvalidAdapter,
     UnknownAdapter,
 )
-from lorry_adapters.registry import registry as registry_module
+from lorry_adapters.registry import loader
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, upload
@@ -170,7 +170,7 @@ def test_a_disk_error_at_load_is_not_remembered(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry_module, "load", fail)
+        patch.setattr(loader, "load", fail)
         with pytest.raises(AdapterBroken, match="Too many open files"):
             registry.weights(digest)
     lease = acquire(registry, "legal")

@@ -1,0 +1,220 @@
+"""What is registered, written down twice: the catalogue, and a file for each adapter.
+
+A change is made in this order, and a crash may come between any two:
+
+1. the adapter's new file is written beside its old one, and is on the disk;
+2. the catalogue commits, with the next revision: from here on the change has happened;
+3. the new file takes its place (of a removal: the file goes).
+
+At start the copy with the higher revision is believed, as a whole. The catalogue has it after
+a crash between 2 and 3. The files have it where the catalogue was lost: deleted, emptied,
+damaged, taken from an old backup, or without what its write-ahead log had held, which SQLite
+drops without a word where the log is damaged. The other copy is then made anew. What is
+damaged is moved aside, and nothing of it is deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from lorry_adapters.errors import StorageFull
+from lorry_adapters.registry.blobs import storage_full_named
+from lorry_adapters.registry.catalog import Catalog, CatalogDamaged, StoredContent
+from lorry_adapters.registry.document import Pending
+from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.sidecars import FOLDER, Found, Sidecar, Sidecars
+
+_CATALOG: Final = "catalog.sqlite3"
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """One writer at a time; reading is thread-safe."""
+
+    recovery: str | None
+    """What was lost and is there again, in a line for people."""
+    remembers: bool
+    """False: what was removed in former lives is not known, as neither copy tells it all."""
+
+    def __init__(self, home: Path, has_blob: Callable[[str], bool]) -> None:
+        """Open or make both copies under `home`, and have them say the same.
+
+        `has_blob(digest)`: whether its files are there. HomeUnusable, and OSError where the
+        disk fails.
+        """
+        self._home = home
+        self._sidecars = Sidecars(home)
+        found = self._sidecars.read()
+        self._catalog, aside = _opened(home / _CATALOG)
+        try:
+            behind = self._catalog.revision() < found.revision
+            begins = self._catalog.is_new or aside is not None
+            self.remembers = not begins or (found.revision > 0 and not found.damaged)
+            self.recovery = None
+            if behind or aside is not None:
+                self.recovery = self._rebuild(found, has_blob, aside)
+            self._write_copies(found)
+        except BaseException:
+            self._catalog.close()
+            raise
+
+    def adapters(self) -> tuple[AdapterRecord, ...]:
+        """Everything stored, by name."""
+        return self._catalog.adapters()
+
+    def contents(self) -> tuple[StoredContent, ...]:
+        return self._catalog.contents()
+
+    def next_version(self, name: str) -> int:
+        """One more than the highest number ever given under `name`; 1 for a new name."""
+        return self._catalog.next_version(name)
+
+    def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
+        """Make the stored adapter equal `record`; `content` is that of a new version.
+        StorageFull, HomeUnusable."""
+        pending = self._prepare(record, content)
+        try:
+            self._catalog.save(record, content)
+        except BaseException:
+            pending.drop()
+            raise
+        self._put(pending)
+
+    def save_content(self, facts: VersionRecord, content: StoredContent) -> None:
+        """Replace what is known of one content, after it was verified again. The files keep
+        what they have: rebuilt from them, a content is verified anyway."""
+        self._catalog.save_content(facts, content)
+
+    def forget(self, name: str) -> None:
+        """Remove an adapter with all its versions. StorageFull, HomeUnusable."""
+        self._catalog.forget(name)
+        try:
+            self._sidecars.remove(name, self._catalog.revision())
+        except OSError:
+            self._behind(name)
+
+    def close(self) -> None:
+        self._catalog.close()
+
+    def _rebuild(self, found: Found, has_blob: Callable[[str], bool], aside: Path | None) -> str:
+        kept = list(found.sidecars.values())
+        owned = {version.digest for one in kept for version in one.record.versions}
+        for one in self._stored():
+            # Its file is missing. A removal takes the content with it, so an adapter whose
+            # content is there was not removed: its file was lost.
+            digests = {version.digest for version in one.record.versions} - owned
+            if one.record.name not in found.sidecars and any(map(has_blob, digests)):
+                kept.append(one)
+        why = "was empty or missing" if self._catalog.is_new else "was not up to date"
+        if aside is not None:
+            why = f"was damaged (it is kept as {aside.name})"
+        self._catalog.rebuild(
+            [(one.record, one.last_version, one.sizes) for one in kept], found.revision + 1
+        )
+        return f"the adapter catalogue {why}: {len(kept)} adapters are there again from {FOLDER}/"
+
+    def _write_copies(self, found: Found) -> None:
+        """Have the files say what the catalogue says."""
+        stored = self._stored()
+        if stored and not self._catalog.revision():
+            # From before changes were counted; the files' numbers begin with 1.
+            self._catalog.count()
+        revision = self._catalog.revision()
+        try:
+            for one in stored:
+                if found.sidecars.get(one.record.name) != one:
+                    with storage_full_named(self._home):
+                        self._sidecars.prepare(one, revision).put()
+            for name in found.sidecars.keys() - {one.record.name for one in stored}:
+                self._sidecars.remove(name, revision)
+        except StorageFull:
+            _log.warning("the disk is full: the next start writes %s/ again", FOLDER)
+
+    def _stored(self) -> tuple[Sidecar, ...]:
+        sizes = {content.digest: content.stored_bytes for content in self._catalog.contents()}
+        return tuple(
+            Sidecar(
+                record,
+                self._catalog.next_version(record.name) - 1,
+                {version.digest: sizes[version.digest] for version in record.versions},
+            )
+            for record in self._catalog.adapters()
+        )
+
+    def _prepare(self, record: AdapterRecord, content: StoredContent | None) -> Pending:
+        sizes = self._catalog.sizes([version.digest for version in record.versions])
+        if content is not None:
+            sizes[content.digest] = content.stored_bytes
+        numbers = [version.version for version in record.versions]
+        last = max(self._catalog.next_version(record.name) - 1, *numbers)
+        sidecar = Sidecar(record, last, sizes)
+        revision = self._catalog.revision() + 1
+        try:
+            with storage_full_named(self._home):
+                return self._sidecars.prepare(sidecar, revision)
+        except StorageFull:
+            if content is not None or not self._catalog.spend_reserve():
+                raise
+            with storage_full_named(self._home):
+                return self._sidecars.prepare(sidecar, revision)
+
+    def _put(self, pending: Pending) -> None:
+        try:
+            pending.put()
+        except OSError:
+            self._behind(pending.path.name)
+
+    def _behind(self, what: str) -> None:
+        # The change has happened. The catalogue's revision is the higher one, so the next
+        # start, or the next change of the same adapter, brings the file up to date.
+        _log.warning("the second copy of %s could not be written", what, exc_info=True)
+
+
+def _opened(path: Path) -> tuple[Catalog, Path | None]:
+    """The catalogue, and where a damaged one lies that was in its place."""
+    if not _size(path) and _size(path.with_name(path.name + "-wal")):
+        # SQLite deletes a log that has no file to belong to.
+        return _replaced(path)
+    try:
+        catalog = Catalog(path)
+    except CatalogDamaged:
+        return _replaced(path)
+    try:
+        catalog.verify()
+    except CatalogDamaged:
+        with suppress(sqlite3.Error):
+            catalog.close()
+        return _replaced(path)
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog, None
+
+
+def _replaced(path: Path) -> tuple[Catalog, Path]:
+    aside = _set_aside(path)
+    return Catalog(path), aside
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename the file and what SQLite has beside it, so that SQLite can still open them."""
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    for end in ("", "-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            os.rename(path.with_name(path.name + end), aside.with_name(aside.name + end))
+    return aside
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

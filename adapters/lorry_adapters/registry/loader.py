@@ -1,0 +1,42 @@
+"""Reads a stored content for the host cache, checks it, and remembers what cannot be served."""
+
+from __future__ import annotations
+
+from lorry_adapters.errors import AdapterBroken, InvalidAdapter
+from lorry_adapters.lora import probe
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.weights import AdapterWeights, load
+from lorry_adapters.registry.blobs import Blobs
+from lorry_adapters.registry.inventory import Inventory
+from lorry_adapters.registry.survey import FILES_GONE
+
+
+class Loader:
+    """Thread-safe."""
+
+    def __init__(self, layout: BaseLayout, blobs: Blobs, inventory: Inventory) -> None:
+        self._layout = layout
+        self._blobs = blobs
+        self._inventory = inventory
+
+    def load(self, digest: str) -> AdapterWeights:
+        """The weights of a content that somebody holds. AdapterBroken."""
+        while True:
+            generation = self._inventory.generation(digest)
+            try:
+                if self._blobs.intact(digest):
+                    folder = self._blobs.folder(digest)
+                    weights = load(folder, digest, self._layout)
+                    probe.check(folder, weights)
+                    return weights
+                why = FILES_GONE
+            except InvalidAdapter as error:
+                why = f"its files no longer load: {error.message}; upload it again"
+            except OSError as error:
+                # Perhaps only for now (too many open files, a network disk): not remembered.
+                raise AdapterBroken(
+                    f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
+                ) from error
+            broken = self._inventory.mark_broken(digest, why, generation)
+            if broken is not None:
+                raise broken

@@ -1,0 +1,60 @@
+"""Rows of the catalogue's tables as records. What cannot be one raises ValueError, KeyError or
+TypeError."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Final
+
+from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+
+VERSION_COLUMNS: Final = (
+    "version, digest, peft_type, rank, target_modules, parameters, bytes, base_model, created_at,"
+    " task_type, virtual_tokens, invocation, scalable, warnings"
+)
+VersionRow = tuple[
+    int, str, str, int, str, int, int, str | None, str, str, int, str, int, str
+]  # fmt: skip
+
+
+def version_of(row: VersionRow) -> VersionRecord:
+    version, digest, peft_type, rank, modules, parameters, size, base_model, created_at = row[:9]
+    task_type, virtual_tokens, invocation, scalable, warnings = row[9:]
+    return VersionRecord(
+        version=version,
+        digest=digest,
+        peft_type=peft_type,
+        rank=rank,
+        target_modules=tuple(json.loads(modules)),
+        parameters=parameters,
+        bytes=size,
+        base_model=base_model,
+        created_at=datetime.fromisoformat(created_at),
+        task_type=task_type,
+        virtual_tokens=virtual_tokens,
+        invocation=tuple(json.loads(invocation)),
+        scalable=bool(scalable),
+        warnings=tuple(json.loads(warnings)),
+    )
+
+
+ADAPTER_COLUMNS: Final = (
+    "name, current, enabled, scale, pinned, description, created_at, updated_at"
+)
+AdapterRow = tuple[str, int, int, float, int, str, str, str]
+
+
+def adapter_of(row: AdapterRow, versions: tuple[VersionRecord, ...]) -> AdapterRecord:
+    name, current, enabled, scale, pinned, description, created_at, updated_at = row
+    return AdapterRecord(
+        name=name,
+        enabled=bool(enabled),
+        scale=scale,
+        pinned=bool(pinned),
+        description=description,
+        current={version.version: version for version in versions}[current],
+        versions=versions,
+        created_at=datetime.fromisoformat(created_at),
+        updated_at=datetime.fromisoformat(updated_at),
+    )

@@ -1,0 +1,223 @@
+"""The second copy of the catalogue: one small file for each adapter, all that is known of it.
+
+    <home>/records/<name>-<16 hex of the name's sha256>.json
+    <home>/records/revision.json      of the last removal
+
+Every change of the catalogue has a number, the revision, which stands in the file that it
+writes. The largest one here says how far this copy goes, and the ledger compares it with
+the catalogue's own. A removal leaves no file behind to carry its number, so that one stands
+in `revision.json`: without it a catalogue from before the removal would look up to date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from lorry_adapters.registry import document
+from lorry_adapters.registry.blobs import DIGEST
+from lorry_adapters.registry.document import Damaged, Pending
+from lorry_adapters.registry.record import MAX_SCALE, AdapterRecord, VersionRecord
+
+FOLDER: Final = "records"
+
+_FORMAT: Final = 1
+_LAST_REMOVAL: Final = "revision.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """An adapter as the catalogue knows it."""
+
+    record: AdapterRecord
+    last_version: int
+    """The highest number ever given under its name."""
+    sizes: Mapping[str, int]
+    """Bytes of each content's files, by digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    sidecars: Mapping[str, Sidecar]
+    """By name."""
+    revision: int
+    """Of the latest change that this copy knows; 0 where there is none."""
+    damaged: int
+    """Files that could not be read, and were moved aside."""
+
+
+class Sidecars:
+    """One thread at a time."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / FOLDER
+        self._folder.mkdir(exist_ok=True)
+
+    def read(self) -> Found:
+        """Everything that can be read. OSError where the disk fails."""
+        sidecars: dict[str, Sidecar] = {}
+        revision = damaged = 0
+        for path in sorted(self._folder.iterdir()):
+            if path.name.endswith(document.UNFINISHED):
+                # Of a change that did not come to its end.
+                path.unlink()
+                continue
+            if path.suffix != ".json":
+                continue
+            try:
+                value = document.read(path)
+                if path.name == _LAST_REMOVAL:
+                    revision = max(revision, _number(_object(value)["revision"]))
+                    continue
+                sidecar, its = _parsed(_object(value))
+                if path.name != _file_of(sidecar.record.name):
+                    raise Damaged(f"{path} is another adapter's: {sidecar.record.name!r}")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                _set_aside(path, error)
+                damaged += 1
+            else:
+                sidecars[sidecar.record.name] = sidecar
+                revision = max(revision, its)
+        return Found(sidecars, revision, damaged)
+
+    def prepare(self, sidecar: Sidecar, revision: int) -> Pending:
+        """The file of one adapter, to be put in its place. OSError."""
+        path = self._folder / _file_of(sidecar.record.name)
+        return document.prepare(path, _value(sidecar, revision))
+
+    def remove(self, name: str, revision: int) -> None:
+        """OSError; then the next start does it, as the catalogue goes further."""
+        (self._folder / _file_of(name)).unlink(missing_ok=True)
+        document.sync(self._folder)
+        document.write(self._folder / _LAST_REMOVAL, {"revision": revision})
+
+
+def _file_of(name: str) -> str:
+    """Readable, and another one for each name where a file system knows no upper case."""
+    shown = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64]
+    return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    aside = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    _log.warning("%s cannot be read (%s); it is kept as %s", path, error, aside)
+    os.rename(path, path.with_name(aside))
+
+
+def _value(sidecar: Sidecar, revision: int) -> dict[str, object]:
+    record = sidecar.record
+    return {
+        "format": _FORMAT,
+        "revision": revision,
+        "name": record.name,
+        "enabled": record.enabled,
+        "scale": record.scale,
+        "pinned": record.pinned,
+        "description": record.description,
+        "created_at": record.created_at.isoformat(),
+        "updated_at": record.updated_at.isoformat(),
+        "current": record.current.version,
+        "last_version": sidecar.last_version,
+        "versions": [
+            {
+                "version": version.version,
+                "digest": version.digest,
+                "stored_bytes": sidecar.sizes[version.digest],
+                "peft_type": version.peft_type,
+                "task_type": version.task_type,
+                "rank": version.rank,
+                "target_modules": list(version.target_modules),
+                "parameters": version.parameters,
+                "bytes": version.bytes,
+                "base_model": version.base_model,
+                "virtual_tokens": version.virtual_tokens,
+                "invocation": list(version.invocation),
+                "scalable": version.scalable,
+                "warnings": list(version.warnings),
+                "created_at": version.created_at.isoformat(),
+            }
+            for version in record.versions
+        ],
+    }
+
+
+def _parsed(value: dict[str, Any]) -> tuple[Sidecar, int]:
+    """An adapter and its revision. ValueError, KeyError, TypeError or AttributeError."""
+    if value["format"] != _FORMAT:
+        raise Damaged(f"format {value['format']!r} is not known")
+    versions = tuple(_version(_object(one)) for one in value["versions"])
+    numbers = [version.version for version in versions]
+    if numbers != sorted(set(numbers)) or value["current"] not in numbers:
+        raise Damaged(f"versions {numbers}, of which {value['current']!r} is current")
+    record = AdapterRecord(
+        name=_text(value["name"]),
+        enabled=bool(value["enabled"]),
+        scale=_scale(value["scale"]),
+        pinned=bool(value["pinned"]),
+        description=_text(value["description"]),
+        current=versions[numbers.index(value["current"])],
+        versions=versions,
+        created_at=datetime.fromisoformat(value["created_at"]),
+        updated_at=datetime.fromisoformat(value["updated_at"]),
+    )
+    sizes = {one["digest"]: _number(one["stored_bytes"]) for one in value["versions"]}
+    last = max(_number(value["last_version"]), *numbers)
+    return Sidecar(record, last, sizes), _number(value["revision"])
+
+
+def _version(value: dict[str, Any]) -> VersionRecord:
+    if DIGEST.fullmatch(value["digest"]) is None:
+        # It becomes part of a path.
+        raise Damaged(f"{value['digest']!r} is no digest")
+    base_model = value["base_model"]
+    return VersionRecord(
+        version=_number(value["version"]),
+        digest=value["digest"],
+        peft_type=_text(value["peft_type"]),
+        rank=_number(value["rank"]),
+        target_modules=tuple(map(_text, value["target_modules"])),
+        parameters=_number(value["parameters"]),
+        bytes=_number(value["bytes"]),
+        base_model=None if base_model is None else _text(base_model),
+        created_at=datetime.fromisoformat(value["created_at"]),
+        task_type=_text(value["task_type"]),
+        virtual_tokens=_number(value["virtual_tokens"]),
+        invocation=tuple(map(_number, value["invocation"])),
+        scalable=bool(value["scalable"]),
+        warnings=tuple(map(_text, value["warnings"])),
+    )
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Damaged(f"{str(value)[:40]!r} is no object")
+    return value
+
+
+def _number(value: object) -> int:
+    # Not beyond what SQLite holds.
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise Damaged(f"{str(value)[:40]!r} is no count")
+    return value
+
+
+def _scale(value: object) -> float:
+    # NaN is within no bounds.
+    if not isinstance(value, int | float) or not -MAX_SCALE <= value <= MAX_SCALE:
+        raise Damaged(f"{str(value)[:40]!r} is no scale")
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Damaged(f"{str(value)[:40]!r} is no text")
+    return value

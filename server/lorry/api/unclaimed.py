@@ -1,0 +1,65 @@
+"""`/unclaimed`: stored files that no adapter has, and adapters made of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapter_schema import AdapterView, RecoverBody, UnclaimedList
+from lorry.api.adapters import Adapters
+from lorry.api.bodies import read_body
+from lorry.api.docs import json_body
+from lorry.api.errors import documented
+from lorry_adapters.registry.registry import Registry
+
+
+class Unclaimed:
+    def __init__(self, *, registry: Registry, adapters: Adapters) -> None:
+        self._registry = registry
+        self._adapters = adapters
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/unclaimed", tags=["adapters"])
+        router.add_api_route(
+            "",
+            self.listing,
+            methods=["GET"],
+            summary="Stored files that no adapter has",
+            responses={200: {"model": UnclaimedList}, **documented()},
+            response_model=None,
+        )
+        record = {"model": AdapterView, "description": "The record; `ETag` is its digest"}
+        router.add_api_route(
+            "",
+            self.recover,
+            methods=["POST"],
+            summary="Make an adapter of some",
+            responses={201: record, **documented(400, 404, 409, 413, 415, 422, 507)},
+            openapi_extra=json_body(RecoverBody),
+            response_model=None,
+            status_code=201,
+        )
+        return router
+
+    async def listing(self) -> Response:
+        contents = await asyncio.to_thread(self._registry.unclaimed)
+        return JSONResponse(
+            {
+                "unclaimed": [
+                    {
+                        "digest": content.digest,
+                        "bytes": content.bytes,
+                        "since": content.since.isoformat(),
+                        "kept_until": content.until.isoformat(),
+                    }
+                    for content in contents
+                ]
+            }
+        )
+
+    async def recover(self, request: Request) -> Response:
+        body = await read_body(request, RecoverBody)
+        record = await asyncio.to_thread(self._registry.recover, body.digest, body.name)
+        return self._adapters.answer(record, 201)
