@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lorry.core import Row
+from lorry.model.guard import require
 from lorry.model.inputs import AttentionPlan, VirtualRun
 from lorry.model.kv_cache import KVCache
 from lorry_adapters.errors import AdapterBroken
@@ -87,8 +88,14 @@ class Prompts:
         found: dict[int, int] = {}
         for run in runs:
             (rows_NH,) = self._of(run.row, self._rows_NH)
-            assert rows_NH.dtype is torch.float32 and rows_NH.is_contiguous()
-            assert rows_NH.device.type == "cpu" and run.start + run.count <= len(rows_NH)
+            require(
+                rows_NH.dtype is torch.float32
+                and rows_NH.is_contiguous()
+                and rows_NH.device.type == "cpu",
+                f"virtual tokens of {rows_NH.dtype} on {rows_NH.device} where float32 is read",
+            )
+            end = run.start + run.count
+            require(end <= len(rows_NH), f"virtual tokens up to {end} of {len(rows_NH)}")
             size = rows_NH.shape[1] * rows_NH.element_size()
             for at in range(run.count):
                 found[run.first + at] = rows_NH.data_ptr() + (run.start + at) * size

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorry.model.guard import require
 from lorry.model.native.edges import Edges
 from lorry.model.native.pack import BLOCK
 
@@ -89,7 +90,10 @@ def pack_adapter(
     for name, pair in pairs.items():
         a_at, b_at, _ = places[name]
         a_RI, b_OR = pair.a_RI.float().contiguous(), pair.b_OR.float().contiguous()
-        assert a_RI.shape[1] % BLOCK == b_OR.shape[0] % BLOCK == 0
+        require(
+            a_RI.shape[1] % BLOCK == b_OR.shape[0] % BLOCK == 0,
+            f"{name}: {a_RI.shape[1]} to {b_OR.shape[0]} features, not whole blocks of {BLOCK}",
+        )
         # Between two modules a step that has ended gets its turn: ctypes lets go of the lock.
         failed = library.lorry_pack(
             a_RI.data_ptr(),

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
 from lorry_adapters.lora.effects import Delta
@@ -84,6 +85,9 @@ def _wanted(effects: SlotEffects, plan: Plan) -> bool:
 
 def rows_of(values_TH: Tensor) -> dict[int, int]:
     """The address of each row, by its number."""
-    assert values_TH.dtype is torch.float32 and values_TH.is_contiguous()
+    require(
+        values_TH.dtype is torch.float32 and values_TH.is_contiguous(),
+        f"embeddings of {values_TH.dtype} where float32 is read",
+    )
     size = values_TH.shape[1] * values_TH.element_size()
     return {row: values_TH.data_ptr() + row * size for row in range(len(values_TH))}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lorry.core import SlotUse
 from lorry.errors import ModelError
+from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
@@ -205,8 +206,8 @@ class LeanModel:
     def _multiply(self, linear: structs.Linear, x: Tensor) -> Tensor:
         """One linear alone, for the rows that do not run here: `[..., I]` to `[..., O]`."""
         x_TI = x.reshape(-1, linear.in_).float().contiguous()
-        assert self._engine, "closed"
-        assert len(x_TI) <= self._max_tokens
+        require(bool(self._engine), "the engine is closed")
+        require(len(x_TI) <= self._max_tokens, f"{len(x_TI)} rows, room for {self._max_tokens}")
         y_TO = torch.empty(len(x_TI), linear.out)
         self._library.lorry_linear(
             self._engine, ctypes.byref(linear), x_TI.data_ptr(), y_TO.data_ptr(), len(x_TI)
@@ -235,18 +236,23 @@ class LeanModel:
             self._engine = None
 
     def _check(self, call: Call, inputs: Inputs) -> None:
-        """What would be an IndexError in Python is somebody else's memory in C."""
-        assert self._engine, "closed"
-        assert 0 < len(call.ids) <= self._max_tokens
-        assert len(inputs.body.pairs) <= self._max_pairs
-        assert len(inputs.head.pairs) <= self._max_pairs
-        assert call.longest <= self._max_context
-        for values, limit in (
-            (call.ids, self._vocab),
-            (call.blocks, self._num_blocks),
-            (call.wanted, len(call.ids)),
+        """Raises Unsafe where a step would leave its memory."""
+        require(bool(self._engine), "the engine is closed")
+        for what, count, limit in (
+            ("tokens", len(call.ids), self._max_tokens),
+            ("adapters", len(inputs.body.pairs), self._max_pairs),
+            ("adapters of the head", len(inputs.head.pairs), self._max_pairs),
+            ("tokens that a row sees", call.longest, self._max_context),
         ):
-            assert min(values) >= 0 and max(values) < limit
+            require(count <= limit, f"{count} {what}, room for {limit}")
+        for what, values, limit in (
+            ("token", call.ids, self._vocab),
+            ("block", call.blocks, self._num_blocks),
+            ("wanted token", call.wanted, len(call.ids)),
+        ):
+            require(bool(values), f"no {what} at all")
+            lowest, highest = min(values), max(values)
+            require(lowest >= 0 and highest < limit, f"{what}s {lowest} to {highest} of {limit}")
 
     def _fill_layer(self, target: structs.Layer, layer: Any, index: int, cache: KVCache) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -276,7 +282,7 @@ class LeanModel:
 
     def _linear(self, *layers: nn.Module) -> structs.Linear:
         bare = [base for base in map(_bare, layers) if isinstance(base, Int8Linear)]
-        assert len(bare) == len(layers)
+        require(len(bare) == len(layers), "a linear that is not int8")
         packed = pack(*bare)
         self._packed.append(packed)
         self._sources += [(linear, packed, i) for i, linear in enumerate(bare)]
@@ -286,7 +292,10 @@ class LeanModel:
         return self._slots.struct(name, linear.in_features, linear.out_features)
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-        assert tensor.dtype is dtype and tensor.is_contiguous()
+        require(
+            tensor.dtype is dtype and tensor.is_contiguous(),
+            f"a tensor of {tensor.dtype} with strides {tensor.stride()} where {dtype} is read",
+        )
         self._keep.append(tensor)
         return tensor.data_ptr()
 

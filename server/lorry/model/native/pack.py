@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorry.model.guard import require
 from lorry.model.int8 import Int8Linear
 from lorry.model.native.structs import Linear
 
@@ -47,7 +48,7 @@ class PackedLinear:
     def struct_of(self, index: int) -> Linear:
         """One of the linears alone, in the same memory."""
         first, size = sum(self.sizes[:index]), self.sizes[index]
-        assert first % BLOCK == 0
+        require(first % BLOCK == 0, f"a linear that begins at row {first}")
         bias_O = self.bias_O if self.biased[index] else None
         return Linear(
             self.codes.data_ptr() + first * self.in_features,
@@ -80,7 +81,10 @@ def pack(*linears: Int8Linear) -> PackedLinear:
     parts = [linear.base_tensors() for linear in linears]
     codes_OI = torch.cat([part["codes"] for part in parts])
     out, inputs = codes_OI.shape
-    assert out % BLOCK == 0 and inputs % BLOCK == 0
+    require(
+        out % BLOCK == 0 and inputs % BLOCK == 0,
+        f"{inputs} to {out} features, not whole blocks of {BLOCK}",
+    )
     biases = [part.get("bias") for part in parts]
     bias_O: Tensor | None = None
     if any(bias is not None for bias in biases):

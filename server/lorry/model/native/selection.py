@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorry.model.guard import require
+
 ROOM = 20
 """Bytes for a token: `step.h`."""
 
@@ -54,6 +56,10 @@ class CompiledSelection:
 
 
 def _address(values_V: Tensor) -> int:
-    assert values_V.dtype is torch.float32 and values_V.device.type == "cpu"
-    assert values_V.is_contiguous()
+    require(
+        values_V.dtype is torch.float32
+        and values_V.device.type == "cpu"
+        and values_V.is_contiguous(),
+        "numbers of another kind where float32 in host memory is read",
+    )
     return values_V.data_ptr()

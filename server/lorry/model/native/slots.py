@@ -11,6 +11,7 @@ from ctypes import sizeof
 
 import numpy as np
 
+from lorry.model.guard import require
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter
 from lorry.model.native.gains import BoundGains
@@ -50,8 +51,9 @@ class AdapterSlots:
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Not while a step runs: what lay in `slot` before is freed."""
-        assert 1 <= slot < self._table_MS.shape[1]
-        assert len(packed.places_M3) == len(self._table_MS), "packed for another model"
+        slots = self._table_MS.shape[1]
+        require(1 <= slot < slots, f"slot {slot} of {slots}")
+        require(len(packed.places_M3) == len(self._table_MS), "packed for another model")
         base = packed.memory.ctypes.data
         column = self._table_MS[:, slot]
         column["a"] = packed.places_M3[:, 0] + base

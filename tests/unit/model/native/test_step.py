@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lorry.core import Batch, Row, RowResult
+from lorry.model.guard import Unsafe
 from lorry.model.int8 import Int8Linear
 from lorry.model.memory import digest_of_base
 from support import tiny
@@ -283,7 +284,7 @@ def row(tokens: Sequence[int], *, start: int = 0, blocks: Sequence[int] | None =
 )
 def test_a_step_beyond_its_bounds_does_not_begin(lean: Driver, batch: Batch) -> None:
     driver = lean("llama", max_tokens=64)
-    with pytest.raises(AssertionError):
+    with pytest.raises(Unsafe):
         driver.runner.run(batch)
     driver.runner.run(row([5] * 64))
 
@@ -292,5 +293,5 @@ def test_no_step_follows_the_end(lean: Driver) -> None:
     driver = lean("llama")
     driver.runner.close()
     driver.runner.close()
-    with pytest.raises(AssertionError, match="closed"):
+    with pytest.raises(Unsafe, match="closed"):
         driver.runner.run(row([5]))
