@@ -71,11 +71,10 @@ class Named:
 
     @classmethod
     def read(cls, fields: Fields) -> Named:
-        return cls(
-            fields.take("target_parameters", check.listed("names of parameters"), ()),
-            _version(fields.raw("peft_version")),
-            read_columns(fields),
-        )
+        targets = fields.take("target_parameters", check.listed("names of parameters"), ())
+        version, columns = _version(fields.raw("peft_version")), read_columns(fields)
+        # Of what there is none of, nothing is said.
+        return cls(targets, version, columns) if targets else cls((), None, Columns())
 
 
 @dataclass(frozen=True, slots=True)
