@@ -107,7 +107,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         max_upload=settings.max_upload,
         max_host_bytes=settings.host_cache_memory,
         max_host_adapters=settings.max_cpu_loras,
-        reserved_names=frozenset({loaded.name}),
+        reserved_names=frozenset({loaded.name, *loaded.other_names}),
         allowed_roots=settings.adapter_roots,
         keep_unclaimed=timedelta(days=settings.keep_unclaimed),
     )
@@ -149,6 +149,8 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             settings=settings,
             metrics=metrics,
             base_name=loaded.name,
+            other_names=loaded.other_names,
+            repository=loaded.repository,
             eos_token_ids=loaded.eos_token_ids,
             max_model_len=loaded.max_model_len,
             info=lambda: _info(settings, loaded, runner),

@@ -86,7 +86,8 @@ class Settings:
     served_model_name: str | None = _option(
         None,
         Kind.TEXT,
-        "What the base is called in the API.",
+        "What the base is called in the API; several names with ',' between them, of which the "
+        "first stands in answers.",
         default_text="the alias, or the last part of MODEL",
     )
     quantize: str = _option(

@@ -38,6 +38,7 @@ from lorry.api.openai import OpenAI
 from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
 from lorry.api.runs import Runs
+from lorry.api.selection import BaseNames
 from lorry.api.unclaimed import Unclaimed
 from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
@@ -83,6 +84,10 @@ class Services:
     eos_token_ids: frozenset[int]
     max_model_len: int
     info: Callable[[], Mapping[str, object]]
+    other_names: tuple[str, ...] = ()
+    """Of the base, beside `base_name`."""
+    repository: str | None = None
+    """The base's id on a hub."""
     vocab_size: int | None = None
     """Tokens that the base has embeddings and logits for; None: as many as the tokenizer."""
 
@@ -105,6 +110,7 @@ def create_app(services: Services) -> FastAPI:
             in_host_cache=registry.in_host_cache,
         )
     )
+    base = BaseNames(services.base_name, services.other_names, services.repository)
     prompts = Prompts(services.tokenizer, services.vocab_size)
     grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids)
     runs = Runs(client, prompts, metrics)
@@ -115,7 +121,7 @@ def create_app(services: Services) -> FastAPI:
         grammars=grammars,
         metrics=metrics,
         registry=registry,
-        base_name=services.base_name,
+        base=base,
         eos_token_ids=services.eos_token_ids,
     )
     adapters = Adapters(
@@ -134,7 +140,7 @@ def create_app(services: Services) -> FastAPI:
     )
     models = Models(
         registry=registry,
-        base_name=services.base_name,
+        base=base,
         base_source=services.settings.model,
         max_model_len=services.max_model_len,
         started=datetime.now(UTC),
@@ -151,7 +157,7 @@ def create_app(services: Services) -> FastAPI:
         Completions(openai),
         Chat(openai),
         Classify(prompts=prompts, pooled=pooled),
-        Embeddings(prompts=prompts, pooled=pooled, registry=registry, base_name=services.base_name),
+        Embeddings(prompts=prompts, pooled=pooled, registry=registry, base=base),
     )
     errors.install(app, metrics)
     paths: set[str] = set()

@@ -22,7 +22,7 @@ from lorry.api.errors import documented
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import prompts_of
 from lorry.api.prompts import Prompts
-from lorry.api.selection import AdapterField, choices_of, choices_of_model
+from lorry.api.selection import AdapterField, BaseNames, choices_of, choices_of_model
 from lorry.api.vectors import MAX_INPUTS, Pooled
 from lorry.api.visit import place_of
 from lorry.core import Pooling
@@ -73,12 +73,12 @@ class EmbeddingsAnswer(BaseModel):
 
 class Embeddings:
     def __init__(
-        self, *, prompts: Prompts, pooled: Pooled, registry: Registry, base_name: str
+        self, *, prompts: Prompts, pooled: Pooled, registry: Registry, base: BaseNames
     ) -> None:
         self._prompts = prompts
         self._pooled = pooled
         self._registry = registry
-        self._base_name = base_name
+        self._base = base
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["openai"])
@@ -101,7 +101,7 @@ class Embeddings:
         return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 
     async def _answer(self, request: Request, body: EmbeddingsBody) -> dict[str, Any]:
-        choices = choices_of_model(body.model, self._base_name, self._registry)
+        choices = choices_of_model(body.model, self._base, self._registry)
         if "adapter" in body.model_fields_set:
             choices = choices_of(body.adapter)
         prompts = await prompts_of(
@@ -129,7 +129,7 @@ class Embeddings:
         return {
             "object": "list",
             "data": data,
-            "model": body.model or self._base_name,
+            "model": body.model or self._base.first,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "adapters": used(found.refs),
         }

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.errors import documented
+from lorry.api.selection import BaseNames
 from lorry.errors import ModelNotFound
 from lorry_adapters.errors import UnknownAdapter
 from lorry_adapters.registry.record import AdapterRecord
@@ -38,13 +39,13 @@ class Models:
         self,
         *,
         registry: Registry,
-        base_name: str,
+        base: BaseNames,
         base_source: str,
         max_model_len: int,
         started: datetime,
     ) -> None:
         self._registry = registry
-        self._base_name = base_name
+        self._base = base
         self._base_source = base_source
         self._max_model_len = max_model_len
         self._started = started
@@ -60,7 +61,7 @@ class Models:
             response_model=None,
         )
         router.add_api_route(
-            "/{model}",
+            "/{model:path}",
             self.show,
             methods=["GET"],
             summary="One of them",
@@ -71,24 +72,25 @@ class Models:
 
     async def listing(self) -> Response:
         """Disabled adapters are left out: a request for one is refused."""
+        bases = [self._card_of_base(name) for name in (self._base.first, *self._base.others)]
         adapters = [self._adapter(one) for one in self._registry.records() if one.enabled]
-        return JSONResponse({"object": "list", "data": [self._base(), *adapters]})
+        return JSONResponse({"object": "list", "data": [*bases, *adapters]})
 
     async def show(self, model: str) -> Response:
-        if model == self._base_name:
-            return JSONResponse(self._base())
+        if model in self._base:
+            return JSONResponse(self._card_of_base(model))
         try:
             return JSONResponse(self._adapter(self._registry.get(model)))
         except UnknownAdapter as error:
             raise ModelNotFound(
-                f"model {model[:200]!r} is neither the base ({self._base_name!r}) nor an adapter"
+                f"model {model[:200]!r} is neither the base ({self._base.first!r}) nor an adapter"
             ) from error
 
-    def _base(self) -> dict[str, Any]:
-        return self._card(self._base_name, self._started, self._base_source, None)
+    def _card_of_base(self, name: str) -> dict[str, Any]:
+        return self._card(name, self._started, self._base_source, None)
 
     def _adapter(self, record: AdapterRecord) -> dict[str, Any]:
-        return self._card(record.name, record.created_at, record.current.digest, self._base_name)
+        return self._card(record.name, record.created_at, record.current.digest, self._base.first)
 
     def _card(self, name: str, created: datetime, root: str, parent: str | None) -> dict[str, Any]:
         return {

@@ -14,7 +14,7 @@ from lorry.api.grammars import compiled, grammar_of
 from lorry.api.openai_schema import SharedBody
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs
-from lorry.api.selection import choices_of, choices_of_model
+from lorry.api.selection import BaseNames, choices_of, choices_of_model
 from lorry.api.sse import DONE, frame
 from lorry.core import SamplingParams
 from lorry.engine.grammar import Grammar, GrammarCompiler
@@ -35,13 +35,13 @@ class OpenAI:
     grammars: GrammarCompiler
     metrics: Metrics
     registry: Registry
-    base_name: str
+    base: BaseNames
     eos_token_ids: frozenset[int]
 
     def choices(self, body: SharedBody) -> tuple[AdapterChoice, ...]:
         """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
         mistake. Raises InvalidSelection, InvalidScale."""
-        of_model = choices_of_model(body.model, self.base_name, self.registry)
+        of_model = choices_of_model(body.model, self.base, self.registry)
         if "adapter" in body.model_fields_set:
             return choices_of(body.adapter)
         return of_model
@@ -95,7 +95,7 @@ class OpenAI:
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "object": kind,
             "created": int(time.time()),
-            "model": body.model or self.base_name,
+            "model": body.model or self.base.first,
         }
 
 

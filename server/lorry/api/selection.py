@@ -8,6 +8,7 @@ Only its form is checked here; names, versions and state are the registry's.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
@@ -52,6 +53,24 @@ AdapterField = Annotated[
 
 _KEYS = ("name", "version", "scale")
 
+_PLACEHOLDERS = frozenset({"tgi", "dummy"})
+"""What Hugging Face's clients send as `model` to a server that has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseNames:
+    """What the base is called."""
+
+    first: str
+    """In answers, and as the parent of adapters."""
+    others: tuple[str, ...] = ()
+    """Served, too."""
+    repository: str | None = None
+    """Its id on a hub, which is understood and not listed."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == self.first or name in self.others or name == self.repository
+
 
 def choices_of(spec: object, field: str = "adapter") -> tuple[AdapterChoice, ...]:
     """Raises InvalidSelection, InvalidScale; `field` is where the spec stood."""
@@ -67,19 +86,22 @@ def choices_of(spec: object, field: str = "adapter") -> tuple[AdapterChoice, ...
 
 
 def choices_of_model(
-    model: str | None, base_name: str, registry: Registry
+    model: str | None, base: BaseNames, registry: Registry
 ) -> tuple[AdapterChoice, ...]:
     """What OpenAI's `model` selects: nothing for the base. Raises ModelNotFound."""
-    if model is None or model == base_name:
+    if model is None or model in base:
         return ()
     unknown = ModelNotFound(
-        f"model {model[:200]!r} is neither the base ({base_name!r}) nor an adapter; "
+        f"model {model[:200]!r} is neither the base ({base.first!r}) nor an adapter; "
         "GET /v1/models lists them"
     )
     try:
         choice = _named(model, "model", "model")
         versions = registry.get(choice.name).versions
     except (InvalidSelection, UnknownAdapter) as error:
+        # An adapter may well be called so.
+        if model in _PLACEHOLDERS:
+            return ()
         raise unknown from error
     if choice.version is not None and all(one.version != choice.version for one in versions):
         raise unknown

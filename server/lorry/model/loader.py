@@ -57,6 +57,10 @@ class LoadedModel:
     config: PretrainedConfig
     name: str
     """What the API calls it."""
+    other_names: tuple[str, ...]
+    """What it is asked for by, too."""
+    repository: str | None
+    """Its id on the hub, where it has one."""
     layout: BaseLayout
     device: torch.device
     dtype: torch.dtype
@@ -107,7 +111,7 @@ def load(
     )
     model = _model(found, config, precision, attention, quantized=stored is not None)
     settle(model, precision)
-    name = settings.served_model_name or found.name
+    name, *others = names_of(settings, found)
     layout = replace(described(model, found, name), exact=kind is Quantization.NONE)
     if kind is Quantization.INT8 and precision.device.type == "cpu":
         use_int8_kernels(model)
@@ -121,6 +125,8 @@ def load(
         tokenizer=tokenizer,
         config=model.config,
         name=name,
+        other_names=tuple(others),
+        repository=found.repository,
         layout=layout,
         device=precision.device,
         dtype=precision.dtype,
@@ -131,6 +137,19 @@ def load(
         source=found.given,
         revision=found.revision,
     )
+
+
+def names_of(settings: Settings, found: source.Source) -> list[str]:
+    """What the base is called, the first name first. Raises ModelError for one that is empty."""
+    if settings.served_model_name is None:
+        return [found.name]
+    names = [name.strip() for name in settings.served_model_name.split(",")]
+    if not all(names):
+        raise ModelError(
+            f"--served-model-name {settings.served_model_name!r} has an empty name; "
+            "write them with one ',' between two"
+        )
+    return list(dict.fromkeys(names))
 
 
 def config_of(found: source.Source) -> PretrainedConfig:

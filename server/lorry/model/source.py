@@ -57,6 +57,8 @@ class Source:
     given: str
     revision: str | None
     """Of a hub model: the commit."""
+    repository: str | None = None
+    """Its id on the hub, also where it came another way."""
 
 
 def fetch(
@@ -76,7 +78,9 @@ def fetch(
     base = catalogue.find(model)
     path = Path(model).expanduser()
     if base is not None:
-        source = Source(catalogue.pull(base, home, say, meter), base.alias, model, None)
+        source = Source(
+            catalogue.pull(base, home, say, meter), base.alias, model, None, base.repository
+        )
     elif path.is_dir():
         source = Source(path.resolve(), path.resolve().name, model, None)
     elif path.is_file():
@@ -195,4 +199,4 @@ def _from_hub(model: str, home: Path, revision: str | None, token: str | None, s
         ) from error
     except OSError as error:
         raise storage_error(error, models_folder(home)) from error
-    return Source(Path(folder), model.rpartition("/")[2], model, Path(folder).name)
+    return Source(Path(folder), model.rpartition("/")[2], model, Path(folder).name, model)

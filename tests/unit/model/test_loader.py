@@ -244,3 +244,10 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
 def test_a_revision_is_for_the_hub_only(folder: Path) -> None:
     with pytest.raises(ModelError, match="--revision main: only a model from the hub"):
         load_folder(folder, revision="main")
+
+
+def test_it_may_have_several(folder: Path) -> None:
+    loaded = load_folder(folder, served_model_name="base, me/base,base")
+    assert (loaded.name, loaded.other_names, loaded.repository) == ("base", ("me/base",), None)
+    with pytest.raises(ModelError, match="has an empty name"):
+        load_folder(folder, served_model_name="base,,other")
