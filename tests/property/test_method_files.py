@@ -67,6 +67,16 @@ def saved(method: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, load_file(Path(folder) / WEIGHTS_FILE)
 
 
+def numbers(dtype: torch.dtype) -> st.SearchStrategy[Any]:
+    """What a tensor of that type can hold: places in and out of a layer, where it holds places."""
+    if dtype.is_floating_point:
+        return st.floats(width=16)
+    if dtype is torch.bool:
+        return st.booleans()
+    held = torch.iinfo(dtype)
+    return st.sampled_from([n for n in (32, 64, -1, 1 << 30, 0) if held.min <= n <= held.max])
+
+
 def change(data: st.DataObject, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     key = data.draw(st.sampled_from(sorted(tensors)))
     match data.draw(st.sampled_from(["number", "shape", "type", "gone", "twin", "field"])):
@@ -78,9 +88,8 @@ def change(data: st.DataObject, config: dict[str, Any], tensors: dict[str, Tenso
             del tensors[key]
         case "number" if tensors[key].numel():
             flat = tensors[key].clone().flatten()
-            places = st.sampled_from([32, 64, -1, 1 << 30, 0])
             at = data.draw(st.integers(0, flat.numel() - 1))
-            flat[at] = data.draw(places if not flat.is_floating_point() else st.floats(width=16))
+            flat[at] = data.draw(numbers(flat.dtype))
             tensors[key] = flat.view(tensors[key].shape)
         case "twin":
             tensors[key.removeprefix("base_model.model.")] = tensors[key].clone()
