@@ -114,6 +114,40 @@ def test_json(live: Live) -> None:
     assert json.loads(answer["choices"][0]["message"]["content"])["ok"] in (True, False)
 
 
+def test_instructions_of_a_developer_are_a_system_message_where_the_template_knows_none(
+    live: Live,
+) -> None:
+    messages = [{**MESSAGES[0], "role": "developer"}, MESSAGES[1]]
+    assert chat(live, messages=messages)["choices"] == chat(live)["choices"]
+
+
+def test_a_template_that_takes_parts_only(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+        "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
+    )
+    expected = chat(live)["choices"]
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    assert chat(live)["choices"] == expected
+    parts = [{"type": "text", "text": "How do I "}, {"type": "text", "text": "cook rice?"}]
+    messages = [MESSAGES[0], {"role": "user", "content": parts}]
+    assert chat(live, messages=messages)["choices"] == expected
+
+
+def test_documents_need_a_template_that_takes_them(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [{"title": "Rice", "text": "Boil it."}]
+    body = {"messages": MESSAGES, "documents": documents}
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "documents"
+    template = "{% for d in documents or [] %}{{ d.text }}{% endfor %}{{ messages[-1].content }}"
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    more = chat(live, documents=documents)["usage"]["prompt_tokens"]
+    assert more > chat(live)["usage"]["prompt_tokens"]
+
+
 def test_parts_are_joined(live: Live) -> None:
     parts = [{"type": "text", "text": "How do I "}, {"type": "text", "text": "cook rice?"}]
     messages = [MESSAGES[0], {"role": "user", "content": parts}]

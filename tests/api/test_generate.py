@@ -27,6 +27,7 @@ EVERY_FIELD = {
     "stop": None,
     "return_full_text": None,
     "truncate": None,
+    "add_special_tokens": None,
     "best_of": None,
     "top_n_tokens": None,
     "details": None,

@@ -137,9 +137,12 @@ class Chat:
             template_messages(body.messages),
             tools=tools.shown,
             variables=body.chat_template_kwargs or {},
+            documents=body.documents,
         )
         # The template has put every special token where it belongs.
-        ids = await openai.prompts.encode(text, param="messages", add_special_tokens=False)
+        ids = await openai.prompts.encode(
+            text, param="messages", add_special_tokens=bool(body.add_special_tokens)
+        )
         wanted = body.max_completion_tokens or body.max_tokens
         if wanted is None:
             wanted = openai.runs.room(ids, choices)

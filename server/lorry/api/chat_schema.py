@@ -13,7 +13,7 @@ from lorry.api.openai_schema import Idle, SharedAnswer, SharedBody
 class ChatBody(SharedBody):
     messages: Objects = Field(
         description="`role` (system, developer, user, assistant, tool) and `content`, a text or "
-        "a list of text parts."
+        "a list of text parts; the template gets them in the form that it takes."
     )
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
@@ -22,6 +22,14 @@ class ChatBody(SharedBody):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: Objects | None = Field(
+        default=None, description="For templates that take documents: `title` and `text` of each."
+    )
+    add_special_tokens: bool | None = Field(
+        default=None,
+        description="Whether the tokenizer puts special tokens around what the template has made; "
+        "absent: no, templates write their own.",
+    )
     modalities: Texts | None = Field(default=None, description="Only text.")
     prediction: Idle = None
 

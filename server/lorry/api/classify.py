@@ -21,7 +21,7 @@ from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
-from lorry.api.prompt_list import prompts_of
+from lorry.api.prompt_list import SpecialTokens, prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, choices_of, same
 from lorry.api.vectors import MAX_INPUTS, Pooled
@@ -35,6 +35,7 @@ class ClassifyBody(Body):
     adapter: AdapterField = None
     adapter_id: AdapterField = Field(default=None, description="Another name for `adapter`.")
     truncate: Tokens | None = Field(default=None, description="Keep that many of the last tokens.")
+    add_special_tokens: SpecialTokens = None
     raw_scores: bool | None = Field(
         default=None, description="Scores as the head gives them, before softmax (or sigmoid)."
     )
@@ -86,7 +87,12 @@ class Classify:
                 param="adapter_id",
             )
         prompts = await prompts_of(
-            body.inputs, self._prompts, param="inputs", most=MAX_INPUTS, truncate=body.truncate
+            body.inputs,
+            self._prompts,
+            param="inputs",
+            most=MAX_INPUTS,
+            truncate=body.truncate,
+            add_special_tokens=body.add_special_tokens,
         )
         found = await self._pooled.ask(
             prompts, choices_of(spec), Pooling.CLASSIFY, place_of(request), param="inputs"

@@ -258,6 +258,7 @@ class Completions:
             param="prompt",
             most=MAX_PROMPTS,
             truncate=body.truncate_prompt_tokens,
+            add_special_tokens=body.add_special_tokens,
         )
         jobs: list[Job] = []
         for prompt in prompts:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 
 from lorry.api.bounds import Answers, Tokens, Top
 from lorry.api.openai_schema import SharedAnswer, SharedBody
+from lorry.api.prompt_list import SpecialTokens
 
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 
@@ -34,6 +35,7 @@ class CompletionsBody(SharedBody):
     logprobs: Top | None = None
     suffix: str | None = Field(default=None, description="Not served: refused.")
     truncate_prompt_tokens: Tokens | None = None
+    add_special_tokens: SpecialTokens = None
 
 
 class CompletionLogprobs(BaseModel):

@@ -20,7 +20,7 @@ from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.openai_schema import Idle
-from lorry.api.prompt_list import prompts_of
+from lorry.api.prompt_list import SpecialTokens, prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, BaseNames, choices_of, choices_of_model
 from lorry.api.vectors import MAX_INPUTS, Pooled
@@ -49,6 +49,7 @@ class EmbeddingsBody(Body):
     )
     normalize: bool | None = Field(default=None, description="To length 1; true where absent.")
     truncate_prompt_tokens: Tokens | None = None
+    add_special_tokens: SpecialTokens = None
     user: Idle = None
 
 
@@ -110,6 +111,7 @@ class Embeddings:
             param="input",
             most=MAX_INPUTS,
             truncate=body.truncate_prompt_tokens,
+            add_special_tokens=body.add_special_tokens,
         )
         pooling = Pooling(body.pooling or "last")
         found = await self._pooled.ask(prompts, choices, pooling, place_of(request), param="input")

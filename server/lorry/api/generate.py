@@ -135,9 +135,7 @@ class Generate:
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeBody)
-        pieces = await self._prompts.pieces(
-            body.inputs, add_special_tokens=body.add_special_tokens is not False
-        )
+        pieces = await self._prompts.pieces(body.inputs, add_special_tokens=body.add_special_tokens)
         return JSONResponse(
             [
                 {"id": one.id, "text": one.text, "start": one.start, "stop": one.stop}
@@ -220,7 +218,12 @@ class Generate:
                 "greedy answers are all the same",
                 param="best_of",
             )
-        ids = await self._prompts.encode(body.inputs, param="inputs", truncate=given.truncate)
+        ids = await self._prompts.encode(
+            body.inputs,
+            param="inputs",
+            truncate=given.truncate,
+            add_special_tokens=given.add_special_tokens,
+        )
         room = self._runs.room(ids, choices)
         params = SamplingParams(
             max_new_tokens=given.max_new_tokens or min(DEFAULT_NEW_TOKENS, room),

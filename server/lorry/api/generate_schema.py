@@ -23,6 +23,7 @@ from lorry.api.bounds import (
     TopK,
 )
 from lorry.api.merging import MergedAdapters
+from lorry.api.prompt_list import SpecialTokens
 from lorry.api.selection import AdapterField
 
 
@@ -45,6 +46,7 @@ class Parameters(Body):
     )
     return_full_text: bool | None = None
     truncate: Tokens | None = None
+    add_special_tokens: SpecialTokens = None
     best_of: Answers | None = None
     top_n_tokens: Top | None = None
     details: bool | None = None
@@ -144,7 +146,7 @@ class StreamEvent(BaseModel):
 
 class TokenizeBody(Body):
     inputs: str
-    add_special_tokens: bool | None = None
+    add_special_tokens: SpecialTokens = None
 
 
 class TextToken(BaseModel):

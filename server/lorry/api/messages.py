@@ -1,4 +1,7 @@
-"""Chat messages as a template wants them: texts joined, arguments parsed, roles known."""
+"""Chat messages, checked: contents as texts or text parts, calls with JSON, roles known.
+
+`lorry.api.chat_template` brings them in the form that the base's template takes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
+_TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+"""What a template may read of a message beside its content."""
+
+_KEYS = frozenset({"role", "content", "tool_calls", "refusal", *_TEXTS})
 """Others are refused by name, except null ones, which clients send."""
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Raises InvalidRequest, UnsupportedParameter."""
+    """As the template's variable has them; a content that is null is left out, as
+    transformers does it. Raises InvalidRequest, UnsupportedParameter."""
     if not messages:
         raise InvalidRequest("messages is empty; send at least one", param="messages")
     return [_message(one, f"messages[{index}]") for index, one in enumerate(messages)]
@@ -32,10 +39,11 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in _KEYS and value is not None:
             raise UnsupportedParameter(f"{where}.{key[:80]} is not served", param="messages")
     calls = message.get("tool_calls")
-    content = _text(message.get("content"), f"{where}.content", needed=not calls)
-    # Templates know the older name for instructions.
-    result: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": content}
-    for key in ("name", "tool_call_id"):
+    result: dict[str, Any] = {"role": role}
+    content = _content(message.get("content"), f"{where}.content", needed=not calls)
+    if content is not None:
+        result["content"] = content
+    for key in _TEXTS:
         value = message.get(key)
         if value is not None:
             if not isinstance(value, str):
@@ -46,16 +54,16 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     return result
 
 
-def _text(content: object, where: str, *, needed: bool) -> str:
+def _content(content: object, where: str, *, needed: bool) -> str | list[dict[str, str]] | None:
     if isinstance(content, str):
         return content
     if content is None:
         if needed:
             raise InvalidRequest(f"{where} is required", param="messages")
-        return ""
+        return None
     if not isinstance(content, list):
         raise InvalidRequest(f"{where} must be a text or a list of parts", param="messages")
-    texts = []
+    parts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text"):
@@ -67,12 +75,12 @@ def _text(content: object, where: str, *, needed: bool) -> str:
         text = part.get("text")
         if not isinstance(text, str):
             raise InvalidRequest(f"{where}[{index}].text must be a text", param="messages")
-        texts.append(text)
-    return "".join(texts)
+        parts.append({"type": "text", "text": text})
+    return parts
 
 
 def _calls(calls: object, where: str) -> list[dict[str, Any]]:
-    """Tool calls of an earlier answer. Templates want the arguments as an object."""
+    """Tool calls of an earlier answer."""
     if not isinstance(calls, list):
         raise InvalidRequest(f"{where} must be a list", param="messages")
     result = []
@@ -85,14 +93,15 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments", "{}")
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments or "{}")
+                json.loads(arguments or "{}")
             except (ValueError, RecursionError) as error:
                 raise InvalidRequest(
                     f"{where}[{index}].function.arguments is not JSON: {error}", param="messages"
                 ) from error
+        named = {} if call.get("id") is None else {"id": call["id"]}
         result.append(
             {
-                "id": call.get("id"),
+                **named,
                 "type": "function",
                 "function": {"name": function["name"], "arguments": arguments},
             }

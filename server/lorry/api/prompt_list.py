@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from lorry.api.prompts import Prompts
 from lorry.errors import InvalidRequest
+
+SpecialTokens = Annotated[
+    bool | None,
+    Field(
+        description="Whether the tokenizer puts its special tokens around a text. Absent: yes, but "
+        "a beginning of text that the text has already is not put before it again; true puts it."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +26,16 @@ class Prompt:
 
 
 async def prompts_of(
-    given: object, tokens: Prompts, *, param: str, most: int, truncate: int | None = None
+    given: object,
+    tokens: Prompts,
+    *,
+    param: str,
+    most: int,
+    truncate: int | None = None,
+    add_special_tokens: bool | None = None,
 ) -> list[Prompt]:
-    """`truncate`: keep that many of the last tokens. Raises InvalidRequest, naming `param`."""
+    """`truncate`: keep that many of the last tokens; `add_special_tokens` is for texts, as
+    `Prompts.encode` has it. Raises InvalidRequest, naming `param`."""
     if isinstance(given, str) or (
         isinstance(given, list) and given and all(type(one) is int for one in given)
     ):
@@ -33,7 +51,11 @@ async def prompts_of(
             f"{param} must be a text, a list of texts, token ids or a list of those", param=param
         )
     texts = [one for one in given if isinstance(one, str)]
-    encoded = iter(await tokens.encode_all(texts, param=param, truncate=truncate))
+    encoded = iter(
+        await tokens.encode_all(
+            texts, param=param, truncate=truncate, add_special_tokens=add_special_tokens
+        )
+    )
     prompts = []
     for one in given:
         if isinstance(one, str):

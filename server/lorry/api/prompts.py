@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from lorry.api.chat_template import REFUSALS, ChatTemplate, Messages
 from lorry.api.workers import Workers
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
@@ -50,6 +50,8 @@ class Prompts:
         self._only_bytes = kinds == ["ByteLevel"]
         # Filled as tokens come; as long as the vocabulary at most.
         self._wholes: dict[int, str | None] = {}
+        self._templates: dict[str, ChatTemplate] = {}
+        self._front = self._added_in_front()
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of it, special tokens included, nothing tidied up."""
@@ -115,11 +117,15 @@ class Prompts:
         text: str,
         *,
         param: str,
-        add_special_tokens: bool = True,
+        add_special_tokens: bool | None = None,
         truncate: int | None = None,
     ) -> list[int]:
         """Token ids of a prompt. `truncate` keeps that many of the last, and what the
-        tokenizer puts in front. Raises InvalidRequest for an empty prompt."""
+        tokenizer puts in front. Raises InvalidRequest for an empty prompt.
+
+        `add_special_tokens`: with the tokens that the tokenizer puts around a text, or
+        without. None is with them, but what the text itself begins with is not put before
+        it again: a chat that a template has rendered has its beginning of text."""
         (ids,) = await self.encode_all(
             [text], param=param, add_special_tokens=add_special_tokens, truncate=truncate
         )
@@ -130,7 +136,7 @@ class Prompts:
         texts: Sequence[str],
         *,
         param: str,
-        add_special_tokens: bool = True,
+        add_special_tokens: bool | None = None,
         truncate: int | None = None,
     ) -> list[list[int]]:
         """As `encode`, of several prompts."""
@@ -143,16 +149,15 @@ class Prompts:
         return await self._workers.run(sum(map(len, texts)), work)
 
     def _encoded(
-        self, text: str, param: str, add_special_tokens: bool, truncate: int | None
+        self, text: str, param: str, add_special_tokens: bool | None, truncate: int | None
     ) -> list[int]:
-        ids = self._ids(text, add_special_tokens)
+        ids = self._ids(text, add_special_tokens is not False)
+        if add_special_tokens is None:
+            ids = ids[self._doubled(ids) :]
         if truncate is not None and len(ids) > truncate:
-            plain = self._ids(text, False)
-            in_front = len(ids) - len(plain)
-            if add_special_tokens and 0 < in_front < truncate and ids[in_front:] == plain:
-                ids = ids[:in_front] + plain[len(plain) - (truncate - in_front) :]
-            else:
-                ids = ids[-truncate:]
+            front = 0 if add_special_tokens is False else len(self._front)
+            kept = truncate - front
+            ids = ids[:front] + ids[-kept:] if kept > 0 else ids[-truncate:]
         if not ids:
             raise InvalidRequest(f"{param} has no tokens", param=param)
         if max(ids) >= self.vocab_size:
@@ -163,15 +168,33 @@ class Prompts:
             )
         return ids
 
-    async def pieces(self, text: str, *, add_special_tokens: bool) -> list[Piece]:
+    async def pieces(self, text: str, *, add_special_tokens: bool | None) -> list[Piece]:
+        """What `encode` makes of a text, with the place of each token in it."""
+
         def work() -> list[Piece]:
-            (encoded,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
-            return [
+            (encoded,) = self._backend.encode_batch(
+                [text], add_special_tokens=add_special_tokens is not False
+            )
+            found = zip(encoded.ids, encoded.offsets, strict=True)
+            pieces = [
                 Piece(token_id, text[start:stop] or self.text_of(token_id), start, stop)
-                for token_id, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True)
+                for token_id, (start, stop) in found
             ]
+            return pieces[self._doubled(encoded.ids) if add_special_tokens is None else 0 :]
 
         return await self._workers.run(len(text), work)
+
+    def _added_in_front(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        plain, whole = self._ids("a", False), self._ids("a", True)
+        places = range(len(whole) - len(plain) + 1)
+        at = next((one for one in places if whole[one : one + len(plain)] == plain), 0)
+        return whole[:at]
+
+    def _doubled(self, ids: Sequence[int]) -> int:
+        """So many of the first of `ids` were put before a text that begins with the same."""
+        count = len(self._front)
+        return count if list(ids[: 2 * count]) == self._front * 2 else 0
 
     async def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
         """A prompt given as token ids. Raises InvalidRequest."""
@@ -195,17 +218,21 @@ class Prompts:
         *,
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """`messages` through the base's own template, ready for the answer.
+        """`messages` through the base's own template, in the form that it takes, ready for
+        the answer.
 
         Raises UnsupportedParameter where the base has no template, or one without tools;
         InvalidRequest where the template refuses the messages.
         """
-        template = self._template(tools)
-        if tools is not None and re.search(r"\btools\b", template) is None:
-            raise UnsupportedParameter(
-                "tools: this base's chat template cannot take tools; leave them out", param="tools"
-            )
+        source = self._template(tools)
+        for name, given in (("tools", tools), ("documents", documents)):
+            if given is not None and re.search(rf"\b{name}\b", source) is None:
+                raise UnsupportedParameter(
+                    f"{name}: this base's chat template cannot take {name}; leave them out",
+                    param=name,
+                )
         reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
         for name in variables:
             if name in reserved or name in ("messages", "tools"):
@@ -214,24 +241,48 @@ class Prompts:
                     param="chat_template_kwargs",
                 )
 
-        def work() -> str:
+        def render(form: Messages) -> str:
             return str(
                 self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
+                    [dict(message) for message in form],
+                    chat_template=source,
                     tools=None if tools is None else [dict(tool) for tool in tools],
+                    documents=None if documents is None else [dict(one) for one in documents],
                     add_generation_prompt=True,
                     tokenize=False,
                     **variables,
                 )
             )
 
+        def work() -> str:
+            fitted = self._chat_template(source).fitted(messages)
+            try:
+                return render(fitted)
+            except REFUSALS:
+                if all("content" in message for message in fitted):
+                    raise
+                # A template that knows of no message without a content.
+                return render([{"content": "", **message} for message in fitted])
+
         size = sum(len(str(message.get("content") or "")) for message in messages)
         try:
             return await self._workers.run(size, work)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
+        except REFUSALS as error:
             raise InvalidRequest(
                 f"messages: the base's chat template refuses them: {error}", param="messages"
             ) from error
+
+    def _chat_template(self, source: str) -> ChatTemplate:
+        if source not in self._templates:
+
+            def render(messages: Messages) -> str:
+                given = [dict(message) for message in messages]
+                return str(
+                    self._tokenizer.apply_chat_template(given, chat_template=source, tokenize=False)
+                )
+
+            self._templates[source] = ChatTemplate(source, render)
+        return self._templates[source]
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # `encode` keeps the interpreter for itself, a second for a prompt of a megabyte, in

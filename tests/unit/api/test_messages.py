@@ -10,8 +10,8 @@ from lorry.api.messages import template_messages
 from lorry.errors import InvalidRequest, RequestError, UnsupportedParameter
 
 
-def test_texts_are_joined_and_roles_translated() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+def test_they_are_as_a_template_s_variable_has_them() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]
     assert template_messages(
         [
             {"role": "developer", "content": "be kind"},
@@ -19,23 +19,30 @@ def test_texts_are_joined_and_roles_translated() -> None:
             {"role": "assistant", "content": "c", "refusal": None, "audio": None},
         ]
     ) == [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "ab", "name": "Ann"},
+        {"role": "developer", "content": "be kind"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            "name": "Ann",
+        },
         {"role": "assistant", "content": "c"},
     ]
 
 
-def test_tool_calls_become_objects() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    messages = template_messages(
+def test_tool_calls() -> None:
+    function = {"name": "f", "arguments": '{"x": 1}'}
+    call = {"id": "1", "type": "function", "function": function}
+    assert template_messages(
         [
             {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "assistant", "tool_calls": [{"function": function}]},
             {"role": "tool", "content": "2", "tool_call_id": "1"},
         ]
-    )
-    assert messages[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
-    assert messages[0]["content"] == ""
-    assert messages[1]["tool_call_id"] == "1"
+    ) == [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]},
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,30 @@ def test_truncation_keeps_what_comes_first_and_the_last_tokens(prompts: Prompts)
     assert plain == whole[-3:]
 
 
+def test_a_beginning_of_text_that_is_there_is_not_put_before_it_again(prompts: Prompts) -> None:
+    plain = encode(prompts, "How do I", add_special_tokens=False)
+    assert plain[0] != BOS
+    assert encode(prompts, "How do I") == [BOS, *plain]
+    assert encode(prompts, "<s>How do I") == [BOS, *plain]
+    assert encode(prompts, "<s>How do I", add_special_tokens=False) == [BOS, *plain]
+    assert encode(prompts, "<s>How do I", add_special_tokens=True) == [BOS, BOS, *plain]
+    assert encode(prompts, "How do I<s>") == [BOS, *plain, BOS]
+    # Two that the text has itself are its own.
+    assert encode(prompts, "<s><s>How do I") == [BOS, BOS, *plain]
+    assert encode(prompts, "<s>How do I", truncate=2) == [BOS, plain[-1]]
+    assert encode(prompts, "<s>") == [BOS]
+    for given in (None, False):
+        pieces = asyncio.run(prompts.pieces("<s>How do I", add_special_tokens=given))
+        assert [one.id for one in pieces] == [BOS, *plain]
+
+
+def test_a_tokenizer_that_puts_nothing_before_a_text() -> None:
+    prompts = Prompts(build_tokenizer(add_bos=False))
+    ids = encode(prompts, "<s>How do I")
+    assert ids[0] == BOS and ids.count(BOS) == 1
+    assert encode(prompts, "<s><s>a")[:2] == [BOS, BOS]
+
+
 def test_a_long_text_takes_the_same_way_in_a_thread(prompts: Prompts) -> None:
     text = "rice " * 10_000
 

@@ -1,0 +1,144 @@
+"""In what form a chat template wants messages: content as a text or in parts, a call's
+arguments as an object or as JSON, which roles.
+
+Templates differ, and nothing in a model's files says how. So each is tried with a short
+conversation of every role, once: what it writes of a text, and of the same in parts, tells
+what it can take. A part that a template would pass over, or would write as Python writes a
+list, never reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
+from typing import Any
+
+import jinja2
+
+REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError)
+"""What rendering raises where a template and messages do not fit."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+_ONE, _TWO = "lorry-first", "lorry-second"
+
+_WRITTEN_OUT = re.compile(r"""text\\?['"]: ?\\?['"]lorry-""")
+"""A part as Python or JSON writes it."""
+
+_CALL_ID = "call00001"
+"""Of nine characters, which is what Mistral's templates ask for."""
+
+
+class Form(Enum):
+    """What a template takes as a message's content."""
+
+    TEXT = auto()
+    PARTS = auto()
+    """Any number of them."""
+    PART = auto()
+    """A list, of which it reads the first."""
+
+
+class ChatTemplate:
+    """What one template takes. Thread-safe: to find the same twice does no harm."""
+
+    def __init__(self, source: str, render: Callable[[Messages], str]) -> None:
+        """`render` may raise any of `REFUSALS`."""
+        self._render = render
+        self._texts: dict[str, Form] = {}
+        self._parts: dict[str, Form] = {}
+        self._arguments_as_json: bool | None = None
+        self._knows_developer = re.search(r"""['"]developer['"]""", source) is not None
+
+    def fitted(self, messages: Messages) -> list[dict[str, Any]]:
+        """The same messages as the template takes them. Content is a text, a list of text
+        parts, or absent; arguments are an object, or JSON."""
+        return [self._fitted(message) for message in messages]
+
+    def _fitted(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        fitted = dict(message)
+        if fitted["role"] == "developer" and not self._knows_developer:
+            # Templates know the older name for instructions.
+            fitted["role"] = "system"
+        if fitted.get("tool_calls"):
+            fitted["tool_calls"] = [self._call(call) for call in fitted["tool_calls"]]
+        content = fitted.get("content")
+        if content is None:
+            return fitted
+        texts = [content] if isinstance(content, str) else [part["text"] for part in content]
+        form = self._form(fitted["role"], self._texts if isinstance(content, str) else self._parts)
+        if form is Form.TEXT:
+            fitted["content"] = "".join(texts)
+        elif form is Form.PART:
+            fitted["content"] = _parts("".join(texts))
+        else:
+            fitted["content"] = _parts(*texts)
+        return fitted
+
+    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        if self._arguments_as_json is None:
+            self._arguments_as_json = not self._calls({_ONE: _TWO}) and self._calls(
+                json.dumps({_ONE: _TWO})
+            )
+        arguments = call["function"]["arguments"]
+        if self._arguments_as_json and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        elif not self._arguments_as_json and isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        return {**call, "function": {**call["function"], "arguments": arguments}}
+
+    def _calls(self, arguments: object) -> bool:
+        """Whether the template writes a call's arguments given so, and not as Python or, once
+        more, as JSON would."""
+        try:
+            text = self._render(_conversation("assistant", "", calls=[_call(arguments)]))
+        except REFUSALS:
+            return False
+        return _ONE in text and _TWO in text and re.search(rf"""['\\]['"]?{_ONE}""", text) is None
+
+    def _form(self, role: str, forms: dict[str, Form]) -> Form:
+        if role not in forms:
+            text = self._shows(role, _ONE + _TWO)
+            parts = self._shows(role, _parts(_ONE, _TWO))
+            one = Form.PART if self._shows(role, _parts(_ONE + _TWO)) and not text else Form.TEXT
+            self._texts[role] = Form.TEXT if text else Form.PARTS if parts else one
+            self._parts[role] = Form.PARTS if parts else one
+        return forms[role]
+
+    def _shows(self, role: str, content: object) -> bool:
+        """Whether the template writes all of a message with this content, and only its text."""
+        try:
+            text = self._render(_conversation(role, content))
+        except REFUSALS:
+            return False
+        return _ONE in text and _TWO in text and _WRITTEN_OUT.search(text) is None
+
+
+def _parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def _call(arguments: object) -> dict[str, Any]:
+    function = {"name": "f", "arguments": arguments}
+    return {"id": _CALL_ID, "type": "function", "function": function}
+
+
+def _conversation(
+    role: str, content: object, calls: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """One with a message of that role where such a message stands."""
+    asked = {"role": "user", "content": "a"}
+    tried: dict[str, Any] = {"role": role, "content": content}
+    answered = {"role": "tool", "content": "a", "name": "f", "tool_call_id": _CALL_ID}
+    if calls:
+        return [asked, {**tried, "tool_calls": list(calls)}, answered]
+    if role in ("system", "developer"):
+        return [tried, asked]
+    if role == "assistant":
+        return [asked, tried, asked]
+    if role == "tool":
+        called = {"role": "assistant", "content": "", "tool_calls": [_call({})]}
+        return [asked, called, {**answered, "content": content}]
+    return [tried]

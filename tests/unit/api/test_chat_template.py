@@ -1,0 +1,236 @@
+"""Chats as transformers' own `apply_chat_template` renders them, in the form that a template takes.
+
+The templates are short ones of our own, each with one habit of those that models come with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from lorry.api.messages import template_messages
+from lorry.api.prompts import Prompts
+from lorry.errors import InvalidRequest, UnsupportedParameter
+from support.tokenizer import build_tokenizer
+
+TURN = "<|im_start|>{{ m['role'] }}\n"
+LOOP = "{% for m in messages %}"
+DONE = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PARTS = "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+EITHER = (
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    + PARTS
+    + "{% endfor %}{% endif %}"
+)
+
+CHATML = LOOP + TURN + "{{ m['content'] }}" + DONE
+GENERATION = (
+    LOOP + TURN + "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}" + DONE
+)
+TRIMMED = LOOP + TURN + "{{ m['content'] | trim }}" + DONE
+LISTED = LOOP + TURN + PARTS + "\n{% endfor %}" + DONE
+BOTH = LOOP + TURN + EITHER + DONE
+FIRST = LOOP + TURN + "{{ m['content'][0]['text'] }}" + DONE
+SYSTEM_FIRST = (
+    "{% if messages[0]['role'] == 'system' %}{% if messages[0]['content'] is string %}"
+    "{% set system = messages[0]['content'] %}{% else %}"
+    "{% set system = messages[0]['content'][0]['text'] %}{% endif %}"
+    "{% set messages = messages[1:] %}[{{ system }}]{% endif %}" + BOTH
+)
+FOLDED = (
+    "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "[{{ m['role'] }}]{% if loop.first %}{{ first }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + CHATML
+)
+DEVELOPER = (
+    "{% for m in messages %}{% if m.role == 'developer' %}<|start|>developer # Instructions: "
+    "{{ m.content }}{% else %}<|start|>{{ m.role }}: {{ m.content }}{% endif %}{% endfor %}"
+)
+DATED = (
+    "{{ strftime_now('%Y') }} {% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+)
+QUOTED = LOOP + TURN + "{{ m['content'] | tojson }}" + DONE
+
+TEMPLATES = {
+    "chatml": CHATML,
+    "generation": GENERATION,
+    "trimmed": TRIMMED,
+    "listed": LISTED,
+    "both": BOTH,
+    "first": FIRST,
+    "system first": SYSTEM_FIRST,
+    "folded": FOLDED,
+    "developer": DEVELOPER,
+    "dated": DATED + CHATML,
+    "quoted": QUOTED,
+}
+
+TAKES_PARTS = {"listed", "both", "first"}
+"""Of a user's message."""
+
+
+def made(source: str) -> Prompts:
+    tokenizer = build_tokenizer(add_bos=True)
+    tokenizer.chat_template = source
+    return Prompts(tokenizer)
+
+
+def chat(source: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    given: dict[str, Any] = {"tools": None, "variables": {}, **options}
+    return asyncio.run(made(source).chat(template_messages(messages), **given))
+
+
+def expected(source: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    tokenizer = build_tokenizer(add_bos=True)
+    return str(
+        tokenizer.apply_chat_template(
+            messages, chat_template=source, tokenize=False, add_generation_prompt=True, **options
+        )
+    )
+
+
+def part(text: str, kind: str = "text") -> dict[str, str]:
+    return {"type": kind, "text": text}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_texts_are_rendered_as_by_transformers(name: str) -> None:
+    source = TEMPLATES[name]
+    texts = [("system", " be kind "), ("user", "hi"), ("assistant", "ho"), ("user", "you there?")]
+    messages = [{"role": role, "content": text} for role, text in texts]
+    form = messages
+    if name in ("listed", "first"):
+        form = [{"role": role, "content": [part(text)]} for role, text in texts]
+    got = chat(source, messages, variables={"enable_thinking": False})
+    assert got == expected(source, form, enable_thinking=False)
+    for _, text in texts:
+        assert text.strip() in got
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_parts_are_rendered_in_the_form_that_the_template_takes(name: str) -> None:
+    source = TEMPLATES[name]
+    parts = [part("How do I ", "input_text"), part("cook rice?")]
+    got = chat(source, [{"role": "user", "content": parts}])
+    form: Any = "How do I cook rice?"
+    if name == "first":
+        form = [part(form)]
+    elif name in TAKES_PARTS or name == "system first":
+        form = [part("How do I "), part("cook rice?")]
+    assert got == expected(source, [{"role": "user", "content": form}])
+    assert "rice?" in got and "How do I" in got and "'text'" not in got
+
+
+def test_a_system_message_in_parts_loses_none() -> None:
+    """Such a template reads the first part of a system message, and all of a user's."""
+    messages = [
+        {"role": "system", "content": [part("Be "), part("kind.")]},
+        {"role": "user", "content": [part("h"), part("i")]},
+    ]
+    got = chat(SYSTEM_FIRST, messages)
+    assert got == expected(SYSTEM_FIRST, [{"role": "system", "content": "Be kind."}, messages[1]])
+    assert got.startswith("[Be kind.]")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_developer_is_for_templates_that_know_it(name: str) -> None:
+    source = TEMPLATES[name]
+    messages = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    role = "developer" if name == "developer" else "system"
+    instructions = {"role": role, "content": "be kind"}
+    if name in ("listed", "first"):
+        instructions["content"] = [part("be kind")]  # type: ignore[assignment]
+        form = [instructions, {"role": "user", "content": [part("hi")]}]
+    else:
+        form = [instructions, messages[1]]
+    assert chat(source, messages) == expected(source, form)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_template_that_knows_no_instructions_says_so(role: str) -> None:
+    messages = [{"role": role, "content": "be kind"}, {"role": "user", "content": "hi"}]
+    with pytest.raises(InvalidRequest, match="System role not supported"):
+        chat(NO_SYSTEM, messages)
+    with pytest.raises(InvalidRequest, match="Roles must alternate"):
+        chat(FOLDED, [messages[1], messages[1]])
+
+
+CALLED = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}"
+OBJECT = (
+    CALLED + "{{ c.function.name }}={{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+JOINED = (
+    CALLED
+    + "{{ c['function']['name'] + '=' + c['function']['arguments'] }}{% endfor %}{% endfor %}"
+)
+PRINTED = CALLED + "{{ c.function.name }}={{ c.function.arguments }}{% endfor %}{% endfor %}"
+ASKED = (
+    CALLED + "{% if c.function.arguments is string %}{{ c.function.arguments }}{% else %}"
+    "{{ c.function.arguments | tojson }}{% endif %}{% endfor %}{% endfor %}"
+)
+ITEMS = (
+    CALLED + "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "as_json"),
+    [(OBJECT, False), (JOINED, True), (PRINTED, True), (ASKED, False), (ITEMS, False)],
+)
+@pytest.mark.parametrize("sent", ['{"city":"Rome"}', {"city": "Rome"}])
+def test_arguments_are_an_object_or_json_as_the_template_takes_them(
+    source: str, as_json: bool, sent: Any
+) -> None:
+    def messages(arguments: Any) -> list[dict[str, Any]]:
+        function = {"name": "weather", "arguments": arguments}
+        call = {"id": "call00001", "type": "function", "function": function}
+        return [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "rain", "tool_call_id": "call00001"},
+        ]
+
+    form: Any = {"city": "Rome"}
+    if as_json:
+        form = sent if isinstance(sent, str) else json.dumps(sent)
+    assert chat(source, messages(sent)) == expected(source, messages(form))
+    assert "'city'" not in chat(source, messages(sent))
+
+
+def test_a_message_without_content_is_an_empty_text_where_the_template_needs_one() -> None:
+    source = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    function = {"name": "f", "arguments": "{}"}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": function}]},
+    ]
+    assert chat(source, messages) == "user: hiassistant: "
+
+
+def test_earlier_reasoning_reaches_the_template() -> None:
+    source = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.content }}{% endfor %}"
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        messages = [{"role": "assistant", "content": "4", key: "2 and 2"}]
+        assert chat(source, messages) == expected(source, messages) == "2 and 2|4"
+
+
+def test_documents() -> None:
+    source = "{% for d in documents or [] %}{{ d.title }}: {{ d.text }}\n{% endfor %}" + CHATML
+    documents = [{"title": "Rice", "text": "Boil it."}]
+    messages = [{"role": "user", "content": "hi"}]
+    got = chat(source, messages, documents=documents)
+    assert got == expected(source, messages, documents=documents)
+    assert got.startswith("Rice: Boil it.\n")
+    with pytest.raises(UnsupportedParameter, match="documents"):
+        chat(CHATML, messages, documents=documents)
