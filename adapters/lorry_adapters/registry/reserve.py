@@ -20,7 +20,13 @@ class Reserve:
 
     def fill(self) -> None:
         """Make sure that it is there, as far as the disk has room; not an error if not."""
-        if self._path.exists():
+        try:
+            # A crash may have left less of it.
+            if self._path.stat().st_size == _BYTES:
+                return
+        except FileNotFoundError:
+            pass
+        except OSError:
             return
         try:
             # Random bytes: a file system that compresses would keep nothing back for zeros.

@@ -22,6 +22,9 @@ from lorry.option import format_size
 
 _MANIFEST = "lorry.json"
 
+_NO_MANIFEST = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading one raises that is not there, cut off, or something else's."""
+
 _CHUNK = 1 << 20
 
 
@@ -58,10 +61,9 @@ def build_once(folder: Path, build: Callable[[Path], None], *, source: str, say:
 def source_of(folder: Path) -> str | None:
     """What a folder of the cache was built from; None for any other folder."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError):
+        return str(json.loads((folder / _MANIFEST).read_text())["source"])
+    except _NO_MANIFEST:
         return None
-    return str(manifest["source"])
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
@@ -111,6 +113,7 @@ def _build(folder: Path, build: Callable[[Path], None], source: str) -> None:
         manifest.write_text(json.dumps({"source": source, "files": sizes}, indent=2) + "\n")
         for item in staging.iterdir():
             _flush(item)
+        _flush(staging)
         staging.rename(folder)
         _flush(folder.parent)
     except BaseException:
@@ -132,7 +135,7 @@ def _verify(folder: Path) -> None:
     try:
         sizes = json.loads((folder / _MANIFEST).read_text())["files"]
         sound = all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    except _NO_MANIFEST:
         sound = False
     if not sound:
         raise ModelError(

@@ -93,7 +93,21 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert not partial.exists() and not (folder / "half").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
+MANIFESTS = [
+    "",
+    "{",
+    "[]",
+    "5",
+    "null",
+    "{}",
+    '{"files": 5}',
+    '{"files": [1]}',
+    "\x00",
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", *MANIFESTS], ids=lambda text: text[:20])
 def test_a_damaged_folder_is_refused_by_its_path(tmp_path: Path, damage: str) -> None:
     folder = build_once(tmp_path / "x", build_one_file, source="x", say=pytest.fail)
     if damage == "truncate":
@@ -101,7 +115,8 @@ def test_a_damaged_folder_is_refused_by_its_path(tmp_path: Path, damage: str) ->
     elif damage == "remove":
         (folder / "weights").unlink()
     else:
-        (folder / "lorry.json").write_text("{")
+        (folder / "lorry.json").write_text(damage)
+        assert source_of(folder) is None
     with pytest.raises(ModelError) as caught:
         build_once(folder, build_one_file, source="x", say=pytest.fail)
     assert str(folder) in caught.value.message and "delete that folder" in caught.value.message

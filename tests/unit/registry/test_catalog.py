@@ -261,3 +261,10 @@ def test_a_catalogue_of_the_first_schema_is_carried_over(path: Path) -> None:
     again = Catalog(path)
     assert again.adapters()[0].scale == 2.0
     again.close()
+
+
+def test_a_reserve_that_a_crash_cut_short_is_filled_up(path: Path) -> None:
+    reserve = path.with_name("reserve")
+    reserve.write_bytes(b"x" * 5)
+    Catalog(path).close()
+    assert reserve.stat().st_size > 100_000
