@@ -15,7 +15,7 @@
     ├── ForbiddenSource         a source outside the allowed roots
     ├── StorageFull             no room to keep it
     └── HomeUnusable            the home folder is held by another server,
-                                written by a newer one, damaged, or not writable
+                                written by a newer one, damaged, not writable, or gone
 
 A message says what is wrong, where, and what to do. No error here knows a
 status code: one table in the HTTP layer maps them.

@@ -96,7 +96,7 @@ def _offered(path: Path, samples: tuple[Sample, ...]) -> set[str]:
 def _lost(registry: Registry, samples: tuple[Sample, ...]) -> set[str]:
     """Those whose records were lost, where records were: what a user removes takes its files
     with it, so files that are there were not removed."""
-    if registry.remembers:
+    if registry.storage.ledger.remembers:
         return set()
     known = {record.name for record in registry.records()}
     files = {content.digest for content in registry.unclaimed()}

@@ -82,6 +82,8 @@ class Blobs:
         self._home = home
         self._blobs = home / "blobs"
         self._staging = home / "staging"
+        self.places = (self._blobs,)
+        """What has to stay there."""
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._staging.mkdir(exist_ok=True)
         # Unlinking a large file can take long, and the one who gives the last lease back
@@ -111,6 +113,8 @@ class Blobs:
     def staging(self) -> Iterator[Path]:
         """A private empty folder on the blobs' file system, gone when the block ends."""
         with storage_full_named(self._home):
+            # Nothing in it is missed: whoever cleaned up there took no adapter away.
+            self._staging.mkdir(exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self._staging))
         try:
             yield folder

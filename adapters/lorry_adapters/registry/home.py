@@ -1,34 +1,117 @@
-"""One server per home folder: the registry's view in memory is only right when alone."""
+"""The home folder: held by one server alone, and looked at whether it is still there.
+
+The registry's view in memory is only right when it is alone. And a file that was deleted while
+it is open can still be written to: SQLite says that a change is on disk, and it is nowhere. So
+what was opened is remembered, and looked for by its name again before anything is changed.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from lorry_adapters.errors import HomeUnusable
 
+_LEAST: Final = 1 << 20
+"""Bytes; with less no adapter can be stored."""
 
-class HomeLock:
-    """Held from construction to `close`; the system drops it when the process dies."""
+_CURE: Final = "start the server again, which makes what can be made again"
 
-    def __init__(self, home: Path) -> None:
-        """HomeUnusable: another process holds it, or `home` cannot be written."""
-        path = home / "lock"
+
+class Home:
+    """Held from construction to `close`; the system drops it when the process dies.
+    Thread-safe, once everything is watched."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder where it is missing. HomeUnusable: another process holds it, or it
+        cannot be written."""
+        self.path = path
+        lock = path / "lock"
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            path.mkdir(parents=True, exist_ok=True)
+            self._file = lock.open("ab")
         except OSError as error:
-            raise HomeUnusable(f"cannot write to the home folder {home}: {error}") from error
+            raise HomeUnusable(f"cannot write to the home folder {path}: {error}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._watched = {path: _identity(path), lock: _identity(lock)}
         except BlockingIOError as error:
             self._file.close()
             raise HomeUnusable(
-                f"another server uses the home folder {home}; stop it, or choose another --home"
+                f"another server uses the home folder {path}; stop it, or choose another --home"
             ) from error
         except OSError as error:
             self._file.close()
-            raise HomeUnusable(f"cannot lock {path}: {error}") from error
+            raise HomeUnusable(f"cannot lock {lock}: {error}") from error
+
+    def watch(self, *paths: Path) -> None:
+        """Files and folders that have to stay what they are now. OSError."""
+        self._watched |= {path: _identity(path) for path in paths}
+
+    def trouble(self) -> str | None:
+        """Why nothing can be stored, and what to do. A full disk is none: it can change by
+        itself, and is told by whoever meets it."""
+        for path, identity in self._watched.items():
+            what = "the home folder" if path == self.path else "in the home folder"
+            try:
+                now = _identity(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{what} {path} was deleted while the server runs; {_CURE}"
+            except OSError as error:
+                return f"{what} {path} cannot be read: {error.strerror}"
+            if now != identity:
+                return f"{what} {path} was replaced while the server runs; {_CURE}"
+        if os.statvfs(self.path).f_flag & os.ST_RDONLY:
+            return f"the home folder {self.path} is on a disk that is mounted read-only"
+        for path in self._watched:
+            if not os.access(path, os.W_OK):
+                return f"in the home folder {path} may not be written; give the server the right to"
+        return None
+
+    def warning(self) -> str | None:
+        """That the disk is full, if it is."""
+        try:
+            free = shutil.disk_usage(self.path).free
+        except OSError:
+            return None
+        if free >= _LEAST:
+            return None
+        return f"the disk of {self.path} is full ({free} bytes are left): uploads are refused"
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """For a block that stores something. HomeUnusable where that cannot be, now or when
+        the block finds out."""
+        trouble = self.trouble()
+        if trouble is not None:
+            raise HomeUnusable(trouble)
+        try:
+            yield
+        except OSError as error:
+            if self.trouble() is None and not self._is_ours(error):
+                raise
+            raise self.unusable(error) from error
+
+    def unusable(self, error: OSError) -> HomeUnusable:
+        """What an error of the system's means."""
+        why = self.trouble() or f"the home folder {self.path} cannot be used: {error}"
+        return HomeUnusable(why)
 
     def close(self) -> None:
         self._file.close()
+
+    def _is_ours(self, error: OSError) -> bool:
+        if error.filename is None:
+            return error.errno in (errno.EIO, errno.EROFS, errno.ENODEV, errno.ESTALE)
+        return Path(os.fsdecode(error.filename)).is_relative_to(self.path)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino

@@ -51,7 +51,7 @@ class Intake:
     @contextmanager
     def staged(self, upload: Upload) -> Iterator[Staged]:
         """An upload's content, held for the block. InvalidAdapter, UploadTooLarge, StorageFull."""
-        with self._blobs.staging() as folder:
+        with self._storage.staging() as folder:
             with storage_full_named(self._home):
                 unpack(upload, folder, max_bytes=self._max_upload)
             with self._verified(folder) as new:
@@ -63,7 +63,7 @@ class Intake:
 
         InvalidAdapter where they cannot be merged, ToolError for a weight, StorageFull.
         """
-        with self._blobs.staging() as folder:
+        with self._storage.staging() as folder:
             sources = [
                 Part(self._blobs.folder(ref.digest), weight, ref.name) for ref, weight in parts
             ]

@@ -51,6 +51,8 @@ class Ledger:
         disk fails.
         """
         self._home = home
+        self.places = (home / _CATALOG, home / FOLDER)
+        """What has to stay there."""
         self._sidecars = Sidecars(home)
         found = self._sidecars.read()
         self._catalog, aside = _opened(home / _CATALOG)

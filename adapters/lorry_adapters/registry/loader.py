@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from lorry_adapters.errors import AdapterBroken, InvalidAdapter
+from lorry_adapters.errors import AdapterBroken, HomeUnusable, InvalidAdapter
 from lorry_adapters.lora import probe
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import AdapterWeights, load
-from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.inventory import Inventory
+from lorry_adapters.registry.storage import Storage
 from lorry_adapters.registry.survey import FILES_GONE
 
 
 class Loader:
     """Thread-safe."""
 
-    def __init__(self, layout: BaseLayout, blobs: Blobs, inventory: Inventory) -> None:
+    def __init__(self, layout: BaseLayout, storage: Storage, inventory: Inventory) -> None:
         self._layout = layout
-        self._blobs = blobs
+        self._storage = storage
+        self._blobs = storage.blobs
         self._inventory = inventory
 
     def load(self, digest: str) -> AdapterWeights:
-        """The weights of a content that somebody holds. AdapterBroken."""
+        """The weights of a content that somebody holds. AdapterBroken, HomeUnusable."""
         while True:
             generation = self._inventory.generation(digest)
             try:
@@ -37,6 +38,10 @@ class Loader:
                 raise AdapterBroken(
                     f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
                 ) from error
+            trouble = self._storage.trouble()
+            if trouble is not None:
+                # Perhaps nothing is wrong with the files: a disk that comes back has them.
+                raise HomeUnusable(trouble)
             broken = self._inventory.mark_broken(digest, why, generation)
             if broken is not None:
                 raise broken

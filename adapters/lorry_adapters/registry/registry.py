@@ -17,7 +17,6 @@ another adapter. Uploading the same files again mends it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace as changed
@@ -88,16 +87,16 @@ class Registry:
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
-        self._writing = threading.Lock()
         self._subscribers: tuple[Callable[[str], None], ...] = ()
         self._inventory = Inventory(reserved_names, self._free)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
-            self._storage = Storage(home, keep_unclaimed)
-            opened.callback(self._storage.close)
-            self._blobs, self._ledger = self._storage.blobs, self._storage.ledger
+            self.storage = Storage(home, keep_unclaimed)
+            """The folder itself: whether it is well, and what the start found there."""
+            opened.callback(self.storage.close)
+            self._blobs, self._ledger = self.storage.blobs, self.storage.ledger
             self._cache = HostCache(
-                Loader(layout, self._blobs, self._inventory).load,
+                Loader(layout, self.storage, self._inventory).load,
                 max_bytes=max_host_bytes,
                 max_entries=max_host_adapters,
             )
@@ -110,7 +109,7 @@ class Registry:
             self._intake = Intake(
                 home,
                 layout,
-                self._storage,
+                self.storage,
                 self._inventory,
                 max_rank=max_rank,
                 max_upload=max_upload,
@@ -121,8 +120,9 @@ class Registry:
     # Changing
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A private folder for a file on its way in, gone when the block ends. StorageFull."""
-        return self._blobs.staging()
+        """A private folder for a file on its way in, gone when the block ends. StorageFull,
+        HomeUnusable."""
+        return self.storage.staging()
 
     def add(
         self,
@@ -145,7 +145,7 @@ class Registry:
         check_name(name, self._reserved)
         if scale is not None:
             scale = check_scale(scale)
-        with self._intake.staged(upload) as new, self._writing:
+        with self._intake.staged(upload) as new, self.storage.writing():
             old = self._inventory.find(name)
             if old is None:
                 record = first_record(name, new)
@@ -187,7 +187,7 @@ class Registry:
         """A new current version of an adapter that exists; the content it has already
         makes none. `if_match`: the digest it must have now, or DigestMismatch."""
         check_match(self._inventory.get(name), if_match)
-        with self._intake.staged(upload) as new, self._writing:
+        with self._intake.staged(upload) as new, self.storage.writing():
             # Looked up again: another change may have come first while this one was read.
             old = self._inventory.get(name)
             check_match(old, if_match)
@@ -217,7 +217,7 @@ class Registry:
         """
         if scale is not None:
             scale = check_scale(scale)
-        with self._writing:
+        with self.storage.writing():
             old = self._inventory.get(name)
             check_match(old, if_match)
             current = version_of(old, version)
@@ -240,7 +240,7 @@ class Registry:
         With `version` only that one goes: AdapterConflict while it is current and not the
         only one. The last version takes the adapter with it.
         """
-        with self._writing:
+        with self.storage.writing():
             old = self._inventory.get(name)
             if version is not None:
                 gone = version_of(old, version)
@@ -251,10 +251,10 @@ class Registry:
                             "one current first, or remove the adapter",
                             param="version",
                         )
-                    with self._storage.removing(self._inventory.only_of(name, [gone])):
+                    with self.storage.removing(self._inventory.only_of(name, [gone])):
                         self._save(without_version(old, gone))
                     return
-            with self._storage.removing(self._inventory.only_of(name, old.versions)):
+            with self.storage.removing(self._inventory.only_of(name, old.versions)):
                 self._ledger.forget(name)
             self._inventory.forget(name)
             self._cache.pin(self._inventory.pinned())
@@ -306,13 +306,8 @@ class Registry:
 
     def unclaimed(self) -> tuple[UnclaimedContent, ...]:
         """Stored contents that no adapter and no request has; an adapter can be made of each."""
-        with self._writing:
-            return self._storage.unclaimed(self._inventory.digests())
-
-    @property
-    def remembers(self) -> bool:
-        """False: what was removed before the start is not known, as the records were lost."""
-        return self._ledger.remembers
+        with self.storage.writing():
+            return self.storage.unclaimed(self._inventory.digests())
 
     def story(self) -> tuple[str, ...]:
         """What the start found and people should know, a line each."""
@@ -382,13 +377,13 @@ class Registry:
         whichever thread gave back the last lease: take a note and return, never call the
         registry from it, and never raise.
         """
-        with self._writing:
+        with self.storage.lock:
             self._subscribers = (*self._subscribers, gone)
 
     def close(self) -> None:
         """Let go of the home folder. A lease given back later frees nothing; the next
         start does."""
-        with self._writing:
+        with self.storage.lock:
             self._opened.close()
 
     # Within
@@ -398,17 +393,17 @@ class Registry:
         self, parts: Sequence[tuple[AdapterRef, float]], recipe: Recipe
     ) -> Iterator[str]:
         with self._intake.merged(parts, recipe) as new:
-            with self._writing:
+            with self.storage.writing():
                 self._intake.publish(new)
             yield new.digest
 
     def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
-        self._storage.save(record, stored)
+        self.storage.save(record, stored)
         self._inventory.show(record)
         self._cache.pin(self._inventory.pinned())
 
     def _free(self, digest: str) -> None:
-        self._storage.free(digest)
+        self.storage.free(digest)
         self._cache.discard(digest)
         for gone in self._subscribers:
             gone(digest)

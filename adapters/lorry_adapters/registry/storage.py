@@ -5,6 +5,7 @@ Here is the order in which they are opened and changed; each knows nothing of th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,19 +14,22 @@ from pathlib import Path
 from lorry_adapters.errors import HomeUnusable
 from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.catalog import StoredContent
-from lorry_adapters.registry.home import HomeLock
+from lorry_adapters.registry.home import Home
 from lorry_adapters.registry.ledger import Ledger
 from lorry_adapters.registry.record import AdapterRecord
 from lorry_adapters.registry.unclaimed import Unclaimed, UnclaimedContent
 
 
 class Storage:
-    """One writer at a time."""
+    """Thread-safe, but for what is to be done in `writing` only."""
 
     def __init__(self, home: Path, keep_unclaimed: timedelta) -> None:
         """Open or create `home`, which no other process may use until `close`. HomeUnusable."""
+        self.lock = threading.Lock()
+        """Held while something is changed."""
         with ExitStack() as opened:
-            opened.callback(HomeLock(home).close)
+            self._home = Home(home)
+            opened.callback(self._home.close)
             try:
                 self.blobs = Blobs(home)
                 opened.callback(self.blobs.close)
@@ -36,9 +40,34 @@ class Storage:
                 opened.callback(self.ledger.close)
                 owned = {content.digest for content in self.ledger.contents()}
                 self._unclaimed.collect(owned, datetime.now(UTC), sure=self.ledger.remembers)
+                self._home.watch(*self.ledger.places, *self.blobs.places)
             except OSError as error:
                 raise HomeUnusable(f"cannot use the home folder {home}: {error}") from error
             self._opened = opened.pop_all()
+
+    def trouble(self) -> str | None:
+        """Why nothing can be stored, and what to do."""
+        return self._home.trouble()
+
+    def warning(self) -> str | None:
+        """What may soon keep something from being stored."""
+        return self._home.warning()
+
+    def unusable(self, error: OSError) -> HomeUnusable:
+        """What an error of the system's means for who wanted to store something."""
+        return self._home.unusable(error)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """As `Blobs.staging`, for a block that stores something. HomeUnusable, StorageFull."""
+        with self._home.guarded(), self.blobs.staging() as folder:
+            yield folder
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For a block that changes what is stored; one at a time. HomeUnusable."""
+        with self.lock, self._home.guarded():
+            yield
 
     def publish(self, folder: Path, digest: str) -> bool:
         """As `Blobs.publish`. Whatever comes in goes at the next start unless it is saved;

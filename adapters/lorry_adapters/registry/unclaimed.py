@@ -98,6 +98,7 @@ class Unclaimed:
         """Mark a content that need not be kept once nobody has it. Not being able to is no
         error: it is kept longer then."""
         try:
+            self._marks.mkdir(exist_ok=True)
             (self._marks / digest.replace(":", "-", 1)).touch()
         except OSError:
             _log.warning("cannot mark %s as expendable", digest, exc_info=True)

@@ -65,7 +65,7 @@ class Adapters:
         upload = {"requestBody": {"required": True, "content": form}}
         either = json_body(FolderBody)
         either["requestBody"]["content"].update(form)
-        checked = (400, 409, 413, 415, 422, 507)
+        checked = (400, 409, 413, 415, 422, 503, 507)
 
         def add(
             method: str,
@@ -99,10 +99,12 @@ class Adapters:
             self.change,
             "Change its state, or go to another version",
             {200: record},
-            (400, 404, 412, 413, 415, 422),
+            (400, 404, 412, 413, 415, 422, 503, 507),
             json_body(PatchBody),
         )
-        add("DELETE", one, self.remove, "Remove it, or a version", {204: gone}, (404, 409, 422))
+        add(
+            "DELETE", one, self.remove, "Remove it, or a version", {204: gone}, (404, 409, 422, 503)
+        )
         add("GET", "/{name}/content", self.content, "Its files, as a tar", {200: tar}, (404, 422))
         return router
 
@@ -222,9 +224,16 @@ class Adapters:
     async def _form(self, request: Request) -> AsyncGenerator[Form]:
         """The request's form, its files in a folder that is gone after the block."""
         staging = self._registry.staging()
-        folder = await asyncio.to_thread(staging.__enter__)
+        try:
+            folder = await asyncio.to_thread(staging.__enter__)
+        except AdapterError:
+            # A client that still sends would find a broken connection instead of the reason.
+            await drop_unread(request)
+            raise
         try:
             yield await read_form(request, folder, self._max_upload)
+        except OSError as error:
+            raise self._registry.storage.unusable(error) from error
         finally:
             await asyncio.to_thread(staging.__exit__, None, None, None)
 

@@ -147,6 +147,8 @@ def create_app(services: Services) -> FastAPI:
     )
     health = Health(
         ready=lambda: client.ready,
+        trouble=lambda: registry.storage.trouble(),
+        warning=lambda: registry.storage.warning(),
         info=services.info,
         metrics=metrics,
         settings=services.settings,

@@ -135,6 +135,7 @@ TABLE: Mapping[type[Exception], Row] = {
     served.QueueFull: Row(429, "queue_full", "rate_limit_error", "overloaded"),
     served.GenerationFailed: Row(500, "generation_failed", _SERVER, "generation"),
     served.ShuttingDown: Row(503, "shutting_down", _SERVER, "overloaded"),
+    adapters.HomeUnusable: Row(503, "home_unusable", _SERVER, "overloaded"),
     adapters.StorageFull: Row(507, "storage_full", _SERVER, "overloaded"),
     Exception: Row(500, "internal_error", _SERVER, "generation"),
 }
@@ -234,7 +235,7 @@ def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, A
         422: "A field with a wrong value; the message names it",
         429: "The queue is full; `Retry-After` says when to try again",
         500: "The server failed",
-        503: "Not ready, or shutting down",
+        503: "Not ready, shutting down, or nothing can be stored",
         507: "No room to keep it",
     }
     return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.bodies import MAX_JSON
@@ -20,6 +20,8 @@ from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION
 
 class HealthView(BaseModel):
     status: str
+    reason: str | None = Field(default=None, description="Why not, and what to do")
+    warning: str | None = Field(default=None, description="What may soon keep it from being ready")
 
 
 class Health:
@@ -27,12 +29,16 @@ class Health:
         self,
         *,
         ready: Callable[[], bool],
+        trouble: Callable[[], str | None],
+        warning: Callable[[], str | None],
         info: Callable[[], Mapping[str, object]],
         metrics: Metrics,
         settings: Settings,
         max_model_len: int,
     ) -> None:
         self._ready = ready
+        self._trouble = trouble
+        self._warning = warning
         self._info = info
         self._metrics = metrics
         self._settings = settings
@@ -66,10 +72,17 @@ class Health:
         return JSONResponse({"status": "live"})
 
     async def ready(self) -> Response:
-        if self._ready():
-            return JSONResponse({"status": "ready"})
+        answer = {"status": "ready" if self._ready() else "not ready"}
+        # Both look at the disk, which can take its time.
+        trouble = await asyncio.to_thread(self._trouble)
+        if trouble is not None:
+            answer |= {"status": "not ready", "reason": trouble}
+        elif (warning := await asyncio.to_thread(self._warning)) is not None:
+            answer["warning"] = warning
+        if answer["status"] == "ready":
+            return JSONResponse(answer)
         headers = {"Retry-After": str(UNREADY_RETRY)}
-        return JSONResponse({"status": "not ready"}, status_code=503, headers=headers)
+        return JSONResponse(answer, status_code=503, headers=headers)
 
     async def info(self) -> Response:
         limits = {

@@ -27,7 +27,7 @@ class Unclaimed:
             self.listing,
             methods=["GET"],
             summary="Stored files that no adapter has",
-            responses={200: {"model": UnclaimedList}, **documented()},
+            responses={200: {"model": UnclaimedList}, **documented(503)},
             response_model=None,
         )
         record = {"model": AdapterView, "description": "The record; `ETag` is its digest"}
@@ -36,7 +36,7 @@ class Unclaimed:
             self.recover,
             methods=["POST"],
             summary="Make an adapter of some",
-            responses={201: record, **documented(400, 404, 409, 413, 415, 422, 507)},
+            responses={201: record, **documented(400, 404, 409, 413, 415, 422, 503, 507)},
             openapi_extra=json_body(RecoverBody),
             response_model=None,
             status_code=201,

@@ -46,7 +46,7 @@ class VllmLora:
                 route,
                 methods=["POST"],
                 summary=summary,
-                responses={**ok, **documented(400, 404, 413, 507)},
+                responses={**ok, **documented(400, 404, 413, 503, 507)},
                 openapi_extra=json_body(body),
                 response_model=None,
             )

@@ -201,12 +201,12 @@ def test_a_home_from_before_there_were_files(
     db.close()
     again = reopen()
     assert again.records() == expected
-    assert again.remembers
+    assert again.storage.ledger.remembers
     again.close()
     missing(home / "catalog.sqlite3")
     again = reopen()
     assert again.records() == expected
-    assert again.remembers
+    assert again.storage.ledger.remembers
     assert last_number(again, files) == 4
 
 
