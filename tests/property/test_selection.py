@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -150,3 +152,46 @@ def test_rows_are_drawn_as_alone_and_as_by_a_sort(
         weights_V = filtered(row_V / wish.params.temperature, wish.params, SORTED)
         number = uniform(wish.params.seed, len(wish.answer))
         assert token == alone.token_id == SORTED.draw(weights_V, number)
+
+
+_ANY_NUMBER = st.sampled_from([float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 0.0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2999), _ANY_NUMBER), min_size=1, max_size=4),
+    st.booleans(),
+    st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([0.0, 1e-6, 1.0]),
+            "top_k": st.sampled_from([0, 40]),
+            "top_p": st.sampled_from([1.0, 0.9]),
+            "min_p": st.sampled_from([0.0, 0.1]),
+            "typical_p": st.sampled_from([1.0, 0.5]),
+            "repetition_penalty": st.sampled_from([1.0, 1.3]),
+            "logit_bias": st.sampled_from([(), ((3, 5.0),)]),
+        }
+    ),
+    st.booleans(),
+)
+def test_a_row_that_is_no_numbers_does_not_end_the_step(
+    selection: Selection,
+    spoilt: list[tuple[int, float]],
+    everywhere: bool,
+    fields: dict[str, Any],
+    narrowed: bool,
+) -> None:
+    """It gets a token of no finite probability, which the engine refuses; its neighbour the one
+    that it gets alone."""
+    values_KV = torch.randn(2, 3000, generator=torch.Generator().manual_seed(1))
+    neighbour = values_KV[1:].clone()
+    for token, value in spoilt:
+        values_KV[0, slice(None) if everywhere else token] = value
+    params = SamplingParams(max_new_tokens=9, seed=7, **fields)
+    allowed = [0b101000] + [0] * 93 if narrowed else None
+    wish = Sample(params, (1, 2), (), allowed)
+    (first, _), (second, _) = sample(Logits.of(values_KV), [wish, wish], selection)
+    assert [(second, ())] == sample(Logits.of(neighbour), [wish], selection)
+    assert 0 <= first.token_id < 3000
+    if not math.isfinite(float(values_KV[0].logsumexp(-1))):
+        assert not math.isfinite(first.logprob)

@@ -19,10 +19,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.extremes import too_strong
 from lorry_adapters.lora.json_text import text_of
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.probe_experts import wrong_experts
-from lorry_adapters.lora.problems import some
+from lorry_adapters.lora.problems import refusal, some
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
 
 _TOLERANCE: Final = 1e-4
@@ -33,8 +34,13 @@ _PREFIXES: Final = ("base_model.model.", "")
 def check(folder: Path, weights: AdapterWeights) -> None:
     """Of a LoRA's plain pairs: the first module, one in the middle, the last; of experts the same.
 
-    Raises InvalidAdapter where what was loaded is not what the files say.
+    Raises InvalidAdapter where what was loaded is not what the files say, or is too strong to
+    tell.
     """
+    # Of one that was stored before there was a bound: it would not be the same as itself.
+    strong = list(too_strong(weights.modules, weights.effects))
+    if strong:
+        raise refusal(strong)
     config = json.loads(text_of((folder / CONFIG_FILE).read_bytes()))
     if config.get("peft_type") != "LORA":
         return

@@ -23,7 +23,23 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.problems import refusal, shown
 
 MAX_HEADER: Final = 16 << 20
-"""Bytes; about 100,000 tensors. The format itself allows 100 MB."""
+"""Bytes. The format itself allows 100 MB."""
+
+MAX_TENSORS: Final = 100_000
+"""As many as the largest mixtures of experts need, with a pair for each expert."""
+
+MAX_NAME: Final = 1024
+"""Characters of a tensor's name."""
+
+_BESIDE: Final = 50_000
+_MARKS: Final = {
+    b"{": MAX_TENSORS + _BESIDE,
+    b"[": 2 * MAX_TENSORS + _BESIDE,
+    b":": 4 * MAX_TENSORS + _BESIDE,
+    b",": 8 * MAX_TENSORS + _BESIDE,
+}
+"""How often they stand in a header of that many tensors, with something over for __metadata__.
+What is made of a header takes many times its bytes, in one call that holds the interpreter."""
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F32": torch.float32,
@@ -78,6 +94,8 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.places: set[str] = set()
+        """Names that `read_places` was asked for."""
         # Unbuffered: tensors are read into their own memory in one go.
         self._file = path.open("rb", buffering=0)
         try:
@@ -109,8 +127,8 @@ class TensorFile:
 
         Raises InvalidAdapter where one is no whole number from 0 on and below `end`.
         """
-        entry = self.entries[name]
-        stored = self._read(entry)
+        self.places.add(name)
+        stored = self._read(self.entries[name])
         if not stored.is_floating_point():
             stored = stored.to(torch.int64)  # `end` may be more than 32 bits hold
         # NaN is within no bounds.
@@ -156,16 +174,18 @@ class TensorFile:
             )
         text = bytearray(length)
         self._fill(memoryview(text))
-        return _entries(name, _parsed(name, bytes(text)), 8 + length, size)
+        return _entries(name, _parsed(name, text), 8 + length, size)
 
 
-def _parsed(name: str, text: bytes) -> dict[str, Any]:
+def _parsed(name: str, text: bytearray) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise ValueError("a name stands in it twice")
         return found
 
+    if any(text.count(mark) > most for mark, most in _MARKS.items()):
+        raise InvalidAdapter([f"{name}: the header is of more than {MAX_TENSORS} tensors"])
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except RecursionError:
@@ -177,6 +197,13 @@ def _parsed(name: str, text: bytes) -> dict[str, Any]:
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not isinstance(metadata, dict):
         raise InvalidAdapter([f"{name}: __metadata__ in the header is not an object"])
+    if len(header) > MAX_TENSORS:
+        raise InvalidAdapter([f"{name}: the header is of more than {MAX_TENSORS} tensors"])
+    longest = max(map(len, header), default=0)
+    if longest > MAX_NAME:
+        raise InvalidAdapter(
+            [f"{name}: the header has a name of {longest} characters; at most {MAX_NAME} are read"]
+        )
     return header
 
 

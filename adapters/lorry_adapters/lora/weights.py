@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import torch
-
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.experts import AnyEffect
+from lorry_adapters.lora.extremes import extreme, too_strong
 from lorry_adapters.lora.idle import leave_out_unseen, why_idle
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
-from lorry_adapters.lora.problems import refusal, shown, some
+from lorry_adapters.lora.problems import refusal, some
 from lorry_adapters.lora.spelling import spelled
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 from lorry_adapters.lora.vocabulary import grown, known_of
@@ -116,13 +115,15 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         if contents is not None:
             problems.extend(_over_limit(contents, max_rank))
         for key, entry in file.entries.items():
-            if entry.dtype in DTYPES and not torch.isfinite(file.read(key)).all():
-                problems.append(f"{shown(key)} contains NaN or infinite numbers")
+            if entry.dtype in DTYPES:
+                wrong = extreme(key, file.read(key), places=key in file.places)
+                problems.extend([] if wrong is None else [wrong])
         if problems:
             raise refusal(problems)
         assert spec is not None and contents is not None
         parts = spelling.back(resolve(contents.read(), layout, problems))
         warnings = [*contents.warnings, *leave_out_unseen(parts, layout, problems)]
+        problems.extend(too_strong(parts.pairs, parts.effects))
         if problems:
             raise refusal(problems)
         idle = why_idle(parts)

@@ -31,6 +31,9 @@ from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.registry import Registry
 
+_AT_A_TIME = 2
+"""Uploads that are verified together: each takes a processor, and memory beyond its files."""
+
 _STATE = ("scale", "enabled", "pinned", "description", "replace")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -54,6 +57,7 @@ class Adapters:
         self._metrics = metrics
         self._residencies = residencies
         self._max_upload = max_upload
+        self._verifying = asyncio.Semaphore(_AT_A_TIME)
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -126,16 +130,17 @@ class Adapters:
             upload = form.upload()
             raise_problems(form)
             assert name is not None and upload is not None
-            record, new = await asyncio.to_thread(
-                self._registry.add,
-                name,
-                upload,
-                scale=state.scale,
-                enabled=state.enabled,
-                pinned=state.pinned,
-                description=state.description,
-                replace=state.replace,
-            )
+            async with self._verifying:
+                record, new = await asyncio.to_thread(
+                    self._registry.add,
+                    name,
+                    upload,
+                    scale=state.scale,
+                    enabled=state.enabled,
+                    pinned=state.pinned,
+                    description=state.description,
+                    replace=state.replace,
+                )
         return self.answer(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
@@ -205,20 +210,33 @@ class Adapters:
         return StreamingResponse(chunks(), media_type="application/x-tar", headers=headers)
 
     async def _put(self, name: str, upload: Upload, if_match: str | None) -> AdapterRecord:
-        return await asyncio.to_thread(self._registry.put, name, upload, if_match=if_match)
+        async with self._verifying:
+            return await asyncio.to_thread(self._registry.put, name, upload, if_match=if_match)
 
     async def _create_from_folder(self, body: FolderBody) -> Response:
-        record, new = await asyncio.to_thread(
-            self._registry.add_folder,
-            body.name,
-            folder_of(body.source),
+        state = State(
             scale=body.scale,
             enabled=body.enabled,
             pinned=body.pinned,
             description=body.description,
             replace=bool(body.replace),
         )
+        record, new = await self.add_folder(body.name, folder_of(body.source), state)
         return self.answer(record, 201 if new else 200)
+
+    async def add_folder(self, name: str, source: Path, state: State) -> tuple[AdapterRecord, bool]:
+        """`Registry.add_folder`, when its turn comes."""
+        async with self._verifying:
+            return await asyncio.to_thread(
+                self._registry.add_folder,
+                name,
+                source,
+                scale=state.scale,
+                enabled=state.enabled,
+                pinned=state.pinned,
+                description=state.description,
+                replace=state.replace,
+            )
 
     @asynccontextmanager
     async def _form(self, request: Request) -> AsyncGenerator[Form]:

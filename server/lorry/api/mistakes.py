@@ -20,7 +20,7 @@ MAX_NUMBERS: Final = 2 << 20
 """Commas of a JSON body: items of its lists, mostly token ids."""
 
 MAX_PARTS: Final = 1 << 18
-"""Its lists, objects and keys together."""
+"""Its lists, objects and keys together; and its strings."""
 
 _MANY: Final = 1000
 """Mistakes from which on they are only counted: pydantic tells all of them or none."""
@@ -32,10 +32,12 @@ _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|$)', re.DOTALL)
 
 def check_size(data: bytes) -> None:
     """BodyTooLarge for JSON of more values than any request has, before they are made."""
-    if _is_large(data) and _is_large(_STRING.sub(b"", data)):
+    # At least so many quotes are none of a string's own, which have a backslash in front.
+    quotes = data.count(b'"') - data.count(b'\\"')
+    if quotes > 2 * MAX_PARTS or (_is_large(data) and _is_large(_STRING.sub(b"", data))):
         raise BodyTooLarge(
-            f"the body holds more than {MAX_PARTS} lists, objects and keys, or more than "
-            f"{MAX_NUMBERS} items"
+            f"the body holds more than {MAX_PARTS} texts, or lists, objects and keys, or more "
+            f"than {MAX_NUMBERS} items"
         )
 
 

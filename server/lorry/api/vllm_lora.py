@@ -3,14 +3,13 @@ went well, its shape of error (its `type`s, the status as `code`) when it did no
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from lorry.api.adapter_schema import LoadBody, UnloadBody
-from lorry.api.adapters import Adapters, folder_of
+from lorry.api.adapters import Adapters, State, folder_of
 from lorry.api.bodies import read_body
 from lorry.api.docs import json_body
 from lorry.api.errors import documented, message_of, row_of
@@ -65,11 +64,10 @@ class VllmLora:
                     f"The lora adapter '{body.lora_name}' has already been loaded. If you want "
                     "to load the adapter in place, set 'load_inplace' to True."
                 )
-            await asyncio.to_thread(
-                self._registry.add_folder,
+            await self._adapters.add_folder(
                 body.lora_name,
                 folder_of(body.lora_path),
-                replace=bool(body.load_inplace),
+                State(replace=bool(body.load_inplace)),
             )
         except (LorryError, AdapterError) as error:
             return self._refused(error)

@@ -368,8 +368,8 @@ def _grammar_error(error: Exception) -> Exception:
 
 
 def _overflow(sequence: Sequence) -> Exception:
-    names = ", ".join(ref.name for ref in sequence.request.lease.refs)
-    return GenerationFailed(
-        "the model's numbers overflowed"
-        + (f"; try a smaller scale for {names}" if names else " for this prompt")
-    )
+    names = [repr(ref.name) for ref in sequence.request.lease.refs]
+    if not names:
+        return GenerationFailed("the model's numbers overflowed for this prompt")
+    told = f"adapter{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return GenerationFailed(f"with {told} the model's numbers overflowed; ask for a smaller scale")

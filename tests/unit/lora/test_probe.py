@@ -46,3 +46,11 @@ def test_a_strength_that_is_not_the_config_s(folder: Path, weights: AdapterWeigh
     louder = {name: replace(p, scaling=p.scaling * 1.01) for name, p in weights.modules.items()}
     with pytest.raises(InvalidAdapter, match="self-check failed"):
         probe.check(folder, replace(weights, modules=louder))
+
+
+def test_one_that_overflows_is_named_as_that(folder: Path, weights: AdapterWeights) -> None:
+    """It was stored before uploads were measured."""
+    louder = {name: replace(p, scaling=p.scaling * 1e30) for name, p in weights.modules.items()}
+    with pytest.raises(InvalidAdapter) as caught:
+        probe.check(folder, replace(weights, modules=louder))
+    assert "too strong" in caught.value.problems[0]
