@@ -14,6 +14,7 @@
     ├── DigestMismatch          If-Match named a digest that is no longer current
     ├── ForbiddenSource         a source outside the allowed roots
     ├── StorageFull             no room to keep it
+    ├── OutOfMemory             no memory to read or check it
     └── HomeUnusable            the home folder is held by another server,
                                 written by a newer one, damaged, not writable, or gone
 
@@ -95,6 +96,10 @@ class ForbiddenSource(AdapterError):
 
 
 class StorageFull(AdapterError):
+    param = "file"
+
+
+class OutOfMemory(AdapterError):
     param = "file"
 
 

@@ -115,6 +115,14 @@ class TensorFile:
     ) -> None:
         self._file.close()
 
+    @property
+    def memory(self) -> int:
+        """Bytes that its tensors take once they are read."""
+        return sum(
+            4 * entry.elements if entry.dtype in _NOT_COMPUTED else entry.bytes
+            for entry in self.entries.values()
+        )
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor in host memory that belongs to nothing else, in a type to compute in.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora import room
 from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
@@ -41,6 +42,7 @@ __all__ = [
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
+_TENSORS: Final = "reading the adapter's tensors"
 HUB_FILE: Final = "adapter.safetensors"
 """What AdapterHub's library calls its weights; here they are stored under PEFT's name."""
 
@@ -96,7 +98,8 @@ class AdapterFacts:
 
 
 def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
-    """Verifies everything. Raises InvalidAdapter with all problems, OSError where a disk fails."""
+    """Verifies everything. Raises InvalidAdapter with all problems, OutOfMemory, OSError where
+    a disk fails."""
     problems: list[str] = []
     spec = _config(folder, problems)
     sound = not problems
@@ -105,6 +108,8 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
     except InvalidAdapter as error:
         raise refusal([*problems, *error.problems]) from None
     with file:
+        # Before the first of them is read: the header has all their sizes.
+        room.require(file.memory, _TENSORS)
         layout = as_named(layout, file.entries)
         spelling = spelled(layout, file.entries)
         known = foreign(spelling.layout)
@@ -156,6 +161,7 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     if spec is None or problems:
         raise refusal(problems)
     with _open(folder) as file:
+        room.require(file.memory, _TENSORS)
         layout = as_named(layout, file.entries)
         spelling = spelled(layout, file.entries)
         known = foreign(spelling.layout)

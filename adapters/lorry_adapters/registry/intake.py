@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lorry_adapters.lora import room
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.archive import Upload, unpack
@@ -50,9 +51,10 @@ class Intake:
 
     @contextmanager
     def staged(self, upload: Upload) -> Iterator[Staged]:
-        """An upload's content, held for the block. InvalidAdapter, UploadTooLarge, StorageFull."""
+        """An upload's content, held for the block. InvalidAdapter, UploadTooLarge, StorageFull,
+        OutOfMemory."""
         with self._storage.staging() as folder:
-            with storage_full_named(self._home):
+            with storage_full_named(self._home), room.named("unpacking the upload"):
                 unpack(upload, folder, max_bytes=self._max_upload)
             with self._verified(folder) as new:
                 yield new
@@ -67,7 +69,7 @@ class Intake:
             sources = [
                 Part(self._blobs.folder(ref.digest), weight, ref.name) for ref, weight in parts
             ]
-            with storage_full_named(self._home):
+            with storage_full_named(self._home), room.named("merging the adapters"):
                 merge(sources, recipe).write(folder)
             with self._verified(folder) as new:
                 yield new
@@ -81,7 +83,8 @@ class Intake:
 
     @contextmanager
     def _verified(self, folder: Path) -> Iterator[Staged]:
-        facts = inspect(folder, self._layout, self._max_rank)
+        with room.named("checking the adapter"):
+            facts = inspect(folder, self._layout, self._max_rank)
         self._blobs.seal(folder)
         digest = digest_of(folder)
         stored = StoredContent(digest, size_of(folder), self._fingerprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorry_adapters.errors import AdapterBroken, HomeUnusable, InvalidAdapter
-from lorry_adapters.lora import probe
+from lorry_adapters.lora import probe, room
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import AdapterWeights, load
 from lorry_adapters.registry.inventory import Inventory
@@ -21,15 +21,18 @@ class Loader:
         self._inventory = inventory
 
     def load(self, digest: str) -> AdapterWeights:
-        """The weights of a content that somebody holds. AdapterBroken, HomeUnusable."""
+        """The weights of a content that somebody holds. AdapterBroken, HomeUnusable,
+        OutOfMemory."""
         while True:
             generation = self._inventory.generation(digest)
             try:
                 if self._blobs.intact(digest):
                     folder = self._blobs.folder(digest)
-                    weights = load(folder, digest, self._layout)
-                    probe.check(folder, weights)
-                    return weights
+                    # Not remembered: there may be memory for it later.
+                    with room.named(f"loading the adapter {digest}"):
+                        weights = load(folder, digest, self._layout)
+                        probe.check(folder, weights)
+                        return weights
                 why = FILES_GONE
             except InvalidAdapter as error:
                 why = f"its files no longer load: {error.message}; upload it again"

@@ -13,7 +13,8 @@ import json
 import logging
 from dataclasses import replace as changed
 
-from lorry_adapters.errors import InvalidAdapter, StorageFull
+from lorry_adapters.errors import InvalidAdapter, OutOfMemory, StorageFull
+from lorry_adapters.lora import room
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.blobs import Blobs, size_of
@@ -92,12 +93,15 @@ def _why_not(
         if content.layout != ours:
             if not blobs.intact(content.digest):
                 return FILES_GONE
-            inspect(folder, layout, max_rank)
+            with room.named("checking it"):
+                inspect(folder, layout, max_rank)
     except InvalidAdapter as error:
         return (
             f"it does not fit the base model {layout.name}: {error.message}; start the server "
             "with the base it was made for, or replace it"
         )
+    except OutOfMemory as error:
+        return f"it could not be checked: {error.message}"
     except FileNotFoundError:
         return FILES_GONE
     except OSError as error:

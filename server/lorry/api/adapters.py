@@ -27,6 +27,7 @@ from lorry.api.uploads import Form, raise_problems, read_form
 from lorry.errors import UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.errors import AdapterError
+from lorry_adapters.lora import room
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.registry import Registry
@@ -249,7 +250,9 @@ class Adapters:
             await drop_unread(request)
             raise
         try:
-            yield await read_form(request, folder, self._max_upload)
+            with room.named("receiving the upload"):
+                form = await read_form(request, folder, self._max_upload)
+            yield form
         except OSError as error:
             raise self._registry.storage.unusable(error) from error
         finally:

@@ -137,6 +137,7 @@ TABLE: Mapping[type[Exception], Row] = {
     served.ShuttingDown: Row(503, "shutting_down", _SERVER, "overloaded"),
     adapters.HomeUnusable: Row(503, "home_unusable", _SERVER, "overloaded"),
     adapters.StorageFull: Row(507, "storage_full", _SERVER, "overloaded"),
+    adapters.OutOfMemory: Row(507, "out_of_memory", _SERVER, "overloaded"),
     Exception: Row(500, "internal_error", _SERVER, "generation"),
 }
 
@@ -236,7 +237,7 @@ def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, A
         429: "The queue is full; `Retry-After` says when to try again",
         500: "The server failed",
         503: "Not ready, shutting down, or nothing can be stored",
-        507: "No room to keep it",
+        507: "No room to keep it, or no memory to check it",
     }
     return {
         status: {"model": model, "description": meanings[status]}
