@@ -125,6 +125,27 @@ def test_a_catalogue_from_an_old_backup(
     assert "was not up to date" in again.story()[0]
 
 
+def test_what_was_removed_in_use_stays_removed(
+    registry: Registry, home: Path, reopen: Open, files: Files
+) -> None:
+    """Its content is still there after a crash, and the catalogue is one that knows it."""
+    registry.add("gone", upload(files(1)))
+    registry.add("stays", upload(files(2)))
+    registry.close()
+    backup = (home / "catalog.sqlite3").read_bytes()
+    again = reopen()
+    lease = acquire(again, "gone")
+    again.remove("gone")
+    copy_home(home, home.with_name("killed"))
+    lease.release()
+    again.close()
+    shutil.rmtree(home)
+    home.with_name("killed").rename(home)
+    missing(home / "catalog.sqlite3")
+    (home / "catalog.sqlite3").write_bytes(backup)
+    assert [record.name for record in reopen().records()] == ["stays"]
+
+
 def test_a_removal_as_the_last_change_before_an_old_backup(
     full: Registry, home: Path, reopen: Open, tmp_path: Path
 ) -> None:
