@@ -102,7 +102,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     )
     registry = Registry(
         settings.home,
-        loaded.layout,
+        runner.layout(loaded),
         max_rank=settings.max_lora_rank,
         max_upload=settings.max_upload,
         max_host_bytes=settings.host_cache_memory,

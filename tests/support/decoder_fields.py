@@ -171,6 +171,9 @@ _QWEN_4: Fields = {
 }
 
 OWN: Mapping[str, Fields] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "gemma3n_text": _GEMMA_3N,
     "gemma4_assistant": {"text_config": _ASSISTANT, "backbone_hidden_size": HIDDEN},
     "gemma4_unified_assistant": {"text_config": _ASSISTANT, "backbone_hidden_size": HIDDEN},
@@ -262,7 +265,10 @@ EXTRA: Mapping[str, Mapping[str, Fields]] = {
     "smollm3": {"some without positions": {"no_rope_layers": [1, 0]}},
     "gemma3_text": {"full first": {"layer_types": ["full_attention", "sliding_attention"]}},
     "doge": {"experts": {"is_moe": True, "num_experts": 4}},
-    "laguna": {"no gates": {"gating": False}},
+    "laguna": {
+        "no gates": {"gating": False},
+        "soft cap": {"moe_router_logit_softcapping": 5.0},
+    },
     "olmo": {"clipping": {"clip_qkv": 2.0}},
     "cohere": {"norms of heads": {"use_qk_norm": True}},
     "mpt": {"soft cap": {"attn_config": {"softmax_scale": 0.3}}},

@@ -1,7 +1,7 @@
 """What transformers and PEFT say: the truth that the server's numbers are compared with.
 
-One sequence at a time, no cache, no batch, eager attention. Scale is PEFT's own
-`set_scale`; several adapters are active together, their deltas summed.
+One sequence at a time, no cache, no batch, the attention that transformers chooses. Scale is
+PEFT's own `set_scale`; several adapters are active together, their deltas summed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PeftOracle:
         if quantization != "none":
             more["quantization_config"] = quantization_config(quantization)
         self.base = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=torch.float32, attn_implementation="eager", **more
+            model_folder, dtype=torch.float32, **more
         ).eval()
         self._peft: PeftModel | None = None
         self._names: dict[Path, str] = {}

@@ -96,7 +96,7 @@ class RunnerDriver:
 
     def place(self, slot: int, folder: Path) -> None:
         """Puts the adapter in that slot, whatever was there."""
-        loaded = weights.load(folder, f"sha256:{folder}", self.loaded.layout)
+        loaded = weights.load(folder, f"sha256:{folder}", self.runner.layout(self.loaded))
         self.runner.place(slot, self.runner.prepare(loaded))
         self._slots = {path: at for path, at in self._slots.items() if at != slot}
         self._slots[folder] = slot

@@ -92,6 +92,8 @@ class BaseLayout:
     """Path of the model below the head: what an adapter for its hidden states calls its root."""
     parameters: Mapping[str, BaseParameter] = field(default_factory=dict)
     """Of experts and routers, by path; those of one module in the order it has them in."""
+    apart: frozenset[str] = frozenset()
+    """Linears that are handed other tokens than a step's: no adapter can change them."""
     called: Mapping[str, str] = field(default_factory=dict)
     """What the keys of an adapter call some of `modules`: PEFT nests wrappers."""
     aliases: Mapping[str, tuple[AliasPart, ...]] = field(default_factory=dict)

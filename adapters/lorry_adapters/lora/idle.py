@@ -1,4 +1,4 @@
-"""What of an adapter does nothing.
+"""What of an adapter does nothing, or could not be done.
 
 An adapter as it was before the first step of training, or one whose config takes its strength
 away (`lora_alpha` 0), adds nothing to any base: it would be the base under another name. And what
@@ -76,6 +76,17 @@ def leave_out_unseen(parts: Parts, layout: BaseLayout, problems: list[str]) -> l
     return [
         "no text reaches these modules of the base, so what the adapter has for them "
         f"({len(idle)}) is left out; it was not trained, and adds nothing: {some(idle)}"
+    ]
+
+
+def why_apart(parts: Parts, layout: BaseLayout) -> list[str]:
+    """Problems with modules that no adapter can change."""
+    names = [name for name in (*parts.pairs, *parts.effects) if name in layout.apart]
+    if not names:
+        return []
+    return [
+        "the adapter changes modules that are not handed a step's tokens one by one, which is not "
+        f"served ({len(names)}): {some(names)}"
     ]
 
 

@@ -10,7 +10,7 @@ they cost address space, not memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +128,8 @@ class LoraLinear(nn.Module):
         if plan is None or (self._a_SRI is None and not self.effects):
             return y
         x_TI = x.reshape(-1, self.in_features).to(self._dtype)
+        # Without logits to compute, the head gets a token of no plan.
+        assert not plan.pairs or x_TI.shape[0] == plan.num_tokens, "other tokens than the plan's"
         y_TO = y.view(-1, self.out_features)
         # Taken from the base's own answer, so before anything is added to it.
         deltas = self.effects.of(x_TI, y_TO, plan) if self.effects else []
@@ -179,13 +181,16 @@ class LoraModel:
         dtype: torch.dtype,
         device: torch.device,
         weight: Callable[[nn.Module], Tensor] = plain_weight,
+        head: Set[str] = frozenset(),
     ) -> None:
         """`weight`: a module's weight as a linear has it, `[O, I]` in fp32, a copy; of a
-        quantized one what its numbers are worth."""
+        quantized one what its numbers are worth. `head`: modules that see the tokens which
+        the output head sees."""
         self.num_slots = num_slots
         self._model, self._weight = model, weight
         self._dtype, self._device = dtype, device
         self._head_path = layout.output_embedding
+        self._beside_head = head
         self.body = PlanHolder()
         self.head = PlanHolder()
         """The output head sees fewer tokens than the layers below it: only those that
@@ -211,7 +216,7 @@ class LoraModel:
                 max_rank=max_rank,
                 dtype=dtype,
                 device=device,
-                holder=self.head if module.name == layout.output_embedding else self.body,
+                holder=self._holder_of(module.name),
             )
             setattr(owner, leaf, layer)
             self._layers[module.name] = layer
@@ -258,6 +263,10 @@ class LoraModel:
         for path in self._touched.pop(slot, frozenset()):
             self._effects(path).place(slot, ())
 
+    def _holder_of(self, path: str) -> PlanHolder:
+        above = path == self._head_path or path in self._beside_head
+        return self.head if above else self.body
+
     def _bare(self, path: str) -> nn.Module:
         module = self._model.get_submodule(path)
         return module.base if isinstance(module, LoraLinear | Wrapped) else module
@@ -267,8 +276,8 @@ class LoraModel:
         if isinstance(module, LoraLinear | Wrapped):
             return module.effects
         parent, _, leaf = path.rpartition(".")
-        holder = self.head if path == self._head_path else self.body
-        made = _WRAPPERS.get(self._kinds.get(path), WrappedModule)(module, holder)
+        kind = _WRAPPERS.get(self._kinds.get(path), WrappedModule)
+        made = kind(module, self._holder_of(path))
         setattr(self._model.get_submodule(parent), leaf, made)
         return made.effects
 

@@ -19,7 +19,7 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.experts import AnyEffect
 from lorry_adapters.lora.extremes import extreme, too_strong
-from lorry_adapters.lora.idle import leave_out_unseen, why_idle
+from lorry_adapters.lora.idle import leave_out_unseen, why_apart, why_idle
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
 from lorry_adapters.lora.problems import refusal, some
 from lorry_adapters.lora.spelling import spelled
@@ -129,6 +129,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         parts = spelling.back(resolve(contents.read(), layout, problems))
         warnings = [*contents.warnings, *leave_out_unseen(parts, layout, problems)]
         problems.extend(too_strong(parts.pairs, parts.effects))
+        problems.extend(why_apart(parts, layout))
         if problems:
             raise refusal(problems)
         idle = why_idle(parts)
@@ -170,6 +171,7 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
             raise refusal(problems)
         parts = spelling.back(resolve(contents.read(), layout, problems))
         leave_out_unseen(parts, layout, problems)
+        problems.extend(why_apart(parts, layout))
         tokens = known_of(file, known)
     if problems:
         raise refusal(problems)

@@ -24,7 +24,7 @@ def layout_of(model: PreTrainedModel, name: str) -> BaseLayout:
     return BaseLayout(
         name=name,
         architecture=type(model).__name__,
-        num_layers=int(text.num_hidden_layers),
+        num_layers=int(getattr(text, "num_hidden_layers", 0)),
         output_embedding=_path_of(model, model.get_output_embeddings()),
         modules=modules,
         input_embedding=table,

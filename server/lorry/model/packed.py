@@ -21,6 +21,7 @@ from lorry.model.logits import Logits
 from lorry.model.mixing import mixer
 from lorry.model.padded import UNSUITED
 from lorry.model.prompts import Prompts
+from lorry.model.reach import TOKENS, Reach, Watch, kept_of
 from lorry.model.sight import Masks
 from lorry_adapters.lora.layers import LoraModel
 
@@ -67,6 +68,17 @@ class PackedModel:
             return {"input_ids": inputs.ids_1T}
         embeddings_1TH = self._model.get_input_embeddings()(inputs.ids_1T)
         return {"inputs_embeds": self._prompts.put(embeddings_1TH, inputs.virtual)}
+
+
+def reach(loaded: LoadedModel) -> Reach:
+    """Which tokens its modules are handed; the model attends by our attention already."""
+    watch = Watch(loaded.layout)
+    ids = torch.zeros(1, TOKENS, dtype=torch.int64, device=loaded.device)
+    positions = torch.arange(TOKENS, device=loaded.device).unsqueeze(0)
+    kept = kept_of(loaded.model, loaded.device)
+    with torch.inference_mode(), attending(Recorder()), watch.on(loaded.model):
+        loaded.model(input_ids=ids, position_ids=positions, use_cache=False, **kept)
+    return watch.reach()
 
 
 def measure(loaded: LoadedModel) -> Shapes:

@@ -35,13 +35,15 @@ from lorry.model.inputs import AttentionPlan, Inputs
 from lorry.model.kv_cache import KVCache, LayerKV, LayerShape, Shapes
 from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
+from lorry.model.plain import choose_plain, is_plain
 from lorry.model.prompts import Prompts
+from lorry.model.reach import TOKENS, Reach, Watch, kept_of
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import Plan
 
 ATTENTION = "eager"
 """The one implementation that every model has, and that asks for masks in numbers, not
--inf: a column of padding that sees nothing stays a number."""
+-inf: a column of padding that sees nothing stays a number. Another only where it is wrong."""
 
 UNSUITED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What modeling code raises with a cache that it was not made for."""
@@ -261,6 +263,47 @@ class _Noting(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
+class _Past(_Noting):
+    """As if there had been a token before."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        first_k, first_v = key_states[:, :, :1], value_states[:, :, :1]
+        return torch.cat((first_k, key_states), 2), torch.cat((first_v, value_states), 2)
+
+    def get_seq_length(self) -> int:
+        return 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length + 1, 0
+
+
+def reach(loaded: LoadedModel, layers: int) -> Reach:
+    """Which tokens its modules are handed, where there is a past. `layers`: that keep one."""
+    model, device = loaded.model, loaded.device
+    watch = Watch(loaded.layout)
+    arguments: dict[str, Any] = kept_of(model, device)
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        arguments["position_ids"] = torch.arange(1, 1 + TOKENS, device=device).unsqueeze(0)
+    try:
+        with torch.inference_mode(), watch.on(model):
+            model(
+                input_ids=torch.zeros(1, TOKENS, dtype=torch.int64, device=device),
+                attention_mask=torch.ones(1, 1 + TOKENS, dtype=torch.int64, device=device),
+                past_key_values=Cache(layers=[_Past() for _ in range(layers)]),
+                use_cache=True,
+                **arguments,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except UNSUITED as error:
+        raise UnsupportedModel(
+            f"it does not run on a past ({str(error).strip() or repr(error)})"
+        ) from error
+    return watch.reach()
+
+
 def measure(loaded: LoadedModel) -> Shapes:
     """See what each layer stores a token, by its number in transformers' cache.
 
@@ -288,6 +331,8 @@ def measure(loaded: LoadedModel) -> Shapes:
         ) from error
     if not cache.layers:
         raise UnsupportedModel("it keeps no keys and values in transformers' cache")
+    if not is_plain(model, loaded.device):
+        choose_plain(model)
     shapes: Shapes = {}
     for number, layer in enumerate(cache.layers):
         if layer.shape is None:

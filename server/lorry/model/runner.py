@@ -42,6 +42,7 @@ from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
 if TYPE_CHECKING:
     from lorry.model.cuda import CudaModel
+    from lorry_adapters.lora.base import BaseLayout
     from lorry_adapters.lora.parts import Score
     from lorry_adapters.lora.weights import AdapterWeights
 
@@ -103,6 +104,7 @@ class Runner:
             dtype=loaded.dtype,
             device=loaded.device,
             weight=dense_weight,
+            head=self._survey.reach.head,
         )
         self.selection: Selection = TorchSelection()
         self._pool = self._model_of(loaded)
@@ -236,6 +238,10 @@ class Runner:
     def layer_shapes(self) -> list[LayerShape]:
         """Of the attention layers, in order."""
         return list(self._survey.shapes.values())
+
+    def layout(self, loaded: LoadedModel) -> BaseLayout:
+        """Of the model that it runs, with what adapters cannot change on its path."""
+        return self._survey.reach.of(loaded.layout)
 
     @property
     def unpackable(self) -> str | None:

@@ -13,6 +13,7 @@ from lorry.model import packed, padded
 from lorry.model.kv_cache import Shapes
 from lorry.model.loader import LoadedModel
 from lorry.model.quiet import quiet
+from lorry.model.reach import EVERYWHERE, Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Survey:
     shapes: Shapes
     unpackable: str | None = None
     """Why its rows run padded; None: they are packed."""
+    reach: Reach = EVERYWHERE
+    """Which tokens its modules are handed."""
 
 
 def survey(loaded: LoadedModel) -> Survey:
@@ -30,7 +33,7 @@ def survey(loaded: LoadedModel) -> Survey:
     """
     try:
         with quiet():
-            return Survey(packed.measure(loaded))
+            return Survey(packed.measure(loaded), reach=packed.reach(loaded))
     except UnsupportedModel as error:
         return survey_padded(loaded, str(error))
 
@@ -43,7 +46,8 @@ def survey_padded(loaded: LoadedModel, unpackable: str) -> Survey:
     """
     try:
         with quiet():
-            return Survey(padded.measure(loaded), unpackable)
+            shapes = padded.measure(loaded)
+            return Survey(shapes, unpackable, padded.reach(loaded, len(shapes)))
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"{loaded.layout.architecture} is not served: packed in one row, {unpackable}; "
