@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from api.live import Live, refused, serve
 from lorry.settings import Settings
+from support.patience import client
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def test_a_deleted_home(own: Live, tmp_path: Path, archives: Callable[[int], Pat
 def test_a_large_upload_gets_to_hear_it(own: Live, tmp_path: Path) -> None:
     """One that sends before it reads, as most clients do, must not find a broken connection."""
     shutil.rmtree(tmp_path / "home")
-    with httpx.Client(base_url=own.url, timeout=60) as client:
+    with client(own.url) as http:
         for _ in range(2):
             form = {"data": {"name": "new"}, "files": {"file": ("x.zip", bytes(8 << 20))}}
-            refused(client.post("/adapters", **form), 503, "home_unusable")
+            refused(http.post("/adapters", **form), 503, "home_unusable")
             # On the same connection.
-            assert client.get("/adapters").status_code == 200
+            assert http.get("/adapters").status_code == 200
 
 
 @pytest.mark.parametrize("what", ["catalog.sqlite3", "records", "blobs"])
