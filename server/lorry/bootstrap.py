@@ -155,6 +155,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             max_model_len=loaded.max_model_len,
             info=lambda: _info(settings, loaded, runner),
             vocab_size=loaded.config.get_text_config().vocab_size,
+            give_back=memory.give_back_freed,
         )
     )
     return Server(settings, loaded, registry, engine, client, runner, app)

@@ -33,6 +33,7 @@ from lorry.api.generate import Generate
 from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
 from lorry.api.health import Health
 from lorry.api.hosts import Hosts
+from lorry.api.leftovers import Leftovers
 from lorry.api.models import Models
 from lorry.api.openai import OpenAI
 from lorry.api.prompts import Prompts
@@ -90,6 +91,8 @@ class Services:
     """The base's id on a hub."""
     vocab_size: int | None = None
     """Tokens that the base has embeddings and logits for; None: as many as the tokenizer."""
+    give_back: Callable[[], None] = lambda: None
+    """Memory that was freed goes back to the system. Blocks."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -184,4 +187,5 @@ def create_app(services: Services) -> FastAPI:
         api_key=settings.api_key,
         metrics=metrics,
     )
+    app.add_middleware(Leftovers, give_back=services.give_back)
     return app
