@@ -169,13 +169,13 @@ class Row:
     prompt_targets: AbstractSequence[int] | None = None
     """For prompt logprobs: the token that follows each of `token_ids` in the prompt, the
     virtual ones left out; one shorter than that where the chunk ends the prompt."""
-    prompt_top: int = 0
-    """How many of the likeliest tokens to tell beside each target."""
     virtual: int = 0
     """So many of `token_ids`, the first ones, are virtual: their ids mean nothing, their
     embeddings are rows `start` and following of an adapter's prompt."""
     pooling: Pooling | None = None
     """MEAN: of every row of the prompt; the others: of the one that ends it."""
+    prompt_top: int = 0
+    """How many of the likeliest tokens to tell beside each of `prompt_targets`."""
 
 
 @dataclass(frozen=True, slots=True)

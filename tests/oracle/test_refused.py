@@ -34,7 +34,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
     },
 }
 NO_CACHE = "attention does not go through .*; padded, it keeps no keys and values in"
-MIXED = "run together differ .*; padded, its? "
+MIXED = "keeps a state .*; padded, its? "
 REASONS = {"Mamba": NO_CACHE, "Rwkv": NO_CACHE, "Lfm2": MIXED, "RecurrentGemma": MIXED}
 
 

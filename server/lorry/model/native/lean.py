@@ -276,7 +276,7 @@ class LeanModel:
         target.k_NHD = self._pointer(kv.k_NHD, KV_DTYPE)
         target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
         sight = cache.shape(attention).sight
-        assert sight.chunk is None, "no architecture of this path has chunks"
+        require(sight.chunk is None, "no architecture of this path has chunks")
         target.window = sight.window or 0
         target.rotary = 1
 

@@ -15,10 +15,9 @@ from transformers import AutoModelForCausalLM
 from lorry.bootstrap import assemble
 from lorry.errors import ModelError
 from lorry.model import selfcheck
-from lorry.model.kv_cache import KVCache, Layer, LayerShape
 from lorry.model.loader import LoadedModel, load
 from lorry.model.native import choice, library, recipe
-from lorry.model.native.lean import STATIC_ROPES, unsuited
+from lorry.model.native.lean import STATIC_ROPES, LeanModel, unsuited
 from lorry.model.runner import Runner
 from lorry.settings import Settings
 from support import tiny
@@ -217,11 +216,13 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     selfcheck.check(runner, loaded, equip)
     runner.close()
 
-    def dropped(cache: KVCache, layer: Layer) -> LayerShape:
-        return dataclasses.replace(shape(cache, layer), window=None)
+    fill = LeanModel._fill_layer
 
-    shape = KVCache.shape
-    monkeypatch.setattr(KVCache, "shape", dropped)
+    def dropped(lean: LeanModel, target: Any, *rest: Any) -> None:
+        fill(lean, target, *rest)
+        target.window = 0
+
+    monkeypatch.setattr(LeanModel, "_fill_layer", dropped)
     loaded = load_tiny(tmp_path, quantization="int8")
     runner = runner_of(loaded)
     equip(loaded, runner)
