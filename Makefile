@@ -62,6 +62,7 @@ pytest: $(DEV_STAMP)
 docs: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.readme
 	@PYTHONPATH=tests $(BIN)/python -m support.matrix --write
+	@PYTHONPATH=tests $(BIN)/python -m support.decoder_outcomes --write
 
 fmt: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

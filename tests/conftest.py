@@ -37,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="every kind of adapter on every base (minutes), not the part that each run takes",
     )
+    parser.addoption(
+        "--whole-decoders",
+        action="store_true",
+        help="every decoder class in every form (many minutes), not the part that each run takes",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,9 @@ Fields = Mapping[str, Any]
 LIMIT = 20
 """Of every window, chunk and choice of keys, in tokens."""
 
+ROPE_LIMIT = 48
+"""Of rotary frequencies: a server of LongRoPE's ends there, and its self-check is shorter."""
+
 _TOKENS: Fields = {
     "vocab_size": VOCAB_SIZE,
     "vocab_size_per_layer_input": VOCAB_SIZE,
@@ -283,18 +286,18 @@ EXTRA: Mapping[str, Mapping[str, Fields]] = {
 ROPE: Mapping[str, Fields] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": LIMIT},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ROPE_LIMIT},
     "llama3": {
         "rope_type": "llama3",
         "factor": 8.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
-        "original_max_position_embeddings": LIMIT,
+        "original_max_position_embeddings": ROPE_LIMIT,
     },
     "longrope": {
         "rope_type": "longrope",
         "factor": 4.0,
-        "original_max_position_embeddings": LIMIT,
+        "original_max_position_embeddings": ROPE_LIMIT,
         "short_mscale": 1.1,
         "long_mscale": 1.3,
     },

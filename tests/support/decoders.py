@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from support import tiny
-from support.decoder_fields import EXTRA, FIELDS, KINDS_OF_LAYERS, LIMIT, OWN, ROPE, Fields
+from support.decoder_fields import EXTRA, FIELDS, KINDS_OF_LAYERS, OWN, ROPE, ROPE_LIMIT, Fields
 from support.tokenizer import build_tokenizer
 
 MAX_PARAMETERS = 3_000_000
@@ -92,7 +92,7 @@ def with_rope(decoder: Decoder, kind: str) -> Decoder | None:
         own = {**base, **_rope(kind, max(sizes))}
     more = {}
     if "original_max_position_embeddings" in _fields_of(CONFIG_MAPPING[decoder.model_type]):
-        more["original_max_position_embeddings"] = LIMIT
+        more["original_max_position_embeddings"] = ROPE_LIMIT
     made = Decoder(decoder.model_type, kind, {"rope_parameters": own, **more})
     try:
         config_of(made)

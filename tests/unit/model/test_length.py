@@ -100,7 +100,7 @@ def test_to_the_last_token_of_it_longrope_is_as_transformers_has_it(
     decoders.save(decoder, tmp_path)
     ours = RunnerDriver(tmp_path)
     longest = ours.loaded.max_model_len
-    assert longest == decoders.LIMIT
+    assert longest == decoders.ROPE_LIMIT
     ids = random_prompt(longest, 1)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
 
