@@ -266,6 +266,9 @@ def serve(settings: Settings) -> None:
             log_config=None,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             server_header=False,
+            # By itself uvicorn believes whoever connects from this machine.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
         )
         listener = _Listener(config, server)
         listeners.append(listener)

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 
 from lorry.errors import SettingsError
@@ -30,6 +31,7 @@ class Kind(StrEnum):
     PATH = "path"
     PATHS = "paths"
     HOSTS = "hosts"
+    NETWORKS = "networks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Option:
             return f"folders, separated by {os.pathsep!r} (a list in a file)"
         if self.kind is Kind.PATH:
             return "a path"
+        if self.kind is Kind.NETWORKS:
+            return "addresses or networks such as 10.0.0.0/8, separated by ',' (a list in a file)"
         if self.kind is Kind.HOSTS:
             return (
                 "names or addresses without ports, separated by ',' (a list in a file); "
@@ -169,6 +173,8 @@ def _convert(kind: Kind, raw: object) -> object:
             return tuple(_path(item) for item in items)
         case Kind.HOSTS:
             return tuple(allowed_host(item) for item in _items(raw))
+        case Kind.NETWORKS:
+            return tuple(str(ip_network(item.strip(), strict=False)) for item in _items(raw))
 
 
 def _items(raw: object) -> list[str]:

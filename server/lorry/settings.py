@@ -130,6 +130,12 @@ class Settings:
         "are refused; `*` takes any.",
         default_text="none",
     )
+    trusted_proxies: tuple[str, ...] = _option(
+        (),
+        Kind.NETWORKS,
+        "Proxies whose `X-Forwarded-For` says who the caller is; of others it is not read.",
+        default_text="none",
+    )
     home: Path = _option(  # noqa: RUF009 - it returns a field, as every line here does
         MISSING,
         Kind.PATH,

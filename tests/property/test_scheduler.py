@@ -4,6 +4,7 @@ The model is `ToyRunner`: what it says depends on everything that it was fed, so
 answers at the end also hold the cache's blocks, the slots and the preemptions to account.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
@@ -45,6 +46,7 @@ class Ask:
     scale: float
     eos: frozenset[int]
     prompt_logprobs: int | None
+    caller: int
 
 
 tokens = st.integers(0, VOCABULARY - 1)
@@ -60,6 +62,7 @@ asks = st.builds(
     scale=st.sampled_from([1.0, -0.5, 0.0]),
     eos=st.frozensets(tokens, max_size=4),
     prompt_logprobs=st.sampled_from([None, 0]),
+    caller=st.integers(0, 2),
 )
 
 
@@ -91,6 +94,10 @@ class Tracked:
         return sum(ref.virtual_tokens for ref in refs if ref.is_prefix and ref.scale)
 
     @property
+    def caller(self) -> str:
+        return self.request.caller
+
+    @property
     def plain(self) -> bool:
         return not self.request.lease.refs
 
@@ -103,6 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_tokens=st.integers(0, 12),
         num_slots=st.integers(2, 3),
         arrived=st.frozensets(st.sampled_from(DIGESTS)),
+        callers=st.sampled_from([1, 1, 2, 3]),
         first=st.lists(asks, min_size=1, max_size=6),
     )
     def start(
@@ -113,6 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_tokens: int,
         num_slots: int,
         arrived: frozenset[str],
+        callers: int,
         first: list[Ask],
     ) -> None:
         self.limits = Limits(max_num_seqs, max_num_seqs + spare_tokens, MAX_LEN, prefetch=4)
@@ -122,6 +131,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.runner = ToyRunner(block_size, self.residency.digest_in)
         self.scheduler = Scheduler(self.limits, self.blocks, self.residency)
         self.oldest: str | None = None
+        self.callers = callers
         self.add(first)
 
     def __init__(self) -> None:
@@ -148,6 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 lease=counted.lease,
                 eos=ask.eos,
                 prompt_logprobs=ask.prompt_logprobs,
+                caller=f"caller {ask.caller % self.callers}",
             )
             one = Tracked(made, counted.releases, len(self.all))
             one.computed = one.begin
@@ -242,9 +253,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(set(names)) == len(names)
         taken = [block for row in batch.rows for block in row.blocks]
         assert len(set(taken)) == len(taken)
+        admitted: list[Tracked] = []
         for row in batch.rows:
             one = self.all[row.request_id]
             assert one.final is None
+            if one.must_restart or not one.started:
+                admitted.append(one)
             assert one.releases == []
             count = len(row.token_ids)
             assert count >= 1
@@ -265,13 +279,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             one.started = True
             for other in self.all.values():
                 waits = other.final is None and (not other.started or other.must_restart)
-                if waits and other.arrival < one.arrival:
+                mine = other.caller == one.caller
+                if waits and mine and other.arrival < one.arrival:
                     # Only who waits for adapters is overtaken, and only so often.
                     assert not other.plain
                     other.overtakers.add(one.request.id)
                     assert len(other.overtakers) <= OVERTAKEN
-        plain = [one.arrival for one in first_time if one.plain]
-        assert plain == sorted(plain)
+        for caller in {one.caller for one in first_time}:
+            plain = [one.arrival for one in first_time if one.plain and one.caller == caller]
+            assert plain == sorted(plain)
+        self.check_shares(admitted)
+
+    def check_shares(self, admitted: list[Tracked]) -> None:
+        """Nobody with something running was let in before somebody with nothing."""
+        running = Counter(sequence.request.caller for sequence in self.scheduler._running)
+        inside = {sequence.request.id for sequence in self.scheduler._running}
+        waiting = [self.all[name] for name in self.live() if name not in inside]
+        for caller in {one.caller for one in waiting} - set(running):
+            head = min((o for o in waiting if o.caller == caller), key=lambda o: o.arrival)
+            if head.plain:
+                assert all(running[one.caller] == 1 for one in admitted), head.request.id
 
     def take(self, events: list[TokenEvent]) -> None:
         for event in events:

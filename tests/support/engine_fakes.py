@@ -77,13 +77,14 @@ def request(
     constraint: Constraint | None = None,
     eos: Iterable[int] = (),
     prompt_logprobs: int | None = None,
+    caller: str = "",
 ) -> Request:
     params = SamplingParams(
         max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs
     )
     held = lease or counted_lease(adapters).lease
     starts = starts_of(held.refs, prompt)
-    return Request(name, tuple(prompt), params, held, 0.0, constraint, starts)
+    return Request(name, tuple(prompt), params, held, 0.0, constraint, starts, caller=caller)
 
 
 def _number(*what: object) -> int:

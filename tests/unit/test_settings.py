@@ -27,6 +27,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "allowed_hosts": ("Lorry, *.example.com.", ("lorry", "*.example.com")),
+    "trusted_proxies": ("10.0.0.1, fd00::/8", ("10.0.0.1/32", "fd00::/8")),
     "home": ("/srv/lorry", Path("/srv/lorry")),
     "api_key": ("secret", "secret"),
     "kernels": ("torch", "torch"),
@@ -50,6 +51,7 @@ OTHER: dict[str, tuple[str, object]] = {
 """For every setting a text that is not its default, and what it means."""
 
 
+NETWORKS = "addresses or networks such as 10.0.0.0/8, separated by ',' (a list in a file)"
 HOSTS = (
     "names or addresses without ports, separated by ',' (a list in a file); "
     "*.example.com is all below a name, * is any"
@@ -121,6 +123,8 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
         ("allowed_hosts", "a.example:8000", HOSTS),
         ("allowed_hosts", "https://a.example", HOSTS),
         ("allowed_hosts", "a,,b", HOSTS),
+        ("trusted_proxies", "proxy.example", NETWORKS),
+        ("trusted_proxies", "*", NETWORKS),
         ("allowed_hosts", "a.*.b", HOSTS),
         ("home", " ", "a path"),
     ],

@@ -1,17 +1,19 @@
 """Who runs in this step. Pure Python: `schedule() -> Batch`, `commit() -> events`.
 
 A step's token budget goes first to the rows that decode (one token each, so that
-nobody's stream stalls), then to prompts half in the cache, then to new requests,
-first come first served. Two things make a new request wait:
+nobody's stream stalls), then to prompts half in the cache, then to new requests, of
+which `Waiting` says who is next. Two things make a new request wait:
 
 memory    its prompt does not fit in the free KV blocks. Nobody overtakes it, or a
           long prompt would starve.
 adapters  its weights are on their way to a slot, or all slots are in use. Others
           overtake it, but only `MAX_OVERTAKEN` times.
 
-When a decode finds no block, the youngest running sequence gives its blocks up
-and starts over later from its prompt and its answer so far; its tokens are drawn
-by position, so the answer does not change.
+When a decode finds no block, the youngest running sequence of the caller with the most
+gives its blocks up and starts over later from its prompt and its answer so far; its tokens
+are drawn by position, so the answer does not change. The same makes room for a new request
+whose caller has fewer running by two at least, so that nothing goes back and forth. The
+sequence that has run longest never gives way, unless it is alone: something always ends.
 
 Virtual tokens (prompt tuning, prefix tuning) are positions in front of the prompt:
 they take room in the cache, the step and the model's length like any token. Those of
@@ -20,7 +22,6 @@ a prefix are put in the cache ready made, so that the sequence begins behind the
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
@@ -43,11 +44,16 @@ from lorry.core import (
 )
 from lorry.engine.blocks import BlockPool
 from lorry.engine.sequence import Sequence
+from lorry.engine.sharing import Counts, PromptTokens, counted, giving_way, youngest_of_most
+from lorry.engine.waiting import Waiting
 from lorry.errors import GenerationFailed, RequestError
 from lorry_adapters.errors import AdapterError
 
 MAX_OVERTAKEN = 64
 """Admissions that may pass a request which waits for its adapters."""
+
+OUTWEIGHED = 8
+"""As many passes counts one by a caller that has more running: the slots may be all theirs."""
 
 
 class Residency(Protocol):
@@ -93,8 +99,9 @@ class Scheduler:
         self.blocks = blocks
         self.residency = residency
         self.preemptions = 0
-        self._waiting: deque[Sequence] = deque()
-        # In order of arrival: the last is the youngest.
+        self._waiting = Waiting()
+        self._arrivals = 0
+        # In order of admission: the last is the youngest.
         self._running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._events: list[TokenEvent] = []
@@ -104,7 +111,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Accept a request. The client has checked that it can fit at all."""
         assert request.id not in self._by_id
-        sequence = Sequence.of(request)
+        sequence = Sequence.of(request, self._arrivals)
+        self._arrivals += 1
         self._by_id[request.id] = sequence
         self._waiting.append(sequence)
 
@@ -136,16 +144,20 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens
         rows: dict[str, int] = {}
         for decoding in (True, False):
+            tokens = PromptTokens(self._running, self._waiting.callers, budget)
             for sequence in list(self._running):
                 missing = sequence.num_tokens - sequence.num_computed
                 if sequence not in self._running or (missing == 1) is not decoding:
                     continue
                 count = min(missing, budget)
+                if not decoding:
+                    count = min(count, tokens.for_half(sequence.request.caller))
                 if count == 0 or not self._make_room(sequence, sequence.num_computed + count):
                     continue
                 rows[sequence.request.id] = count
                 budget -= count
-        self._admit(rows, budget)
+                tokens.take(sequence.request.caller, 0 if decoding else count)
+        self._admit(rows, budget, tokens)
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
         made = [self._row(s, rows[s.request.id]) for s in running]
@@ -206,18 +218,23 @@ class Scheduler:
 
     # ---- inside
 
-    def _admit(self, rows: dict[str, int], budget: int) -> None:
+    def _admit(self, rows: dict[str, int], budget: int, tokens: PromptTokens) -> None:
         if not self._waiting:
             return
-        soon = islice(self._waiting, self.limits.prefetch)
+        running = counted(self._running)
+        soon = islice(self._waiting.in_order(running), self.limits.prefetch)
         self.residency.prefetch([digest for sequence in soon for digest in sequence.digests])
         passed: list[Sequence] = []
-        for sequence in list(self._waiting):
-            if budget == 0 or len(self._running) >= self.limits.max_num_seqs:
+        for sequence in self._waiting.in_order(running):
+            caller = sequence.request.caller
+            yielding = self._yielding(sequence, running)
+            if yielding is None:
                 break
-            needed = self.blocks.blocks_for(sequence.num_tokens)
-            if needed > self.blocks.num_free:
+            left = budget + sum(rows.get(other.request.id, 0) for other in yielding)
+            if left == 0:
                 break
+            if tokens.for_new(caller, left) == 0:
+                continue
             try:
                 slots = self.residency.acquire(sequence.digests)
             except AdapterError as error:
@@ -228,31 +245,51 @@ class Scheduler:
                     break
                 passed.append(sequence)
                 continue
+            budget = left
+            for other in yielding:
+                rows.pop(other.request.id, None)
+                running[other.request.caller] -= 1
+                self._preempt(other)
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.uses = tuple(
                 SlotUse(slot, scale, start)
                 for slot, scale, start in zip(slots, sequence.scales, sequence.starts, strict=True)
             )
-            count = min(sequence.num_tokens - sequence.num_computed, budget)
+            missing = sequence.num_tokens - sequence.num_computed
+            count = min(missing, tokens.for_new(caller, budget))
+            tokens.take(caller, count)
             # The whole prompt's blocks at once: half a prompt in the cache helps nobody.
             grown = self.blocks.grow(sequence.blocks, sequence.num_tokens)
             assert grown
             rows[sequence.request.id] = count
             budget -= count
             for waiting in passed:
-                waiting.overtaken += 1
+                outweighed = running[waiting.request.caller] < running[caller]
+                waiting.overtaken += OUTWEIGHED if outweighed else 1
+            running[caller] += 1
             if any(waiting.overtaken >= MAX_OVERTAKEN for waiting in passed):
                 break
 
-    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for `num_tokens` of a running sequence, if need be the youngest's.
+    def _yielding(self, sequence: Sequence, running: Counts) -> list[Sequence] | None:
+        """Who must give way for `sequence` to be admitted; None where it has to wait."""
+        needed = self.blocks.blocks_for(sequence.num_tokens)
+        return giving_way(
+            sequence,
+            self._running,
+            running,
+            blocks=needed - self.blocks.num_free,
+            seats=len(self._running) + 1 - self.limits.max_num_seqs,
+        )
 
-        False where that was the sequence itself."""
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for `num_tokens` of a running sequence, if need be those of others.
+
+        False where it was its own turn to give way."""
         while not self.blocks.grow(sequence.blocks, num_tokens):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            other = youngest_of_most(self._running, counted(self._running))
+            self._preempt(other)
+            if other is sequence:
                 return False
         return True
 
@@ -260,7 +297,7 @@ class Scheduler:
         self.preemptions += 1
         self._stop_running(sequence)
         sequence.forget_cache()
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
     def _stop_running(self, sequence: Sequence) -> None:
         self._running.remove(sequence)

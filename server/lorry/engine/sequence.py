@@ -17,6 +17,8 @@ class Sequence:
     scales: tuple[float, ...]
     starts: tuple[int, ...]
     """Absolute positions from which the adapters count."""
+    arrival: int
+    """How many came before it."""
     virtual: int = 0
     """Virtual tokens before the prompt, at positions 0 to `virtual` - 1."""
     prefix: int = 0
@@ -34,7 +36,7 @@ class Sequence:
     """Pooling MEAN: the sum so far."""
 
     @classmethod
-    def of(cls, request: Request) -> Sequence:
+    def of(cls, request: Request, arrival: int) -> Sequence:
         """A new one; adapters at scale 0 are the base and leave no trace."""
         starts = request.starts or (0,) * len(request.lease.refs)
         used = [
@@ -50,6 +52,7 @@ class Sequence:
             digests=tuple(ref.digest for ref, _ in used),
             scales=tuple(ref.scale for ref, _ in used),
             starts=tuple(virtual + start if ref.invocation else 0 for ref, start in used),
+            arrival=arrival,
             virtual=virtual,
             prefix=prefix,
             num_computed=prefix,
