@@ -82,7 +82,7 @@ class Registry:
 
         `max_upload`: bytes of an adapter's files unpacked. `max_host_bytes`,
         `max_host_adapters`: see `host_cache`. `reserved_names`: what the base answers to.
-        `allowed_roots`: folders from which `add_folder` may read. `keep_unclaimed`: how long
+        `allowed_roots`: folders that `upload_from` may read. `keep_unclaimed`: how long
         contents that no adapter has are kept. HomeUnusable.
         """
         self._reserved = reserved_names
@@ -161,27 +161,9 @@ class Registry:
             self._save(record, new.stored)
             return record, True
 
-    def add_folder(
-        self,
-        name: str,
-        source: Path,
-        *,
-        scale: float | None = None,
-        enabled: bool | None = None,
-        pinned: bool | None = None,
-        description: str | None = None,
-        replace: bool = False,
-    ) -> tuple[AdapterRecord, bool]:
-        """`add` from a PEFT folder under an allowed root; ForbiddenSource otherwise."""
-        return self.add(
-            name,
-            upload_from(source, self._roots),
-            scale=scale,
-            enabled=enabled,
-            pinned=pinned,
-            description=description,
-            replace=replace,
-        )
+    def upload_from(self, source: Path) -> Upload:
+        """A PEFT folder under an allowed root, for `add`; ForbiddenSource otherwise."""
+        return upload_from(source, self._roots)
 
     def put(self, name: str, upload: Upload, *, if_match: str | None = None) -> AdapterRecord:
         """A new current version of an adapter that exists; the content it has already

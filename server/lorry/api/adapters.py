@@ -131,17 +131,7 @@ class Adapters:
             upload = form.upload()
             raise_problems(form)
             assert name is not None and upload is not None
-            async with self._verifying:
-                record, new = await asyncio.to_thread(
-                    self._registry.add,
-                    name,
-                    upload,
-                    scale=state.scale,
-                    enabled=state.enabled,
-                    pinned=state.pinned,
-                    description=state.description,
-                    replace=state.replace,
-                )
+            record, new = await self._add(name, lambda: upload, state)
         return self.answer(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
@@ -226,18 +216,27 @@ class Adapters:
         return self.answer(record, 201 if new else 200)
 
     async def add_folder(self, name: str, source: Path, state: State) -> tuple[AdapterRecord, bool]:
-        """`Registry.add_folder`, when its turn comes."""
-        async with self._verifying:
-            return await asyncio.to_thread(
-                self._registry.add_folder,
+        """From a folder under an allowed root. Raises ForbiddenSource, what `Registry.add` does."""
+        return await self._add(name, lambda: self._registry.upload_from(source), state)
+
+    async def _add(
+        self, name: str, upload: Callable[[], Upload], state: State
+    ) -> tuple[AdapterRecord, bool]:
+        """`Registry.add`, when its turn comes; `upload` may look at the disk."""
+
+        def add() -> tuple[AdapterRecord, bool]:
+            return self._registry.add(
                 name,
-                source,
+                upload(),
                 scale=state.scale,
                 enabled=state.enabled,
                 pinned=state.pinned,
                 description=state.description,
                 replace=state.replace,
             )
+
+        async with self._verifying:
+            return await asyncio.to_thread(add)
 
     @asynccontextmanager
     async def _form(self, request: Request) -> AsyncGenerator[Form]:

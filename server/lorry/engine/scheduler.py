@@ -43,10 +43,10 @@ from lorry.core import (
     TokenLogprob,
 )
 from lorry.engine.blocks import BlockPool
+from lorry.engine.endings import grammar_error, overflow
 from lorry.engine.sequence import Sequence
 from lorry.engine.sharing import Counts, PromptTokens, counted, giving_way, youngest_of_most
 from lorry.engine.waiting import Waiting
-from lorry.errors import GenerationFailed, RequestError
 from lorry_adapters.errors import AdapterError
 
 MAX_OVERTAKEN = 64
@@ -177,7 +177,7 @@ class Scheduler:
             drawn = () if result.token is None else (result.token,)
             numbers = [entry.logprob for entry in (*result.prompt, *drawn)]
             if not all(map(isfinite, (*numbers, *result.vector))):
-                self._finish(sequence, FinishReason.ERROR, error=_overflow(sequence))
+                self._finish(sequence, FinishReason.ERROR, error=overflow(sequence))
             elif row.pooling is not None:
                 self._take_vector(sequence, row.pooling, result.vector)
             elif result.token is not None:
@@ -319,7 +319,7 @@ class Scheduler:
                 try:
                     allowed = request.constraint.allowed()
                 except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
-                    self._finish(sequence, FinishReason.ERROR, error=_grammar_error(error))
+                    self._finish(sequence, FinishReason.ERROR, error=grammar_error(error))
                     return None
             sample = Sample(request.params, prompt, sequence.answer, allowed)
         virtual = min(max(sequence.virtual - start, 0), count)
@@ -364,7 +364,7 @@ class Scheduler:
                 request.constraint.advance(token.token_id)
                 ends = request.constraint.finished()
             except Exception as error:  # noqa: BLE001 - as in `_row`
-                self._finish(sequence, FinishReason.ERROR, error=_grammar_error(error))
+                self._finish(sequence, FinishReason.ERROR, error=grammar_error(error))
                 return
         if ends:
             finish = FinishReason.STOP
@@ -396,17 +396,3 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         request.lease.release()
-
-
-def _grammar_error(error: Exception) -> Exception:
-    if isinstance(error, RequestError):
-        return error
-    return GenerationFailed(f"the grammar could not be followed: {error}")
-
-
-def _overflow(sequence: Sequence) -> Exception:
-    names = [repr(ref.name) for ref in sequence.request.lease.refs]
-    if not names:
-        return GenerationFailed("the model's numbers overflowed for this prompt")
-    told = f"adapter{'s' if len(names) > 1 else ''} {', '.join(names)}"
-    return GenerationFailed(f"with {told} the model's numbers overflowed; ask for a smaller scale")

@@ -42,3 +42,15 @@ def registry(reopen: Open) -> Registry:
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return lambda seed: save_adapter(tmp_path / "files" / str(seed), seed)
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    folder = tmp_path / "into"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    return tmp_path / "upload"

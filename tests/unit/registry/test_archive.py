@@ -4,89 +4,35 @@ from __future__ import annotations
 
 import errno
 import gzip
-import io
 import os
 import pickle
 import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorry_adapters.errors import AdapterError, InvalidAdapter, UnsupportedUpload, UploadTooLarge
+from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.registry.archive import Upload, unpack
+from support.packed import (
+    CONFIG,
+    FILES,
+    HUB,
+    MAX,
+    PACKS,
+    WEIGHTS,
+    Members,
+    Pack,
+    refused,
+    stored,
+    take,
+    zipped,
+)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-HUB = "adapter.safetensors"
-FILES = {CONFIG: b'{"r": 8}', WEIGHTS: bytes(range(256)) * 1000}
-MAX = 1 << 20
-
-Members = Iterable[tuple[str, bytes]]
-Pack = Callable[[Path, Members], Path]
-
-
-def zipped(path: Path, members: Members, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as out:
-        for name, data in members:
-            out.writestr(name, data)
-    return path
-
-
-def _tar(mode: str) -> Pack:
-    def pack(path: Path, members: Members) -> Path:
-        with tarfile.open(path, mode) as out:
-            for name, data in members:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                if name.endswith("/"):
-                    info.type = tarfile.DIRTYPE
-                out.addfile(info, io.BytesIO(data))
-        return path
-
-    return pack
-
-
-def stored(path: Path, members: Members) -> Path:
-    return zipped(path, members, zipfile.ZIP_STORED)
-
-
-PACKS = {"zip": zipped, "stored zip": stored, "tar": _tar("w"), "tar.gz": _tar("w:gz")}
 every_format = pytest.mark.parametrize("pack", PACKS.values(), ids=list(PACKS))
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    folder = tmp_path / "into"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def upload(tmp_path: Path) -> Path:
-    return tmp_path / "upload"
-
-
-def take(archive: Path, into: Path, max_bytes: int = MAX) -> dict[str, bytes]:
-    unpack(Upload(archive=archive), into, max_bytes=max_bytes)
-    assert all(path.is_file() and not path.is_symlink() for path in into.iterdir())
-    return {path.name: path.read_bytes() for path in into.iterdir()}
-
-
-def refused(
-    archive: Path, into: Path, kind: type[AdapterError] = UnsupportedUpload, max_bytes: int = MAX
-) -> str:
-    before = set(into.parent.rglob("*"))
-    with pytest.raises(kind) as caught:
-        unpack(Upload(archive=archive), into, max_bytes=max_bytes)
-    new = set(into.parent.rglob("*")) - before
-    assert {path.relative_to(into).as_posix() for path in new} <= {CONFIG, WEIGHTS}
-    problems = getattr(caught.value, "problems", (caught.value.message,))
-    assert all(problem.isascii() and len(problem) < 600 for problem in problems)
-    return "; ".join(problems)
 
 
 @every_format
@@ -341,52 +287,6 @@ def test_a_zip_with_an_absurd_directory(upload: Path, into: Path) -> None:
         file.seek(64 << 20, os.SEEK_CUR)
         file.write(end)
     assert "absurd size" in refused(upload, into)
-
-
-def test_a_tar_with_an_absurd_header(upload: Path, into: Path) -> None:
-    info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 64 << 20
-    with upload.open("wb") as file:
-        file.write(info.tobuf())
-        file.seek(65 << 20, os.SEEK_CUR)
-        file.write(b"\0")
-    assert "absurd size" in refused(upload, into)
-
-
-def test_a_tar_whose_member_has_a_negative_size(upload: Path, into: Path) -> None:
-    # tarfile goes back and back: CVE-2025-8194.
-    info = tarfile.TarInfo("x")
-    info.pax_headers = {"size": "-1024"}
-    upload.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
-    refused(upload, into, AdapterError)
-
-
-def test_a_size_in_base_256(upload: Path, into: Path) -> None:
-    """What GNU tar writes from 8 GiB on, and some others always."""
-    data = bytearray(PACKS["tar"](upload, FILES.items()).read_bytes())
-    for name, content in FILES.items():
-        at = data.index(name.encode())
-        data[at + 124 : at + 136] = b"\x80" + len(content).to_bytes(11, "big")
-        data[at + 148 : at + 156] = b" " * 8
-        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
-    upload.write_bytes(data)
-    assert take(upload, into) == FILES
-
-
-def test_a_damaged_header_between_two_members(upload: Path, into: Path) -> None:
-    data = bytearray(PACKS["tar"](upload, FILES.items()).read_bytes())
-    data[data.index(WEIGHTS.encode())] ^= 1
-    upload.write_bytes(data)
-    assert "checksum is wrong" in refused(upload, into)
-
-
-def test_a_global_header_as_git_writes_it(upload: Path, into: Path) -> None:
-    with tarfile.open(upload, "w:gz", pax_headers={"comment": "0" * 40}) as out:
-        for name, content in FILES.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
-    assert take(upload, into) == FILES
 
 
 def test_a_gzip_of_many_parts(upload: Path, into: Path) -> None:

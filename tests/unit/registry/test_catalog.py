@@ -7,12 +7,11 @@ import pytest
 
 from lorry_adapters.errors import HomeUnusable, StorageFull
 from lorry_adapters.registry.catalog import (
-    _MIGRATIONS,
-    SCHEMA_VERSION,
     Catalog,
     StoredContent,
 )
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.schema import MIGRATIONS, SCHEMA_VERSION
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 
@@ -233,7 +232,7 @@ def test_what_a_method_needs_survives_closing(path: Path) -> None:
 def test_a_catalogue_of_the_first_schema_is_carried_over(path: Path) -> None:
     """As it was written when every adapter was a LoRA for a causal language model."""
     with sqlite3.connect(path) as db:
-        for statement in _MIGRATIONS[0]:
+        for statement in MIGRATIONS[0]:
             db.execute(statement)
         db.execute(
             "INSERT INTO adapters VALUES ('legal', 1, 4, 1, 0.5, 1, 'old', ?, ?)",

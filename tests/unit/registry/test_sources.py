@@ -42,7 +42,7 @@ def test_damaged_files_do_not_come_back(registry: Registry, files: Files) -> Non
 def test_a_folder_under_an_allowed_root(reopen: Open, files: Files, tmp_path: Path) -> None:
     source = files(1)
     registry = reopen(allowed_roots=(tmp_path / "files",))
-    record, created = registry.add_folder("legal", source, scale=2)
+    record, created = registry.add("legal", registry.upload_from(source), scale=2)
     assert created
     assert record.scale == 2
     assert record.current.digest == digest_of(source)
@@ -73,11 +73,11 @@ def test_what_lies_outside_the_roots_is_forbidden(
         root / "nul\0",
     ):
         with pytest.raises(ForbiddenSource):
-            registry.add_folder("legal", source)
+            registry.upload_from(source)
     with pytest.raises(ForbiddenSource, match=str(root)):
-        registry.add_folder("legal", outside)
+        registry.add("legal", registry.upload_from(outside))
     with pytest.raises(ForbiddenSource, match="allows no folders"):
-        reopen().add_folder("legal", files(2))
+        reopen().upload_from(files(2))
 
 
 def test_links_inside_the_roots_are_fine(reopen: Open, files: Files, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_links_inside_the_roots_are_fine(reopen: Open, files: Files, tmp_path: P
     root = tmp_path / "root is a link"
     root.symlink_to(tmp_path / "files")
     registry = reopen(allowed_roots=(root,))
-    registry.add_folder("legal", root / "snapshots" / "main")
+    registry.add("legal", registry.upload_from(root / "snapshots" / "main"))
 
 
 def test_a_folder_without_the_files(reopen: Open, files: Files, tmp_path: Path) -> None:
@@ -97,6 +97,6 @@ def test_a_folder_without_the_files(reopen: Open, files: Files, tmp_path: Path) 
     (source / "adapter_model.bin").write_bytes(b"\x80")
     registry = reopen(allowed_roots=(tmp_path / "files",))
     with pytest.raises(UnsupportedUpload, match=r"no adapter_model\.safetensors; it holds.*\.bin"):
-        registry.add_folder("legal", source)
+        registry.add("legal", registry.upload_from(source))
     with pytest.raises(UnsupportedUpload, match="not a folder"):
-        registry.add_folder("legal", source / "nothing")
+        registry.add("legal", registry.upload_from(source / "nothing"))
