@@ -15,7 +15,7 @@ padded the model is refused by name instead of being served wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,16 +75,28 @@ def check(runner: Runner, loaded: LoadedModel, equip: Equip | None = None) -> No
 def _problem(runner: Runner, loaded: LoadedModel, equip: Equip | None) -> str | None:
     """What is wrong with the answers on the runner's paths, if anything."""
     problem = SHORT.problem(runner, loaded)
-    if problem is None:
-        problem = _beyond_limits(runner, loaded, None)
+    if problem is not None:
+        return problem
+    beyond = _beyond_limits(loaded)
+    problem = _on_copy(runner, beyond, None)
     if problem is None and runner.path == "native":
         # Beside it, rows run packed too.
-        problem = _beyond_limits(runner, loaded, equip)
+        problem = _on_copy(runner, beyond, equip)
     return problem
 
 
-def _beyond_limits(runner: Runner, loaded: LoadedModel, equip: Equip | None) -> str | None:
-    copy, trial = _copy_of(loaded)
+@dataclass(frozen=True, slots=True)
+class _Beyond:
+    """A copy with short lengths, and sequences that go beyond them."""
+
+    copy: LoadedModel
+    trial: Trial
+    alone: list[list[float]] | None
+    """The copy's answers, where they are known."""
+
+
+def _on_copy(runner: Runner, beyond: _Beyond, equip: Equip | None) -> str | None:
+    copy, trial = beyond.copy, beyond.trial
     found = None if runner.unpackable is None else survey_padded(copy, runner.unpackable)
     other = Runner(
         copy,
@@ -98,20 +110,20 @@ def _beyond_limits(runner: Runner, loaded: LoadedModel, equip: Equip | None) -> 
     try:
         if equip is not None:
             equip(copy, other)
-        return trial.problem(other, copy)
+        return trial.problem(other, copy, beyond.alone)
     finally:
         other.close()
 
 
-def _copy_of(loaded: LoadedModel) -> tuple[LoadedModel, Trial]:
-    """The copy, and sequences that go beyond its lengths."""
+def _beyond_limits(loaded: LoadedModel) -> _Beyond:
     copy, answers = _first_layers(loaded, limits=True)
     limits = [limit for limit in limits_of(loaded).values() if limit <= LONGEST]
     if not limits or answers != _first_layers(loaded, limits=False)[1]:
-        return copy, LONG
+        return _Beyond(copy, LONG, answers)
     # Some models make tables of a length when they are made.
     first, *others = LONG.lengths
-    return copy, replace(LONG, lengths=(max(limits) + first, *others), piece=max(limits) // 2 + 1)
+    lengths = (max(limits) + first, *others)
+    return _Beyond(copy, replace(LONG, lengths=lengths, piece=max(limits) // 2 + 1), None)
 
 
 def _first_layers(loaded: LoadedModel, *, limits: bool) -> tuple[LoadedModel, list[list[float]]]:

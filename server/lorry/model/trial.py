@@ -37,8 +37,8 @@ NOISES = 3
 """How often the embeddings are moved."""
 
 UNSTEADY = 0.3
-"""How far transformers' own answers may lie apart, on average: what is farther is no rounding,
-and nothing could be found beside it."""
+"""How far another sequence in the batch may move transformers' own answers, on average: what is
+farther is no rounding, and nothing could be found beside it."""
 
 FARTHEST, MEAN = 3, 2
 """How many times as far off as that a right answer may be, and all of them on average.
@@ -55,8 +55,14 @@ class Trial:
     def blocks_needed(self, block_size: int) -> int:
         return sum(-(-length // block_size) for length in self.lengths)
 
-    def problem(self, runner: Runner, loaded: LoadedModel) -> str | None:
-        """What is wrong with the runner's answers, if anything.
+    def problem(
+        self,
+        runner: Runner,
+        loaded: LoadedModel,
+        alone: Sequence[Sequence[float]] | None = None,
+    ) -> str | None:
+        """What is wrong with the runner's answers, if anything. `alone`: those of `alone`,
+        where they are known.
 
         Writes to the first blocks of the runner's cache.
         """
@@ -67,16 +73,17 @@ class Trial:
             raise
         except UNSUITED as error:
             return f"sequences that run together fail ({str(error).strip() or repr(error)})"
-        off = (have - _joined(self.alone(loaded, sequences))).abs()
+        off = (have - _joined(alone or self.alone(loaded, sequences))).abs()
         least = ROUNDED if loaded.quantization == "int8" else TOLERANCE
         if float(off.max()) <= least:
             return None
-        noise = self.noise(runner, loaded)
-        if not float(noise.mean()) <= UNSTEADY:
+        moved, beside = self.noise(runner, loaded)
+        if not float(beside.mean()) <= UNSTEADY:
             return (
                 "its tokens depend on more than those before them: transformers' own answers "
-                f"differ by {float(noise.mean()):.3g} on average beside another sequence"
+                f"differ by {float(beside.mean()):.3g} on average beside another sequence"
             )
+        noise = torch.maximum(moved, beside)
         # `not <=` rather than `>`: a NaN is a difference.
         far = not float(off.max()) <= least + FARTHEST * float(noise.max())
         # One flipped code moves one answer; a sequence that sees another moves most of them.
@@ -155,15 +162,17 @@ class Trial:
                     done[index] += count
             yield step
 
-    def noise(self, runner: Runner, loaded: LoadedModel) -> Tensor:
-        """How far apart transformers' own answers for the first sequence lie, at most."""
+    def noise(self, runner: Runner, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
+        """How far transformers' own answers for the first sequence go with moved embeddings, at
+        most, and how far beside another sequence."""
         digit = max(torch.finfo(loaded.dtype).eps, torch.finfo(runner.cache.dtype).eps)
         first = self.sequences(loaded)[:1]
         alone = _joined(self.alone(loaded, first))
         generator = torch.Generator(loaded.device).manual_seed(1)
-        others = [self.alone(loaded, first, moved=(digit, generator)) for _ in range(NOISES)]
-        others.append(self.alone(loaded, first, beside=first[0][::-1]))
-        return torch.stack([(_joined(other) - alone).abs() for other in others]).amax(0)
+        moved = [self.alone(loaded, first, moved=(digit, generator)) for _ in range(NOISES)]
+        beside = self.alone(loaded, first, beside=first[0][::-1])
+        farthest = torch.stack([(_joined(one) - alone).abs() for one in moved]).amax(0)
+        return farthest, (_joined(beside) - alone).abs()
 
 
 def _joined(answers: Sequence[Sequence[float]]) -> Tensor:
