@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -16,6 +17,8 @@ from lorry.api.errors import UNREADY_RETRY, documented
 from lorry.metrics import CONTENT_TYPE, Metrics
 from lorry.settings import Settings
 from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION
+
+Result = TypeVar("Result")
 
 
 class HealthView(BaseModel):
@@ -43,6 +46,8 @@ class Health:
         self._metrics = metrics
         self._settings = settings
         self._max_model_len = max_model_len
+        # Others' threads may all wait for a disk or work on uploads, and health is asked then.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="lorry-health")
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["operations"])
@@ -73,11 +78,10 @@ class Health:
 
     async def ready(self) -> Response:
         answer = {"status": "ready" if self._ready() else "not ready"}
-        # Both look at the disk, which can take its time.
-        trouble = await asyncio.to_thread(self._trouble)
+        trouble, warning = await self._apart(self._of_the_disk)
         if trouble is not None:
             answer |= {"status": "not ready", "reason": trouble}
-        elif (warning := await asyncio.to_thread(self._warning)) is not None:
+        elif warning is not None:
             answer["warning"] = warning
         if answer["status"] == "ready":
             return JSONResponse(answer)
@@ -113,6 +117,13 @@ class Health:
         return JSONResponse({**tgi, **info, "limits": limits})
 
     async def metrics(self) -> Response:
-        return Response(
-            await asyncio.to_thread(self._metrics.render), headers={"Content-Type": CONTENT_TYPE}
-        )
+        text = await self._apart(self._metrics.render)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    def _of_the_disk(self) -> tuple[str | None, str | None]:
+        """What is wrong with it, and what may soon be."""
+        trouble = self._trouble()
+        return trouble, None if trouble is not None else self._warning()
+
+    async def _apart(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
