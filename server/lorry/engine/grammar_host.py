@@ -37,15 +37,22 @@ class GrammarHost:
 
     def connect(self) -> Connection:
         """To a new process, which waits for its grammar. Raises HostFailed."""
-        ours, theirs = socket.socketpair()
-        connection = Connection(ours.detach())
-        with theirs, self._lock:
-            try:
-                socket.send_fds(self._control or self._start(), [b"g"], [theirs.fileno()])
-            except OSError:
+        with self._lock:
+            for _ in range(2):
+                ours, theirs = socket.socketpair()
+                connection = Connection(ours.detach())
+                with theirs, contextlib.suppress(OSError):
+                    socket.send_fds(self._control or self._start(), [b"g"], [theirs.fileno()])
+                # One that is being killed still takes what is sent to it: only what the new
+                # process says shows that there is one.
+                with contextlib.suppress(OSError, EOFError):
+                    if connection.poll(_START_SECONDS):
+                        connection.recv_bytes()
+                        return connection
                 # It was killed, for its memory perhaps. Those that it made live on.
-                socket.send_fds(self._start(), [b"g"], [theirs.fileno()])
-        return connection
+                connection.close()
+                self._control = None
+        raise HostFailed("the grammars' process cannot make another")
 
     def close(self) -> None:
         """End the process. Those that it made end with their connections."""

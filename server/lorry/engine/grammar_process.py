@@ -103,6 +103,7 @@ def _wrong(reason: str) -> bytes:
 
 def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
     """Compile the grammar that comes first, say what is wrong with it, and take calls."""
+    connection.send_bytes(b"")
     asked = json.loads(connection.recv_bytes())
     _bound_memory()
     with _at_most(COMPILE_SECONDS):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,19 @@ def test_the_process_with_the_tokenizer_is_started_again(own: tuple[GrammarCompi
     one.advance(token)
     (other,) = compiler.compile(Grammar(GrammarKind.REGEX, "[abc]+", "grammar"))
     other.advance(token)
+
+
+def test_a_tokenizer_s_process_that_dies_with_a_grammar_sent_to_it_is_replaced(
+    own: tuple[GrammarCompiler, int],
+) -> None:
+    compiler, host = own
+    # Stopped, it takes what is sent to it and makes nothing of it.
+    os.kill(host, signal.SIGSTOP)
+    killer = threading.Timer(0.3, os.kill, (host, signal.SIGKILL))
+    killer.start()
+    (other,) = compiler.compile(Grammar(GrammarKind.REGEX, "[abc]+", "grammar"))
+    killer.join()
+    other.advance(TOKENIZER.convert_tokens_to_ids("a"))
 
 
 def test_processes_end_with_their_answers_and_the_compiler(
