@@ -76,6 +76,8 @@ def load_random(
         tokenizer=None,  # type: ignore[arg-type]
         config=config,
         name="random",
+        other_names=(),
+        repository=None,
         layout=layout_of(model, "random"),
         device=device,
         dtype=dtype,

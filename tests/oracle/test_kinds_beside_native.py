@@ -24,7 +24,7 @@ KNOWN = ("dora", "ia3")
 BOTTLENECK = Path(__file__).parent / "adapterhub" / "llama-pfeiffer"
 APART = 0.05
 """Of a log-probability. Both paths round activations to 13 bits, where a difference in a
-sum's last digit can flip a code; the compiled one rounds plain adapters to fewer bits."""
+sum's last digit can flip a code."""
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,10 @@ def test_the_answers_are_those_of_the_packed_model_alone(
     peft_adapter: Callable[..., Path],
 ) -> None:
     plain = peft_adapter(FAMILY, "plain")
-    wanted = [*asks(made, known, plain), *company(known, plain)]
+    wanted = asks(made, known, plain)
     expected = torch_only.score(wanted)
-    found = native.score(wanted)
+    # The company's adapters are rounded to 8 bits: `test_native.py` says what that costs.
+    found = native.score([*wanted, *company(known, plain)])[: len(wanted)]
     for want, have in zip(expected, found, strict=True):
         assert max(abs(w - h) for w, h in zip(want, have, strict=True)) < APART
 
