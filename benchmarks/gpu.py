@@ -150,14 +150,15 @@ def floor(loaded: LoadedModel, num_rows: int, steps: int) -> float:
     """Milliseconds of all linears, each on its own input, from one recording on a GPU."""
     linears: list[nn.Module] = [module for _, module in projections(loaded.model)]
     linears.append(loaded.model.get_output_embeddings())
+    widths = [int(linear.in_features) for linear in linears]  # type: ignore[arg-type]
     inputs = {
         width: torch.randn(1, num_rows, width, device=loaded.device, dtype=loaded.dtype)
-        for width in {linear.in_features for linear in linears}  # type: ignore[misc]
+        for width in set(widths)
     }
 
     def run() -> None:
-        for linear in linears:
-            linear(inputs[linear.in_features])  # type: ignore[index]
+        for linear, width in zip(linears, widths, strict=True):
+            linear(inputs[width])
 
     if loaded.device.type != "cuda":
         return clock(run, steps, loaded.device)
@@ -211,10 +212,11 @@ def clock(run: Callable[[], object], steps: int, device: torch.device) -> float:
     """Median milliseconds of one call."""
     for _ in range(WARM_UP):
         run()
-    spent = []
+    spent: list[float] = []
     for _ in range(steps):
         if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             begin.record()
             run()
             end.record()

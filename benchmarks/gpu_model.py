@@ -73,7 +73,7 @@ def load_random(
     settle(model, Precision(device, dtype, kind, double_quant=True, int8_threshold=0.0))
     return LoadedModel(
         model=model,
-        tokenizer=None,  # type: ignore[arg-type]
+        tokenizer=None,
         config=config,
         name="random",
         other_names=(),
