@@ -27,7 +27,7 @@ from lorry.api.openai import (
     usage,
 )
 from lorry.api.prompts import Prompts
-from lorry.api.runs import Answer, Job, Step, answers, logprob_of
+from lorry.api.runs import Answer, Job, Run, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
 from lorry.api.tools import CallReader, Tools, tools_of
 from lorry.api.visit import place_of
@@ -70,15 +70,13 @@ class Chat:
     async def chat(self, request: Request) -> Response:
         body = await read_body(request, ChatBody)
         include_usage = check_stream_options(body)
-        asked = await until_gone(request.receive, self._asked(body))
+        asked = await until_gone(request.receive, self.asked(body))
         place = place_of(request)
         if not body.stream:
             envelope = self._openai.envelope("chatcmpl", "chat.completion", body)
-            whole = self._whole(asked, place, envelope)
-            return JSONResponse(await until_gone(request.receive, whole))
-        runs = await self._openai.runs.start(
-            asked.jobs, asked.choices, place, param="messages", each=len(asked.jobs)
-        )
+            made = await until_gone(request.receive, self.whole(asked, place))
+            return JSONResponse({**envelope, **made})
+        runs = await self.start(asked, place)
         chunks = Chunks(
             envelope=self._openai.envelope("chatcmpl", "chat.completion.chunk", body),
             refs=runs[0].refs,
@@ -86,20 +84,27 @@ class Chat:
             include_usage=include_usage,
             choices=len(runs),
         )
-        frames = Deltas(self._openai.prompts, asked, chunks)
+        frames = ChatFrames(self.deltas(asked), chunks)
         return await stream(request, runs, frames, self._openai.metrics)
 
-    async def _whole(self, asked: Asked, place: Place, envelope: dict[str, Any]) -> dict[str, Any]:
-        runs = await self._openai.runs.start(
+    async def start(self, asked: Asked, place: Place) -> list[Run]:
+        """The answers in the making."""
+        return await self._openai.runs.start(
             asked.jobs, asked.choices, place, param="messages", each=len(asked.jobs)
         )
+
+    async def whole(self, asked: Asked, place: Place) -> dict[str, Any]:
+        """Whole answers: `choices`, `usage` and `adapters`."""
+        runs = await self.start(asked, place)
         made = await answers(runs)
         return {
-            **envelope,
             "choices": [self._choice(asked, index, one) for index, one in enumerate(made)],
             "usage": usage(prompt_tokens(runs, len(runs)), generated_tokens(made)),
             "adapters": used(runs[0].refs),
         }
+
+    def deltas(self, asked: Asked) -> Deltas:
+        return Deltas(self._openai.prompts, asked)
 
     def _choice(self, asked: Asked, index: int, answer: Answer) -> dict[str, Any]:
         reader = CallReader(asked.tools)
@@ -117,7 +122,7 @@ class Chat:
             "finish_reason": "tool_calls" if calls else FINISH[answer.ending],
         }
 
-    async def _asked(self, body: ChatBody) -> Asked:
+    async def asked(self, body: ChatBody) -> Asked:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         openai = self._openai
         if body.modalities not in (None, ["text"]):
@@ -154,24 +159,22 @@ class Chat:
 
 
 class Deltas:
-    """The frames of one stream."""
+    """The choices of a stream's chunks, from its steps."""
 
-    def __init__(self, prompts: Prompts, asked: Asked, chunks: Chunks) -> None:
+    def __init__(self, prompts: Prompts, asked: Asked) -> None:
         self._prompts = prompts
         self._asked = asked
-        self._chunks = chunks
         self._readers: dict[int, CallReader] = {}
         self._held: dict[int, list[Step]] = {}
         """Steps whose text is not certain yet."""
 
-    def step(self, index: int, step: Step) -> bytes:
-        asked, chunk = self._asked, self._chunks.chunk
-        made: list[bytes] = []
+    def step(self, index: int, step: Step) -> list[dict[str, Any]]:
+        asked = self._asked
+        made: list[dict[str, Any]] = []
         if index not in self._readers:
             self._readers[index] = CallReader(asked.tools)
             self._held[index] = []
-            made.append(chunk(_choice_of(index, {"role": "assistant", "content": ""})))
-        self._chunks.generated += 1
+            made.append(_choice_of(index, {"role": "assistant", "content": ""}))
         text = self._readers[index].push(step.text)
         calls: list[dict[str, Any]] = []
         if step.ending is not None:
@@ -181,14 +184,26 @@ class Deltas:
         if text or (asked.logprobs and step.ending is not None):
             logprobs = _logprobs(self._prompts, self._held[index]) if asked.logprobs else None
             self._held[index] = []
-            made.append(chunk(_choice_of(index, {"content": text}, logprobs)))
+            made.append(_choice_of(index, {"content": text}, logprobs))
         if calls:
             numbered = [{"index": number, **call} for number, call in enumerate(calls)]
-            made.append(chunk(_choice_of(index, {"tool_calls": numbered})))
+            made.append(_choice_of(index, {"tool_calls": numbered}))
         if step.ending is not None:
             reason = "tool_calls" if calls else FINISH[step.ending]
-            made.append(chunk(_choice_of(index, {}, None, reason)))
-        return b"".join(made)
+            made.append(_choice_of(index, {}, None, reason))
+        return made
+
+
+class ChatFrames:
+    """The frames of one stream."""
+
+    def __init__(self, deltas: Deltas, chunks: Chunks) -> None:
+        self._deltas = deltas
+        self._chunks = chunks
+
+    def step(self, index: int, step: Step) -> bytes:
+        self._chunks.generated += 1
+        return b"".join(self._chunks.chunk(one) for one in self._deltas.step(index, step))
 
     def end(self) -> bytes:
         return self._chunks.end()
