@@ -1,4 +1,4 @@
-"""Names and addresses of machines, as settings and the `Host` header have them."""
+"""Names and addresses of machines and sites, as settings and headers have them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ ANY = "*"
 
 LONGEST = 100
 """Characters of an address, with room for the name of an interface."""
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]*")
+
+_OWN_PORTS = {"http": ":80", "https": ":443"}
+"""Browsers leave them out."""
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
@@ -44,3 +49,17 @@ def allowed_host(text: str) -> str:
     if name == ANY or address_of(name) is not None or _NAME.fullmatch(name):
         return name
     raise ValueError(text)
+
+
+def allowed_origin(text: str) -> str:
+    """`https://app.example.com`, `app://obsidian.md`, `null`, or `*`, as browsers write it.
+    Raises ValueError, also where there is a path."""
+    origin = text.strip().lower().removesuffix("/")
+    if origin in (ANY, "null"):
+        return origin
+    if origin.endswith(":/"):
+        # All that there is of it: file://
+        origin += "/"
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(text)
+    return origin.removesuffix(_OWN_PORTS.get(origin.partition(":")[0], " "))

@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from lorry.errors import SettingsError
-from lorry.hostname import allowed_host
+from lorry.hostname import allowed_host, allowed_origin
 
 PREFIX = "LORRY_"
 
@@ -31,6 +31,7 @@ class Kind(StrEnum):
     PATH = "path"
     PATHS = "paths"
     HOSTS = "hosts"
+    ORIGINS = "origins"
     NETWORKS = "networks"
 
 
@@ -78,6 +79,11 @@ class Option:
             return "a path"
         if self.kind is Kind.NETWORKS:
             return "addresses or networks such as 10.0.0.0/8, separated by ',' (a list in a file)"
+        if self.kind is Kind.ORIGINS:
+            return (
+                "origins such as https://app.example.com, without a path, separated by ',' (a "
+                "list in a file); * is any"
+            )
         if self.kind is Kind.HOSTS:
             return (
                 "names or addresses without ports, separated by ',' (a list in a file); "
@@ -173,6 +179,8 @@ def _convert(kind: Kind, raw: object) -> object:
             return tuple(_path(item) for item in items)
         case Kind.HOSTS:
             return tuple(allowed_host(item) for item in _items(raw))
+        case Kind.ORIGINS:
+            return tuple(allowed_origin(item) for item in _items(raw))
         case Kind.NETWORKS:
             return tuple(str(ip_network(item.strip(), strict=False)) for item in _items(raw))
 

@@ -130,6 +130,13 @@ class Settings:
         "are refused; `*` takes any.",
         default_text="none",
     )
+    allowed_origins: tuple[str, ...] = _option(
+        (),
+        Kind.ORIGINS,
+        "Origins such as `https://app.example.com` whose pages may use the server from a browser; "
+        "`*` lets any page use it.",
+        default_text="none",
+    )
     trusted_proxies: tuple[str, ...] = _option(
         (),
         Kind.NETWORKS,

@@ -59,7 +59,7 @@ def test_unknown_routes_and_methods(live: Live) -> None:
     answer = live.http.put("/v1/models", json={})
     assert answer.status_code == 405
     assert answer.json()["error"]["code"] == "method_not_allowed"
-    assert answer.headers["allow"] == "GET"
+    assert answer.headers["allow"] == "GET, HEAD"
     answer = live.http.get("/generate")
     assert (answer.status_code, answer.json()["error_type"]) == (405, "validation")
 

@@ -27,6 +27,10 @@ OTHER: dict[str, tuple[str, object]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "allowed_hosts": ("Lorry, *.example.com.", ("lorry", "*.example.com")),
+    "allowed_origins": (
+        "https://App.example.com/, http://localhost:80,app://obsidian.md,file://,null",
+        ("https://app.example.com", "http://localhost", "app://obsidian.md", "file://", "null"),
+    ),
     "trusted_proxies": ("10.0.0.1, fd00::/8", ("10.0.0.1/32", "fd00::/8")),
     "home": ("/srv/lorry", Path("/srv/lorry")),
     "api_key": ("secret", "secret"),
@@ -52,6 +56,10 @@ OTHER: dict[str, tuple[str, object]] = {
 
 
 NETWORKS = "addresses or networks such as 10.0.0.0/8, separated by ',' (a list in a file)"
+ORIGINS = (
+    "origins such as https://app.example.com, without a path, separated by ',' (a list in a file); "
+    "* is any"
+)
 HOSTS = (
     "names or addresses without ports, separated by ',' (a list in a file); "
     "*.example.com is all below a name, * is any"
@@ -123,6 +131,9 @@ def test_flags_win_over_variables_over_the_file(tmp_path: Path) -> None:
         ("allowed_hosts", "a.example:8000", HOSTS),
         ("allowed_hosts", "https://a.example", HOSTS),
         ("allowed_hosts", "a,,b", HOSTS),
+        ("allowed_origins", "app.example.com", ORIGINS),
+        ("allowed_origins", "https://app.example.com/chat", ORIGINS),
+        ("allowed_origins", "https://*.example.com", ORIGINS),
         ("trusted_proxies", "proxy.example", NETWORKS),
         ("trusted_proxies", "*", NETWORKS),
         ("allowed_hosts", "a.*.b", HOSTS),

@@ -34,8 +34,10 @@ from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
 from lorry.api.health import Health
 from lorry.api.hosts import Hosts
 from lorry.api.leftovers import Leftovers
+from lorry.api.methods import Head
 from lorry.api.models import Models
 from lorry.api.openai import OpenAI
+from lorry.api.origins import Origins, Sharing
 from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
 from lorry.api.runs import Runs
@@ -181,11 +183,15 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(other.router())
     docs.install(app, _BODIES)
     settings = services.settings
+    origins = Origins(settings.allowed_origins)
+    app.add_middleware(Head)
     app.add_middleware(
         Guard,
         hosts=Hosts(settings.allowed_hosts, bound=settings.host),
+        origins=origins,
         api_key=settings.api_key,
         metrics=metrics,
     )
+    app.add_middleware(Sharing, origins=origins)
     app.add_middleware(Leftovers, give_back=services.give_back)
     return app

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lorry.api.errors import CrossSite, HttpError, Unauthorized
+from lorry.api.errors import HttpError, Unauthorized
 from lorry.api.hosts import Hosts
+from lorry.api.origins import Origins
 from lorry.api.refusal import refuse
 from lorry.metrics import Metrics
 
@@ -22,17 +22,22 @@ OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"}
 )
 
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
 
 class Guard:
     """ASGI middleware: lets a request through, or answers it."""
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Hosts, api_key: str | None, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Hosts,
+        origins: Origins,
+        api_key: str | None,
+        metrics: Metrics,
     ) -> None:
         self._app = app
         self._hosts = hosts
+        self._origins = origins
         # Digests have one length: the comparison's time tells nothing about the key's.
         self._key = None if api_key is None else _digest(api_key.encode())
         self._metrics = metrics
@@ -44,8 +49,9 @@ class Guard:
         headers = Headers(scope=scope)
         refusal = (
             self._hosts.refusal(headers.getlist("host"))
+            # Before the key: a browser that asks for a page carries none.
+            or self._origins.refusal(scope["method"], headers)
             or self._unauthorized(scope, headers)
-            or _cross_site(scope, headers)
         )
         if refusal is None:
             await self._app(scope, receive, send)
@@ -66,18 +72,3 @@ class Guard:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-def _cross_site(scope: Scope, headers: Headers) -> HttpError | None:
-    """A form on any web page can post to a server on the visitor's own machine, uploads
-    included; browsers say so, and nobody else sends `Origin`."""
-    if scope["method"] in _SAFE:
-        return None
-    # A browser's own word comes first: behind a proxy, Host may be the proxy's business.
-    site = headers.get("sec-fetch-site")
-    if site in ("same-origin", "none"):
-        return None
-    origin = headers.get("origin")
-    if site is None and (origin is None or urlsplit(origin).netloc == headers.get("host")):
-        return None
-    return CrossSite(f"a page of {(origin or 'another site')[:200]} may not use this server")

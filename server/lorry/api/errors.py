@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 
 import lorry.errors as served
 import lorry_adapters.errors as adapters
+from lorry.api.methods import methods_of
 from lorry.errors import InvalidRequest, LorryError
 from lorry.metrics import Metrics
 
@@ -259,8 +260,9 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         if error.status_code == 404:
             translated = NoSuchRoute(f"there is no {method} {path[:200]} here; see /docs")
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
-            translated = WrongMethod(f"{path} does not take {method}, only {allowed}")
+            allowed = ", ".join(methods_of(app, path))
+            error.headers = {"Allow": allowed}
+            translated = WrongMethod(f"{path[:200]} does not take {method}, only {allowed}")
         else:
             translated = MalformedBody(str(error.detail))
         response = await known(request, translated)

@@ -21,6 +21,7 @@ METAVARS = {
     Kind.PATH: "PATH",
     Kind.PATHS: "PATHS",
     Kind.HOSTS: "HOSTS",
+    Kind.ORIGINS: "ORIGINS",
     Kind.NETWORKS: "NETWORKS",
     Kind.TEXT: "TEXT",
 }
