@@ -16,6 +16,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -23,7 +24,6 @@ from multiprocessing.connection import Connection
 from transformers import PreTrainedTokenizerBase
 
 from lorry.core import Constraint
-from lorry.engine.grammar_host import GrammarHost, HostFailed
 from lorry.engine.grammar_process import (
     CALL,
     COMPILE_SECONDS,
@@ -36,6 +36,7 @@ from lorry.engine.grammar_process import (
     WRONG,
 )
 from lorry.errors import GenerationFailed, InvalidRequest, QueueFull, UnsupportedParameter
+from lorry.forks import ForkFailed, Forks
 
 MAX_GRAMMAR = 512 << 10
 """Characters of a schema or an expression."""
@@ -180,7 +181,11 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
-        self._host = GrammarHost(tokenizer, sorted(eos_token_ids))
+        self._host = Forks(
+            "lorry.engine.grammar_process",
+            lambda: _described(tokenizer, sorted(eos_token_ids)),
+            what="grammars",
+        )
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[GrammarKind, str], Compiled] = OrderedDict()
         self._live: weakref.WeakSet[Compiled] = weakref.WeakSet()
@@ -241,7 +246,7 @@ class GrammarCompiler:
     def _make(self, grammar: Grammar) -> Compiled:
         try:
             connection = self._host.connect()
-        except HostFailed as error:
+        except ForkFailed as error:
             raise UnsupportedParameter(f"{grammar.param}: {error}", param=grammar.param) from error
         try:
             asked = {"kind": grammar.kind.value, "text": grammar.text}
@@ -257,6 +262,17 @@ class GrammarCompiler:
             reason = _first_line(bytes(rest).decode(errors="replace"))
             raise InvalidRequest(f"{grammar.what} cannot be served: {reason}", param=grammar.param)
         return Compiled(connection, rest.cast("I"))
+
+
+def _described(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bytes:
+    # As llguidance.hf does it: with the tokens that only the configuration has, without
+    # padding and truncation.
+    backend = copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    return json.dumps(
+        {"tokenizer": backend.to_str(), "ends": ends or tokenizer.eos_token_id}
+    ).encode()
 
 
 def _received(connection: Connection, seconds: float) -> tuple[int, memoryview]:

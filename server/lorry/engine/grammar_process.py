@@ -3,28 +3,20 @@
 A grammar comes from anybody, and llguidance does its work in calls that nobody can
 interrupt: its limits stop most of what is too large, not a multiple of a large prime, nor
 `a{1000}{1000}`. So the work is done here, where the kernel ends it. One process holds the
-tokenizer and forks another for each grammar, which sets itself bounds on time and memory.
-
-Standard input is a socket from the server: first what the tokenizer is, then one socket
-for each grammar. `lorry.engine.grammar_host` is the other end. A process ends when the
-other end of its socket is closed.
+tokenizer and forks another for each grammar (`lorry.fork_server`), which sets itself bounds on
+time and memory. `lorry.engine.grammar` is the other end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import resource
-import signal
-import socket
 import struct
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import llguidance
+
+from lorry.fork_server import at_most, bound_memory, run
 
 COMPILE_SECONDS = 5.0
 """Processor time for a grammar: reading, compiling, and the mask of the first token."""
@@ -103,10 +95,9 @@ def _wrong(reason: str) -> bytes:
 
 def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
     """Compile the grammar that comes first, say what is wrong with it, and take calls."""
-    connection.send_bytes(b"")
     asked = json.loads(connection.recv_bytes())
-    _bound_memory()
-    with _at_most(COMPILE_SECONDS):
+    bound_memory(MEMORY)
+    with at_most(COMPILE_SECONDS):
         try:
             follower = Follower(tokenizer, asked["kind"], asked["text"])
             answer = follower.first()
@@ -120,65 +111,20 @@ def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
         message = connection.recv_bytes()
         allowance += {NEW: ANSWER_SECONDS, TAKE: TOKEN_SECONDS}.get(message[:1], 0.0)
         left = allowance - (time.process_time() - begun)
-        with _at_most(min(CALL_SECONDS, left)):
+        with at_most(min(CALL_SECONDS, left)):
             said = follower.call(message)
         if said is not None:
             connection.send_bytes(said)
 
 
-def main() -> None:
-    # The process group's Ctrl-C is for the server, which lets running requests finish.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    control = socket.socket(fileno=os.dup(0))
-    with Connection(os.dup(0)) as first:
-        asked = json.loads(first.recv_bytes())
-        try:
-            tokenizer = llguidance.LLTokenizer(asked["tokenizer"], eos_token=asked["ends"])
-        except ValueError as error:
-            first.send_bytes(str(error).encode() or b"no reason given")
-            return
-        first.send_bytes(b"")
-    while True:
-        sent, handles, _, _ = socket.recv_fds(control, 1, 1)
-        if not sent:
-            return
-        try:
-            child = os.fork()
-        except OSError:
-            # No room for one more: the server sees the closed socket.
-            child = -1
-        if child == 0:
-            _be_silent(control)
-            # The other end is gone, or this one has said what it could.
-            with contextlib.suppress(EOFError, OSError):
-                serve(Connection(handles[0]), tokenizer)
-            os._exit(0)
-        os.close(handles[0])
-
-
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Of processor time, after which the kernel ends this process."""
-    signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
-    yield
-    signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _bound_memory() -> None:
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def _be_silent(control: socket.socket) -> None:
-    """What the library prints as it dies is of a grammar that somebody sent."""
-    control.close()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
+def load(message: bytes) -> llguidance.LLTokenizer:
+    """Raises ValueError where this tokenizer cannot be followed."""
+    asked = json.loads(message)
+    try:
+        return llguidance.LLTokenizer(asked["tokenizer"], eos_token=asked["ends"])
+    except ValueError as error:
+        raise ValueError(f"this base's tokenizer cannot follow a grammar: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    run(load, serve)

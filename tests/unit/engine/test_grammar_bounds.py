@@ -168,7 +168,7 @@ def test_what_is_wrong_is_said(
 
 def test_memory_is_bounded() -> None:
     program = (
-        "from lorry.engine import grammar_process as room; room._bound_memory(); "
+        "from lorry.engine import grammar_process as room; room.bound_memory(room.MEMORY); "
         "bytearray(room.MEMORY // 2); print('half'); bytearray(2 * room.MEMORY); print('whole')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
