@@ -184,6 +184,13 @@ class Settings:
         minimum=1,
         default_text="the model's own",
     )
+    beyond_context: str = _option(
+        "clip",
+        Kind.CHOICE,
+        "What becomes of a `max_tokens` that the context has no room for, on OpenAI's routes. "
+        "clip: the answer gets what room there is. refuse: 400 `context_length_exceeded`.",
+        choices=("clip", "refuse"),
+    )
     max_num_seqs: int = _option(
         16, Kind.INT, "Requests that run in one step at most.", minimum=1, maximum=4096
     )

@@ -260,7 +260,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"inputs": "x", "prompt": "y"}, "unknown field prompt"),
     ({"inputs": "x", "parameters": []}, "parameters must be"),
     ({"inputs": "x", "stream": "yes"}, "stream"),
-    ({"inputs": "long " * 400}, "limit is 512"),
+    ({"inputs": "long " * 400}, "length is 512 tokens"),
 ]
 BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 0}, "from 1 to"),
@@ -268,7 +268,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 1.5}, "integer"),
     ({"max_new_tokens": "5"}, "integer"),
     ({"max_new_tokens": True}, "integer"),
-    ({"max_new_tokens": 10**9}, "the limit is 512"),
+    ({"max_new_tokens": 10**9}, "length is 512 tokens"),
     ({"max_new_tokens": 10**30}, "max_new_tokens"),
     ({"temperature": -0.1}, "temperature must be from 0 to 100, not -0.1"),
     ({"temperature": 1e999}, "temperature"),

@@ -76,6 +76,8 @@ def test_bad_specs(live: Live, path: str, spec: Any, status: int, words: str) ->
         "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     }[path]
     answer = live.http.post(path, json={**prompt, "adapter": spec})
+    if path.startswith("/v1/") and status == 422:
+        status = 400
     assert answer.status_code == status, answer.text
     body = answer.json()
     message = body["error"] if path == "/generate" else body["error"]["message"]

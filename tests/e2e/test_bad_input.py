@@ -185,13 +185,12 @@ OPENAI = [
     openai("disabled model", 409, "adapter_disabled", "off", model="off"),
     openai("deleted model", 404, "model_not_found", "gone", model="gone"),
     openai("unknown adapter", 404, "unknown_adapter", "nobody", adapter="nobody"),
-    openai("scale 17", 422, "invalid_scale", "16", adapter={"name": "a", "scale": 17}),
-    openai("nine adapters", 422, "invalid_selection", "8", adapter=["a"] * 9),
-    openai("max_tokens -1", 422, "invalid_request", "max_tokens", max_tokens=-1),
-    openai("max_tokens huge", 422, "context_length_exceeded", "512", max_tokens=10**9),
-    openai("temperature -1", 422, "invalid_request", "temperature", temperature=-1),
-    openai("n 0", 422, "invalid_request", "n", n=0),
-    openai("unknown field", 422, "invalid_request", "brand_new", brand_new=1),
+    openai("scale 17", 400, "invalid_scale", "16", adapter={"name": "a", "scale": 17}),
+    openai("nine adapters", 400, "invalid_selection", "8", adapter=["a"] * 9),
+    openai("max_tokens -1", 400, "invalid_request", "max_tokens", max_tokens=-1),
+    openai("temperature -1", 400, "invalid_request", "temperature", temperature=-1),
+    openai("n 0", 400, "invalid_request", "n", n=0),
+    openai("unknown field", 400, "invalid_request", "brand_new", brand_new=1),
 ]
 
 
@@ -214,7 +213,7 @@ def check_openai(answer: httpx.Response, status: int, code: str | None, says: st
         assert error["code"] == code
     told = " ".join([error["message"], *error.get("problems", [])])
     assert says.lower() in told.lower(), error
-    if status == 422:
+    if status == 422 or code == "invalid_request":
         assert error["problems"]
     assert "Traceback" not in answer.text
 

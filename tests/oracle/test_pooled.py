@@ -199,11 +199,11 @@ def test_normalized_base64(live: Live) -> None:
         ("/classify", {"inputs": "a", "adapter": "nobody"}, 404, "nobody"),
         ("/classify", {"inputs": "", "adapter": "SEQ_CLS"}, 422, "empty"),
         ("/classify", {"inputs": "a", "adapter": "SEQ_CLS", "adapter_id": "x"}, 422, "different"),
-        ("/v1/embeddings", {"input": "a", "adapter": "SEQ_CLS"}, 422, "/classify"),
+        ("/v1/embeddings", {"input": "a", "adapter": "SEQ_CLS"}, 400, "/classify"),
         ("/v1/embeddings", {"input": "a", "model": "nobody"}, 404, "nobody"),
-        ("/v1/embeddings", {"input": "a", "dimensions": 7}, 422, "dimensions"),
-        ("/v1/completions", {"prompt": "a", "adapter": "SEQ_CLS"}, 422, "/classify"),
-        ("/v1/completions", {"prompt": "a", "adapter": "FEATURE_EXTRACTION"}, 422, "embeddings"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 7}, 400, "dimensions"),
+        ("/v1/completions", {"prompt": "a", "adapter": "SEQ_CLS"}, 400, "/classify"),
+        ("/v1/completions", {"prompt": "a", "adapter": "FEATURE_EXTRACTION"}, 400, "embeddings"),
     ],
 )
 def test_the_wrong_route_is_refused_by_name(

@@ -128,6 +128,7 @@ def create_app(services: Services) -> FastAPI:
         registry=registry,
         base=base,
         eos_token_ids=services.eos_token_ids,
+        clip=services.settings.beyond_context == "clip",
     )
     adapters = Adapters(
         registry=registry,

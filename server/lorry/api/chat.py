@@ -60,7 +60,7 @@ class Chat:
             summary="Answer a conversation",
             responses={
                 200: {"model": ChatAnswer, "description": "The answer; or events (ChatChunk)"},
-                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+                **documented(400, 404, 409, 413, 415, 429, 503),
             },
             openapi_extra=json_body(ChatBody),
             response_model=None,
@@ -149,11 +149,13 @@ class Chat:
             text, param="messages", add_special_tokens=bool(body.add_special_tokens)
         )
         wanted = body.max_completion_tokens or body.max_tokens
-        if wanted is None:
-            wanted = openai.runs.room(ids, choices)
-        elif wanted == 0:
+        if wanted == 0:
             raise InvalidRequest("max_tokens must be from 1, not 0", param="max_tokens")
-        params = openai.params(body, max_new_tokens=wanted, top_logprobs=body.top_logprobs or 0)
+        params = openai.params(
+            body,
+            max_new_tokens=openai.new_tokens(wanted, ids, choices),
+            top_logprobs=body.top_logprobs or 0,
+        )
         jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar)
         return Asked(choices, jobs, tools, bool(body.logprobs))
 

@@ -164,7 +164,7 @@ class Completions:
             summary="Complete a text",
             responses={
                 200: {"model": CompletionAnswer, "description": "The answer; or events"},
-                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+                **documented(400, 404, 409, 413, 415, 429, 503),
             },
             openapi_extra=json_body(CompletionsBody),
             response_model=None,
@@ -247,8 +247,8 @@ class Completions:
                 "best_of above n needs the whole answers; it cannot stream", param="best_of"
             )
         echo = bool(body.echo)
-        wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        if wanted == 0 and not echo:
+        silent = body.max_tokens == 0
+        if silent and not echo:
             raise InvalidRequest(
                 "max_tokens must be from 1 without echo, not 0", param="max_tokens"
             )
@@ -262,10 +262,7 @@ class Completions:
         )
         jobs: list[Job] = []
         for prompt in prompts:
-            # What was asked for is refused where it does not fit; the default gives way.
-            new = wanted
-            if body.max_tokens is None:
-                new = min(wanted, openai.runs.room(prompt.ids, choices))
+            new = openai.new_tokens(body.max_tokens, prompt.ids, choices, default=DEFAULT_TOKENS)
             params = openai.params(
                 body,
                 max_new_tokens=max(1, new),
@@ -281,7 +278,7 @@ class Completions:
             n=n,
             echo=echo,
             logprobs=body.logprobs is not None,
-            silent=wanted == 0,
+            silent=silent,
         )
 
 

@@ -31,6 +31,7 @@ def install(app: FastAPI, kinds: Sequence[type[BaseModel]]) -> None:
                 description=app.description,
                 routes=app.routes,
             )
+            _drop_fastapi_s_refusals(document)
             _, found = models_json_schema(
                 [(kind, "validation") for kind in kinds], ref_template=_REF
             )
@@ -41,3 +42,15 @@ def install(app: FastAPI, kinds: Sequence[type[BaseModel]]) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_fastapi_s_refusals(document: dict[str, Any]) -> None:
+    """FastAPI adds a 422 of its own shape to every route with a parameter. No answer here has
+    that shape, and a path takes any text."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            refusal = operation["responses"].get("422")
+            if refusal is not None and "HTTPValidationError" in str(refusal):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document.get("components", {}).get("schemas", {}).pop(name, None)

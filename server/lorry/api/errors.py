@@ -1,8 +1,9 @@
 """Errors as HTTP: one table from a class to its status, code and type; two shapes of body.
 
 The routes that TGI's and LoRAX's clients speak answer in TGI's shape, everything else in
-OpenAI's. A message never holds a traceback: what nobody foresaw is logged, and the client
-reads that it was the server's fault.
+OpenAI's. OpenAI's routes say 400 where others say 422: its clients know no other class of error
+for what a request got wrong. A message never holds a traceback: what nobody foresaw is logged,
+and the client reads that it was the server's fault.
 """
 
 from __future__ import annotations
@@ -147,6 +148,9 @@ _UNFORESEEN = "the server failed at this request; its log says how"
 TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize"})
 """Paths whose errors have TGI's shape."""
 
+OPENAI_ROUTES = "/v1/"
+"""What the paths of OpenAI's routes begin with."""
+
 
 class ErrorDetail(BaseModel):
     message: str
@@ -154,7 +158,7 @@ class ErrorDetail(BaseModel):
     param: str | None
     code: str | None
     problems: list[str] | None = None
-    """Everything that is wrong, where several things can be: 422 only."""
+    """Everything that is wrong, where several fields or files can be."""
 
 
 class ErrorBody(BaseModel):
@@ -205,10 +209,15 @@ def body_of(path: str, error: Exception) -> dict[str, Any]:
     return tgi_body(error) if path in TGI_ROUTES else openai_body(error)
 
 
+def status_of(path: str, error: Exception) -> int:
+    status = row_of(error).status
+    return 400 if status == 422 and path.startswith(OPENAI_ROUTES) else status
+
+
 def headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, served.QueueFull):
         return {"Retry-After": str(max(1, error.retry_after))}
-    if isinstance(error, served.ShuttingDown):
+    if row_of(error).status == 503:
         return {"Retry-After": str(UNREADY_RETRY)}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
@@ -217,15 +226,18 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 def respond(path: str, error: Exception) -> Response:
     return JSONResponse(
-        body_of(path, error), status_code=row_of(error).status, headers=headers_of(error)
+        body_of(path, error), status_code=status_of(path, error), headers=headers_of(error)
     )
 
 
 def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any."""
+    """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any.
+
+    OpenAI's routes have no 422 (`status_of`)."""
     model = TgiErrorBody if tgi else ErrorBody
     meanings = {
-        400: "A body that is not JSON or not what its header says, or a malformed Host",
+        400: "A body that is not JSON or not what its header says, or a malformed Host; where 422 "
+        "is not listed, a field with a wrong value, too: the message names it",
         401: "No key, or a wrong one",
         403: "Not allowed",
         404: "No such adapter, version or model",

@@ -37,6 +37,8 @@ class OpenAI:
     registry: Registry
     base: BaseNames
     eos_token_ids: frozenset[int]
+    clip: bool = True
+    """An answer gets what room the context has, where more was asked for."""
 
     def choices(self, body: SharedBody) -> tuple[AdapterChoice, ...]:
         """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
@@ -45,6 +47,22 @@ class OpenAI:
         if "adapter" in body.model_fields_set:
             return choices_of(body.adapter)
         return of_model
+
+    def new_tokens(
+        self,
+        wanted: int | None,
+        prompt_ids: Sequence[int],
+        choices: Sequence[AdapterChoice],
+        *,
+        default: int | None = None,
+    ) -> int:
+        """Tokens that the answer may have. `default`, where none were asked for, gives way to
+        the context; None is all its room. Where `clip` is off, `wanted` can be more than the
+        engine takes."""
+        room = self.runs.room(prompt_ids, choices)
+        if wanted is None:
+            return room if default is None else min(default, room)
+        return min(wanted, room) if self.clip else wanted
 
     def params(
         self,

@@ -12,7 +12,7 @@ from lorry.api.adapter_schema import LoadBody, UnloadBody
 from lorry.api.adapters import Adapters, State, folder_of
 from lorry.api.bodies import read_body
 from lorry.api.docs import json_body
-from lorry.api.errors import documented, message_of, row_of
+from lorry.api.errors import documented, headers_of, message_of, row_of
 from lorry.errors import InvalidRequest, LorryError, UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.errors import AdapterConflict, AdapterError, UnknownAdapter
@@ -97,4 +97,4 @@ class VllmLora:
             "param": getattr(error, "param", None),
             "code": status,
         }
-        return JSONResponse({"error": detail}, status_code=status)
+        return JSONResponse({"error": detail}, status_code=status, headers=headers_of(error))

@@ -145,7 +145,8 @@ class EngineClient:
             AdapterError: what `Registry.acquire` and `check_task` raise.
             InvalidRequest: an empty prompt.
             InvocationMissing: the prompt does not call an activated LoRA.
-            PromptTooLong: virtual tokens, prompt and answer exceed the model's length.
+            PromptTooLong: virtual tokens, prompt and answer exceed the model's length, or the
+                prompt alone the whole KV cache.
             DoesNotFit: they exceed the whole KV cache, or the slots.
             QueueFull: too many requests wait.
             ShuttingDown: the server drains.
@@ -236,14 +237,14 @@ class EngineClient:
         virtual = sum(ref.virtual_tokens for ref in lease.refs if ref.scale != 0.0)
         total, limit = virtual + num_prompt + max_new_tokens, self.max_model_len
         if total > limit:
-            before = f", its adapter puts {virtual} virtual ones in front" if virtual else ""
-            raise PromptTooLong(
-                f"the prompt has {num_prompt} tokens{before} and {max_new_tokens} new ones were "
-                f"asked for: {total} together, the limit is {limit}; shorten one of them"
-            )
+            raise PromptTooLong(_too_long(num_prompt, virtual, max_new_tokens, limit))
         blocks = self._engine.scheduler.blocks
         capacity = blocks.num_blocks * blocks.block_size
         if blocks.blocks_for(total) > blocks.num_blocks:
+            if virtual + num_prompt + min(max_new_tokens, 1) > capacity:
+                more = ", or start the server with more --kv-cache-memory"
+                text = _too_long(num_prompt, virtual, max_new_tokens, capacity)
+                raise PromptTooLong(text + more)
             raise DoesNotFit(
                 f"the request needs {total} tokens of KV cache, the server has {capacity} in all; "
                 "shorten it, or start the server with more --kv-cache-memory"
@@ -258,3 +259,22 @@ class EngineClient:
                 "ask for fewer, or start the server with more --max-loras",
                 param="adapter",
             )
+
+
+def _too_long(num_prompt: int, virtual: int, new: int, limit: int) -> str:
+    """Clients know this error by two of its phrases: "prompt is too long" and "this model's
+    maximum context length is N tokens"."""
+    before = f", its adapter puts {virtual} virtual ones in front" if virtual else ""
+    context = f"this model's maximum context length is {limit} tokens"
+    # An answer has one token at least; vectors have none.
+    if virtual + num_prompt + min(new, 1) > limit:
+        left = " and an answer needs one more" if new and virtual + num_prompt == limit else ""
+        return (
+            f"the prompt is too long: it has {num_prompt} tokens{before}{left}, and {context}; "
+            "shorten it"
+        )
+    return (
+        f"the prompt is too long for the answer asked for: it has {num_prompt} tokens{before}, "
+        f"{new} new ones make {virtual + num_prompt + new} together, and {context}; shorten one "
+        "of them"
+    )

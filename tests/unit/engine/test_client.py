@@ -133,10 +133,14 @@ async def test_what_can_never_run_is_refused_and_holds_nothing() -> None:
     with opened(blocks=8) as house:
         with pytest.raises(InvalidRequest):
             await house.submit(())
-        with pytest.raises(PromptTooLong, match="65 together, the limit is 64"):
+        with pytest.raises(PromptTooLong, match=r"65 together.*length is 64 tokens"):
             await house.submit([1] * 60, 5)
+        with pytest.raises(PromptTooLong, match=r"has 64 tokens and an answer.* is 64 tokens"):
+            await house.submit([1] * 64, 1)
         with pytest.raises(DoesNotFit, match="33 tokens of KV cache, the server has 32"):
             await house.submit([1] * 30, 3)
+        with pytest.raises(PromptTooLong, match=r"length is 32 tokens.*--kv-cache-memory"):
+            await house.submit([1] * 40, 3)
         with pytest.raises(DoesNotFit, match="sums 3 adapters, the server has 2 slots"):
             await house.submit((1,), 1, "a", "b", "c")
         with pytest.raises(UnknownAdapter):
