@@ -234,6 +234,14 @@ class Settings:
     samples: bool = _option(
         True, Kind.BOOL, "Register the sample adapters when the base is the one they fit."
     )
+    tool_prompt: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "What brings tools to the model. auto: the base's chat template, or a prompt of Lorry's "
+        "where that takes none. template: the template alone; where it takes none, tools are "
+        "refused. generic: always Lorry's prompt.",
+        choices=("auto", "template", "generic"),
+    )
     shutdown_grace: float = _option(
         30.0,
         Kind.FLOAT,

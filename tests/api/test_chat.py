@@ -190,9 +190,6 @@ def test_a_forced_tool_call(live: Live, monkeypatch: pytest.MonkeyPatch, choice:
     assert free["choices"][0]["finish_reason"] == "length"
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-
-
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -204,13 +201,11 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "image_url",
         ),
-        ({"tools": [TOOL]}, "cannot take tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"top_logprobs": 2}, "logprobs: true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"functions": []}, "unknown field functions"),
         ({"reasoning_effort": "low"}, "unknown field reasoning_effort"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
     ],

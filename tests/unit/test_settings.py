@@ -49,6 +49,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "adapter_roots": (os.pathsep.join(["/a", "/b"]), (Path("/a"), Path("/b"))),
     "keep_unclaimed": ("0.5", 0.5),
     "samples": ("no", False),
+    "tool_prompt": ("template", "template"),
     "shutdown_grace": ("1.5", 1.5),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),

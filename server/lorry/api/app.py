@@ -42,6 +42,7 @@ from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
 from lorry.api.runs import Runs
 from lorry.api.selection import BaseNames
+from lorry.api.tool_prompt import ToolPrompt
 from lorry.api.unclaimed import Unclaimed
 from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
@@ -116,7 +117,11 @@ def create_app(services: Services) -> FastAPI:
         )
     )
     base = BaseNames(services.base_name, services.other_names, services.repository)
-    prompts = Prompts(services.tokenizer, services.vocab_size)
+    prompts = Prompts(
+        services.tokenizer,
+        services.vocab_size,
+        tool_prompt=ToolPrompt(services.settings.tool_prompt),
+    )
     grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids)
     runs = Runs(client, prompts, metrics)
     pooled = Pooled(client, metrics)

@@ -16,6 +16,7 @@ from lorry.api.completions import shown
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented, openai_body
+from lorry.api.functions import choice_to, messages_from, tools_from
 from lorry.api.messages import template_messages
 from lorry.api.openai import (
     FINISH,
@@ -45,6 +46,8 @@ class Asked:
     jobs: list[Job]
     tools: Tools
     logprobs: bool
+    functions: bool = False
+    """Asked for and answered in the older words."""
 
 
 class Chat:
@@ -115,12 +118,13 @@ class Chat:
         if calls:
             message["content"] = text or None
             message["tool_calls"] = calls
-        return {
+        choice = {
             "index": index,
             "message": message,
             "logprobs": _logprobs(self._openai.prompts, answer.steps) if asked.logprobs else None,
             "finish_reason": "tool_calls" if calls else FINISH[answer.ending],
         }
+        return choice_to(choice) if asked.functions else choice
 
     async def asked(self, body: ChatBody) -> Asked:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
@@ -133,13 +137,13 @@ class Chat:
                 param="top_logprobs",
             )
         choices = openai.choices(body)
-        tools = tools_of(body.tools, body.tool_choice)
+        tools = _tools(body)
         if tools.forced and body.response_format not in (None, {"type": "text"}):
             raise InvalidRequest(
                 "response_format and a forced tool_choice exclude each other", param="tool_choice"
             )
         text = await openai.prompts.chat(
-            template_messages(body.messages),
+            template_messages(messages_from(body.messages)),
             tools=tools.shown,
             variables=body.chat_template_kwargs or {},
             documents=body.documents,
@@ -157,7 +161,7 @@ class Chat:
             top_logprobs=body.top_logprobs or 0,
         )
         jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar)
-        return Asked(choices, jobs, tools, bool(body.logprobs))
+        return Asked(choices, jobs, tools, bool(body.logprobs), body.functions is not None)
 
 
 class Deltas:
@@ -193,7 +197,7 @@ class Deltas:
         if step.ending is not None:
             reason = "tool_calls" if calls else FINISH[step.ending]
             made.append(_choice_of(index, {}, None, reason))
-        return made
+        return [choice_to(one) for one in made] if asked.functions else made
 
 
 class ChatFrames:
@@ -212,6 +216,16 @@ class ChatFrames:
 
     def failed(self, error: Exception) -> bytes:
         return frame(openai_body(error))
+
+
+def _tools(body: ChatBody) -> Tools:
+    """Raises InvalidRequest, UnsupportedParameter."""
+    if body.functions is None and body.function_call in (None, "none", "auto"):
+        return tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+    if body.tools is not None or body.tool_choice is not None:
+        raise InvalidRequest("functions and tools exclude each other", param="functions")
+    tools, choice = tools_from(body.functions or [], body.function_call)
+    return tools_of(tools, choice, parallel=False)
 
 
 def _logprobs(prompts: Prompts, steps: Sequence[Step]) -> dict[str, Any]:

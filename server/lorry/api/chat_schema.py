@@ -19,8 +19,20 @@ class ChatBody(SharedBody):
     logprobs: bool | None = None
     top_logprobs: Top | None = None
     tools: Objects | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None,
+        description="auto, none, required, one of the tools, or `allowed_tools` with a mode.",
+    )
+    parallel_tool_calls: bool | None = Field(
+        default=None,
+        description="false: one call at most. A forced answer has several only where it is true.",
+    )
+    functions: Objects | None = Field(
+        default=None, description="The older word for `tools`: each is one's `function`."
+    )
+    function_call: str | dict[str, Any] | None = Field(
+        default=None, description="The older word for `tool_choice`: auto, none or a `name`."
+    )
     chat_template_kwargs: dict[str, Any] | None = None
     documents: Objects | None = Field(
         default=None, description="For templates that take documents: `title` and `text` of each."
@@ -50,6 +62,8 @@ class ChatMessage(BaseModel):
     role: str
     content: str | None
     tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    """Instead of `tool_calls`, where `functions` were asked for."""
 
 
 class TopLogprob(BaseModel):
@@ -71,7 +85,7 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
-    """stop, length or tool_calls."""
+    """stop, length, tool_calls or function_call."""
 
 
 class ChatAnswer(SharedAnswer):
@@ -82,6 +96,7 @@ class ChatDelta(BaseModel):
     role: str | None = None
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    function_call: dict[str, Any] | None = None
 
 
 class ChatChunkChoice(BaseModel):

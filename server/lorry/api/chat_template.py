@@ -57,6 +57,10 @@ class ChatTemplate:
         parts, or absent; arguments are an object, or JSON."""
         return [self._fitted(message) for message in messages]
 
+    def takes_system(self) -> bool:
+        """Whether it shows a system message at all."""
+        return any(self._shows("system", content) for content in (_ONE + _TWO, _parts(_ONE + _TWO)))
+
     def _fitted(self, message: Mapping[str, Any]) -> dict[str, Any]:
         fitted = dict(message)
         if fitted["role"] == "developer" and not self._knows_developer:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from lorry.api.chat_template import REFUSALS, ChatTemplate, Messages
+from lorry.api.tool_prompt import ToolPrompt, carried, speaks_of_tools
 from lorry.api.workers import Workers
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
@@ -31,8 +32,15 @@ class Piece:
 class Prompts:
     """The tokenizer, as requests need it. Thread-safe: the tokenizer's state never changes."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        vocab_size: int | None = None,
+        *,
+        tool_prompt: ToolPrompt = ToolPrompt.AUTO,
+    ) -> None:
         self._workers = Workers()
+        self._tool_prompt = tool_prompt
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may carry a truncation and a padding; the first call drops
@@ -223,16 +231,28 @@ class Prompts:
         """`messages` through the base's own template, in the form that it takes, ready for
         the answer.
 
-        Raises UnsupportedParameter where the base has no template, or one without tools;
-        InvalidRequest where the template refuses the messages.
+        Raises UnsupportedParameter where the base has no template, or one without documents, or
+        without tools where no other prompt may carry them; InvalidRequest where the template
+        refuses the messages.
         """
-        source = self._template(tools)
-        for name, given in (("tools", tools), ("documents", documents)):
-            if given is not None and re.search(rf"\b{name}\b", source) is None:
-                raise UnsupportedParameter(
-                    f"{name}: this base's chat template cannot take {name}; leave them out",
-                    param=name,
-                )
+        with_tools = tools is not None or speaks_of_tools(messages)
+        source = self._template(tools or ([] if with_tools else None))
+        missing = not _takes("tools" if tools is not None else "tool_calls", source)
+        in_words = with_tools and (
+            self._tool_prompt is ToolPrompt.GENERIC
+            or (self._tool_prompt is ToolPrompt.AUTO and missing)
+        )
+        if tools is not None and missing and not in_words:
+            raise UnsupportedParameter(
+                "tools: this base's chat template cannot take tools; leave them out, or start the "
+                "server with --tool-prompt auto",
+                param="tools",
+            )
+        if documents is not None and not _takes("documents", source):
+            raise UnsupportedParameter(
+                "documents: this base's chat template cannot take documents; leave them out",
+                param="documents",
+            )
         reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
         for name in variables:
             if name in reserved or name in ("messages", "tools"):
@@ -246,7 +266,7 @@ class Prompts:
                 self._tokenizer.apply_chat_template(
                     [dict(message) for message in form],
                     chat_template=source,
-                    tools=None if tools is None else [dict(tool) for tool in tools],
+                    tools=None if tools is None or in_words else [dict(one) for one in tools],
                     documents=None if documents is None else [dict(one) for one in documents],
                     add_generation_prompt=True,
                     tokenize=False,
@@ -255,7 +275,11 @@ class Prompts:
             )
 
         def work() -> str:
-            fitted = self._chat_template(source).fitted(messages)
+            template = self._chat_template(source)
+            given = messages
+            if in_words:
+                given = carried(messages, tools, in_system=template.takes_system())
+            fitted = template.fitted(given)
             try:
                 return render(fitted)
             except REFUSALS:
@@ -297,6 +321,11 @@ class Prompts:
             raise UnsupportedParameter(
                 "messages: this base has no chat template; use /v1/completions", param="messages"
             ) from error
+
+
+def _takes(name: str, source: str) -> bool:
+    """Whether a template reads this variable."""
+    return re.search(rf"\b{name}\b", source) is not None
 
 
 def _decoder_kinds(backend: Any) -> list[str | None]:

@@ -1,9 +1,7 @@
-"""Tools in chat: which may be called, the grammar that forces a call, calls in the answer.
+"""Which tools a request may call, and the grammar that forces a call.
 
 A forced call (`tool_choice` "required" or a function) is made by a grammar, so it works
-with every base. A free one ("auto") is found where the model writes it as Hermes, Qwen
-and SmolLM do: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`; any other
-notation stays in the text.
+with every base. A free one ("auto") is found in the text (`CallReader`).
 """
 
 from __future__ import annotations
@@ -15,12 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorry.api.grammars import schema_text
+from lorry.api.tool_schema import one_call
 from lorry.engine.grammar import Grammar, GrammarKind
 from lorry.engine.text import StopStrings
-from lorry.errors import InvalidRequest
+from lorry.errors import InvalidRequest, UnsupportedParameter
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
+
+MAX_CALLS = 16
+"""Of one forced answer that may have several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,66 +30,127 @@ class Tools:
     """What a request says of tools, resolved."""
 
     shown: list[dict[str, Any]] | None
-    """For the template; None: there are none, or none may be called."""
+    """For the prompt; None: there are none, or none may be called."""
     grammar: Grammar | None = None
-    """Forces the answer to be one call."""
+    """Forces the answer to be a call, or a list of some."""
     name: str | None = None
     """The one function that must be called: the answer is its arguments."""
+    several: bool = True
+    """Whether an answer may have more than one call."""
 
     @property
     def forced(self) -> bool:
         return self.grammar is not None
 
 
-def tools_of(tools: Sequence[Mapping[str, Any]] | None, choice: object) -> Tools:
-    """Raises InvalidRequest."""
+def tools_of(
+    tools: Sequence[Mapping[str, Any]] | None, choice: object, *, parallel: bool | None = None
+) -> Tools:
+    """`parallel` is `parallel_tool_calls`: None and true take as many calls as the model makes,
+    where it is free; a forced answer has one call, and more where `parallel` is true.
+
+    Raises InvalidRequest, UnsupportedParameter.
+    """
     if not tools:
         if choice not in (None, "none", "auto"):
             raise InvalidRequest("tool_choice without tools; send both", param="tool_choice")
         return Tools(None)
-    schemas = {}
-    for index, tool in enumerate(tools):
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict):
-            raise InvalidRequest(
-                f'tools[{index}] must be {{"type": "function", "function": {{...}}}}', param="tools"
-            )
-        name, schema = function.get("name"), function.get("parameters")
-        if not isinstance(name, str) or not name:
-            raise InvalidRequest(f"tools[{index}].function.name must be a text", param="tools")
-        if schema is not None and not isinstance(schema, dict):
-            raise InvalidRequest(
-                f"tools[{index}].function.parameters must be a JSON schema", param="tools"
-            )
-        schemas[name] = schema or {"type": "object", "properties": {}}
-    shown = [dict(tool) for tool in tools]
+    schemas = {_name(tool, f"tools[{index}]"): tool for index, tool in enumerate(tools)}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed, choice = _allowed(choice, schemas)
+        schemas = {name: schemas[name] for name in schemas if name in allowed}
+        if not schemas:
+            return Tools(None)
+    shown = [dict(tool) for tool in schemas.values()]
+    several = parallel is not False
     if choice in (None, "auto"):
-        return Tools(shown)
+        return Tools(shown, several=several)
     if choice == "none":
         return Tools(None)
+    parameters = {name: _parameters(tool) for name, tool in schemas.items()}
     if choice == "required":
-        calls = [
-            {
-                "type": "object",
-                "properties": {"name": {"const": name}, "arguments": schema},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for name, schema in schemas.items()
-        ]
-        one = calls[0] if len(calls) == 1 else {"anyOf": calls}
-        return Tools(shown, Grammar(GrammarKind.JSON, schema_text(one, "tools"), "tools"))
-    function = choice.get("function") if isinstance(choice, dict) else None
+        try:
+            schema = one_call(parameters)
+        except RecursionError as error:
+            raise InvalidRequest(
+                "tools: a JSON schema is nested too deeply", param="tools"
+            ) from error
+        if parallel:
+            definitions = schema.pop("$defs")
+            several_calls = {"type": "array", "items": schema, "minItems": 1, "maxItems": MAX_CALLS}
+            schema = {"$defs": definitions, **several_calls}
+        return Tools(shown, _grammar(schema), several=bool(parallel))
+    function = choice.get("function", choice) if isinstance(choice, dict) else None
     wanted = function.get("name") if isinstance(function, dict) else None
     if not isinstance(wanted, str) or wanted not in schemas:
         raise InvalidRequest(
-            'tool_choice must be "none", "auto", "required" or a function of tools: '
-            '{"type": "function", "function": {"name": ...}}',
+            'tool_choice must be "none", "auto", "required", a function of tools: '
+            '{"type": "function", "function": {"name": ...}}, or some of them: {"type": '
+            '"allowed_tools", "allowed_tools": {"mode": "auto", "tools": [...]}}',
             param="tool_choice",
         )
-    return Tools(
-        shown, Grammar(GrammarKind.JSON, schema_text(schemas[wanted], "tools"), "tools"), wanted
-    )
+    return Tools(shown, _grammar(parameters[wanted]), wanted, several=False)
+
+
+def _name(tool: Mapping[str, Any], where: str) -> str:
+    """Of the function that a tool is."""
+    function = tool.get("function")
+    if tool.get("type") == "custom":
+        raise UnsupportedParameter(
+            f'{where}: tools of type "custom" are not served; make it a function', param="tools"
+        )
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        raise InvalidRequest(
+            f'{where} must be {{"type": "function", "function": {{...}}}}', param="tools"
+        )
+    name, schema = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{where}.function.name must be a text", param="tools")
+    if schema is not None and not isinstance(schema, dict):
+        raise InvalidRequest(f"{where}.function.parameters must be a JSON schema", param="tools")
+    return name
+
+
+def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function without any takes none."""
+    return tool["function"].get("parameters") or {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
+
+
+def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[set[str], object]:
+    """The names that `allowed_tools` leaves, and its mode. The chat route puts both in an object
+    of their own, `/v1/responses` beside the type."""
+    given = choice.get("allowed_tools", choice)
+    tools = given.get("tools") if isinstance(given, dict) else None
+    mode = given.get("mode", "auto") if isinstance(given, dict) else None
+    if not isinstance(tools, list) or mode not in ("auto", "required"):
+        raise InvalidRequest(
+            'tool_choice.allowed_tools must have a mode, "auto" or "required", and tools, a list '
+            "of functions",
+            param="tool_choice",
+        )
+    names: set[str] = set()
+    for index, tool in enumerate(tools):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or name not in known:
+            raise InvalidRequest(
+                f"tool_choice.allowed_tools.tools[{index}] is no function of tools",
+                param="tool_choice",
+            )
+        names.add(name)
+    if mode == "required" and not names:
+        raise InvalidRequest(
+            "tool_choice.allowed_tools requires a call and allows none", param="tool_choice"
+        )
+    return names, mode
+
+
+def _grammar(schema: Mapping[str, Any]) -> Grammar:
+    return Grammar(GrammarKind.JSON, schema_text(schema, "tools"), "tools")
 
 
 class CallReader:
@@ -114,8 +177,8 @@ class CallReader:
         """The rest of the text, and the calls. What does not parse as calls is text."""
         rest, self._rest = self._rest, ""
         if self._tools.forced:
-            calls = _parse(rest, self._tools.name)
-            return ("", [calls]) if calls is not None else (rest, [])
+            calls = _forced(rest, self._tools.name)
+            return ("", calls) if calls is not None else (rest, [])
         if self._marker.hit is None:
             return rest, []
         calls_found = []
@@ -124,7 +187,18 @@ class CallReader:
             if call is None:
                 return rest, []
             calls_found.append(call)
-        return "", calls_found
+        return "", calls_found if self._tools.several else calls_found[:1]
+
+
+def _forced(text: str, name: str | None) -> list[dict[str, Any]] | None:
+    if not text.lstrip().startswith("["):
+        call = _parse(text, name)
+        return None if call is None else [call]
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return [_call(value["name"], value["arguments"]) for value in values]
 
 
 def _parse(text: str, name: str | None) -> dict[str, Any] | None:
@@ -136,8 +210,12 @@ def _parse(text: str, name: str | None) -> dict[str, Any] | None:
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             return None
         name, value = value["name"], value.get("arguments", value.get("parameters", {}))
+    return _call(name, value)
+
+
+def _call(name: str, arguments: object) -> dict[str, Any]:
     return {
         "id": f"call_{uuid.uuid4().hex[:24]}",
         "type": "function",
-        "function": {"name": name, "arguments": json.dumps(value, ensure_ascii=False)},
+        "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
     }

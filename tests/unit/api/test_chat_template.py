@@ -209,13 +209,36 @@ def test_arguments_are_an_object_or_json_as_the_template_takes_them(
 
 
 def test_a_message_without_content_is_an_empty_text_where_the_template_needs_one() -> None:
-    source = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    source = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+        "{% if m.tool_calls %}!{% endif %}{% endfor %}"
+    )
     function = {"name": "f", "arguments": "{}"}
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": None, "tool_calls": [{"function": function}]},
     ]
-    assert chat(source, messages) == "user: hiassistant: "
+    assert chat(source, messages) == "user: hiassistant: !"
+
+
+def test_calls_that_a_template_would_pass_over_are_texts() -> None:
+    function = {"name": "f", "arguments": '{"x": 1}'}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": function}]},
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+    ]
+    for source in (CHATML, FOLDED, NO_SYSTEM):
+        got = chat(source, messages)
+        assert '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>' in got
+        assert "<tool_response>\n2\n</tool_response>" in got
+
+
+def test_tools_reach_a_template_that_takes_no_system_message() -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    for source in (CHATML, FOLDED, NO_SYSTEM, LISTED):
+        got = chat(source, [{"role": "user", "content": "hi"}], tools=tools)
+        assert "weather" in got and "hi" in got
 
 
 def test_earlier_reasoning_reaches_the_template() -> None:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from lorry.api.prompts import Prompts
+from lorry.api.tool_prompt import ToolPrompt
 from lorry.errors import InvalidRequest, UnsupportedParameter
 from support.tokenizer import BOS, build_tokenizer
 
@@ -132,7 +133,8 @@ def test_chat_template(prompts: Prompts) -> None:
     assert chat(prompts) == expected
 
 
-def test_a_template_without_tools_refuses_them(prompts: Prompts) -> None:
+def test_a_template_without_tools_refuses_them_where_no_other_prompt_may_carry_them() -> None:
+    prompts = Prompts(build_tokenizer(add_bos=True), tool_prompt=ToolPrompt.TEMPLATE)
     with pytest.raises(UnsupportedParameter, match="tools"):
         chat(prompts, tools=[{"type": "function", "function": {"name": "f"}}])
 

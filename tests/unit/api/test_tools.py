@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.api.tools import CallReader, tools_of
+from lorry.api.tools import CallReader, Tools, tools_of
 from lorry.errors import InvalidRequest
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -60,6 +60,51 @@ def test_forced_calls() -> None:
     assert read('{"city": "', choice) == ('{"city": "', [])
 
 
+def test_a_forced_answer_has_several_calls_only_where_that_is_asked_for() -> None:
+    one = json.loads(grammar_text(tools_of([TOOL], "required")))
+    assert one["properties"]["name"] == {"const": "weather"}
+    many = json.loads(grammar_text(tools_of([TOOL], "required", parallel=True)))
+    assert (many["type"], many["minItems"]) == ("array", 1)
+    call = '{"name": "weather", "arguments": {}}'
+    reader = CallReader(tools_of([TOOL], "required", parallel=True))
+    assert reader.push(f"[{call}, {call}]") == ""
+    assert len(reader.end()[1]) == 2
+
+
+def test_one_call_where_no_parallel_ones_are_wanted() -> None:
+    call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    for parallel, count in ((None, 2), (True, 2), (False, 1)):
+        reader = CallReader(tools_of([TOOL], None, parallel=parallel))
+        reader.push(call * 2)
+        assert len(reader.end()[1]) == count
+
+
+def grammar_text(tools: Tools) -> str:
+    assert tools.grammar is not None
+    return tools.grammar.text
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_allowed_tools_alone_are_shown_and_called() -> None:
+    other = {"type": "function", "function": {"name": "time"}}
+    free = tools_of([TOOL, other], allowed("auto", "time"))
+    assert free.shown == [other] and not free.forced
+    forced = tools_of([TOOL, other], allowed("required", "time"))
+    assert forced.shown == [other]
+    assert json.loads(grammar_text(forced))["properties"]["name"] == {"const": "time"}
+    flat = {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "time"}],
+    }
+    assert tools_of([TOOL, other], flat).shown == [other]
+    assert tools_of([TOOL, other], allowed("auto")).shown is None
+
+
 def test_none_shows_no_tools() -> None:
     assert tools_of([TOOL], "none").shown is None
     assert tools_of(None, None).shown is None
@@ -75,6 +120,10 @@ def test_none_shows_no_tools() -> None:
         ([{"type": "function", "function": {"name": ""}}], None),
         ([{"type": "function", "function": {"name": "x", "parameters": []}}], None),
         ([TOOL], "always"),
+        ([TOOL], allowed("auto", "other")),
+        ([TOOL], allowed("required")),
+        ([TOOL], allowed("none", "weather")),
+        ([TOOL], {"type": "allowed_tools"}),
         ([TOOL], {"type": "function", "function": {"name": "other"}}),
     ],
 )

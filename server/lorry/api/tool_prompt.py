@@ -1,0 +1,106 @@
+"""Tools in words, for a chat template that takes none.
+
+The tools stand in the system message, a call is what Hermes and Qwen write, and a result is
+a message of the user's: the most common notation among those that models were trained on,
+and no role or field in it that a plain template would pass over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+
+class ToolPrompt(StrEnum):
+    """What brings tools to the model."""
+
+    AUTO = "auto"
+    """The template, or, where it takes no tools, `PROMPT`."""
+    TEMPLATE = "template"
+    GENERIC = "generic"
+    """Always `PROMPT`."""
+
+
+PROMPT = """\
+# Tools
+
+You may call functions to help the user. Each line between <tools> and </tools> is one, as JSON:
+<tools>
+{tools}
+</tools>
+
+To call a function, write its name and its arguments as JSON between <tool_call> and </tool_call>:
+<tool_call>
+{{"name": "the function's name", "arguments": {{"the argument's name": "its value"}}}}
+</tool_call>
+
+The result comes between <tool_response> and </tool_response>. Answer without a call where no
+function helps."""
+
+
+def speaks_of_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether calls or results are among the messages."""
+    return any(one.get("role") == "tool" or one.get("tool_calls") for one in messages)
+
+
+def carried(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    *,
+    in_system: bool,
+) -> list[dict[str, Any]]:
+    """The same conversation without calls, without role `tool`, and with `tools` in its text.
+
+    `in_system`: the template takes a system message; else the tools stand in front of the
+    first message.
+    """
+    made: list[dict[str, Any]] = []
+    answers = False
+    for message in messages:
+        one = dict(message)
+        calls = one.pop("tool_calls", None)
+        result = one["role"] == "tool"
+        if calls:
+            said = [_text(one.get("content")), *map(_call, calls)]
+            one["content"] = "\n".join(filter(None, said))
+        elif result:
+            text = f"<tool_response>\n{_text(one.get('content'))}\n</tool_response>"
+            one = {"role": "user", "content": text}
+        if answers and one["role"] == "user":
+            # Templates want the user and the assistant in turns.
+            made[-1]["content"] += "\n" + _text(one["content"])
+        else:
+            made.append(one)
+        answers = result or (answers and one["role"] == "user")
+    if tools is None:
+        return made
+    prompt = PROMPT.format(tools="\n".join(_json(tool) for tool in tools))
+    if not in_system:
+        made[0]["content"] = f"{prompt}\n\n{_text(made[0].get('content'))}"
+    elif made[0]["role"] in ("system", "developer"):
+        made[0]["content"] = f"{_text(made[0].get('content'))}\n\n{prompt}"
+    else:
+        made.insert(0, {"role": "system", "content": prompt})
+    return made
+
+
+def _call(call: Mapping[str, Any]) -> str:
+    function = call["function"]
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments or "{}")
+    said = _json({"name": function["name"], "arguments": arguments})
+    return f"<tool_call>\n{said}\n</tool_call>"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _text(content: object) -> str:
+    """Of a content that is a text, text parts, or none."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return str(content or "")
