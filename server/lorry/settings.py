@@ -242,6 +242,20 @@ class Settings:
         "refused. generic: always Lorry's prompt.",
         choices=("auto", "template", "generic"),
     )
+    responses_memory: int = _option(
+        64 * _MIB,
+        Kind.SIZE,
+        "Memory for stored responses (`/v1/responses`) at most; the oldest go first.",
+        minimum=0,
+        default_text="64MiB",
+    )
+    keep_responses: float = _option(
+        3600.0,
+        Kind.FLOAT,
+        "Seconds that a stored response is kept; 0 stores none.",
+        minimum=0,
+        maximum=31_536_000,
+    )
     shutdown_grace: float = _option(
         30.0,
         Kind.FLOAT,

@@ -50,6 +50,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "keep_unclaimed": ("0.5", 0.5),
     "samples": ("no", False),
     "tool_prompt": ("template", "template"),
+    "responses_memory": ("1MiB", 1 << 20),
+    "keep_responses": ("60", 60.0),
     "shutdown_grace": ("1.5", 1.5),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),

@@ -40,6 +40,9 @@ from lorry.api.openai import OpenAI
 from lorry.api.origins import Origins, Sharing
 from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
+from lorry.api.response_store import ResponseStore
+from lorry.api.responses import Responses
+from lorry.api.responses_schema import ResponseEvent, ResponsesBody
 from lorry.api.runs import Runs
 from lorry.api.selection import BaseNames
 from lorry.api.tool_prompt import ToolPrompt
@@ -60,6 +63,8 @@ _BODIES = (
     CompletionsBody,
     ChatBody,
     ChatChunk,
+    ResponsesBody,
+    ResponseEvent,
     ClassifyBody,
     EmbeddingsBody,
     FolderBody,
@@ -165,10 +170,13 @@ def create_app(services: Services) -> FastAPI:
         settings=services.settings,
         max_model_len=services.max_model_len,
     )
+    settings = services.settings
+    chat = Chat(openai)
     asking = (
         generate,
         Completions(openai),
-        Chat(openai),
+        chat,
+        Responses(openai, chat, ResponseStore(settings.responses_memory, settings.keep_responses)),
         Classify(prompts=prompts, pooled=pooled),
         Embeddings(prompts=prompts, pooled=pooled, registry=registry, base=base),
     )
@@ -188,7 +196,6 @@ def create_app(services: Services) -> FastAPI:
     ):
         app.include_router(other.router())
     docs.install(app, _BODIES)
-    settings = services.settings
     origins = Origins(settings.allowed_origins)
     app.add_middleware(Head)
     app.add_middleware(

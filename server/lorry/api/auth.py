@@ -22,6 +22,8 @@ OPEN_PATHS = frozenset(
     {"/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"}
 )
 
+_OWNER = "owner"
+
 
 class Guard:
     """ASGI middleware: lets a request through, or answers it."""
@@ -54,6 +56,8 @@ class Guard:
             or self._unauthorized(scope, headers)
         )
         if refusal is None:
+            if self._key is not None:
+                scope.setdefault("state", {})[_OWNER] = self._key.hex()
             await self._app(scope, receive, send)
             return
         await refuse(refusal, scope, receive, send, self._metrics)
@@ -68,6 +72,12 @@ class Guard:
         if not hmac.compare_digest(_digest(given.strip().encode("latin-1")), self._key):
             return Unauthorized("the key in Authorization is not this server's")
         return None
+
+
+def owner_of(scope: Scope) -> str:
+    """To whom belongs what this request makes: to whoever has the key that it came with."""
+    owner: str = scope.get("state", {}).get(_OWNER, "")
+    return owner
 
 
 def _digest(key: bytes) -> bytes:

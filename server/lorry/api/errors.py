@@ -82,6 +82,14 @@ class WrongMethod(HttpError):
     pass
 
 
+class ResponseNotFound(HttpError):
+    param = "response_id"
+
+
+class PreviousNotFound(HttpError):
+    param = "previous_response_id"
+
+
 class InvalidFields(InvalidRequest):
     """A body or a form with wrong fields: all of them, not only the first."""
 
@@ -108,11 +116,13 @@ _SERVER = "server_error"
 TABLE: Mapping[type[Exception], Row] = {
     MalformedBody: Row(400, "malformed_body", _REQUEST, "validation"),
     MalformedHost: Row(400, "malformed_host", _REQUEST, "validation"),
+    PreviousNotFound: Row(400, "previous_response_not_found", _REQUEST, "validation"),
     Unauthorized: Row(401, "unauthorized", "authentication_error", "unauthorized"),
     ForeignHost: Row(403, "foreign_host", "permission_error", "forbidden"),
     CrossSite: Row(403, "cross_site_request", "permission_error", "forbidden"),
     adapters.ForbiddenSource: Row(403, "forbidden_source", "permission_error", "forbidden"),
     NoSuchRoute: Row(404, "no_such_route", "not_found_error", "not_found"),
+    ResponseNotFound: Row(404, "response_not_found", "not_found_error", "not_found"),
     served.ModelNotFound: Row(404, "model_not_found", "not_found_error", "not_found"),
     adapters.UnknownAdapter: Row(404, "unknown_adapter", "not_found_error", "not_found"),
     WrongMethod: Row(405, "method_not_allowed", _REQUEST, "validation"),

@@ -28,9 +28,10 @@ DONE = b"data: [DONE]\n\n"
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def frame(data: Mapping[str, object], *, space: bool = True) -> bytes:
-    """One event. TGI writes `data:{`, OpenAI `data: {`."""
-    return f"data:{' ' if space else ''}{_ENCODER.encode(data)}\n\n".encode("ascii")
+def frame(data: Mapping[str, object], *, space: bool = True, event: str | None = None) -> bytes:
+    """One event, with a name where one is given. TGI writes `data:{`, OpenAI `data: {`."""
+    name = "" if event is None else f"event: {event}\n"
+    return f"{name}data:{' ' if space else ''}{_ENCODER.encode(data)}\n\n".encode("ascii")
 
 
 class Frames(Protocol):

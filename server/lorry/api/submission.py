@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -28,6 +28,20 @@ def naming(param: str) -> Iterator[None]:
     except RequestError as error:
         if error.param == "inputs":
             error.param = param
+        raise
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """What is refused of a field is told of the field that the client sent it in: `names`."""
+    try:
+        yield
+    except RequestError as error:
+        old = error.param
+        if old is not None and old in names:
+            if error.message.startswith(old):
+                error.message = names[old] + error.message[len(old) :]
+            error.param = names[old]
         raise
 
 

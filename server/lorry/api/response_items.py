@@ -1,0 +1,194 @@
+"""What `/v1/responses` is given, in chat's words: items as messages, tools, formats."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lorry.errors import InvalidRequest, UnsupportedParameter
+
+Item = dict[str, Any]
+
+_TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+"""The parts that are text, and where it stands."""
+
+_ROLES = ("system", "developer", "user", "assistant")
+
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
+
+HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation")
+"""Tools that run on OpenAI's machines. Clients offer them unasked (Codex its web search), and
+a model that is not offered one can only answer without it."""
+
+
+def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | None]) -> list[Item]:
+    """Every item with its type and an id; `find` looks up what a reference means.
+
+    Raises InvalidRequest.
+    """
+    if isinstance(given, str):
+        given = [{"role": "user", "content": [{"type": "input_text", "text": given}]}]
+    return [_item(item, f"input[{index}]", find) for index, item in enumerate(given or ())]
+
+
+def _item(item: Item, where: str, find: Callable[[str], Item | None]) -> Item:
+    kind = item.get("type")
+    if kind == "item_reference" or (kind is None and item.keys() == {"id"}):
+        found = find(item["id"]) if isinstance(item.get("id"), str) else None
+        if found is None:
+            raise InvalidRequest(
+                f"{where}.id: no stored response has an item {json.dumps(item.get('id'))[:80]}; "
+                "send the item itself",
+                param="input",
+            )
+        return found
+    if kind is None:
+        kind = "message"
+    if not isinstance(kind, str):
+        raise InvalidRequest(f"{where}.type must be a text", param="input")
+    made = item.get("id")
+    if not isinstance(made, str) or not made:
+        made = f"{_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
+    named = {"id": made, "type": kind}
+    if kind == "message" and isinstance(item.get("content"), str):
+        part = "output_text" if item.get("role") == "assistant" else "input_text"
+        named["content"] = [{"type": part, "text": item["content"]}]  # type: ignore[assignment]
+    return {**item, **named}
+
+
+def messages_of(items: Iterable[Item], *, new: int) -> list[dict[str, Any]]:
+    """Chat's messages. Calls join the assistant's message before them; reasoning is left out.
+    The last `new` items are the request's own, by whose place a mistake is told.
+
+    Raises InvalidRequest, UnsupportedParameter.
+    """
+    items = list(items)
+    messages: list[dict[str, Any]] = []
+    names: dict[object, str] = {}
+    for index, item in enumerate(items):
+        where = f"input[{index - len(items) + new}]"
+        kind = item["type"]
+        if kind == "message":
+            role = item.get("role")
+            if role not in _ROLES:
+                raise InvalidRequest(
+                    f"{where}.role must be one of {', '.join(_ROLES)}, not {json.dumps(role)[:80]}",
+                    param="input",
+                )
+            content = _texts(item.get("content"), f"{where}.content")
+            messages.append({"role": role, "content": content})
+        elif kind == "function_call":
+            call = _call(item, where)
+            names[call["id"]] = call["function"]["name"]
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": None})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            call_id = _text(item, "call_id", where)
+            message = {
+                "role": "tool",
+                "tool_call_id": call_id,
+                "content": _texts(item.get("output"), f"{where}.output"),
+            }
+            if call_id in names:
+                message["name"] = names[call_id]
+            messages.append(message)
+        elif kind != "reasoning":
+            raise UnsupportedParameter(
+                f"{where}: items of type {kind[:80]!r} are not served; send message, "
+                "function_call, function_call_output or reasoning",
+                param="input",
+            )
+    return messages
+
+
+def _call(item: Item, where: str) -> dict[str, Any]:
+    arguments = _text(item, "arguments", where)
+    try:
+        json.loads(arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where}.arguments is not JSON: {error}", param="input") from error
+    function = {"name": _text(item, "name", where), "arguments": arguments}
+    return {"id": _text(item, "call_id", where), "type": "function", "function": function}
+
+
+def _text(item: Item, key: str, where: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{where}.{key} must be a text", param="input")
+    return value
+
+
+def _texts(content: object, where: str) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where} must be a text or a list of parts", param="input")
+    parts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS:
+            raise UnsupportedParameter(
+                f"{where}[{index}]: parts of type {json.dumps(kind)[:80]} are not served, "
+                "only text",
+                param="input",
+            )
+        key = _TEXT_PARTS[kind]
+        parts.append({"type": "text", "text": _text(part, key, f"{where}[{index}]")})
+    return parts
+
+
+def tools_of(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Chat's form of the functions. Raises InvalidRequest, UnsupportedParameter."""
+    made = []
+    for index, tool in enumerate(tools or ()):
+        kind = tool.get("type")
+        if isinstance(kind, str) and kind.startswith(HOSTED):
+            continue
+        if kind != "function":
+            raise UnsupportedParameter(
+                f"tools[{index}]: tools of type {json.dumps(kind)[:80]} are not served; make it "
+                "a function",
+                param="tools",
+            )
+        function = {
+            key: value for key, value in tool.items() if key != "type" and value is not None
+        }
+        made.append({"type": "function", "function": function})
+    return made
+
+
+def tool_choice_of(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+    """Raises UnsupportedParameter."""
+    if choice is None or isinstance(choice, str):
+        return choice
+    kind = choice.get("type")
+    if kind == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if kind == "allowed_tools":
+        tools = choice.get("tools")
+        named = [_choice(tool) for tool in tools] if isinstance(tools, list) else tools
+        allowed = {"mode": choice.get("mode"), "tools": named}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    raise UnsupportedParameter(
+        f"tool_choice: the type {json.dumps(kind)[:80]} is not served; name a function",
+        param="tool_choice",
+    )
+
+
+def _choice(tool: object) -> object:
+    if isinstance(tool, dict) and tool.get("type") == "function" and "name" in tool:
+        return {"type": "function", "function": {"name": tool["name"]}}
+    return tool
+
+
+def format_of(format: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """`text.format` as `response_format`."""
+    if format is None:
+        return None
+    if format.get("type") == "json_schema" and "json_schema" not in format:
+        inner = {key: value for key, value in format.items() if key != "type"}
+        return {"type": "json_schema", "json_schema": inner}
+    return dict(format)

@@ -1,0 +1,98 @@
+"""The response that `/v1/responses` answers with, at every stage of its making."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lorry.api.response_output import Event, Output
+from lorry.api.responses_schema import ResponsesBody
+from lorry.core import SamplingParams
+
+PREFIX = "resp_"
+
+
+class ResponseObject:
+    """One response; `output` grows while it is made."""
+
+    def __init__(
+        self,
+        key: str,
+        body: ResponsesBody,
+        model: str,
+        tools: Sequence[dict[str, Any]],
+        params: SamplingParams,
+    ) -> None:
+        """`key` is its id without the prefix, `tools` those that the model is offered."""
+        self.output = Output(key)
+        self.view: dict[str, Any] = {
+            "id": PREFIX + key,
+            "object": "response",
+            "created_at": int(time.time()),
+            "completed_at": None,
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            "background": False,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": model,
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": {"effort": None, "summary": None, **(body.reasoning or {})},
+            "service_tier": "default",
+            "store": body.store is not False,
+            "temperature": params.temperature,
+            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": list(tools),
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": params.top_p,
+            "truncation": body.truncation or "disabled",
+            "usage": None,
+            "user": body.user if isinstance(body.user, str) else None,
+            "adapters": [],
+        }
+
+    def begin(self, adapters: list[dict[str, Any]]) -> None:
+        self.view["adapters"] = adapters
+
+    def grow(self, choice: dict[str, Any]) -> list[Event]:
+        """By the choice of a chat's chunk; the events that tell of it."""
+        events = self.output.push(choice["delta"], choice.get("logprobs"))
+        reason = choice.get("finish_reason")
+        if reason is not None:
+            events += self.output.finish(reason)
+            cut = reason == "length"
+            self.view["status"] = "incomplete" if cut else "completed"
+            self.view["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
+        return events
+
+    def end(self, usage: dict[str, Any]) -> None:
+        """`usage` is chat's."""
+        said = usage.get("prompt_tokens_details") or {}
+        thought = usage.get("completion_tokens_details") or {}
+        self.view |= {
+            "completed_at": int(time.time()),
+            "output": self.output.items,
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "input_tokens_details": {
+                    "cached_tokens": said.get("cached_tokens") or 0,
+                    "cache_write_tokens": 0,
+                },
+                "output_tokens": usage["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": thought.get("reasoning_tokens") or 0},
+                "total_tokens": usage["total_tokens"],
+            },
+        }
+
+    def fail(self, message: str) -> None:
+        self.view |= {
+            "status": "failed",
+            "output": self.output.items,
+            "error": {"code": "server_error", "message": message},
+        }

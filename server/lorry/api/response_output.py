@@ -1,0 +1,122 @@
+"""A chat's answer as the output items of a response, and as the events of its stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class Output:
+    """Items in the making. Every call gives the events that tell of it, without numbers."""
+
+    def __init__(self, key: str) -> None:
+        """`key` is the response's id without its prefix; the items' ids contain it, so that
+        an item leads to its response."""
+        self.items: list[dict[str, Any]] = []
+        self._key = key
+        self._open = False
+        """Whether the last item can still grow."""
+
+    def push(self, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> list[Event]:
+        """The delta of a chat's chunk, or a whole message in its form."""
+        events: list[Event] = []
+        reasoning = delta.get("reasoning_content")
+        if reasoning:
+            events += self._begin("reasoning", {"summary": [], "content": []})
+            events += self._grow(reasoning, "reasoning_text", None)
+        text = delta.get("content")
+        if text or (logprobs and logprobs["content"]):
+            fields = {"role": "assistant", "status": "in_progress", "content": []}
+            events += self._begin("message", fields)
+            events += self._grow(text or "", "output_text", logprobs)
+        for call in delta.get("tool_calls") or ():
+            events += self._call(call)
+        return events
+
+    def finish(self, reason: str) -> list[Event]:
+        """`reason` is chat's `finish_reason`."""
+        events: list[Event] = []
+        if not self.items:
+            # An answer without a token to show is an empty text.
+            fields = {"role": "assistant", "status": "in_progress", "content": []}
+            events += self._begin("message", fields)
+            events += self._grow("", "output_text", None)
+        return events + self._end("incomplete" if reason == "length" else "completed")
+
+    def _begin(self, kind: str, fields: dict[str, Any]) -> list[Event]:
+        """The last item becomes one of this kind, which it may be already."""
+        if self._open and self.items[-1]["type"] == kind:
+            return []
+        events = self._end("completed")
+        prefix = {"message": "msg", "function_call": "fc", "reasoning": "rs"}[kind]
+        item = {"id": f"{prefix}_{self._key}_{len(self.items)}", "type": kind, **fields}
+        self.items.append(item)
+        self._open = True
+        shown = {**item, "content": []} if "content" in item else dict(item)
+        return [*events, self._event("response.output_item.added", item=shown)]
+
+    def _grow(self, text: str, kind: str, logprobs: dict[str, Any] | None) -> list[Event]:
+        content = self.items[-1]["content"]
+        events: list[Event] = []
+        if not content:
+            part: dict[str, Any] = {"type": kind, "text": ""}
+            if kind == "output_text":
+                part |= {"annotations": [], "logprobs": []}
+            content.append(part)
+            events.append(self._of_part("response.content_part.added", part={**part}))
+        content[0]["text"] += text
+        said: dict[str, Any] = {"delta": text}
+        if kind == "output_text":
+            said["logprobs"] = logprobs["content"] if logprobs else []
+            content[0]["logprobs"] = content[0]["logprobs"] + said["logprobs"]
+        if text or said.get("logprobs"):
+            events.append(self._of_part(f"response.{kind}.delta", **said))
+        return events
+
+    def _call(self, call: dict[str, Any]) -> list[Event]:
+        function = call.get("function") or {}
+        events: list[Event] = []
+        if call.get("id"):
+            events += self._end("completed")
+            fields = {
+                "status": "in_progress",
+                "call_id": call["id"],
+                "name": function.get("name", ""),
+                "arguments": "",
+            }
+            events += self._begin("function_call", fields)
+        arguments = function.get("arguments")
+        if arguments:
+            self.items[-1]["arguments"] += arguments
+            events.append(self._of_item("response.function_call_arguments.delta", delta=arguments))
+        return events
+
+    def _end(self, status: str) -> list[Event]:
+        if not self._open:
+            return []
+        self._open = False
+        item = self.items[-1]
+        events: list[Event] = []
+        if item["type"] == "function_call":
+            done = "response.function_call_arguments.done"
+            events.append(self._of_item(done, name=item["name"], arguments=item["arguments"]))
+        else:
+            (part,) = item["content"]
+            said = {"text": part["text"]}
+            if "logprobs" in part:
+                said["logprobs"] = part["logprobs"]
+            events.append(self._of_part(f"response.{part['type']}.done", **said))
+            events.append(self._of_part("response.content_part.done", part=part))
+        if "status" in item:
+            item["status"] = status
+        return [*events, self._event("response.output_item.done", item=dict(item))]
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        return {"type": kind, "output_index": len(self.items) - 1, **fields}
+
+    def _of_item(self, kind: str, **fields: Any) -> Event:
+        return self._event(kind, item_id=self.items[-1]["id"], **fields)
+
+    def _of_part(self, kind: str, **fields: Any) -> Event:
+        return self._of_item(kind, content_index=0, **fields)

@@ -1,0 +1,85 @@
+"""Responses that were made, for those who ask for them again or go on from one.
+
+In memory, for a stated time, and within a bound on bytes: the oldest go first. Each has the
+whole conversation before it, so that none needs another to be still there. Event loop only.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_OVERHEAD = 1024
+"""Bytes that an entry takes beside its texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    owner: str
+    """Whose key made it; nobody else gets to see it."""
+    response: bytes
+    items: bytes
+    """What the model was given, as JSON: the conversation before it and its own input."""
+    until: float
+
+    @property
+    def size(self) -> int:
+        return len(self.response) + len(self.items) + _OVERHEAD
+
+    def answer(self) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(self.response)
+        return made
+
+    def given(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(self.items)
+        return items
+
+
+class ResponseStore:
+    def __init__(
+        self, max_bytes: int, seconds: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._clock = clock
+        self._stored: OrderedDict[str, Stored] = OrderedDict()
+        """In the order in which they end: all are kept for the same time."""
+        self.bytes = 0
+
+    def put(self, owner: str, response: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
+        """Keeps it, with `store` true in it, unless it is larger than all the room."""
+        response["store"] = True
+        one = Stored(owner, _encoded(response), _encoded(items), self._clock() + self._seconds)
+        if self._seconds == 0 or one.size > self._max_bytes:
+            response["store"] = False
+            return
+        self._stored[response["id"]] = one
+        self.bytes += one.size
+        self._sweep()
+
+    def get(self, owner: str, response_id: str) -> Stored | None:
+        self._sweep()
+        one = self._stored.get(response_id)
+        return one if one is not None and one.owner == owner else None
+
+    def remove(self, owner: str, response_id: str) -> bool:
+        if self.get(owner, response_id) is None:
+            return False
+        self.bytes -= self._stored.pop(response_id).size
+        return True
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        while self._stored:
+            oldest = next(iter(self._stored.values()))
+            if oldest.until > now and self.bytes <= self._max_bytes:
+                return
+            self.bytes -= self._stored.popitem(last=False)[1].size
+
+
+def _encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,293 @@
+"""`/v1/responses`: OpenAI's newer form of a chat, which can be stored and gone on from."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapters_used import used
+from lorry.api.auth import owner_of
+from lorry.api.bodies import read_body
+from lorry.api.chat import Chat, Deltas
+from lorry.api.chat_schema import ChatBody
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import PreviousNotFound, ResponseNotFound, documented, message_of
+from lorry.api.openai import OpenAI, usage
+from lorry.api.response_items import (
+    Item,
+    format_of,
+    items_of,
+    messages_of,
+    tool_choice_of,
+    tools_of,
+)
+from lorry.api.response_object import PREFIX, ResponseObject
+from lorry.api.response_output import Event
+from lorry.api.response_store import ResponseStore, Stored
+from lorry.api.responses_schema import (
+    ResponseAnswer,
+    ResponseDeleted,
+    ResponseItems,
+    ResponsesBody,
+)
+from lorry.api.runs import Step
+from lorry.api.sse import frame, stream
+from lorry.api.submission import renaming
+from lorry.api.visit import place_of
+from lorry.errors import InvalidRequest, UnsupportedParameter
+
+_LOGPROBS = "message.output_text.logprobs"
+
+_OWN = frozenset({"n", "stream", "stream_options"})
+"""Fields of chat that say nothing of what is generated here."""
+
+_FIELDS = {
+    "messages": "input",
+    "response_format": "text.format",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+}
+"""What chat calls the fields of a response."""
+
+
+class Responses:
+    def __init__(self, openai: OpenAI, chat: Chat, store: ResponseStore) -> None:
+        self._openai = openai
+        self._chat = chat
+        self._store = store
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/v1/responses", tags=["openai"])
+        router.add_api_route(
+            "",
+            self.create,
+            methods=["POST"],
+            summary="Answer a conversation, stored or not",
+            responses={
+                200: {
+                    "model": ResponseAnswer,
+                    "description": "The response; or events (ResponseEvent)",
+                },
+                **documented(400, 404, 409, 413, 415, 429, 503),
+            },
+            openapi_extra=json_body(ResponsesBody),
+            response_model=None,
+        )
+        one = "/{response_id}"
+        for path, route, method, summary, model in (
+            (one, self.retrieve, "GET", "A stored response", ResponseAnswer),
+            (one, self.delete, "DELETE", "Forget a stored response", ResponseDeleted),
+            (f"{one}/cancel", self.cancel, "POST", "Always 400: none is in the background", None),
+            (f"{one}/input_items", self.input_items, "GET", "What it was given", ResponseItems),
+        ):
+            router.add_api_route(
+                path,
+                route,
+                methods=[method],
+                summary=summary,
+                responses={
+                    **({200: {"model": model}} if model else {}),
+                    **documented(400, 404),
+                },
+                response_model=None,
+            )
+        return router
+
+    async def create(self, request: Request) -> Response:
+        body = await read_body(request, ResponsesBody)
+        owner = owner_of(request.scope)
+        wanted, items = self._wanted(body, owner)
+        with renaming(_FIELDS):
+            asked = await until_gone(request.receive, self._chat.asked(wanted))
+            place = place_of(request)
+            made = ResponseObject(
+                uuid.uuid4().hex,
+                body,
+                body.model or self._openai.base.first,
+                [tool for tool in body.tools or () if tool.get("type") == "function"],
+                asked.jobs[0].params,
+            )
+
+            def keep(view: dict[str, Any]) -> None:
+                if body.store is not False:
+                    self._store.put(owner, view, items)
+
+            if not body.stream:
+                answer = await until_gone(request.receive, self._chat.whole(asked, place))
+                made.begin(answer["adapters"])
+                made.grow(_as_chunk(answer["choices"][0]))
+                made.end(answer["usage"])
+                keep(made.view)
+                return JSONResponse(made.view)
+            runs = await self._chat.start(asked, place)
+            made.begin(used(runs[0].refs))
+            frames = ResponseFrames(self._chat.deltas(asked), made, runs[0].prompt_tokens, keep)
+            return await stream(request, runs, frames, self._openai.metrics)
+
+    async def retrieve(self, request: Request, response_id: str, stream: bool = False) -> Response:
+        if stream:
+            raise UnsupportedParameter(
+                "stream: a stored response is given whole; leave it out", param="stream"
+            )
+        return Response(self._found(request, response_id).response, media_type="application/json")
+
+    async def delete(self, request: Request, response_id: str) -> Response:
+        self._found(request, response_id)
+        self._store.remove(owner_of(request.scope), response_id)
+        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+    async def cancel(self, request: Request, response_id: str) -> Response:
+        self._found(request, response_id)
+        raise InvalidRequest(
+            "this response was not made in the background, so it cannot be cancelled; to stop "
+            "one, close its connection",
+            param="response_id",
+        )
+
+    async def input_items(
+        self,
+        request: Request,
+        response_id: str,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Response:
+        items = self._found(request, response_id).given()
+        if order == "desc":
+            items.reverse()
+        if after is not None:
+            places = [index for index, item in enumerate(items) if item["id"] == after]
+            if not places:
+                raise InvalidRequest(f"after: there is no item {after[:80]!r}", param="after")
+            items = items[places[0] + 1 :]
+        page = items[:limit]
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+                "has_more": len(items) > limit,
+            }
+        )
+
+    def _found(self, request: Request, response_id: str) -> Stored:
+        found = self._store.get(owner_of(request.scope), response_id)
+        if found is None:
+            raise ResponseNotFound(
+                f"there is no stored response {response_id[:80]!r}; it was made with store: false "
+                "or another key, was deleted, or its time is over"
+            )
+        return found
+
+    def _wanted(self, body: ResponsesBody, owner: str) -> tuple[ChatBody, list[Item]]:
+        """The body in chat's words, and all items that the model is given.
+
+        Raises InvalidRequest, UnsupportedParameter, PreviousNotFound.
+        """
+        if body.background:
+            raise UnsupportedParameter(
+                "background: a response is made while its caller waits; leave it out, or stream",
+                param="background",
+            )
+        if body.n not in (None, 1):
+            raise UnsupportedParameter("n: a response is one answer; leave it out", param="n")
+        items = self._before(body.previous_response_id, owner)
+        own = items_of(body.input, lambda item_id: self._item(owner, item_id))
+        items += own
+        if not items:
+            raise InvalidRequest("input is empty; send a text or items", param="input")
+        messages = messages_of(items, new=len(own))
+        if body.instructions is not None:
+            messages.insert(0, {"role": "system", "content": body.instructions})
+        given = body.model_fields_set & ChatBody.model_fields.keys() - _OWN
+        fields = {name: getattr(body, name) for name in given}
+        fields |= {
+            "messages": messages,
+            "tools": tools_of(body.tools) or None,
+            "tool_choice": tool_choice_of(body.tool_choice),
+        }
+        if body.max_output_tokens is not None:
+            fields["max_completion_tokens"] = body.max_output_tokens
+        if body.text is not None and body.text.format is not None:
+            fields["response_format"] = format_of(body.text.format)
+        if body.top_logprobs or _LOGPROBS in (body.include or ()):
+            fields["logprobs"] = True
+        else:
+            fields.pop("top_logprobs", None)
+        return ChatBody.model_construct(set(fields), **fields), items
+
+    def _before(self, previous: str | None, owner: str) -> list[Item]:
+        if previous is None:
+            return []
+        found = self._store.get(owner, previous)
+        if found is None:
+            raise PreviousNotFound(
+                f"there is no stored response {previous[:80]!r} to go on from; send the whole "
+                "conversation as input"
+            )
+        output: list[Item] = found.answer()["output"]
+        return found.given() + output
+
+    def _item(self, owner: str, item_id: str) -> Item | None:
+        """An item of a stored response's output, by its id (`Output`)."""
+        found = self._store.get(owner, PREFIX + item_id.partition("_")[2].partition("_")[0])
+        output = [] if found is None else found.answer()["output"]
+        return next((item for item in output if item["id"] == item_id), None)
+
+
+class ResponseFrames:
+    """The events of one stream."""
+
+    def __init__(
+        self,
+        deltas: Deltas,
+        made: ResponseObject,
+        prompt_tokens: int,
+        keep: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._deltas = deltas
+        self._made = made
+        self._prompt_tokens = prompt_tokens
+        self._keep = keep
+        self._generated = 0
+        self._number = 0
+
+    def step(self, index: int, step: Step) -> bytes:
+        begun = [] if self._generated else ["response.created", "response.in_progress"]
+        events = b"".join(self._frame(self._event(kind)) for kind in begun)
+        self._generated += 1
+        for choice in self._deltas.step(index, step):
+            for event in self._made.grow(choice):
+                events += self._frame(event)
+        return events
+
+    def end(self) -> bytes:
+        self._made.end(usage(self._prompt_tokens, self._generated))
+        self._keep(self._made.view)
+        return self._frame(self._event(f"response.{self._made.view['status']}"))
+
+    def failed(self, error: Exception) -> bytes:
+        self._made.fail(message_of(error))
+        return self._frame(self._event("response.failed"))
+
+    def _event(self, kind: str) -> Event:
+        return {"type": kind, "response": self._made.view}
+
+    def _frame(self, event: Event) -> bytes:
+        numbered = {**event, "sequence_number": self._number}
+        self._number += 1
+        return frame(numbered, event=event["type"])
+
+
+def _as_chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole answer's choice as a chunk's."""
+    message = dict(choice["message"])
+    calls = message.get("tool_calls") or ()
+    message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    return {**choice, "delta": message}

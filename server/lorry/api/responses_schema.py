@@ -1,0 +1,150 @@
+"""Body and answers of `/v1/responses`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from lorry.api.adapters_used import AdapterUsed
+from lorry.api.bodies import Body
+from lorry.api.bounds import Objects, Texts, Tokens, Top
+from lorry.api.openai_schema import Idle, SharedBody
+
+
+class TextConfig(Body):
+    format: dict[str, Any] | None = Field(
+        default=None,
+        description="`text`, `json_schema` with `name` and `schema`, `json_object`, or any other "
+        "`response_format` of chat.",
+    )
+    verbosity: Idle = None
+
+
+class ResponsesBody(SharedBody):
+    """Beside these fields it takes what chat takes for sampling."""
+
+    input: str | Objects | None = Field(
+        default=None,
+        description="A text, or items: message, function_call, function_call_output, reasoning "
+        "(left out of the prompt) and item_reference.",
+    )
+    instructions: str | None = Field(
+        default=None, description="The system message of this response, not of those that follow."
+    )
+    previous_response_id: str | None = Field(
+        default=None, description="A stored response whose conversation goes on."
+    )
+    max_output_tokens: Tokens | None = None
+    tools: Objects | None = Field(
+        default=None,
+        description="Functions. OpenAI's own services (web_search, file_search, code_interpreter, "
+        "image_generation) are not offered to the model.",
+    )
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    include: Texts | None = Field(
+        default=None, description="Of these, `message.output_text.logprobs` is served."
+    )
+    top_logprobs: Top | None = None
+    store: bool | None = Field(
+        default=None, description="Whether it can be asked for again; absent: yes."
+    )
+    metadata: dict[str, Any] | None = Field(default=None, description="Comes back unchanged.")
+    background: bool | None = Field(default=None, description="Only false.")
+    truncation: str | None = Field(
+        default=None, description="Accepted; what is too long for the model is refused."
+    )
+    conversation: None = Field(default=None, description="Not served.")
+    prompt: None = Field(default=None, description="Not served.")
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = Field(default=None, description="Accepted.")
+    client_metadata: Idle = None
+    max_tool_calls: Idle = None
+    prompt_cache_options: Idle = None
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseError(BaseModel):
+    code: str
+    message: str
+
+
+class IncompleteDetails(BaseModel):
+    reason: str
+    """max_output_tokens."""
+
+
+class ResponseAnswer(BaseModel):
+    id: str
+    object: str
+    created_at: int
+    completed_at: int | None
+    status: str
+    """in_progress, completed, incomplete or failed."""
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    background: bool
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, Any]
+    model: str
+    output: list[dict[str, Any]]
+    """message, function_call and reasoning items."""
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, Any]
+    service_tier: str
+    store: bool
+    """Whether it can be asked for again."""
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    """Those that the model was offered."""
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    usage: ResponseUsage | None
+    user: str | None
+    adapters: list[AdapterUsed]
+
+
+class ResponseEvent(BaseModel):
+    """One event of a stream; `type` is also the event's name."""
+
+    type: str
+    sequence_number: int
+    response: ResponseAnswer | None = None
+    """Of response.created, .in_progress, .completed, .incomplete and .failed."""
+    item: dict[str, Any] | None = None
+    item_id: str | None = None
+    output_index: int | None = None
+    content_index: int | None = None
+    part: dict[str, Any] | None = None
+    delta: str | None = None
+    text: str | None = None
+    arguments: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+
+
+class ResponseItems(BaseModel):
+    object: str
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ResponseDeleted(BaseModel):
+    id: str
+    object: str
+    deleted: bool
