@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 import lorry
 from lorry import logs, samples
+from lorry.api import http10
 from lorry.api.app import Services, create_app
 from lorry.core import TokenEvent
 from lorry.engine.blocks import BlockPool
@@ -266,9 +267,10 @@ def serve(settings: Settings) -> None:
             log_config=None,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             server_header=False,
-            # By itself uvicorn believes whoever connects from this machine.
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
+            # By itself uvicorn believes whoever connects from this machine; `create_app` has
+            # the proxies that are trusted.
+            proxy_headers=False,
+            http=http10.Protocol,
         )
         listener = _Listener(config, server)
         listeners.append(listener)

@@ -1,4 +1,4 @@
-"""Names and addresses of machines and sites, as settings and headers have them."""
+"""Names and addresses of machines, sites and paths, as settings and headers have them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ LONGEST = 100
 """Characters of an address, with room for the name of an interface."""
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]*")
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 _OWN_PORTS = {"http": ":80", "https": ":443"}
 """Browsers leave them out."""
@@ -63,3 +65,12 @@ def allowed_origin(text: str) -> str:
     if not _ORIGIN.fullmatch(origin):
         raise ValueError(text)
     return origin.removesuffix(_OWN_PORTS.get(origin.partition(":")[0], " "))
+
+
+def url_prefix(text: str) -> str:
+    """`/llm`, the first part of a URL's path, without a final slash; nothing for `/`.
+    Raises ValueError."""
+    prefix = text.strip().removesuffix("/")
+    if not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/")):
+        raise ValueError(text)
+    return prefix

@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from lorry.errors import SettingsError
-from lorry.hostname import allowed_host, allowed_origin
+from lorry.hostname import allowed_host, allowed_origin, url_prefix
 
 PREFIX = "LORRY_"
 
@@ -32,6 +32,7 @@ class Kind(StrEnum):
     PATHS = "paths"
     HOSTS = "hosts"
     ORIGINS = "origins"
+    URL_PATH = "path of a URL"
     NETWORKS = "networks"
 
 
@@ -79,6 +80,8 @@ class Option:
             return "a path"
         if self.kind is Kind.NETWORKS:
             return "addresses or networks such as 10.0.0.0/8, separated by ',' (a list in a file)"
+        if self.kind is Kind.URL_PATH:
+            return "the path of a URL, such as /llm"
         if self.kind is Kind.ORIGINS:
             return (
                 "origins such as https://app.example.com, without a path, separated by ',' (a "
@@ -181,6 +184,10 @@ def _convert(kind: Kind, raw: object) -> object:
             return tuple(allowed_host(item) for item in _items(raw))
         case Kind.ORIGINS:
             return tuple(allowed_origin(item) for item in _items(raw))
+        case Kind.URL_PATH:
+            if not isinstance(raw, str):
+                raise TypeError
+            return url_prefix(raw)
         case Kind.NETWORKS:
             return tuple(str(ip_network(item.strip(), strict=False)) for item in _items(raw))
 

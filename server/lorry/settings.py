@@ -140,7 +140,15 @@ class Settings:
     trusted_proxies: tuple[str, ...] = _option(
         (),
         Kind.NETWORKS,
-        "Proxies whose `X-Forwarded-For` says who the caller is; of others it is not read.",
+        "Proxies whose `X-Forwarded-For` says who the caller is, and whose `X-Forwarded-Prefix` "
+        "stands for `--root-path`; of others they are not read.",
+        default_text="none",
+    )
+    root_path: str = _option(
+        "",
+        Kind.URL_PATH,
+        "Path that the server is reached below, where a proxy has it below one of its own; the "
+        "proxy may cut it off or leave it on.",
         default_text="none",
     )
     home: Path = _option(  # noqa: RUF009 - it returns a field, as every line here does

@@ -68,7 +68,7 @@ class Adapters:
         tar = {"content": {"application/x-tar": {}}, "description": "The tar"}
         form = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/UploadForm"}}}
         upload = {"requestBody": {"required": True, "content": form}}
-        either = json_body(FolderBody)
+        either = json_body(FolderBody, {"name": "legal", "source": "/srv/adapters/legal"})
         either["requestBody"]["content"].update(form)
         checked = (400, 409, 413, 415, 422, 503, 507)
 
@@ -105,7 +105,7 @@ class Adapters:
             "Change its state, or go to another version",
             {200: record},
             (400, 404, 412, 413, 415, 422, 503, 507),
-            json_body(PatchBody),
+            json_body(PatchBody, {"scale": 0.5}),
         )
         add(
             "DELETE", one, self.remove, "Remove it, or a version", {204: gone}, (404, 409, 422, 503)
@@ -114,13 +114,16 @@ class Adapters:
         return router
 
     async def listing(self) -> Response:
+        """Every adapter's record, disabled ones too."""
         records = self._registry.records()
         return JSONResponse({"adapters": [self._view(record) for record in records]})
 
     async def show(self, name: str) -> Response:
+        """An adapter's record with all its versions; `ETag` is the digest of the current one."""
         return self.answer(self._registry.get(name))
 
     async def create(self, request: Request) -> Response:
+        """An archive of a PEFT folder, or its two files; or JSON with the name of a folder here."""
         if media_type(request) == "application/json":
             return await self._create_from_folder(await read_body(request, FolderBody))
         async with self._form(request) as form:
@@ -135,6 +138,7 @@ class Adapters:
         return self.answer(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
+        """The files of a version that comes after the others and is used from now on."""
         try:
             if_match = self._if_match(request, self._registry.get(name))
         except AdapterError:
@@ -160,6 +164,7 @@ class Adapters:
         return self.answer(record)
 
     async def change(self, request: Request, name: str) -> Response:
+        """What is given changes at once; running requests keep what they began with."""
         body = await read_body(request, PatchBody)
         if_match = self._if_match(request, self._registry.get(name))
         record = await asyncio.to_thread(
@@ -175,6 +180,7 @@ class Adapters:
         return self.answer(record)
 
     async def remove(self, name: str, version: int | None = None) -> Response:
+        """It is gone for new requests at once; running ones finish."""
         await self.drop(name, version)
         return Response(status_code=204)
 
@@ -184,6 +190,7 @@ class Adapters:
         self._metrics.forget(name, version)
 
     async def content(self, name: str, version: int | None = None) -> Response:
+        """The files as they were uploaded, of the current version or of another."""
         tar = await asyncio.to_thread(self._registry.content, name, version)
         shown = name if version is None else f"{name}-{version}"
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from transformers import PreTrainedTokenizerFast
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 import lorry
 from lorry.api import docs, errors
@@ -21,7 +22,7 @@ from lorry.api.adapter_schema import (
     UploadForm,
 )
 from lorry.api.adapters import Adapters
-from lorry.api.auth import Guard
+from lorry.api.auth import OPEN_PATHS, Guard
 from lorry.api.chat import Chat
 from lorry.api.chat_schema import ChatBody, ChatChunk
 from lorry.api.classify import Classify, ClassifyBody
@@ -38,6 +39,7 @@ from lorry.api.methods import Head
 from lorry.api.models import Models
 from lorry.api.openai import OpenAI
 from lorry.api.origins import Origins, Sharing
+from lorry.api.prefix import Prefix, check_root_path
 from lorry.api.prompts import Prompts
 from lorry.api.residency import Residencies
 from lorry.api.response_store import ResponseStore
@@ -110,8 +112,11 @@ def create_app(services: Services) -> FastAPI:
         title="Lorry",
         version=lorry.__version__,
         description="One quantized base model and many LoRA adapters, every mix in one batch.",
-        docs_url="/docs",
+        # `docs` has them, and `errors` the redirects: both know of a proxy's prefix.
+        docs_url=None,
         redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
     )
     metrics.watch(
         Sources(
@@ -184,8 +189,9 @@ def create_app(services: Services) -> FastAPI:
     paths: set[str] = set()
     for room in asking:
         router = room.router()
-        paths |= {route.path for route in router.routes if isinstance(route, APIRoute)}
+        paths |= _paths(router)
         app.include_router(router)
+    own = paths | set(docs.PATHS)
     app.add_middleware(Door, client=client, paths=paths - _ASKS_NOTHING, metrics=metrics)
     for other in (
         models,
@@ -194,8 +200,10 @@ def create_app(services: Services) -> FastAPI:
         VllmLora(registry=registry, adapters=adapters, metrics=metrics),
         health,
     ):
-        app.include_router(other.router())
-    docs.install(app, _BODIES)
+        router = other.router()
+        own |= _paths(router)
+        app.include_router(router)
+    docs.install(app, _BODIES, keyed=settings.api_key is not None, open_paths=OPEN_PATHS)
     origins = Origins(settings.allowed_origins)
     app.add_middleware(Head)
     app.add_middleware(
@@ -207,4 +215,15 @@ def create_app(services: Services) -> FastAPI:
     )
     app.add_middleware(Sharing, origins=origins)
     app.add_middleware(Leftovers, give_back=services.give_back)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    # It looks at who connects, before the line above puts the caller in the proxy's place.
+    check_root_path(settings.root_path, own)
+    app.add_middleware(
+        Prefix, root_path=settings.root_path, proxies=settings.trusted_proxies, own=own
+    )
     return app
+
+
+def _paths(router: APIRouter) -> set[str]:
+    return {route.path for route in router.routes if isinstance(route, APIRoute)}

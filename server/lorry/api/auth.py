@@ -12,15 +12,14 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lorry.api import docs
 from lorry.api.errors import HttpError, Unauthorized
 from lorry.api.hosts import Hosts
 from lorry.api.origins import Origins
 from lorry.api.refusal import refuse
 from lorry.metrics import Metrics
 
-OPEN_PATHS = frozenset(
-    {"/health", "/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"}
-)
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", *docs.PATHS})
 
 _OWNER = "owner"
 

@@ -50,6 +50,12 @@ class Asked:
     """Asked for and answered in the older words."""
 
 
+_EXAMPLE = {
+    "messages": [{"role": "user", "content": "How do I cook rice?"}],
+    "max_completion_tokens": 40,
+}
+
+
 class Chat:
     def __init__(self, openai: OpenAI) -> None:
         self._openai = openai
@@ -65,12 +71,13 @@ class Chat:
                 200: {"model": ChatAnswer, "description": "The answer; or events (ChatChunk)"},
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
-            openapi_extra=json_body(ChatBody),
+            openapi_extra=json_body(ChatBody, _EXAMPLE),
             response_model=None,
         )
         return router
 
     async def chat(self, request: Request) -> Response:
+        """The next message of a conversation; with `stream`, chunks as they come."""
         body = await read_body(request, ChatBody)
         include_usage = check_stream_options(body)
         asked = await until_gone(request.receive, self.asked(body))

@@ -69,12 +69,13 @@ class Classify:
                 200: {"model": ClassifyAnswer, "description": "The labels and their scores"},
                 **documented(400, 404, 409, 413, 415, 422, 429, 503),
             },
-            openapi_extra=json_body(ClassifyBody),
+            openapi_extra=json_body(ClassifyBody, {"inputs": "Great!", "adapter": "tickets"}),
             response_model=None,
         )
         return router
 
     async def classify(self, request: Request) -> Response:
+        """The labels that an adapter with a classifier's head gives a text, likeliest first."""
         body = await read_body(request, ClassifyBody)
         return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 

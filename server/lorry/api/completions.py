@@ -151,6 +151,9 @@ class Texts:
         return frame(openai_body(error))
 
 
+_EXAMPLE = {"prompt": "How do I cook rice?", "max_tokens": 40}
+
+
 class Completions:
     def __init__(self, openai: OpenAI) -> None:
         self._openai = openai
@@ -166,12 +169,13 @@ class Completions:
                 200: {"model": CompletionAnswer, "description": "The answer; or events"},
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
-            openapi_extra=json_body(CompletionsBody),
+            openapi_extra=json_body(CompletionsBody, _EXAMPLE),
             response_model=None,
         )
         return router
 
     async def complete(self, request: Request) -> Response:
+        """What follows a text, or each of several; with `stream`, chunks as they come."""
         body = await read_body(request, CompletionsBody)
         include_usage = check_stream_options(body)
         asked = await until_gone(request.receive, self._asked(body))

@@ -1,27 +1,52 @@
-"""OpenAPI: bodies that routes read themselves, and every schema they use."""
+"""OpenAPI, and the page that shows it: bodies that routes read themselves, every schema they
+use, examples, and who needs a key. Nothing of the page comes from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.prefix import prefix_of
+
+PAGE = "/docs"
+DOCUMENT = "/openapi.json"
+
+_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+"""Swagger UI, as fastapi-offline brings it; of that package nothing else is used."""
+
+PATHS = (PAGE, DOCUMENT, *(f"{PAGE}/{name}" for name in _FILES))
+
+_ICON = (
+    "data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 100 100%22>"
+    "<text y=%22.9em%22 font-size=%2290%22>🚚</text></svg>"
+)
 
 _REF = "#/components/schemas/{model}"
+_METHODS = ("get", "post", "put", "patch", "delete")
 
 
-def json_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """The `openapi_extra` of a route with that JSON body."""
+def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The `openapi_extra` of a route with that JSON body. `example` succeeds as it stands."""
     schema = {"$ref": _REF.format(model=kind.__name__)}
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
+    media: dict[str, Any] = {"schema": schema}
+    if example is not None:
+        media["example"] = dict(example)
+    return {"requestBody": {"required": True, "content": {"application/json": media}}}
 
 
-def install(app: FastAPI, kinds: Sequence[type[BaseModel]]) -> None:
-    """Serve an OpenAPI document that holds `kinds` beside what FastAPI finds by itself."""
+def install(
+    app: FastAPI, kinds: Sequence[type[BaseModel]], *, keyed: bool, open_paths: Collection[str]
+) -> None:
+    """Serve an OpenAPI document that holds `kinds` beside what FastAPI finds by itself, and
+    its page. `keyed`: requests need a key, but for those of `open_paths`."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -35,13 +60,50 @@ def install(app: FastAPI, kinds: Sequence[type[BaseModel]]) -> None:
             _, found = models_json_schema(
                 [(kind, "validation") for kind in kinds], ref_template=_REF
             )
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
             for name, schema in found.get("$defs", {}).items():
                 schemas.setdefault(name, schema)
+            components["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer", "description": "What --api-key says"}
+            }
+            document["security"] = [{"key": []}] if keyed else [{}, {"key": []}]
+            for path in open_paths:
+                for method in _METHODS:
+                    if method in document["paths"].get(path, {}):
+                        document["paths"][path][method]["security"] = []
             app.openapi_schema = document
         return app.openapi_schema
 
+    async def document(request: Request) -> Response:
+        prefix = prefix_of(request.scope)
+        return JSONResponse({**openapi(), "servers": [{"url": prefix or "/"}]})
+
+    async def page(request: Request) -> Response:
+        prefix = prefix_of(request.scope)
+        return get_swagger_ui_html(
+            openapi_url=prefix + DOCUMENT,
+            title=app.title,
+            swagger_js_url=f"{prefix}{PAGE}/swagger-ui-bundle.js",
+            swagger_css_url=f"{prefix}{PAGE}/swagger-ui.css",
+            swagger_favicon_url=_ICON,
+            swagger_ui_parameters={"tryItOutEnabled": True},
+        )
+
     app.openapi = openapi  # type: ignore[method-assign]
+    app.add_route(DOCUMENT, document, methods=["GET"], include_in_schema=False)
+    app.add_route(PAGE, page, methods=["GET"], include_in_schema=False)
+    for name, kind in _FILES.items():
+        app.add_route(f"{PAGE}/{name}", _file(name, kind), methods=["GET"], include_in_schema=False)
+
+
+def _file(name: str, kind: str) -> Any:
+    def serve(request: Request) -> Response:
+        content = (files("fastapi_offline") / "static" / name).read_bytes()
+        # The page's files change with the installed version only.
+        return Response(content, media_type=kind, headers={"Cache-Control": "max-age=3600"})
+
+    return serve
 
 
 def _drop_fastapi_s_refusals(document: dict[str, Any]) -> None:

@@ -92,12 +92,13 @@ class Embeddings:
                 200: {"model": EmbeddingsAnswer, "description": "The vectors"},
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
-            openapi_extra=json_body(EmbeddingsBody),
+            openapi_extra=json_body(EmbeddingsBody, {"input": "How do I cook rice?"}),
             response_model=None,
         )
         return router
 
     async def embed(self, request: Request) -> Response:
+        """One vector for each text, of length 1 unless `normalize` is false."""
         body = await read_body(request, EmbeddingsBody)
         return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 

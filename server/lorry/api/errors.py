@@ -18,11 +18,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import lorry.errors as served
 import lorry_adapters.errors as adapters
 from lorry.api.methods import methods_of
+from lorry.api.prefix import prefix_of
 from lorry.errors import InvalidRequest, LorryError
 from lorry.metrics import Metrics
 
@@ -279,6 +280,9 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         assert isinstance(error, HTTPException)
         path, method = request.url.path, request.method
         translated: HttpError
+        if error.status_code == 404 and path[-1:] == "/" and methods_of(app, path.rstrip("/")):
+            query = f"?{request.url.query}" if request.url.query else ""
+            return RedirectResponse(prefix_of(request.scope) + path.rstrip("/") + query)
         if error.status_code == 404:
             translated = NoSuchRoute(f"there is no {method} {path[:200]} here; see /docs")
         elif error.status_code == 405:

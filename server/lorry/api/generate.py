@@ -40,6 +40,8 @@ from lorry_adapters.registry.registry import Registry
 DEFAULT_NEW_TOKENS = 100
 """TGI's, or less where the model's length leaves less."""
 
+_EXAMPLE = {"inputs": "How do I cook rice?", "parameters": {"max_new_tokens": 40}}
+
 _REASONS = {
     Ending.EOS: "eos_token",
     Ending.LENGTH: "length",
@@ -86,7 +88,7 @@ class Generate:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["generate"])
         errors = documented(400, 404, 409, 413, 415, 422, 429, 503, tgi=True)
-        body = json_body(GenerateBody)
+        body = json_body(GenerateBody, _EXAMPLE)
         sse = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/StreamEvent"}}}
 
         def add(path: str, route: Any, model: Any, summary: str, streams: bool) -> None:
@@ -113,27 +115,31 @@ class Generate:
             methods=["POST"],
             summary="A text's tokens",
             responses={200: {"model": list[TextToken]}, **documented(400, 413, 415, 422, tgi=True)},
-            openapi_extra=json_body(TokenizeBody),
+            openapi_extra=json_body(TokenizeBody, {"inputs": "How do I cook rice?"}),
             response_model=None,
         )
         return router
 
     async def generate(self, request: Request) -> Response:
+        """One answer to a prompt, by the base or by adapters; with `stream`, its events."""
         body = await read_body(request, GenerateBody)
         if body.stream:
             return await self._stream(request, body)
         return JSONResponse(await until_gone(request.receive, self._whole(request, body)))
 
     async def generate_stream(self, request: Request) -> Response:
+        """An event for each token; the last one has the whole text."""
         return await self._stream(request, await read_body(request, GenerateBody))
 
     async def compatible(self, request: Request) -> Response:
+        """As `/generate`, with the answer in a list: what clients send to a bare address."""
         body = await read_body(request, GenerateBody)
         if body.stream:
             return await self._stream(request, body)
         return JSONResponse([await until_gone(request.receive, self._whole(request, body))])
 
     async def tokenize(self, request: Request) -> Response:
+        """The tokens of a text, and where in it each begins and ends."""
         body = await read_body(request, TokenizeBody)
         pieces = await self._prompts.pieces(body.inputs, add_special_tokens=body.add_special_tokens)
         return JSONResponse(

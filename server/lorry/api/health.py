@@ -74,9 +74,11 @@ class Health:
         return router
 
     async def live(self) -> Response:
+        """200 as long as the process answers, whatever state it is in."""
         return JSONResponse({"status": "live"})
 
     async def ready(self) -> Response:
+        """200 where requests are taken; else 503, the reason, and when to ask again."""
         answer = {"status": "ready" if self._ready() else "not ready"}
         trouble, warning = await self._apart(self._of_the_disk)
         if trouble is not None:
@@ -89,6 +91,7 @@ class Health:
         return JSONResponse(answer, status_code=503, headers=headers)
 
     async def info(self) -> Response:
+        """What is served, how, in how much memory, and every limit that a request has."""
         limits = {
             "max_model_len": self._max_model_len,
             "max_num_seqs": self._settings.max_num_seqs,
@@ -117,6 +120,7 @@ class Health:
         return JSONResponse({**tgi, **info, "limits": limits})
 
     async def metrics(self) -> Response:
+        """Every metric in Prometheus' text format."""
         text = await self._apart(self._metrics.render)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 

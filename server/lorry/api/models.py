@@ -77,6 +77,7 @@ class Models:
         return JSONResponse({"object": "list", "data": [*bases, *adapters]})
 
     async def show(self, model: str) -> Response:
+        """The base, by any of its names, or an adapter."""
         if model in self._base:
             return JSONResponse(self._card_of_base(model))
         try:

@@ -55,6 +55,9 @@ _FIELDS = {
 """What chat calls the fields of a response."""
 
 
+_EXAMPLE = {"input": "How do I cook rice?", "max_output_tokens": 40}
+
+
 class Responses:
     def __init__(self, openai: OpenAI, chat: Chat, store: ResponseStore) -> None:
         self._openai = openai
@@ -75,7 +78,7 @@ class Responses:
                 },
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
-            openapi_extra=json_body(ResponsesBody),
+            openapi_extra=json_body(ResponsesBody, _EXAMPLE),
             response_model=None,
         )
         one = "/{response_id}"
@@ -99,6 +102,7 @@ class Responses:
         return router
 
     async def create(self, request: Request) -> Response:
+        """The next items of a conversation; with `stream`, events as they come."""
         body = await read_body(request, ResponsesBody)
         owner = owner_of(request.scope)
         wanted, items = self._wanted(body, owner)
@@ -130,6 +134,7 @@ class Responses:
             return await stream(request, runs, frames, self._openai.metrics)
 
     async def retrieve(self, request: Request, response_id: str, stream: bool = False) -> Response:
+        """A response that is still stored."""
         if stream:
             raise UnsupportedParameter(
                 "stream: a stored response is given whole; leave it out", param="stream"
@@ -137,11 +142,13 @@ class Responses:
         return Response(self._found(request, response_id).response, media_type="application/json")
 
     async def delete(self, request: Request, response_id: str) -> Response:
+        """It is gone at once, and no later response can go on from it."""
         self._found(request, response_id)
         self._store.remove(owner_of(request.scope), response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request, response_id: str) -> Response:
+        """Only for clients that ask: no response runs in the background here."""
         self._found(request, response_id)
         raise InvalidRequest(
             "this response was not made in the background, so it cannot be cancelled; to stop "

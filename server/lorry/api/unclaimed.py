@@ -37,13 +37,14 @@ class Unclaimed:
             methods=["POST"],
             summary="Make an adapter of some",
             responses={201: record, **documented(400, 404, 409, 413, 415, 422, 503, 507)},
-            openapi_extra=json_body(RecoverBody),
+            openapi_extra=json_body(RecoverBody, {"digest": "sha256:" + "0" * 64, "name": "legal"}),
             response_model=None,
             status_code=201,
         )
         return router
 
     async def listing(self) -> Response:
+        """Files that were stored and whose records were lost, and until when they are kept."""
         contents = await asyncio.to_thread(self._registry.unclaimed)
         return JSONResponse(
             {
@@ -60,6 +61,7 @@ class Unclaimed:
         )
 
     async def recover(self, request: Request) -> Response:
+        """Stored files become an adapter again, under a name that is free."""
         body = await read_body(request, RecoverBody)
         record = await asyncio.to_thread(self._registry.recover, body.digest, body.name)
         return self._adapters.answer(record, 201)

@@ -36,9 +36,11 @@ class VllmLora:
         ok: dict[int | str, Any] = {
             200: {"content": {"text/plain": {}}, "description": "What was done"}
         }
+        load = json_body(LoadBody, {"lora_name": "legal", "lora_path": "/srv/adapters/legal"})
+        unload = json_body(UnloadBody, {"lora_name": "legal"})
         for path, route, body, summary in (
-            ("/load_lora_adapter", self.load, LoadBody, "Register a folder, as vLLM does"),
-            ("/unload_lora_adapter", self.unload, UnloadBody, "Remove an adapter, as vLLM does"),
+            ("/load_lora_adapter", self.load, load, "Register a folder, as vLLM does"),
+            ("/unload_lora_adapter", self.unload, unload, "Remove an adapter, as vLLM does"),
         ):
             router.add_api_route(
                 path,
@@ -46,12 +48,13 @@ class VllmLora:
                 methods=["POST"],
                 summary=summary,
                 responses={**ok, **documented(400, 404, 413, 503, 507)},
-                openapi_extra=json_body(body),
+                openapi_extra=body,
                 response_model=None,
             )
         return router
 
     async def load(self, request: Request) -> Response:
+        """A folder below one of `--adapter-roots` becomes an adapter."""
         try:
             body = await read_body(request, LoadBody)
             if not body.lora_name or not body.lora_path:
@@ -74,6 +77,7 @@ class VllmLora:
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     async def unload(self, request: Request) -> Response:
+        """The adapter is gone for new requests; running ones finish."""
         try:
             body = await read_body(request, UnloadBody)
             if not body.lora_name:

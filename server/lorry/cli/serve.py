@@ -22,6 +22,7 @@ METAVARS = {
     Kind.PATHS: "PATHS",
     Kind.HOSTS: "HOSTS",
     Kind.ORIGINS: "ORIGINS",
+    Kind.URL_PATH: "PATH",
     Kind.NETWORKS: "NETWORKS",
     Kind.TEXT: "TEXT",
 }
