@@ -264,6 +264,14 @@ class Settings:
         minimum=0,
         maximum=31_536_000,
     )
+    json_schema: str = _option(
+        "closed",
+        Kind.CHOICE,
+        "How JSON schemas of answers are read. closed: an object has no properties beside those "
+        "that are named, unless the schema says otherwise; one space at most between two parts; "
+        "oneOf is anyOf, and uniqueItems a note. letter: as JSON Schema has it.",
+        choices=("closed", "letter"),
+    )
     shutdown_grace: float = _option(
         30.0,
         Kind.FLOAT,

@@ -296,7 +296,8 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"return_k_alternatives": 2}, "top_n_tokens"),
     ({"grammar": {"type": "json", "value": {"type": "cat"}}}, "cat"),
     ({"grammar": {"type": "regex", "value": "(a"}}, "regular expression"),
-    ({"grammar": {"type": "gbnf", "value": "x"}}, "gbnf"),
+    ({"grammar": {"type": "gbnf", "value": "x"}}, "GBNF grammar"),
+    ({"grammar": {"type": "yacc", "value": "x"}}, "yacc"),
     ({"temprature": 1}, "unknown field parameters.temprature"),
 ]
 

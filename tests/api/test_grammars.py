@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -97,3 +98,58 @@ def test_sixteen_choices_have_a_grammar_of_their_own(live: Live) -> None:
     assert len(choices) == 16 and ended
     for one in ended:
         assert json.loads(one["message"]["content"])["ok"] in (True, False)
+
+
+KINDS = [
+    ({"type": "regex", "value": "[ab]{3}"}, "[ab]{3}"),
+    ({"type": "choice", "value": ["red", "green"]}, "red|green"),
+    ({"type": "lark", "value": 'start: "x" /[0-9]{2}/'}, "x[0-9]{2}"),
+    ({"type": "gbnf", "value": 'root ::= "y" [0-9]{2}'}, "y[0-9]{2}"),
+    ({"type": "grammar", "value": 'root ::= "z"'}, "z"),
+    ({"type": "json_schema", "value": {"type": "boolean"}}, "true|false"),
+]
+
+
+def texts(live: Live, grammar: Any, **extra: Any) -> list[tuple[str, str]]:
+    """The answer, and why it ended, of every route that generates."""
+    chat = {"messages": MESSAGES, "response_format": grammar, "temperature": 1, "seed": 3}
+    whole = {"max_tokens": 20, "seed": 3, **extra}
+    first = live.http.post("/v1/chat/completions", json={**chat, **whole}).json()["choices"][0]
+    text = {"prompt": "Ahoy", "response_format": grammar, **whole}
+    second = live.http.post("/v1/completions", json=text).json()["choices"][0]
+    parameters = {"max_new_tokens": whole["max_tokens"], "details": True, "do_sample": True}
+    found = [
+        (first["message"]["content"], first["finish_reason"]),
+        (second["text"], second["finish_reason"]),
+    ]
+    for key in ("grammar", "response_format"):
+        third = live.generate(parameters={**parameters, key: grammar})
+        found.append((third["generated_text"], third["details"]["finish_reason"]))
+    return found
+
+
+@pytest.mark.parametrize(("grammar", "pattern"), KINDS)
+def test_every_kind_on_every_route(live: Live, grammar: Any, pattern: str) -> None:
+    for text, reason in texts(live, grammar):
+        assert re.fullmatch(pattern, text), text
+        assert reason in ("stop", "eos_token")
+
+
+def test_an_answer_that_is_cut_is_no_error(live: Live) -> None:
+    for text, reason in texts(live, {"type": "json_object"}, max_tokens=3):
+        assert reason == "length"
+        assert text.startswith("{")
+
+
+def test_an_object_has_the_names_of_its_schema(live: Live) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    for text, _ in texts(live, {"type": "json_schema", "value": schema}, max_tokens=40):
+        assert list(json.loads(text)) == ["ok"]
+
+
+def test_an_impossible_schema_says_where(live: Live) -> None:
+    never = {"type": "integer", "minimum": 3, "maximum": 2}
+    schema = {"type": "object", "properties": {"n": never}, "required": ["n"]}
+    answer = chat(live, schema)
+    assert 400 <= answer.status_code < 500
+    assert "at #/properties/n: no value matches it" in answer.json()["error"]["message"]

@@ -53,6 +53,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "tool_prompt": ("template", "template"),
     "responses_memory": ("1MiB", 1 << 20),
     "keep_responses": ("60", 60.0),
+    "json_schema": ("letter", "letter"),
     "shutdown_grace": ("1.5", 1.5),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),

@@ -132,7 +132,11 @@ def create_app(services: Services) -> FastAPI:
         services.vocab_size,
         tool_prompt=ToolPrompt(services.settings.tool_prompt),
     )
-    grammars = GrammarCompiler(services.tokenizer, services.eos_token_ids)
+    grammars = GrammarCompiler(
+        services.tokenizer,
+        services.eos_token_ids,
+        closed=services.settings.json_schema == "closed",
+    )
     runs = Runs(client, prompts, metrics)
     pooled = Pooled(client, metrics)
     openai = OpenAI(

@@ -52,8 +52,14 @@ class Parameters(Body):
     details: bool | None = None
     decoder_input_details: bool | None = None
     ignore_eos_token: bool | None = None
-    grammar: dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
+    grammar: dict[str, Any] | None = Field(
+        default=None,
+        description="`type` json, json_object, json_schema, regex, choice, grammar, lark or gbnf, "
+        "and `value`.",
+    )
+    response_format: dict[str, Any] | None = Field(
+        default=None, description="LoRAX's and OpenAI's name for `grammar`."
+    )
     adapter_id: AdapterField = Field(
         default=None, description="LoRAX's and TGI's name for `adapter`."
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from lorry.api.mistakes import described
 from lorry.core import Constraint
 from lorry.engine.grammar import MAX_GRAMMAR, Grammar, GrammarCompiler, GrammarKind
 from lorry.errors import InvalidRequest
@@ -14,10 +16,25 @@ _SPELLINGS = {
     "json": ("value", "schema"),
     "json_object": ("schema", "value"),
     "json_schema": ("json_schema", "value"),
-    "regex": ("value",),
+    "regex": ("value", "regex"),
+    "choice": ("value", "choice"),
+    "grammar": ("value", "grammar", "definition"),
+    "lark": ("value",),
+    "gbnf": ("value",),
     "text": (),
 }
-"""The types, and the keys where clients put the schema or the expression."""
+"""The types, and the keys where clients put the schema, the expression or the grammar."""
+
+_SYNTAXES = {
+    "lark": GrammarKind.LARK,
+    "gbnf": GrammarKind.GBNF,
+    "regex": GrammarKind.REGEX,
+}
+
+_GBNF = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+"""A rule as GBNF has it; Lark's have one colon."""
+
+MAX_CHOICES = 10_000
 
 
 def grammar_of(value: object, param: str) -> Grammar | None:
@@ -28,6 +45,9 @@ def grammar_of(value: object, param: str) -> Grammar | None:
         {"type": "json_object", "schema": SCHEMA}                  LoRAX; without: any object
         {"type": "json_schema", "json_schema": {"schema": SCHEMA}} OpenAI
         {"type": "text"}                                           OpenAI
+        {"type": "choice", "value": ["...", "..."]}                one of these texts
+        {"type": "grammar", "value": "..."}                        in Lark's notation or GBNF
+        {"type": "lark", "value": "..."}, {"type": "gbnf", "value": "..."}
 
     Raises InvalidRequest.
     """
@@ -41,19 +61,62 @@ def grammar_of(value: object, param: str) -> Grammar | None:
             f"{param}.type must be one of {', '.join(_SPELLINGS)}, not {kind[:40]!r}", param=param
         )
     keys = _SPELLINGS[kind]
-    unknown = [key for key in value if key != "type" and key not in keys]
+    known = {"type", *keys, *(("syntax",) if kind == "grammar" else ())}
+    unknown = [key for key in value if key not in known]
     if unknown:
         raise InvalidRequest(f"{param}: unknown field {unknown[0][:80]!r}", param=param)
-    given = next((value[key] for key in keys if value.get(key) is not None), None)
+    key = next((key for key in keys if value.get(key) is not None), keys[0] if keys else "")
+    given, where = value.get(key), f"{param}.{key}"
     if kind == "text":
         return None
+    if kind == "choice":
+        return choice(given, where, param)
     if kind == "regex":
-        if not isinstance(given, str):
-            raise InvalidRequest(f"{param}.value must be a regular expression", param=param)
-        return Grammar(GrammarKind.REGEX, given, param)
+        return expression(given, where, param)
+    if kind in ("grammar", "lark", "gbnf"):
+        syntax = value.get("syntax") if kind == "grammar" else kind
+        return written(given, where, param, syntax=syntax)
     if given is None and kind == "json_object":
-        return Grammar(GrammarKind.JSON, '{"type":"object"}', param)
-    return Grammar(GrammarKind.JSON, _schema(given, kind, f"{param}.{keys[0]}", param), param)
+        return any_object(param)
+    return Grammar(GrammarKind.JSON, _schema(given, kind, where, param), param)
+
+
+def any_object(param: str) -> Grammar:
+    return Grammar(GrammarKind.JSON, '{"type":"object"}', param)
+
+
+def schema(given: object, where: str, param: str) -> Grammar:
+    """`given`: a JSON schema, or one as text. Raises InvalidRequest."""
+    return Grammar(GrammarKind.JSON, _schema(given, "json", where, param), param)
+
+
+def expression(given: object, where: str, param: str) -> Grammar:
+    """Raises InvalidRequest."""
+    return Grammar(GrammarKind.REGEX, _text(given, where, "a regular expression", param), param)
+
+
+def choice(given: object, where: str, param: str) -> Grammar:
+    """One of some texts. Raises InvalidRequest."""
+    if not isinstance(given, list) or not 0 < len(given) <= MAX_CHOICES:
+        raise InvalidRequest(f"{where} must be a list of 1 to {MAX_CHOICES} texts", param=param)
+    for index, one in enumerate(given):
+        if not isinstance(one, str) or not one:
+            raise InvalidRequest(f"{where}[{index}] must be a text of some length", param=param)
+    return Grammar(GrammarKind.CHOICE, json.dumps(given), param)
+
+
+def written(given: object, where: str, param: str, *, syntax: object = None) -> Grammar:
+    """A grammar in the notation `syntax`, which its text tells where it is None. Raises
+    InvalidRequest."""
+    text = _text(given, where, "a grammar, in Lark's notation or GBNF", param)
+    if syntax is None:
+        syntax = "gbnf" if _GBNF.search(text) else "lark"
+    if not isinstance(syntax, str) or syntax not in _SYNTAXES:
+        raise InvalidRequest(
+            f"{param}.syntax must be one of {', '.join(_SYNTAXES)}, not {described(syntax)}",
+            param=param,
+        )
+    return Grammar(_SYNTAXES[syntax], text, param)
 
 
 async def compiled(
@@ -73,6 +136,12 @@ def schema_text(schema: object, param: str) -> str:
         raise InvalidRequest(
             f"{param}: the JSON schema is nested too deeply", param=param
         ) from error
+
+
+def _text(given: object, where: str, what: str, param: str) -> str:
+    if not isinstance(given, str):
+        raise InvalidRequest(f"{where} must be {what}", param=param)
+    return given
 
 
 def _schema(given: Any, kind: str, where: str, param: str) -> str:

@@ -62,7 +62,10 @@ class SharedBody(Body):
     stream_options: StreamOptions | None = None
     max_tokens: TokensOrNone | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = Field(
+        default=None,
+        description="`type` json_object, json_schema, regex, choice, grammar, lark, gbnf or text.",
+    )
     ignore_eos: bool | None = None
     user: Idle = None
     metadata: Idle = None

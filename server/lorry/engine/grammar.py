@@ -1,4 +1,4 @@
-"""Answers that must match a JSON schema or a regular expression, through llguidance.
+"""Answers that must match a JSON schema, an expression or a grammar, through llguidance.
 
 Every grammar has a process of its own, with bounds on its time and its memory
 (`grammar_process`): whatever somebody sends, the server goes on. Compiling is slow, so
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -57,7 +56,24 @@ time; this is for one that the machine does not run at all."""
 
 class GrammarKind(StrEnum):
     JSON = "json"
+    """A JSON schema, as JSON."""
     REGEX = "regex"
+    """A regular expression in Rust's syntax."""
+    CHOICE = "choice"
+    """A JSON list of texts."""
+    LARK = "lark"
+    """Lark's notation, as llguidance has it."""
+    GBNF = "gbnf"
+    """llama.cpp's notation."""
+
+
+_WHAT = {
+    GrammarKind.JSON: "JSON schema",
+    GrammarKind.REGEX: "regular expression",
+    GrammarKind.CHOICE: "list of choices",
+    GrammarKind.LARK: "Lark grammar",
+    GrammarKind.GBNF: "GBNF grammar",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +82,18 @@ class Grammar:
 
     kind: GrammarKind
     text: str
-    """A JSON schema as JSON, or a regular expression in Rust's syntax."""
     param: str
     """The request's field that gave it, for error messages."""
+    closed: bool | None = None
+    """Of a schema, whether its objects are closed unless it says otherwise; None: as the
+    server has it."""
+    whitespace: str | None = None
+    """Of a schema, an expression for what may stand between two parts; empty for nothing.
+    None: one space where objects are closed, some of any where they are not."""
 
     @property
     def what(self) -> str:
-        kind = "JSON schema" if self.kind is GrammarKind.JSON else "regular expression"
-        return f"{self.param}: this {kind}"
+        return f"{self.param}: this {_WHAT[self.kind]}"
 
 
 class Compiled:
@@ -180,14 +200,22 @@ class GrammarCompiler:
     were asked for last are kept compiled.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: frozenset[int],
+        *,
+        closed: bool = True,
+    ) -> None:
+        """`closed`: whether schemas that leave their objects open have them closed."""
+        self._closed = closed
         self._host = Forks(
             "lorry.engine.grammar_process",
             lambda: _described(tokenizer, sorted(eos_token_ids)),
             what="grammars",
         )
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[GrammarKind, str], Compiled] = OrderedDict()
+        self._kept: OrderedDict[bytes, Compiled] = OrderedDict()
         self._live: weakref.WeakSet[Compiled] = weakref.WeakSet()
         # Two at a time: grammars that take long must not take every core, nor the threads
         # that others wait for.
@@ -220,7 +248,7 @@ class GrammarCompiler:
         self._host.close()
 
     def _compiled(self, grammar: Grammar) -> Compiled:
-        key = (grammar.kind, grammar.text)
+        key = self._asked(grammar)
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None and not kept.lost and kept.answers < _SHARED:
@@ -234,7 +262,7 @@ class GrammarCompiler:
                     f"{grammar.param}: {MAX_LIVE} different grammars are in use; try again later",
                     retry_after=1,
                 )
-        made = self._make(grammar)
+        made = self._make(grammar, key)
         with self._lock:
             self._live.add(made)
             self._kept[key] = made
@@ -243,14 +271,21 @@ class GrammarCompiler:
                 self._kept.popitem(last=False)
         return made
 
-    def _make(self, grammar: Grammar) -> Compiled:
+    def _asked(self, grammar: Grammar) -> bytes:
+        """What the grammar's process is told: all that makes one grammar another."""
+        asked: dict[str, object] = {"kind": grammar.kind.value, "text": grammar.text}
+        if grammar.kind is GrammarKind.JSON:
+            asked["closed"] = self._closed if grammar.closed is None else grammar.closed
+            asked["whitespace"] = grammar.whitespace
+        return json.dumps(asked).encode()
+
+    def _make(self, grammar: Grammar, asked: bytes) -> Compiled:
         try:
             connection = self._host.connect()
         except ForkFailed as error:
             raise UnsupportedParameter(f"{grammar.param}: {error}", param=grammar.param) from error
         try:
-            asked = {"kind": grammar.kind.value, "text": grammar.text}
-            connection.send_bytes(json.dumps(asked).encode())
+            connection.send_bytes(asked)
             status, rest = _received(connection, _PATIENCE)
         except (EOFError, OSError):
             raise InvalidRequest(
@@ -288,6 +323,4 @@ def _received(connection: Connection, seconds: float) -> tuple[int, memoryview]:
 
 
 def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
-    unknown = re.match(r"Unimplemented keys: \[(.*)\]", line)
-    return f"the keywords {unknown[1]} are not known here" if unknown else line
+    return text.strip().splitlines()[0][:500] if text.strip() else "no reason given"

@@ -13,9 +13,11 @@ import json
 import struct
 import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 import llguidance
 
+from lorry.engine.grammar_source import reason_of, source_of
 from lorry.fork_server import at_most, bound_memory, run
 
 COMPILE_SECONDS = 5.0
@@ -43,28 +45,31 @@ mask's words are aligned."""
 
 OK, OVER, WRONG = range(3)
 
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,20}"
-"""Bounded: a model that likes blanks would otherwise fill the whole answer with them."""
-
 
 class Follower:
     """One grammar and the places of answers in it."""
 
-    def __init__(self, tokenizer: llguidance.LLTokenizer, kind: str, text: str) -> None:
+    def __init__(self, tokenizer: llguidance.LLTokenizer, asked: dict[str, Any]) -> None:
         """Raises ValueError."""
-        if kind == "json":
-            source = llguidance.LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_pattern": _WHITESPACE}
-            )
-        else:
-            source = llguidance.LLMatcher.grammar_from_regex(text)
-        limits = llguidance.LLParserLimits(verbose_errors=False)
-        self._start = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits)
+        self._tokenizer = tokenizer
+        self._start = self._matcher(source_of(asked))
+        self._asked = asked
         self._answers: dict[int, llguidance.LLMatcher] = {}
 
     def first(self) -> bytes:
         """What is said of the grammar."""
-        return _answer(self._start)
+        answer = _answer(self._start)
+        if self._start.is_error():
+            return _wrong(reason_of(self._start.get_error(), self._asked, self._refusal))
+        return answer
+
+    def _matcher(self, source: str) -> llguidance.LLMatcher:
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        return llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+
+    def _refusal(self, source: str) -> str:
+        matcher = self._matcher(source)
+        return matcher.get_error() if matcher.is_error() else ""
 
     def call(self, message: bytes) -> bytes | None:
         """The answer, where one is waited for."""
@@ -99,7 +104,7 @@ def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
     bound_memory(MEMORY)
     with at_most(COMPILE_SECONDS):
         try:
-            follower = Follower(tokenizer, asked["kind"], asked["text"])
+            follower = Follower(tokenizer, asked)
             answer = follower.first()
         except ValueError as error:
             connection.send_bytes(_wrong(str(error)))

@@ -38,6 +38,21 @@ def test_others() -> None:
     assert grammar_of({"type": "text"}, "response_format") is None
     regex = grammar_of({"type": "regex", "value": "a+"}, "grammar")
     assert regex is not None and (regex.kind, regex.text) == (GrammarKind.REGEX, "a+")
+    for value, kind, text in [
+        ({"type": "choice", "value": ["a", "b"]}, GrammarKind.CHOICE, '["a", "b"]'),
+        ({"type": "choice", "choice": ["a"]}, GrammarKind.CHOICE, '["a"]'),
+        ({"type": "lark", "value": "x"}, GrammarKind.LARK, "x"),
+        ({"type": "gbnf", "value": "x"}, GrammarKind.GBNF, "x"),
+        ({"type": "grammar", "value": 'start: "a"'}, GrammarKind.LARK, 'start: "a"'),
+        ({"type": "grammar", "grammar": 'root ::= "a"'}, GrammarKind.GBNF, 'root ::= "a"'),
+        (
+            {"type": "grammar", "syntax": "regex", "definition": "a+"},
+            GrammarKind.REGEX,
+            "a+",
+        ),
+    ]:
+        found = grammar_of(value, "grammar")
+        assert found is not None and (found.kind, found.text) == (kind, text)
     anything = grammar_of({"type": "json_object"}, "response_format")
     assert anything is not None and json.loads(anything.text) == {"type": "object"}
 
@@ -47,7 +62,14 @@ def test_others() -> None:
     [
         {},
         "json",
-        {"type": "lark", "value": "x"},
+        {"type": "cat", "value": "x"},
+        {"type": "lark", "value": 3},
+        {"type": "lark", "value": "x", "syntax": "lark"},
+        {"type": "grammar", "value": "x", "syntax": "yacc"},
+        {"type": "choice", "value": []},
+        {"type": "choice", "value": "a"},
+        {"type": "choice", "value": ["a", 3]},
+        {"type": "choice", "value": ["a", ""]},
         {"type": 3},
         {"type": "json"},
         {"type": "json", "value": "{"},

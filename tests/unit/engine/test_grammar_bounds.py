@@ -50,6 +50,8 @@ def doubled(levels: int, word: str) -> dict[str, Any]:
     return {"$defs": defs, **ref(f"d{levels - 1}")}
 
 
+NO_LENGTH = {"minLength": 5, "maxLength": 2}
+
 SCHEMAS: dict[str, Any] = {
     "refers to itself": {"$ref": "#"},
     "a definition that is itself": {"$defs": {"a": ref("a")}, **ref("a")},
@@ -114,12 +116,81 @@ PATTERNS = {
     "broken": "(a",
 }
 
+LARK = {
+    "nothing": "start: start | start start",
+    "the empty text": 'start: ""',
+    "empty": "",
+    "no start": 'other: "a"',
+    "a rule that is not there": "start: other",
+    "a million": 'start: "a"{1000000}',
+    "a million, deeper": 'start: b{1000}\nb: c{1000}\nc: "a"{1000}',
+    "a huge number": 'start: "a"{99999999999999999999}',
+    "deep": "start: " + "(" * 10_000 + '"a"' + ")" * 10_000,
+    "ambiguous": "start: a a a a a a a a\na: "
+    + " | ".join(f"a{i}" for i in range(50))
+    + "".join(f'\na{i}: "x"*' for i in range(50)),
+    "many rules": "start: r0\n"
+    + "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(5000))
+    + 'r5000: "a"',
+    "left recursion": 'start: start "a" | "b"',
+    "a terminal in itself": 'start: A\nA: A "b" | "c"',
+    "much in common": "start: A\nA: /" + "|".join(f"(.*{one}){{10}}" for one in "abcdefghij") + "/",
+    "a schema in it": 'start: %json {"type": "integer", "multipleOf": 62615533}',
+    "a grammar of another": "start: @other",
+    "an import of a file": "%import .file.RULE\nstart: RULE",
+    "an option of the library": '%llguidance {"no_forcing": 1}\nstart: "a"',
+    "all special tokens": "start: <[0-100000]>",
+    "broken": 'start: "a',
+    "a zero": 'start: "\0"',
+    "negation": "start: A\nA: /[a-z]+/ & ~/(.*a){20}.*/",
+}
+
+GBNF = {
+    "no root": 'other ::= "a"',
+    "a rule that is not there": "root ::= other",
+    "itself": "root ::= root",
+    "a million": 'root ::= "a"{1000000}',
+    "a million, deeper": 'root ::= b{1000}\nb ::= c{1000}\nc ::= "a"{1000}',
+    "deep": "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000,
+    "doubling": "root ::= r0\n"
+    + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(200))
+    + 'r200 ::= "a"',
+    "many rules": "root ::= r0\n"
+    + "".join(f'r{i} ::= "a" r{i + 1} | "b"\n' for i in range(5000))
+    + 'r5000 ::= "a"',
+    "much in common": "root ::= " + " | ".join(f'(.* "{one}"){{10}}' for one in "abcdefghij"),
+    "half a character": r'root ::= "\ud800"',
+    "no character": r'root ::= "\Uffffffff"',
+    "half an escape": 'root ::= "a\\',
+    "broken": 'root ::= "a',
+    "long": "root ::= " + '"a" ' * 60_000,
+    "names alike": 'root ::= fooBar foo-bar\nfooBar ::= "x"\nfoo-bar ::= "y"',
+}
+
+CHOICES = {
+    "many": [f"value number {i}" for i in range(20_000)],
+    "much in common": ["a" * i for i in range(1, 900)],
+    "long": ["a" * 200_000, "b"],
+    "one": ["a"],
+}
+
+OTHERS = [
+    pytest.param(kind, text, id=f"{kind}: {name}")
+    for kind, grammars in [
+        (GrammarKind.LARK, LARK),
+        (GrammarKind.GBNF, GBNF),
+        (GrammarKind.CHOICE, {name: json.dumps(one) for name, one in CHOICES.items()}),
+    ]
+    for name, text in grammars.items()
+]
+
 GRAMMARS = [
     pytest.param(
         GrammarKind.JSON, one if isinstance(one, str) else json.dumps(one), id=f"schema: {name}"
     )
     for name, one in SCHEMAS.items()
 ] + [pytest.param(GrammarKind.REGEX, one, id=f"pattern: {name}") for name, one in PATTERNS.items()]
+GRAMMARS += OTHERS
 
 
 @pytest.mark.parametrize(("kind", "text"), GRAMMARS)
@@ -156,6 +227,30 @@ def test_it_is_refused_by_name_or_followed(
         (GrammarKind.JSON, '{"if": {}, "then": {}}', 'the keywords "if", "then" are not known'),
         (GrammarKind.JSON, '{"type": "integer", "multipleOf": 62615533}', "5 s of processor time"),
         (GrammarKind.JSON, " " * (MAX_GRAMMAR + 1), f"the most is {MAX_GRAMMAR}"),
+        (
+            GrammarKind.JSON,
+            json.dumps(record("a", record("b", {"type": "string", **NO_LENGTH}))),
+            "at #/properties/a/properties/b: no value matches it: minLength (5) is greater",
+        ),
+        (
+            GrammarKind.JSON,
+            json.dumps({"$defs": {"x": {"not": {}}}, **record("a", {"items": ref("x")})}),
+            'at #/$defs/x: the keywords "not" are not known here',
+        ),
+        (
+            GrammarKind.JSON,
+            json.dumps({"properties": {"a/b": {"type": "cat"}, "c": {"type": "integer"}}}),
+            "at #/properties/a~1b: Invalid type: cat",
+        ),
+        (
+            GrammarKind.JSON,
+            json.dumps({"properties": {"a": {"pattern": "(?=a)b"}}}),
+            "at #/properties/a: regex parse error: look-around",
+        ),
+        (GrammarKind.REGEX, "(a", "regex parse error: unclosed group"),
+        (GrammarKind.LARK, "start: a\na: b", 'at 2(4): unknown name: "b"'),
+        (GrammarKind.GBNF, "root ::= other", "Rule 'other' not found"),
+        (GrammarKind.GBNF, 'root ::= "a" (', "at line 1"),
     ],
 )
 def test_what_is_wrong_is_said(
