@@ -250,6 +250,24 @@ class Settings:
         "refused. generic: always Lorry's prompt.",
         choices=("auto", "template", "generic"),
     )
+    tool_parser: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "The notation of calls that the base writes by itself. auto: what its chat template asks "
+        "for.",
+        choices=(
+            "auto",
+            "hermes",
+            "llama3",
+            "pythonic",
+            "mistral",
+            "qwen",
+            "phi",
+            "granite",
+            "gemma",
+            "json",
+        ),
+    )
     responses_memory: int = _option(
         64 * _MIB,
         Kind.SIZE,

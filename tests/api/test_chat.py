@@ -182,10 +182,16 @@ def test_a_forced_tool_call(live: Live, monkeypatch: pytest.MonkeyPatch, choice:
     call = answer["message"]["tool_calls"][0]
     assert (call["type"], call["function"]["name"]) == ("function", "forecast")
     assert json.loads(call["function"]["arguments"])["days"] in (1, 2)
-    *_, called, last = chunks(live, **asked)
-    streamed = called["choices"][0]["delta"]["tool_calls"][0]
-    assert streamed["index"] == 0 and streamed["function"] == call["function"]
-    assert last["choices"][0]["finish_reason"] == "tool_calls"
+    *parts, last = (one["choices"][0] for one in chunks(live, **asked))
+    begun, *more = [one["delta"]["tool_calls"][0] for one in parts if "tool_calls" in one["delta"]]
+    assert begun["id"] and begun["type"] == "function"
+    assert begun["function"] == {"name": "forecast", "arguments": ""}
+    assert all(one.keys() == {"index", "function"} for one in more)
+    assert all(one["index"] == 0 and one["function"].keys() == {"arguments"} for one in more)
+    assert len(more) > 2
+    streamed = "".join(one["function"]["arguments"] for one in more)
+    assert streamed == call["function"]["arguments"]
+    assert last["delta"] == {} and last["finish_reason"] == "tool_calls"
     free = chat(live, tools=[FORECAST], max_tokens=5)
     assert free["choices"][0]["finish_reason"] == "length"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,30 @@ def test_tools_are_refused_where_the_template_alone_may_carry_them(
         answer = strict.http.post("/v1/chat/completions", json=body)
     assert answer.status_code in (400, 422)
     assert "cannot take tools" in answer.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Path:
+    """A base whose tokenizer has Mistral's mark as the token 3, and whose template takes tools."""
+    folder = tmp_path_factory.mktemp("marked") / "model"
+    shutil.copytree(tiny_model("llama"), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = folder / name
+        file.write_text(file.read_text().replace("<|im_start|>", "[TOOL_CALLS]"))
+    template = "{% for t in tools or [] %}[TOOL_CALLS]{% endfor %}{{ messages[-1].content }}"
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_mark_that_is_a_special_token_is_read_where_there_are_tools(
+    tmp_path: Path, settings_for: Callable[..., Settings], marked: Path
+) -> None:
+    with serve(settings_for(tmp_path / "home", model=str(marked))) as mistral:
+        asked = {"logit_bias": {"3": 100}, "max_tokens": 3, "stop": ["\n", "[x"]}
+        # No call follows, so the marks are text; without tools they are hidden, as any other.
+        message = chat(mistral, tools=[FORECAST], **asked)["choices"][0]["message"]
+        assert message == {"role": "assistant", "content": "[TOOL_CALLS]" * 3}
+        parts = [one["choices"][0] for one in chunks(mistral, tools=[FORECAST], **asked)]
+        said = "".join(one["delta"].get("content", "") for one in parts)
+        assert said == "[TOOL_CALLS]" * 3
+        assert chat(mistral, **asked)["choices"][0]["message"]["content"] == ""

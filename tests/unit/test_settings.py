@@ -51,6 +51,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "keep_unclaimed": ("0.5", 0.5),
     "samples": ("no", False),
     "tool_prompt": ("template", "template"),
+    "tool_parser": ("mistral", "mistral"),
     "responses_memory": ("1MiB", 1 << 20),
     "keep_responses": ("60", 60.0),
     "json_schema": ("letter", "letter"),

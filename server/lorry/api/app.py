@@ -23,6 +23,7 @@ from lorry.api.adapter_schema import (
 )
 from lorry.api.adapters import Adapters
 from lorry.api.auth import OPEN_PATHS, Guard
+from lorry.api.calls.choice import NOTATIONS
 from lorry.api.chat import Chat
 from lorry.api.chat_schema import ChatBody, ChatChunk
 from lorry.api.classify import Classify, ClassifyBody
@@ -131,6 +132,7 @@ def create_app(services: Services) -> FastAPI:
         services.tokenizer,
         services.vocab_size,
         tool_prompt=ToolPrompt(services.settings.tool_prompt),
+        notation=NOTATIONS.get(services.settings.tool_parser),
     )
     grammars = GrammarCompiler(
         services.tokenizer,

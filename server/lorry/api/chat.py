@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import used
 from lorry.api.bodies import read_body
+from lorry.api.calls.notation import Notation
 from lorry.api.chat_schema import ChatAnswer, ChatBody
 from lorry.api.completions import shown
 from lorry.api.disconnect import until_gone
@@ -19,7 +20,6 @@ from lorry.api.errors import documented, openai_body
 from lorry.api.functions import choice_to, messages_from, tools_from
 from lorry.api.messages import template_messages
 from lorry.api.openai import (
-    FINISH,
     Chunks,
     OpenAI,
     check_stream_options,
@@ -30,7 +30,8 @@ from lorry.api.openai import (
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Job, Run, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
-from lorry.api.tools import CallReader, Tools, tools_of
+from lorry.api.telling import Telling, message_of
+from lorry.api.tools import Tools, tools_of
 from lorry.api.visit import place_of
 from lorry.core import TokenLogprob
 from lorry.engine.places import Place
@@ -46,6 +47,8 @@ class Asked:
     jobs: list[Job]
     tools: Tools
     logprobs: bool
+    notation: Notation
+    """Of calls that the model makes by itself."""
     functions: bool = False
     """Asked for and answered in the older words."""
 
@@ -117,19 +120,13 @@ class Chat:
         return Deltas(self._openai.prompts, asked)
 
     def _choice(self, asked: Asked, index: int, answer: Answer) -> dict[str, Any]:
-        reader = CallReader(asked.tools)
-        text = reader.push(answer.text)
-        rest, calls = reader.end()
-        text += rest
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if calls:
-            message["content"] = text or None
-            message["tool_calls"] = calls
+        telling = Telling(asked.tools.reader(asked.notation))
+        deltas = [*telling.push(answer.text), *telling.end()]
         choice = {
             "index": index,
-            "message": message,
+            "message": message_of(deltas),
             "logprobs": _logprobs(self._openai.prompts, answer.steps) if asked.logprobs else None,
-            "finish_reason": "tool_calls" if calls else FINISH[answer.ending],
+            "finish_reason": telling.reason(answer.ending),
         }
         return choice_to(choice) if asked.functions else choice
 
@@ -168,7 +165,13 @@ class Chat:
             top_logprobs=body.top_logprobs or 0,
         )
         jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar)
-        return Asked(choices, jobs, tools, bool(body.logprobs), body.functions is not None)
+        notation = openai.prompts.notation(tools.shown)
+        if tools.free:
+            marks = openai.prompts.special_ids_of(notation.marks)
+            jobs = [replace(job, visible=marks) for job in jobs]
+        return Asked(
+            choices, jobs, tools, bool(body.logprobs), notation, body.functions is not None
+        )
 
 
 class Deltas:
@@ -177,33 +180,31 @@ class Deltas:
     def __init__(self, prompts: Prompts, asked: Asked) -> None:
         self._prompts = prompts
         self._asked = asked
-        self._readers: dict[int, CallReader] = {}
+        self._tellings: dict[int, Telling] = {}
         self._held: dict[int, list[Step]] = {}
         """Steps whose text is not certain yet."""
 
     def step(self, index: int, step: Step) -> list[dict[str, Any]]:
         asked = self._asked
         made: list[dict[str, Any]] = []
-        if index not in self._readers:
-            self._readers[index] = CallReader(asked.tools)
+        if index not in self._tellings:
+            self._tellings[index] = Telling(asked.tools.reader(asked.notation))
             self._held[index] = []
             made.append(_choice_of(index, {"role": "assistant", "content": ""}))
-        text = self._readers[index].push(step.text)
-        calls: list[dict[str, Any]] = []
+        telling = self._tellings[index]
+        deltas = telling.push(step.text)
         if step.ending is not None:
-            rest, calls = self._readers[index].end()
-            text += rest
+            deltas += telling.end()
         self._held[index].append(step)
-        if text or (asked.logprobs and step.ending is not None):
-            logprobs = _logprobs(self._prompts, self._held[index]) if asked.logprobs else None
-            self._held[index] = []
-            made.append(_choice_of(index, {"content": text}, logprobs))
-        if calls:
-            numbered = [{"index": number, **call} for number, call in enumerate(calls)]
-            made.append(_choice_of(index, {"tool_calls": numbered}))
+        if asked.logprobs and step.ending is not None and not deltas:
+            deltas = [{"content": ""}]
+        for delta in deltas:
+            # Those of all that was held come with the first.
+            held, self._held[index] = self._held[index], []
+            logprobs = _logprobs(self._prompts, held) if asked.logprobs and held else None
+            made.append(_choice_of(index, delta, logprobs))
         if step.ending is not None:
-            reason = "tool_calls" if calls else FINISH[step.ending]
-            made.append(_choice_of(index, {}, None, reason))
+            made.append(_choice_of(index, {}, None, telling.reason(step.ending)))
         return [choice_to(one) for one in made] if asked.functions else made
 
 

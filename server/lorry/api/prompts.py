@@ -11,6 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from lorry.api.calls.choice import notation_of
+from lorry.api.calls.hermes import HERMES
+from lorry.api.calls.notation import Notation
 from lorry.api.chat_template import REFUSALS, ChatTemplate, Messages
 from lorry.api.tool_prompt import ToolPrompt, carried, speaks_of_tools
 from lorry.api.workers import Workers
@@ -38,9 +41,12 @@ class Prompts:
         vocab_size: int | None = None,
         *,
         tool_prompt: ToolPrompt = ToolPrompt.AUTO,
+        notation: Notation | None = None,
     ) -> None:
+        """`notation`: what the base writes calls in; None: what its template asks for."""
         self._workers = Workers()
         self._tool_prompt = tool_prompt
+        self._notation = notation
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may carry a truncation and a padding; the first call drops
@@ -50,6 +56,7 @@ class Prompts:
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(one for one, token in added.items() if token.special)
         self._added_ids = frozenset(added)
+        self._special_names = {added[one].content: one for one in self.special_ids}
         names = [token.content for token in added.values() if token.special and token.content]
         # A pattern without alternatives would match everywhere.
         self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
@@ -84,6 +91,11 @@ class Prompts:
             for one in texts
             if self._special.search(one) or any(name and name in one for name in names)
         )
+
+    def special_ids_of(self, names: Iterable[str]) -> frozenset[int]:
+        """Those of the special tokens that are written so."""
+        known = self._special_names
+        return frozenset(known[name] for name in names if name in known)
 
     def whole(self, token_id: int) -> str | None:
         """The text that a token adds wherever it stands, where that can be told: a decoder
@@ -235,19 +247,7 @@ class Prompts:
         without tools where no other prompt may carry them; InvalidRequest where the template
         refuses the messages.
         """
-        with_tools = tools is not None or speaks_of_tools(messages)
-        source = self._template(tools or ([] if with_tools else None))
-        missing = not _takes("tools" if tools is not None else "tool_calls", source)
-        in_words = with_tools and (
-            self._tool_prompt is ToolPrompt.GENERIC
-            or (self._tool_prompt is ToolPrompt.AUTO and missing)
-        )
-        if tools is not None and missing and not in_words:
-            raise UnsupportedParameter(
-                "tools: this base's chat template cannot take tools; leave them out, or start the "
-                "server with --tool-prompt auto",
-                param="tools",
-            )
+        source, in_words = self._source(messages, tools)
         if documents is not None and not _takes("documents", source):
             raise UnsupportedParameter(
                 "documents: this base's chat template cannot take documents; leave them out",
@@ -295,6 +295,34 @@ class Prompts:
             raise InvalidRequest(
                 f"messages: the base's chat template refuses them: {error}", param="messages"
             ) from error
+
+    def notation(self, tools: Sequence[Mapping[str, Any]] | None) -> Notation:
+        """What the model writes calls of `tools` in, as its prompt asks."""
+        if tools is None:
+            return HERMES
+        source, in_words = self._source((), tools)
+        return HERMES if in_words else self._notation or notation_of(source)
+
+    def _source(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[str, bool]:
+        """The template, and whether `tools`, calls and results reach it in words.
+
+        Raises UnsupportedParameter."""
+        with_tools = tools is not None or speaks_of_tools(messages)
+        source = self._template(tools or ([] if with_tools else None))
+        missing = not _takes("tools" if tools is not None else "tool_calls", source)
+        wanted = self._tool_prompt
+        in_words = with_tools and (
+            wanted is ToolPrompt.GENERIC or (wanted is ToolPrompt.AUTO and missing)
+        )
+        if tools is not None and missing and not in_words:
+            raise UnsupportedParameter(
+                "tools: this base's chat template cannot take tools; leave them out, or start the "
+                "server with --tool-prompt auto",
+                param="tools",
+            )
+        return source, in_words
 
     def _chat_template(self, source: str) -> ChatTemplate:
         if source not in self._templates:

@@ -82,6 +82,8 @@ class Job:
     keep_stop: bool
     """TGI keeps the stop string in the text, OpenAI drops it."""
     constraint: Constraint | None = None
+    visible: frozenset[int] = frozenset()
+    """Special tokens that are text of this answer."""
 
 
 class Run:
@@ -96,8 +98,9 @@ class Run:
         self._eos = job.params.eos_token_ids
         self._prompts = prompts
         self._meter = meter
+        self._special_ids = prompts.special_ids - job.visible
         self._text = Detokenizer(
-            prompts.decode, prompts.special_ids, job.prompt_ids, whole=prompts.whole
+            prompts.decode, self._special_ids, job.prompt_ids, whole=prompts.whole
         )
         marked = prompts.with_special(job.stops, self._eos)
         self._stops = StopStrings(job.stops, keep=job.keep_stop, marked=marked)
@@ -132,7 +135,7 @@ class Run:
 
     def _step(self, token: TokenLogprob, event: TokenEvent) -> Step:
         ends = token.token_id in self._eos
-        special = ends or token.token_id in self._prompts.special_ids
+        special = ends or token.token_id in self._special_ids
         mark = self._prompts.name_of(token.token_id) if special else ""
         text = "" if ends else self._text.push(token.token_id)
         ending = None

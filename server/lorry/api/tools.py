@@ -1,25 +1,21 @@
 """Which tools a request may call, and the grammar that forces a call.
 
 A forced call (`tool_choice` "required" or a function) is made by a grammar, so it works
-with every base. A free one ("auto") is found in the text (`CallReader`).
+with every base. A free one ("auto") is found in the text (`lorry.api.calls`).
 """
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorry.api.calls.notation import Notation, Offered
+from lorry.api.calls.reader import Reader, forced, free, text_only
 from lorry.api.grammars import schema_text
 from lorry.api.tool_schema import one_call
 from lorry.engine.grammar import Grammar, GrammarKind
-from lorry.engine.text import StopStrings
 from lorry.errors import InvalidRequest, UnsupportedParameter
-
-OPEN = "<tool_call>"
-CLOSE = "</tool_call>"
 
 MAX_CALLS = 16
 """Of one forced answer that may have several."""
@@ -41,6 +37,20 @@ class Tools:
     @property
     def forced(self) -> bool:
         return self.grammar is not None
+
+    @property
+    def free(self) -> bool:
+        """The model may call, and may not."""
+        return self.shown is not None and not self.forced
+
+    def reader(self, notation: Notation) -> Reader:
+        """Of one answer. `notation` is what the base writes by itself."""
+        if self.shown is None:
+            return Reader(text_only)
+        offered = Offered(self.shown)
+        if self.forced:
+            return Reader(forced(offered, self.name))
+        return Reader(free(notation, offered, several=self.several))
 
 
 def tools_of(
@@ -151,71 +161,3 @@ def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[se
 
 def _grammar(schema: Mapping[str, Any]) -> Grammar:
     return Grammar(GrammarKind.JSON, schema_text(schema, "tools"), "tools")
-
-
-class CallReader:
-    """Parts one answer, piece by piece, into text to show and calls to make."""
-
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._marker = StopStrings((OPEN,), keep=False)
-        self._rest = ""
-        """From the first marker on, or the whole answer where a call is forced."""
-
-    def push(self, text: str) -> str:
-        """What is certain to be text."""
-        if self._tools.shown is None:
-            return text
-        self._rest += text
-        if self._tools.forced or self._marker.hit is not None:
-            return ""
-        shown = self._marker.push(text)
-        self._rest = self._rest[len(shown) :]
-        return shown
-
-    def end(self) -> tuple[str, list[dict[str, Any]]]:
-        """The rest of the text, and the calls. What does not parse as calls is text."""
-        rest, self._rest = self._rest, ""
-        if self._tools.forced:
-            calls = _forced(rest, self._tools.name)
-            return ("", calls) if calls is not None else (rest, [])
-        if self._marker.hit is None:
-            return rest, []
-        calls_found = []
-        for part in rest.split(OPEN)[1:]:
-            call = _parse(part.partition(CLOSE)[0], None)
-            if call is None:
-                return rest, []
-            calls_found.append(call)
-        return "", calls_found if self._tools.several else calls_found[:1]
-
-
-def _forced(text: str, name: str | None) -> list[dict[str, Any]] | None:
-    if not text.lstrip().startswith("["):
-        call = _parse(text, name)
-        return None if call is None else [call]
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return [_call(value["name"], value["arguments"]) for value in values]
-
-
-def _parse(text: str, name: str | None) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if name is None:
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return None
-        name, value = value["name"], value.get("arguments", value.get("parameters", {}))
-    return _call(name, value)
-
-
-def _call(name: str, arguments: object) -> dict[str, Any]:
-    return {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
-        "type": "function",
-        "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
-    }

@@ -1,63 +1,20 @@
-"""Tools: forced calls by grammar, free calls found in the text."""
+"""What a request says of tools, and calls in its answer."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lorry.api.tools import CallReader, Tools, tools_of
+from lorry.api.calls.hermes import HERMES
+from lorry.api.runs import Ending
+from lorry.api.telling import Telling, message_of
+from lorry.api.tools import Tools, tools_of
 from lorry.errors import InvalidRequest
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
-
-
-def read(text: str, choice: object = None, cuts: list[int] | None = None) -> Any:
-    reader = CallReader(tools_of([TOOL], choice))
-    borders = [0, *sorted(cuts or []), len(text)]
-    shown = "".join(reader.push(text[start:end]) for start, end in itertools.pairwise(borders))
-    rest, calls = reader.end()
-    return shown + rest, [call["function"] for call in calls]
-
-
-def test_a_free_call() -> None:
-    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
-    text, calls = read("Let me look. " + call + call)
-    assert text == "Let me look. "
-    assert [json.loads(one["arguments"]) for one in calls] == [{"city": "Köln"}] * 2
-
-
-@pytest.mark.parametrize(
-    "text", ["no call", "a <tool", "<tool_call>not json</tool_call>", "<tool_call>[1]</tool_call>"]
-)
-def test_what_is_no_call_stays_text(text: str) -> None:
-    assert read(text) == (text, [])
-
-
-@given(st.lists(st.integers(0, 70), max_size=6))
-def test_cuts_do_not_matter(cuts: list[int]) -> None:
-    text = 'Hi <tool_call>{"name": "weather", "arguments": {}}</tool_call>'
-    cuts = [min(cut, len(text)) for cut in cuts]
-    assert read(text, None, cuts) == read(text)
-
-
-def test_forced_calls() -> None:
-    assert read('{"name": "weather", "arguments": {"city": "X"}}', "required") == (
-        "",
-        [{"name": "weather", "arguments": '{"city": "X"}'}],
-    )
-    choice = {"type": "function", "function": {"name": "weather"}}
-    assert read('{"city": "X"}', choice) == (
-        "",
-        [{"name": "weather", "arguments": '{"city": "X"}'}],
-    )
-    # Cut off by the length limit: what there is is shown, and is no call.
-    assert read('{"city": "', choice) == ('{"city": "', [])
 
 
 def test_a_forced_answer_has_several_calls_only_where_that_is_asked_for() -> None:
@@ -65,18 +22,45 @@ def test_a_forced_answer_has_several_calls_only_where_that_is_asked_for() -> Non
     assert one["properties"]["name"] == {"const": "weather"}
     many = json.loads(grammar_text(tools_of([TOOL], "required", parallel=True)))
     assert (many["type"], many["minItems"]) == ("array", 1)
-    call = '{"name": "weather", "arguments": {}}'
-    reader = CallReader(tools_of([TOOL], "required", parallel=True))
-    assert reader.push(f"[{call}, {call}]") == ""
-    assert len(reader.end()[1]) == 2
 
 
-def test_one_call_where_no_parallel_ones_are_wanted() -> None:
+@pytest.mark.parametrize(("parallel", "count"), [(None, 2), (True, 2), (False, 1)])
+def test_a_free_answer_has_one_call_where_no_parallel_ones_are_wanted(
+    parallel: bool | None, count: int
+) -> None:
     call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
-    for parallel, count in ((None, 2), (True, 2), (False, 1)):
-        reader = CallReader(tools_of([TOOL], None, parallel=parallel))
-        reader.push(call * 2)
-        assert len(reader.end()[1]) == count
+    telling = Telling(tools_of([TOOL], None, parallel=parallel).reader(HERMES))
+    message = message_of([*telling.push(call * 2), *telling.end()])
+    assert len(message["tool_calls"]) == count
+    assert telling.reason(Ending.EOS) == "tool_calls"
+
+
+def test_without_tools_everything_is_text() -> None:
+    text = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    telling = Telling(tools_of(None, None).reader(HERMES))
+    assert telling.push(text) == [{"content": text}]
+    assert telling.end() == []
+
+
+def test_an_id_and_a_name_come_once_and_arguments_in_pieces() -> None:
+    telling = Telling(tools_of([TOOL], "required").reader(HERMES))
+    begun, more = telling.push('{"name": "weather", "arguments": {"ci')
+    (rest,) = telling.push('ty": "X"}}')
+    (call,) = begun["tool_calls"]
+    assert call.pop("id").startswith("call_")
+    weather = {"name": "weather", "arguments": ""}
+    assert call == {"index": 0, "type": "function", "function": weather}
+    assert more == {"tool_calls": [{"index": 0, "function": {"arguments": '{"ci'}}]}
+    assert rest == {"tool_calls": [{"index": 0, "function": {"arguments": 'ty": "X"}'}}]}
+
+
+def test_a_call_that_was_cut_off_is_none_that_could_be_made() -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    telling = Telling(tools_of([TOOL], named).reader(HERMES))
+    message = message_of([*telling.push('{"city": "'), *telling.end()])
+    (call,) = message["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "'}
+    assert telling.reason(Ending.LENGTH) == "length"
 
 
 def grammar_text(tools: Tools) -> str:

@@ -1,0 +1,51 @@
+"""What a notation of calls is, and the functions that may be called in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorry.api.calls.source import Reading, Source
+
+
+class Offered:
+    """The functions of a request."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._parameters: dict[str, Mapping[str, Any]] = {}
+        for tool in tools:
+            function = tool.get("function", tool)
+            properties = (function.get("parameters") or {}).get("properties")
+            self._parameters[function.get("name", "")] = (
+                properties if isinstance(properties, Mapping) else {}
+            )
+
+    def knows(self, name: str) -> bool:
+        return name in self._parameters
+
+    def parameters(self, name: str) -> list[str]:
+        """Names of a function's parameters, in order."""
+        return list(self._parameters.get(name, ()))
+
+    def is_text(self, name: str, parameter: str) -> bool:
+        """Whether the schema says that this parameter is a text, or does not say."""
+        schema = self._parameters.get(name, {}).get(parameter)
+        kind = schema.get("type") if isinstance(schema, Mapping) else None
+        return kind == "string" or kind == ["string"]
+
+
+Read = Callable[[Source, Offered], Reading[bool]]
+"""Reads calls. False: the text taken since the last call is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notation:
+    name: str
+    openers: Mapping[str, Read]
+    """Marks before a call, anywhere in the text, and what reads on behind each. None begins
+    another."""
+    start: Read | None = None
+    """Reads calls without a mark, which are the whole answer."""
+    marks: tuple[str, ...] = ()
+    """Special tokens of the notation, which are hidden otherwise."""

@@ -1,0 +1,123 @@
+"""Parts an answer, piece by piece, into text and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorry.api.calls.notation import Notation, Offered
+from lorry.api.calls.source import Called, Done, Found, Reading, Source, begun_of
+from lorry.api.calls.values import calls, value
+
+Readings = Callable[[Source], Reading[None]]
+
+
+class Reader:
+    """Reads by `readings`. What it finds does not depend on how the text was cut."""
+
+    def __init__(self, readings: Readings) -> None:
+        self._source = Source()
+        self._reading = readings(self._source)
+        self._called = 0
+        self._complete = 0
+
+    def push(self, text: str) -> list[Found]:
+        """What is certain now."""
+        self._source.feed(text)
+        return self._found()
+
+    def end(self) -> list[Found]:
+        """The rest, of a text that is over."""
+        self._source.over = True
+        return self._found()
+
+    @property
+    def called(self) -> bool:
+        return self._called > 0
+
+    @property
+    def complete(self) -> bool:
+        """Every call that was begun has all of its arguments."""
+        return self._called == self._complete
+
+    def _found(self) -> list[Found]:
+        next(self._reading, None)
+        found, self._source.found = self._source.found, []
+        self._called += sum(isinstance(one, Called) for one in found)
+        self._complete += sum(isinstance(one, Done) for one in found)
+        return found
+
+
+def text_only(source: Source) -> Reading[None]:
+    while not source.over:
+        source.say(source.take(len(source.ahead)))
+        source.settle()
+        yield
+
+
+def free(notation: Notation, offered: Offered, *, several: bool) -> Readings:
+    """Calls where the model makes some; the rest is text."""
+    openers = tuple(notation.openers)
+    assert not any(a != b and a.startswith(b) for a in openers for b in openers), openers
+
+    def text(source: Source) -> Reading[str | None]:
+        """Says the text before the next opener, and takes it."""
+        while True:
+            ahead = source.ahead
+            places = [(ahead.find(one), one) for one in openers]
+            place, opener = min((one for one in places if one[0] >= 0), default=(-1, None))
+            if opener is None:
+                held = 0 if source.over else begun_of(ahead, openers)
+                place = len(ahead) - held
+            source.say(source.take(place))
+            source.settle()
+            if opener is not None:
+                source.take(len(opener))
+                return opener
+            if source.over:
+                return None
+            yield
+
+    def readings(source: Source) -> Reading[None]:
+        called = False
+        if notation.start is not None:
+            yield from source.blanks()
+            called = yield from notation.start(source, offered)
+            if not called:
+                source.say(source.unsettled())
+        while several or not called:
+            if called:
+                # Between calls, and behind the last one.
+                source.settle()
+                yield from source.blanks()
+                source.settle()
+            opener = yield from text(source)
+            if opener is None:
+                return
+            told = yield from notation.openers[opener](source, offered)
+            called = called or told
+            if not told:
+                source.say(source.unsettled())
+        while not source.over:
+            # One call was asked for, and there it is.
+            source.take(len(source.ahead))
+            source.settle()
+            yield
+
+    return readings
+
+
+def forced(offered: Offered, name: str | None) -> Readings:
+    """An answer that a grammar made: the arguments of `name`, or calls as JSON."""
+
+    def readings(source: Source) -> Reading[None]:
+        yield from source.blanks()
+        if name is None:
+            if not (yield from calls(source, offered)):
+                source.say(source.unsettled())
+        elif (yield from source.peek()):
+            source.settle()
+            source.call(name)
+            if (yield from value(source, source.argue)):
+                source.done()
+
+    return readings

@@ -1,0 +1,234 @@
+"""JSON as a model writes it, piece by piece: a value's text, and the objects that calls are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from lorry.api.calls.notation import Offered, Read
+from lorry.api.calls.source import Reading, Source
+
+Say = Callable[[str], None]
+
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_BETWEEN = re.compile(r'[^"{}\[\]]+')
+_LITERAL = re.compile(r"[-+.\w]+")
+
+_NAME = frozenset({"name", "function"})
+_ARGUMENTS = frozenset({"arguments", "parameters"})
+_OF_CALLS = _NAME | _ARGUMENTS | {"type", "id"}
+
+
+def value(source: Source, say: Say) -> Reading[bool]:
+    """A JSON value; False where the text ends before it does, or none is there.
+
+    Of what is between brackets the strings alone are looked at: if a model writes no JSON
+    there, its user sees what it wrote.
+    """
+    first = yield from source.peek()
+    if first == '"':
+        return (yield from string(source, say))
+    if first not in ("{", "["):
+        literal = yield from source.all(_LITERAL)
+        say(literal)
+        return bool(literal)
+    depth = 0
+    while True:
+        char = yield from source.peek()
+        if char == "":
+            return False
+        if char == '"':
+            if not (yield from string(source, say)):
+                return False
+            continue
+        piece = source.run(_BETWEEN) or source.take()
+        say(piece)
+        depth += (piece in ("{", "[")) - (piece in ("}", "]"))
+        if depth == 0:
+            return True
+
+
+def string(source: Source, say: Say) -> Reading[bool]:
+    """A JSON string; line breaks in it, which JSON does not allow and models write, are
+    escaped."""
+    say(source.take())
+    while True:
+        char = yield from source.peek()
+        if char == "":
+            return False
+        plain = source.run(_PLAIN)
+        if plain:
+            say(plain)
+            continue
+        source.take()
+        if char == '"':
+            say(char)
+            return True
+        if char == "\\":
+            escaped = yield from source.peek()
+            if escaped == "":
+                return False
+            say(char + source.take())
+        else:
+            say(json.dumps(char)[1:-1])
+
+
+def gathered(source: Source, read: Callable[[Source, Say], Reading[bool]]) -> Reading[str | None]:
+    """What `read` would say, at once."""
+    parts: list[str] = []
+    return "".join(parts) if (yield from read(source, parts.append)) else None
+
+
+def named(source: Source) -> Reading[str | None]:
+    """A string that is one, not its JSON."""
+    text = yield from gathered(source, string)
+    return None if text is None else _loaded(text)
+
+
+def arguments(source: Source, name: str) -> Reading[bool]:
+    """The call of `name`, whose arguments come next. False: they are none, and no call was
+    told."""
+    first = yield from source.peek()
+    if first == "{":
+        source.call(name)
+        if (yield from value(source, source.argue)):
+            source.done()
+        return True
+    text = yield from gathered(source, value)
+    inner = None if text is None else _object_in(text)
+    if inner is None:
+        return False
+    whole(source, name, inner)
+    return True
+
+
+def whole(source: Source, name: str, text: str) -> None:
+    """A call, all of it."""
+    source.call(name)
+    source.argue(text)
+    source.done()
+
+
+def call(
+    source: Source, offered: Offered, *, marked: bool = True, inner: bool = False
+) -> Reading[bool]:
+    """An object that is a call: a name and arguments, in any order, and what else a model adds
+    (`"type": "function"`, an id), or such an object as its `function`.
+
+    Without a mark before it, the name must be one of the functions, and arguments be there.
+    """
+    source.take()
+    name: str | None = None
+    early: str | None = None
+    told = False
+    while True:
+        yield from source.blanks()
+        char = yield from source.peek()
+        if char == ",":
+            source.take()
+            continue
+        if char == "}":
+            source.take()
+            break
+        if char != '"':
+            return told
+        key = yield from named(source)
+        yield from source.blanks()
+        if key is None or (yield from source.peek()) != ":":
+            return told
+        if not (marked or told or key in _OF_CALLS):
+            # An answer in JSON, which nobody should wait for.
+            return False
+        source.take()
+        yield from source.blanks()
+        first = yield from source.peek()
+        if key in _NAME and first == '"' and not told:
+            name = yield from named(source)
+            if not name or not (marked or offered.knows(name)):
+                return False
+        elif key == "function" and first == "{" and not told and not inner:
+            told = yield from call(source, offered, marked=marked, inner=True)
+            if not told:
+                return False
+        elif key in _ARGUMENTS and name is not None and not told:
+            told = yield from arguments(source, name)
+            if not told:
+                return False
+        else:
+            skipped = yield from gathered(source, value)
+            if skipped is None:
+                return told
+            early = skipped if key in _ARGUMENTS else early
+    if told or name is None or (early is None and not marked):
+        return told
+    text = _object_in(early or "{}")
+    if text is None:
+        return False
+    whole(source, name, text)
+    return True
+
+
+def calls(source: Source, offered: Offered, *, marked: bool = True) -> Reading[bool]:
+    """A call, or a list of some."""
+    char = yield from source.peek()
+    if char == "{":
+        return (yield from call(source, offered, marked=marked))
+    if char != "[":
+        return False
+    source.take()
+    any_told = False
+    while True:
+        yield from source.blanks()
+        char = yield from source.peek()
+        if char == "{":
+            told = yield from call(source, offered, marked=marked)
+            if not told:
+                return False
+            any_told = True
+        elif char == "," and any_told:
+            source.take()
+        elif char == "]" and any_told:
+            source.take()
+            source.settle()
+            return True
+        else:
+            return False
+
+
+def between(*closers: str) -> Read:
+    """Calls behind a mark, before another, which may be missing."""
+
+    def read(source: Source, offered: Offered) -> Reading[bool]:
+        yield from source.blanks()
+        if not (yield from calls(source, offered)):
+            return False
+        yield from close(source, *closers)
+        return True
+
+    return read
+
+
+def close(source: Source, *closers: str) -> Reading[None]:
+    """Takes the mark behind a call, if it is there, and blanks."""
+    yield from source.blanks()
+    source.settle()
+    if closers:
+        yield from source.takes(*closers)
+        source.settle()
+
+
+def _object_in(text: str) -> str | None:
+    """Arguments as an object: themselves, in a JSON string, or null."""
+    inner = _loaded(text) if text.startswith('"') else text
+    if inner == "null":
+        return "{}"
+    return inner if inner is not None and inner.lstrip().startswith("{") else None
+
+
+def _loaded(text: str) -> str | None:
+    try:
+        loaded = json.loads(text)
+    except ValueError:
+        return None
+    return loaded if isinstance(loaded, str) else None

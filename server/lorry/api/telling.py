@@ -1,0 +1,70 @@
+"""One answer as the deltas of its message; a whole message is all of them together."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from lorry.api.calls.reader import Reader
+from lorry.api.calls.source import Argued, Called, Found, Said
+from lorry.api.openai import FINISH
+from lorry.api.runs import Ending
+
+Delta = dict[str, Any]
+
+
+class Telling:
+    """Text and calls, as they come."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._calls = 0
+
+    def push(self, text: str) -> list[Delta]:
+        """What is certain now."""
+        return self._deltas(self._reader.push(text))
+
+    def end(self) -> list[Delta]:
+        """What is left, of an answer that is over."""
+        return self._deltas(self._reader.end())
+
+    def reason(self, ending: Ending) -> str:
+        """`finish_reason`. A call that was cut off is none that could be made."""
+        called = self._reader.called and self._reader.complete
+        return "tool_calls" if called else FINISH[ending]
+
+    def _deltas(self, found: Iterable[Found]) -> list[Delta]:
+        made: list[Delta] = []
+        for one in found:
+            if isinstance(one, Said):
+                made.append({"content": one.text})
+            elif isinstance(one, Called):
+                function = {"name": one.name, "arguments": ""}
+                call = {"id": _new_id(), "type": "function", "function": function}
+                made.append({"tool_calls": [{"index": self._calls, **call}]})
+                self._calls += 1
+            elif isinstance(one, Argued):
+                more = {"index": self._calls - 1, "function": {"arguments": one.text}}
+                made.append({"tool_calls": [more]})
+        return made
+
+
+def message_of(deltas: Iterable[Delta]) -> dict[str, Any]:
+    """The message that they make."""
+    text = ""
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        text += delta.get("content", "")
+        for part in delta.get("tool_calls", ()):
+            if part["index"] == len(calls):
+                calls.append({key: part[key] for key in ("id", "type", "function")})
+            else:
+                calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+    if not calls:
+        return {"role": "assistant", "content": text}
+    return {"role": "assistant", "content": text or None, "tool_calls": calls}
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
