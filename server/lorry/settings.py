@@ -199,6 +199,13 @@ class Settings:
         "clip: the answer gets what room there is. refuse: 400 `context_length_exceeded`.",
         choices=("clip", "refuse"),
     )
+    unknown_fields: str = _option(
+        "warn",
+        Kind.CHOICE,
+        "Fields of requests that are not served. warn: those that cannot change the answer are "
+        "accepted and named in its `X-Lorry-Ignored`. refuse: none is accepted.",
+        choices=("warn", "refuse"),
+    )
     max_num_seqs: int = _option(
         16, Kind.INT, "Requests that run in one step at most.", minimum=1, maximum=4096
     )

@@ -212,7 +212,6 @@ def test_a_forced_tool_call(live: Live, monkeypatch: pytest.MonkeyPatch, choice:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "low"}, "unknown field reasoning_effort"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
     ],
 )

@@ -36,9 +36,11 @@ def test_many_mistakes_are_counted(live: Live) -> None:
 
 
 def test_some_mistakes_are_told(live: Live) -> None:
-    unknown = {f"k{number}": 0 for number in range(60)}
+    unknown = {f"seed{number}": 0 for number in range(60)}
     problems = live.http.post("/v1/completions", json=unknown).json()["error"]["problems"]
-    assert "prompt is required" in problems and "unknown field k7" in problems
+    assert "prompt is required" in problems and any(
+        "unknown field seed7" in one for one in problems
+    )
     assert len(problems) == 51 and problems[-1] == "and 11 more problems"
 
 

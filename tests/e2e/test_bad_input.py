@@ -190,7 +190,7 @@ OPENAI = [
     openai("max_tokens -1", 400, "invalid_request", "max_tokens", max_tokens=-1),
     openai("temperature -1", 400, "invalid_request", "temperature", temperature=-1),
     openai("n 0", 400, "invalid_request", "n", n=0),
-    openai("unknown field", 400, "invalid_request", "brand_new", brand_new=1),
+    openai("unknown sampler", 400, "invalid_request", "new_penalty", new_penalty=1),
 ]
 
 

@@ -17,6 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from lorry.api.app import Services, create_app
+from lorry.api.chat_schema import ChatBody
+from lorry.api.completions_schema import CompletionsBody
+from lorry.api.fields import markdown_table as markdown_table_of_fields
 from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
@@ -36,6 +39,7 @@ def sections() -> dict[str, Callable[[], str]]:
         "samples": samples,
         "endpoints": endpoints,
         "settings": markdown_table,
+        "fields": fields,
         "metrics": metrics,
     }
 
@@ -80,6 +84,12 @@ def openapi() -> dict[str, Any]:
         vocab_size=VOCAB_SIZE,
     )
     return create_app(services).openapi()
+
+
+def fields() -> str:
+    """Without those that chat and completions both serve."""
+    served = ChatBody.model_fields.keys() & CompletionsBody.model_fields.keys()
+    return markdown_table_of_fields(served)
 
 
 def metrics() -> str:

@@ -42,6 +42,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "max_lora_rank": ("16", 16),
     "max_model_len": ("1024", 1024),
     "beyond_context": ("refuse", "refuse"),
+    "unknown_fields": ("refuse", "refuse"),
     "max_num_seqs": ("2", 2),
     "max_num_batched_tokens": ("64", 64),
     "max_queue": ("0", 0),

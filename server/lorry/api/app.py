@@ -42,6 +42,7 @@ from lorry.api.openai import OpenAI
 from lorry.api.origins import Origins, Sharing
 from lorry.api.prefix import Prefix, check_root_path
 from lorry.api.prompts import Prompts
+from lorry.api.remarks import Remarking
 from lorry.api.residency import Residencies
 from lorry.api.response_store import ResponseStore
 from lorry.api.responses import Responses
@@ -210,6 +211,7 @@ def create_app(services: Services) -> FastAPI:
         own |= _paths(router)
         app.include_router(router)
     docs.install(app, _BODIES, keyed=settings.api_key is not None, open_paths=OPEN_PATHS)
+    app.add_middleware(Remarking, strict=settings.unknown_fields == "refuse")
     origins = Origins(settings.allowed_origins)
     app.add_middleware(Head)
     app.add_middleware(

@@ -1,11 +1,15 @@
-"""JSON bodies: read with a limit, parsed strictly, refused with every wrong field named."""
+"""JSON bodies: read with a limit, parsed strictly, refused with every wrong field named.
+
+What is accepted of fields that no schema has, `lorry.api.fields` says.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Never, TypeVar
+from typing import Any, ClassVar, Never, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -18,7 +22,10 @@ from lorry.api.errors import (
     MalformedBody,
     UnsupportedMediaType,
 )
-from lorry.api.mistakes import check_size, described, mistakes
+from lorry.api.fields import Strays
+from lorry.api.mistakes import check_size, described, mistakes, strays
+from lorry.api.remarks import Remarks, remarks_of
+from lorry.api.sifting import sift
 from lorry.api.visit import arrived
 
 MAX_JSON = 8 << 20
@@ -33,9 +40,12 @@ reads later gets to see the answer."""
 
 
 class Body(BaseModel):
-    """A request's body. No number is made from a string, no field is ignored."""
+    """A request's body. No number is made from a string, no field is ignored silently."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    strays: ClassVar[Strays] = Strays.REFUSED
+    """What becomes of fields that are none of the schema's (`lorry.api.sifting`)."""
 
 
 Kind = TypeVar("Kind", bound=Body)
@@ -52,19 +62,28 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
     check_media_type(request)
     data = await _read(request)
     await arrived(request)
+    remarks = remarks_of(request)
     if len(data) > _LONG:
-        return await asyncio.to_thread(_make, data, kind)
-    return _make(data, kind)
+        return await asyncio.to_thread(_make, data, kind, remarks)
+    return _make(data, kind, remarks)
 
 
-def _make(content: bytes, kind: type[Kind]) -> Kind:
+def _make(content: bytes, kind: type[Kind], remarks: Remarks) -> Kind:
     data = parse_json(content)
     if not isinstance(data, dict):
         raise InvalidFields([f"the body must be a JSON object, not {described(data)}"])
+    refused: Mapping[str, str] = {}
+    if not remarks.strict:
+        sifted = sift(kind, data)
+        data, refused = sifted.kept, sifted.refused
+        remarks.ignore(sifted.ignored)
     try:
-        return kind.model_validate(data)
+        body = kind.model_validate(data)
     except ValidationError as error:
-        raise mistakes(error) from None
+        raise mistakes(error, refused) from None
+    if refused:
+        raise strays(refused)
+    return body
 
 
 async def read_json(request: Request) -> Any:

@@ -22,9 +22,9 @@ from lorry.api.messages import template_messages
 from lorry.api.openai import (
     Chunks,
     OpenAI,
-    check_stream_options,
     generated_tokens,
     prompt_tokens,
+    stream_options_of,
     usage,
 )
 from lorry.api.prompts import Prompts
@@ -82,7 +82,7 @@ class Chat:
     async def chat(self, request: Request) -> Response:
         """The next message of a conversation; with `stream`, chunks as they come."""
         body = await read_body(request, ChatBody)
-        include_usage = check_stream_options(body)
+        options = stream_options_of(body)
         asked = await until_gone(request.receive, self.asked(body))
         place = place_of(request)
         if not body.stream:
@@ -94,7 +94,7 @@ class Chat:
             envelope=self._openai.envelope("chatcmpl", "chat.completion.chunk", body),
             refs=runs[0].refs,
             prompt_tokens=prompt_tokens(runs, len(runs)),
-            include_usage=include_usage,
+            options=options,
             choices=len(runs),
         )
         frames = ChatFrames(self.deltas(asked), chunks)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from lorry.api.bounds import Objects, Texts, Tokens, Top
+from lorry.api.messages import KEYS
 from lorry.api.openai_schema import Idle, SharedAnswer, SharedBody
+from lorry.api.sifting import Listed
 
 
 class ChatBody(SharedBody):
-    messages: Objects = Field(
-        description="`role` (system, developer, user, assistant, tool) and `content`, a text or "
-        "a list of text parts; the template gets them in the form that it takes."
+    messages: Annotated[Objects, Listed({*KEYS, "function_call"})] = Field(
+        description="`role` (system, developer, user, assistant, tool, function) and "
+        "`content`, a text or a list of text parts; the template gets them in the form that it "
+        "takes."
     )
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None

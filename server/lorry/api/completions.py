@@ -19,9 +19,9 @@ from lorry.api.openai import (
     FINISH,
     Chunks,
     OpenAI,
-    check_stream_options,
     generated_tokens,
     prompt_tokens,
+    stream_options_of,
     usage,
 )
 from lorry.api.prompt_list import Prompt, prompts_of
@@ -177,7 +177,7 @@ class Completions:
     async def complete(self, request: Request) -> Response:
         """What follows a text, or each of several; with `stream`, chunks as they come."""
         body = await read_body(request, CompletionsBody)
-        include_usage = check_stream_options(body)
+        options = stream_options_of(body)
         asked = await until_gone(request.receive, self._asked(body))
         place = place_of(request)
         envelope = self._openai.envelope("cmpl", "text_completion", body)
@@ -191,7 +191,7 @@ class Completions:
             envelope=envelope,
             refs=runs[0].refs,
             prompt_tokens=prompt_tokens(runs, asked.each),
-            include_usage=include_usage,
+            options=options,
             choices=len(runs),
         )
         frames = Texts(self._openai.prompts, asked, chunks)

@@ -6,7 +6,7 @@ import base64
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -19,6 +19,7 @@ from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
+from lorry.api.fields import Strays
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import SpecialTokens, prompts_of
 from lorry.api.prompts import Prompts
@@ -31,6 +32,8 @@ from lorry_adapters.registry.registry import Registry
 
 
 class EmbeddingsBody(Body):
+    strays: ClassVar[Strays] = Strays.HARMLESS
+
     input: PromptField = Field(description="A text, its token ids, or a list of either.")
     model: str | None = Field(
         default=None,

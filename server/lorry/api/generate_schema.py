@@ -3,7 +3,7 @@ them. Their clients send every field they know as an explicit null."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -22,12 +22,15 @@ from lorry.api.bounds import (
     Top,
     TopK,
 )
+from lorry.api.fields import Strays
 from lorry.api.merging import MergedAdapters
 from lorry.api.prompt_list import SpecialTokens
 from lorry.api.selection import AdapterField
 
 
 class Parameters(Body):
+    strays: ClassVar[Strays] = Strays.LISTED
+
     max_new_tokens: Tokens | None = None
     do_sample: bool | None = None
     temperature: Temperature | None = None
@@ -80,6 +83,8 @@ class Parameters(Body):
 
 
 class GenerateBody(Body):
+    strays: ClassVar[Strays] = Strays.HARMLESS
+
     inputs: Annotated[str, Field(description="The prompt.")]
     adapter: AdapterField = None
     parameters: Parameters | None = None

@@ -16,8 +16,9 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 """What a template may read of a message beside its content."""
 
-_KEYS = frozenset({"role", "content", "tool_calls", "refusal", *_TEXTS})
-"""Others are refused by name, except null ones, which clients send."""
+KEYS = frozenset({"role", "content", "tool_calls", "refusal", *_TEXTS})
+"""What is read of a message. `lorry.api.sifting` takes others out of a body; those that come by
+another way are refused by name, except null ones."""
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -36,11 +37,18 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
             param="messages",
         )
     for key, value in message.items():
-        if key not in _KEYS and value is not None:
+        if key not in KEYS and value is not None:
             raise UnsupportedParameter(f"{where}.{key[:80]} is not served", param="messages")
     calls = message.get("tool_calls")
     result: dict[str, Any] = {"role": role}
-    content = _content(message.get("content"), f"{where}.content", needed=not calls)
+    content = _content(message.get("content"), f"{where}.content")
+    if content is None and role == "assistant" and not calls:
+        # An answer that was a refusal, or nothing.
+        content = message.get("refusal") or ""
+        if not isinstance(content, str):
+            raise InvalidRequest(f"{where}.refusal must be a text", param="messages")
+    if content is None and not calls:
+        raise InvalidRequest(f"{where}.content is required", param="messages")
     if content is not None:
         result["content"] = content
     for key in _TEXTS:
@@ -54,27 +62,33 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     return result
 
 
-def _content(content: object, where: str, *, needed: bool) -> str | list[dict[str, str]] | None:
-    if isinstance(content, str):
+_PART_TEXT = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+}
+"""By the type of a part, where its text is."""
+
+
+def _content(content: object, where: str) -> str | list[dict[str, str]] | None:
+    if content is None or isinstance(content, str):
         return content
-    if content is None:
-        if needed:
-            raise InvalidRequest(f"{where} is required", param="messages")
-        return None
     if not isinstance(content, list):
         raise InvalidRequest(f"{where} must be a text or a list of parts", param="messages")
     parts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text"):
+        if not isinstance(kind, str) or kind not in _PART_TEXT:
             raise UnsupportedParameter(
                 f"{where}[{index}]: parts of type {json.dumps(kind)[:80]} are not served, "
                 "only text",
                 param="messages",
             )
-        text = part.get("text")
+        key = _PART_TEXT[kind]
+        text = part.get(key)
         if not isinstance(text, str):
-            raise InvalidRequest(f"{where}[{index}].text must be a text", param="messages")
+            raise InvalidRequest(f"{where}[{index}].{key} must be a text", param="messages")
         parts.append({"type": "text", "text": text})
     return parts
 

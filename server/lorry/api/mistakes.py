@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -46,16 +46,30 @@ def _is_large(data: bytes) -> bool:
     return parts > MAX_PARTS or data.count(b",") > MAX_NUMBERS
 
 
-def mistakes(error: ValidationError) -> InvalidFields:
-    """Every wrong field, up to a number that someone would read."""
-    count = error.error_count()
+def mistakes(error: ValidationError, refused: Mapping[str, str] = {}) -> InvalidFields:
+    """Every wrong field, up to a number that someone would read. `refused`: what is said of
+    fields that pydantic did not see, by their places."""
+    count = error.error_count() + len(refused)
     if count > _MANY:
-        return InvalidFields([f"the body has {count} wrong or unknown fields, too many to list"])
+        return too_many(count)
     every = error.errors(include_url=False)
-    problems = [_told(item) for item in every[:MAX_PROBLEMS]]
-    if count > MAX_PROBLEMS:
-        problems.append(f"and {count - MAX_PROBLEMS} more problems")
-    return InvalidFields(problems, param=_path(every[0]["loc"]))
+    problems = [*(_told(item) for item in every), *refused.values()]
+    return _listed(problems, _path(every[0]["loc"]))
+
+
+def strays(refused: Mapping[str, str]) -> InvalidFields:
+    """What is said of fields, by their places, where nothing else is wrong."""
+    return _listed([*refused.values()], next(iter(refused)))
+
+
+def too_many(count: int) -> InvalidFields:
+    return InvalidFields([f"the body has {count} wrong or unknown fields, too many to list"])
+
+
+def _listed(problems: list[str], param: str) -> InvalidFields:
+    more = len(problems) - MAX_PROBLEMS
+    shown = [*problems[:MAX_PROBLEMS], *([f"and {more} more problems"] if more > 0 else [])]
+    return InvalidFields(shown, param=param)
 
 
 def _told(item: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lorry.api import sampling
 from lorry.api.adapters_used import used
 from lorry.api.grammars import compiled, grammar_of
-from lorry.api.openai_schema import SharedBody
+from lorry.api.openai_schema import SharedBody, StreamOptions
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs
 from lorry.api.selection import BaseNames, choices_of, choices_of_model
@@ -124,7 +124,7 @@ class Chunks:
     envelope: dict[str, Any]
     refs: tuple[AdapterRef, ...]
     prompt_tokens: int
-    include_usage: bool
+    options: StreamOptions
     choices: int
     generated: int = 0
     _begun: bool = False
@@ -136,12 +136,13 @@ class Chunks:
         if not self._begun or self._ended == self.choices:
             data["adapters"] = used(self.refs)
         self._begun = True
-        if self.include_usage:
-            data["usage"] = None
+        if self.options.include_usage:
+            so_far = self.options.continuous_usage_stats
+            data["usage"] = usage(self.prompt_tokens, self.generated) if so_far else None
         return frame(data)
 
     def end(self) -> bytes:
-        if not self.include_usage:
+        if not self.options.include_usage:
             return DONE
         last = {
             **self.envelope,
@@ -152,15 +153,15 @@ class Chunks:
         return frame(last) + DONE
 
 
-def check_stream_options(body: SharedBody) -> bool:
-    """Whether usage was asked for. Raises InvalidRequest."""
+def stream_options_of(body: SharedBody) -> StreamOptions:
+    """Raises InvalidRequest."""
     if body.stream_options is None:
-        return False
+        return StreamOptions()
     if not body.stream:
         raise InvalidRequest(
             "stream_options is for streams; leave it out, or set stream", param="stream_options"
         )
-    return bool(body.stream_options.include_usage)
+    return body.stream_options
 
 
 def usage(prompt_tokens: int, generated: int) -> dict[str, int]:

@@ -1,12 +1,12 @@
 """Fields that `/v1/completions` and `/v1/chat/completions` share.
 
 A field that would change the answer and is not served is refused by its name; one that
-cannot is accepted, so that OpenAI's own clients work unchanged.
+cannot is accepted, so that OpenAI's own clients work unchanged (`lorry.api.fields`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -24,17 +24,27 @@ from lorry.api.bounds import (
     TokensOrNone,
     TopKOrOff,
 )
+from lorry.api.fields import Strays
 from lorry.api.selection import AdapterField
+from lorry.api.sifting import Unused
 
-Idle = Annotated[Any, Field(description="Accepted; it has no bearing on the answer.")]
+Idle = Annotated[Any, Field(description="Accepted; it has no bearing on the answer."), Unused()]
 
 
 class StreamOptions(Body):
+    strays: ClassVar[Strays] = Strays.LISTED
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        default=None,
+        description="With `include_usage`: usage so far in every chunk, as vLLM has it.",
+    )
     include_obfuscation: Idle = None
 
 
 class SharedBody(Body):
+    strays: ClassVar[Strays] = Strays.HARMLESS
+
     model: str | None = Field(
         default=None,
         description="The base's name, an adapter's, or name@version; absent: the base.",

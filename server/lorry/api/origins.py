@@ -19,7 +19,7 @@ from lorry.hostname import ANY
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
-_SHOWN = ("ETag", "Retry-After", "X-Request-Id")
+_SHOWN = ("ETag", "Retry-After", "X-Request-Id", "X-Lorry-Ignored")
 """Headers of an answer that a page may read beside those that it always may."""
 
 

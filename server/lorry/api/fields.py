@@ -1,0 +1,263 @@
+"""Fields of requests that no route serves, in one table: what is accepted, and what is refused.
+
+A field that a route serves stands in its schema, which goes before this table. Of the others
+those are accepted whose value changes nothing that a client could miss; the answer names them
+in `X-Lorry-Ignored`. Where silence would give another answer than was asked for, the field is
+refused by its name. A name that is not in the table is judged by its words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+_EMPTY: tuple[object, ...] = (None, "", [], {})
+"""Values that ask for nothing, in any field."""
+
+
+class Strays(Enum):
+    """What an object of a body does with fields that its schema does not have."""
+
+    REFUSED = auto()
+    """All of them."""
+    LISTED = auto()
+    """Accepts those that the table lets pass: whatever else stands there is about the answer."""
+    HARMLESS = auto()
+    """Accepts those, and names whose words say nothing of an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Fields that are treated alike."""
+
+    names: tuple[str, ...]
+    what: str
+    neutral: tuple[object, ...] | None = ()
+    """Values that change nothing, beside null and empty ones; None: any value."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ANY = None
+
+_LIMIT = "`max_tokens` is its name here, `max_new_tokens` in `/generate`"
+
+TABLE: tuple[Row, ...] = (
+    Row(
+        _names(
+            "max_retries num_retries timeout request_timeout api_base base_url api_key api_type "
+            "api_version organization custom_llm_provider drop_params extra_headers headers "
+            "extra_query fallbacks caching cache ttl no-log tags model_info proxy_server_request "
+            "litellm_params provider route"
+        ),
+        "For a client or a proxy on the way",
+        ANY,
+    ),
+    Row(
+        _names(
+            "request_id rid chat_id session_id conversation_id message_id parent_message_id "
+            "thread_id run_id trace_id tool_ids filter_ids features "
+            "background_tasks model_item generation_name end_user_id user_id"
+        ),
+        "Names of things elsewhere",
+        ANY,
+    ),
+    Row(
+        _names(
+            "keep_alive num_ctx num_gpu num_thread num_batch main_gpu low_vram use_mmap use_mlock "
+            "numa f16_kv cache_prompt id_slot slot_id n_keep n_threads timings_per_token "
+            "return_progress cache_salt priority guided_decoding_backend"
+        ),
+        "How another server runs",
+        ANY,
+    ),
+    Row(
+        _names(
+            "reasoning_effort reasoning include_reasoning separate_reasoning verbosity thinking "
+            "thinking_budget enable_thinking"
+        ),
+        "How long to think and to talk, for models that have a switch for it",
+        ANY,
+    ),
+    Row(
+        _names(
+            "mirostat_tau mirostat_eta xtc_threshold dry_base dry_allowed_length "
+            "dry_penalty_last_n dry_range dry_sequence_breakers dynatemp_exponent smoothing_curve"
+        ),
+        "Of samplers that are not served: without those they do nothing",
+        ANY,
+    ),
+    Row(_names("use_beam_search early_stopping"), "Beam search", (False,)),
+    Row(_names("num_beams num_beam_groups length_penalty"), "Beam search", (1,)),
+    Row(_names("diversity_penalty"), "Beam search", (0,)),
+    Row(
+        _names(
+            "mirostat mirostat_mode xtc_probability dry_multiplier dynatemp_range "
+            "smoothing_factor top_a epsilon_cutoff eta_cutoff no_repeat_ngram_size penalty_alpha"
+        ),
+        "Samplers of other servers",
+        (0,),
+    ),
+    Row(_names("top_n_sigma nsigma"), "Samplers of other servers", (-1, 0)),
+    Row(
+        _names("tfs tfs_z encoder_repetition_penalty guidance_scale cfg_scale"),
+        "Samplers of other servers",
+        (1,),
+    ),
+    Row(
+        _names("penalize_nl dynamic_temperature temperature_last watermark"),
+        "Samplers of other servers",
+        (False,),
+    ),
+    Row(
+        _names("samplers sampler_order sampler_seed logits_processors negative_prompt"),
+        "Samplers of other servers",
+    ),
+    Row(_names("do_sample"), "`temperature: 0` is the greedy answer here", (True,)),
+    Row(_names("typical"), "`typical_p` is its name here", (1,)),
+    Row(_names("repeat_penalty"), "`repetition_penalty` is its name here", (1,)),
+    Row(
+        _names("repeat_last_n penalty_last_n"),
+        "`repetition_penalty` looks at the whole context here",
+        (-1,),
+    ),
+    Row(_names("n_predict num_predict"), _LIMIT, (-1, -2)),
+    Row(
+        _names("max_length max_new_tokens max_output_tokens"), _LIMIT
+    ),
+    Row(_names("num_return_sequences"), "`n` is its name here", (1,)),
+    Row(
+        _names("lora lora_id lora_name lora_path adapter_id adapters"),
+        "`adapter` is its name here",
+    ),
+    Row(_names("format grammar regex ebnf json_schema"), "`response_format` takes it here"),
+    Row(
+        _names(
+            "guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern "
+            "structured_outputs"
+        ),
+        "`response_format` takes it here",
+    ),
+    Row(_names("min_tokens min_new_tokens min_length"), "A least length of the answer", (0,)),
+    Row(
+        _names("stop_token_ids bad_words bad_words_ids allowed_token_ids"),
+        "Tokens that end the answer, or may not be in it",
+    ),
+    Row(_names("best_of"), "Answers of which one is chosen", (1,)),
+    Row(
+        _names(
+            "echo continue_final_message include_stop_str_in_output return_token_ids "
+            "return_tokens_as_token_ids raw"
+        ),
+        "Another form of the prompt or of the answer",
+        (False,),
+    ),
+    Row(
+        _names("skip_special_tokens spaces_between_special_tokens add_generation_prompt"),
+        "Another form of the prompt or of the answer",
+        (True,),
+    ),
+    Row(
+        _names("prompt_logprobs truncate_prompt_tokens chat_template tool_prompt suffix options"),
+        "Another form of the prompt or of the answer",
+    ),
+    Row(
+        _names("audio images web_search_options plugins mm_processor_kwargs kv_transfer_params"),
+        "What this server has not",
+    ),
+)  # fmt: skip
+
+MESSAGES: tuple[Row, ...] = (
+    Row(
+        _names(
+            "id annotations cache_control created_at timestamp status type model usage metadata "
+            "example weight additional_kwargs response_metadata usage_metadata "
+            "provider_specific_fields reasoning_details thinking_blocks invalid_tool_calls "
+            "tool_call_chunks citations"
+        ),
+        "What came with an answer that is sent back",
+        ANY,
+    ),
+    Row(_names("prefix partial"), "The answer begins with this message", (False,)),
+    Row(_names("audio images image_url files"), "Only text is read"),
+)
+"""Of the messages of a chat."""
+
+_BY_NAME = {name: row for row in TABLE for name in row.names}
+_OF_MESSAGES = {name: row for row in MESSAGES for name in row.names}
+
+_TELLING = re.compile(
+    r"(?:^|[^a-z])(?:adapt|lora|peft|model|base|temperature|top(?![a-z])|sampl|penal|beam|bias|"
+    r"logit|logprob|prob|seed|random|stop|eos|bos|end(?![a-z])|token|length|max(?![a-z])|"
+    r"min(?![a-z])|grammar|guided|regex|pattern|schema|format|choice|json|struct|template|prompt|"
+    r"message|role|content|text|input|instruct|system|context|image|audio|video|file|document|"
+    r"tool|function|scale|weight|strength|decod|truncat|suffix|prefix|echo|dimension|pool|normal|"
+    r"ignore|skip|repe|greedy|search|ban|bad|allow|forbid|speculat|cutoff|ngram|watermark|best|"
+    r"num(?![a-z])|n$)"
+)
+"""Words of what an answer is made from, where they begin a part of a name."""
+
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+_CLOSE = 0.8
+"""From here on a name is another one misspelt (`difflib`'s ratio)."""
+
+
+def refusal(
+    name: str, value: object, where: str, served: Collection[str], how: Strays
+) -> str | None:
+    """Why the field `name`, which is none of `served`, cannot be accepted; None: it can.
+
+    `where` is its place in the body, `name` included."""
+    return _judge(_BY_NAME, name, value, where, served, how)
+
+
+def refusal_in_message(name: str, value: object, where: str, served: Collection[str]) -> str | None:
+    """As `refusal`, of a field of a chat's message."""
+    return _judge(_OF_MESSAGES, name, value, where, served, Strays.HARMLESS)
+
+
+def _judge(
+    table: Mapping[str, Row],
+    name: str,
+    value: object,
+    where: str,
+    served: Collection[str],
+    how: Strays,
+) -> str | None:
+    if how is Strays.REFUSED:
+        return f"unknown field {where}"
+    if value in _EMPTY:
+        return None
+    row = table.get(name)
+    if row is not None:
+        if row.neutral is None or value in row.neutral:
+            return None
+        takes = " or ".join(json.dumps(one) for one in row.neutral)
+        told = f"only {takes} is accepted" if takes else "leave it out"
+        return f"{where} is not served; {told} ({row.what})"
+    close = difflib.get_close_matches(name[:100], served, n=1, cutoff=_CLOSE)
+    if close:
+        return f"unknown field {where}; did you mean {close[0]}?"
+    if how is Strays.LISTED or _TELLING.search(_CAMEL.sub("_", name[:100]).lower()):
+        return f"unknown field {where}: it may be about the answer; leave it out"
+    return None
+
+
+def markdown_table(served: Collection[str] = ()) -> str:
+    """The table for the documentation, without the fields that every route serves."""
+    lines = ["| Fields | Accepted | |", "|---|---|---|"]
+    in_messages = [(row, "messages[].") for row in MESSAGES]
+    for row, prefix in [*((row, "") for row in TABLE), *in_messages]:
+        names = [f"`{prefix}{name}`" for name in row.names if prefix or name not in served]
+        if names:
+            values = (None,) if row.neutral is not None else ()
+            shown = ", ".join(f"`{json.dumps(one)}`" for one in (*(row.neutral or ()), *values))
+            lines.append(f"| {', '.join(names)} | {shown or 'any value'} | {row.what} |")
+    return "\n".join(lines) + "\n"
