@@ -153,3 +153,100 @@ def test_an_impossible_schema_says_where(live: Live) -> None:
     answer = chat(live, schema)
     assert 400 <= answer.status_code < 500
     assert "at #/properties/n: no value matches it" in answer.json()["error"]["message"]
+
+
+BOOLEAN = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+VLLM = [
+    ({"guided_json": BOOLEAN}, r'\{ ?"ok" ?: ?(true|false) ?\}'),
+    ({"guided_json": json.dumps(BOOLEAN)}, r'\{ ?"ok" ?: ?(true|false) ?\}'),
+    (
+        {"guided_json": BOOLEAN, "guided_whitespace_pattern": "[\\n]{2}"},
+        r'\{(\n\n)?"ok"(\n\n)?:(\n\n)?(true|false)(\n\n)?\}',
+    ),
+    ({"guided_regex": "[ab]{3}"}, "[ab]{3}"),
+    ({"guided_choice": ["red", "green"]}, "red|green"),
+    ({"guided_grammar": 'root ::= "z"'}, "z"),
+    ({"structured_outputs": {"json": BOOLEAN}}, r'\{ ?"ok" ?: ?(true|false) ?\}'),
+    (
+        {"structured_outputs": {"json": BOOLEAN, "disable_any_whitespace": True}},
+        r'\{"ok":(true|false)\}',
+    ),
+    ({"structured_outputs": {"regex": "[ab]{3}", "choice": None}}, "[ab]{3}"),
+    ({"structured_outputs": {"choice": ["red", "green"], "backend": "auto"}}, "red|green"),
+    ({"structured_outputs": {"grammar": 'start: "x"'}}, "x"),
+    ({"structured_outputs": {"json_object": True}}, r"\{.*"),
+    ({"response_format": {"type": "text"}, "guided_choice": ["red"]}, "red"),
+]
+OPENAI = {
+    "/v1/chat/completions": {"messages": MESSAGES},
+    "/v1/completions": {"prompt": "Ahoy"},
+}
+
+
+@pytest.mark.parametrize("path", OPENAI)
+@pytest.mark.parametrize(("asked", "pattern"), VLLM)
+def test_vllm_s_words(live: Live, path: str, asked: Any, pattern: str) -> None:
+    body = {**OPENAI[path], "max_tokens": 40, "seed": 5, **asked}
+    answer = live.http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    assert re.fullmatch(pattern, text, re.DOTALL), text
+
+
+@pytest.mark.parametrize("path", OPENAI)
+@pytest.mark.parametrize(
+    "asked", [{"structured_outputs": {}}, {"structured_outputs": {"json_object": False}}]
+)
+def test_what_asks_for_nothing_asks_for_nothing(live: Live, path: str, asked: Any) -> None:
+    plain = {**OPENAI[path], "max_tokens": 4, "temperature": 0}
+    answers = [live.http.post(path, json={**plain, **one}).json() for one in ({}, asked)]
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
+@pytest.mark.parametrize("path", OPENAI)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"guided_choice": ["a"], "response_format": {"type": "json_object"}},
+            "response_format and guided_choice each say what to match; give one",
+        ),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex and guided_choice"),
+        (
+            {"guided_regex": "a", "structured_outputs": {"regex": "a"}},
+            "structured_outputs and guided_regex",
+        ),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "not regex and choice"),
+        ({"structured_outputs": {"whitespace_pattern": " "}}, "not none"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag is not served"),
+        ({"structured_outputs": {"xml": "a"}}, "unknown field 'xml'"),
+        ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex must be"),
+        ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice must be"),
+        ({"structured_outputs": {"json": [1]}}, "structured_outputs.json must be"),
+        ({"structured_outputs": {"json_object": "yes"}}, "structured_outputs.json_object must"),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": 1}}, "whitespace_pattern"),
+        ({"structured_outputs": {"json": {}, "disable_any_whitespace": "x"}}, "true or false"),
+        ({"guided_choice": []}, "guided_choice must be"),
+        ({"guided_json": "{"}, "guided_json is not JSON"),
+        ({"guided_regex": "(a"}, "guided_regex: this regular expression"),
+        ({"guided_grammar": "start: b"}, 'unknown name: "b"'),
+    ],
+)
+def test_vllm_s_words_that_are_wrong(live: Live, path: str, asked: Any, words: str) -> None:
+    answer = live.http.post(path, json={**OPENAI[path], **asked})
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_forced_call_and_a_grammar_exclude_each_other(live: Live) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    body = {
+        "messages": MESSAGES,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "guided_choice": ["a"],
+    }
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "guided_choice and a forced tool_choice" in answer.json()["error"]["message"]

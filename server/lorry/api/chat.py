@@ -30,6 +30,7 @@ from lorry.api.openai import (
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Job, Run, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
+from lorry.api.structure import grammar_asked
 from lorry.api.telling import Telling, message_of
 from lorry.api.tools import Tools, tools_of
 from lorry.api.visit import place_of
@@ -142,9 +143,10 @@ class Chat:
             )
         choices = openai.choices(body)
         tools = _tools(body)
-        if tools.forced and body.response_format not in (None, {"type": "text"}):
+        grammar = grammar_asked(body)
+        if tools.forced and grammar is not None:
             raise InvalidRequest(
-                "response_format and a forced tool_choice exclude each other", param="tool_choice"
+                f"{grammar.param} and a forced tool_choice exclude each other", param="tool_choice"
             )
         text = await openai.prompts.chat(
             template_messages(messages_from(body.messages)),
@@ -164,7 +166,7 @@ class Chat:
             max_new_tokens=openai.new_tokens(wanted, ids, choices),
             top_logprobs=body.top_logprobs or 0,
         )
-        jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar)
+        jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar or grammar)
         notation = openai.prompts.notation(tools.shown)
         if tools.free:
             marks = openai.prompts.special_ids_of(notation.marks)

@@ -10,12 +10,13 @@ from typing import Any
 
 from lorry.api import sampling
 from lorry.api.adapters_used import used
-from lorry.api.grammars import compiled, grammar_of
+from lorry.api.grammars import compiled
 from lorry.api.openai_schema import SharedBody, StreamOptions
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs
 from lorry.api.selection import BaseNames, choices_of, choices_of_model
 from lorry.api.sse import DONE, frame
+from lorry.api.structure import grammar_asked
 from lorry.core import SamplingParams
 from lorry.engine.grammar import Grammar, GrammarCompiler
 from lorry.errors import InvalidRequest
@@ -98,9 +99,9 @@ class OpenAI:
         count: int,
         grammar: Grammar | None = None,
     ) -> list[Job]:
-        """`count` answers to one prompt. `grammar` is used instead of `response_format`."""
+        """`count` answers to one prompt. `grammar` is used instead of what `body` asks for."""
         if grammar is None:
-            grammar = grammar_of(body.response_format, "response_format")
+            grammar = grammar_asked(body)
         stops = sampling.stops_of(body.stop)
         return [
             Job(prompt_ids, sampling.for_answer(params, index), stops, False, constraint)

@@ -76,6 +76,20 @@ class SharedBody(Body):
         default=None,
         description="`type` json_object, json_schema, regex, choice, grammar, lark, gbnf or text.",
     )
+    structured_outputs: dict[str, Any] | None = Field(
+        default=None,
+        description="vLLM's name for `response_format`: an object with one of json, regex, choice, "
+        "grammar and json_object.",
+    )
+    guided_json: dict[str, Any] | str | None = Field(
+        default=None, description="vLLM's older names for it, each by itself."
+    )
+    guided_regex: str | None = None
+    guided_choice: Texts | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = Field(
+        default=None, description="What may stand between two parts of `guided_json`'s answer."
+    )
     ignore_eos: bool | None = None
     user: Idle = None
     metadata: Idle = None

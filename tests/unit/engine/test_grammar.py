@@ -130,6 +130,7 @@ PERSON = {
         ('{"name":"Al"}', True, True),
         ('{"name": "Al", "pet": "cat"}', False, True),
         ('{\n  "name": "Al"\n}', False, True),
+        ('{"name":  "Al"}', False, True),
         ('{"age": 3}', False, False),
     ],
 )
