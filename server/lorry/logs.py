@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
+
+request_id: ContextVar[str] = ContextVar("request_id")
+"""Of the request that is answered in this context; every line it causes has it."""
 
 _STANDARD = frozenset(
     vars(logging.LogRecord("", 0, "", 0, "", None, None)).keys()
@@ -27,6 +31,7 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    handler.addFilter(_named)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -48,6 +53,14 @@ def hush_libraries() -> None:
     bitsandbytes warns of each int8 layer's cast in each step.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _named(record: logging.LogRecord) -> bool:
+    """A handler's filter runs where the line is written, in the context of its request."""
+    name = request_id.get(None)
+    if name is not None and not hasattr(record, "request_id"):
+        record.request_id = name
+    return True
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:

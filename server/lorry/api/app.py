@@ -43,6 +43,7 @@ from lorry.api.origins import Origins, Sharing
 from lorry.api.prefix import Prefix, check_root_path
 from lorry.api.prompts import Prompts
 from lorry.api.remarks import Remarking
+from lorry.api.request_id import RequestId
 from lorry.api.residency import Residencies
 from lorry.api.response_store import ResponseStore
 from lorry.api.responses import Responses
@@ -230,6 +231,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(
         Prefix, root_path=settings.root_path, proxies=settings.trusted_proxies, own=own
     )
+    app.add_middleware(RequestId)
     return app
 
 

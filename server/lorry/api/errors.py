@@ -24,6 +24,8 @@ import lorry.errors as served
 import lorry_adapters.errors as adapters
 from lorry.api.methods import methods_of
 from lorry.api.prefix import prefix_of
+from lorry.api.request_id import HEADER as REQUEST_ID
+from lorry.api.request_id import request_id_of
 from lorry.errors import InvalidRequest, LorryError
 from lorry.metrics import Metrics
 
@@ -312,5 +314,14 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_parameters)
     app.add_exception_handler(ClientDisconnect, of_leaving)
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        # Starlette answers it outside of all our middleware.
+        response = await known(request, error)
+        name = request_id_of(request.scope)
+        if name is not None:
+            response.headers[REQUEST_ID] = name
+        return response
+
     # Starlette raises it again after the answer, so that the web server logs it.
-    app.add_exception_handler(Exception, known)
+    app.add_exception_handler(Exception, unforeseen)
