@@ -160,8 +160,8 @@ class Settings:
     api_key: str | None = _option(
         None,
         Kind.TEXT,
-        "Requests must carry it as a bearer token. Better in the variable than in a flag, "
-        "which every user of the machine can read.",
+        "Requests must carry it as a bearer token or as `x-api-key`. Better in the variable than "
+        "in a flag, which every user of the machine can read.",
         secret=True,
         default_text="no key asked for",
     )

@@ -59,6 +59,25 @@ def test_the_key_opens(locked: Live, keyless: httpx.Client) -> None:
     assert keyless.get("/info", headers=odd).status_code == 401
 
 
+def test_the_key_opens_as_anthropic_s_clients_send_it(locked: Live, keyless: httpx.Client) -> None:
+    assert keyless.get("/info", headers={"x-api-key": "s3cret"}).status_code == 200
+    both = {"x-api-key": "s3cret", "Authorization": "Bearer of nothing"}
+    assert keyless.get("/info", headers=both).status_code == 200
+    for wrong in ("", "s3", "Bearer s3cret"):
+        assert keyless.get("/info", headers={"x-api-key": wrong}).status_code == 401
+    answer = keyless.post("/v1/messages", json={})
+    assert answer.status_code == 401
+    assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_a_response_is_stored_for_whoever_has_the_key(locked: Live, keyless: httpx.Client) -> None:
+    body = {"input": "hi", "max_output_tokens": 2}
+    made = locked.http.post("/v1/responses", json=body).json()
+    path = f"/v1/responses/{made['id']}"
+    assert keyless.get(path).status_code == 401
+    assert keyless.get(path, headers={"x-api-key": "s3cret"}).json() == made
+
+
 def test_generate_refuses_in_its_own_shape(keyless: httpx.Client) -> None:
     answer = keyless.post("/generate", json={"inputs": "x"})
     assert answer.status_code == 401

@@ -219,7 +219,9 @@ def test_a_tool_is_called_and_answered(
 ) -> None:
     monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
     asked = {"tools": [TOOL, {"type": "web_search"}], "tool_choice": choice}
-    got = respond(live, max_output_tokens=200, **asked)
+    answer = post(live, max_output_tokens=200, **asked)
+    assert answer.headers["x-lorry-ignored"] == "tools.web_search"
+    got = answer.json()
     (call,) = got["output"]
     assert (call["type"], call["name"], call["status"]) == (
         "function_call",

@@ -22,6 +22,8 @@ from lorry.api.adapter_schema import (
     UploadForm,
 )
 from lorry.api.adapters import Adapters
+from lorry.api.anthropic import COUNT, Messages
+from lorry.api.anthropic_schema import CountBody, MessageEvent, MessagesBody
 from lorry.api.auth import OPEN_PATHS, Guard
 from lorry.api.calls.choice import NOTATIONS
 from lorry.api.chat import Chat
@@ -70,6 +72,9 @@ _BODIES = (
     ChatChunk,
     ResponsesBody,
     ResponseEvent,
+    MessagesBody,
+    CountBody,
+    MessageEvent,
     ClassifyBody,
     EmbeddingsBody,
     FolderBody,
@@ -81,7 +86,7 @@ _BODIES = (
 )
 
 
-_ASKS_NOTHING = frozenset({"/tokenize"})
+_ASKS_NOTHING = frozenset({"/tokenize", COUNT})
 """Of the engine, beside routes that do."""
 
 
@@ -190,6 +195,7 @@ def create_app(services: Services) -> FastAPI:
         Completions(openai),
         chat,
         Responses(openai, chat, ResponseStore(settings.responses_memory, settings.keep_responses)),
+        Messages(openai, chat),
         Classify(prompts=prompts, pooled=pooled),
         Embeddings(prompts=prompts, pooled=pooled, registry=registry, base=base),
     )

@@ -64,13 +64,21 @@ class Guard:
     def _unauthorized(self, scope: Scope, headers: Headers) -> HttpError | None:
         if self._key is None or scope["path"] in OPEN_PATHS:
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given.strip():
-            return Unauthorized("this server asks for a key: send Authorization: Bearer KEY")
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = {
+            "Authorization": bearer.strip() if scheme.lower() == "bearer" else "",
+            "x-api-key": headers.get("x-api-key", "").strip(),
+        }
+        if not any(given.values()):
+            return Unauthorized(
+                "this server asks for a key: send Authorization: Bearer KEY, or x-api-key: KEY"
+            )
         # latin-1 is what headers are decoded from: the client's bytes again.
-        if not hmac.compare_digest(_digest(given.strip().encode("latin-1")), self._key):
-            return Unauthorized("the key in Authorization is not this server's")
-        return None
+        keys = [_digest(one.encode("latin-1")) for one in given.values() if one]
+        if any(hmac.compare_digest(one, self._key) for one in keys):
+            return None
+        wrong = " and ".join(name for name, one in given.items() if one)
+        return Unauthorized(f"the key in {wrong} is not this server's")
 
 
 def owner_of(scope: Scope) -> str:

@@ -1,9 +1,9 @@
-"""Errors as HTTP: one table from a class to its status, code and type; two shapes of body.
+"""Errors as HTTP: one table from a class to its status, code and type; three shapes of body.
 
-The routes that TGI's and LoRAX's clients speak answer in TGI's shape, everything else in
-OpenAI's. OpenAI's routes say 400 where others say 422: its clients know no other class of error
-for what a request got wrong. A message never holds a traceback: what nobody foresaw is logged,
-and the client reads that it was the server's fault.
+The routes that TGI's and LoRAX's clients speak answer in TGI's shape, Anthropic's in Anthropic's,
+everything else in OpenAI's. OpenAI's and Anthropic's routes say 400 where others say 422: their
+clients know no other class of error for what a request got wrong. A message never holds a
+traceback: what nobody foresaw is logged, and the client reads that it was the server's fault.
 """
 
 from __future__ import annotations
@@ -164,6 +164,20 @@ TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize"})
 OPENAI_ROUTES = "/v1/"
 """What the paths of OpenAI's routes begin with."""
 
+ANTHROPIC_ROUTES = "/v1/messages"
+"""What the paths of Anthropic's routes begin with."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    529: "overloaded_error",
+}
+"""Anthropic's types of errors; every other is `invalid_request_error`."""
+
 
 class ErrorDetail(BaseModel):
     message: str
@@ -178,6 +192,20 @@ class ErrorBody(BaseModel):
     """An error in OpenAI's shape."""
 
     error: ErrorDetail
+
+
+class AnthropicErrorDetail(BaseModel):
+    type: str
+    message: str
+    param: str | None
+    code: str
+
+
+class AnthropicErrorBody(BaseModel):
+    """An error in Anthropic's shape."""
+
+    type: str
+    error: AnthropicErrorDetail
 
 
 class TgiErrorBody(BaseModel):
@@ -218,12 +246,26 @@ def openai_body(error: Exception) -> dict[str, Any]:
     return {"error": detail}
 
 
+def anthropic_body(error: Exception) -> dict[str, Any]:
+    detail = {
+        "type": _ANTHROPIC_TYPES.get(status_of(ANTHROPIC_ROUTES, error), _REQUEST),
+        "message": message_of(error),
+        "param": getattr(error, "param", None),
+        "code": row_of(error).code,
+    }
+    return {"type": "error", "error": detail}
+
+
 def body_of(path: str, error: Exception) -> dict[str, Any]:
+    if path.startswith(ANTHROPIC_ROUTES):
+        return anthropic_body(error)
     return tgi_body(error) if path in TGI_ROUTES else openai_body(error)
 
 
 def status_of(path: str, error: Exception) -> int:
     status = row_of(error).status
+    if status == 503 and path.startswith(ANTHROPIC_ROUTES):
+        return 529
     return 400 if status == 422 and path.startswith(OPENAI_ROUTES) else status
 
 
@@ -243,11 +285,13 @@ def respond(path: str, error: Exception) -> Response:
     )
 
 
-def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, Any]]:
+def documented(
+    *statuses: int, tgi: bool = False, anthropic: bool = False
+) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any.
 
     OpenAI's routes have no 422 (`status_of`)."""
-    model = TgiErrorBody if tgi else ErrorBody
+    model = TgiErrorBody if tgi else AnthropicErrorBody if anthropic else ErrorBody
     meanings = {
         400: "A body that is not JSON or not what its header says, or a malformed Host; where 422 "
         "is not listed, a field with a wrong value, too: the message names it",
@@ -263,6 +307,7 @@ def documented(*statuses: int, tgi: bool = False) -> dict[int | str, dict[str, A
         429: "The queue is full; `Retry-After` says when to try again",
         500: "The server failed",
         503: "Not ready, shutting down, or nothing can be stored",
+        529: "Not ready, or shutting down",
         507: "No room to keep it, or no memory to check it",
     }
     return {

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lorry.api.hosted_tools import is_hosted
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
 Item = dict[str, Any]
@@ -17,10 +18,6 @@ _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "ref
 _ROLES = ("system", "developer", "user", "assistant")
 
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
-
-HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation")
-"""Tools that run on OpenAI's machines. Clients offer them unasked (Codex its web search), and
-a model that is not offered one can only answer without it."""
 
 
 def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | None]) -> list[Item]:
@@ -145,7 +142,7 @@ def tools_of(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     made = []
     for index, tool in enumerate(tools or ()):
         kind = tool.get("type")
-        if isinstance(kind, str) and kind.startswith(HOSTED):
+        if is_hosted(tool):
             continue
         if kind != "function":
             raise UnsupportedParameter(

@@ -26,11 +26,13 @@ class Output:
             events += self._begin("reasoning", {"summary": [], "content": []})
             events += self._grow(reasoning, "reasoning_text", None)
         text = delta.get("content")
-        if text or (logprobs and logprobs["content"]):
+        calls = delta.get("tool_calls") or ()
+        # Those of a call have no place in an item.
+        if text or (logprobs and logprobs["content"] and not calls):
             fields = {"role": "assistant", "status": "in_progress", "content": []}
             events += self._begin("message", fields)
             events += self._grow(text or "", "output_text", logprobs)
-        for call in delta.get("tool_calls") or ():
+        for call in calls:
             events += self._call(call)
         return events
 

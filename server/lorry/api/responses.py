@@ -17,7 +17,9 @@ from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import PreviousNotFound, ResponseNotFound, documented, message_of
+from lorry.api.hosted_tools import places
 from lorry.api.openai import OpenAI, usage
+from lorry.api.remarks import remarks_of
 from lorry.api.response_items import (
     Item,
     format_of,
@@ -104,6 +106,7 @@ class Responses:
     async def create(self, request: Request) -> Response:
         """The next items of a conversation; with `stream`, events as they come."""
         body = await read_body(request, ResponsesBody)
+        remarks_of(request).ignore(places(body.tools))
         owner = owner_of(request.scope)
         wanted, items = self._wanted(body, owner)
         with renaming(_FIELDS):
@@ -142,7 +145,7 @@ class Responses:
         return Response(self._found(request, response_id).response, media_type="application/json")
 
     async def delete(self, request: Request, response_id: str) -> Response:
-        """It is gone at once, and no later response can go on from it."""
+        """It is gone at once. Those that went on from it keep the conversation."""
         self._found(request, response_id)
         self._store.remove(owner_of(request.scope), response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
@@ -164,6 +167,7 @@ class Responses:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
+        """All that the model was given beside `instructions`, earlier responses included."""
         items = self._found(request, response_id).given()
         if order == "desc":
             items.reverse()

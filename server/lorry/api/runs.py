@@ -44,6 +44,8 @@ class Step:
     prompt: tuple[TokenLogprob | None, ...]
     """With the first token, where prompt logprobs were asked for."""
     ending: Ending | None
+    stop: str | None = None
+    """The stop string that ended the answer."""
 
 
 @dataclass(slots=True)
@@ -151,7 +153,8 @@ class Run:
             ending = ending if ends else Ending.STOP_STRING
         elif ending is not None:
             shown += self._stops.flush()
-        return Step(token, shown, special, event.top, event.prompt, ending)
+        hit = self._stops.hit
+        return Step(token, shown, special, event.top, event.prompt, ending, hit)
 
     def _failure(self, event: TokenEvent) -> Exception:
         self._meter.finish("error")

@@ -86,3 +86,12 @@ def test_what_was_cut_is_incomplete() -> None:
     output.push({"content": "so"}, None)
     output.finish("length")
     assert output.items[0]["status"] == "incomplete"
+
+
+def test_a_call_s_logprobs_make_no_message() -> None:
+    output = Output("k")
+    function = {"name": "f", "arguments": "{}"}
+    call = {"index": 0, "id": "call_a", "type": "function", "function": function}
+    output.push({"tool_calls": [call]}, {"content": [{"token": "{}", "logprob": -1.0}]})
+    output.finish("tool_calls")
+    assert [item["type"] for item in output.items] == ["function_call"]

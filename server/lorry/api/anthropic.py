@@ -1,0 +1,171 @@
+"""`/v1/messages` and `/v1/messages/count_tokens`: a chat in Anthropic's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from lorry.api.adapters_used import used
+from lorry.api.anthropic_messages import format_of, messages_of, tool_choice_of, tools_of
+from lorry.api.anthropic_output import Event, MessageObject
+from lorry.api.anthropic_schema import (
+    CountBody,
+    MessageAnswer,
+    MessagesBody,
+    TokenCount,
+)
+from lorry.api.bodies import read_body
+from lorry.api.chat import Asked, Chat, Deltas
+from lorry.api.chat_schema import ChatBody
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import anthropic_body, documented
+from lorry.api.hosted_tools import places
+from lorry.api.openai import OpenAI
+from lorry.api.remarks import remarks_of
+from lorry.api.runs import Run, Step, answers
+from lorry.api.sse import frame, stream
+from lorry.api.submission import renaming
+from lorry.api.visit import place_of
+from lorry.errors import UnsupportedParameter
+
+COUNT = "/v1/messages/count_tokens"
+
+_OWN = frozenset({"n", "stream", "stream_options", "messages", "tools", "tool_choice"})
+"""Fields of chat that are other ones here."""
+
+_FIELDS = {"response_format": "output_config", "stop": "stop_sequences"}
+"""What chat calls the fields of a message."""
+
+_EXAMPLE = {"messages": [{"role": "user", "content": "How do I cook rice?"}]}
+
+
+class Messages:
+    def __init__(self, openai: OpenAI, chat: Chat) -> None:
+        self._openai = openai
+        self._chat = chat
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["anthropic"])
+        router.add_api_route(
+            "/v1/messages",
+            self.create,
+            methods=["POST"],
+            summary="Answer a conversation, as Anthropic does",
+            responses={
+                200: {
+                    "model": MessageAnswer,
+                    "description": "The message; or events (MessageEvent)",
+                },
+                **documented(400, 404, 409, 413, 415, 429, 529, anthropic=True),
+            },
+            openapi_extra=json_body(MessagesBody, {**_EXAMPLE, "max_tokens": 40}),
+            response_model=None,
+        )
+        router.add_api_route(
+            COUNT,
+            self.count,
+            methods=["POST"],
+            summary="A conversation's tokens, as Anthropic counts them",
+            responses={
+                200: {"model": TokenCount},
+                **documented(400, 404, 409, 413, 415, anthropic=True),
+            },
+            openapi_extra=json_body(CountBody, _EXAMPLE),
+            response_model=None,
+        )
+        return router
+
+    async def create(self, request: Request) -> Response:
+        """The next message of a conversation; with `stream`, events as they come."""
+        body = await read_body(request, MessagesBody)
+        remarks_of(request).ignore(places(body.tools))
+        with renaming(_FIELDS):
+            asked = await until_gone(request.receive, self._chat.asked(_wanted(body)))
+            if not body.stream:
+                whole = self._whole(request, asked, body)
+                return JSONResponse(await until_gone(request.receive, whole))
+            runs = await self._chat.start(asked, place_of(request))
+            frames = MessageFrames(self._chat.deltas(asked), self._begun(body, runs[0]))
+            return await stream(request, runs, frames, self._openai.metrics)
+
+    async def _whole(self, request: Request, asked: Asked, body: MessagesBody) -> dict[str, Any]:
+        runs = await self._chat.start(asked, place_of(request))
+        made = self._begun(body, runs[0])
+        (answer,) = await answers(runs)
+        deltas = self._chat.deltas(asked)
+        for step in answer.steps:
+            for choice in deltas.step(0, step):
+                made.grow(choice, step.stop)
+        made.end(len(answer.steps))
+        return made.view
+
+    def _begun(self, body: MessagesBody, run: Run) -> MessageObject:
+        model = body.model or self._openai.base.first
+        return MessageObject(model, used(run.refs), run.prompt_tokens)
+
+    async def count(self, request: Request) -> Response:
+        """What a message's body would be as a prompt; nothing is generated."""
+        body = await read_body(request, CountBody)
+        remarks_of(request).ignore(places(body.tools))
+        # What only forces an answer puts nothing in the prompt.
+        body.output_config = None
+        if body.tool_choice != {"type": "none"}:
+            body.tool_choice = None
+        with renaming(_FIELDS):
+            asked = await until_gone(request.receive, self._chat.asked(_wanted(body)))
+        return JSONResponse({"input_tokens": len(asked.jobs[0].prompt_ids)})
+
+
+def _wanted(body: CountBody) -> ChatBody:
+    """The body in chat's words. Raises InvalidRequest, UnsupportedParameter."""
+    if body.n not in (None, 1):
+        raise UnsupportedParameter("n: there is one message; leave it out", param="n")
+    given = body.model_fields_set & ChatBody.model_fields.keys() - _OWN
+    fields = {name: getattr(body, name) for name in given}
+    choice = body.tool_choice or {}
+    fields |= {
+        "messages": messages_of(body.messages, body.system),
+        "tools": tools_of(body.tools) or None,
+        "tool_choice": tool_choice_of(body.tool_choice),
+        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") else None,
+    }
+    if body.stop_sequences:
+        stop = body.stop or []
+        fields["stop"] = [*([stop] if isinstance(stop, str) else stop), *body.stop_sequences]
+    format = format_of(body.output_config)
+    if format is not None:
+        fields["response_format"] = format
+    if body.thinking is not None:
+        thinks = body.thinking.get("type") != "disabled"
+        variables = {"enable_thinking": thinks, **(body.chat_template_kwargs or {})}
+        fields["chat_template_kwargs"] = variables
+    return ChatBody.model_construct(set(fields), **fields)
+
+
+class MessageFrames:
+    """The events of one stream."""
+
+    def __init__(self, deltas: Deltas, made: MessageObject) -> None:
+        self._deltas = deltas
+        self._made = made
+        self._generated = 0
+
+    def step(self, index: int, step: Step) -> bytes:
+        events = [] if self._generated else self._made.begin()
+        self._generated += 1
+        for choice in self._deltas.step(index, step):
+            events += self._made.grow(choice, step.stop)
+        return _frames(events)
+
+    def end(self) -> bytes:
+        return _frames(self._made.end(self._generated))
+
+    def failed(self, error: Exception) -> bytes:
+        return _frames([anthropic_body(error)])
+
+
+def _frames(events: list[Event]) -> bytes:
+    return b"".join(frame(event, event=event["type"]) for event in events)

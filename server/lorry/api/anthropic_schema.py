@@ -1,0 +1,86 @@
+"""Bodies and answers of `/v1/messages`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from lorry.api.adapters_used import AdapterUsed
+from lorry.api.bounds import Objects, Texts, Tokens
+from lorry.api.openai_schema import Idle, SharedBody
+
+
+class CountBody(SharedBody):
+    """Beside these fields it takes what chat takes for sampling."""
+
+    messages: Objects = Field(
+        description="`role` (user, assistant, system) and `content`, a text or blocks: text, "
+        "tool_use, tool_result, thinking (left out of the prompt). The last is not the assistant's."
+    )
+    system: str | Objects | None = Field(default=None, description="A text, or text blocks.")
+    stop_sequences: Texts | None = Field(
+        default=None,
+        description="As chat's `stop`; `stop_sequence` in the answer says which it was.",
+    )
+    tools: Objects | None = Field(
+        default=None,
+        description="Tools with an `input_schema`. Anthropic's own services (web_search, "
+        "web_fetch, code_execution, tool_search) are not offered to the model.",
+    )
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = Field(
+        default=None, description="Where it is given, the template's `enable_thinking`."
+    )
+    output_config: dict[str, Any] | None = Field(
+        default=None, description="`format`: a `json_schema` that the answer follows."
+    )
+    chat_template_kwargs: dict[str, Any] | None = None
+    cache_control: Idle = None
+    context_management: Idle = None
+    speed: Idle = None
+    inference_geo: Idle = None
+    diagnostics: Idle = None
+    user_profile_id: Idle = None
+    container: None = Field(default=None, description="Not served.")
+    mcp_servers: list[None] | None = Field(default=None, description="Not served.")
+
+
+class MessagesBody(CountBody):
+    max_tokens: Tokens
+
+
+class MessageUsage(BaseModel):
+    input_tokens: int
+    output_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+
+
+class MessageAnswer(BaseModel):
+    id: str
+    type: str
+    role: str
+    model: str
+    content: list[dict[str, Any]]
+    """text, tool_use and thinking blocks."""
+    stop_reason: str | None
+    """end_turn, max_tokens, stop_sequence or tool_use."""
+    stop_sequence: str | None
+    usage: MessageUsage
+    adapters: list[AdapterUsed]
+
+
+class MessageEvent(BaseModel):
+    """One event of a stream; `type` is also the event's name."""
+
+    type: str
+    message: MessageAnswer | None = None
+    index: int | None = None
+    content_block: dict[str, Any] | None = None
+    delta: dict[str, Any] | None = None
+    usage: dict[str, int] | None = None
+
+
+class TokenCount(BaseModel):
+    input_tokens: int
