@@ -275,6 +275,19 @@ class Settings:
             "json",
         ),
     )
+    reasoning_parser: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "The marks around the reasoning of a model, which is parted from its answers as "
+        "`reasoning_content`. auto: those in its chat template. none: it stays in the text.",
+        choices=("auto", "none", "think", "mistral", "granite", "gemma", "seed"),
+    )
+    trust_request_chat_template: bool = _option(
+        False,
+        Kind.BOOL,
+        "A request may bring its own `chat_template`. It runs in a sandbox, and may take all of a "
+        "processor's time: only for callers that you trust.",
+    )
     responses_memory: int = _option(
         64 * _MIB,
         Kind.SIZE,

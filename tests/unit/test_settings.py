@@ -53,6 +53,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "samples": ("no", False),
     "tool_prompt": ("template", "template"),
     "tool_parser": ("mistral", "mistral"),
+    "reasoning_parser": ("think", "think"),
+    "trust_request_chat_template": ("yes", True),
     "responses_memory": ("1MiB", 1 << 20),
     "keep_responses": ("60", 60.0),
     "json_schema": ("letter", "letter"),

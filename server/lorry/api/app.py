@@ -44,6 +44,7 @@ from lorry.api.openai import OpenAI
 from lorry.api.origins import Origins, Sharing
 from lorry.api.prefix import Prefix, check_root_path
 from lorry.api.prompts import Prompts
+from lorry.api.reasoning import choice_of
 from lorry.api.remarks import Remarking
 from lorry.api.request_id import RequestId
 from lorry.api.residency import Residencies
@@ -140,6 +141,7 @@ def create_app(services: Services) -> FastAPI:
         services.vocab_size,
         tool_prompt=ToolPrompt(services.settings.tool_prompt),
         notation=NOTATIONS.get(services.settings.tool_parser),
+        thoughts=choice_of(services.settings.reasoning_parser),
     )
     grammars = GrammarCompiler(
         services.tokenizer,
@@ -189,7 +191,7 @@ def create_app(services: Services) -> FastAPI:
         max_model_len=services.max_model_len,
     )
     settings = services.settings
-    chat = Chat(openai)
+    chat = Chat(openai, own_templates=settings.trust_request_chat_template)
     asking = (
         generate,
         Completions(openai),

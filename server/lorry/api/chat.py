@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,13 +12,14 @@ from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import used
 from lorry.api.bodies import read_body
-from lorry.api.calls.notation import Notation
 from lorry.api.chat_schema import ChatAnswer, ChatBody
+from lorry.api.chat_template import Ending
 from lorry.api.completions import shown
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented, openai_body
 from lorry.api.functions import choice_to, messages_from, tools_from
+from lorry.api.manner import manner_of
 from lorry.api.messages import template_messages
 from lorry.api.openai import (
     Chunks,
@@ -46,10 +48,9 @@ class Asked:
 
     choices: tuple[AdapterChoice, ...]
     jobs: list[Job]
-    tools: Tools
     logprobs: bool
-    notation: Notation
-    """Of calls that the model makes by itself."""
+    telling: Callable[[], Telling]
+    """For each answer one."""
     functions: bool = False
     """Asked for and answered in the older words."""
 
@@ -61,8 +62,10 @@ _EXAMPLE = {
 
 
 class Chat:
-    def __init__(self, openai: OpenAI) -> None:
+    def __init__(self, openai: OpenAI, *, own_templates: bool = False) -> None:
+        """`own_templates`: a request may bring its own."""
         self._openai = openai
+        self._own_templates = own_templates
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["openai"])
@@ -121,7 +124,7 @@ class Chat:
         return Deltas(self._openai.prompts, asked)
 
     def _choice(self, asked: Asked, index: int, answer: Answer) -> dict[str, Any]:
-        telling = Telling(asked.tools.reader(asked.notation))
+        telling = asked.telling()
         deltas = [*telling.push(answer.text), *telling.end()]
         choice = {
             "index": index,
@@ -148,15 +151,33 @@ class Chat:
             raise InvalidRequest(
                 f"{grammar.param} and a forced tool_choice exclude each other", param="tool_choice"
             )
-        text = await openai.prompts.chat(
-            template_messages(messages_from(body.messages)),
+        if body.chat_template and not self._own_templates:
+            raise UnsupportedParameter(
+                "chat_template: this server takes no templates from requests; leave it out, or "
+                "start the server with --trust-request-chat-template",
+                param="chat_template",
+            )
+        messages = template_messages(messages_from(body.messages))
+        ending = _ending(body, messages)
+        written = await openai.prompts.chat(
+            messages,
             tools=tools.shown,
-            variables=body.chat_template_kwargs or {},
+            variables=_variables(body),
             documents=body.documents,
+            template=body.chat_template or None,
+            ending=ending,
+        )
+        manner = manner_of(
+            openai.prompts,
+            tools,
+            body.chat_template or None,
+            written,
+            begun=_last(messages) if ending is Ending.OPEN else "",
+            bound=tools.forced or grammar is not None,
         )
         # The template has put every special token where it belongs.
         ids = await openai.prompts.encode(
-            text, param="messages", add_special_tokens=bool(body.add_special_tokens)
+            manner.prompt, param="messages", add_special_tokens=bool(body.add_special_tokens)
         )
         wanted = body.max_completion_tokens or body.max_tokens
         if wanted == 0:
@@ -167,13 +188,14 @@ class Chat:
             top_logprobs=body.top_logprobs or 0,
         )
         jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar or grammar)
-        notation = openai.prompts.notation(tools.shown)
-        if tools.free:
-            marks = openai.prompts.special_ids_of(notation.marks)
-            jobs = [replace(job, visible=marks) for job in jobs]
-        return Asked(
-            choices, jobs, tools, bool(body.logprobs), notation, body.functions is not None
+        if manner.visible:
+            jobs = [replace(job, visible=manner.visible) for job in jobs]
+        telling = partial(
+            manner.telling,
+            silent=body.include_reasoning is False,
+            echo=_last(messages) if body.echo else "",
         )
+        return Asked(choices, jobs, bool(body.logprobs), telling, body.functions is not None)
 
 
 class Deltas:
@@ -190,7 +212,7 @@ class Deltas:
         asked = self._asked
         made: list[dict[str, Any]] = []
         if index not in self._tellings:
-            self._tellings[index] = Telling(asked.tools.reader(asked.notation))
+            self._tellings[index] = asked.telling()
             self._held[index] = []
             made.append(_choice_of(index, {"role": "assistant", "content": ""}))
         telling = self._tellings[index]
@@ -226,6 +248,37 @@ class ChatFrames:
 
     def failed(self, error: Exception) -> bytes:
         return frame(openai_body(error))
+
+
+def _variables(body: ChatBody) -> dict[str, Any]:
+    """Of the template."""
+    variables = dict(body.chat_template_kwargs or {})
+    if body.enable_thinking is not None:
+        variables.setdefault("enable_thinking", body.enable_thinking)
+    return variables
+
+
+def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> Ending:
+    """Raises InvalidRequest."""
+    if not body.continue_final_message:
+        return Ending.MESSAGE if body.add_generation_prompt is False else Ending.TURN
+    if body.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other; set one",
+            param="continue_final_message",
+        )
+    if messages[-1]["role"] != "assistant" or not messages[-1].get("content"):
+        raise InvalidRequest(
+            "continue_final_message: the last message must be the assistant's, with a content",
+            param="continue_final_message",
+        )
+    return Ending.OPEN
+
+
+def _last(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last message, if it is the assistant's."""
+    content = messages[-1].get("content") if messages[-1]["role"] == "assistant" else None
+    return content if isinstance(content, str) else "".join(one["text"] for one in content or ())
 
 
 def _tools(body: ChatBody) -> Tools:

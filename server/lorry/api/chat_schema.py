@@ -36,7 +36,32 @@ class ChatBody(SharedBody):
     function_call: str | dict[str, Any] | None = Field(
         default=None, description="The older word for `tool_choice`: auto, none or a `name`."
     )
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Variables of the template, as `enable_thinking`."
+    )
+    enable_thinking: bool | None = Field(
+        default=None, description="For templates that have this switch: whether the model reasons."
+    )
+    include_reasoning: bool | None = Field(
+        default=None, description="false: the reasoning is not part of the answer."
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="Instead of the base's; refused unless the server was started with "
+        "`--trust-request-chat-template`.",
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None,
+        description="false: the prompt ends with the last message; nobody's turn is begun.",
+    )
+    continue_final_message: bool | None = Field(
+        default=None,
+        description="The answer goes on with the last message, which is the assistant's.",
+    )
+    echo: bool | None = Field(
+        default=None,
+        description="The answer begins with the last message, if that is the assistant's.",
+    )
     documents: Objects | None = Field(
         default=None, description="For templates that take documents: `title` and `text` of each."
     )
@@ -64,6 +89,8 @@ class ToolCall(BaseModel):
 class ChatMessage(BaseModel):
     role: str
     content: str | None
+    reasoning_content: str | None = None
+    """What a model that reasons said before it answered."""
     tool_calls: list[ToolCall] | None = None
     function_call: FunctionCall | None = None
     """Instead of `tool_calls`, where `functions` were asked for."""
@@ -98,6 +125,7 @@ class ChatAnswer(SharedAnswer):
 class ChatDelta(BaseModel):
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     function_call: dict[str, Any] | None = None
 

@@ -17,7 +17,15 @@ from typing import Any
 
 import jinja2
 
-REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError)
+REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 """What rendering raises where a template and messages do not fit."""
 
 Messages = Sequence[Mapping[str, Any]]
@@ -39,6 +47,17 @@ class Form(Enum):
     """Any number of them."""
     PART = auto()
     """A list, of which it reads the first."""
+
+
+class Ending(Enum):
+    """What a rendered chat ends with."""
+
+    TURN = auto()
+    """The beginning of the assistant's turn."""
+    MESSAGE = auto()
+    """The last message."""
+    OPEN = auto()
+    """The last message, without what would end it: it is to be continued."""
 
 
 class ChatTemplate:

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from lorry.api.calls.choice import notation_of
 from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
-from lorry.api.chat_template import REFUSALS, ChatTemplate, Messages
+from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages
+from lorry.api.reasoning import Choice, Thoughts, thoughts_in
 from lorry.api.tool_prompt import ToolPrompt, carried, speaks_of_tools
 from lorry.api.workers import Workers
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -42,11 +43,13 @@ class Prompts:
         *,
         tool_prompt: ToolPrompt = ToolPrompt.AUTO,
         notation: Notation | None = None,
+        thoughts: Choice = thoughts_in,
     ) -> None:
         """`notation`: what the base writes calls in; None: what its template asks for."""
         self._workers = Workers()
         self._tool_prompt = tool_prompt
         self._notation = notation
+        self._thoughts = thoughts
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may carry a truncation and a padding; the first call drops
@@ -239,15 +242,17 @@ class Prompts:
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
         documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        ending: Ending = Ending.TURN,
     ) -> str:
-        """`messages` through the base's own template, in the form that it takes, ready for
-        the answer.
+        """`messages` through the base's own template, or `template`, in the form that it takes,
+        ready for the answer.
 
         Raises UnsupportedParameter where the base has no template, or one without documents, or
         without tools where no other prompt may carry them; InvalidRequest where the template
         refuses the messages.
         """
-        source, in_words = self._source(messages, tools)
+        source, in_words = self._source(messages, tools, template)
         if documents is not None and not _takes("documents", source):
             raise UnsupportedParameter(
                 "documents: this base's chat template cannot take documents; leave them out",
@@ -268,18 +273,19 @@ class Prompts:
                     chat_template=source,
                     tools=None if tools is None or in_words else [dict(one) for one in tools],
                     documents=None if documents is None else [dict(one) for one in documents],
-                    add_generation_prompt=True,
+                    add_generation_prompt=ending is Ending.TURN,
+                    continue_final_message=ending is Ending.OPEN,
                     tokenize=False,
                     **variables,
                 )
             )
 
         def work() -> str:
-            template = self._chat_template(source)
+            form = self._chat_template(source, keep=template is None)
             given = messages
             if in_words:
-                given = carried(messages, tools, in_system=template.takes_system())
-            fitted = template.fitted(given)
+                given = carried(messages, tools, in_system=form.takes_system())
+            fitted = form.fitted(given)
             try:
                 return render(fitted)
             except REFUSALS:
@@ -292,25 +298,39 @@ class Prompts:
         try:
             return await self._workers.run(size, work)
         except REFUSALS as error:
+            whose, param = "the base's", "messages"
+            if template is not None:
+                whose, param = "your", "chat_template"
             raise InvalidRequest(
-                f"messages: the base's chat template refuses them: {error}", param="messages"
+                f"messages: {whose} chat template refuses them: {str(error)[:500]}", param=param
             ) from error
 
-    def notation(self, tools: Sequence[Mapping[str, Any]] | None) -> Notation:
+    def notation(
+        self, tools: Sequence[Mapping[str, Any]] | None, template: str | None = None
+    ) -> Notation:
         """What the model writes calls of `tools` in, as its prompt asks."""
         if tools is None:
             return HERMES
-        source, in_words = self._source((), tools)
+        source, in_words = self._source((), tools, template)
         return HERMES if in_words else self._notation or notation_of(source)
 
+    def thoughts(
+        self, tools: Sequence[Mapping[str, Any]] | None, template: str | None = None
+    ) -> Thoughts | None:
+        """The marks that the model reasons in, if it does."""
+        return self._thoughts(self._source((), tools, template)[0])
+
     def _source(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None,
+        template: str | None,
     ) -> tuple[str, bool]:
         """The template, and whether `tools`, calls and results reach it in words.
 
         Raises UnsupportedParameter."""
         with_tools = tools is not None or speaks_of_tools(messages)
-        source = self._template(tools or ([] if with_tools else None))
+        source = template or self._template(tools or ([] if with_tools else None))
         missing = not _takes("tools" if tools is not None else "tool_calls", source)
         wanted = self._tool_prompt
         in_words = with_tools and (
@@ -324,17 +344,20 @@ class Prompts:
             )
         return source, in_words
 
-    def _chat_template(self, source: str) -> ChatTemplate:
-        if source not in self._templates:
+    def _chat_template(self, source: str, *, keep: bool) -> ChatTemplate:
+        if source in self._templates:
+            return self._templates[source]
 
-            def render(messages: Messages) -> str:
-                given = [dict(message) for message in messages]
-                return str(
-                    self._tokenizer.apply_chat_template(given, chat_template=source, tokenize=False)
-                )
+        def render(messages: Messages) -> str:
+            given = [dict(message) for message in messages]
+            return str(
+                self._tokenizer.apply_chat_template(given, chat_template=source, tokenize=False)
+            )
 
-            self._templates[source] = ChatTemplate(source, render)
-        return self._templates[source]
+        made = ChatTemplate(source, render)
+        if keep:
+            self._templates[source] = made
+        return made
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # `encode` keeps the interpreter for itself, a second for a prompt of a megabyte, in

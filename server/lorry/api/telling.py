@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lorry.api.calls.reader import Reader
-from lorry.api.calls.source import Argued, Called, Found, Said
+from lorry.api.calls.source import Argued, Called, Found, Said, Thought
 from lorry.api.openai import FINISH
 from lorry.api.runs import Ending
 
@@ -15,19 +15,46 @@ Delta = dict[str, Any]
 
 
 class Telling:
-    """Text and calls, as they come."""
+    """Text, reasoning and calls, as they come."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        thinking: Reader | None = None,
+        silent: bool = False,
+        echo: str = "",
+    ) -> None:
+        """`thinking` parts the reasoning from what `reader` gets; `silent`: nobody wants to see
+        it. `echo` is text before all."""
         self._reader = reader
+        self._silent = silent
+        self._thinking = thinking
+        self._echo = echo
         self._calls = 0
 
     def push(self, text: str) -> list[Delta]:
         """What is certain now."""
-        return self._deltas(self._reader.push(text))
+        echo, self._echo = self._echo, ""
+        made: list[Delta] = [{"content": echo}] if echo else []
+        if self._thinking is None:
+            return made + self._deltas(self._reader.push(text))
+        return made + self._parted(self._thinking.push(text))
 
     def end(self) -> list[Delta]:
         """What is left, of an answer that is over."""
-        return self._deltas(self._reader.end())
+        made = [] if self._thinking is None else self._parted(self._thinking.end())
+        return made + self._deltas(self._reader.end())
+
+    def _parted(self, found: Iterable[Found]) -> list[Delta]:
+        made: list[Delta] = []
+        for one in found:
+            if isinstance(one, Thought):
+                made += [] if self._silent else [{"reasoning_content": one.text}]
+            else:
+                assert isinstance(one, Said)
+                made += self._deltas(self._reader.push(one.text))
+        return made
 
     def reason(self, ending: Ending) -> str:
         """`finish_reason`. A call that was cut off is none that could be made."""
@@ -52,18 +79,23 @@ class Telling:
 
 def message_of(deltas: Iterable[Delta]) -> dict[str, Any]:
     """The message that they make."""
-    text = ""
+    text = reasoning = ""
     calls: list[dict[str, Any]] = []
     for delta in deltas:
         text += delta.get("content", "")
+        reasoning += delta.get("reasoning_content", "")
         for part in delta.get("tool_calls", ()):
             if part["index"] == len(calls):
                 calls.append({key: part[key] for key in ("id", "type", "function")})
             else:
                 calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
-    if not calls:
-        return {"role": "assistant", "content": text}
-    return {"role": "assistant", "content": text or None, "tool_calls": calls}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["content"] = text or None
+        message["tool_calls"] = calls
+    return message
 
 
 def _new_id() -> str:

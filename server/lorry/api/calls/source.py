@@ -27,6 +27,13 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """Reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Called:
     """A call begins."""
 
@@ -45,7 +52,7 @@ class Done:
     """It is complete."""
 
 
-Found = Said | Called | Argued | Done
+Found = Said | Thought | Called | Argued | Done
 
 
 class Source:
@@ -73,6 +80,11 @@ class Source:
         if self.found and isinstance(self.found[-1], Said):
             text = self.found.pop().text + text  # type: ignore[union-attr]
         self.found.append(Said(text))
+
+    def think(self, text: str) -> None:
+        if text:
+            self.found.append(Thought(text))
+        self.settle()
 
     def call(self, name: str) -> None:
         self.found.append(Called(name))
