@@ -12,7 +12,6 @@ from functools import partial
 from types import FrameType
 
 import torch
-import typer
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -209,9 +208,10 @@ class _Listener(uvicorn.Server):
     that drains from one that is gone.
     """
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    def __init__(self, config: uvicorn.Config, server: Server, say: Say) -> None:
         super().__init__(config)
         self._server = server
+        self._say = say
         self._drain: asyncio.Task[None] | None = None
         self.failed = False
 
@@ -220,7 +220,7 @@ class _Listener(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
-            say(f"lorry serves {self._server.loaded.name} on http://{host}:{port}")
+            self._say(f"lorry serves {self._server.loaded.name} on http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain is not None:
@@ -231,7 +231,7 @@ class _Listener(uvicorn.Server):
 
     async def _drain_and_exit(self) -> None:
         grace = self._server.settings.shutdown_grace
-        say(f"shutting down: running requests have {grace:g} s, new ones are refused")
+        self._say(f"shutting down: running requests have {grace:g} s, new ones are refused")
         await self._server.client.drain(grace)
         self.should_exit = True
 
@@ -250,6 +250,7 @@ def serve(settings: Settings) -> None:
         GenerationFailed: the engine broke; a supervisor should start the process again.
     """
     logs.setup(settings.log_level, settings.log_format)
+    say = logs.news(settings.log_format)
     # Before the model: a port in use should not cost the time of a load.
     listening = _bind(settings)
     listeners: list[_Listener] = []
@@ -265,6 +266,8 @@ def serve(settings: Settings) -> None:
         config = uvicorn.Config(
             server.app,
             log_config=None,
+            # `Journal` has a line for each request.
+            access_log=False,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             server_header=False,
             # By itself uvicorn believes whoever connects from this machine; `create_app` has
@@ -272,7 +275,7 @@ def serve(settings: Settings) -> None:
             proxy_headers=False,
             http=http10.Protocol,
         )
-        listener = _Listener(config, server)
+        listener = _Listener(config, server, say)
         listeners.append(listener)
         # What start-up made lives as long as the process; without this the collector looks
         # through all of it again and again, in the middle of a step.
@@ -301,8 +304,3 @@ def _bind(settings: Settings) -> socket.socket:
             "choose another --host or --port"
         ) from error
     return bound
-
-
-def say(line: str) -> None:
-    """One line of progress for whoever started the server."""
-    typer.echo(line)

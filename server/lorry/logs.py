@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
@@ -26,7 +27,8 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
     """Make `stream` (default stderr) the one place where every logger of the process writes.
 
     `level` is `debug`, `info`, `warning` or `error`; `format` is `text` or `json`.
-    Libraries speak from `warning` up, whatever `level` says, except at `debug`.
+    Libraries speak from `warning` up, whatever `level` says, except at `debug`; so does
+    uvicorn, which calls its good news `uvicorn.error`.
     Calling it again replaces the handler.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
@@ -37,12 +39,13 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     number = logging.getLevelNamesMapping()[level.upper()]
-    root.setLevel(number if level == "debug" else max(number, logging.WARNING))
+    others = number if level == "debug" else max(number, logging.WARNING)
+    root.setLevel(others)
     for name in ("lorry", "lorry_adapters", "uvicorn", "uvicorn.access", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(number)
+        logger.setLevel(number if name.startswith("lorry") else others)
     logging.captureWarnings(True)
     hush_libraries()
 
@@ -64,8 +67,24 @@ def _named(record: logging.LogRecord) -> bool:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """What a caller passed in `extra`."""
+    """What a caller passed in `extra`, and the request's id."""
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def news(format: str) -> Callable[[str], None]:
+    """What tells whoever starts the server how far it is, at every level: a line each on
+    standard output, or in the log where every line is to be JSON."""
+    return _log if format == "json" else _print
+
+
+def _log(line: str) -> None:
+    logger = logging.getLogger("lorry")
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, line, (), None))
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 class TextFormatter(logging.Formatter):

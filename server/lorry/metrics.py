@@ -155,6 +155,18 @@ class RequestMeter:
         self._last = 0.0
         self._tokens = 0
         self._finished = False
+        self.reason = ""
+        """Why it ended, once it has."""
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens
+
+    @property
+    def first_token(self) -> float:
+        """When the first one came, by `time.monotonic`."""
+        assert self._tokens
+        return self._first
 
     def token(self) -> None:
         now = time.monotonic()
@@ -174,6 +186,7 @@ class RequestMeter:
         if self._finished:
             return
         self._finished = True
+        self.reason = reason
         metrics = self._metrics
         now = time.monotonic()
         metrics._finished.labels(metrics.base_name, "0", reason).inc()

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.patience import PATIENCE, client, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-_SERVES = re.compile(r"^lorry serves .* on (http://\S+)\n", re.MULTILINE)
+_SERVES = re.compile(r"\blorry serves .* on (http://[^\s\"]+)\"?[^\n]*\n")
 
 
 @dataclass(eq=False)

@@ -37,6 +37,7 @@ from lorry.api.generate import Generate
 from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
 from lorry.api.health import Health
 from lorry.api.hosts import Hosts
+from lorry.api.journal import Journal
 from lorry.api.leftovers import Leftovers
 from lorry.api.methods import Head
 from lorry.api.models import Models
@@ -232,6 +233,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.add_middleware(Sharing, origins=origins)
     app.add_middleware(Leftovers, give_back=services.give_back)
+    app.add_middleware(Journal)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     # It looks at who connects, before the line above puts the caller in the proxy's place.

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import lorry.errors as served
 import lorry_adapters.errors as adapters
+from lorry.api.journal import refused
 from lorry.api.methods import methods_of
 from lorry.api.prefix import prefix_of
 from lorry.api.request_id import HEADER as REQUEST_ID
@@ -269,6 +270,13 @@ def status_of(path: str, error: Exception) -> int:
     return 400 if status == 422 and path.startswith(OPENAI_ROUTES) else status
 
 
+def count(error: Exception, metrics: Metrics) -> None:
+    """A request is answered with this error: for the metrics, and for its line in the log."""
+    code = row_of(error).code
+    metrics.refused(code)
+    refused(code, message_of(error))
+
+
 def headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, served.QueueFull):
         return {"Retry-After": str(max(1, error.retry_after))}
@@ -320,7 +328,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     """Have every exception of `app` answered from the table."""
 
     async def known(request: Request, error: Exception) -> Response:
-        metrics.refused(row_of(error).code)
+        count(error, metrics)
         return respond(request.url.path, error)
 
     async def of_http(request: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lorry.api.journal import ran
 from lorry.api.prompts import Prompts
 from lorry.api.submission import failure, naming, pinned
 from lorry.core import Constraint, FinishReason, SamplingParams, TokenEvent, TokenLogprob
@@ -99,7 +100,7 @@ class Run:
         self._generation = generation
         self._eos = job.params.eos_token_ids
         self._prompts = prompts
-        self._meter = meter
+        self.meter = meter
         self._special_ids = prompts.special_ids - job.visible
         self._text = Detokenizer(
             prompts.decode, self._special_ids, job.prompt_ids, whole=prompts.whole
@@ -113,10 +114,10 @@ class Run:
         event = await anext(self._generation)
         if event.token is None:
             raise self._failure(event)
-        self._meter.token()
+        self.meter.token()
         step = self._step(event.token, event)
         if step.ending is not None:
-            self._meter.finish("length" if step.ending is Ending.LENGTH else "stop")
+            self.meter.finish("length" if step.ending is Ending.LENGTH else "stop")
             # A stop string is seen here only: the engine must be told.
             await self._generation.aclose()
         elif event.finish is not None:
@@ -132,7 +133,7 @@ class Run:
                 return answer
 
     async def close(self) -> None:
-        self._meter.finish("abort")
+        self.meter.finish("abort")
         await self._generation.aclose()
 
     def _step(self, token: TokenLogprob, event: TokenEvent) -> Step:
@@ -157,7 +158,7 @@ class Run:
         return Step(token, shown, special, event.top, event.prompt, ending, hit)
 
     def _failure(self, event: TokenEvent) -> Exception:
-        self._meter.finish("error")
+        self.meter.finish("error")
         return failure(event)
 
 
@@ -195,6 +196,11 @@ class Runs:
             await close_all(runs)
             raise
         self._metrics.answers(each)
+        ran(
+            runs[0].refs,
+            sum(run.prompt_tokens for run in runs[::each]),
+            [run.meter for run in runs],
+        )
         return runs
 
     async def _start(

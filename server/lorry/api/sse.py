@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lorry.api.disconnect import until_gone
-from lorry.api.errors import row_of
+from lorry.api.errors import count, row_of
 from lorry.api.runs import Merged, Run, Step, close_all
 from lorry.metrics import Metrics
 
@@ -99,9 +99,8 @@ class EventStream(Response):
                 step = None
             except Exception as error:
                 # The status is sent: whatever it was, a last frame is all that is left.
-                row = row_of(error)
-                self._metrics.refused(row.code)
-                if row.status == 500:
+                count(error, self._metrics)
+                if row_of(error).status == 500:
                     logger.exception("%s: the stream failed", path)
                 chunk, more = self._frames.failed(error), False
             if chunk or not more:

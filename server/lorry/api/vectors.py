@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorry.api.journal import ran
 from lorry.api.prompt_list import Prompt
 from lorry.api.submission import failure, naming, pinned
 from lorry.core import FinishReason, Pooling, SamplingParams
@@ -46,6 +47,7 @@ class Pooled:
     ) -> Vectors:
         """`param` is the prompts' field. The first error ends the others."""
         asked: list[tuple[Generation, RequestMeter]] = []
+        tokens = sum(len(prompt.ids) for prompt in prompts)
         try:
             for prompt in prompts:
                 if asked:
@@ -55,12 +57,13 @@ class Pooled:
                     generation.refs, prompt_tokens=len(prompt.ids), max_tokens=0
                 )
                 asked.append((generation, meter))
+            ran(asked[0][0].refs, tokens, [meter for _, meter in asked])
             vectors = await asyncio.gather(*(_vector(*one) for one in asked))
         finally:
             for generation, meter in asked:
                 meter.finish("abort")
                 await generation.aclose()
-        return Vectors(asked[0][0].refs, vectors, sum(len(prompt.ids) for prompt in prompts))
+        return Vectors(asked[0][0].refs, vectors, tokens)
 
     async def _submit(
         self,

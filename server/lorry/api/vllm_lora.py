@@ -12,7 +12,7 @@ from lorry.api.adapter_schema import LoadBody, UnloadBody
 from lorry.api.adapters import Adapters, State, folder_of
 from lorry.api.bodies import read_body
 from lorry.api.docs import json_body
-from lorry.api.errors import documented, headers_of, message_of, row_of
+from lorry.api.errors import count, documented, headers_of, message_of, row_of
 from lorry.errors import InvalidRequest, LorryError, UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.errors import AdapterConflict, AdapterError, UnknownAdapter
@@ -92,7 +92,7 @@ class VllmLora:
 
     def _refused(self, error: Exception) -> Response:
         row = row_of(error)
-        self._metrics.refused(row.code)
+        count(error, self._metrics)
         # vLLM knows few statuses: whatever is wrong with what was sent is 400.
         status = 400 if row.status in (409, 415, 422) else row.status
         detail = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from lorry.cli.output import metered
+from lorry.errors import LorryError, SettingsError
 from lorry.option import Kind, Option
 from lorry.settings import Settings, load_settings, options
+from lorry_adapters.errors import AdapterError
 
 METAVARS = {
     Kind.INT: "N",
@@ -42,12 +45,18 @@ def _command() -> Any:
         """
         config: Path | None = given.pop("config")
         settings = load_settings(given, os.environ, config)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and settings.log_format != "json":
             _fetch(settings)
         # The command line starts in a tenth of a second; torch and the server take seconds.
         from lorry import bootstrap
 
-        bootstrap.serve(settings)
+        try:
+            bootstrap.serve(settings)
+        except (LorryError, AdapterError) as error:
+            if settings.log_format != "json":
+                raise
+            logging.getLogger("lorry").error(error.message)
+            raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from error
 
     parameters = [_parameter(option) for option in options()]
     parameters.append(
