@@ -154,6 +154,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             eos_token_ids=loaded.eos_token_ids,
             max_model_len=loaded.max_model_len,
             info=lambda: _info(settings, loaded, runner),
+            quantization=loaded.quantization,
             vocab_size=loaded.config.get_text_config().vocab_size,
             give_back=memory.give_back_freed,
         )

@@ -41,11 +41,8 @@ def test_the_answer(live: Live) -> None:
     assert choice.keys() == {"index", "text", "logprobs", "finish_reason"}
     assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "length")
     length = len(ids_of(live, PROMPT))
-    assert answer["usage"] == {
-        "prompt_tokens": length,
-        "completion_tokens": 16,
-        "total_tokens": length + 16,
-    }
+    counts = {"prompt_tokens": length, "completion_tokens": 16, "total_tokens": length + 16}
+    assert counts.items() <= answer["usage"].items()
     generated = live.generate(PROMPT, parameters={"max_new_tokens": 16})
     assert choice["text"] == generated["generated_text"]
 
@@ -242,7 +239,7 @@ def test_streams(live: Live) -> None:
         ({"prompt": [1.5]}, "prompt must be"),
         ({"prompt": None}, "prompt must be"),
         ({"prompt": ["x"] * 129}, "128"),
-        ({"max_tokens": -1}, "max_tokens must be from 0"),
+        ({"max_tokens": -2}, "max_tokens must be from -1"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"prompt": "long " * 600}, "this model's maximum context length is 512 tokens"),
         ({"n": 0}, "n must be from 1 to 16"),
@@ -251,7 +248,7 @@ def test_streams(live: Live) -> None:
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"temperature": -1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"suffix": "end"}, "suffix is not served"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"99999": 1}}, "99999"),
@@ -259,7 +256,6 @@ def test_streams(live: Live) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"response_format": {"type": "xml"}}, "xml"),
         ({"stop": ["a"] * 20}, "stop"),
-        ({"guided_choice": ["a"]}, "guided_choice is not served"),
     ],
 )
 def test_bad_input(live: Live, extra: dict[str, Any], words: str) -> None:

@@ -109,6 +109,8 @@ class Services:
     """Of the base, beside `base_name`."""
     repository: str | None = None
     """The base's id on a hub."""
+    quantization: str = "none"
+    """Of the base's weights, as it was resolved."""
     vocab_size: int | None = None
     """Tokens that the base has embeddings and logits for; None: as many as the tokenizer."""
     give_back: Callable[[], None] = lambda: None
@@ -159,6 +161,7 @@ def create_app(services: Services) -> FastAPI:
         registry=registry,
         base=base,
         eos_token_ids=services.eos_token_ids,
+        fingerprint=f"lorry-{lorry.__version__}-{services.base_name}-{services.quantization}",
         clip=services.settings.beyond_context == "clip",
     )
     adapters = Adapters(

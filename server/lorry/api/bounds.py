@@ -40,6 +40,20 @@ class Within:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number may be written `5.0`, which JSON does not tell from `5`."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    @staticmethod
+    def _read(value: object) -> object:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@dataclass(frozen=True, slots=True)
 class FirstMistake:
     """Of a list: its first wrong item is told, and not the million that may follow."""
 
@@ -54,6 +68,8 @@ class FirstMistake:
 MAX_TOKENS = 2**31 - 1
 """Beyond any model; the model's own length is checked when the prompt is known."""
 
+ALL_ROOM = -1
+
 MAX_ANSWERS = 16
 """Of `n` and `best_of`."""
 
@@ -63,18 +79,19 @@ MAX_TOP = 20
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 
-Tokens = Annotated[int, Within(1, MAX_TOKENS)]
-TokensOrNone = Annotated[int, Within(0, MAX_TOKENS)]
+Tokens = Annotated[int, Whole(), Within(1, MAX_TOKENS)]
+TokensOrAll = Annotated[int, Whole(), Within(-1, MAX_TOKENS)]
+"""`ALL_ROOM` is as many as the context has room for, as llama.cpp and LM Studio have it."""
 Temperature = Annotated[float, Within(0, 100)]
-TopK = Annotated[int, Within(0, MAX_TOKENS)]
-TopKOrOff = Annotated[int, Within(-1, MAX_TOKENS)]
+TopK = Annotated[int, Whole(), Within(0, MAX_TOKENS)]
+TopKOrOff = Annotated[int, Whole(), Within(-1, MAX_TOKENS)]
 Mass = Annotated[float, Within(0, 1, above=True)]
 """A probability mass to keep; 1 keeps all."""
 Fraction = Annotated[float, Within(0, 1)]
 RepetitionPenalty = Annotated[float, Within(0, 100, above=True)]
 Penalty = Annotated[float, Within(-2, 2)]
-Seed = Annotated[int, Within(-(2**63), 2**64 - 1)]
-Answers = Annotated[int, Within(1, MAX_ANSWERS)]
-Top = Annotated[int, Within(0, MAX_TOP)]
+Seed = Annotated[int, Whole(), Within(-(2**63), 2**64 - 1)]
+Answers = Annotated[int, Whole(), Within(1, MAX_ANSWERS)]
+Top = Annotated[int, Whole(), Within(0, MAX_TOP)]
 Texts = Annotated[list[str], FirstMistake()]
 Objects = Annotated[list[dict[str, Any]], FirstMistake()]

@@ -139,7 +139,7 @@ class Chat:
         openai = self._openai
         if body.modalities not in (None, ["text"]):
             raise UnsupportedParameter("modalities: only text is served", param="modalities")
-        if body.top_logprobs is not None and not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise InvalidRequest(
                 "top_logprobs needs logprobs: true; set it, or leave both out",
                 param="top_logprobs",

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from lorry.api.bounds import Objects, Texts, Tokens, Top
+from lorry.api.bounds import Objects, Texts, TokensOrAll, Top
 from lorry.api.messages import KEYS
 from lorry.api.openai_schema import Idle, SharedAnswer, SharedBody
 from lorry.api.sifting import Listed
@@ -18,7 +18,7 @@ class ChatBody(SharedBody):
         "`content`, a text or a list of text parts; the template gets them in the form that it "
         "takes."
     )
-    max_completion_tokens: Tokens | None = None
+    max_completion_tokens: TokensOrAll | None = None
     logprobs: bool | None = None
     top_logprobs: Top | None = None
     tools: Objects | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorry.api import sampling
 from lorry.api.adapters_used import used
+from lorry.api.bounds import ALL_ROOM
 from lorry.api.grammars import compiled
 from lorry.api.openai_schema import SharedBody, StreamOptions
 from lorry.api.prompts import Prompts
@@ -38,6 +39,8 @@ class OpenAI:
     registry: Registry
     base: BaseNames
     eos_token_ids: frozenset[int]
+    fingerprint: str
+    """`system_fingerprint` of its answers."""
     clip: bool = True
     """An answer gets what room the context has, where more was asked for."""
 
@@ -57,10 +60,12 @@ class OpenAI:
         *,
         default: int | None = None,
     ) -> int:
-        """Tokens that the answer may have. `default`, where none were asked for, gives way to
-        the context; None is all its room. Where `clip` is off, `wanted` can be more than the
-        engine takes."""
+        """Tokens that the answer may have. `ALL_ROOM` is all that the context has; `default`,
+        where none were asked for, gives way to the context; None is all its room. Where `clip`
+        is off, `wanted` can be more than the engine takes."""
         room = self.runs.room(prompt_ids, choices)
+        if wanted == ALL_ROOM:
+            return room
         if wanted is None:
             return room if default is None else min(default, room)
         return min(wanted, room) if self.clip else wanted
@@ -77,8 +82,9 @@ class OpenAI:
         return SamplingParams(
             max_new_tokens=max_new_tokens,
             temperature=_or(body.temperature, 1.0),
-            top_k=max(0, body.top_k or 0),
-            top_p=_or(body.top_p, 1.0),
+            # A mass of nothing is the likeliest token's, as OpenAI has it.
+            top_k=1 if body.top_p == 0 else max(0, body.top_k or 0),
+            top_p=body.top_p or 1.0,
             min_p=_or(body.min_p, 0.0),
             typical_p=_or(body.typical_p, 1.0),
             repetition_penalty=_or(body.repetition_penalty, 1.0),
@@ -115,6 +121,7 @@ class OpenAI:
             "object": kind,
             "created": int(time.time()),
             "model": body.model or self.base.first,
+            "system_fingerprint": self.fingerprint,
         }
 
 
@@ -165,11 +172,18 @@ def stream_options_of(body: SharedBody) -> StreamOptions:
     return body.stream_options
 
 
-def usage(prompt_tokens: int, generated: int) -> dict[str, int]:
+def usage(prompt_tokens: int, generated: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 

@@ -21,7 +21,7 @@ from lorry.api.bounds import (
     Seed,
     Temperature,
     Texts,
-    TokensOrNone,
+    TokensOrAll,
     TopKOrOff,
 )
 from lorry.api.fields import Strays
@@ -55,7 +55,7 @@ class SharedBody(Body):
     )
     n: Answers | None = None
     temperature: Temperature | None = None
-    top_p: Mass | None = None
+    top_p: Fraction | None = Field(default=None, description="0: the likeliest token alone.")
     top_k: TopKOrOff | None = None
     min_p: Fraction | None = None
     typical_p: Mass | None = None
@@ -70,7 +70,7 @@ class SharedBody(Body):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: TokensOrNone | None = None
+    max_tokens: TokensOrAll | None = None
     logit_bias: dict[str, float] | None = None
     response_format: dict[str, Any] | None = Field(
         default=None,
@@ -100,10 +100,25 @@ class SharedBody(Body):
     prompt_cache_retention: Idle = None
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+    """None: every prompt is computed."""
+    audio_tokens: int
+
+
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class SharedAnswer(BaseModel):
@@ -111,6 +126,8 @@ class SharedAnswer(BaseModel):
     object: str
     created: int
     model: str
+    system_fingerprint: str
+    """The server's version, the base and its quantization: what else an answer depends on."""
     adapters: list[AdapterUsed] | None = None
     """With every whole answer, and with the first and the last chunk of a stream."""
     usage: Usage | None = None

@@ -42,15 +42,17 @@ def seed_of(seed: int | None) -> int:
 
 def stops_of(stop: str | Sequence[str] | None, *, param: str = "stop") -> tuple[str, ...]:
     """Raises InvalidRequest."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    given = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    # Forms send what nobody filled in; no answer can be meant to end at nothing.
+    stops = tuple(one for one in given if one)
     if len(stops) > MAX_STOPS:
         raise InvalidRequest(
             f"{param} has {len(stops)} strings, the most is {MAX_STOPS}", param=param
         )
     for one in stops:
-        if not 0 < len(one) <= MAX_STOP_LENGTH:
+        if len(one) > MAX_STOP_LENGTH:
             raise InvalidRequest(
-                f"{param}: a stop string has 1 to {MAX_STOP_LENGTH} characters, not {len(one)}",
+                f"{param}: a stop string has up to {MAX_STOP_LENGTH} characters, not {len(one)}",
                 param=param,
             )
     return tuple(dict.fromkeys(stops))
