@@ -8,6 +8,7 @@ traceback: what nobody foresaw is logged, and the client reads that it was the s
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from lorry.api.methods import methods_of
 from lorry.api.prefix import prefix_of
 from lorry.api.request_id import HEADER as REQUEST_ID
 from lorry.api.request_id import request_id_of
+from lorry.api.signpost import nearest, routes_of
 from lorry.errors import InvalidRequest, LorryError
 from lorry.metrics import Metrics
 
@@ -79,7 +81,11 @@ class CrossSite(HttpError):
 
 
 class NoSuchRoute(HttpError):
-    pass
+    """`routes` are those that there are."""
+
+    def __init__(self, message: str, routes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.routes = tuple(routes)
 
 
 class WrongMethod(HttpError):
@@ -244,7 +250,7 @@ def openai_body(error: Exception) -> dict[str, Any]:
     }
     if row.status == 422:
         detail["problems"] = list(getattr(error, "problems", (detail["message"],)))
-    return {"error": detail}
+    return {"error": {**detail, **_routes(error)}}
 
 
 def anthropic_body(error: Exception) -> dict[str, Any]:
@@ -254,7 +260,11 @@ def anthropic_body(error: Exception) -> dict[str, Any]:
         "param": getattr(error, "param", None),
         "code": row_of(error).code,
     }
-    return {"type": "error", "error": detail}
+    return {"type": "error", "error": {**detail, **_routes(error)}}
+
+
+def _routes(error: Exception) -> dict[str, list[str]]:
+    return {"routes": list(error.routes)} if isinstance(error, NoSuchRoute) else {}
 
 
 def body_of(path: str, error: Exception) -> dict[str, Any]:
@@ -339,7 +349,13 @@ def install(app: FastAPI, metrics: Metrics) -> None:
             query = f"?{request.url.query}" if request.url.query else ""
             return RedirectResponse(prefix_of(request.scope) + path.rstrip("/") + query)
         if error.status_code == 404:
-            translated = NoSuchRoute(f"there is no {method} {path[:200]} here; see /docs")
+            # The first time it is made, which takes a while.
+            routes = routes_of(await asyncio.to_thread(app.openapi))
+            meant = nearest(routes, method, path)
+            hint = f"did you mean {meant}? " if meant else ""
+            translated = NoSuchRoute(
+                f"there is no {method} {path[:200]} here; {hint}see `routes`, or /docs", routes
+            )
         elif error.status_code == 405:
             allowed = ", ".join(methods_of(app, path))
             error.headers = {"Allow": allowed}
