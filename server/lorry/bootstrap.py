@@ -110,6 +110,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         reserved_names=frozenset({loaded.name, *loaded.other_names}),
         allowed_roots=settings.adapter_roots,
         keep_unclaimed=timedelta(days=settings.keep_unclaimed),
+        words=settings.adapter_templates == "use",
     )
     mailbox = Mailbox()
     residency = SlotResidency(

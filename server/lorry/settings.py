@@ -239,6 +239,13 @@ class Settings:
         "Folders of this machine that adapters may be registered from.",
         default_text="none",
     )
+    adapter_templates: str = _option(
+        "use",
+        Kind.CHOICE,
+        "Chat template, end tokens, added tokens, defaults of sampling and labels that an adapter "
+        "brings: use them for it, or the base's for all.",
+        choices=("use", "ignore"),
+    )
     keep_unclaimed: float = _option(
         7.0,
         Kind.FLOAT,

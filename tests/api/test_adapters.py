@@ -35,6 +35,7 @@ FIELDS = {
     "invocation",
     "scalable",
     "warnings",
+    "words",
     "residency",
     "broken",
     "created_at",

@@ -49,6 +49,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "kv_cache_memory": ("1GiB", 1 << 30),
     "max_upload": ("1MiB", 1 << 20),
     "adapter_roots": (os.pathsep.join(["/a", "/b"]), (Path("/a"), Path("/b"))),
+    "adapter_templates": ("ignore", "ignore"),
     "keep_unclaimed": ("0.5", 0.5),
     "samples": ("no", False),
     "tool_prompt": ("template", "template"),

@@ -16,13 +16,14 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
+from lorry_adapters.lora import words
 from lorry_adapters.lora.config import MAX_CONFIG
 from lorry_adapters.lora.problems import (
     PICKLED,
@@ -86,6 +87,8 @@ class Upload:
     archive: Path | None = None
     config: Path | None = None
     weights: Path | None = None
+    words: Mapping[str, Path] = field(default_factory=dict)
+    """Beside the two: files of `lora.words.SOURCES`, by their names there."""
 
     def __post_init__(self) -> None:
         files = (self.config is not None, self.weights is not None)
@@ -106,7 +109,8 @@ class _Member:
 
 
 def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
-    """Leaves CONFIG_FILE and WEIGHTS_FILE in `into`, and nothing else.
+    """Leaves CONFIG_FILE and WEIGHTS_FILE in `into`, of the files of `lora.words.SOURCES` as
+    much as is read, and nothing else.
 
     `max_bytes` bounds the weights. Raises UnsupportedUpload, UploadTooLarge, InvalidAdapter
     (a file is missing), and OSError as writing does; `into` is then to be thrown away.
@@ -118,6 +122,9 @@ def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
             _copy(source.read, into / CONFIG_FILE, MAX_CONFIG)
         with upload.weights.open("rb") as source:
             _copy(source.read, into / WEIGHTS_FILE, max_bytes)
+        for name, path in upload.words.items():
+            with path.open("rb") as source:
+                _copy_start(source.read, into / name)
         return
     with _members(upload.archive, max_bytes) as members:
         config, weights = _choose(members)
@@ -126,6 +133,8 @@ def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
                 _extract(member, into / CONFIG_FILE, MAX_CONFIG)
             elif member is weights:
                 _extract(member, into / WEIGHTS_FILE, max_bytes)
+            elif member.name in words.SOURCES and member.folder == config.folder:
+                _extract(member, into / member.name, None)
 
 
 def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
@@ -143,7 +152,17 @@ def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
             out.write(chunk)
 
 
-def _extract(member: _Member, to: Path, limit: int) -> None:
+def _copy_start(read: Callable[[int], bytes], to: Path) -> None:
+    """What `lora.words` looks at, and a byte that shows there is more."""
+    left = words.MAX_FILE + 1
+    with to.open("xb") as out:
+        while left and (chunk := read(min(_CHUNK, left))):
+            left -= len(chunk)
+            out.write(chunk)
+
+
+def _extract(member: _Member, to: Path, limit: int | None) -> None:
+    """Without a `limit` its start, however long it is."""
     what = f"member {shown(member.path)} of the archive"
     with _reading(what):
         file = member.open()
@@ -153,7 +172,10 @@ def _extract(member: _Member, to: Path, limit: int) -> None:
             return file.read(size)
 
     with file:
-        _copy(read, to, limit)
+        if limit is None:
+            _copy_start(read, to)
+        else:
+            _copy(read, to, limit)
 
 
 def _choose(members: list[_Member]) -> tuple[_Member, _Member]:

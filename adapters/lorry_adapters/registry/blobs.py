@@ -2,11 +2,12 @@
 
     <home>/blobs/sha256-<64 hex>/adapter_config.json
                                  adapter_model.safetensors
+                                 adapter_words.json (where the adapter brings words of its own)
     <home>/staging/<random>/     uploads on their way in, removed folders on their way out
 
-The digest is over the two files' names and contents, however they were packed:
+The digest is over the files' names and contents, however they were packed:
 
-    sha256sum adapter_config.json adapter_model.safetensors | sha256sum
+    sha256sum adapter_config.json adapter_model.safetensors [adapter_words.json] | sha256sum
 
 A folder appears by one rename of a staged folder whose files are already on disk, and
 disappears by one rename into staging: whatever moment the power fails, a blob is there
@@ -33,10 +34,15 @@ from pathlib import Path
 
 from lorry_adapters.errors import StorageFull
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
+from lorry_adapters.lora.words import WORDS_FILE
 from lorry_adapters.registry.document import sync
 
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
-"""In the digest's order, which is alphabetical."""
+
+def files_in(folder: Path) -> tuple[str, ...]:
+    """The names of a content's files, in the digest's order, which is alphabetical."""
+    words = (WORDS_FILE,) if (folder / WORDS_FILE).exists() else ()
+    return (CONFIG_FILE, WEIGHTS_FILE, *words)
+
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -47,9 +53,9 @@ _log = logging.getLogger(__name__)
 
 
 def digest_of(folder: Path) -> str:
-    """`sha256:` and 64 hex digits for the two files in `folder`. OSError if one is missing."""
+    """`sha256:` and 64 hex digits for the files in `folder`. OSError if one is missing."""
     manifest = hashlib.sha256()
-    for name in FILES:
+    for name in files_in(folder):
         with (folder / name).open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         manifest.update(f"{content}  {name}\n".encode())
@@ -57,8 +63,8 @@ def digest_of(folder: Path) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the two files together. OSError if one is missing."""
-    return sum((folder / name).stat().st_size for name in FILES)
+    """Bytes of the files together. OSError if one is missing."""
+    return sum((folder / name).stat().st_size for name in files_in(folder))
 
 
 @contextmanager
@@ -125,11 +131,12 @@ class Blobs:
 
     def seal(self, folder: Path) -> None:
         """Put the staged files on disk for good and drop everything else beside them."""
+        files = files_in(folder)
         with storage_full_named(self._home):
             for entry in list(folder.iterdir()):
-                if entry.name not in FILES:
+                if entry.name not in files:
                     _delete(entry)
-            for name in FILES:
+            for name in files:
                 sync(folder / name)
             sync(folder)
 

@@ -236,14 +236,15 @@ class Catalog:
         self._db.execute(
             "INSERT INTO contents (digest, peft_type, rank, target_modules, parameters, bytes,"
             " base_model, stored_bytes, layout, task_type, virtual_tokens, invocation, scalable,"
-            " warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " warnings, words) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (digest) DO UPDATE SET peft_type = excluded.peft_type,"
             " rank = excluded.rank, target_modules = excluded.target_modules,"
             " parameters = excluded.parameters, bytes = excluded.bytes,"
             " base_model = excluded.base_model, stored_bytes = excluded.stored_bytes,"
             " layout = excluded.layout, task_type = excluded.task_type,"
             " virtual_tokens = excluded.virtual_tokens, invocation = excluded.invocation,"
-            " scalable = excluded.scalable, warnings = excluded.warnings",
+            " scalable = excluded.scalable, warnings = excluded.warnings,"
+            " words = excluded.words",
             (
                 content.digest,
                 facts.peft_type,
@@ -259,6 +260,7 @@ class Catalog:
                 json.dumps(facts.invocation),
                 facts.scalable,
                 json.dumps(facts.warnings),
+                json.dumps(facts.words),
             ),
         )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from lorry_adapters.lora import room
+from lorry_adapters.lora import room, words
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.archive import Upload, unpack
@@ -85,8 +86,12 @@ class Intake:
     def _verified(self, folder: Path) -> Iterator[Staged]:
         with room.named("checking the adapter"):
             facts = inspect(folder, self._layout, self._max_rank)
+        found, passed_over = words.read(folder)
+        with storage_full_named(self._home):
+            words.write(found, folder)
+        facts = replace(facts, warnings=(*facts.warnings, *passed_over))
         self._blobs.seal(folder)
         digest = digest_of(folder)
         stored = StoredContent(digest, size_of(folder), self._fingerprint)
         with self._inventory.admitting(digest):
-            yield Staged(folder, digest, facts, stored)
+            yield Staged(folder, digest, facts, found.brings, stored)

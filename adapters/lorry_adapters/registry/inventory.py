@@ -38,10 +38,13 @@ from lorry_adapters.registry.record import (
 class Inventory:
     """Thread-safe. No call does I/O but `free`, which must be quick."""
 
-    def __init__(self, reserved: frozenset[str], free: Callable[[str], None]) -> None:
+    def __init__(
+        self, reserved: frozenset[str], free: Callable[[str], None], *, words: bool = True
+    ) -> None:
         """`free` is called under the lock with each digest that nothing keeps any more;
-        it must not call back."""
+        it must not call back. `words`: False where what adapters bring of them is not used."""
         self._reserved = reserved
+        self._words = words
         self._free = free
         self._lock = threading.Lock()
         self._records: dict[str, AdapterRecord] = {}
@@ -244,6 +247,7 @@ class Inventory:
             is_prefix=version.is_prefix,
             invocation=version.invocation,
             task_type=version.task_type,
+            words=version.words if self._words else (),
         )
 
     def _merged(self, choice: AdapterChoice, digest: str) -> AdapterRef:

@@ -61,6 +61,8 @@ class AdapterRef:
     task_type: str = "CAUSAL_LM"
     """What it was trained for: text (CAUSAL_LM), labels (SEQ_CLS), vectors
     (FEATURE_EXTRACTION)."""
+    words: tuple[str, ...] = ()
+    """As in `VersionRecord`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class VersionRecord:
     """False: it is whole or not at all, at scale 1 or 0."""
     warnings: tuple[str, ...] = ()
     """What was taken, and may be meant otherwise: for people."""
+    words: tuple[str, ...] = ()
+    """What it brings of its own beside the weights: `lora.words.Words.brings`."""
 
     @property
     def is_prefix(self) -> bool:

@@ -31,6 +31,7 @@ from lorry_adapters.errors import (
 )
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
+from lorry_adapters.lora.words import WORDS_FILE
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
@@ -77,18 +78,19 @@ class Registry:
         reserved_names: frozenset[str] = frozenset(),
         allowed_roots: tuple[Path, ...] = (),
         keep_unclaimed: timedelta = timedelta(days=7),
+        words: bool = True,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
         `max_upload`: bytes of an adapter's files unpacked. `max_host_bytes`,
         `max_host_adapters`: see `host_cache`. `reserved_names`: what the base answers to.
         `allowed_roots`: folders that `upload_from` may read. `keep_unclaimed`: how long
-        contents that no adapter has are kept. HomeUnusable.
+        contents that no adapter has are kept. `words`: see `Inventory`. HomeUnusable.
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
         self._subscribers: tuple[Callable[[str], None], ...] = ()
-        self._inventory = Inventory(reserved_names, self._free)
+        self._inventory = Inventory(reserved_names, self._free, words=words)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
             self.storage = Storage(home, keep_unclaimed)
@@ -254,7 +256,12 @@ class Registry:
         if not self._blobs.intact(digest):
             raise InvalidAdapter([f"the stored files {digest} were changed on disk"])
         folder = self._blobs.folder(digest)
-        files = Upload(config=folder / CONFIG_FILE, weights=folder / WEIGHTS_FILE)
+        beside = {WORDS_FILE: folder / WORDS_FILE}
+        files = Upload(
+            config=folder / CONFIG_FILE,
+            weights=folder / WEIGHTS_FILE,
+            words=beside if (folder / WORDS_FILE).is_file() else {},
+        )
         record, _ = self.add(name or f"recovered-{digest.partition(':')[2][:12]}", files)
         return record
 

@@ -20,6 +20,8 @@ class Staged:
     folder: Path
     digest: str
     facts: AdapterFacts
+    words: tuple[str, ...]
+    """What it brings of its own: `lora.words.Words.brings`."""
     stored: StoredContent
 
 
@@ -114,4 +116,5 @@ def _version(number: int, new: Staged, now: datetime) -> VersionRecord:
         invocation=new.facts.invocation,
         scalable=new.facts.scalable,
         warnings=new.facts.warnings,
+        words=new.words,
     )

@@ -11,16 +11,16 @@ from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 
 VERSION_COLUMNS: Final = (
     "version, digest, peft_type, rank, target_modules, parameters, bytes, base_model, created_at,"
-    " task_type, virtual_tokens, invocation, scalable, warnings"
+    " task_type, virtual_tokens, invocation, scalable, warnings, words"
 )
 VersionRow = tuple[
-    int, str, str, int, str, int, int, str | None, str, str, int, str, int, str
+    int, str, str, int, str, int, int, str | None, str, str, int, str, int, str, str
 ]  # fmt: skip
 
 
 def version_of(row: VersionRow) -> VersionRecord:
     version, digest, peft_type, rank, modules, parameters, size, base_model, created_at = row[:9]
-    task_type, virtual_tokens, invocation, scalable, warnings = row[9:]
+    task_type, virtual_tokens, invocation, scalable, warnings, words = row[9:]
     return VersionRecord(
         version=version,
         digest=digest,
@@ -36,6 +36,7 @@ def version_of(row: VersionRow) -> VersionRecord:
         invocation=tuple(json.loads(invocation)),
         scalable=bool(scalable),
         warnings=tuple(json.loads(warnings)),
+        words=tuple(json.loads(words)),
     )
 
 

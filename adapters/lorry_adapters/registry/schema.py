@@ -45,6 +45,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE home (revision INTEGER NOT NULL)",
         "INSERT INTO home (revision) VALUES (0)",
     ),
+    # Until then nothing was read of an adapter's folder but its two files.
+    ("ALTER TABLE contents ADD COLUMN words TEXT NOT NULL DEFAULT '[]'",),
 )
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -143,6 +143,7 @@ def _value(sidecar: Sidecar, revision: int) -> dict[str, object]:
                 "invocation": list(version.invocation),
                 "scalable": version.scalable,
                 "warnings": list(version.warnings),
+                "words": list(version.words),
                 "created_at": version.created_at.isoformat(),
             }
             for version in record.versions
@@ -194,6 +195,8 @@ def _version(value: dict[str, Any]) -> VersionRecord:
         invocation=tuple(map(_number, value["invocation"])),
         scalable=bool(value["scalable"]),
         warnings=tuple(map(_text, value["warnings"])),
+        # A file of before has none.
+        words=tuple(map(_text, value.get("words", ()))),
     )
 
 

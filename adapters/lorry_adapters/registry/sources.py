@@ -12,11 +12,12 @@ from pathlib import Path
 from lorry_adapters.errors import ForbiddenSource, UnsupportedUpload
 from lorry_adapters.lora.problems import head_beside
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
+from lorry_adapters.lora.words import SOURCES
 from lorry_adapters.registry.archive import Upload
 
 
 def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
-    """The two files of the PEFT folder `source`.
+    """The files of the PEFT folder `source`.
 
     ForbiddenSource unless everything lies under one of `roots`; UnsupportedUpload if a
     file is missing. What exists outside the roots is never told.
@@ -38,7 +39,9 @@ def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
             found = ", ".join(sorted(names)[:8]) or "nothing"
             raise UnsupportedUpload(f"{source} has no {name}; it holds {found}", param="source")
         files[name] = file
-    return Upload(config=files[CONFIG_FILE], weights=files[weights])
+    beside = {name: _inside(folder / name, resolved_roots) for name in SOURCES if name in names}
+    beside = {name: file for name, file in beside.items() if file.is_file()}
+    return Upload(config=files[CONFIG_FILE], weights=files[weights], words=beside)
 
 
 def _inside(path: Path, roots: tuple[Path, ...]) -> Path:

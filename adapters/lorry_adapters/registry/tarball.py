@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lorry_adapters.registry.blobs import FILES
+from lorry_adapters.registry.blobs import files_in
 
 _CHUNK = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
@@ -23,11 +23,12 @@ class Tarball(Iterator[bytes]):
 
     def __init__(self, folder: Path, digest: str) -> None:
         """OSError: a file is missing. ValueError: the files no longer have `digest`."""
+        self._names = files_in(folder)
         self._files: list[BinaryIO] = []
         self._sizes: list[int] = []
         try:
             manifest = hashlib.sha256()
-            for name in FILES:
+            for name in self._names:
                 file = (folder / name).open("rb")
                 self._files.append(file)
                 content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -55,7 +56,7 @@ class Tarball(Iterator[bytes]):
             file.close()
 
     def _produce(self) -> Iterator[bytes]:
-        for name, file, size in zip(FILES, self._files, self._sizes, strict=True):
+        for name, file, size in zip(self._names, self._files, self._sizes, strict=True):
             member = tarfile.TarInfo(name)
             member.size = size
             yield member.tobuf(tarfile.USTAR_FORMAT)

@@ -53,6 +53,7 @@ class VersionView(BaseModel):
     invocation: list[int] = Field(description="Tokens that a prompt must have to call it, if any")
     scalable: bool = Field(description="false: only the scales 0 and 1")
     warnings: list[str] = Field(description="What was taken, and may be meant otherwise")
+    words: list[str] = Field(description="What it brings of its own, such as chat_template")
     created_at: str
 
 
@@ -75,6 +76,11 @@ class AdapterView(BaseModel):
     invocation: list[int]
     scalable: bool
     warnings: list[str]
+    words: list[str]
+    words_left_out: list[str] | None = Field(
+        default=None,
+        description="What of its words is not used, and why; where it has any, and not in lists",
+    )
     residency: str = Field(description="device, host or disk: where the weights are")
     broken: str | None = Field(description="Why it cannot be served; null: it can")
     created_at: str

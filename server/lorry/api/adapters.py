@@ -24,6 +24,7 @@ from lorry.api.docs import json_body
 from lorry.api.errors import InvalidFields, UnsupportedMediaType, documented
 from lorry.api.residency import Residencies
 from lorry.api.uploads import Form, raise_problems, read_form
+from lorry.api.voices import Voices
 from lorry.errors import UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.errors import AdapterError
@@ -52,9 +53,16 @@ class State:
 
 class Adapters:
     def __init__(
-        self, *, registry: Registry, metrics: Metrics, residencies: Residencies, max_upload: int
+        self,
+        *,
+        registry: Registry,
+        metrics: Metrics,
+        residencies: Residencies,
+        voices: Voices,
+        max_upload: int,
     ) -> None:
         self._registry = registry
+        self._voices = voices
         self._metrics = metrics
         self._residencies = residencies
         self._max_upload = max_upload
@@ -120,7 +128,7 @@ class Adapters:
 
     async def show(self, name: str) -> Response:
         """An adapter's record with all its versions; `ETag` is the digest of the current one."""
-        return self.answer(self._registry.get(name))
+        return await self.answer(self._registry.get(name))
 
     async def create(self, request: Request) -> Response:
         """An archive of a PEFT folder, or its two files; or JSON with the name of a folder here."""
@@ -135,7 +143,7 @@ class Adapters:
             raise_problems(form)
             assert name is not None and upload is not None
             record, new = await self._add(name, lambda: upload, state)
-        return self.answer(record, 201 if new else 200)
+        return await self.answer(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
         """The files of a version that comes after the others and is used from now on."""
@@ -161,7 +169,7 @@ class Adapters:
             raise_problems(form)
             assert upload is not None
             record = await self._put(name, upload, if_match)
-        return self.answer(record)
+        return await self.answer(record)
 
     async def change(self, request: Request, name: str) -> Response:
         """What is given changes at once; running requests keep what they began with."""
@@ -177,7 +185,7 @@ class Adapters:
             version=body.version,
             if_match=if_match,
         )
-        return self.answer(record)
+        return await self.answer(record)
 
     async def remove(self, name: str, version: int | None = None) -> Response:
         """It is gone for new requests at once; running ones finish."""
@@ -220,7 +228,7 @@ class Adapters:
             replace=bool(body.replace),
         )
         record, new = await self.add_folder(body.name, folder_of(body.source), state)
-        return self.answer(record, 201 if new else 200)
+        return await self.answer(record, 201 if new else 200)
 
     async def add_folder(self, name: str, source: Path, state: State) -> tuple[AdapterRecord, bool]:
         """From a folder under an allowed root. Raises ForbiddenSource, what `Registry.add` does."""
@@ -272,10 +280,13 @@ class Adapters:
         tags = [tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")]
         return record.current.digest if record.current.digest in tags else tags[0]
 
-    def answer(self, record: AdapterRecord, status: int = 200) -> Response:
+    async def answer(self, record: AdapterRecord, status: int = 200) -> Response:
         """A record, with its digest as `ETag`."""
         headers = {"ETag": f'"{record.current.digest}"'}
-        return JSONResponse(self._view(record), status_code=status, headers=headers)
+        view = self._view(record)
+        if record.current.words:
+            view["words_left_out"] = await self._voices.left_out(record.name, record.current)
+        return JSONResponse(view, status_code=status, headers=headers)
 
     def _view(self, record: AdapterRecord) -> dict[str, Any]:
         current = _version_view(record.current)
@@ -365,5 +376,6 @@ def _version_view(version: VersionRecord) -> dict[str, Any]:
         "invocation": list(version.invocation),
         "scalable": version.scalable,
         "warnings": list(version.warnings),
+        "words": list(version.words),
         "created_at": version.created_at.isoformat(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -25,9 +25,15 @@ class AdapterUsed(BaseModel):
     of: list[AdapterMerged] | None = None
     """What `merged_adapters` made it of; else absent."""
 
+    words: Literal["adapter", "base"] | None = None
+    """Of an adapter that brings a chat template and the like: whose were used; else absent."""
+
 
 def used(refs: Sequence[AdapterRef]) -> list[dict[str, Any]]:
-    return [
-        {"name": ref.name, "version": ref.version, "digest": ref.digest, "scale": ref.scale}
-        for ref in refs
-    ]
+    found: list[dict[str, Any]] = []
+    for ref in refs:
+        one = {"name": ref.name, "version": ref.version, "digest": ref.digest, "scale": ref.scale}
+        if ref.words:
+            one["words"] = "adapter" if len(refs) == 1 and ref.scale != 0 else "base"
+        found.append(one)
+    return found

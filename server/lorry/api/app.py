@@ -58,6 +58,7 @@ from lorry.api.tool_prompt import ToolPrompt
 from lorry.api.unclaimed import Unclaimed
 from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
+from lorry.api.voices import Voice, Voices
 from lorry.engine.client import EngineClient
 from lorry.engine.grammar import GrammarCompiler
 from lorry.metrics import Metrics
@@ -151,16 +152,21 @@ def create_app(services: Services) -> FastAPI:
         services.eos_token_ids,
         closed=services.settings.json_schema == "closed",
     )
+    voices = Voices(
+        Voice(prompts, services.eos_token_ids, grammars),
+        services.tokenizer,
+        registry,
+        use=services.settings.adapter_templates == "use",
+    )
     runs = Runs(client, prompts, metrics)
     pooled = Pooled(client, metrics)
     openai = OpenAI(
-        prompts=prompts,
+        voice=voices.base,
+        voices=voices,
         runs=runs,
-        grammars=grammars,
         metrics=metrics,
         registry=registry,
         base=base,
-        eos_token_ids=services.eos_token_ids,
         fingerprint=f"lorry-{lorry.__version__}-{services.base_name}-{services.quantization}",
         clip=services.settings.beyond_context == "clip",
     )
@@ -168,14 +174,13 @@ def create_app(services: Services) -> FastAPI:
         registry=registry,
         metrics=metrics,
         residencies=Residencies(lambda: client.stats, registry.in_host_cache),
+        voices=voices,
         max_upload=services.settings.max_upload,
     )
     generate = Generate(
-        prompts=prompts,
+        voices=voices,
         runs=runs,
-        grammars=grammars,
         metrics=metrics,
-        eos_token_ids=services.eos_token_ids,
         registry=registry,
     )
     models = Models(
@@ -202,8 +207,8 @@ def create_app(services: Services) -> FastAPI:
         chat,
         Responses(openai, chat, ResponseStore(settings.responses_memory, settings.keep_responses)),
         Messages(openai, chat),
-        Classify(prompts=prompts, pooled=pooled),
-        Embeddings(prompts=prompts, pooled=pooled, registry=registry, base=base),
+        Classify(voices=voices, pooled=pooled),
+        Embeddings(voices=voices, pooled=pooled, registry=registry, base=base),
     )
     errors.install(app, metrics)
     paths: set[str] = set()

@@ -49,6 +49,7 @@ class Asked:
     choices: tuple[AdapterChoice, ...]
     jobs: list[Job]
     logprobs: bool
+    prompts: Prompts
     telling: Callable[[], Telling]
     """For each answer one."""
     functions: bool = False
@@ -121,7 +122,7 @@ class Chat:
         }
 
     def deltas(self, asked: Asked) -> Deltas:
-        return Deltas(self._openai.prompts, asked)
+        return Deltas(asked)
 
     def _choice(self, asked: Asked, index: int, answer: Answer) -> dict[str, Any]:
         telling = asked.telling()
@@ -129,7 +130,7 @@ class Chat:
         choice = {
             "index": index,
             "message": message_of(deltas),
-            "logprobs": _logprobs(self._openai.prompts, answer.steps) if asked.logprobs else None,
+            "logprobs": _logprobs(asked.prompts, answer.steps) if asked.logprobs else None,
             "finish_reason": telling.reason(answer.ending),
         }
         return choice_to(choice) if asked.functions else choice
@@ -144,7 +145,7 @@ class Chat:
                 "top_logprobs needs logprobs: true; set it, or leave both out",
                 param="top_logprobs",
             )
-        choices = openai.choices(body)
+        openai, choices = await openai.speaking(openai.choices(body))
         tools = _tools(body)
         grammar = grammar_asked(body)
         if tools.forced and grammar is not None:
@@ -195,14 +196,20 @@ class Chat:
             silent=body.include_reasoning is False,
             echo=_last(messages) if body.echo else "",
         )
-        return Asked(choices, jobs, bool(body.logprobs), telling, body.functions is not None)
+        return Asked(
+            choices,
+            jobs,
+            bool(body.logprobs),
+            openai.prompts,
+            telling,
+            body.functions is not None,
+        )
 
 
 class Deltas:
     """The choices of a stream's chunks, from its steps."""
 
-    def __init__(self, prompts: Prompts, asked: Asked) -> None:
-        self._prompts = prompts
+    def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._tellings: dict[int, Telling] = {}
         self._held: dict[int, list[Step]] = {}
@@ -225,7 +232,7 @@ class Deltas:
         for delta in deltas:
             # Those of all that was held come with the first.
             held, self._held[index] = self._held[index], []
-            logprobs = _logprobs(self._prompts, held) if asked.logprobs and held else None
+            logprobs = _logprobs(asked.prompts, held) if asked.logprobs and held else None
             made.append(_choice_of(index, delta, logprobs))
         if step.ending is not None:
             made.append(_choice_of(index, {}, None, telling.reason(step.ending)))

@@ -1,7 +1,8 @@
 """`POST /classify`: what a classifier adapter (PEFT's SEQ_CLS) says of a text.
 
-PEFT's files hold a classifier's head and no names of its labels, so labels are called as
-transformers calls them where it knows no more: LABEL_0, LABEL_1, ...
+PEFT's files hold a classifier's head and no names of its labels. Where a config.json beside
+them names them (`id2label`), those are the names; else labels are called as transformers calls
+them where it knows no more: LABEL_0, LABEL_1, ...
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.prompt_list import SpecialTokens, prompts_of
-from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, choices_of, same
 from lorry.api.vectors import MAX_INPUTS, Pooled
 from lorry.api.visit import place_of
+from lorry.api.voices import Voices
 from lorry.core import Pooling
 from lorry.errors import InvalidRequest
 
@@ -54,8 +55,8 @@ class ClassifyAnswer(BaseModel):
 
 
 class Classify:
-    def __init__(self, *, prompts: Prompts, pooled: Pooled) -> None:
-        self._prompts = prompts
+    def __init__(self, *, voices: Voices, pooled: Pooled) -> None:
+        self._voices = voices
         self._pooled = pooled
 
     def router(self) -> APIRouter:
@@ -87,19 +88,20 @@ class Classify:
                 "adapter and adapter_id ask for different adapters; give one of them",
                 param="adapter_id",
             )
+        voice, choices = await self._voices.of(choices_of(spec))
         prompts = await prompts_of(
             body.inputs,
-            self._prompts,
+            voice.prompts,
             param="inputs",
             most=MAX_INPUTS,
             truncate=body.truncate,
             add_special_tokens=body.add_special_tokens,
         )
         found = await self._pooled.ask(
-            prompts, choices_of(spec), Pooling.CLASSIFY, place_of(request), param="inputs"
+            prompts, choices, Pooling.CLASSIFY, place_of(request), param="inputs"
         )
         raw = bool(body.raw_scores)
-        predictions = [labels(vector, raw=raw) for vector in found.vectors]
+        predictions = [labels(vector, voice.labels, raw=raw) for vector in found.vectors]
         return {
             "predictions": predictions if is_list(body.inputs) else predictions[0],
             "adapters": used(found.refs),
@@ -111,8 +113,11 @@ def is_list(inputs: object) -> bool:
     return isinstance(inputs, list) and not all(type(one) is int for one in inputs)
 
 
-def labels(scores: Sequence[float], *, raw: bool) -> list[dict[str, Any]]:
-    """Softmax over several labels, the sigmoid of a single one; the highest first."""
+def labels(
+    scores: Sequence[float], names: Sequence[str] = (), *, raw: bool
+) -> list[dict[str, Any]]:
+    """Softmax over several labels, the sigmoid of a single one; the highest first. `names`
+    count where there is one for each."""
     values = list(scores)
     if not raw and len(values) == 1:
         # Written so that no exponential overflows.
@@ -122,5 +127,7 @@ def labels(scores: Sequence[float], *, raw: bool) -> list[dict[str, Any]]:
         top = max(values)
         powers = [math.exp(value - top) for value in values]
         values = [power / sum(powers) for power in powers]
-    found = [{"label": f"LABEL_{i}", "score": value} for i, value in enumerate(values)]
+    if len(names) != len(values):
+        names = [f"LABEL_{index}" for index in range(len(values))]
+    found = [{"label": name, "score": value} for name, value in zip(names, values, strict=True)]
     return sorted(found, key=lambda one: -one["score"])

@@ -54,6 +54,8 @@ class Asked:
     logprobs: bool
     silent: bool
     """No new token was asked for: only the echo is shown."""
+    words: Prompts
+    """The tokenizer of all of it."""
 
 
 @dataclass(slots=True)
@@ -113,10 +115,10 @@ class Logprobs:
 class Texts:
     """The frames of one stream."""
 
-    def __init__(self, prompts: Prompts, asked: Asked, chunks: Chunks) -> None:
+    def __init__(self, asked: Asked, chunks: Chunks) -> None:
         self._asked = asked
         self._chunks = chunks
-        self._columns = [Logprobs(prompts) for _ in asked.jobs]
+        self._columns = [Logprobs(asked.words) for _ in asked.jobs]
         self._begun = [False] * len(asked.jobs)
 
     def step(self, index: int, step: Step) -> bytes:
@@ -194,7 +196,7 @@ class Completions:
             options=options,
             choices=len(runs),
         )
-        frames = Texts(self._openai.prompts, asked, chunks)
+        frames = Texts(asked, chunks)
         return await stream(request, runs, frames, self._openai.metrics)
 
     async def _whole(self, asked: Asked, place: Place, envelope: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +221,7 @@ class Completions:
 
     def _choice(self, asked: Asked, prompt: Prompt, answer: Answer, index: int) -> dict[str, Any]:
         text = prompt.text if asked.echo else ""
-        columns = Logprobs(self._openai.prompts)
+        columns = Logprobs(asked.words)
         if asked.logprobs and asked.echo:
             columns.prompt(prompt.ids, answer.prompt)
         if not asked.silent:
@@ -239,7 +241,7 @@ class Completions:
         openai = self._openai
         if body.suffix:
             raise UnsupportedParameter("suffix is not served; leave it out", param="suffix")
-        choices = openai.choices(body)
+        openai, choices = await openai.speaking(openai.choices(body))
         n = body.n or 1
         each = body.best_of or n
         if each < n:
@@ -283,6 +285,7 @@ class Completions:
             echo=echo,
             logprobs=body.logprobs is not None,
             silent=silent,
+            words=openai.prompts,
         )
 
 

@@ -22,10 +22,10 @@ from lorry.api.errors import documented
 from lorry.api.fields import Strays
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import SpecialTokens, prompts_of
-from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, BaseNames, choices_of, choices_of_model
 from lorry.api.vectors import MAX_INPUTS, Pooled
 from lorry.api.visit import place_of
+from lorry.api.voices import Voices
 from lorry.core import Pooling
 from lorry.errors import UnsupportedParameter
 from lorry_adapters.registry.registry import Registry
@@ -77,9 +77,9 @@ class EmbeddingsAnswer(BaseModel):
 
 class Embeddings:
     def __init__(
-        self, *, prompts: Prompts, pooled: Pooled, registry: Registry, base: BaseNames
+        self, *, voices: Voices, pooled: Pooled, registry: Registry, base: BaseNames
     ) -> None:
-        self._prompts = prompts
+        self._voices = voices
         self._pooled = pooled
         self._registry = registry
         self._base = base
@@ -109,9 +109,10 @@ class Embeddings:
         choices = choices_of_model(body.model, self._base, self._registry)
         if "adapter" in body.model_fields_set:
             choices = choices_of(body.adapter)
+        voice, choices = await self._voices.of(choices)
         prompts = await prompts_of(
             body.input,
-            self._prompts,
+            voice.prompts,
             param="input",
             most=MAX_INPUTS,
             truncate=body.truncate_prompt_tokens,

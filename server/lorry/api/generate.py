@@ -30,8 +30,8 @@ from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logpro
 from lorry.api.selection import choices_of, one_of
 from lorry.api.sse import EventStream, frame, stream
 from lorry.api.visit import place_of
+from lorry.api.voices import Voices
 from lorry.core import SamplingParams, TokenLogprob
-from lorry.engine.grammar import GrammarCompiler
 from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry.metrics import Metrics
 from lorry_adapters.registry.record import AdapterChoice
@@ -61,6 +61,8 @@ class Asked:
     details: bool
     prefill: bool
     top: bool
+    words: Prompts
+    """The tokenizer of all of it."""
     merged_of: list[dict[str, Any]] | None = None
     """What the one of `choices` was merged from; None where nothing was."""
 
@@ -71,19 +73,16 @@ class Generate:
     def __init__(
         self,
         *,
-        prompts: Prompts,
+        voices: Voices,
         runs: Runs,
-        grammars: GrammarCompiler,
         metrics: Metrics,
-        eos_token_ids: frozenset[int],
         registry: Registry,
     ) -> None:
         self._registry = registry
-        self._prompts = prompts
+        self._voices = voices
+        self._prompts = voices.base.prompts
         self._runs = runs
-        self._grammars = grammars
         self._metrics = metrics
-        self._eos_token_ids = eos_token_ids
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["generate"])
@@ -191,7 +190,7 @@ class Generate:
         runs = await self._runs.start(
             asked.jobs, asked.choices, place_of(request), param="inputs", each=len(asked.jobs)
         )
-        return await stream(request, runs, Events(self._prompts, asked, runs[0]), self._metrics)
+        return await stream(request, runs, Events(asked, runs[0]), self._metrics)
 
     async def _asked(self, body: GenerateBody) -> Asked:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
@@ -207,6 +206,7 @@ class Generate:
                 )
             made = await merged(self._registry, given.merged_adapters)
             choices = (made.choice,)
+        voice, choices = await self._voices.of(choices)
         stops = sampling.stops_of(given.stop, param="parameters.stop")
         if given.grammar is not None and given.response_format is not None:
             raise InvalidRequest(
@@ -216,7 +216,9 @@ class Generate:
         grammar = grammar_of(given.grammar, "parameters.grammar") or grammar_of(
             given.response_format, "parameters.response_format"
         )
-        temperature = sampling.temperature_of(given.temperature, given.do_sample)
+        temperature = sampling.temperature_of(
+            given.temperature, given.do_sample, default=voice.defaults.get("temperature")
+        )
         best_of = given.best_of or 1
         if best_of > 1 and temperature == 0:
             raise InvalidRequest(
@@ -224,7 +226,7 @@ class Generate:
                 "greedy answers are all the same",
                 param="best_of",
             )
-        ids = await self._prompts.encode(
+        ids = await voice.prompts.encode(
             body.inputs,
             param="inputs",
             truncate=given.truncate,
@@ -234,31 +236,33 @@ class Generate:
         params = SamplingParams(
             max_new_tokens=given.max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
             temperature=temperature,
-            top_k=given.top_k or 0,
-            top_p=_or(given.top_p, 1.0),
-            min_p=_or(given.min_p, 0.0),
-            typical_p=_or(given.typical_p, 1.0),
-            repetition_penalty=_or(given.repetition_penalty, 1.0),
-            frequency_penalty=_or(given.frequency_penalty, 0.0),
-            presence_penalty=_or(given.presence_penalty, 0.0),
+            **sampling.filters_of(given, voice.defaults),
             seed=sampling.seed_of(given.seed),
-            eos_token_ids=frozenset() if given.ignore_eos_token else self._eos_token_ids,
+            eos_token_ids=frozenset() if given.ignore_eos_token else voice.ends,
             top_logprobs=given.top_n_tokens or 0,
             prompt_logprobs=0 if given.decoder_input_details else None,
         )
-        constraints = await compiled(self._grammars, grammar, best_of)
+        constraints = await compiled(voice.grammars, grammar, best_of)
         return Asked(
             prompt=body.inputs,
             choices=choices,
             merged_of=None if made is None else made.of,
             jobs=tuple(
-                Job(ids, sampling.for_answer(params, index), stops, True, constraint)
+                Job(
+                    ids,
+                    sampling.for_answer(params, index),
+                    stops,
+                    True,
+                    constraint,
+                    prompts=voice.prompts,
+                )
                 for index, constraint in enumerate(constraints)
             ),
             full_text=bool(given.return_full_text),
             details=bool(given.details or given.decoder_input_details),
             prefill=bool(given.decoder_input_details),
             top=bool(given.top_n_tokens),
+            words=voice.prompts,
         )
 
     def _details(self, asked: Asked, answer: Answer, index: int) -> dict[str, Any]:
@@ -269,20 +273,20 @@ class Generate:
             "generated_tokens": len(steps),
             "seed": sampling.shown_seed(job.params),
             "prefill": [],
-            "tokens": [_token(self._prompts, step) for step in steps],
+            "tokens": [_token(asked.words, step) for step in steps],
         }
         if asked.prefill:
             details["prefill"] = [
                 {
                     "id": token_id,
-                    "text": self._prompts.text_of(token_id),
+                    "text": asked.words.text_of(token_id),
                     "logprob": None if one is None else logprob_of(one),
                 }
                 for token_id, one in zip(job.prompt_ids, answer.prompt, strict=True)
             ]
         if asked.top:
             details["top_tokens"] = [
-                [_alternative(self._prompts, one) for one in step.top] for step in steps
+                [_alternative(asked.words, one) for one in step.top] for step in steps
             ]
         return details
 
@@ -293,8 +297,7 @@ class Generate:
 class Events:
     """The frames of one stream."""
 
-    def __init__(self, prompts: Prompts, asked: Asked, run: Run) -> None:
-        self._prompts = prompts
+    def __init__(self, asked: Asked, run: Run) -> None:
         self._asked = asked
         self._run = run
         self._index = 0
@@ -325,12 +328,12 @@ class Events:
         asked, run = self._asked, self._run
         event: dict[str, Any] = {
             "index": self._index,
-            "token": _token(self._prompts, step),
+            "token": _token(asked.words, step),
             "generated_text": None,
             "details": None,
         }
         if asked.top:
-            event["top_tokens"] = [_alternative(self._prompts, one) for one in step.top]
+            event["top_tokens"] = [_alternative(asked.words, one) for one in step.top]
         if step.ending is not None:
             text = "".join(self._texts)
             event["generated_text"] = asked.prompt + text if asked.full_text else text
@@ -373,10 +376,6 @@ def _alternative(prompts: Prompts, token: TokenLogprob) -> dict[str, Any]:
         "logprob": logprob_of(token),
         "special": token.token_id in prompts.special_ids,
     }
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def _refuse_unserved(given: Parameters) -> None:

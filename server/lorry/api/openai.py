@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorry.api import sampling
@@ -18,8 +18,9 @@ from lorry.api.runs import Answer, Ending, Job, Run, Runs
 from lorry.api.selection import BaseNames, choices_of, choices_of_model
 from lorry.api.sse import DONE, frame
 from lorry.api.structure import grammar_asked
+from lorry.api.voices import Voice, Voices
 from lorry.core import SamplingParams
-from lorry.engine.grammar import Grammar, GrammarCompiler
+from lorry.engine.grammar import Grammar
 from lorry.errors import InvalidRequest
 from lorry.metrics import Metrics
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
@@ -32,17 +33,28 @@ FINISH = {Ending.EOS: "stop", Ending.LENGTH: "length", Ending.STOP_STRING: "stop
 class OpenAI:
     """The rooms that both routes use."""
 
-    prompts: Prompts
+    voice: Voice
+    """The base's, or in `speaking` the request's."""
+    voices: Voices
     runs: Runs
-    grammars: GrammarCompiler
     metrics: Metrics
     registry: Registry
     base: BaseNames
-    eos_token_ids: frozenset[int]
     fingerprint: str
     """`system_fingerprint` of its answers."""
     clip: bool = True
     """An answer gets what room the context has, where more was asked for."""
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.voice.prompts
+
+    async def speaking(
+        self, choices: tuple[AdapterChoice, ...]
+    ) -> tuple[OpenAI, tuple[AdapterChoice, ...]]:
+        """The same with the voice of what was chosen, and the choices that it is of."""
+        voice, fixed = await self.voices.of(choices)
+        return replace(self, voice=voice), fixed
 
     def choices(self, body: SharedBody) -> tuple[AdapterChoice, ...]:
         """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
@@ -79,19 +91,15 @@ class OpenAI:
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """Raises InvalidRequest."""
+        own = self.voice.defaults
         return SamplingParams(
             max_new_tokens=max_new_tokens,
-            temperature=_or(body.temperature, 1.0),
-            # A mass of nothing is the likeliest token's, as OpenAI has it.
-            top_k=1 if body.top_p == 0 else max(0, body.top_k or 0),
-            top_p=body.top_p or 1.0,
-            min_p=_or(body.min_p, 0.0),
-            typical_p=_or(body.typical_p, 1.0),
-            repetition_penalty=_or(body.repetition_penalty, 1.0),
-            frequency_penalty=_or(body.frequency_penalty, 0.0),
-            presence_penalty=_or(body.presence_penalty, 0.0),
+            temperature=own.get("temperature", 1.0)
+            if body.temperature is None
+            else body.temperature,
+            **sampling.filters_of(body, own),
             seed=sampling.seed_of(body.seed),
-            eos_token_ids=frozenset() if body.ignore_eos else self.eos_token_ids,
+            eos_token_ids=frozenset() if body.ignore_eos else self.voice.ends,
             logit_bias=sampling.bias_of(body.logit_bias, self.prompts.vocab_size),
             top_logprobs=top_logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -109,9 +117,17 @@ class OpenAI:
         if grammar is None:
             grammar = grammar_asked(body)
         stops = sampling.stops_of(body.stop)
+        own, grammars = self.prompts, self.voice.grammars
         return [
-            Job(prompt_ids, sampling.for_answer(params, index), stops, False, constraint)
-            for index, constraint in enumerate(await compiled(self.grammars, grammar, count))
+            Job(
+                prompt_ids,
+                sampling.for_answer(params, index),
+                stops,
+                False,
+                constraint,
+                prompts=own,
+            )
+            for index, constraint in enumerate(await compiled(grammars, grammar, count))
         ]
 
     def envelope(self, prefix: str, kind: str, body: SharedBody) -> dict[str, Any]:
@@ -194,7 +210,3 @@ def generated_tokens(made: Sequence[Answer]) -> int:
 def prompt_tokens(runs: Sequence[Run], each: int) -> int:
     """Tokens of all prompts; `each` runs share one."""
     return sum(run.prompt_tokens for run in runs[::each])
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from lorry.api.byte_alphabet import bytes_of_alphabet, decoder_kinds
 from lorry.api.calls.choice import notation_of
 from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
@@ -47,6 +50,7 @@ class Prompts:
     ) -> None:
         """`notation`: what the base writes calls in; None: what its template asks for."""
         self._workers = Workers()
+        self._rendering: Executor | None = None
         self._tool_prompt = tool_prompt
         self._notation = notation
         self._thoughts = thoughts
@@ -63,13 +67,28 @@ class Prompts:
         names = [token.content for token in added.values() if token.special and token.content]
         # A pattern without alternatives would match everywhere.
         self._special = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
-        kinds = _decoder_kinds(self._backend)
-        self._byte_of = _bytes_of_alphabet() if "ByteLevel" in kinds else None
+        kinds = decoder_kinds(self._backend)
+        self._byte_of = bytes_of_alphabet() if "ByteLevel" in kinds else None
         self._only_bytes = kinds == ["ByteLevel"]
         # Filled as tokens come; as long as the vocabulary at most.
         self._wholes: dict[int, str | None] = {}
         self._templates: dict[str, ChatTemplate] = {}
         self._front = self._added_in_front()
+
+    def with_tokenizer(
+        self, tokenizer: PreTrainedTokenizerFast, rendering: Executor | None
+    ) -> Prompts:
+        """The same, of an adapter with a tokenizer of its own. `rendering`: the threads for its
+        chat template, where somebody else's program renders it."""
+        made = Prompts(
+            tokenizer,
+            self.vocab_size,
+            tool_prompt=self._tool_prompt,
+            notation=self._notation,
+            thoughts=self._thoughts,
+        )
+        made._workers, made._rendering = self._workers, rendering
+        return made
 
     def decode(self, ids: Sequence[int]) -> str:
         """All of it, special tokens included, nothing tidied up."""
@@ -296,7 +315,9 @@ class Prompts:
 
         size = sum(len(str(message.get("content") or "")) for message in messages)
         try:
-            return await self._workers.run(size, work)
+            if self._rendering is None:
+                return await self._workers.run(size, work)
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, work)
         except REFUSALS as error:
             whose, param = "the base's", "messages"
             if template is not None:
@@ -377,18 +398,3 @@ class Prompts:
 def _takes(name: str, source: str) -> bool:
     """Whether a template reads this variable."""
     return re.search(rf"\b{name}\b", source) is not None
-
-
-def _decoder_kinds(backend: Any) -> list[str | None]:
-    decoder = json.loads(backend.to_str()).get("decoder") or {}
-    return [part.get("type") for part in decoder.get("decoders", [decoder])]
-
-
-def _bytes_of_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: every byte as a printable character. The printable ones are
-    themselves, the others follow from U+0100 in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(rest)})
-    return alphabet

@@ -87,6 +87,8 @@ class Job:
     constraint: Constraint | None = None
     visible: frozenset[int] = frozenset()
     """Special tokens that are text of this answer."""
+    prompts: Prompts | None = None
+    """Its adapter's own; None: the base's."""
 
 
 class Run:
@@ -215,7 +217,7 @@ class Runs:
             prompt_tokens=len(job.prompt_ids),
             max_tokens=job.params.max_new_tokens,
         )
-        return Run(generation, job, self._prompts, meter)
+        return Run(generation, job, job.prompts or self._prompts, meter)
 
 
 async def answers(runs: Sequence[Run]) -> list[Answer]:

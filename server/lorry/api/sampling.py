@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 from lorry.api.bounds import MAX_STOP_LENGTH, MAX_STOPS
 from lorry.core import SamplingParams
@@ -28,12 +29,55 @@ def shown_seed(params: SamplingParams) -> int | None:
     return params.seed if params.temperature > 0 else None
 
 
-def temperature_of(temperature: float | None, do_sample: bool | None) -> float:
+def temperature_of(
+    temperature: float | None, do_sample: bool | None, *, default: float | None = None
+) -> float:
     """TGI's rule: a temperature samples, with or without `do_sample`; `do_sample` alone
-    samples at 1; neither is greedy. 0 is greedy, as OpenAI's clients mean it."""
+    samples at 1; neither is greedy. 0 is greedy, as OpenAI's clients mean it. `default`: what
+    an adapter is sampled at where the request says neither."""
     if temperature is not None:
         return temperature
+    if default is not None and do_sample is not False:
+        return default
     return 1.0 if do_sample else 0.0
+
+
+class Filters(Protocol):
+    """Those fields of a body; None: nothing said."""
+
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def min_p(self) -> float | None: ...
+    @property
+    def typical_p(self) -> float | None: ...
+    @property
+    def repetition_penalty(self) -> float | None: ...
+    @property
+    def frequency_penalty(self) -> float | None: ...
+    @property
+    def presence_penalty(self) -> float | None: ...
+
+
+def filters_of(given: Filters, own: Mapping[str, float]) -> dict[str, Any]:
+    """Fields of `SamplingParams`; `own` are an adapter's defaults. A negative `top_k` is off, as
+    vLLM's clients mean it."""
+
+    def said(value: float | None, name: str, default: float) -> float:
+        return own.get(name, default) if value is None else value
+
+    return {
+        # A mass of nothing is the likeliest token's, as OpenAI has it.
+        "top_k": 1 if given.top_p == 0 else max(0, int(said(given.top_k, "top_k", 0))),
+        "top_p": said(given.top_p or None, "top_p", 1.0),
+        "min_p": said(given.min_p, "min_p", 0.0),
+        "typical_p": said(given.typical_p, "typical_p", 1.0),
+        "repetition_penalty": said(given.repetition_penalty, "repetition_penalty", 1.0),
+        "frequency_penalty": said(given.frequency_penalty, "frequency_penalty", 0.0),
+        "presence_penalty": said(given.presence_penalty, "presence_penalty", 0.0),
+    }
 
 
 def seed_of(seed: int | None) -> int:

@@ -64,4 +64,4 @@ class Unclaimed:
         """Stored files become an adapter again, under a name that is free."""
         body = await read_body(request, RecoverBody)
         record = await asyncio.to_thread(self._registry.recover, body.digest, body.name)
-        return self._adapters.answer(record, 201)
+        return await self._adapters.answer(record, 201)

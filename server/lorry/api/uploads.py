@@ -23,6 +23,7 @@ from lorry.api.bodies import announced_length, drop_rest, drop_unread
 from lorry.api.errors import InvalidFields, MalformedBody, UnsupportedMediaType
 from lorry_adapters.errors import StorageFull, UploadTooLarge
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
+from lorry_adapters.lora.words import SOURCES
 from lorry_adapters.registry.archive import Upload
 
 _OVERHEAD = 256 << 10
@@ -45,6 +46,7 @@ _ROLES = {
     CONFIG_FILE: CONFIG_FILE,
     WEIGHTS_FILE: WEIGHTS_FILE,
     HUB_FILE: WEIGHTS_FILE,
+    **{name: name for name in SOURCES},
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,7 +78,11 @@ class Form:
             if name not in files:
                 self.problems.append(f"{name} is required beside {', '.join(files)}")
                 return None
-        return Upload(config=files[CONFIG_FILE], weights=files[WEIGHTS_FILE])
+        return Upload(
+            config=files[CONFIG_FILE],
+            weights=files[WEIGHTS_FILE],
+            words={name: files[name] for name in SOURCES if name in files},
+        )
 
 
 async def read_form(request: Request, folder: Path, max_upload: int) -> Form:

@@ -52,12 +52,15 @@ def check(
     problems: list[str] = []
     seen: Portrait | None = None
     facts: AdapterFacts | None = None
+    own: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory(prefix="lorry-check-") as scratch:
         folder = Path(scratch)
         try:
             _unpack(path, folder, settings.max_upload)
             seen = _portrait(folder)
             facts = _inspect(folder, outline.layout, settings.max_lora_rank)
+            own, passed_over = _words(folder)
         except InvalidAdapter as error:
             problems.extend(error.problems)
     if seen is not None and seen.acts is False and not problems:
@@ -68,7 +71,8 @@ def check(
     if facts is not None:
         body |= asdict(facts)
         body["base_tokens"] = _tokens_of(outline.layout)
-        body["warnings"] = list(facts.warnings)
+        body["warnings"] = [*facts.warnings, *passed_over]
+        body["words"] = list(own)
     if as_json:
         write_json(body)
     else:
@@ -84,7 +88,8 @@ def _unpack(path: Path, into: Path, max_bytes: int) -> None:
 
     if path.is_dir():
         parts = transfer.parts(path)
-        upload = Upload(config=parts[transfer.CONFIG_FILE], weights=parts[transfer.WEIGHTS_FILE])
+        config, weights = parts.pop(transfer.CONFIG_FILE), parts.pop(transfer.WEIGHTS_FILE)
+        upload = Upload(config=config, weights=weights, words=parts)
         unpack(upload, into, max_bytes=max_bytes)
     else:
         given.unpack(path, into, max_bytes)
@@ -106,6 +111,14 @@ def _inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
     from lorry_adapters.lora.weights import inspect
 
     return inspect(folder, layout, max_rank)
+
+
+def _words(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What it brings of its own beside the weights, and what is not used of it."""
+    from lorry_adapters.lora import words
+
+    found, passed_over = words.read(folder)
+    return found.brings, passed_over
 
 
 def _tokens_of(layout: BaseLayout) -> int:
@@ -139,6 +152,7 @@ def _write(path: Path, body: dict[str, Any], seen: Portrait | None, base_paramet
                 ("parameters", f"{seen.parameters:,}, {share:.3g} % of the base"),
                 ("size", f"{format_size(seen.bytes)}, {', '.join(seen.dtypes)}"),
                 *_known(body),
+                ("brings", ", ".join(body.get("words", ())) or None),
                 ("acts", f"{acts}: {seen.why}"),
             ]
         )

@@ -14,6 +14,7 @@ from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
 from lorry.errors import LorryError
 from lorry_adapters.lora.problems import HUB_PICKLE, foreign_weights, head_beside, pickled
+from lorry_adapters.lora.words import SOURCES
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -50,7 +51,7 @@ def parts(path: Path) -> dict[str, Path]:
         raise LocalFileError(f"{path}: {said}")
     if missing:
         raise LocalFileError(f"{path} has no {' and no '.join(missing)}; is it a PEFT adapter?")
-    return found
+    return {**found, **{name: path / name for name in SOURCES if (path / name).is_file()}}
 
 
 def upload(server: Connection, route: str, path: Path, fields: dict[str, str]) -> Any:

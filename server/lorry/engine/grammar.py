@@ -221,6 +221,12 @@ class GrammarCompiler:
         # that others wait for.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="lorry-grammar")
 
+    def of(
+        self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]
+    ) -> GrammarCompiler:
+        """The same for an adapter's own tokenizer and end tokens."""
+        return GrammarCompiler(tokenizer, eos_token_ids, closed=self._closed)
+
     async def constraints(self, grammar: Grammar, count: int) -> list[Constraint]:
         """`compile`, in a thread."""
         loop = asyncio.get_running_loop()

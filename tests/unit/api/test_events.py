@@ -16,7 +16,7 @@ from lorry.core import TokenLogprob
 from support.tokenizer import build_tokenizer
 
 PROMPTS = Prompts(build_tokenizer(add_bos=False))
-ASKED = Asked("", (), (), full_text=False, details=False, prefill=False, top=False)
+ASKED = Asked("", (), (), full_text=False, details=False, prefill=False, top=False, words=PROMPTS)
 
 
 def step(text: str, logprob: float, token_id: int = 7) -> Step:
@@ -24,7 +24,7 @@ def step(text: str, logprob: float, token_id: int = 7) -> Step:
 
 
 def events() -> Events:
-    return Events(PROMPTS, ASKED, cast(Run, SimpleNamespace(refs=(), prompt_tokens=3)))
+    return Events(ASKED, cast(Run, SimpleNamespace(refs=(), prompt_tokens=3)))
 
 
 @given(

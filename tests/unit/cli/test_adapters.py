@@ -22,7 +22,7 @@ from lorry.cli.offline import outline
 from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
-from lorry_adapters.registry.blobs import FILES, digest_of
+from lorry_adapters.registry.blobs import digest_of, files_in
 from lorry_adapters.registry.registry import Registry
 from support.expert_orders import UNSLOTH
 from support.patience import wait_until
@@ -310,7 +310,7 @@ def lost(home: Path, folder: Path) -> str:
     digest = digest_of(folder)
     target = home / "blobs" / digest.replace(":", "-")
     target.mkdir()
-    for name in FILES:
+    for name in files_in(folder):
         shutil.copy(folder / name, target)
     return digest
 

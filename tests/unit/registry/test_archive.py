@@ -39,7 +39,7 @@ every_format = pytest.mark.parametrize("pack", PACKS.values(), ids=list(PACKS))
 @pytest.mark.parametrize("folder", ["", "./", "legal/", "a/b/./c/"])
 def test_finds_the_adapter_at_any_depth(pack: Pack, folder: str, upload: Path, into: Path) -> None:
     members = [
-        ("tokenizer.json", b"{}"),
+        ("vocab.txt", b"{}"),
         (f"{folder}README.md", b"card"),
         (f"{folder}{WEIGHTS}", FILES[WEIGHTS]),
         (f"{folder}optimizer.pt", b"\x80\x04"),
