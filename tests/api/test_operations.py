@@ -169,6 +169,30 @@ def test_the_documentation_names_every_status(live: Live) -> None:
     assert live.http.get("/docs").status_code == 200
 
 
+def test_what_the_documentation_allows_is_not_refused_for_its_form(live: Live) -> None:
+    """Generators of requests take the schemas at their word."""
+    document = live.http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert schemas["GenerateBody"]["properties"]["inputs"]["minLength"] == 1
+    assert schemas["ChatBody"]["properties"]["messages"]["minItems"] == 1
+    for kind, field in (("CompletionsBody", "prompt"), ("EmbeddingsBody", "input")):
+        text, texts, ids, lists = schemas[kind]["properties"][field]["anyOf"]
+        assert text["minLength"] == texts["items"]["minLength"] == 1
+        assert all(one["minItems"] == 1 for one in (texts, ids, lists, lists["items"]))
+    scale = {"type": "number", "minimum": -16, "maximum": 16}
+    for kind in ("PatchBody", "FolderBody"):
+        assert scale in schemas[kind]["properties"]["scale"]["anyOf"]
+    form = document["paths"]["/adapters/{name}"]["put"]["requestBody"]["content"]
+    assert form["multipart/form-data"]["schema"]["$ref"].endswith("/VersionForm")
+    assert not schemas["VersionForm"]["properties"].keys() & {"scale", "enabled", "replace"}
+    for path in ("/v1/chat/completions", "/v1/completions", "/generate_stream"):
+        assert "text/event-stream" in document["paths"][path]["post"]["responses"]["200"]["content"]
+    vllm = live.http.post("/v1/load_lora_adapter", json={}).json()["error"]
+    assert vllm.keys() == schemas["VllmErrorDetail"]["properties"].keys()
+    kinds = {one["type"] for one in schemas["VllmErrorDetail"]["properties"]["code"]["anyOf"]}
+    assert kinds == {"integer", "string"} and vllm["code"] == 400
+
+
 def test_nothing_but_the_keys_of_the_answer_is_undocumented(live: Live) -> None:
     schemas = live.http.get("/openapi.json").json()["components"]["schemas"]
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from lorry.api.bodies import Body
+from lorry_adapters.registry.record import MAX_SCALE
 
 # The scale's type and range are the registry's to check: one rule, one message.
-Scale = Any
+Scale = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "title": "Scale",
+            "anyOf": [
+                {"type": "number", "minimum": -MAX_SCALE, "maximum": MAX_SCALE},
+                {"type": "null"},
+            ],
+        }
+    ),
+]
 
 MAX_DESCRIPTION = 10_000
 """Characters."""
@@ -110,10 +122,10 @@ class RecoverBody(Body):
     name: str | None = None
 
 
-class UploadForm(BaseModel):
+class VersionForm(BaseModel):
     """`file`, or the two files by their own names."""
 
-    name: str
+    name: str | None = Field(default=None, description="As in the path, if at all.")
     file: str | None = Field(
         default=None,
         description="zip, tar or tar.gz of a PEFT folder",
@@ -125,10 +137,14 @@ class UploadForm(BaseModel):
     adapter_model_safetensors: str | None = Field(
         default=None, alias="adapter_model.safetensors", json_schema_extra={"format": "binary"}
     )
-    scale: float | None = None
+
+
+class UploadForm(VersionForm):
+    name: str
+    scale: float | None = Field(default=None, ge=-MAX_SCALE, le=MAX_SCALE)
     enabled: bool | None = None
     pinned: bool | None = None
-    description: str | None = None
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION)
     replace: bool | None = None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from lorry.api.adapter_schema import (
@@ -18,6 +19,8 @@ from lorry.api.adapter_schema import (
     AdapterView,
     FolderBody,
     PatchBody,
+    UploadForm,
+    VersionForm,
 )
 from lorry.api.bodies import drop_unread, media_type, read_body
 from lorry.api.docs import json_body
@@ -38,6 +41,11 @@ _AT_A_TIME = 2
 
 _STATE = ("scale", "enabled", "pinned", "description", "replace")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _form_of(kind: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"multipart/form-data": {"schema": schema}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +82,8 @@ class Adapters:
         again = {"model": AdapterView, "description": "It was there already"}
         gone = {"description": "Gone for new requests; running ones finish"}
         tar = {"content": {"application/x-tar": {}}, "description": "The tar"}
-        form = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/UploadForm"}}}
-        upload = {"requestBody": {"required": True, "content": form}}
+        form = _form_of(UploadForm)
+        upload = {"requestBody": {"required": True, "content": _form_of(VersionForm)}}
         either = json_body(FolderBody, {"name": "legal", "source": "/srv/adapters/legal"})
         either["requestBody"]["content"].update(form)
         checked = (400, 409, 413, 415, 422, 503, 507)

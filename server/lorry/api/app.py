@@ -20,6 +20,7 @@ from lorry.api.adapter_schema import (
     RecoverBody,
     UnloadBody,
     UploadForm,
+    VersionForm,
 )
 from lorry.api.adapters import Adapters
 from lorry.api.anthropic import COUNT, Messages
@@ -84,6 +85,7 @@ _BODIES = (
     PatchBody,
     RecoverBody,
     UploadForm,
+    VersionForm,
     LoadBody,
     UnloadBody,
 )

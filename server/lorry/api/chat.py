@@ -16,7 +16,7 @@ from lorry.api.chat_schema import ChatAnswer, ChatBody
 from lorry.api.chat_template import Ending
 from lorry.api.completions import shown
 from lorry.api.disconnect import until_gone
-from lorry.api.docs import json_body
+from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, openai_body
 from lorry.api.functions import choice_to, messages_from, tools_from
 from lorry.api.manner import manner_of
@@ -76,7 +76,11 @@ class Chat:
             methods=["POST"],
             summary="Answer a conversation",
             responses={
-                200: {"model": ChatAnswer, "description": "The answer; or events (ChatChunk)"},
+                200: {
+                    "model": ChatAnswer,
+                    "description": "The answer; with `stream`, events",
+                    "content": events_of("ChatChunk"),
+                },
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
             openapi_extra=json_body(ChatBody, _EXAMPLE),

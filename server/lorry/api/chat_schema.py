@@ -16,7 +16,8 @@ class ChatBody(SharedBody):
     messages: Annotated[Objects, Listed({*KEYS, "function_call"})] = Field(
         description="`role` (system, developer, user, assistant, tool, function) and "
         "`content`, a text or a list of text parts; the template gets them in the form that it "
-        "takes."
+        "takes.",
+        json_schema_extra={"minItems": 1},
     )
     max_completion_tokens: TokensOrAll | None = None
     logprobs: bool | None = None

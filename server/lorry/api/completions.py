@@ -13,7 +13,7 @@ from lorry.api.adapters_used import used
 from lorry.api.bodies import read_body
 from lorry.api.completions_schema import CompletionAnswer, CompletionsBody
 from lorry.api.disconnect import until_gone
-from lorry.api.docs import json_body
+from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, openai_body
 from lorry.api.openai import (
     FINISH,
@@ -168,7 +168,11 @@ class Completions:
             methods=["POST"],
             summary="Complete a text",
             responses={
-                200: {"model": CompletionAnswer, "description": "The answer; or events"},
+                200: {
+                    "model": CompletionAnswer,
+                    "description": "The answer; with `stream`, events",
+                    "content": events_of("CompletionAnswer"),
+                },
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
             openapi_extra=json_body(CompletionsBody, _EXAMPLE),

@@ -10,6 +10,7 @@ from lorry.api.bounds import Answers, Tokens, Top
 from lorry.api.openai_schema import SharedAnswer, SharedBody
 from lorry.api.prompt_list import SpecialTokens
 
+_TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 
 PromptField = Annotated[
@@ -18,10 +19,10 @@ PromptField = Annotated[
         {
             "title": "Prompt",
             "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}},
+                _TEXT,
+                {"type": "array", "items": _TEXT, "minItems": 1},
                 _IDS,
-                {"type": "array", "items": _IDS},
+                {"type": "array", "items": _IDS, "minItems": 1},
             ],
         }
     ),

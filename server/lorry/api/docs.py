@@ -42,6 +42,11 @@ def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -
     return {"requestBody": {"required": True, "content": {"application/json": media}}}
 
 
+def events_of(name: str) -> dict[str, Any]:
+    """The `content` of a stream whose events have the schema `name`."""
+    return {"text/event-stream": {"schema": {"$ref": _REF.format(model=name)}}}
+
+
 def install(
     app: FastAPI, kinds: Sequence[type[BaseModel]], *, keyed: bool, open_paths: Collection[str]
 ) -> None:

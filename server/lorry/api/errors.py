@@ -304,12 +304,16 @@ def respond(path: str, error: Exception) -> Response:
 
 
 def documented(
-    *statuses: int, tgi: bool = False, anthropic: bool = False
+    *statuses: int,
+    tgi: bool = False,
+    anthropic: bool = False,
+    model: type[BaseModel] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any.
+    `model` is a shape of the route's own.
 
     OpenAI's routes have no 422 (`status_of`)."""
-    model = TgiErrorBody if tgi else AnthropicErrorBody if anthropic else ErrorBody
+    shape = TgiErrorBody if tgi else AnthropicErrorBody if anthropic else ErrorBody
     meanings = {
         400: "A body that is not JSON or not what its header says, or a malformed Host; where 422 "
         "is not listed, a field with a wrong value, too: the message names it",
@@ -329,7 +333,7 @@ def documented(
         507: "No room to keep it, or no memory to check it",
     }
     return {
-        status: {"model": model, "description": meanings[status]}
+        status: {"model": model or shape, "description": meanings[status]}
         for status in sorted({*statuses, 400, 401, 403, 500})
     }
 

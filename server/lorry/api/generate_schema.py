@@ -85,7 +85,7 @@ class Parameters(Body):
 class GenerateBody(Body):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
-    inputs: Annotated[str, Field(description="The prompt.")]
+    inputs: Annotated[str, Field(description="The prompt.", json_schema_extra={"minLength": 1})]
     adapter: AdapterField = None
     parameters: Parameters | None = None
     stream: bool | None = None

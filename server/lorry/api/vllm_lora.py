@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from lorry.api.adapter_schema import LoadBody, UnloadBody
@@ -23,6 +24,19 @@ _TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
 }
+
+
+class VllmErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: int | str = Field(description="The status; a name where no route was reached.")
+
+
+class VllmErrorBody(BaseModel):
+    """An error in vLLM's shape."""
+
+    error: VllmErrorDetail
 
 
 class VllmLora:
@@ -47,7 +61,7 @@ class VllmLora:
                 route,
                 methods=["POST"],
                 summary=summary,
-                responses={**ok, **documented(400, 404, 413, 503, 507)},
+                responses={**ok, **documented(400, 404, 413, 503, 507, model=VllmErrorBody)},
                 openapi_extra=body,
                 response_model=None,
             )
