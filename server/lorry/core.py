@@ -125,6 +125,9 @@ class TokenEvent:
     """With `finish` ERROR: an error of `lorry.errors` or `lorry_adapters.errors`."""
     vector: tuple[float, ...] = ()
     """With `finish` STOP of a request with a `pooling`."""
+    started: float = 0.0
+    """With a token or a vector: when the step began in which the request first ran,
+    `time.monotonic()` seconds."""
 
 
 @dataclass(frozen=True, slots=True)

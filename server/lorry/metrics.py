@@ -8,12 +8,22 @@ it, so the number of series is bounded by the number of adapters.
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
+import lorry
 from lorry.scrape import Scrape, Sources
 from lorry.tally import Count, Tally
 from lorry_adapters.registry.record import AdapterRef
@@ -24,6 +34,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _EACH = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
 _WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_SPAN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 _COUNT = (1, 2, 4, 8, 16, 32)
 
@@ -69,6 +80,18 @@ class Metrics:
         self._whole = histogram(
             "vllm:e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE
         )
+        self._queued = histogram(
+            "vllm:request_queue_time_seconds", "From arrival to the first step.", _SPAN
+        )
+        self._prefill = histogram(
+            "vllm:request_prefill_time_seconds", "From the first step to the first token.", _SPAN
+        )
+        self._decode = histogram(
+            "vllm:request_decode_time_seconds", "From the first token to the last.", _SPAN
+        )
+        self._inference = histogram(
+            "vllm:request_inference_time_seconds", "From the first step to the last token.", _SPAN
+        )
         self._prompt_length = histogram(
             "vllm:request_prompt_tokens", "Prompt tokens of a request.", _TOKENS
         )
@@ -103,6 +126,13 @@ class Metrics:
             ("code",),
             registry=collectors,
         )
+
+        ProcessCollector(registry=collectors)
+        build = {name: version(name) for name in ("torch", "transformers")}
+        build |= {"version": lorry.__version__, "python": platform.python_version()}
+        Gauge(
+            "lorry_build_info", "What the server was made of.", tuple(build), registry=collectors
+        ).labels(**build).set(1)
 
     def watch(self, sources: Sources) -> None:
         """Shows at every scrape what `sources` say. Once per `Metrics`."""
@@ -151,6 +181,7 @@ class RequestMeter:
         self._metrics = metrics
         self._names = names
         self._start = time.monotonic()
+        self._started = 0.0
         self._first = 0.0
         self._last = 0.0
         self._tokens = 0
@@ -168,10 +199,12 @@ class RequestMeter:
         assert self._tokens
         return self._first
 
-    def token(self) -> None:
+    def token(self, started: float) -> None:
+        """`started`: as `TokenEvent` has it."""
         now = time.monotonic()
         metrics = self._metrics
         if self._tokens == 0:
+            self._started = started
             self._first = now
             metrics._first.observe(now - self._start)
             metrics._adapters.first_token(self._names, now - self._start)
@@ -180,6 +213,11 @@ class RequestMeter:
         self._last = now
         self._tokens += 1
         metrics._generation_tokens.value += 1
+
+    def vector(self, started: float) -> None:
+        """What a request without tokens has instead of its first and last one."""
+        self._started = started
+        self._last = time.monotonic()
 
     def finish(self, reason: str) -> None:
         """`reason`: stop, length, abort or error, as vLLM has them."""
@@ -192,6 +230,13 @@ class RequestMeter:
         metrics._finished.labels(metrics.base_name, "0", reason).inc()
         metrics._whole.observe(now - self._start)
         metrics._answer_length.observe(self._tokens)
+        if self._started:
+            # An engine's step may begin while the client still submits.
+            metrics._queued.observe(max(0.0, self._started - self._start))
+            metrics._inference.observe(self._last - self._started)
+        if self._tokens:
+            metrics._prefill.observe(self._first - self._started)
+            metrics._decode.observe(self._last - self._first)
         each = None
         if self._tokens > 1:
             each = (self._last - self._first) / (self._tokens - 1)

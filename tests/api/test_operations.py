@@ -95,6 +95,9 @@ def test_metrics_count_what_was_done(live: Live) -> None:
     assert grown("vllm:inter_token_latency_seconds_count", **engine) == 10
     assert grown("vllm:time_per_output_token_seconds_count", **engine) == 2
     assert grown("vllm:e2e_request_latency_seconds_count", **engine) == 2
+    for part in ("queue", "prefill", "decode", "inference"):
+        assert grown(f"vllm:request_{part}_time_seconds_count", **engine) == 2
+    assert grown("vllm:request_inference_time_seconds_sum", **engine) > 0
     assert grown("vllm:iteration_tokens_total_sum", **engine) == 2 * (prompt + 5)
     assert grown("vllm:request_params_n_sum", **engine) == 2
     assert grown("lorry_refused_requests_total", code="unknown_adapter") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -40,13 +41,13 @@ def series(metrics: Metrics, adapter: str) -> set[tuple[str, str]]:
 def run(metrics: Metrics, *refs: AdapterRef, tokens: int = 3, reason: str = "stop") -> None:
     meter = metrics.accepted(refs, prompt_tokens=5, max_tokens=10)
     for _ in range(tokens):
-        meter.token()
+        meter.token(1.0)
     meter.finish(reason)
 
 
 def test_a_request_counts_once(metrics: Metrics) -> None:
     meter = metrics.accepted((), prompt_tokens=5, max_tokens=10)
-    meter.token()
+    meter.token(1.0)
     meter.finish("length")
     meter.finish("abort")
     done = {"model_name": "base", "engine": "0"}
@@ -55,6 +56,39 @@ def test_a_request_counts_once(metrics: Metrics) -> None:
     # One token has a first and no pace.
     assert value(metrics, "vllm:time_to_first_token_seconds_count", **done) == 1
     assert value(metrics, "vllm:time_per_output_token_seconds_count", **done) == 0
+
+
+def test_the_parts_of_a_request_are_told(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5, 13.0, 14.0, 15.0])
+    monkeypatch.setattr("lorry.metrics.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    meter = metrics.accepted((), prompt_tokens=5, max_tokens=10)
+    for _ in range(3):
+        meter.token(12.0)
+    meter.finish("stop")
+    done = {"model_name": "base", "engine": "0"}
+    spent = {"queue": 2.0, "prefill": 0.5, "decode": 1.5, "inference": 2.0}
+    for part, seconds in spent.items():
+        name = f"vllm:request_{part}_time_seconds"
+        assert value(metrics, f"{name}_count", **done) == 1
+        assert value(metrics, f"{name}_sum", **done) == pytest.approx(seconds), part
+
+
+def test_a_request_that_never_ran_has_no_parts(metrics: Metrics) -> None:
+    metrics.accepted((), prompt_tokens=5, max_tokens=10).finish("abort")
+    vector = metrics.accepted((), prompt_tokens=5, max_tokens=0)
+    vector.vector(1.0)
+    vector.finish("stop")
+    done = {"model_name": "base", "engine": "0"}
+    for part, count in (("queue", 1), ("inference", 1), ("prefill", 0), ("decode", 0)):
+        name = f"vllm:request_{part}_time_seconds_count"
+        assert value(metrics, name, **done) == count, part
+
+
+def test_the_build_and_the_process_are_told(metrics: Metrics) -> None:
+    text = metrics.render().decode()
+    assert re.search(r'^lorry_build_info\{.*version="\d.*"\} 1\.0$', text, re.MULTILINE)
+    assert re.search(r"^process_resident_memory_bytes [1-9]", text, re.MULTILINE)
+    assert re.search(r"^process_open_fds [1-9]", text, re.MULTILINE)
 
 
 def test_errors_are_counted_for_their_adapter(metrics: Metrics) -> None:
@@ -81,8 +115,8 @@ def test_a_removed_adapter_takes_its_series_along(metrics: Metrics) -> None:
 def test_a_request_that_outlives_its_adapter_does_not_bring_it_back(metrics: Metrics) -> None:
     meter = metrics.accepted((LEGAL,), prompt_tokens=5, max_tokens=10)
     metrics.forget("legal")
-    meter.token()
-    meter.token()
+    meter.token(1.0)
+    meter.token(1.0)
     meter.finish("stop")
     assert series(metrics, "legal") == set()
     run(metrics, LEGAL)

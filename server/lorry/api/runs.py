@@ -116,7 +116,7 @@ class Run:
         event = await anext(self._generation)
         if event.token is None:
             raise self._failure(event)
-        self.meter.token()
+        self.meter.token(event.started)
         step = self._step(event.token, event)
         if step.ending is not None:
             self.meter.finish("length" if step.ending is Ending.LENGTH else "stop")

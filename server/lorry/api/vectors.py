@@ -81,6 +81,7 @@ class Pooled:
 async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, ...]:
     event = await anext(generation)
     if event.finish is FinishReason.STOP:
+        meter.vector(event.started)
         meter.finish("stop")
         return event.vector
     meter.finish("error")

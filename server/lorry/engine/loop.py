@@ -183,7 +183,7 @@ class Engine:
         began = time.monotonic()
         try:
             results = self.runner.run(batch)  # the only line that touches the model
-            self._news += self.scheduler.commit(batch, results)
+            self._news += self.scheduler.commit(batch, results, began)
         except Exception as error:  # noqa: BLE001 - whatever it is, only this batch ends
             self._fail(batch, error)
             return

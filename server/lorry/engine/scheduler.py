@@ -164,14 +164,18 @@ class Scheduler:
         batch = Batch(tuple(row for row in made if row is not None))
         return batch if batch.rows else None
 
-    def commit(self, batch: Batch, results: AbstractSequence[RowResult]) -> list[TokenEvent]:
-        """Take in what the runner made of `batch`; one event per new token."""
+    def commit(
+        self, batch: Batch, results: AbstractSequence[RowResult], began: float = 0.0
+    ) -> list[TokenEvent]:
+        """Take in what the runner made of `batch`, from `began` on, `time.monotonic()` seconds;
+        one event per new token."""
         assert len(batch.rows) == len(results)
         for row, result in zip(batch.rows, results, strict=True):
             sequence = self._by_id.get(row.request_id)
             if sequence is None:
                 continue
             sequence.num_computed += len(row.token_ids)
+            sequence.started = sequence.started or began
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
             drawn = () if result.token is None else (result.token,)
@@ -346,7 +350,9 @@ class Scheduler:
             vector = sequence.mean()
         if sequence.num_computed == sequence.num_tokens:
             done = FinishReason.STOP
-            event = TokenEvent(sequence.request.id, finish=done, vector=vector)
+            event = TokenEvent(
+                sequence.request.id, finish=done, vector=vector, started=sequence.started
+            )
             self._finish(sequence, done, event)
 
     def _take_token(self, sequence: Sequence, result: RowResult) -> None:
@@ -373,7 +379,7 @@ class Scheduler:
             or sequence.num_tokens >= self.limits.max_model_len
         ):
             finish = FinishReason.LENGTH
-        event = TokenEvent(request.id, token, result.top, prompt, finish)
+        event = TokenEvent(request.id, token, result.top, prompt, finish, started=sequence.started)
         if finish is None:
             self._events.append(event)
         else:

@@ -32,6 +32,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] | None = None
     """Collected chunk by chunk; None when not asked for, or already sent."""
     overtaken: int = 0
+    started: float = 0.0
+    """When the step began in which it first ran; 0 before that."""
     pooled: list[float] = field(default_factory=list)
     """Pooling MEAN: the sum so far."""
 
