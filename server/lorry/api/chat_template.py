@@ -9,6 +9,7 @@ list, never reaches it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ _WRITTEN_OUT = re.compile(r"""text\\?['"]: ?\\?['"]lorry-""")
 
 _CALL_ID = "call00001"
 """Of nine characters, which is what Mistral's templates ask for."""
+
+_LONG_ID = "call_0123456789abcdef01234567"
+"""As clients send it."""
 
 
 class Form(Enum):
@@ -69,6 +73,7 @@ class ChatTemplate:
         self._texts: dict[str, Form] = {}
         self._parts: dict[str, Form] = {}
         self._arguments_as_json: bool | None = None
+        self._short_ids: bool | None = None
         self._knows_developer = re.search(r"""['"]developer['"]""", source) is not None
 
     def fitted(self, messages: Messages) -> list[dict[str, Any]]:
@@ -87,6 +92,8 @@ class ChatTemplate:
             fitted["role"] = "system"
         if fitted.get("tool_calls"):
             fitted["tool_calls"] = [self._call(call) for call in fitted["tool_calls"]]
+        if fitted.get("tool_call_id"):
+            fitted["tool_call_id"] = self._id(fitted["tool_call_id"])
         content = fitted.get("content")
         if content is None:
             return fitted
@@ -110,7 +117,26 @@ class ChatTemplate:
             arguments = json.dumps(arguments, ensure_ascii=False)
         elif not self._arguments_as_json and isinstance(arguments, str):
             arguments = json.loads(arguments or "{}")
-        return {**call, "function": {**call["function"], "arguments": arguments}}
+        fitted = {**call, "function": {**call["function"], "arguments": arguments}}
+        return {**fitted, "id": self._id(call["id"])} if call.get("id") else fitted
+
+    def _id(self, given: str) -> str:
+        """A call's id. Mistral's templates take none that is longer than theirs, and an id means
+        nothing but that a result belongs to a call."""
+        if self._short_ids is None:
+            self._short_ids = not self._identifies(_LONG_ID) and self._identifies(_CALL_ID)
+        if not self._short_ids or (len(given) == len(_CALL_ID) and given.isalnum()):
+            return given
+        return hashlib.sha256(given.encode()).hexdigest()[: len(_CALL_ID)]
+
+    def _identifies(self, given: str) -> bool:
+        """Whether the template takes calls and results with this id."""
+        arguments = json.dumps({}) if self._arguments_as_json else {}
+        try:
+            self._render(_conversation("assistant", "", calls=[_call(arguments, given)]))
+        except REFUSALS:
+            return False
+        return True
 
     def _calls(self, arguments: object) -> bool:
         """Whether the template writes a call's arguments given so, and not as Python or, once
@@ -143,9 +169,9 @@ def _parts(*texts: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text} for text in texts]
 
 
-def _call(arguments: object) -> dict[str, Any]:
+def _call(arguments: object, given: str = _CALL_ID) -> dict[str, Any]:
     function = {"name": "f", "arguments": arguments}
-    return {"id": _CALL_ID, "type": "function", "function": function}
+    return {"id": given, "type": "function", "function": function}
 
 
 def _conversation(
@@ -156,6 +182,7 @@ def _conversation(
     tried: dict[str, Any] = {"role": role, "content": content}
     answered = {"role": "tool", "content": "a", "name": "f", "tool_call_id": _CALL_ID}
     if calls:
+        answered["tool_call_id"] = calls[0]["id"]
         return [asked, {**tried, "tool_calls": list(calls)}, answered]
     if role in ("system", "developer"):
         return [tried, asked]

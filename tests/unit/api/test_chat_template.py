@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -257,3 +258,30 @@ def test_documents() -> None:
     assert got.startswith("Rice: Boil it.\n")
     with pytest.raises(UnsupportedParameter, match="documents"):
         chat(CHATML, messages, documents=documents)
+
+
+MISTRAL = (
+    "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{% if c.id is not defined or c.id|length != 9 %}{{ raise_exception('nine!') }}{% endif %}"
+    "{{ c.function.name }}[{{ c.id }}]{{ c.function.arguments }}{% endfor %}"
+    "{% elif m.role == 'tool' %}"
+    "{% if m.tool_call_id|length != 9 %}{{ raise_exception('nine!') }}{% endif %}"
+    "({{ m.tool_call_id }}){{ m.content }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("given", ["call_0a1b2c3d4e5f60718293a4b5", "a12345678", "toolu_01A"])
+def test_a_template_that_takes_short_ids_alone_gets_them(given: str) -> None:
+    function = {"name": "f", "arguments": "{}"}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": given, "function": function}]},
+        {"role": "tool", "content": "2", "tool_call_id": given},
+    ]
+    got = re.fullmatch(r"hif\[(\w{9})\]\{\}\((\w{9})\)2", chat(MISTRAL, messages))
+    assert got is not None and got[1] == got[2]
+    assert (got[1] == given) == (len(given) == 9 and given.isalnum())
+    plain = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %}{% endfor %}"
+    )
+    assert chat(plain, messages) == given
