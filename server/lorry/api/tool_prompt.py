@@ -24,20 +24,16 @@ class ToolPrompt(StrEnum):
 
 
 PROMPT = """\
-# Tools
-
-You may call functions to help the user. Each line between <tools> and </tools> is one, as JSON:
-<tools>
+You can call these functions:
 {tools}
-</tools>
 
-To call a function, write its name and its arguments as JSON between <tool_call> and </tool_call>:
+To call one, answer only with
 <tool_call>
-{{"name": "the function's name", "arguments": {{"the argument's name": "its value"}}}}
+{{"name": "...", "arguments": {{...}}}}
 </tool_call>
-
-The result comes between <tool_response> and </tool_response>. Answer without a call where no
-function helps."""
+When you have what you need, answer the user in plain words."""
+"""Short, and without a word of how a result looks: with that in it the default base repeated the
+result, where it answers from it without."""
 
 
 def speaks_of_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
