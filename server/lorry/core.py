@@ -34,10 +34,11 @@ class Pooling(StrEnum):
 
 
 class Constraint(Protocol):
-    """A grammar that narrows the next token. Touched by the engine thread only."""
+    """A grammar, or what else narrows the next token. Touched by the engine thread only."""
 
-    def allowed(self) -> AbstractSequence[int]:
-        """The next token's mask: 32-bit words, bit i of word w is token 32 * w + i."""
+    def allowed(self) -> AbstractSequence[int] | None:
+        """The next token's mask: 32-bit words, bit i of word w is token 32 * w + i; None where
+        any may come."""
         ...
 
     def advance(self, token_id: int) -> None:
@@ -70,7 +71,8 @@ class SamplingParams:
     """The token at position p is drawn by the uniform number of (seed, p): it depends
     neither on the batch nor on how often the request was preempted."""
     eos_token_ids: frozenset[int] = frozenset()
-    """Empty: end of text is ignored."""
+    """Tokens that end the answer: the base's, unless end of text is ignored, and those that
+    the request names."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int = 0
     """How many of the likeliest tokens to report beside the drawn one."""

@@ -256,6 +256,7 @@ def test_streams(live: Live) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"response_format": {"type": "xml"}}, "xml"),
         ({"stop": ["a"] * 20}, "stop"),
+        ({"use_beam_search": True}, "use_beam_search is not served"),
     ],
 )
 def test_bad_input(live: Live, extra: dict[str, Any], words: str) -> None:

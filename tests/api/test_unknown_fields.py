@@ -30,7 +30,7 @@ HARMLESS = {
     "mirostat": 0,
     "a_new_penalty": None,
     "plugins": [],
-    "bad_words": [],
+    "logits_processors": [],
     "tenant": "kitchen",
 }
 

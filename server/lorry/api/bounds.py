@@ -80,6 +80,7 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 
 Tokens = Annotated[int, Whole(), Within(1, MAX_TOKENS)]
+TokensOrNone = Annotated[int, Whole(), Within(0, MAX_TOKENS)]
 TokensOrAll = Annotated[int, Whole(), Within(-1, MAX_TOKENS)]
 """`ALL_ROOM` is as many as the context has room for, as llama.cpp and LM Studio have it."""
 Temperature = Annotated[float, Within(0, 100)]
@@ -94,4 +95,5 @@ Seed = Annotated[int, Whole(), Within(-(2**63), 2**64 - 1)]
 Answers = Annotated[int, Whole(), Within(1, MAX_ANSWERS)]
 Top = Annotated[int, Whole(), Within(0, MAX_TOP)]
 Texts = Annotated[list[str], FirstMistake()]
+Ids = Annotated[list[int], FirstMistake()]
 Objects = Annotated[list[dict[str, Any]], FirstMistake()]

@@ -194,7 +194,7 @@ class Chat:
         )
         jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar or grammar)
         if manner.visible:
-            jobs = [replace(job, visible=manner.visible) for job in jobs]
+            jobs = [replace(job, visible=job.visible | manner.visible) for job in jobs]
         telling = partial(
             manner.telling,
             silent=body.include_reasoning is False,

@@ -14,6 +14,7 @@ from lorry.api.bounds import ALL_ROOM
 from lorry.api.grammars import compiled
 from lorry.api.openai_schema import SharedBody, StreamOptions
 from lorry.api.prompts import Prompts
+from lorry.api.restrictions import rules_of
 from lorry.api.runs import Answer, Ending, Job, Run, Runs
 from lorry.api.selection import BaseNames, choices_of, choices_of_model
 from lorry.api.sse import DONE, frame
@@ -21,6 +22,7 @@ from lorry.api.structure import grammar_asked
 from lorry.api.voices import Voice, Voices
 from lorry.core import SamplingParams
 from lorry.engine.grammar import Grammar
+from lorry.engine.restriction import Restriction
 from lorry.errors import InvalidRequest
 from lorry.metrics import Metrics
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
@@ -99,11 +101,16 @@ class OpenAI:
             else body.temperature,
             **sampling.filters_of(body, own),
             seed=sampling.seed_of(body.seed),
-            eos_token_ids=frozenset() if body.ignore_eos else self.voice.ends,
+            eos_token_ids=self._ends(body),
             logit_bias=sampling.bias_of(body.logit_bias, self.prompts.vocab_size),
             top_logprobs=top_logprobs,
             prompt_logprobs=prompt_logprobs,
         )
+
+    def _ends(self, body: SharedBody) -> frozenset[int]:
+        base = frozenset() if body.ignore_eos else self.voice.ends
+        size = self.prompts.vocab_size
+        return base | sampling.ids_of(body.stop_token_ids, size, "stop_token_ids")
 
     async def jobs(
         self,
@@ -116,18 +123,25 @@ class OpenAI:
         """`count` answers to one prompt. `grammar` is used instead of what `body` asks for."""
         if grammar is None:
             grammar = grammar_asked(body)
-        stops = sampling.stops_of(body.stop)
-        own, grammars = self.prompts, self.voice.grammars
+        rules = await rules_of(body, params, self.prompts)
+        constraints = await compiled(self.voice.grammars, grammar, count)
+        if rules is not None:
+            constraints = [Restriction(rules, one) for one in constraints]
+        keep = bool(body.include_stop_str_in_output)
+        visible = frozenset() if body.skip_special_tokens is not False else self.prompts.special_ids
         return [
             Job(
                 prompt_ids,
                 sampling.for_answer(params, index),
-                stops,
-                False,
-                constraint,
-                prompts=own,
+                stops=sampling.stops_of(body.stop),
+                keep_stop=keep,
+                constraint=constraint,
+                visible=visible,
+                keep_end=keep,
+                unstopped=body.min_tokens or 0,
+                prompts=self.prompts,
             )
-            for index, constraint in enumerate(await compiled(grammars, grammar, count))
+            for index, constraint in enumerate(constraints)
         ]
 
     def envelope(self, prefix: str, kind: str, body: SharedBody) -> dict[str, Any]:

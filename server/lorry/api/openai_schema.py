@@ -15,6 +15,7 @@ from lorry.api.bodies import Body
 from lorry.api.bounds import (
     Answers,
     Fraction,
+    Ids,
     Mass,
     Penalty,
     RepetitionPenalty,
@@ -22,6 +23,7 @@ from lorry.api.bounds import (
     Temperature,
     Texts,
     TokensOrAll,
+    TokensOrNone,
     TopKOrOff,
 )
 from lorry.api.fields import Strays
@@ -75,6 +77,28 @@ class SharedBody(Body):
     response_format: dict[str, Any] | None = Field(
         default=None,
         description="`type` json_object, json_schema, regex, choice, grammar, lark, gbnf or text.",
+    )
+    min_tokens: TokensOrNone | None = Field(
+        default=None,
+        description="Before so many tokens neither an end token nor a stop string ends the answer.",
+    )
+    stop_token_ids: Ids | None = Field(
+        default=None,
+        description="Tokens that end the answer, beside the base's, and are not shown.",
+    )
+    include_stop_str_in_output: bool | None = Field(
+        default=None, description="Show the stop string, or the token, that ended the answer."
+    )
+    skip_special_tokens: bool | None = Field(
+        default=None, description="false: special tokens are shown, as they are written."
+    )
+    spaces_between_special_tokens: Idle = None
+    bad_words: Texts | None = Field(
+        default=None,
+        description="Words that are not in the answer, with or without a space before.",
+    )
+    allowed_token_ids: Ids | None = Field(
+        default=None, description="No token but these comes; without an end token, to the last."
     )
     structured_outputs: dict[str, Any] | None = Field(
         default=None,

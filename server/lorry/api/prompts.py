@@ -226,6 +226,14 @@ class Prompts:
 
         return await self._workers.run(len(text), work)
 
+    async def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of words in the midst of a text."""
+
+        def work() -> list[list[int]]:
+            return [self._ids(text, False) for text in texts]
+
+        return await self._workers.run(sum(map(len, texts)), work)
+
     def _added_in_front(self) -> list[int]:
         """What the tokenizer puts before a text."""
         plain, whole = self._ids("a", False), self._ids("a", True)

@@ -89,6 +89,10 @@ class Job:
     """Special tokens that are text of this answer."""
     prompts: Prompts | None = None
     """Its adapter's own; None: the base's."""
+    keep_end: bool = False
+    """Whether the token that ends the answer is text, where it is visible."""
+    unstopped: int = 0
+    """Stop strings are looked for behind so many tokens."""
 
 
 class Run:
@@ -103,6 +107,8 @@ class Run:
         self._eos = job.params.eos_token_ids
         self._prompts = prompts
         self.meter = meter
+        self._keep_end = job.keep_end
+        self._unstopped = job.unstopped
         self._special_ids = prompts.special_ids - job.visible
         self._text = Detokenizer(
             prompts.decode, self._special_ids, job.prompt_ids, whole=prompts.whole
@@ -140,9 +146,10 @@ class Run:
 
     def _step(self, token: TokenLogprob, event: TokenEvent) -> Step:
         ends = token.token_id in self._eos
-        special = ends or token.token_id in self._special_ids
+        hidden = ends and not self._keep_end
+        special = hidden or token.token_id in self._special_ids
         mark = self._prompts.name_of(token.token_id) if special else ""
-        text = "" if ends else self._text.push(token.token_id)
+        text = "" if hidden else self._text.push(token.token_id)
         ending = None
         if event.finish is FinishReason.STOP:
             ending = Ending.EOS
@@ -150,6 +157,9 @@ class Run:
             ending = Ending.LENGTH
         if ending is not None:
             text += self._text.flush()
+        if self._unstopped > 0:
+            self._unstopped -= 1
+            return Step(token, text, special, event.top, event.prompt, ending)
         shown = self._stops.push(text, mark)
         if self._stops.hit is not None:
             # An end token that completes a stop string is the end all the same.

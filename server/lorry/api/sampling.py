@@ -102,6 +102,18 @@ def stops_of(stop: str | Sequence[str] | None, *, param: str = "stop") -> tuple[
     return tuple(dict.fromkeys(stops))
 
 
+def ids_of(given: Sequence[int] | None, vocab_size: int, param: str) -> frozenset[int]:
+    """Token ids; none where none are given. Raises InvalidRequest."""
+    if given and len(given) > vocab_size:
+        raise InvalidRequest(f"{param} has {len(given)} tokens, the base {vocab_size}", param=param)
+    for one in given or ():
+        if not 0 <= one < vocab_size:
+            raise InvalidRequest(
+                f"{param}: {one} is no token id; they go from 0 to {vocab_size - 1}", param=param
+            )
+    return frozenset(given or ())
+
+
 def bias_of(bias: Mapping[str, float] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
     """`logit_bias`: token ids as strings. Raises InvalidRequest."""
     pairs = []

@@ -1,0 +1,58 @@
+"""What a body says of tokens that may not come, as an answer's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorry.api.bounds import MAX_STOP_LENGTH
+from lorry.api.openai_schema import SharedBody
+from lorry.api.prompts import Prompts
+from lorry.api.sampling import ids_of
+from lorry.core import SamplingParams
+from lorry.engine.restriction import Rules
+from lorry.errors import InvalidRequest
+
+MAX_BAD_WORDS = 256
+
+
+async def rules_of(body: SharedBody, params: SamplingParams, prompts: Prompts) -> Rules | None:
+    """None where everything may come. Raises InvalidRequest."""
+    least = body.min_tokens or 0
+    if least > params.max_new_tokens:
+        raise InvalidRequest(
+            f"min_tokens must be at most max_tokens: {least} are more than {params.max_new_tokens}",
+            param="min_tokens",
+        )
+    only = ids_of(body.allowed_token_ids, prompts.vocab_size, "allowed_token_ids") or None
+    if not (only or body.bad_words or (least and params.eos_token_ids)):
+        return None
+    return Rules(
+        vocab_size=prompts.vocab_size,
+        least=least,
+        ends=params.eos_token_ids,
+        only=only,
+        banned=await _banned(body.bad_words or (), prompts),
+        param=_param(body),
+    )
+
+
+async def _banned(words: Sequence[str], prompts: Prompts) -> tuple[tuple[int, ...], ...]:
+    """Each word as it begins a text, and as it follows a space."""
+    if len(words) > MAX_BAD_WORDS:
+        raise InvalidRequest(
+            f"bad_words has {len(words)} words, the most is {MAX_BAD_WORDS}", param="bad_words"
+        )
+    for word in words:
+        if not 0 < len(word.strip()) <= MAX_STOP_LENGTH:
+            raise InvalidRequest(
+                f"bad_words: a word has 1 to {MAX_STOP_LENGTH} characters, not {len(word.strip())}",
+                param="bad_words",
+            )
+    forms = [form for word in words for form in (word.lstrip(), " " + word.lstrip())]
+    found = await prompts.encode_words(forms)
+    return tuple(dict.fromkeys(tuple(ids) for ids in found if ids))
+
+
+def _param(body: SharedBody) -> str:
+    given = [name for name in ("allowed_token_ids", "bad_words") if getattr(body, name)]
+    return " and ".join(given) or "min_tokens"
