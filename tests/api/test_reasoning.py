@@ -40,9 +40,14 @@ def completed(live: Live, prompt: str, **extra: Any) -> str:
 
 def test_an_answer_that_never_ends_its_reasoning_is_all_of_it(thinker: Live) -> None:
     said = completed(thinker, RENDERED + "<think>\n").strip()
-    message = chat(thinker)["choices"][0]["message"]
+    whole = chat(thinker)
+    message = whole["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "", "reasoning_content": said}
-    parts = [one["choices"][0]["delta"] for one in chunks(thinker)]
+    *streamed, last = chunks(thinker, stream_options={"include_usage": True})
+    assert last["usage"] == whole["usage"]
+    counts = whole["usage"]["completion_tokens_details"]
+    assert 0 < counts["reasoning_tokens"] <= whole["usage"]["completion_tokens"] == 8
+    parts = [one["choices"][0]["delta"] for one in streamed]
     assert "".join(one.get("reasoning_content", "") for one in parts) == said
     assert not any(one.get("content") for one in parts)
     assert chat(thinker, include_reasoning=False)["choices"][0]["message"] == {

@@ -119,18 +119,24 @@ class Chat:
         """Whole answers: `choices`, `usage` and `adapters`."""
         runs = await self.start(asked, place)
         made = await answers(runs)
+        tellings = [asked.telling() for _ in made]
+        told = zip(tellings, made, strict=True)
         return {
-            "choices": [self._choice(asked, index, one) for index, one in enumerate(made)],
-            "usage": usage(prompt_tokens(runs, len(runs)), generated_tokens(made)),
+            "choices": [self._choice(asked, index, *one) for index, one in enumerate(told)],
+            "usage": usage(
+                prompt_tokens(runs, len(runs)),
+                generated_tokens(made),
+                sum(telling.reasoning_tokens for telling in tellings),
+            ),
             "adapters": used(runs[0].refs),
         }
 
     def deltas(self, asked: Asked) -> Deltas:
         return Deltas(asked)
 
-    def _choice(self, asked: Asked, index: int, answer: Answer) -> dict[str, Any]:
-        telling = asked.telling()
-        deltas = [*telling.push(answer.text), *telling.end()]
+    def _choice(self, asked: Asked, index: int, telling: Telling, answer: Answer) -> dict[str, Any]:
+        deltas = [one for step in answer.steps for one in telling.push(step.text)]
+        deltas += telling.end()
         choice = {
             "index": index,
             "message": message_of(deltas),
@@ -219,6 +225,10 @@ class Deltas:
         self._held: dict[int, list[Step]] = {}
         """Steps whose text is not certain yet."""
 
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(telling.reasoning_tokens for telling in self._tellings.values())
+
     def step(self, index: int, step: Step) -> list[dict[str, Any]]:
         asked = self._asked
         made: list[dict[str, Any]] = []
@@ -252,7 +262,9 @@ class ChatFrames:
 
     def step(self, index: int, step: Step) -> bytes:
         self._chunks.generated += 1
-        return b"".join(self._chunks.chunk(one) for one in self._deltas.step(index, step))
+        choices = self._deltas.step(index, step)
+        self._chunks.reasoning = self._deltas.reasoning_tokens
+        return b"".join(self._chunks.chunk(one) for one in choices)
 
     def end(self) -> bytes:
         return self._chunks.end()

@@ -165,6 +165,8 @@ class Chunks:
     options: StreamOptions
     choices: int
     generated: int = 0
+    reasoning: int = 0
+    """Tokens of these."""
     _begun: bool = False
     _ended: int = 0
 
@@ -175,8 +177,7 @@ class Chunks:
             data["adapters"] = used(self.refs)
         self._begun = True
         if self.options.include_usage:
-            so_far = self.options.continuous_usage_stats
-            data["usage"] = usage(self.prompt_tokens, self.generated) if so_far else None
+            data["usage"] = self._usage() if self.options.continuous_usage_stats else None
         return frame(data)
 
     def end(self) -> bytes:
@@ -185,10 +186,13 @@ class Chunks:
         last = {
             **self.envelope,
             "choices": [],
-            "usage": usage(self.prompt_tokens, self.generated),
+            "usage": self._usage(),
             "adapters": used(self.refs),
         }
         return frame(last) + DONE
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self.prompt_tokens, self.generated, self.reasoning)
 
 
 def stream_options_of(body: SharedBody) -> StreamOptions:
@@ -202,14 +206,14 @@ def stream_options_of(body: SharedBody) -> StreamOptions:
     return body.stream_options
 
 
-def usage(prompt_tokens: int, generated: int) -> dict[str, Any]:
+def usage(prompt_tokens: int, generated: int, reasoning: int = 0) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": reasoning,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,

@@ -279,7 +279,7 @@ class ResponseFrames:
         return events
 
     def end(self) -> bytes:
-        self._made.end(usage(self._prompt_tokens, self._generated))
+        self._made.end(usage(self._prompt_tokens, self._generated, self._deltas.reasoning_tokens))
         self._keep(self._made.view)
         return self._frame(self._event(f"response.{self._made.view['status']}"))
 

@@ -32,9 +32,13 @@ class Telling:
         self._thinking = thinking
         self._echo = echo
         self._calls = 0
+        self.reasoning_tokens = 0
+        """Of all tokens so far those of the reasoning, with the mark that opens it."""
+        self._undecided = 0
 
     def push(self, text: str) -> list[Delta]:
-        """What is certain now."""
+        """What is certain now. `text` is one token's."""
+        self._undecided += 1
         echo, self._echo = self._echo, ""
         made: list[Delta] = [{"content": echo}] if echo else []
         if self._thinking is None:
@@ -50,9 +54,12 @@ class Telling:
         made: list[Delta] = []
         for one in found:
             if isinstance(one, Thought):
+                self.reasoning_tokens += self._undecided
+                self._undecided = 0
                 made += [] if self._silent else [{"reasoning_content": one.text}]
             else:
                 assert isinstance(one, Said)
+                self._undecided = 0
                 made += self._deltas(self._reader.push(one.text))
         return made
 

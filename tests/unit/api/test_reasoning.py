@@ -103,3 +103,18 @@ def test_who_wants_to_see_none_gets_none() -> None:
     )
     deltas = [*telling.push("<think>a</think>b"), *telling.end()]
     assert message_of(deltas) == {"role": "assistant", "content": "b"}
+
+
+def test_tokens_of_the_reasoning_are_counted() -> None:
+    pieces = ["Two", " and", " two.", "</", "think", ">", "\n", "Four", "."]
+    for opened, marks in ((True, []), (False, ["<think>"])):
+        telling = Telling(
+            tools_of(None, None).reader(HERMES), thinking=Reader(parting(THINK, opened=opened))
+        )
+        deltas = [one for piece in (*marks, *pieces) for one in telling.push(piece)]
+        assert message_of([*deltas, *telling.end()])["reasoning_content"] == "Two and two."
+        assert telling.reasoning_tokens == 3 + len(marks)
+    thinking = Reader(parting(THINK, opened=False))
+    plain = Telling(tools_of(None, None).reader(HERMES), thinking=thinking)
+    assert [*plain.push("Four"), *plain.push("."), *plain.end()]
+    assert plain.reasoning_tokens == 0
