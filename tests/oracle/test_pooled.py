@@ -201,7 +201,7 @@ def test_normalized_base64(live: Live) -> None:
         ("/classify", {"inputs": "a", "adapter": "SEQ_CLS", "adapter_id": "x"}, 422, "different"),
         ("/v1/embeddings", {"input": "a", "adapter": "SEQ_CLS"}, 400, "/classify"),
         ("/v1/embeddings", {"input": "a", "model": "nobody"}, 404, "nobody"),
-        ("/v1/embeddings", {"input": "a", "dimensions": 7}, 400, "dimensions"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 10**6}, 400, "dimensions"),
         ("/v1/completions", {"prompt": "a", "adapter": "SEQ_CLS"}, 400, "/classify"),
         ("/v1/completions", {"prompt": "a", "adapter": "FEATURE_EXTRACTION"}, 400, "embeddings"),
     ],

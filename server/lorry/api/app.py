@@ -34,8 +34,9 @@ from lorry.api.completions import Completions
 from lorry.api.completions_schema import CompletionsBody
 from lorry.api.door import Door
 from lorry.api.embeddings import Embeddings, EmbeddingsBody
+from lorry.api.features import Features, FeaturesBody
 from lorry.api.generate import Generate
-from lorry.api.generate_schema import GenerateBody, StreamEvent, TokenizeBody
+from lorry.api.generate_schema import GenerateBody, StreamEvent
 from lorry.api.health import Health
 from lorry.api.hosts import Hosts
 from lorry.api.journal import Journal
@@ -55,6 +56,7 @@ from lorry.api.responses import Responses
 from lorry.api.responses_schema import ResponseEvent, ResponsesBody
 from lorry.api.runs import Runs
 from lorry.api.selection import BaseNames
+from lorry.api.tokens import DetokenizeBody, TokenizeBody, Tokens
 from lorry.api.tool_prompt import ToolPrompt
 from lorry.api.unclaimed import Unclaimed
 from lorry.api.vectors import Pooled
@@ -69,7 +71,9 @@ from lorry_adapters.registry.registry import Registry
 
 _BODIES = (
     GenerateBody,
+    FeaturesBody,
     TokenizeBody,
+    DetokenizeBody,
     StreamEvent,
     CompletionsBody,
     ChatBody,
@@ -91,7 +95,7 @@ _BODIES = (
 )
 
 
-_ASKS_NOTHING = frozenset({"/tokenize", COUNT})
+_ASKS_NOTHING = frozenset({"/tokenize", "/detokenize", "/tokenizer_info", COUNT})
 """Of the engine, beside routes that do."""
 
 
@@ -179,7 +183,9 @@ def create_app(services: Services) -> FastAPI:
         voices=voices,
         max_upload=services.settings.max_upload,
     )
+    features = Features(prompts=prompts, pooled=pooled)
     generate = Generate(
+        features=features,
         voices=voices,
         runs=runs,
         metrics=metrics,
@@ -205,6 +211,15 @@ def create_app(services: Services) -> FastAPI:
     chat = Chat(openai, own_templates=settings.trust_request_chat_template)
     asking = (
         generate,
+        features,
+        Tokens(
+            prompts=prompts,
+            chat=chat,
+            registry=registry,
+            base=base,
+            max_model_len=services.max_model_len,
+            tokenizer=services.tokenizer,
+        ),
         Completions(openai),
         chat,
         Responses(openai, chat, ResponseStore(settings.responses_memory, settings.keep_responses)),

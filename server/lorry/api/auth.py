@@ -19,7 +19,9 @@ from lorry.api.origins import Origins
 from lorry.api.refusal import refuse
 from lorry.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", *docs.PATHS})
+OPEN_PATHS = frozenset(
+    {"/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics", *docs.PATHS}
+)
 
 _OWNER = "owner"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Never, TypeVar
 
@@ -59,19 +59,25 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
         ClientDisconnect: the client went away in the middle.
         QueueFull, ShuttingDown: before anything is made of the body.
     """
+    return await read_one_of(request, lambda data: kind)
+
+
+async def read_one_of(request: Request, choose: Callable[[dict[str, Any]], type[Kind]]) -> Kind:
+    """As `read_body`, where the fields that are given tell the kind."""
     check_media_type(request)
     data = await _read(request)
     await arrived(request)
     remarks = remarks_of(request)
     if len(data) > _LONG:
-        return await asyncio.to_thread(_make, data, kind, remarks)
-    return _make(data, kind, remarks)
+        return await asyncio.to_thread(_make, data, choose, remarks)
+    return _make(data, choose, remarks)
 
 
-def _make(content: bytes, kind: type[Kind], remarks: Remarks) -> Kind:
+def _make(content: bytes, choose: Callable[[dict[str, Any]], type[Kind]], remarks: Remarks) -> Kind:
     data = parse_json(content)
     if not isinstance(data, dict):
         raise InvalidFields([f"the body must be a JSON object, not {described(data)}"])
+    kind = choose(data)
     refused: Mapping[str, str] = {}
     if not remarks.strict:
         sifted = sift(kind, data)

@@ -6,7 +6,7 @@ import base64
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import AdapterUsed, used
 from lorry.api.bodies import Body, read_body
-from lorry.api.bounds import Tokens
+from lorry.api.bounds import MAX_TOKENS, Tokens, Whole, Within
 from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
@@ -27,8 +27,15 @@ from lorry.api.vectors import MAX_INPUTS, Pooled
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
 from lorry.core import Pooling
-from lorry.errors import UnsupportedParameter
+from lorry.errors import InvalidRequest
 from lorry_adapters.registry.registry import Registry
+
+Dimensions = Annotated[
+    int,
+    Whole(),
+    Within(1, MAX_TOKENS),
+    Field(description="The first so many numbers of each vector, before it is made of length 1."),
+]
 
 
 class EmbeddingsBody(Body):
@@ -44,9 +51,7 @@ class EmbeddingsBody(Body):
         description="Any adapter spec; where it is given, null too, it wins over `model`.",
     )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(
-        default=None, description="Only as many as the base has: vectors are not shortened."
-    )
+    dimensions: Dimensions | None = None
     pooling: Literal["last", "mean"] | None = Field(
         default=None, description="Of the tokens' hidden states; `last` where absent."
     )
@@ -120,17 +125,10 @@ class Embeddings:
         )
         pooling = Pooling(body.pooling or "last")
         found = await self._pooled.ask(prompts, choices, pooling, place_of(request), param="input")
-        width = len(found.vectors[0])
-        if body.dimensions not in (None, width):
-            raise UnsupportedParameter(
-                f"dimensions is {body.dimensions}; the vectors of this base have {width} numbers "
-                "and are not shortened",
-                param="dimensions",
-            )
         encode = _base64 if body.encoding_format == "base64" else list
         data = []
         for index, vector in enumerate(found.vectors):
-            shown = vector if body.normalize is False else unit(vector)
+            shown = shaped(vector, body.dimensions, body.normalize)
             data.append({"object": "embedding", "index": index, "embedding": encode(shown)})
         tokens = found.prompt_tokens
         return {
@@ -140,6 +138,19 @@ class Embeddings:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "adapters": used(found.refs),
         }
+
+
+def shaped(
+    vector: Sequence[float], dimensions: int | None, normalize: bool | None
+) -> tuple[float, ...]:
+    """A vector as a request asks for it. Raises InvalidRequest."""
+    if dimensions is not None and dimensions > len(vector):
+        raise InvalidRequest(
+            f"dimensions is {dimensions}; the vectors of this base have {len(vector)} numbers",
+            param="dimensions",
+        )
+    shown = tuple(vector[:dimensions])
+    return shown if normalize is False else unit(shown)
 
 
 def unit(vector: Sequence[float]) -> tuple[float, ...]:

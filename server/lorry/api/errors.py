@@ -165,11 +165,11 @@ TABLE: Mapping[type[Exception], Row] = {
 
 _UNFORESEEN = "the server failed at this request; its log says how"
 
-TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize"})
+TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize", "/embed"})
 """Paths whose errors have TGI's shape."""
 
-OPENAI_ROUTES = "/v1/"
-"""What the paths of OpenAI's routes begin with."""
+OPENAI_ROUTES = ("/v1/", "/detokenize", "/score", "/rerank")
+"""What the paths begin with whose clients expect OpenAI's statuses."""
 
 ANTHROPIC_ROUTES = "/v1/messages"
 """What the paths of Anthropic's routes begin with."""

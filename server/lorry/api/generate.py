@@ -1,7 +1,8 @@
-"""`/generate`, `/generate_stream`, `POST /`, `/tokenize`: what TGI's and LoRAX's clients speak."""
+"""`/generate`, `/generate_stream`, `POST /`: what TGI's and LoRAX's clients speak."""
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any
@@ -11,17 +12,16 @@ from starlette.responses import JSONResponse, Response
 
 from lorry.api import sampling
 from lorry.api.adapters_used import used
-from lorry.api.bodies import read_body
+from lorry.api.bodies import read_body, read_one_of
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented, tgi_body
+from lorry.api.features import Features, FeaturesBody, SimilarityBody, asked_at_root
 from lorry.api.generate_schema import (
     GenerateAnswer,
     GenerateBody,
     Parameters,
     StreamEvent,
-    TextToken,
-    TokenizeBody,
 )
 from lorry.api.grammars import compiled, grammar_of
 from lorry.api.merging import merged
@@ -77,8 +77,10 @@ class Generate:
         runs: Runs,
         metrics: Metrics,
         registry: Registry,
+        features: Features,
     ) -> None:
         self._registry = registry
+        self._features = features
         self._voices = voices
         self._prompts = voices.base.prompts
         self._runs = runs
@@ -105,18 +107,10 @@ class Generate:
                 response_model=None,
             )
 
-        add("/", self.compatible, list[GenerateAnswer], "Generate, as TGI's clients expect", True)
+        either = list[GenerateAnswer] | list[list[float]] | list[float]
+        add("/", self.compatible, either, "Generate, as TGI's clients expect", True)
         add("/generate", self.generate, GenerateAnswer, "Generate", True)
         add("/generate_stream", self.generate_stream, StreamEvent, "Generate, as events", True)
-        router.add_api_route(
-            "/tokenize",
-            self.tokenize,
-            methods=["POST"],
-            summary="A text's tokens",
-            responses={200: {"model": list[TextToken]}, **documented(400, 413, 415, 422, tgi=True)},
-            openapi_extra=json_body(TokenizeBody, {"inputs": "How do I cook rice?"}),
-            response_model=None,
-        )
         return router
 
     async def generate(self, request: Request) -> Response:
@@ -131,22 +125,20 @@ class Generate:
         return await self._stream(request, await read_body(request, GenerateBody))
 
     async def compatible(self, request: Request) -> Response:
-        """As `/generate`, with the answer in a list: what clients send to a bare address."""
-        body = await read_body(request, GenerateBody)
-        if body.stream:
-            return await self._stream(request, body)
-        return JSONResponse([await until_gone(request.receive, self._whole(request, body))])
-
-    async def tokenize(self, request: Request) -> Response:
-        """The tokens of a text, and where in it each begins and ends."""
-        body = await read_body(request, TokenizeBody)
-        pieces = await self._prompts.pieces(body.inputs, add_special_tokens=body.add_special_tokens)
-        return JSONResponse(
-            [
-                {"id": one.id, "text": one.text, "start": one.start, "stop": one.stop}
-                for one in pieces
-            ]
-        )
+        """As `/generate`, with the answer in a list; or as `/embed`, for fields or inputs that
+        only that has. Clients send both to a bare address."""
+        hub = "hf_hub/" in request.headers.get("user-agent", "")
+        body = await read_one_of(request, lambda data: asked_at_root(data, hub=hub))
+        if isinstance(body, SimilarityBody):
+            work: Coroutine[Any, Any, Any] = self._features.similarities(request, body)
+        elif isinstance(body, FeaturesBody):
+            work = self._features.answer(request, body)
+        else:
+            assert isinstance(body, GenerateBody)
+            if body.stream:
+                return await self._stream(request, body)
+            return JSONResponse([await until_gone(request.receive, self._whole(request, body))])
+        return JSONResponse(await until_gone(request.receive, work))
 
     async def _whole(self, request: Request, body: GenerateBody) -> dict[str, Any]:
         asked = await self._asked(body)
@@ -388,6 +380,13 @@ def _refuse_unserved(given: Parameters) -> None:
         raise UnsupportedParameter(
             "parameters.return_k_alternatives is not served; use top_n_tokens",
             param="return_k_alternatives",
+        )
+    if given.adapter_source == "hub":
+        raise UnsupportedParameter(
+            "parameters.adapter_source: no request fetches from a hub here, so 'hub' is refused; "
+            "upload the adapter once (lorry adapters push, or POST /adapters), then name it and "
+            "leave adapter_source out",
+            param="adapter_source",
         )
     if given.adapter_source not in (None, "local"):
         raise UnsupportedParameter(

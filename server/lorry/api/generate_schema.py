@@ -153,15 +153,3 @@ class StreamEvent(BaseModel):
     top_tokens: list[Token] | None = None
     adapters: list[AdapterUsed] | None = None
     """With the first and the last event."""
-
-
-class TokenizeBody(Body):
-    inputs: str
-    add_special_tokens: SpecialTokens = None
-
-
-class TextToken(BaseModel):
-    id: int
-    text: str
-    start: int
-    stop: int

@@ -27,6 +27,10 @@ class HealthView(BaseModel):
     warning: str | None = Field(default=None, description="What may soon keep it from being ready")
 
 
+class VersionView(BaseModel):
+    version: str
+
+
 class Health:
     def __init__(
         self,
@@ -52,11 +56,17 @@ class Health:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["operations"])
 
-        def add(path: str, route: Any, summary: str, responses: dict[int | str, Any]) -> None:
+        def add(
+            path: str,
+            route: Any,
+            summary: str,
+            responses: dict[int | str, Any],
+            method: str = "GET",
+        ) -> None:
             router.add_api_route(
                 path,
                 route,
-                methods=["GET"],
+                methods=[method],
                 summary=summary,
                 responses=responses,
                 response_model=None,
@@ -69,6 +79,9 @@ class Health:
         add("/health/live", self.live, "The process answers", well)
         add("/health/ready", self.ready, "It takes requests", {**well, **unready})
         add("/health", self.ready, "As /health/ready", {**well, **unready})
+        for method in ("GET", "POST"):
+            add("/ping", self.ready, "As /health/ready", {**well, **unready}, method)
+        add("/version", self.version, "What version it is", {200: {"model": VersionView}})
         add("/info", self.info, "The model, its memory, the limits", documented())
         add("/metrics", self.metrics, "For Prometheus", {200: {"content": {"text/plain": {}}}})
         return router
@@ -89,6 +102,10 @@ class Health:
             return JSONResponse(answer)
         headers = {"Retry-After": str(UNREADY_RETRY)}
         return JSONResponse(answer, status_code=503, headers=headers)
+
+    async def version(self) -> Response:
+        """Of the server, as `/info` has it among much else."""
+        return JSONResponse({"version": self._info()["version"]})
 
     async def info(self) -> Response:
         """What is served, how, in how much memory, and every limit that a request has."""

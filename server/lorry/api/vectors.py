@@ -36,6 +36,10 @@ class Pooled:
         self._client = client
         self._metrics = metrics
 
+    def room(self, choices: Sequence[AdapterChoice]) -> int:
+        """Tokens that a prompt can have."""
+        return self._client.room(choices)
+
     async def ask(
         self,
         prompts: Sequence[Prompt],

@@ -1,0 +1,219 @@
+"""`/tokenize`, `/detokenize`, `/tokenizer_info`: a tokenizer for clients that have none.
+
+`/tokenize` is TGI's where the text stands in `inputs`, vLLM's where it stands in `prompt` or,
+as a conversation, in `messages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+from transformers import PreTrainedTokenizerFast
+
+from lorry.api.bodies import Body, read_body
+from lorry.api.bounds import Objects
+from lorry.api.chat import Chat
+from lorry.api.chat_schema import ChatBody
+from lorry.api.disconnect import until_gone
+from lorry.api.docs import json_body
+from lorry.api.errors import documented
+from lorry.api.fields import Strays
+from lorry.api.messages import KEYS
+from lorry.api.prompt_list import SpecialTokens
+from lorry.api.prompts import Prompts
+from lorry.api.selection import BaseNames, choices_of_model
+from lorry.api.sifting import Listed
+from lorry.errors import InvalidRequest
+from lorry_adapters.registry.registry import Registry
+
+_OF_CHAT = (
+    "model",
+    "messages",
+    "tools",
+    "chat_template",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+)
+
+
+class TokenizeBody(Body):
+    strays: ClassVar[Strays] = Strays.HARMLESS
+
+    inputs: str | None = Field(default=None, description="A text, for TGI's answer.")
+    prompt: str | None = Field(default=None, description="A text, for vLLM's answer.")
+    messages: Annotated[Objects, Listed(KEYS)] | None = Field(
+        default=None, description="A conversation, for vLLM's answer."
+    )
+    model: str | None = Field(
+        default=None, description="The base or an adapter; all have the base's tokenizer."
+    )
+    add_special_tokens: SpecialTokens = None
+    return_token_strs: bool | None = Field(
+        default=None, description="Of vLLM's answer: the tokens as texts, too."
+    )
+    tools: Objects | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class DetokenizeBody(Body):
+    strays: ClassVar[Strays] = Strays.HARMLESS
+
+    tokens: list[int]
+    model: str | None = Field(
+        default=None, description="The base or an adapter; all have the base's tokenizer."
+    )
+
+
+class TextToken(BaseModel):
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class Tokenized(BaseModel):
+    """vLLM's answer."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    tokenizer_class: str
+    model_max_length: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
+class Tokens:
+    def __init__(
+        self,
+        *,
+        prompts: Prompts,
+        chat: Chat,
+        registry: Registry,
+        base: BaseNames,
+        max_model_len: int,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> None:
+        self._prompts = prompts
+        self._chat = chat
+        self._registry = registry
+        self._base = base
+        self._max_model_len = max_model_len
+        self._tokenizer = tokenizer
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["tokens"])
+        router.add_api_route(
+            "/tokenize",
+            self.tokenize,
+            methods=["POST"],
+            summary="A text's tokens",
+            responses={
+                200: {"model": list[TextToken] | Tokenized, "description": "TGI's, or vLLM's"},
+                **documented(400, 404, 413, 415, 422, tgi=True),
+            },
+            openapi_extra=json_body(TokenizeBody, {"prompt": "How do I cook rice?"}),
+            response_model=None,
+        )
+        router.add_api_route(
+            "/detokenize",
+            self.detokenize,
+            methods=["POST"],
+            summary="A text of tokens",
+            responses={200: {"model": Detokenized}, **documented(400, 404, 413, 415)},
+            openapi_extra=json_body(DetokenizeBody, {"tokens": [1, 2, 3]}),
+            response_model=None,
+        )
+        router.add_api_route(
+            "/tokenizer_info",
+            self.info,
+            methods=["GET"],
+            summary="The tokenizer's special tokens and template",
+            responses={200: {"model": TokenizerInfo}, **documented()},
+            response_model=None,
+        )
+        return router
+
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a text: TGI's list for `inputs`, vLLM's object for `prompt` and
+        `messages`."""
+        body = await read_body(request, TokenizeBody)
+        texts = (body.inputs, body.prompt, body.messages)
+        if sum(one is not None for one in texts) != 1:
+            raise InvalidRequest(
+                "one of inputs, prompt and messages is required, and no other beside it",
+                param="inputs",
+            )
+        choices_of_model(body.model, self._base, self._registry)
+        if body.inputs is not None:
+            pieces = await self._prompts.pieces(
+                body.inputs, add_special_tokens=body.add_special_tokens
+            )
+            return JSONResponse(
+                [
+                    {"id": one.id, "text": one.text, "start": one.start, "stop": one.stop}
+                    for one in pieces
+                ]
+            )
+        return JSONResponse(self._counted(body, await self._ids(request, body)))
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of some tokens, special ones included."""
+        body = await read_body(request, DetokenizeBody)
+        choices_of_model(body.model, self._base, self._registry)
+        ids = await self._prompts.check_ids(body.tokens, param="tokens") if body.tokens else []
+        return JSONResponse({"prompt": await asyncio.to_thread(self._prompts.decode, ids)})
+
+    async def info(self) -> Response:
+        """What a client needs that makes chats by itself: special tokens and the template."""
+        tokenizer = self._tokenizer
+        template = tokenizer.chat_template
+        special = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return JSONResponse(
+            {
+                "tokenizer_class": type(tokenizer).__name__,
+                "model_max_length": self._max_model_len,
+                **{name: getattr(tokenizer, name) for name in special},
+                "chat_template": template if isinstance(template, str) else None,
+            }
+        )
+
+    async def _ids(self, request: Request, body: TokenizeBody) -> list[int]:
+        if body.prompt is not None:
+            pieces = await self._prompts.pieces(
+                body.prompt, add_special_tokens=body.add_special_tokens
+            )
+            return [one.id for one in pieces]
+        given = body.model_fields_set & set(_OF_CHAT)
+        chat = ChatBody.model_validate({name: getattr(body, name) for name in given})
+        asked = await until_gone(request.receive, self._chat.asked(chat))
+        return list(asked.jobs[0].prompt_ids)
+
+    def _counted(self, body: TokenizeBody, ids: list[int]) -> dict[str, Any]:
+        texts = self._tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+        return {
+            "count": len(ids),
+            "max_model_len": self._max_model_len,
+            "tokens": ids,
+            "token_strs": texts,
+        }
