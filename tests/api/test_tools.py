@@ -106,7 +106,10 @@ def marked(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str],
     for name in ("tokenizer.json", "tokenizer_config.json"):
         file = folder / name
         file.write_text(file.read_text().replace("<|im_start|>", "[TOOL_CALLS]"))
-    template = "{% for t in tools or [] %}[TOOL_CALLS]{% endfor %}{{ messages[-1].content }}"
+    template = (
+        "{% for t in tools or [] %}[TOOL_CALLS]{{ t.function.name }}{% endfor %}"
+        "{{ messages[-1].content }}"
+    )
     (folder / "chat_template.jinja").write_text(template)
     return folder
 

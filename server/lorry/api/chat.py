@@ -170,7 +170,7 @@ class Chat:
             )
         messages = template_messages(messages_from(body.messages))
         ending = _ending(body, messages)
-        written = await openai.prompts.chat(
+        rendered = await openai.prompts.chats.rendered(
             messages,
             tools=tools.shown,
             variables=_variables(body),
@@ -181,8 +181,7 @@ class Chat:
         manner = manner_of(
             openai.prompts,
             tools,
-            body.chat_template or None,
-            written,
+            rendered,
             begun=_last(messages) if ending is Ending.OPEN else "",
             bound=tools.forced or grammar is not None,
         )

@@ -39,6 +39,8 @@ _WRITTEN_OUT = re.compile(r"""text\\?['"]: ?\\?['"]lorry-""")
 _CALL_ID = "call00001"
 """Of nine characters, which is what Mistral's templates ask for."""
 
+_NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
+
 _LONG_ID = "call_0123456789abcdef01234567"
 """As clients send it."""
 
@@ -51,6 +53,16 @@ class Form(Enum):
     """Any number of them."""
     PART = auto()
     """A list, of which it reads the first."""
+
+
+class Place(Enum):
+    """Where a template looks for tools."""
+
+    VARIABLE = auto()
+    """`tools`, as most do."""
+    SYSTEM = auto()
+    """The system message's `tools`, JSON in a text, as Phi-4 does."""
+    NOWHERE = auto()
 
 
 class Ending(Enum):
@@ -67,13 +79,14 @@ class Ending(Enum):
 class ChatTemplate:
     """What one template takes. Thread-safe: to find the same twice does no harm."""
 
-    def __init__(self, source: str, render: Callable[[Messages], str]) -> None:
-        """`render` may raise any of `REFUSALS`."""
+    def __init__(self, source: str, render: Callable[..., str]) -> None:
+        """`render` takes messages and, by name, `tools`; it may raise any of `REFUSALS`."""
         self._render = render
         self._texts: dict[str, Form] = {}
         self._parts: dict[str, Form] = {}
         self._arguments_as_json: bool | None = None
         self._short_ids: bool | None = None
+        self._place: Place | None = None
         self._knows_developer = re.search(r"""['"]developer['"]""", source) is not None
 
     def fitted(self, messages: Messages) -> list[dict[str, Any]]:
@@ -84,6 +97,29 @@ class ChatTemplate:
     def takes_system(self) -> bool:
         """Whether it shows a system message at all."""
         return any(self._shows("system", content) for content in (_ONE + _TWO, _parts(_ONE + _TWO)))
+
+    def tools_place(self) -> Place:
+        """Where tools must be for the template to show them. Some speak of tools and show none."""
+        if self._place is None:
+            asked = {"role": "user", "content": "a"}
+            system = {"role": "system", "content": "a"}
+            function = {"name": _ONE, "description": "a", "parameters": _NO_PARAMETERS}
+            tool = {"type": "function", "function": function}
+            in_system = {**system, "tools": json.dumps([function])}
+            if any(self._names(one, [tool]) for one in ([asked], [system, asked])):
+                self._place = Place.VARIABLE
+            elif self._names([in_system, asked], None):
+                self._place = Place.SYSTEM
+            else:
+                self._place = Place.NOWHERE
+        return self._place
+
+    def _names(self, messages: Messages, tools: list[dict[str, Any]] | None) -> bool:
+        """Whether the template writes the name of the function."""
+        try:
+            return _ONE in self._render(messages, tools=tools)
+        except REFUSALS:
+            return False
 
     def _fitted(self, message: Mapping[str, Any]) -> dict[str, Any]:
         fitted = dict(message)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lorry.api.calls.notation import Notation
 from lorry.api.calls.reader import Reader
+from lorry.api.chats import Rendered
 from lorry.api.prompts import Prompts
 from lorry.api.reasoning import Thoughts, parting
 from lorry.api.telling import Telling
@@ -33,21 +34,18 @@ class Manner:
         return Telling(reader, thinking=thinking, silent=silent, echo=echo)
 
 
-def manner_of(
-    prompts: Prompts, tools: Tools, template: str | None, prompt: str, *, begun: str, bound: bool
-) -> Manner:
-    """`prompt` is the rendered chat, `begun` what the answer goes on with, if anything.
+def manner_of(prompts: Prompts, tools: Tools, chat: Rendered, *, begun: str, bound: bool) -> Manner:
+    """`begun` is what the answer goes on with, if anything.
 
     An answer that is `bound` by a grammar has no place for reasoning: where the template has
     begun some, the prompt ends it.
     """
-    notation = prompts.notation(tools.shown, template)
-    thoughts = prompts.thoughts(tools.shown, template)
+    prompt, thoughts = chat.text, chat.thoughts
     opened = thoughts is not None and (thoughts.open_in(prompt) or thoughts.continued_in(begun))
     if bound and thoughts is not None:
         if opened:
             prompt = f"{prompt.rstrip()}\n{thoughts.closer}\n\n"
         thoughts = None
-    marks = (*(notation.marks if tools.free else ()), *(thoughts.marks if thoughts else ()))
+    marks = (*(chat.notation.marks if tools.free else ()), *(thoughts.marks if thoughts else ()))
     visible = prompts.special_ids_of(marks)
-    return Manner(prompt, tools, notation, thoughts, opened, visible)
+    return Manner(prompt, tools, chat.notation, thoughts, opened, visible)

@@ -1,27 +1,22 @@
-"""Text to token ids and back: encoding, truncation, the chat template, one token's text."""
+"""Text to token ids and back: encoding, truncation, one token's text."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from lorry.api.byte_alphabet import bytes_of_alphabet, decoder_kinds
-from lorry.api.calls.choice import notation_of
-from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
-from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages
-from lorry.api.reasoning import Choice, Thoughts, thoughts_in
-from lorry.api.tool_prompt import ToolPrompt, carried, speaks_of_tools
+from lorry.api.chats import Chats
+from lorry.api.reasoning import Choice, thoughts_in
+from lorry.api.tool_prompt import ToolPrompt
 from lorry.api.workers import Workers
-from lorry.errors import InvalidRequest, UnsupportedParameter
+from lorry.errors import InvalidRequest
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -50,11 +45,9 @@ class Prompts:
     ) -> None:
         """`notation`: what the base writes calls in; None: what its template asks for."""
         self._workers = Workers()
-        self._rendering: Executor | None = None
-        self._tool_prompt = tool_prompt
-        self._notation = notation
-        self._thoughts = thoughts
-        self._tokenizer = tokenizer
+        self.chats = Chats(
+            tokenizer, self._workers, tool_prompt=tool_prompt, notation=notation, thoughts=thoughts
+        )
         self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may carry a truncation and a padding; the first call drops
         # them, and a later one finds nothing to change while another thread encodes.
@@ -72,7 +65,6 @@ class Prompts:
         self._only_bytes = kinds == ["ByteLevel"]
         # Filled as tokens come; as long as the vocabulary at most.
         self._wholes: dict[int, str | None] = {}
-        self._templates: dict[str, ChatTemplate] = {}
         self._front = self._added_in_front()
 
     def with_tokenizer(
@@ -80,14 +72,9 @@ class Prompts:
     ) -> Prompts:
         """The same, of an adapter with a tokenizer of its own. `rendering`: the threads for its
         chat template, where somebody else's program renders it."""
-        made = Prompts(
-            tokenizer,
-            self.vocab_size,
-            tool_prompt=self._tool_prompt,
-            notation=self._notation,
-            thoughts=self._thoughts,
-        )
-        made._workers, made._rendering = self._workers, rendering
+        made = Prompts(tokenizer, self.vocab_size)
+        made._workers = self._workers
+        made.chats = self.chats.with_tokenizer(tokenizer, rendering)
         return made
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -262,147 +249,8 @@ class Prompts:
                 )
         return list(ids)
 
-    async def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        variables: Mapping[str, Any],
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        template: str | None = None,
-        ending: Ending = Ending.TURN,
-    ) -> str:
-        """`messages` through the base's own template, or `template`, in the form that it takes,
-        ready for the answer.
-
-        Raises UnsupportedParameter where the base has no template, or one without documents, or
-        without tools where no other prompt may carry them; InvalidRequest where the template
-        refuses the messages.
-        """
-        source, in_words = self._source(messages, tools, template)
-        if documents is not None and not _takes("documents", source):
-            raise UnsupportedParameter(
-                "documents: this base's chat template cannot take documents; leave them out",
-                param="documents",
-            )
-        reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
-        for name in variables:
-            if name in reserved or name in ("messages", "tools"):
-                raise InvalidRequest(
-                    f"chat_template_kwargs.{name[:80]} is not for the template to set",
-                    param="chat_template_kwargs",
-                )
-
-        def render(form: Messages) -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in form],
-                    chat_template=source,
-                    tools=None if tools is None or in_words else [dict(one) for one in tools],
-                    documents=None if documents is None else [dict(one) for one in documents],
-                    add_generation_prompt=ending is Ending.TURN,
-                    continue_final_message=ending is Ending.OPEN,
-                    tokenize=False,
-                    **variables,
-                )
-            )
-
-        def work() -> str:
-            form = self._chat_template(source, keep=template is None)
-            given = messages
-            if in_words:
-                given = carried(messages, tools, in_system=form.takes_system())
-            fitted = form.fitted(given)
-            try:
-                return render(fitted)
-            except REFUSALS:
-                if all("content" in message for message in fitted):
-                    raise
-                # A template that knows of no message without a content.
-                return render([{"content": "", **message} for message in fitted])
-
-        size = sum(len(str(message.get("content") or "")) for message in messages)
-        try:
-            if self._rendering is None:
-                return await self._workers.run(size, work)
-            return await asyncio.get_running_loop().run_in_executor(self._rendering, work)
-        except REFUSALS as error:
-            whose, param = "the base's", "messages"
-            if template is not None:
-                whose, param = "your", "chat_template"
-            raise InvalidRequest(
-                f"messages: {whose} chat template refuses them: {str(error)[:500]}", param=param
-            ) from error
-
-    def notation(
-        self, tools: Sequence[Mapping[str, Any]] | None, template: str | None = None
-    ) -> Notation:
-        """What the model writes calls of `tools` in, as its prompt asks."""
-        if tools is None:
-            return HERMES
-        source, in_words = self._source((), tools, template)
-        return HERMES if in_words else self._notation or notation_of(source)
-
-    def thoughts(
-        self, tools: Sequence[Mapping[str, Any]] | None, template: str | None = None
-    ) -> Thoughts | None:
-        """The marks that the model reasons in, if it does."""
-        return self._thoughts(self._source((), tools, template)[0])
-
-    def _source(
-        self,
-        messages: Messages,
-        tools: Sequence[Mapping[str, Any]] | None,
-        template: str | None,
-    ) -> tuple[str, bool]:
-        """The template, and whether `tools`, calls and results reach it in words.
-
-        Raises UnsupportedParameter."""
-        with_tools = tools is not None or speaks_of_tools(messages)
-        source = template or self._template(tools or ([] if with_tools else None))
-        missing = not _takes("tools" if tools is not None else "tool_calls", source)
-        wanted = self._tool_prompt
-        in_words = with_tools and (
-            wanted is ToolPrompt.GENERIC or (wanted is ToolPrompt.AUTO and missing)
-        )
-        if tools is not None and missing and not in_words:
-            raise UnsupportedParameter(
-                "tools: this base's chat template cannot take tools; leave them out, or start the "
-                "server with --tool-prompt auto",
-                param="tools",
-            )
-        return source, in_words
-
-    def _chat_template(self, source: str, *, keep: bool) -> ChatTemplate:
-        if source in self._templates:
-            return self._templates[source]
-
-        def render(messages: Messages) -> str:
-            given = [dict(message) for message in messages]
-            return str(
-                self._tokenizer.apply_chat_template(given, chat_template=source, tokenize=False)
-            )
-
-        made = ChatTemplate(source, render)
-        if keep:
-            self._templates[source] = made
-        return made
-
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # `encode` keeps the interpreter for itself, a second for a prompt of a megabyte, in
         # whatever thread: neither the event loop nor the engine would have a turn.
         (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoded.ids)
-
-    def _template(self, tools: object) -> str:
-        try:
-            return str(self._tokenizer.get_chat_template(tools=tools))
-        except ValueError as error:
-            raise UnsupportedParameter(
-                "messages: this base has no chat template; use /v1/completions", param="messages"
-            ) from error
-
-
-def _takes(name: str, source: str) -> bool:
-    """Whether a template reads this variable."""
-    return re.search(rf"\b{name}\b", source) is not None

@@ -82,6 +82,17 @@ def carried(
     return made
 
 
+def in_system(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The same conversation with the functions as JSON in its system message's `tools`."""
+    made = [dict(message) for message in messages]
+    if made[0]["role"] not in ("system", "developer"):
+        made.insert(0, {"role": "system", "content": ""})
+    made[0]["tools"] = _json([tool["function"] for tool in tools])
+    return made
+
+
 def _call(call: Mapping[str, Any]) -> str:
     function = call["function"]
     arguments = function["arguments"]

@@ -88,7 +88,7 @@ def made(source: str) -> Prompts:
 
 def chat(source: str, messages: list[dict[str, Any]], **options: Any) -> str:
     given: dict[str, Any] = {"tools": None, "variables": {}, **options}
-    return asyncio.run(made(source).chat(template_messages(messages), **given))
+    return asyncio.run(made(source).chats.rendered(template_messages(messages), **given)).text
 
 
 def expected(source: str, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -285,3 +285,40 @@ def test_a_template_that_takes_short_ids_alone_gets_them(given: str) -> None:
         "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %}{% endfor %}"
     )
     assert chat(plain, messages) == given
+
+
+PHI = (
+    "{% for m in messages %}{% if m['role'] == 'system' and 'tools' in m %}"
+    "{{ '<|system|>' + m['content'] + '<|tool|>' + m['tools'] + '<|/tool|>' }}"
+    "{% else %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endif %}{% endfor %}"
+)
+SPEAKS = CHATML + "{# tools #}{% if tools %}{% endif %}"
+WEATHER = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "hi"}],
+        [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}],
+    ],
+)
+def test_tools_stand_in_the_system_message_where_the_template_looks_there(
+    messages: list[dict[str, Any]],
+) -> None:
+    system = "Be kind." if len(messages) == 2 else ""
+    got = chat(PHI, messages, tools=[WEATHER])
+    assert got == f'<|system|>{system}<|tool|>[{{"name": "weather"}}]<|/tool|><|user|>hi'
+
+
+def test_a_template_that_speaks_of_tools_and_shows_none_gets_them_in_words() -> None:
+    got = chat(SPEAKS, [{"role": "user", "content": "hi"}], tools=[WEATHER])
+    assert '{"type": "function", "function": {"name": "weather"}}' in got
+
+
+def test_the_notation_is_that_of_the_template_or_of_the_words() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    shows = "{% for t in tools or [] %}[TOOL_CALLS]{{ t.function.name }}{% endfor %}"
+    for source, name in ((shows, "mistral"), (CHATML + "{# [TOOL_CALLS] #}", "hermes")):
+        got = asyncio.run(made(source).chats.rendered(messages, tools=[WEATHER], variables={}))
+        assert got.notation.name == name

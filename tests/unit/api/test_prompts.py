@@ -125,7 +125,7 @@ def test_token_ids(prompts: Prompts) -> None:
 
 def chat(prompts: Prompts, **options: Any) -> str:
     given: dict[str, Any] = {"tools": None, "variables": {}, **options}
-    return asyncio.run(prompts.chat([{"role": "user", "content": "hi"}], **given))
+    return asyncio.run(prompts.chats.rendered([{"role": "user", "content": "hi"}], **given)).text
 
 
 def test_chat_template(prompts: Prompts) -> None:

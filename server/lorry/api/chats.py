@@ -1,0 +1,201 @@
+"""Chats as the model gets them: messages through a template, and tools with them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from lorry.api.calls.choice import notation_of
+from lorry.api.calls.hermes import HERMES
+from lorry.api.calls.notation import Notation
+from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages, Place
+from lorry.api.reasoning import Choice, Thoughts
+from lorry.api.tool_prompt import ToolPrompt, carried, in_system, speaks_of_tools
+from lorry.api.workers import Workers
+from lorry.errors import InvalidRequest, UnsupportedParameter
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A chat as the model gets it, and how that asks it to answer."""
+
+    text: str
+    notation: Notation
+    """Of calls that the model makes by itself."""
+    thoughts: Thoughts | None
+    """The marks that it reasons in, if it does."""
+
+
+class Chats:
+    """The chat template, as requests need it. Thread-safe."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        workers: Workers,
+        *,
+        tool_prompt: ToolPrompt,
+        notation: Notation | None,
+        thoughts: Choice,
+        rendering: Executor | None = None,
+    ) -> None:
+        """`notation`: what the base writes calls in; None: what its template asks for."""
+        self._tokenizer = tokenizer
+        self._workers = workers
+        self._tool_prompt = tool_prompt
+        self._notation = notation
+        self._thoughts = thoughts
+        self._rendering = rendering
+        self._forms: dict[str, ChatTemplate] = {}
+
+    def with_tokenizer(
+        self, tokenizer: PreTrainedTokenizerFast, rendering: Executor | None
+    ) -> Chats:
+        """As `Prompts.with_tokenizer`."""
+        return Chats(
+            tokenizer,
+            self._workers,
+            tool_prompt=self._tool_prompt,
+            notation=self._notation,
+            thoughts=self._thoughts,
+            rendering=rendering,
+        )
+
+    async def rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        ending: Ending = Ending.TURN,
+    ) -> Rendered:
+        """`messages` through the base's own template, or `template`, in the form that it takes,
+        ready for the answer.
+
+        Raises UnsupportedParameter where the base has no template, or one without documents, or
+        without tools where no other prompt may carry them; InvalidRequest where the template
+        refuses the messages.
+        """
+        with_tools = tools is not None or speaks_of_tools(messages)
+        source = template or self._template(tools or ([] if with_tools else None))
+        if documents is not None and not _takes("documents", source):
+            raise UnsupportedParameter(
+                "documents: this base's chat template cannot take documents; leave them out",
+                param="documents",
+            )
+        reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
+        for name in variables:
+            if name in reserved or name in ("messages", "tools"):
+                raise InvalidRequest(
+                    f"chat_template_kwargs.{name[:80]} is not for the template to set",
+                    param="chat_template_kwargs",
+                )
+
+        def render(form: Messages, *, tools: Messages | None) -> str:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in form],
+                    chat_template=source,
+                    tools=None if tools is None else [dict(one) for one in tools],
+                    documents=None if documents is None else [dict(one) for one in documents],
+                    add_generation_prompt=ending is Ending.TURN,
+                    continue_final_message=ending is Ending.OPEN,
+                    tokenize=False,
+                    **variables,
+                )
+            )
+
+        def work() -> Rendered:
+            form = self._form(source, keep=template is None)
+            place = form.tools_place() if tools is not None else Place.VARIABLE
+            in_words = with_tools and self._in_words(source, tools, place)
+            given: Messages = messages
+            if in_words:
+                given = carried(messages, tools, in_system=form.takes_system())
+            elif tools is not None and place is Place.SYSTEM:
+                given = in_system(messages, tools)
+            render_with = None if in_words or place is not Place.VARIABLE else tools
+            fitted = form.fitted(given)
+            try:
+                text = render(fitted, tools=render_with)
+            except REFUSALS:
+                if all("content" in message for message in fitted):
+                    raise
+                # A template that knows of no message without a content.
+                filled = [{"content": "", **message} for message in fitted]
+                text = render(filled, tools=render_with)
+            notation = HERMES if in_words else self._notation or notation_of(source)
+            return Rendered(text, notation, self._thoughts(source))
+
+        size = sum(len(str(message.get("content") or "")) for message in messages)
+        try:
+            if self._rendering is None:
+                return await self._workers.run(size, work)
+            return await asyncio.get_running_loop().run_in_executor(self._rendering, work)
+        except REFUSALS as error:
+            whose, param = "the base's", "messages"
+            if template is not None:
+                whose, param = "your", "chat_template"
+            raise InvalidRequest(
+                f"messages: {whose} chat template refuses them: {str(error)[:500]}", param=param
+            ) from error
+
+    def _in_words(
+        self, source: str, tools: Sequence[Mapping[str, Any]] | None, place: Place
+    ) -> bool:
+        """Whether tools, calls and results reach this template in words.
+
+        Raises UnsupportedParameter."""
+        missing = place is Place.NOWHERE if tools is not None else not _takes("tool_calls", source)
+        if self._tool_prompt is ToolPrompt.GENERIC:
+            return True
+        if self._tool_prompt is ToolPrompt.AUTO:
+            return missing
+        if tools is not None and missing:
+            raise UnsupportedParameter(
+                "tools: this base's chat template cannot take tools; leave them out, or start the "
+                "server with --tool-prompt auto",
+                param="tools",
+            )
+        return False
+
+    def _form(self, source: str, *, keep: bool) -> ChatTemplate:
+        if source in self._forms:
+            return self._forms[source]
+
+        def render(messages: Messages, *, tools: Messages | None = None) -> str:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=source,
+                    tools=None if tools is None else [dict(one) for one in tools],
+                    tokenize=False,
+                )
+            )
+
+        made = ChatTemplate(source, render)
+        if keep:
+            self._forms[source] = made
+        return made
+
+    def _template(self, tools: object) -> str:
+        try:
+            return str(self._tokenizer.get_chat_template(tools=tools))
+        except ValueError as error:
+            raise UnsupportedParameter(
+                "messages: this base has no chat template; use /v1/completions", param="messages"
+            ) from error
+
+
+def _takes(name: str, source: str) -> bool:
+    """Whether a template reads this variable."""
+    return re.search(rf"\b{name}\b", source) is not None
