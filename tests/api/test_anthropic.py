@@ -10,6 +10,7 @@ import pytest
 
 from api.live import Live
 from api.test_chat import FORECAST, TEMPLATE
+from api.test_reasoning import REASONS
 from lorry.api.errors import respond
 from lorry.errors import QueueFull, ShuttingDown
 
@@ -197,6 +198,27 @@ def test_a_conversation_with_tools_reaches_the_template(
     assert count(live, messages=messages) == tokens(live, rendered + "[user  D]")
 
 
+def test_the_answer_goes_on_with_what_the_assistant_has_begun(live: Live) -> None:
+    system, begun = {"role": "system", "content": "Answer."}, {"role": "assistant", "content": "So"}
+    got = message(live, messages=[USER, begun])
+    expected = chat(live, messages=[system, USER, begun], continue_final_message=True)
+    assert got["content"][0]["text"] == expected["choices"][0]["message"]["content"]
+    assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+    assert got["usage"]["input_tokens"] < count(live, messages=[USER, begun, USER])
+
+
+def test_reasoning_is_a_block_of_its_own(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    (block,) = message(live)["content"]
+    assert block["type"] == "thinking" and block["signature"] == "" and block["thinking"]
+    told = events(live)
+    assert told[2]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    pieces = [event["delta"] for event in told if event["type"] == "content_block_delta"]
+    assert "".join(piece["thinking"] for piece in pieces) == block["thinking"]
+    (block,) = message(live, thinking={"type": "disabled"})["content"]
+    assert block["type"] == "text"
+
+
 def test_structured_output(live: Live) -> None:
     schema = {
         "type": "object",
@@ -241,6 +263,7 @@ def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
     assert message(live, **idle)["content"] == message(live)["content"]
 
 
+CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
 
 
@@ -251,7 +274,11 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"messages": [{"role": "x", "content": "y"}]}, "messages", "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages", "messages[0].content must be a text"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages", '"image"'),
-        ({"messages": [USER, {"role": "assistant", "content": "So"}]}, "messages", "the last"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [CALL]}]},
+            "messages",
+            "messages: the last message must be",
+        ),
         ({"messages": [{"role": "user", "content": "rice " * 600}]}, "messages", "too long"),
         ({"system": [IMAGE]}, "system", "system[0]"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools", '"bash_20250124"'),
@@ -259,7 +286,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"output_config": {"format": {"type": "x"}}}, "output_config", "output_config.format"),
         ({"max_tokens": None}, "max_tokens", "max_tokens"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens"),
-        ({"stop_sequences": [""]}, "stop_sequences", "stop_sequences"),
+        ({"stop_sequences": ["x" * 2000]}, "stop_sequences", "stop_sequences"),
         ({"n": 2}, "n", "one message"),
         ({"temperature": "hot"}, "temperature", "temperature"),
     ],

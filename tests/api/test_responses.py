@@ -10,6 +10,7 @@ import pytest
 
 from api.live import Live, refused
 from api.test_chat import FORECAST, TEMPLATE
+from api.test_reasoning import REASONS
 
 INPUT = "How do I cook rice?"
 TOOL = {"type": "function", **FORECAST["function"], "strict": True}
@@ -246,6 +247,49 @@ def test_a_tool_is_called_and_answered(
     assert more["usage"]["input_tokens"] == tokens(live, "forecast sunny")
 
 
+def test_a_function_in_a_namespace_is_called_by_it_and_its_name(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codex sends some."""
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    agents = {"type": "namespace", "name": "agents", "description": "Helpers", "tools": [TOOL]}
+    choice = {"type": "function", "name": "forecast", "namespace": "agents"}
+    asked = {"tools": [TOOL, agents], "tool_choice": choice, "max_output_tokens": 200}
+    got = respond(live, **asked)
+    (call,) = got["output"]
+    assert (call["name"], call["namespace"]) == ("forecast", "agents")
+    assert got["tools"] == [TOOL, agents]
+    told = events(live, **asked)
+    for event in told[2], told[-2]:
+        assert (event["item"]["name"], event["item"]["namespace"]) == ("forecast", "agents")
+    plain = respond(live, **{**asked, "tool_choice": {"type": "function", "name": "forecast"}})
+    assert "namespace" not in plain["output"][0]
+
+    template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
+    template += "{% endfor %}{% endfor %}{{ messages[-1].name }}"
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+    more = respond(live, input=[call, result], instructions=None)
+    assert more["usage"]["input_tokens"] == tokens(live, "agents__forecast agents__forecast")
+
+
+def test_reasoning_is_an_item_of_its_own(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    got = respond(live)
+    (item,) = got["output"]
+    assert item["type"] == "reasoning" and item["summary"] == []
+    (part,) = item["content"]
+    assert part["type"] == "reasoning_text" and part["text"]
+    told = events(live)
+    pieces = [event for event in told if event["type"] == "response.reasoning_text.delta"]
+    assert "".join(event["delta"] for event in pieces) == part["text"]
+    assert text_of(respond(live, reasoning={"effort": "none"}))
+    # It is left out of the next prompt.
+    more = respond(live, input="And then?", previous_response_id=got["id"])
+    again = respond(live, input=[USER, {"role": "user", "content": "And then?"}])
+    assert more["usage"]["input_tokens"] == again["usage"]["input_tokens"]
+
+
 def test_a_conversation_with_calls_reaches_the_template(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +381,12 @@ def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
         ),
         ({"input": "rice " * 600}, "input", "prompt is too long"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools", '"mcp"'),
+        ({"tools": [{"type": "namespace", "name": "x"}]}, "tools", "tools[0] must have"),
+        (
+            {"tools": [{"type": "namespace", "name": "x", "tools": [5]}]},
+            "tools",
+            "tools[0].tools[0]",
+        ),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", '"file_search"'),
         ({"background": True}, "background", "background"),
         ({"n": 2}, "n", "one answer"),

@@ -36,7 +36,11 @@ COUNT = "/v1/messages/count_tokens"
 _OWN = frozenset({"n", "stream", "stream_options", "messages", "tools", "tool_choice"})
 """Fields of chat that are other ones here."""
 
-_FIELDS = {"response_format": "output_config", "stop": "stop_sequences"}
+_FIELDS = {
+    "response_format": "output_config",
+    "stop": "stop_sequences",
+    "continue_final_message": "messages",
+}
 """What chat calls the fields of a message."""
 
 _EXAMPLE = {"messages": [{"role": "user", "content": "How do I cook rice?"}]}
@@ -132,6 +136,8 @@ def _wanted(body: CountBody) -> ChatBody:
         "tool_choice": tool_choice_of(body.tool_choice),
         "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") else None,
     }
+    if fields["messages"][-1]["role"] == "assistant":
+        fields["continue_final_message"] = True
     if body.stop_sequences:
         stop = body.stop or []
         fields["stop"] = [*([stop] if isinstance(stop, str) else stop), *body.stop_sequences]

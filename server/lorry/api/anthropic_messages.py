@@ -48,11 +48,6 @@ def messages_of(
             made += _told(content, f"{where}.content", names)
         else:
             made.append({"role": role, "content": _texts(content, f"{where}.content", "messages")})
-    if made[-1]["role"] == "assistant":
-        raise UnsupportedParameter(
-            "messages: the last must be the user's; an answer that is begun is not gone on with",
-            param="messages",
-        )
     return made
 
 

@@ -16,7 +16,8 @@ class CountBody(SharedBody):
 
     messages: Objects = Field(
         description="`role` (user, assistant, system) and `content`, a text or blocks: text, "
-        "tool_use, tool_result, thinking (left out of the prompt). The last is not the assistant's."
+        "tool_use, tool_result, thinking (left out of the prompt). The answer goes on with a last "
+        "message of the assistant's.",
     )
     system: str | Objects | None = Field(default=None, description="A text, or text blocks.")
     stop_sequences: Texts | None = Field(

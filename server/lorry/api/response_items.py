@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lorry.api.hosted_tools import is_hosted
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -16,6 +16,14 @@ _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "ref
 """The parts that are text, and where it stands."""
 
 _ROLES = ("system", "developer", "user", "assistant")
+
+
+class Named(NamedTuple):
+    """A function in a namespace."""
+
+    namespace: str
+    name: str
+
 
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 
@@ -107,7 +115,8 @@ def _call(item: Item, where: str) -> dict[str, Any]:
         json.loads(arguments or "{}")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where}.arguments is not JSON: {error}", param="input") from error
-    function = {"name": _text(item, "name", where), "arguments": arguments}
+    name = chat_name(_text(item, "name", where), item.get("namespace"))
+    function = {"name": name, "arguments": arguments}
     return {"id": _text(item, "call_id", where), "type": "function", "function": function}
 
 
@@ -137,24 +146,55 @@ def _texts(content: object, where: str) -> str | list[dict[str, str]]:
     return parts
 
 
-def tools_of(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Chat's form of the functions. Raises InvalidRequest, UnsupportedParameter."""
-    made = []
-    for index, tool in enumerate(tools or ()):
-        kind = tool.get("type")
-        if is_hosted(tool):
-            continue
-        if kind != "function":
-            raise UnsupportedParameter(
-                f"tools[{index}]: tools of type {json.dumps(kind)[:80]} are not served; make it "
-                "a function",
-                param="tools",
-            )
+def tools_of(
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> tuple[list[dict[str, Any]], dict[str, Named]]:
+    """Chat's form of the functions, those of namespaces included, and what each one's name
+    means that is in a namespace. Raises InvalidRequest, UnsupportedParameter."""
+    made: list[dict[str, Any]] = []
+    names: dict[str, Named] = {}
+    for namespace, tool, where in _functions(tools or ()):
         function = {
             key: value for key, value in tool.items() if key != "type" and value is not None
         }
+        name = function.get("name")
+        if namespace is not None and isinstance(name, str):
+            function["name"] = chat_name(name, namespace)
+            names[function["name"]] = Named(namespace, name)
+        if tool.get("type") != "function":
+            raise UnsupportedParameter(
+                f"{where}: tools of type {json.dumps(tool.get('type'))[:80]} are not served; make "
+                "it a function",
+                param="tools",
+            )
         made.append({"type": "function", "function": function})
-    return made
+    return made, names
+
+
+def _functions(
+    tools: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str | None, Mapping[str, Any], str]]:
+    """Every tool with its namespace and its place, but those that are left out."""
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        inner = tool.get("tools")
+        if is_hosted(tool):
+            continue
+        if tool.get("type") != "namespace":
+            yield None, tool, where
+            continue
+        if not isinstance(tool.get("name"), str) or not isinstance(inner, list):
+            raise InvalidRequest(f"{where} must have a name and tools", param="tools")
+        for number, one in enumerate(inner):
+            place = f"{where}.tools[{number}]"
+            if not isinstance(one, Mapping):
+                raise InvalidRequest(f"{place} must be an object", param="tools")
+            yield tool["name"], one, place
+
+
+def chat_name(name: str, namespace: object) -> str:
+    """What a function is called in chat, which has no namespaces."""
+    return f"{namespace}__{name}" if isinstance(namespace, str) else name
 
 
 def tool_choice_of(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
@@ -163,7 +203,7 @@ def tool_choice_of(choice: str | Mapping[str, Any] | None) -> str | dict[str, An
         return choice
     kind = choice.get("type")
     if kind == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        return _choice(choice)
     if kind == "allowed_tools":
         tools = choice.get("tools")
         named = [_choice(tool) for tool in tools] if isinstance(tools, list) else tools
@@ -175,10 +215,13 @@ def tool_choice_of(choice: str | Mapping[str, Any] | None) -> str | dict[str, An
     )
 
 
-def _choice(tool: object) -> object:
-    if isinstance(tool, dict) and tool.get("type") == "function" and "name" in tool:
-        return {"type": "function", "function": {"name": tool["name"]}}
-    return tool
+def _choice(tool: object) -> dict[str, Any]:
+    """One function that may be called, as chat names it."""
+    given = tool if isinstance(tool, Mapping) else {}
+    name = given.get("name")
+    if isinstance(name, str):
+        name = chat_name(name, given.get("namespace"))
+    return {"type": given.get("type"), "function": {"name": name}}
 
 
 def format_of(format: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from lorry.api.hosted_tools import is_hosted
+from lorry.api.response_items import Named
 from lorry.api.response_output import Event, Output
 from lorry.api.responses_schema import ResponsesBody
 from lorry.core import SamplingParams
@@ -21,11 +23,11 @@ class ResponseObject:
         key: str,
         body: ResponsesBody,
         model: str,
-        tools: Sequence[dict[str, Any]],
+        names: Mapping[str, Named],
         params: SamplingParams,
     ) -> None:
-        """`key` is its id without the prefix, `tools` those that the model is offered."""
-        self.output = Output(key)
+        """`key` is its id without the prefix, `names` are chat's of functions in namespaces."""
+        self.output = Output(key, names)
         self.view: dict[str, Any] = {
             "id": PREFIX + key,
             "object": "response",
@@ -48,7 +50,7 @@ class ResponseObject:
             "temperature": params.temperature,
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
-            "tools": list(tools),
+            "tools": [tool for tool in body.tools or () if not is_hosted(tool)],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": body.truncation or "disabled",

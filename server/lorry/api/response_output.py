@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from lorry.api.response_items import Named
 
 Event = dict[str, Any]
 
@@ -10,9 +13,10 @@ Event = dict[str, Any]
 class Output:
     """Items in the making. Every call gives the events that tell of it, without numbers."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, names: Mapping[str, Named] | None = None) -> None:
         """`key` is the response's id without its prefix; the items' ids contain it, so that
-        an item leads to its response."""
+        an item leads to its response. `names` are chat's of functions in namespaces."""
+        self._names = names or {}
         self.items: list[dict[str, Any]] = []
         self._key = key
         self._open = False
@@ -81,12 +85,16 @@ class Output:
         events: list[Event] = []
         if call.get("id"):
             events += self._end("completed")
+            name = function.get("name", "")
+            named = self._names.get(name)
             fields = {
                 "status": "in_progress",
                 "call_id": call["id"],
-                "name": function.get("name", ""),
+                "name": name if named is None else named.name,
                 "arguments": "",
             }
+            if named is not None:
+                fields["namespace"] = named.namespace
             events += self._begin("function_call", fields)
         arguments = function.get("arguments")
         if arguments:

@@ -108,7 +108,8 @@ class Responses:
         body = await read_body(request, ResponsesBody)
         remarks_of(request).ignore(places(body.tools))
         owner = owner_of(request.scope)
-        wanted, items = self._wanted(body, owner)
+        tools, names = tools_of(body.tools)
+        wanted, items = self._wanted(body, tools, owner)
         with renaming(_FIELDS):
             asked = await until_gone(request.receive, self._chat.asked(wanted))
             place = place_of(request)
@@ -116,7 +117,7 @@ class Responses:
                 uuid.uuid4().hex,
                 body,
                 body.model or self._openai.base.first,
-                [tool for tool in body.tools or () if tool.get("type") == "function"],
+                names,
                 asked.jobs[0].params,
             )
 
@@ -196,7 +197,9 @@ class Responses:
             )
         return found
 
-    def _wanted(self, body: ResponsesBody, owner: str) -> tuple[ChatBody, list[Item]]:
+    def _wanted(
+        self, body: ResponsesBody, tools: list[dict[str, Any]], owner: str
+    ) -> tuple[ChatBody, list[Item]]:
         """The body in chat's words, and all items that the model is given.
 
         Raises InvalidRequest, UnsupportedParameter, PreviousNotFound.
@@ -220,13 +223,15 @@ class Responses:
         fields = {name: getattr(body, name) for name in given}
         fields |= {
             "messages": messages,
-            "tools": tools_of(body.tools) or None,
+            "tools": tools or None,
             "tool_choice": tool_choice_of(body.tool_choice),
         }
         if body.max_output_tokens is not None:
             fields["max_completion_tokens"] = body.max_output_tokens
         if body.text is not None and body.text.format is not None:
             fields["response_format"] = format_of(body.text.format)
+        if (body.reasoning or {}).get("effort") == "none":
+            fields["enable_thinking"] = False
         if body.top_logprobs or _LOGPROBS in (body.include or ()):
             fields["logprobs"] = True
         else:

@@ -38,8 +38,8 @@ class ResponsesBody(SharedBody):
     max_output_tokens: Tokens | None = None
     tools: Objects | None = Field(
         default=None,
-        description="Functions. OpenAI's own services (web_search, file_search, code_interpreter, "
-        "image_generation) are not offered to the model.",
+        description="Functions, and namespaces of functions. OpenAI's own services (web_search, "
+        "file_search, code_interpreter, image_generation) are not offered to the model.",
     )
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -59,7 +59,9 @@ class ResponsesBody(SharedBody):
     conversation: None = Field(default=None, description="Not served.")
     prompt: None = Field(default=None, description="Not served.")
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning: dict[str, Any] | None = Field(default=None, description="Accepted.")
+    reasoning: dict[str, Any] | None = Field(
+        default=None, description="With `effort` none the template is told not to reason."
+    )
     client_metadata: Idle = None
     max_tool_calls: Idle = None
     prompt_cache_options: Idle = None
