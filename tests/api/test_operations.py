@@ -188,8 +188,17 @@ def test_what_the_documentation_allows_is_not_refused_for_its_form(live: Live) -
     form = document["paths"]["/adapters/{name}"]["put"]["requestBody"]["content"]
     assert form["multipart/form-data"]["schema"]["$ref"].endswith("/VersionForm")
     assert not schemas["VersionForm"]["properties"].keys() & {"scale", "enabled", "replace"}
-    for path in ("/v1/chat/completions", "/v1/completions", "/generate_stream"):
-        assert "text/event-stream" in document["paths"][path]["post"]["responses"]["200"]["content"]
+    for path in (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/generate",
+        "/generate_stream",
+    ):
+        content = document["paths"][path]["post"]["responses"]["200"]["content"]
+        event = content["text/event-stream"]["schema"]["properties"]
+        assert event["data"]["contentSchema"]["$ref"].startswith("#/components/schemas/")
     vllm = live.http.post("/v1/load_lora_adapter", json={}).json()["error"]
     assert vllm.keys() == schemas["VllmErrorDetail"]["properties"].keys()
     kinds = {one["type"] for one in schemas["VllmErrorDetail"]["properties"]["code"]["anyOf"]}

@@ -20,7 +20,7 @@ from lorry.api.bodies import read_body
 from lorry.api.chat import Asked, Chat, Deltas
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
-from lorry.api.docs import json_body
+from lorry.api.docs import events_of, json_body
 from lorry.api.errors import anthropic_body, documented
 from lorry.api.hosted_tools import places
 from lorry.api.openai import OpenAI
@@ -61,7 +61,8 @@ class Messages:
             responses={
                 200: {
                     "model": MessageAnswer,
-                    "description": "The message; or events (MessageEvent)",
+                    "description": "The message; with `stream`, events",
+                    "content": events_of("MessageEvent"),
                 },
                 **documented(400, 404, 409, 413, 415, 429, 529, anthropic=True),
             },

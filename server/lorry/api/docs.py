@@ -43,8 +43,14 @@ def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -
 
 
 def events_of(name: str) -> dict[str, Any]:
-    """The `content` of a stream whose events have the schema `name`."""
-    return {"text/event-stream": {"schema": {"$ref": _REF.format(model=name)}}}
+    """The `content` of a stream; its events hold JSON of the schema `name`."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": _REF.format(model=name)},
+    }
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {"text/event-stream": {"schema": event}}
 
 
 def install(

@@ -14,7 +14,7 @@ from lorry.api import sampling
 from lorry.api.adapters_used import used
 from lorry.api.bodies import read_body, read_one_of
 from lorry.api.disconnect import until_gone
-from lorry.api.docs import json_body
+from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, tgi_body
 from lorry.api.features import Features, FeaturesBody, SimilarityBody, asked_at_root
 from lorry.api.generate_schema import (
@@ -90,7 +90,7 @@ class Generate:
         router = APIRouter(tags=["generate"])
         errors = documented(400, 404, 409, 413, 415, 422, 429, 503, tgi=True)
         body = json_body(GenerateBody, _EXAMPLE)
-        sse = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/StreamEvent"}}}
+        sse = events_of("StreamEvent")
 
         def add(path: str, route: Any, model: Any, summary: str, streams: bool) -> None:
             ok: dict[str, Any] = {"model": model, "description": "The answer"}

@@ -15,7 +15,7 @@ from lorry.api.bodies import read_body
 from lorry.api.chat import Chat, Deltas
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
-from lorry.api.docs import json_body
+from lorry.api.docs import events_of, json_body
 from lorry.api.errors import PreviousNotFound, ResponseNotFound, documented, message_of
 from lorry.api.hosted_tools import places
 from lorry.api.openai import OpenAI, usage
@@ -76,7 +76,8 @@ class Responses:
             responses={
                 200: {
                     "model": ResponseAnswer,
-                    "description": "The response; or events (ResponseEvent)",
+                    "description": "The response; with `stream`, events",
+                    "content": events_of("ResponseEvent"),
                 },
                 **documented(400, 404, 409, 413, 415, 429, 503),
             },
