@@ -14,6 +14,10 @@ from lorry.settings import Settings
 
 NEEDS_FILES = {
     "/classify": "a classifier's adapter",
+    "/score": "a classifier's adapter",
+    "/v1/score": "a classifier's adapter",
+    "/rerank": "a classifier's adapter",
+    "/v1/rerank": "a classifier's adapter",
     "/adapters": "a folder of the machine",
     "/unclaimed": "files that were lost",
     "/v1/load_lora_adapter": "a folder of the machine",

@@ -55,6 +55,7 @@ from lorry.api.response_store import ResponseStore
 from lorry.api.responses import Responses
 from lorry.api.responses_schema import ResponseEvent, ResponsesBody
 from lorry.api.runs import Runs
+from lorry.api.scores import RerankBody, ScoreBody, Scores
 from lorry.api.selection import BaseNames
 from lorry.api.tokens import DetokenizeBody, TokenizeBody, Tokens
 from lorry.api.tool_prompt import ToolPrompt
@@ -74,6 +75,8 @@ _BODIES = (
     FeaturesBody,
     TokenizeBody,
     DetokenizeBody,
+    ScoreBody,
+    RerankBody,
     StreamEvent,
     CompletionsBody,
     ChatBody,
@@ -183,7 +186,7 @@ def create_app(services: Services) -> FastAPI:
         voices=voices,
         max_upload=services.settings.max_upload,
     )
-    features = Features(prompts=prompts, pooled=pooled)
+    features = Features(voices=voices, pooled=pooled)
     generate = Generate(
         features=features,
         voices=voices,
@@ -213,7 +216,7 @@ def create_app(services: Services) -> FastAPI:
         generate,
         features,
         Tokens(
-            prompts=prompts,
+            voices=voices,
             chat=chat,
             registry=registry,
             base=base,
@@ -225,6 +228,7 @@ def create_app(services: Services) -> FastAPI:
         Responses(openai, chat, ResponseStore(settings.responses_memory, settings.keep_responses)),
         Messages(openai, chat),
         Classify(voices=voices, pooled=pooled),
+        Scores(voices=voices, pooled=pooled, registry=registry, base=base),
         Embeddings(voices=voices, pooled=pooled, registry=registry, base=base),
     )
     errors.install(app, metrics)

@@ -113,6 +113,13 @@ def is_list(inputs: object) -> bool:
     return isinstance(inputs, list) and not all(type(one) is int for one in inputs)
 
 
+def probability(score: float) -> float:
+    """The sigmoid of a single label's score."""
+    # Written so that no exponential overflows.
+    small = math.exp(-abs(score))
+    return 1 / (1 + small) if score >= 0 else small / (1 + small)
+
+
 def labels(
     scores: Sequence[float], names: Sequence[str] = (), *, raw: bool
 ) -> list[dict[str, Any]]:
@@ -120,9 +127,7 @@ def labels(
     count where there is one for each."""
     values = list(scores)
     if not raw and len(values) == 1:
-        # Written so that no exponential overflows.
-        small = math.exp(-abs(values[0]))
-        values = [1 / (1 + small) if values[0] >= 0 else small / (1 + small)]
+        values = [probability(values[0])]
     elif not raw:
         top = max(values)
         powers = [math.exp(value - top) for value in values]

@@ -23,10 +23,10 @@ from lorry.api.fields import Strays
 from lorry.api.generate_schema import GenerateBody, Parameters
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import Prompt, SpecialTokens, prompts_of
-from lorry.api.prompts import Prompts
 from lorry.api.selection import AdapterField, choices_of, one_of
 from lorry.api.vectors import MAX_INPUTS, Pooled
 from lorry.api.visit import place_of
+from lorry.api.voices import Voices
 from lorry.core import Pooling
 from lorry.errors import UnsupportedParameter
 
@@ -91,8 +91,8 @@ def asked_at_root(data: dict[str, Any], *, hub: bool) -> type[Body]:
 
 
 class Features:
-    def __init__(self, *, prompts: Prompts, pooled: Pooled) -> None:
-        self._prompts = prompts
+    def __init__(self, *, voices: Voices, pooled: Pooled) -> None:
+        self._voices = voices
         self._pooled = pooled
 
     def router(self) -> APIRouter:
@@ -145,10 +145,10 @@ class Features:
                 "prompt_name: this base has no prompts by name; put the text in inputs",
                 param="prompt_name",
             )
-        choices = choices_of(adapter)
+        voice, choices = await self._voices.of(choices_of(adapter))
         prompts = await prompts_of(
             inputs,
-            self._prompts,
+            voice.prompts,
             param="inputs",
             most=MAX_INPUTS,
             add_special_tokens=None if body is None else body.add_special_tokens,

@@ -197,6 +197,18 @@ class Prompts:
             )
         return ids
 
+    async def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Two texts each, as the tokenizer's template for pairs joins them."""
+
+        def work() -> list[list[int]]:
+            return [list(one.ids) for one in self._backend.encode_batch_fast(list(pairs))]
+
+        return await self._workers.run(sum(len(a) + len(b) for a, b in pairs), work)
+
+    def written(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary has them."""
+        return [str(self._backend.id_to_token(one)) for one in ids]
+
     async def pieces(self, text: str, *, add_special_tokens: bool | None) -> list[Piece]:
         """What `encode` makes of a text, with the place of each token in it."""
 

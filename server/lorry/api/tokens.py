@@ -27,6 +27,7 @@ from lorry.api.prompt_list import SpecialTokens
 from lorry.api.prompts import Prompts
 from lorry.api.selection import BaseNames, choices_of_model
 from lorry.api.sifting import Listed
+from lorry.api.voices import Voices
 from lorry.errors import InvalidRequest
 from lorry_adapters.registry.registry import Registry
 
@@ -51,7 +52,7 @@ class TokenizeBody(Body):
         default=None, description="A conversation, for vLLM's answer."
     )
     model: str | None = Field(
-        default=None, description="The base or an adapter; all have the base's tokenizer."
+        default=None, description="The base, or an adapter, which may have tokens of its own."
     )
     add_special_tokens: SpecialTokens = None
     return_token_strs: bool | None = Field(
@@ -69,7 +70,7 @@ class DetokenizeBody(Body):
 
     tokens: list[int]
     model: str | None = Field(
-        default=None, description="The base or an adapter; all have the base's tokenizer."
+        default=None, description="The base, or an adapter, which may have tokens of its own."
     )
 
 
@@ -107,14 +108,14 @@ class Tokens:
     def __init__(
         self,
         *,
-        prompts: Prompts,
+        voices: Voices,
         chat: Chat,
         registry: Registry,
         base: BaseNames,
         max_model_len: int,
         tokenizer: PreTrainedTokenizerFast,
     ) -> None:
-        self._prompts = prompts
+        self._voices = voices
         self._chat = chat
         self._registry = registry
         self._base = base
@@ -164,25 +165,31 @@ class Tokens:
                 "one of inputs, prompt and messages is required, and no other beside it",
                 param="inputs",
             )
-        choices_of_model(body.model, self._base, self._registry)
+        prompts = await self._of(body.model)
         if body.inputs is not None:
-            pieces = await self._prompts.pieces(
-                body.inputs, add_special_tokens=body.add_special_tokens
-            )
+            pieces = await prompts.pieces(body.inputs, add_special_tokens=body.add_special_tokens)
             return JSONResponse(
                 [
                     {"id": one.id, "text": one.text, "start": one.start, "stop": one.stop}
                     for one in pieces
                 ]
             )
-        return JSONResponse(self._counted(body, await self._ids(request, body)))
+        ids = await self._ids(request, body, prompts)
+        return JSONResponse(
+            {
+                "count": len(ids),
+                "max_model_len": self._max_model_len,
+                "tokens": ids,
+                "token_strs": prompts.written(ids) if body.return_token_strs else None,
+            }
+        )
 
     async def detokenize(self, request: Request) -> Response:
         """The text of some tokens, special ones included."""
         body = await read_body(request, DetokenizeBody)
-        choices_of_model(body.model, self._base, self._registry)
-        ids = await self._prompts.check_ids(body.tokens, param="tokens") if body.tokens else []
-        return JSONResponse({"prompt": await asyncio.to_thread(self._prompts.decode, ids)})
+        prompts = await self._of(body.model)
+        ids = await prompts.check_ids(body.tokens, param="tokens") if body.tokens else []
+        return JSONResponse({"prompt": await asyncio.to_thread(prompts.decode, ids)})
 
     async def info(self) -> Response:
         """What a client needs that makes chats by itself: special tokens and the template."""
@@ -198,22 +205,17 @@ class Tokens:
             }
         )
 
-    async def _ids(self, request: Request, body: TokenizeBody) -> list[int]:
+    async def _of(self, model: str | None) -> Prompts:
+        """Raises ModelNotFound."""
+        choices = choices_of_model(model, self._base, self._registry)
+        voice, _ = await self._voices.of(choices)
+        return voice.prompts
+
+    async def _ids(self, request: Request, body: TokenizeBody, prompts: Prompts) -> list[int]:
         if body.prompt is not None:
-            pieces = await self._prompts.pieces(
-                body.prompt, add_special_tokens=body.add_special_tokens
-            )
+            pieces = await prompts.pieces(body.prompt, add_special_tokens=body.add_special_tokens)
             return [one.id for one in pieces]
         given = body.model_fields_set & set(_OF_CHAT)
         chat = ChatBody.model_validate({name: getattr(body, name) for name in given})
         asked = await until_gone(request.receive, self._chat.asked(chat))
         return list(asked.jobs[0].prompt_ids)
-
-    def _counted(self, body: TokenizeBody, ids: list[int]) -> dict[str, Any]:
-        texts = self._tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-        return {
-            "count": len(ids),
-            "max_model_len": self._max_model_len,
-            "tokens": ids,
-            "token_strs": texts,
-        }
