@@ -177,6 +177,7 @@ class Chat:
             documents=body.documents,
             template=body.chat_template or None,
             ending=ending,
+            tool_prompt=body.tool_prompt,
         )
         manner = manner_of(
             openai.prompts,

@@ -31,6 +31,10 @@ class ChatBody(SharedBody):
         default=None,
         description="false: one call at most. A forced answer has several only where it is true.",
     )
+    tool_prompt: str | None = Field(
+        default=None,
+        description="The text in front of the tools, where a prompt of Lorry's carries them.",
+    )
     functions: Objects | None = Field(
         default=None, description="The older word for `tools`: each is one's `function`."
     )

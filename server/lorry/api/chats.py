@@ -17,7 +17,7 @@ from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
 from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages, Place
 from lorry.api.reasoning import Choice, Thoughts
-from lorry.api.tool_prompt import ToolPrompt, carried, in_system, speaks_of_tools
+from lorry.api.tool_prompt import LEAD, ToolPrompt, carried, in_system, speaks_of_tools
 from lorry.api.workers import Workers
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
@@ -77,6 +77,7 @@ class Chats:
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         ending: Ending = Ending.TURN,
+        tool_prompt: str | None = None,
     ) -> Rendered:
         """`messages` through the base's own template, or `template`, in the form that it takes,
         ready for the answer.
@@ -120,7 +121,13 @@ class Chats:
             in_words = with_tools and self._in_words(source, tools, place)
             given: Messages = messages
             if in_words:
-                given = carried(messages, tools, in_system=form.takes_system())
+                lead = tool_prompt or LEAD
+                given = carried(messages, tools, in_system=form.takes_system(), lead=lead)
+            elif tools is not None and tool_prompt:
+                raise UnsupportedParameter(
+                    "tool_prompt: this base's chat template has words of its own; leave it out",
+                    param="tool_prompt",
+                )
             elif tools is not None and place is Place.SYSTEM:
                 given = in_system(messages, tools)
             render_with = None if in_words or place is not Place.VARIABLE else tools

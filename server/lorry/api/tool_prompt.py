@@ -23,8 +23,11 @@ class ToolPrompt(StrEnum):
     """Always `PROMPT`."""
 
 
+LEAD = "You can call these functions:"
+"""A request's `tool_prompt` stands instead."""
+
 PROMPT = """\
-You can call these functions:
+{lead}
 {tools}
 
 To call one, answer only with
@@ -46,6 +49,7 @@ def carried(
     tools: Sequence[Mapping[str, Any]] | None,
     *,
     in_system: bool,
+    lead: str = LEAD,
 ) -> list[dict[str, Any]]:
     """The same conversation without calls, without role `tool`, and with `tools` in its text.
 
@@ -72,7 +76,7 @@ def carried(
         answers = result or (answers and one["role"] == "user")
     if tools is None:
         return made
-    prompt = PROMPT.format(tools="\n".join(_json(tool) for tool in tools))
+    prompt = PROMPT.format(lead=lead, tools="\n".join(_json(tool) for tool in tools))
     if not in_system:
         made[0]["content"] = f"{prompt}\n\n{_text(made[0].get('content'))}"
     elif made[0]["role"] in ("system", "developer"):

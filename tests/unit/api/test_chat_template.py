@@ -322,3 +322,11 @@ def test_the_notation_is_that_of_the_template_or_of_the_words() -> None:
     for source, name in ((shows, "mistral"), (CHATML + "{# [TOOL_CALLS] #}", "hermes")):
         got = asyncio.run(made(source).chats.rendered(messages, tools=[WEATHER], variables={}))
         assert got.notation.name == name
+
+
+def test_a_template_with_words_of_its_own_takes_no_others() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    assert "Mine:" in chat(CHATML, messages, tools=[WEATHER], tool_prompt="Mine:")
+    shows = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+    with pytest.raises(UnsupportedParameter, match="tool_prompt"):
+        chat(shows, messages, tools=[WEATHER], tool_prompt="Mine:")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorry.api.tool_prompt import PROMPT, carried
+from lorry.api.tool_prompt import LEAD, PROMPT, carried
 
 TOOLS = [{"type": "function", "function": {"name": "weather"}}, {"type": "function", "x": "ü"}]
 SAID = PROMPT.format(
-    tools='{"type": "function", "function": {"name": "weather"}}\n{"type": "function", "x": "ü"}'
+    lead=LEAD,
+    tools='{"type": "function", "function": {"name": "weather"}}\n{"type": "function", "x": "ü"}',
 )
 ASKED = {"role": "user", "content": "And?"}
 
@@ -64,3 +65,8 @@ def test_calls_and_results_are_texts() -> None:
         },
     ]
     assert messages[-1]["tool_calls"]
+
+
+def test_a_request_may_word_the_beginning() -> None:
+    (system, _) = carried([ASKED], TOOLS, in_system=True, lead="Your tools {}:")
+    assert system["content"] == SAID.replace(LEAD, "Your tools {}:")
