@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -151,3 +152,109 @@ def test_wrong(live: Live, path: str, asked: dict[str, Any], words: str) -> None
     body = {**ROUTES[path], "max_tokens": 12, **asked}
     error = refused(live.http.post(path, json=body), 400, "invalid_request")
     assert words in error["message"]
+
+
+def events(live: Live, path: str, **extra: Any) -> list[dict[str, Any]]:
+    body = {**ROUTES[path], "temperature": 0, "max_tokens": 12, "stream": True, **extra}
+    answer = live.http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    frames = answer.text.split("\n\n")[:-2]
+    return [json.loads(one.removeprefix("data: ")) for one in frames]
+
+
+def prompt_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """Where the two routes tell of the prompt."""
+    choice: dict[str, Any] = answer["choices"][0]
+    return choice if "text" in choice else answer
+
+
+def test_return_token_ids(live: Live, path: str) -> None:
+    assert "token_ids" not in ask(live, path)["choices"][0]
+    answer = ask(live, path, return_token_ids=True, n=2)
+    assert len(prompt_of(answer)["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]
+    (ids, other) = [one["token_ids"] for one in answer["choices"]]
+    assert ids == other and len(ids) == 12
+    streamed = events(live, path, return_token_ids=True)
+    told = [one["choices"][0].get("token_ids", []) for one in streamed]
+    assert [one for part in told for one in part] == ids
+    first = prompt_of(streamed[0])["prompt_token_ids"]
+    assert first == prompt_of(answer)["prompt_token_ids"]
+    assert all("prompt_token_ids" not in prompt_of(one) for one in streamed[1:])
+
+
+@pytest.mark.parametrize("top", [0, 2])
+def test_prompt_logprobs(live: Live, path: str, top: int) -> None:
+    answer = prompt_of(ask(live, path, prompt_logprobs=top, return_token_ids=True))
+    first, *rest = answer["prompt_logprobs"]
+    assert first is None
+    for token_id, told in zip(answer["prompt_token_ids"][1:], rest, strict=True):
+        assert str(token_id) in told
+        assert top <= len(told) <= top + 1
+        ranks = {one["rank"]: one["logprob"] for one in told.values() if one["rank"]}
+        assert sorted(ranks) == list(range(1, top + 1))
+        assert all(ranks[rank] >= ranks[rank + 1] for rank in range(1, top))
+        assert all(isinstance(one["decoded_token"], str) for one in told.values())
+
+
+def test_prompt_logprobs_are_what_an_echo_says(live: Live, path: str) -> None:
+    if "chat" in path:
+        return
+    (choice,) = ask(live, path, echo=True, logprobs=1, prompt_logprobs=3)["choices"]
+    columns = choice["logprobs"]
+    told = choice["prompt_logprobs"]
+    for at, one in list(enumerate(told))[1:]:
+        assert columns["token_logprobs"][at] in [value["logprob"] for value in one.values()]
+        assert len(columns["top_logprobs"][at]) <= 2 and len(one) >= 3
+
+
+def test_truncate_prompt_tokens(live: Live, path: str) -> None:
+    whole = prompt_of(ask(live, path, return_token_ids=True))["prompt_token_ids"]
+    cut = ask(live, path, truncate_prompt_tokens=5, return_token_ids=True)
+    kept = prompt_of(cut)["prompt_token_ids"]
+    assert len(kept) == cut["usage"]["prompt_tokens"] == 5
+    assert kept[-4:] == whole[-4:]
+    context = live.http.get("/info").json()["max_model_len"]
+    long = "rice " * context
+    text = {"messages": [{"role": "user", "content": long}]} if "chat" in path else {"prompt": long}
+    refused(live.http.post(path, json={**text, "max_tokens": 12}), 400, "context_length_exceeded")
+    all_room = ask(live, path, **text, truncate_prompt_tokens=-1)
+    assert all_room["usage"]["prompt_tokens"] == context - 12
+    assert all_room["usage"]["completion_tokens"] == 12
+
+
+def test_best_of(live: Live, path: str) -> None:
+    drawn = {"temperature": 1.5, "seed": 7}
+    every = ask(live, path, **drawn, n=4, return_token_ids=True)
+    best = ask(live, path, **drawn, best_of=4, return_token_ids=True)
+    assert len(best["choices"]) == 1 and best["choices"][0]["index"] == 0
+    assert best["choices"][0]["token_ids"] in [one["token_ids"] for one in every["choices"]]
+    assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"]
+    again = ask(live, path, **drawn, best_of=4, return_token_ids=True)
+    assert again["choices"] == best["choices"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"best_of": 2, "n": 3}, "best_of must be at least n"),
+        ({"best_of": 2, "stream": True}, "best_of above n"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs cannot stream"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be -1 or from 1"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ],
+)
+def test_wrong_reports(live: Live, path: str, asked: dict[str, Any], words: str) -> None:
+    error = refused(live.http.post(path, json={**ROUTES[path], **asked}), 400, "invalid_request")
+    assert words in error["message"]
+
+
+def test_a_text_to_embed_is_cut_to_the_context(live: Live, path: str) -> None:
+    del path
+    context = live.http.get("/info").json()["max_model_len"]
+    body = {"input": "rice " * context, "truncate_prompt_tokens": -1}
+    answer = live.http.post("/v1/embeddings", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["prompt_tokens"] == context
+    error = live.http.post("/v1/embeddings", json={**body, "truncate_prompt_tokens": 0})
+    assert "truncate_prompt_tokens" in refused(error, 400, "invalid_request")["message"]

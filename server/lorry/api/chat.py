@@ -24,6 +24,8 @@ from lorry.api.messages import template_messages
 from lorry.api.openai import (
     Chunks,
     OpenAI,
+    best,
+    counts_of,
     generated_tokens,
     prompt_tokens,
     stream_options_of,
@@ -34,6 +36,7 @@ from lorry.api.runs import Answer, Job, Run, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
 from lorry.api.structure import grammar_asked
 from lorry.api.telling import Telling, message_of
+from lorry.api.token_report import TokenReport
 from lorry.api.tools import Tools, tools_of
 from lorry.api.visit import place_of
 from lorry.core import TokenLogprob
@@ -52,6 +55,9 @@ class Asked:
     prompts: Prompts
     telling: Callable[[], Telling]
     """For each answer one."""
+    n: int
+    """So many of the answers are given."""
+    report: TokenReport
     functions: bool = False
     """Asked for and answered in the older words."""
 
@@ -106,7 +112,8 @@ class Chat:
             options=options,
             choices=len(runs),
         )
-        frames = ChatFrames(self.deltas(asked), chunks)
+        prompt = asked.report.prompt(asked.prompts, asked.jobs[0].prompt_ids)
+        frames = ChatFrames(self.deltas(asked), chunks, prompt)
         return await stream(request, runs, frames, self._openai.metrics)
 
     async def start(self, asked: Asked, place: Place) -> list[Run]:
@@ -121,8 +128,12 @@ class Chat:
         made = await answers(runs)
         tellings = [asked.telling() for _ in made]
         told = zip(tellings, made, strict=True)
+        every = [self._choice(asked, index, *one) for index, one in enumerate(told)]
+        given = [every[at] for at in best(made, asked.n)]
+        prompt_ids = asked.jobs[0].prompt_ids
         return {
-            "choices": [self._choice(asked, index, *one) for index, one in enumerate(told)],
+            **asked.report.prompt(asked.prompts, prompt_ids, made[0].prompt),
+            "choices": [{**one, "index": index} for index, one in enumerate(given)],
             "usage": usage(
                 prompt_tokens(runs, len(runs)),
                 generated_tokens(made),
@@ -142,6 +153,7 @@ class Chat:
             "message": message_of(deltas),
             "logprobs": _logprobs(asked.prompts, answer.steps) if asked.logprobs else None,
             "finish_reason": telling.reason(answer.ending),
+            **asked.report.answer(answer.steps),
         }
         return choice_to(choice) if asked.functions else choice
 
@@ -155,6 +167,8 @@ class Chat:
                 "top_logprobs needs logprobs: true; set it, or leave both out",
                 param="top_logprobs",
             )
+        n, each = counts_of(body)
+        report = TokenReport.of(body)
         openai, choices = await openai.speaking(openai.choices(body))
         tools = _tools(body)
         grammar = grammar_asked(body)
@@ -187,18 +201,22 @@ class Chat:
             bound=tools.forced or grammar is not None,
         )
         # The template has put every special token where it belongs.
-        ids = await openai.prompts.encode(
-            manner.prompt, param="messages", add_special_tokens=bool(body.add_special_tokens)
-        )
         wanted = body.max_completion_tokens or body.max_tokens
         if wanted == 0:
             raise InvalidRequest("max_tokens must be from 1, not 0", param="max_tokens")
+        ids = await openai.prompts.encode(
+            manner.prompt,
+            param="messages",
+            add_special_tokens=bool(body.add_special_tokens),
+            truncate=openai.kept_of_prompt(body, choices, wanted),
+        )
         params = openai.params(
             body,
             max_new_tokens=openai.new_tokens(wanted, ids, choices),
             top_logprobs=body.top_logprobs or 0,
+            prompt_logprobs=report.top,
         )
-        jobs = await openai.jobs(body, ids, params, body.n or 1, tools.grammar or grammar)
+        jobs = await openai.jobs(body, ids, params, each, tools.grammar or grammar)
         if manner.visible:
             jobs = [replace(job, visible=job.visible | manner.visible) for job in jobs]
         telling = partial(
@@ -212,6 +230,8 @@ class Chat:
             bool(body.logprobs),
             openai.prompts,
             telling,
+            n,
+            report,
             body.functions is not None,
         )
 
@@ -224,6 +244,8 @@ class Deltas:
         self._tellings: dict[int, Telling] = {}
         self._held: dict[int, list[Step]] = {}
         """Steps whose text is not certain yet."""
+        self._untold: dict[int, list[Step]] = {}
+        """Steps that no choice has told of."""
 
     @property
     def reasoning_tokens(self) -> int:
@@ -250,21 +272,31 @@ class Deltas:
             made.append(_choice_of(index, delta, logprobs))
         if step.ending is not None:
             made.append(_choice_of(index, {}, None, telling.reason(step.ending)))
+        if asked.report.ids:
+            self._untold.setdefault(index, []).append(step)
+            if made:
+                made[-1] |= asked.report.answer(self._untold.pop(index))
         return [choice_to(one) for one in made] if asked.functions else made
 
 
 class ChatFrames:
     """The frames of one stream."""
 
-    def __init__(self, deltas: Deltas, chunks: Chunks) -> None:
+    def __init__(self, deltas: Deltas, chunks: Chunks, prompt: dict[str, Any]) -> None:
+        """`prompt`: what the first chunk tells of it."""
         self._deltas = deltas
         self._chunks = chunks
+        self._prompt = prompt
 
     def step(self, index: int, step: Step) -> bytes:
         self._chunks.generated += 1
         choices = self._deltas.step(index, step)
         self._chunks.reasoning = self._deltas.reasoning_tokens
-        return b"".join(self._chunks.chunk(one) for one in choices)
+        made = b""
+        for choice in choices:
+            made += self._chunks.chunk(choice, self._prompt)
+            self._prompt = {}
+        return made
 
     def end(self) -> bytes:
         return self._chunks.end()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from lorry.api.bounds import Objects, Texts, TokensOrAll, Top
 from lorry.api.messages import KEYS
-from lorry.api.openai_schema import Idle, SharedAnswer, SharedBody
+from lorry.api.openai_schema import Idle, PromptLogprobs, SharedAnswer, SharedBody
 from lorry.api.sifting import Listed
 
 
@@ -121,10 +121,13 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: str
     """stop, length, tool_calls or function_call."""
+    token_ids: list[int] | None = None
 
 
 class ChatAnswer(SharedAnswer):
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class ChatDelta(BaseModel):
@@ -140,7 +143,10 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    token_ids: list[int] | None = None
 
 
 class ChatChunk(SharedAnswer):
     choices: list[ChatChunkChoice]
+    prompt_token_ids: list[int] | None = None
+    """With the first chunk."""

@@ -19,6 +19,8 @@ from lorry.api.openai import (
     FINISH,
     Chunks,
     OpenAI,
+    best,
+    counts_of,
     generated_tokens,
     prompt_tokens,
     stream_options_of,
@@ -28,6 +30,7 @@ from lorry.api.prompt_list import Prompt, prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
 from lorry.api.sse import frame, stream
+from lorry.api.token_report import TokenReport
 from lorry.api.visit import place_of
 from lorry.core import TokenLogprob
 from lorry.engine.places import Place
@@ -52,6 +55,9 @@ class Asked:
     n: int
     echo: bool
     logprobs: bool
+    top: int
+    """How many of the likeliest they have beside each token."""
+    report: TokenReport
     silent: bool
     """No new token was asked for: only the echo is shown."""
     words: Prompts
@@ -73,10 +79,11 @@ class Logprobs:
         }
     )
 
-    def prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> None:
+    def prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], top: int) -> None:
+        """`top`: so many of the likeliest stand beside each token."""
         text = Detokenizer(self.prompts.decode, self.prompts.special_ids)
         for token_id, one in zip(ids, logprobs, strict=True):
-            self._add(token_id, one, () if one is None else one.top, text.push(token_id))
+            self._add(token_id, one, () if one is None else one.top[:top], text.push(token_id))
 
     def step(self, step: Step) -> None:
         self._add(step.token.token_id, step.token, step.top, step.text)
@@ -120,6 +127,9 @@ class Texts:
         self._chunks = chunks
         self._columns = [Logprobs(asked.words) for _ in asked.jobs]
         self._begun = [False] * len(asked.jobs)
+        self._told = [False] * len(asked.jobs)
+        self._untold: list[list[Step]] = [[] for _ in asked.jobs]
+        """Steps that no chunk has told of."""
 
     def step(self, index: int, step: Step) -> bytes:
         asked, columns = self._asked, self._columns[index]
@@ -128,21 +138,27 @@ class Texts:
             prompt = asked.prompts[index // asked.each]
             text = prompt.text + text
             if asked.logprobs:
-                columns.prompt(prompt.ids, step.prompt)
+                columns.prompt(prompt.ids, step.prompt, asked.top)
         self._begun[index] = True
         if not asked.silent:
+            self._untold[index].append(step)
             self._chunks.generated += 1
             if asked.logprobs and shown(step):
                 columns.step(step)
         taken = columns.take()
         if not (text or taken["tokens"] or step.ending is not None):
             return b""
+        first, self._told[index] = not self._told[index], True
+        untold, self._untold[index] = self._untold[index], []
+        ids = asked.prompts[index // asked.each].ids
         return self._chunks.chunk(
             {
                 "index": index,
                 "text": text,
                 "logprobs": taken if asked.logprobs else None,
                 "finish_reason": None if step.ending is None else FINISH[step.ending],
+                **(asked.report.prompt(asked.words, ids) if first else {}),
+                **asked.report.answer(untold),
             }
         )
 
@@ -211,10 +227,8 @@ class Completions:
         choices: list[dict[str, Any]] = []
         for index, prompt in enumerate(asked.prompts):
             group = made[index * asked.each : (index + 1) * asked.each]
-            if asked.each > asked.n:
-                group = sorted(group, key=lambda answer: -answer.mean_logprob)[: asked.n]
-            for answer in group:
-                choices.append(self._choice(asked, prompt, answer, len(choices)))
+            for at in best(group, asked.n):
+                choices.append(self._choice(asked, prompt, group[at], len(choices)))
         generated = 0 if asked.silent else generated_tokens(made)
         return {
             **envelope,
@@ -227,7 +241,7 @@ class Completions:
         text = prompt.text if asked.echo else ""
         columns = Logprobs(asked.words)
         if asked.logprobs and asked.echo:
-            columns.prompt(prompt.ids, answer.prompt)
+            columns.prompt(prompt.ids, answer.prompt, asked.top)
         if not asked.silent:
             text += answer.text
             for step in answer.steps:
@@ -238,6 +252,8 @@ class Completions:
             "text": text,
             "logprobs": columns.take() if asked.logprobs else None,
             "finish_reason": FINISH[answer.ending],
+            **asked.report.prompt(asked.words, prompt.ids, answer.prompt),
+            **asked.report.answer([] if asked.silent else answer.steps),
         }
 
     async def _asked(self, body: CompletionsBody) -> Asked:
@@ -246,16 +262,8 @@ class Completions:
         if body.suffix:
             raise UnsupportedParameter("suffix is not served; leave it out", param="suffix")
         openai, choices = await openai.speaking(openai.choices(body))
-        n = body.n or 1
-        each = body.best_of or n
-        if each < n:
-            raise InvalidRequest(
-                f"best_of must be at least n: {each} answers cannot show {n}", param="best_of"
-            )
-        if each > n and body.stream:
-            raise InvalidRequest(
-                "best_of above n needs the whole answers; it cannot stream", param="best_of"
-            )
+        n, each = counts_of(body)
+        report = TokenReport.of(body)
         echo = bool(body.echo)
         silent = body.max_tokens == 0
         if silent and not echo:
@@ -267,7 +275,7 @@ class Completions:
             openai.prompts,
             param="prompt",
             most=MAX_PROMPTS,
-            truncate=body.truncate_prompt_tokens,
+            truncate=openai.kept_of_prompt(body, choices, body.max_tokens or DEFAULT_TOKENS),
             add_special_tokens=body.add_special_tokens,
         )
         jobs: list[Job] = []
@@ -277,7 +285,7 @@ class Completions:
                 body,
                 max_new_tokens=max(1, new),
                 top_logprobs=body.logprobs or 0,
-                prompt_logprobs=body.logprobs if echo else None,
+                prompt_logprobs=_most(body.logprobs if echo else None, report.top),
             )
             jobs += await openai.jobs(body, prompt.ids, params, each)
         return Asked(
@@ -288,9 +296,16 @@ class Completions:
             n=n,
             echo=echo,
             logprobs=body.logprobs is not None,
+            top=body.logprobs or 0,
+            report=report,
             silent=silent,
             words=openai.prompts,
         )
+
+
+def _most(*counts: int | None) -> int | None:
+    given = [one for one in counts if one is not None]
+    return max(given) if given else None
 
 
 def shown(step: Step) -> bool:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from lorry.api.bounds import Answers, Tokens, Top
-from lorry.api.openai_schema import SharedAnswer, SharedBody
+from lorry.api.bounds import Top
+from lorry.api.openai_schema import PromptLogprobs, SharedAnswer, SharedBody
 from lorry.api.prompt_list import SpecialTokens
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -31,11 +31,9 @@ PromptField = Annotated[
 
 class CompletionsBody(SharedBody):
     prompt: PromptField = Field(description="A text, its token ids, or a list of either.")
-    best_of: Answers | None = None
     echo: bool | None = None
     logprobs: Top | None = None
     suffix: str | None = Field(default=None, description="Not served: refused.")
-    truncate_prompt_tokens: Tokens | None = None
     add_special_tokens: SpecialTokens = None
 
 
@@ -51,6 +49,9 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class CompletionAnswer(SharedAnswer):

@@ -14,14 +14,14 @@ from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import AdapterUsed, used
 from lorry.api.bodies import Body, read_body
-from lorry.api.bounds import MAX_TOKENS, Tokens, Whole, Within
+from lorry.api.bounds import MAX_TOKENS, TokensOrAll, Whole, Within
 from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.fields import Strays
 from lorry.api.openai_schema import Idle
-from lorry.api.prompt_list import SpecialTokens, prompts_of
+from lorry.api.prompt_list import SpecialTokens, kept_of, prompts_of
 from lorry.api.selection import AdapterField, BaseNames, choices_of, choices_of_model
 from lorry.api.vectors import MAX_INPUTS, Pooled
 from lorry.api.visit import place_of
@@ -56,7 +56,10 @@ class EmbeddingsBody(Body):
         default=None, description="Of the tokens' hidden states; `last` where absent."
     )
     normalize: bool | None = Field(default=None, description="To length 1; true where absent.")
-    truncate_prompt_tokens: Tokens | None = None
+    truncate_prompt_tokens: TokensOrAll | None = Field(
+        default=None,
+        description="So many of a text's last tokens are kept; -1: as many as the context has.",
+    )
     add_special_tokens: SpecialTokens = None
     user: Idle = None
 
@@ -120,7 +123,7 @@ class Embeddings:
             voice.prompts,
             param="input",
             most=MAX_INPUTS,
-            truncate=body.truncate_prompt_tokens,
+            truncate=kept_of(body.truncate_prompt_tokens, self._pooled.room(choices)),
             add_special_tokens=body.add_special_tokens,
         )
         pooling = Pooling(body.pooling or "last")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from lorry.api.adapters_used import used
 from lorry.api.bounds import ALL_ROOM
 from lorry.api.grammars import compiled
 from lorry.api.openai_schema import SharedBody, StreamOptions
+from lorry.api.prompt_list import kept_of
 from lorry.api.prompts import Prompts
 from lorry.api.restrictions import rules_of
 from lorry.api.runs import Answer, Ending, Job, Run, Runs
@@ -83,6 +84,15 @@ class OpenAI:
         if wanted is None:
             return room if default is None else min(default, room)
         return min(wanted, room) if self.clip else wanted
+
+    def kept_of_prompt(
+        self, body: SharedBody, choices: Sequence[AdapterChoice], wanted: int | None
+    ) -> int | None:
+        """How many of a prompt's last tokens are kept; None: all. `wanted`: of the answer.
+        Raises InvalidRequest."""
+        room = self.runs.room((), choices)
+        answer = wanted if wanted and 0 < wanted < room else 1
+        return kept_of(body.truncate_prompt_tokens, room - answer)
 
     def params(
         self,
@@ -170,8 +180,9 @@ class Chunks:
     _begun: bool = False
     _ended: int = 0
 
-    def chunk(self, choice: dict[str, Any]) -> bytes:
-        data = {**self.envelope, "choices": [choice]}
+    def chunk(self, choice: dict[str, Any], more: Mapping[str, Any] | None = None) -> bytes:
+        """`more`: fields beside `choices`."""
+        data = {**self.envelope, "choices": [choice], **(more or {})}
         self._ended += choice.get("finish_reason") is not None
         if not self._begun or self._ended == self.choices:
             data["adapters"] = used(self.refs)
@@ -204,6 +215,27 @@ def stream_options_of(body: SharedBody) -> StreamOptions:
             "stream_options is for streams; leave it out, or set stream", param="stream_options"
         )
     return body.stream_options
+
+
+def counts_of(body: SharedBody) -> tuple[int, int]:
+    """Answers to give and answers to make. Raises InvalidRequest."""
+    n = body.n or 1
+    each = body.best_of or n
+    if each < n:
+        raise InvalidRequest(
+            f"best_of must be at least n: {each} answers cannot show {n}", param="best_of"
+        )
+    if each > n and body.stream:
+        raise InvalidRequest(
+            "best_of above n needs the whole answers; it cannot stream", param="best_of"
+        )
+    return n, each
+
+
+def best(made: Sequence[Answer], n: int) -> Sequence[int]:
+    """Which answers to give: the `n` likeliest, where there are more."""
+    every = range(len(made))
+    return every if len(made) <= n else sorted(every, key=lambda at: -made[at].mean_logprob)[:n]
 
 
 def usage(prompt_tokens: int, generated: int, reasoning: int = 0) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from lorry.api.bounds import (
     Texts,
     TokensOrAll,
     TokensOrNone,
+    Top,
     TopKOrOff,
 )
 from lorry.api.fields import Strays
@@ -56,6 +57,9 @@ class SharedBody(Body):
         description="Any adapter spec; where it is given, null too, it wins over `model`.",
     )
     n: Answers | None = None
+    best_of: Answers | None = Field(
+        default=None, description="So many answers are made, and the `n` likeliest are given."
+    )
     temperature: Temperature | None = None
     top_p: Fraction | None = Field(default=None, description="0: the likeliest token alone.")
     top_k: TopKOrOff | None = None
@@ -114,6 +118,19 @@ class SharedBody(Body):
     guided_whitespace_pattern: str | None = Field(
         default=None, description="What may stand between two parts of `guided_json`'s answer."
     )
+    truncate_prompt_tokens: TokensOrAll | None = Field(
+        default=None,
+        description="So many of the prompt's last tokens are kept; -1: as many as there is room "
+        "for beside the answer.",
+    )
+    prompt_logprobs: Top | None = Field(
+        default=None,
+        description="Tell how likely each of the prompt's tokens was, and so many of the likeliest "
+        "in its place; not in a stream.",
+    )
+    return_token_ids: bool | None = Field(
+        default=None, description="Tell the ids of the prompt's and the answer's tokens."
+    )
     ignore_eos: bool | None = None
     user: Idle = None
     metadata: Idle = None
@@ -143,6 +160,16 @@ class Usage(BaseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
+
+
+class PromptLogprob(BaseModel):
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, one for each token of the prompt; null for the first."""
 
 
 class SharedAnswer(BaseModel):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lorry.api.bounds import ALL_ROOM
 from lorry.api.prompts import Prompts
 from lorry.errors import InvalidRequest
 
@@ -23,6 +24,16 @@ SpecialTokens = Annotated[
 class Prompt:
     text: str
     ids: list[int]
+
+
+def kept_of(truncate: int | None, room: int) -> int | None:
+    """`truncate_prompt_tokens` as a number of tokens; None: all. `room`: what there is room for.
+    Raises InvalidRequest."""
+    if truncate == 0:
+        raise InvalidRequest(
+            "truncate_prompt_tokens must be -1 or from 1, not 0", param="truncate_prompt_tokens"
+        )
+    return max(1, room) if truncate == ALL_ROOM else truncate
 
 
 async def prompts_of(

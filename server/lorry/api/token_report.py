@@ -1,0 +1,67 @@
+"""What vLLM tells of tokens beside an answer: their ids, and how likely the prompt's were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorry.api.openai_schema import SharedBody
+from lorry.api.prompts import Prompts
+from lorry.api.runs import Step, logprob_of
+from lorry.core import TokenLogprob
+from lorry.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    ids: bool = False
+    top: int | None = None
+    """How many of the likeliest tokens stand beside each of the prompt's; None: none is told."""
+
+    @classmethod
+    def of(cls, body: SharedBody) -> TokenReport:
+        """Raises InvalidRequest."""
+        if body.prompt_logprobs is not None and body.stream:
+            raise InvalidRequest(
+                "prompt_logprobs cannot stream; leave out one of the two", param="prompt_logprobs"
+            )
+        return cls(bool(body.return_token_ids), body.prompt_logprobs)
+
+    def prompt(
+        self,
+        prompts: Prompts,
+        ids: Sequence[int],
+        logprobs: Sequence[TokenLogprob | None] = (),
+    ) -> dict[str, Any]:
+        """The fields that tell of a prompt."""
+        told: dict[str, Any] = {}
+        if self.ids:
+            told["prompt_token_ids"] = list(ids)
+        if self.top is not None:
+            told["prompt_logprobs"] = [_logprobs(prompts, one, self.top) for one in logprobs]
+        return told
+
+    def answer(self, steps: Sequence[Step]) -> dict[str, Any]:
+        """The fields that tell of an answer, or of a piece of it."""
+        return {"token_ids": [step.token.token_id for step in steps]} if self.ids else {}
+
+
+def _logprobs(
+    prompts: Prompts, token: TokenLogprob | None, top: int
+) -> dict[str, dict[str, Any]] | None:
+    """By token id. The rank of a token that is not among the likeliest is not known. None for
+    the first token, which nothing predicts."""
+    if token is None:
+        return None
+    ranked: list[tuple[int | None, TokenLogprob]] = [*enumerate(token.top[:top], 1)]
+    if all(one.token_id != token.token_id for _, one in ranked):
+        ranked = [(None, token), *ranked]
+    return {
+        str(one.token_id): {
+            "logprob": logprob_of(one),
+            "rank": rank,
+            "decoded_token": prompts.text_of(one.token_id),
+        }
+        for rank, one in ranked
+    }
