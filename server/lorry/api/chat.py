@@ -192,6 +192,7 @@ class Chat:
             template=body.chat_template or None,
             ending=ending,
             tool_prompt=body.tool_prompt,
+            parse_special=bool(body.parse_special),
         )
         manner = manner_of(
             openai.prompts,
@@ -208,6 +209,7 @@ class Chat:
             manner.prompt,
             param="messages",
             add_special_tokens=bool(body.add_special_tokens),
+            marked=not body.parse_special,
             truncate=openai.kept_of_prompt(body, choices, wanted),
         )
         params = openai.params(

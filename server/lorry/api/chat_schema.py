@@ -75,6 +75,11 @@ class ChatBody(SharedBody):
         description="Whether the tokenizer puts special tokens around what the template has made; "
         "absent: no, templates write their own.",
     )
+    parse_special: bool | None = Field(
+        default=None,
+        description="Whether special tokens in the text of messages are those tokens. Absent: no, "
+        "they are text, and nothing in a message can end it or speak for somebody else.",
+    )
     modalities: Texts | None = Field(default=None, description="Only text.")
     prediction: Idle = None
 

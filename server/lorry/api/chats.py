@@ -16,6 +16,7 @@ from lorry.api.calls.choice import notation_of
 from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
 from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages, Place
+from lorry.api.control_tokens import ControlTokens, unmarked
 from lorry.api.reasoning import Choice, Thoughts
 from lorry.api.tool_prompt import LEAD, ToolPrompt, carried, in_system, speaks_of_tools
 from lorry.api.workers import Workers
@@ -27,10 +28,15 @@ class Rendered:
     """A chat as the model gets it, and how that asks it to answer."""
 
     text: str
+    """With marks of `control_tokens` in it."""
     notation: Notation
     """Of calls that the model makes by itself."""
     thoughts: Thoughts | None
     """The marks that it reasons in, if it does."""
+
+
+_SOURCES = 32
+"""Templates whose control tokens are kept: requests may bring their own."""
 
 
 class Chats:
@@ -54,6 +60,7 @@ class Chats:
         self._thoughts = thoughts
         self._rendering = rendering
         self._forms: dict[str, ChatTemplate] = {}
+        self._controls: dict[str, ControlTokens] = {}
 
     def with_tokenizer(
         self, tokenizer: PreTrainedTokenizerFast, rendering: Executor | None
@@ -78,9 +85,11 @@ class Chats:
         template: str | None = None,
         ending: Ending = Ending.TURN,
         tool_prompt: str | None = None,
+        parse_special: bool = False,
     ) -> Rendered:
         """`messages` through the base's own template, or `template`, in the form that it takes,
-        ready for the answer.
+        ready for the answer. Control tokens in what the client sent are marked, for
+        `Prompts.encode` to make text of them, unless `parse_special`.
 
         Raises UnsupportedParameter where the base has no template, or one without documents, or
         without tools where no other prompt may carry them; InvalidRequest where the template
@@ -93,6 +102,11 @@ class Chats:
                 "documents: this base's chat template cannot take documents; leave them out",
                 param="documents",
             )
+        if not parse_special:
+            control = self._control(source)
+            messages, tools = control.marked(messages), control.marked(tools)
+            documents, variables = control.marked(documents), control.marked(variables)
+            tool_prompt = control.marked(tool_prompt)
         reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
         for name in variables:
             if name in reserved or name in ("messages", "tools"):
@@ -153,8 +167,21 @@ class Chats:
             if template is not None:
                 whose, param = "your", "chat_template"
             raise InvalidRequest(
-                f"messages: {whose} chat template refuses them: {str(error)[:500]}", param=param
+                f"messages: {whose} chat template refuses them: {unmarked(str(error))[:500]}",
+                param=param,
             ) from error
+
+    def _control(self, source: str) -> ControlTokens:
+        if source not in self._controls:
+            if len(self._controls) >= _SOURCES:
+                self._controls.clear()
+            added = self._tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+            self._controls[source] = ControlTokens(
+                [token.content for token in added if token.special],
+                [token.content for token in added],
+                source,
+            )
+        return self._controls[source]
 
     def _in_words(
         self, source: str, tools: Sequence[Mapping[str, Any]] | None, place: Place

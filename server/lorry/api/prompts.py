@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from lorry.api import control_tokens
 from lorry.api.byte_alphabet import bytes_of_alphabet, decoder_kinds
 from lorry.api.calls.notation import Notation
 from lorry.api.chats import Chats
@@ -148,15 +149,22 @@ class Prompts:
         param: str,
         add_special_tokens: bool | None = None,
         truncate: int | None = None,
+        marked: bool = False,
     ) -> list[int]:
         """Token ids of a prompt. `truncate` keeps that many of the last, and what the
         tokenizer puts in front. Raises InvalidRequest for an empty prompt.
 
         `add_special_tokens`: with the tokens that the tokenizer puts around a text, or
         without. None is with them, but what the text itself begins with is not put before
-        it again: a chat that a template has rendered has its beginning of text."""
+        it again: a chat that a template has rendered has its beginning of text.
+
+        `marked`: it is of `Chats.rendered`, with marks around the control tokens in messages."""
         (ids,) = await self.encode_all(
-            [text], param=param, add_special_tokens=add_special_tokens, truncate=truncate
+            [text],
+            param=param,
+            add_special_tokens=add_special_tokens,
+            truncate=truncate,
+            marked=marked,
         )
         return ids
 
@@ -167,20 +175,30 @@ class Prompts:
         param: str,
         add_special_tokens: bool | None = None,
         truncate: int | None = None,
+        marked: bool = False,
     ) -> list[list[int]]:
         """As `encode`, of several prompts."""
         if not all(texts):
             raise InvalidRequest(f"{param} is empty; send at least one character", param=param)
 
         def work() -> list[list[int]]:
-            return [self._encoded(text, param, add_special_tokens, truncate) for text in texts]
+            return [
+                self._encoded(text, param, add_special_tokens, truncate, marked) for text in texts
+            ]
 
         return await self._workers.run(sum(map(len, texts)), work)
 
     def _encoded(
-        self, text: str, param: str, add_special_tokens: bool | None, truncate: int | None
+        self,
+        text: str,
+        param: str,
+        add_special_tokens: bool | None,
+        truncate: int | None,
+        marked: bool,
     ) -> list[int]:
-        ids = self._ids(text, add_special_tokens is not False)
+        ids = self._marked(text, bool(add_special_tokens)) if marked else None
+        if ids is None:
+            ids = self._ids(text, add_special_tokens is not False)
         if add_special_tokens is None:
             ids = ids[self._doubled(ids) :]
         if truncate is not None and len(ids) > truncate:
@@ -232,6 +250,10 @@ class Prompts:
             return [self._ids(text, False) for text in texts]
 
         return await self._workers.run(sum(map(len, texts)), work)
+
+    def _marked(self, text: str, add_special_tokens: bool) -> list[int] | None:
+        ids = control_tokens.encoded(text, lambda part: self._ids(part, False))
+        return ids if ids is None or not add_special_tokens else [*self._front, *ids]
 
     def _added_in_front(self) -> list[int]:
         """What the tokenizer puts before a text."""
