@@ -104,6 +104,8 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
             raise InvalidRequest(
                 f"{where}[{index}].function must have a name and arguments", param="messages"
             )
+        if not isinstance(call.get("id"), str | None):
+            raise InvalidRequest(f"{where}[{index}].id must be a text", param="messages")
         arguments = function.get("arguments", "{}")
         if isinstance(arguments, str):
             try:

@@ -46,7 +46,7 @@ def rebased(schema: Any, place: str) -> Any:
         return schema
     made: dict[str, Any] = {}
     for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str) and value.startswith("#"):
+        if key == "$ref" and isinstance(value, str) and (value + "/").startswith("#/"):
             made[key] = f"#{place}{value[1:]}"
         elif key in _NAMED and isinstance(value, Mapping):
             made[key] = {name: rebased(one, place) for name, one in value.items()}

@@ -61,6 +61,11 @@ def test_tool_calls() -> None:
         ),
         ([{"role": "user", "content": "x", "mood": "sad"}], UnsupportedParameter, "mood"),
         (
+            [{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f"}}]}],
+            InvalidRequest,
+            "tool_calls[0].id",
+        ),
+        (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             InvalidRequest,
             "not JSON",

@@ -63,3 +63,8 @@ def test_what_is_nested_without_end_is_told() -> None:
         deep = {"not": deep}
     with pytest.raises(RecursionError):
         one_call({"f": deep})
+
+
+@pytest.mark.parametrize("reference", ["#anchor", "other.json#/$defs/X", "https://example.com/x"])
+def test_what_does_not_begin_at_the_root_stays_as_it_is(reference: str) -> None:
+    assert rebased({"$ref": reference}, "/x") == {"$ref": reference}
