@@ -109,7 +109,10 @@ def test_in_the_middle_of_a_stream(server: Server) -> None:
     assert after[steps] - before[steps] < ENDLESS
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path",
+    ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"],
+)
 def test_while_waiting_for_the_whole_answer(server: Server, path: str) -> None:
     asked = {
         "/generate": body(PROMPT, "a", ENDLESS),
@@ -120,6 +123,18 @@ def test_while_waiting_for_the_whole_answer(server: Server, path: str) -> None:
             "ignore_eos": True,
         },
         "/v1/chat/completions": {
+            "messages": [{"role": "user", "content": PROMPT}],
+            "model": "a",
+            "max_tokens": ENDLESS,
+            "ignore_eos": True,
+        },
+        "/v1/responses": {
+            "input": PROMPT,
+            "model": "a",
+            "max_output_tokens": ENDLESS,
+            "ignore_eos": True,
+        },
+        "/v1/messages": {
             "messages": [{"role": "user", "content": PROMPT}],
             "model": "a",
             "max_tokens": ENDLESS,
