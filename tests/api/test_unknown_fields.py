@@ -111,6 +111,13 @@ def test_parameters_take_what_the_table_has(live: Live) -> None:
     assert "unknown field parameters.brand_new" in refusal.json()["error"]
 
 
+def test_messages_are_looked_through_wherever_they_stand(live: Live) -> None:
+    messages = [{**MESSAGES[0], "annotations": []}]
+    answer = live.http.post("/tokenize", json={"messages": messages})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-lorry-ignored"] == "messages.annotations"
+
+
 def test_usage_in_every_chunk(live: Live) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
         options = {"include_usage": True, "continuous_usage_stats": True, "new_thing": None}

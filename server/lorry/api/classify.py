@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -22,6 +22,7 @@ from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
+from lorry.api.fields import Strays
 from lorry.api.prompt_list import SpecialTokens, prompts_of
 from lorry.api.selection import AdapterField, choices_of, same
 from lorry.api.vectors import MAX_INPUTS, Pooled
@@ -32,6 +33,8 @@ from lorry.errors import InvalidRequest
 
 
 class ClassifyBody(Body):
+    strays: ClassVar[Strays] = Strays.HARMLESS
+
     inputs: PromptField = Field(description="A text, its token ids, or a list of either.")
     adapter: AdapterField = None
     adapter_id: AdapterField = Field(default=None, description="Another name for `adapter`.")

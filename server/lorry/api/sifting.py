@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -110,7 +110,7 @@ class _Plan:
 def _plan(kind: type[BaseModel]) -> _Plan:
     unused, objects, lists = set(), {}, {}
     for name, info in kind.model_fields.items():
-        for mark in info.metadata:
+        for mark in (*info.metadata, *_marks(info.annotation)):
             if isinstance(mark, Unused):
                 unused.add(name)
             if isinstance(mark, Listed):
@@ -119,6 +119,17 @@ def _plan(kind: type[BaseModel]) -> _Plan:
         if inner is not None:
             objects[name] = inner
     return _Plan(frozenset(unused), objects, lists)
+
+
+def _marks(annotation: object) -> Iterator[object]:
+    """Of `Annotated[X, mark] | None`, which pydantic leaves where it stands."""
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        yield from marks
+        yield from _marks(inner)
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for one in get_args(annotation):
+            yield from _marks(one)
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
