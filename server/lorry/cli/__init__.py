@@ -1,4 +1,4 @@
-"""The command line: `lorry serve`, `adapters`, `models`, `bench`, `doctor`.
+"""The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `bench`, `doctor`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from lorry import __version__
-from lorry.cli import adapters, bench, doctor, models, serve
+from lorry.cli import adapters, bench, doctor, models, ps, serve, talk
 from lorry.cli.output import in_a_line, report_error
 from lorry.errors import LorryError, SettingsError
 from lorry.logs import hush_libraries
@@ -46,6 +46,8 @@ def build_app() -> typer.Typer:
             typer.echo(context.get_help())
 
     serve.register(app)
+    talk.register(app)
+    ps.register(app)
     app.add_typer(adapters.build_app(), name="adapters")
     app.add_typer(models.build_app(), name="models")
     bench.register(app)
@@ -73,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report_error(error.message)
         return 1
     except typer.TyperException as error:
-        report_error(f"{error.format_message()} (lorry --help)")
+        path = getattr(getattr(error, "ctx", None), "command_path", None) or "lorry"
+        report_error(f"{error.format_message()} ({path} --help)")
         return error.exit_code
     except typer.Abort:
         return 130

@@ -101,7 +101,12 @@ def push(
         Path,
         typer.Argument(metavar="PATH", help="A PEFT folder, or a zip, tar or tar.gz of one."),
     ],
-    name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="What to call it.")],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", "-n", metavar="NAME", help="What to call it; else as its folder is called."
+        ),
+    ] = None,
     scale: Annotated[
         float | None,
         typer.Option("--scale", metavar="X", help="Default scale; 1 is as trained."),
@@ -121,7 +126,7 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter. The server verifies it against its base before it exists."""
-    fields: dict[str, str] = {"name": name}
+    fields: dict[str, str] = {"name": name or _called(path)}
     if scale is not None:
         fields["scale"] = repr(scale)
     if disabled:
@@ -137,6 +142,14 @@ def push(
     _say(record, as_json)
     for warning in record.get("warnings", ()):
         report(f"warning: {warning}")
+
+
+def _called(path: Path) -> str:
+    """A folder's name, or an archive's without its endings."""
+    own = path.resolve().name
+    for ending in (".tar.gz", ".tgz", ".tar", ".zip"):
+        own = own.removesuffix(ending)
+    return own
 
 
 def pull(
