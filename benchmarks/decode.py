@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.steps import Run, Steps
 from lorry.bench.base import Base
+from lorry.configuration import load_settings
 from lorry.model.progress import meter_of
-from lorry.settings import load_settings
 
 RANK = 16
 

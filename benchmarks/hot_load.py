@@ -29,9 +29,9 @@ from lorry.bench.base import Base
 from lorry.bench.connection import Connections, Place
 from lorry.bench.targets import LorryTarget
 from lorry.bench.workload import Ask, Row, plan
+from lorry.configuration import load_settings
 from lorry.errors import LorryError
 from lorry.model.progress import meter_of
-from lorry.settings import load_settings
 
 STREAMS = 7
 RANK = 16

@@ -31,9 +31,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from lorry.bench import adapters, machine, preset, workload
 from lorry.bench.base import Base
 from lorry.bench.workload import Row
+from lorry.configuration import load_settings
 from lorry.errors import LorryError
 from lorry.model.progress import meter_of
-from lorry.settings import load_settings
 
 KINDS = ("nf4", "int8", "fp32")
 RANK = 16

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorry.configuration import load_settings
 from lorry.errors import SettingsError
 from lorry.option import Kind, format_size, parse_size
-from lorry.settings import DEFAULT_MODEL, Settings, load_settings, markdown_table, options
+from lorry.settings import DEFAULT_MODEL, Settings, markdown_table, options
 
 OTHER: dict[str, tuple[str, object]] = {
     "model": ("org/name", "org/name"),

@@ -32,8 +32,8 @@ from lorry.bench.workload import Row, Span
 from lorry.cli.connection import ApiKey
 from lorry.cli.output import metered, report_error, write_line, write_table
 from lorry.cli.output import report as tell
+from lorry.configuration import load_settings
 from lorry.errors import SettingsError
-from lorry.settings import load_settings
 
 BUSY_CLIENT = 0.15
 """Share of a core from which on the generator's own work is worth a word."""

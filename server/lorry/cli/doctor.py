@@ -18,8 +18,9 @@ import psutil
 import typer
 
 from lorry.cli.output import AsJson, report, write_json, write_line
+from lorry.configuration import load_settings
 from lorry.option import format_size
-from lorry.settings import DEFAULT_MODEL, Settings, load_settings
+from lorry.settings import DEFAULT_MODEL, Settings
 
 TESTED_PYTHONS = ((3, 11), (3, 13))
 

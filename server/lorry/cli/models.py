@@ -14,8 +14,9 @@ from lorry.cli import offline
 from lorry.cli.group import new_group
 from lorry.cli.offline import Home
 from lorry.cli.output import AsJson, write_json, write_line, write_table
+from lorry.configuration import load_settings
 from lorry.option import format_size
-from lorry.settings import DEFAULT_MODEL, load_settings
+from lorry.settings import DEFAULT_MODEL
 
 
 def build_app() -> typer.Typer:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorry.cli.output import metered
-from lorry.settings import Settings, load_settings
+from lorry.configuration import load_settings
+from lorry.settings import Settings
 
 if TYPE_CHECKING:
     from lorry.model.source import Source

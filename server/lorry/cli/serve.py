@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from lorry.cli.output import metered
+from lorry.configuration import load_settings
 from lorry.errors import LorryError, SettingsError
 from lorry.option import Kind, Option
-from lorry.settings import Settings, load_settings, options
+from lorry.settings import Settings, options
 from lorry_adapters.errors import AdapterError
 
 METAVARS = {

@@ -9,11 +9,11 @@ memory    its prompt does not fit in the free KV blocks. Nobody overtakes it, or
 adapters  its weights are on their way to a slot, or all slots are in use. Others
           overtake it, but only `MAX_OVERTAKEN` times.
 
-When a decode finds no block, the youngest running sequence of the caller with the most
-gives its blocks up and starts over later from its prompt and its answer so far; its tokens
-are drawn by position, so the answer does not change. The same makes room for a new request
-whose caller has fewer running by two at least, so that nothing goes back and forth. The
-sequence that has run longest never gives way, unless it is alone: something always ends.
+When a decode finds no block, the youngest running sequence of the caller with the most gives its
+blocks up and starts over later from its prompt and its answer so far; its tokens are drawn by
+position, so the answer does not change. The same makes room for a new request whose caller has
+fewer running by two at least, so that nothing goes back and forth. The sequence that has run
+longest never gives way, unless it is alone: something always ends.
 
 Virtual tokens (prompt tuning, prefix tuning) are positions in front of the prompt:
 they take room in the cache, the step and the model's length like any token. Those of
@@ -123,7 +123,6 @@ class Scheduler:
             self._finish(sequence, FinishReason.CANCELLED)
 
     def fail(self, request_ids: Iterable[str], error: Exception) -> None:
-        """End these requests with `error`."""
         for request_id in request_ids:
             sequence = self._by_id.get(request_id)
             if sequence is not None:
@@ -167,8 +166,7 @@ class Scheduler:
     def commit(
         self, batch: Batch, results: AbstractSequence[RowResult], began: float = 0.0
     ) -> list[TokenEvent]:
-        """Take in what the runner made of `batch`, from `began` on, `time.monotonic()` seconds;
-        one event per new token."""
+        """What the runner made of `batch` from `began` (`time.monotonic()`) on, as events."""
         assert len(batch.rows) == len(results)
         for row, result in zip(batch.rows, results, strict=True):
             sequence = self._by_id.get(row.request_id)
@@ -349,10 +347,8 @@ class Scheduler:
             sequence.add_to_mean(vector)
             vector = sequence.mean()
         if sequence.num_computed == sequence.num_tokens:
-            done = FinishReason.STOP
-            event = TokenEvent(
-                sequence.request.id, finish=done, vector=vector, started=sequence.started
-            )
+            of, done = sequence.request.id, FinishReason.STOP
+            event = TokenEvent(of, finish=done, vector=vector, started=sequence.started)
             self._finish(sequence, done, event)
 
     def _take_token(self, sequence: Sequence, result: RowResult) -> None:
