@@ -45,6 +45,12 @@ BLOCK_SIZE = 16
 Say = Callable[[str], None]
 
 
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays. Longer than clients and proxies keep theirs, which is
+5 to 60: whoever sends on a connection that is being closed here sees it reset, and nobody sends
+a POST again by itself."""
+
+
 @dataclass(slots=True)
 class Server:
     """Everything that runs; made by `assemble`, ended by `close`."""
@@ -270,6 +276,7 @@ def serve(settings: Settings) -> None:
             log_config=None,
             # `Journal` has a line for each request.
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             server_header=False,
             # By itself uvicorn believes whoever connects from this machine; `create_app` has

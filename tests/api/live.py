@@ -14,7 +14,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from lorry.api import http10
-from lorry.bootstrap import Server, assemble
+from lorry.bootstrap import KEEP_ALIVE, Server, assemble
 from lorry.settings import Settings
 from support.patience import client, wait_until
 
@@ -61,7 +61,12 @@ def serve(settings: Settings) -> Iterator[Live]:
     server = assemble(settings, lambda line: None, on_broken=lambda: None)
     server.engine.start()
     config = uvicorn.Config(
-        server.app, host="127.0.0.1", port=0, log_level="warning", http=http10.Protocol
+        server.app,
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE,
+        http=http10.Protocol,
     )
     web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 
 from lorry.api.app import Services, create_app
+from lorry.bootstrap import KEEP_ALIVE
 from lorry.cli import main
 from lorry.cli.offline import outline
 from lorry.core import EngineStats
@@ -60,7 +61,10 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
             vocab_size=VOCAB_SIZE,
         )
     )
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="error", timeout_keep_alive=KEEP_ALIVE
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
