@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from types import FrameType
 
+import psutil
 import torch
 import uvicorn
 from fastapi import FastAPI
@@ -171,6 +172,13 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
 
 def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
     """Blocks that the budget buys, and no more than the rows could ever fill."""
+    there = _memory_of(loaded.device)
+    if settings.kv_cache_memory > there and settings.kv_cache_memory != Settings().kv_cache_memory:
+        raise SettingsError(
+            f"--kv-cache-memory {format_size(settings.kv_cache_memory)} is more memory than the "
+            f"{'GPU' if loaded.device.type == 'cuda' else 'machine'} has, which is "
+            f"{format_size(there)}; give less"
+        )
     affordable = settings.kv_cache_memory // (per_token * BLOCK_SIZE)
     least = selfcheck.SHORT.blocks_needed(BLOCK_SIZE)
     if affordable < least:
@@ -180,6 +188,13 @@ def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
         )
     per_row = -(-loaded.max_model_len // BLOCK_SIZE)
     return min(affordable, max(least, settings.max_num_seqs * per_row))
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[str, object]:

@@ -14,9 +14,11 @@ import typer
 from lorry.cli.output import metered
 from lorry.configuration import load_settings
 from lorry.errors import LorryError, SettingsError
+from lorry.model.naming import missing_path
 from lorry.option import Kind, Option
 from lorry.settings import Settings, options
 from lorry_adapters.errors import AdapterError
+from lorry_adapters.registry.home import Home
 
 METAVARS = {
     Kind.INT: "N",
@@ -46,8 +48,11 @@ def _command() -> Any:
         """
         config: Path | None = given.pop("config")
         settings = load_settings(given, os.environ, config)
-        if sys.stderr.isatty() and settings.log_format != "json":
-            _fetch(settings)
+        if settings.log_format != "json":
+            # Else `bootstrap` tells the same, once it has made the log JSON.
+            _look(settings)
+            if sys.stderr.isatty():
+                _fetch(settings)
         # The command line starts in a tenth of a second; torch and the server take seconds.
         from lorry import bootstrap
 
@@ -80,6 +85,16 @@ def _command() -> Any:
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     serve.__annotations__ = {item.name: item.annotation for item in parameters}
     return serve
+
+
+def _look(settings: Settings) -> None:
+    """What would be refused after minutes of loading is refused now. Raises ModelError,
+    HomeUnusable."""
+    missing = missing_path(settings.model)
+    if missing is not None:
+        raise missing
+    # Not kept: the server takes it again when it opens the home.
+    Home(settings.home).close()
 
 
 def _fetch(settings: Settings) -> None:

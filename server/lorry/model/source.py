@@ -27,6 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import catalogue, gguf, qwen
+from lorry.model.naming import missing_path
 from lorry.model.progress import Meter, Say
 from lorry.model.store import build_once, models_folder, sha256_of, storage_error
 from lorry_adapters.lora.json_text import UTF8, encoding_of
@@ -85,8 +86,8 @@ def fetch(
         source = Source(path.resolve(), path.resolve().name, model, None)
     elif path.is_file():
         source = Source(_converted(path.resolve(), home, say, meter), path.stem, model, None)
-    elif model.startswith((".", "/", "~")) or path.suffix == ".gguf" or model.count("/") > 1:
-        raise ModelError(f"there is no folder and no file {path}")
+    elif (missing := missing_path(model)) is not None:
+        raise missing
     else:
         source = _from_hub(model, home, revision, token, say)
     if revision is not None and source.revision is None:
