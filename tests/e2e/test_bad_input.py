@@ -112,7 +112,8 @@ GENERATE = [
     Case("empty prompt", 422, "validation", {"inputs": ""}, "inputs"),
     Case("no prompt", 422, "validation", {"parameters": {}}, "inputs"),
     Case("prompt null", 422, "validation", {"inputs": None}, "inputs"),
-    Case("prompt a list", 422, "validation", {"inputs": ["x"]}, "inputs"),
+    # Without parameters `POST /` takes a list for texts to embed.
+    Case("prompt a list", 422, "validation", {"inputs": ["x"], "parameters": {}}, "inputs"),
     Case("prompt too long", 422, "validation", {"inputs": "rice " * 2000}, "512"),
     Case("prompt and answer too long", 422, "validation", body("rice " * 99, None, 500), "512"),
     Case("unknown field", 422, "validation", {"inputs": "x", "adaptor": "a"}, "adaptor"),
