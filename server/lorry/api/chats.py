@@ -104,8 +104,14 @@ class Chats:
             )
         if not parse_special:
             control = self._control(source)
-            messages, tools = control.marked(messages), control.marked(tools)
-            documents, variables = control.marked(documents), control.marked(variables)
+            try:
+                messages, tools = control.marked(messages), control.marked(tools)
+                documents, variables = control.marked(documents), control.marked(variables)
+            except RecursionError as error:
+                raise InvalidRequest(
+                    "messages: they, or what belongs to them, are nested too deeply",
+                    param="messages",
+                ) from error
             tool_prompt = control.marked(tool_prompt)
         reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
         for name in variables:

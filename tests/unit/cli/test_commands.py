@@ -37,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str]):
         ["serve", "one", "two"],
         ["no-such-command"],
         ["adapters", "no-such-command"],
-        ["adapters", "push", "folder"],
+        ["adapters", "push"],
         ["adapters", "scale", "legal"],
         ["adapters", "scale", "legal", "much"],
         ["models", "pull", "--revision"],
