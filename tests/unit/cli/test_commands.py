@@ -97,11 +97,13 @@ def test_flags_reach_the_settings(monkeypatch: pytest.MonkeyPatch, run, tmp_path
     monkeypatch.setattr(bootstrap, "serve", served.append)
     file = tmp_path / "lorry.toml"
     file.write_text("max_loras = 3\nport = 1234\n")
-    arguments = ["./base", "--port", "0", "--no-samples", "--kv-cache-memory", "64MiB"]
+    base = str(tmp_path)
+    arguments = [base, "--port", "0", "--no-samples", "--kv-cache-memory", "64MiB"]
+    arguments += ["--home", str(tmp_path / "home")]
     code, _, err = run("serve", *arguments, "--config", str(file))
     assert (code, err) == (0, "")
     (settings,) = served
-    assert settings.model == "./base"
+    assert settings.model == base
     assert settings.port == 0
     assert settings.samples is False
     assert settings.kv_cache_memory == 64 << 20
