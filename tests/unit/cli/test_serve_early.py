@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from lorry.cli import main
 from lorry_adapters.registry.home import Home
 
 PROGRAM = """
@@ -41,9 +39,9 @@ def test_a_home_in_use(tmp_path: Path) -> None:
     used.close()
 
 
-def test_a_cache_larger_than_the_machine(
-    tmp_path: Path, tiny_model, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_larger_than_the_machine(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
     arguments = ["--home", str(tmp_path), "--device", "cpu", "--kv-cache-memory", "500000GiB"]
-    assert main(["serve", str(tiny_model("llama")), "--port", "0", *arguments]) == 2
-    assert "is more memory than the machine has" in capsys.readouterr().err
+    command = [sys.executable, "-m", "lorry", "serve", str(tiny_model("llama")), "--port", "0"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is more memory than the machine has" in done.stderr

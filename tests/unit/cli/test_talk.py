@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def lorry(
 
     def run(*arguments: str, typed: str = "", code: int = 0) -> tuple[str, str]:
         monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        # The server runs in this process: its log is not what the command reports.
+        monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
         given = main([*arguments, "--url", live.url])
         captured = capsys.readouterr()
         assert given == code, captured.err
