@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from api.live import Live, refused, serve
+from lorry.api import voices
 from lorry.settings import Settings
 from support.tokenizer import EOS, build_tokenizer
 
@@ -64,6 +65,7 @@ def worded(
             "{% endfor %}{% endfor %}"
         },
         "broken": {"chat_template.jinja": "{% if"},
+        "divides": {"chat_template.jinja": "{{ 1 // 0 }}"},
         "far": {"added_tokens.json": {"<|far|>": 10**6}, "tokenizer_config.json": "no JSON"},
     }
     with serve(settings_for(tmp_path_factory.mktemp("home"))) as live:
@@ -146,8 +148,9 @@ def test_a_template_that_does_not_end_is_ended(worded: Live) -> None:
     assert said(chat(worded, "template"))
 
 
-def test_a_template_that_is_none_is_named(worded: Live) -> None:
-    body = {"model": "broken", "messages": [{"role": "user", "content": TEXT}], **ASKED}
+@pytest.mark.parametrize("name", ["broken", "divides"])
+def test_a_template_that_is_none_is_named(worded: Live, name: str) -> None:
+    body = {"model": name, "messages": [{"role": "user", "content": TEXT}], **ASKED}
     error = refused(worded.http.post("/v1/chat/completions", json=body), 400, "invalid_request")
     assert "chat template refuses them" in error["message"]
 
@@ -197,6 +200,23 @@ def test_its_end_token_ends_its_answers_alone(
     )
     assert found["choices"][0]["finish_reason"] == "stop"
     assert found["usage"]["completion_tokens"] == 1
+
+
+def test_grammars_of_many_end_tokens(
+    worded: Live,
+    folder_of: Callable[..., Path],
+    zip_of: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(voices, "_COMPILERS", 1)
+    for name, end in (("first", "<|im_end|>"), ("second", "<|im_start|>")):
+        beside = {"tokenizer_config.json": {"eos_token": end}}
+        assert worded.upload(name, zip_of(folder_of(beside))).status_code == 201
+    # The one that made room is asked again, with a grammar that nobody compiled before.
+    for number, name in enumerate(("first", "second", "first", "second"), start=1):
+        grammar = {"type": "regex", "value": f"[ab]{{{number}}}"}
+        answer = completed(worded, name, TEXT, response_format=grammar, max_tokens=9)
+        assert len(answer["choices"][0]["text"]) == number
 
 
 def test_an_added_token_is_one_token_for_it_alone(

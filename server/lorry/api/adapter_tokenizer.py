@@ -15,8 +15,9 @@ from lorry.api.own_template import OwnTemplates
 from lorry_adapters.lora.words import AddedToken, Words
 
 
-class AdapterTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
-    """What the adapter does not bring is the base's. Thread-safe like any."""
+class AdapterTokenizer:
+    """What `Prompts` and grammars need of a tokenizer; what the adapter does not bring is the
+    base's. Thread-safe."""
 
     def __init__(
         self,
@@ -28,17 +29,25 @@ class AdapterTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
     ) -> None:
         """`vocab_size`: tokens that the base has embeddings for; beyond it none is added."""
         backend, self.left_out = with_tokens(base.backend_tokenizer, words.added_tokens, vocab_size)
+        self.backend_tokenizer = backend
+        self.eos_token_id = base.eos_token_id
+        self._base = base
+        self._own = words.chat_templates
+        self._templates = templates
         named = {**base.special_tokens_map, **words.special_tokens}
-        known = {
+        self._named = {
             name: text for name, text in named.items() if backend.token_to_id(text) is not None
         }
-        super().__init__(tokenizer_object=backend, **known)
-        own: Mapping[str, str] = words.chat_templates
-        self._own = frozenset(own.values())
-        self._templates = templates
-        self.chat_template = dict(own) if own else base.chat_template
-        if len(own) == 1:
-            (self.chat_template,) = own.values()
+
+    def get_chat_template(
+        self, chat_template: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """As transformers chooses it. ValueError where there is none."""
+        if chat_template is None and tools is not None and "tool_use" in self._own:
+            return self._own["tool_use"]
+        if chat_template is None and "default" in self._own:
+            return self._own["default"]
+        return str(self._base.get_chat_template(chat_template, tools))
 
     def apply_chat_template(
         self,
@@ -56,23 +65,23 @@ class AdapterTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
         assert not tokenize
         source = self.get_chat_template(chat_template, tools)
         options: dict[str, Any] = {
+            **self._named,
+            **variables,
             "tools": tools,
             "documents": documents,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
-        if source not in self._own:
-            made = super().apply_chat_template(
-                conversation, chat_template=source, tokenize=False, **options, **variables
+        if source not in self._own.values():
+            made = self._base.apply_chat_template(
+                conversation, chat_template=source, tokenize=False, **options
             )
             return str(made)
         messages = [
             {key: value for key, value in message.items() if value is not None}
             for message in conversation
         ]
-        return self._templates.render(
-            source, {**self.special_tokens_map, **variables, **options, "messages": messages}
-        )
+        return self._templates.render(source, {**options, "messages": messages})
 
 
 def with_tokens(
@@ -81,6 +90,11 @@ def with_tokens(
     """A copy of `backend` that knows `added`, each by its own id, and those of them that do not
     fit: past `vocab_size`, in the place of an ordinary token, or known by another id. Where it
     knows them all, `backend` itself."""
+    known = backend.get_added_tokens_decoder()
+    added = [one for one in added if one.id not in known or known[one.id].content != one.content]
+    if not added:
+        # Most adapters: their trainer saved the base's own tokenizer beside them.
+        return backend, ()
     tree = json.loads(backend.to_str())
     listed: dict[int, dict[str, Any]] = {token["id"]: token for token in tree["added_tokens"]}
     model = backend.get_vocab(with_added_tokens=False)
@@ -88,8 +102,6 @@ def with_tokens(
     fits: list[AddedToken] = []
     left_out: list[AddedToken] = []
     for token in sorted(added, key=lambda token: token.id):
-        if token.id in listed and listed[token.id]["content"] == token.content:
-            continue
         elsewhere = model.get(token.content, token.id) != token.id
         fit = token.id < vocab_size and token.id not in ordinary and not elsewhere
         (fits if fit else left_out).append(token)

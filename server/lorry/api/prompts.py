@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from copy import copy
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lorry.api import control_tokens
+from lorry.api.adapter_tokenizer import AdapterTokenizer
 from lorry.api.byte_alphabet import bytes_of_alphabet, decoder_kinds
 from lorry.api.calls.notation import Notation
 from lorry.api.chats import Chats
@@ -49,11 +52,14 @@ class Prompts:
         self.chats = Chats(
             tokenizer, self._workers, tool_prompt=tool_prompt, notation=notation, thoughts=thoughts
         )
-        self._backend = tokenizer.backend_tokenizer
         # A tokenizer.json may carry a truncation and a padding; the first call drops
         # them, and a later one finds nothing to change while another thread encodes.
         tokenizer("")
         self.vocab_size = vocab_size or len(tokenizer)
+        self._take(tokenizer.backend_tokenizer)
+
+    def _take(self, backend: Tokenizer) -> None:
+        self._backend = backend
         added = self._backend.get_added_tokens_decoder()
         self.special_ids = frozenset(one for one, token in added.items() if token.special)
         self._added_ids = frozenset(added)
@@ -68,13 +74,12 @@ class Prompts:
         self._wholes: dict[int, str | None] = {}
         self._front = self._added_in_front()
 
-    def with_tokenizer(
-        self, tokenizer: PreTrainedTokenizerFast, rendering: Executor | None
-    ) -> Prompts:
+    def with_tokenizer(self, tokenizer: AdapterTokenizer, rendering: Executor | None) -> Prompts:
         """The same, of an adapter with a tokenizer of its own. `rendering`: the threads for its
         chat template, where somebody else's program renders it."""
-        made = Prompts(tokenizer, self.vocab_size)
-        made._workers = self._workers
+        made = copy(self)
+        if tokenizer.backend_tokenizer is not self._backend:
+            made._take(tokenizer.backend_tokenizer)
         made.chats = self.chats.with_tokenizer(tokenizer, rendering)
         return made
 

@@ -174,5 +174,6 @@ class Voices:
             self._compilers[tokens, ends] = made
             while len(self._compilers) > _COMPILERS:
                 _, old = self._compilers.popitem(last=False)
-                old.close()
+                # Voices may still have it.
+                old.rest()
             return made

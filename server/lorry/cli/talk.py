@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -55,7 +55,11 @@ class Talk:
     scale: float | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    system: InitVar[str | None] = None
+    messages: list[dict[str, str]] = field(init=False)
+
+    def __post_init__(self, system: str | None) -> None:
+        self.begin(system)
 
     def begin(self, system: str | None) -> None:
         self.messages = [] if not system else [{"role": "system", "content": system}]
@@ -81,8 +85,7 @@ def chat(
     api_key: ApiKey = None,
 ) -> None:
     """Talk, a line each; the answers come as they are made. /help says what else there is."""
-    talk = Talk(adapter, scale, max_tokens, temperature)
-    talk.begin(system)
+    talk = Talk(adapter, scale, max_tokens, temperature, system)
     with Connection(url, api_key) as server:
         # A name that means nothing is told before anybody has typed a question.
         _know(server, adapter)
@@ -113,8 +116,7 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """One question, one answer on standard output."""
-    talk = Talk(adapter, scale, max_tokens, temperature)
-    talk.begin(system)
+    talk = Talk(adapter, scale, max_tokens, temperature, system)
     text = sys.stdin.read() if question == "-" else question
     talk.messages.append({"role": "user", "content": text})
     with Connection(url, api_key) as server:

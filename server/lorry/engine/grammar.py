@@ -248,8 +248,12 @@ class GrammarCompiler:
         compiled = self._compiled(grammar)
         return [TokenConstraint(compiled, grammar) for _ in range(count)]
 
+    def rest(self) -> None:
+        """End the process that holds the tokenizer; the next grammar starts it again."""
+        self._host.close()
+
     def close(self) -> None:
-        """End the process that holds the tokenizer."""
+        """For good."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._host.close()
 

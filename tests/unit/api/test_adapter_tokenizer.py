@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lorry.api.adapter_tokenizer import with_tokens
-from lorry_adapters.lora.words import AddedToken
+from lorry.api.adapter_tokenizer import AdapterTokenizer, with_tokens
+from lorry.api.own_template import OwnTemplates
+from lorry_adapters.lora.words import AddedToken, Words
 from support.tokenizer import SPECIAL, VOCAB_SIZE, build_tokenizer
 
 BASE = build_tokenizer(add_bos=False).backend_tokenizer
@@ -41,6 +42,22 @@ def test_those_that_it_knows_cost_nothing() -> None:
     known = [AddedToken(number, text, special=True) for number, text in enumerate(SPECIAL)]
     made, left_out = with_tokens(BASE, known, ROOM)
     assert made is BASE and left_out == ()
+    base = build_tokenizer(add_bos=False)
+    words = Words(chat_templates={"default": "a"}, added_tokens=tuple(known))
+    tokenizer = AdapterTokenizer(base, words, OwnTemplates(), vocab_size=ROOM)
+    assert tokenizer.backend_tokenizer is base.backend_tokenizer
+
+
+def test_a_template_is_chosen_as_transformers_chooses_it() -> None:
+    base = build_tokenizer(add_bos=False)
+    templates = {"default": "d", "tool_use": "t"}
+    theirs = build_tokenizer(add_bos=False)
+    theirs.chat_template = templates
+    mine = AdapterTokenizer(base, Words(chat_templates=templates), OwnTemplates(), vocab_size=ROOM)
+    for tools in (None, [], [{"type": "function"}]):
+        assert mine.get_chat_template(tools=tools) == theirs.get_chat_template(tools=tools)
+    none = AdapterTokenizer(base, Words(), OwnTemplates(), vocab_size=ROOM)
+    assert none.get_chat_template() == base.chat_template
 
 
 @pytest.mark.parametrize(
