@@ -33,7 +33,7 @@ Call = tuple[str, Any]
 
 
 def reader(notation: str, *, several: bool = True) -> Reader:
-    return Reader(free(NOTATIONS[notation], Offered(TOOLS), several=several))
+    return Reader(free(NOTATIONS[notation], Offered(TOOLS)), several=several)
 
 
 def events(reader: Reader, pieces: Iterable[str]) -> list[Found]:

@@ -48,9 +48,8 @@ class Tools:
         if self.shown is None:
             return Reader(text_only)
         offered = Offered(self.shown)
-        if self.forced:
-            return Reader(forced(offered, self.name))
-        return Reader(free(notation, offered, several=self.several))
+        readings = forced(offered, self.name) if self.forced else free(notation, offered)
+        return Reader(readings, several=self.several)
 
 
 def tools_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorry.api.calls.notation import Notation, Offered
-from lorry.api.calls.source import Called, Done, Found, Reading, Source, begun_of
+from lorry.api.calls.source import Argued, Called, Done, Found, Reading, Source, begun_of
 from lorry.api.calls.values import calls, value
 
 Readings = Callable[[Source], Reading[None]]
@@ -14,11 +14,14 @@ Readings = Callable[[Source], Reading[None]]
 class Reader:
     """Reads by `readings`. What it finds does not depend on how the text was cut."""
 
-    def __init__(self, readings: Readings) -> None:
+    def __init__(self, readings: Readings, *, several: bool = True) -> None:
+        """Without `several` what follows the first call is dropped."""
         self._source = Source()
         self._reading = readings(self._source)
+        self._several = several
         self._called = 0
         self._complete = 0
+        self._enough = False
 
     def push(self, text: str) -> list[Found]:
         """What is certain now."""
@@ -42,9 +45,16 @@ class Reader:
     def _found(self) -> list[Found]:
         next(self._reading, None)
         found, self._source.found = self._source.found, []
-        self._called += sum(isinstance(one, Called) for one in found)
-        self._complete += sum(isinstance(one, Done) for one in found)
-        return found
+        kept: list[Found] = []
+        for one in found:
+            if self.called and not self._several and not isinstance(one, Argued | Done):
+                self._enough = True
+            if self._enough:
+                break
+            self._called += isinstance(one, Called)
+            self._complete += isinstance(one, Done)
+            kept.append(one)
+        return kept
 
 
 def text_only(source: Source) -> Reading[None]:
@@ -54,7 +64,7 @@ def text_only(source: Source) -> Reading[None]:
         yield
 
 
-def free(notation: Notation, offered: Offered, *, several: bool) -> Readings:
+def free(notation: Notation, offered: Offered) -> Readings:
     """Calls where the model makes some; the rest is text."""
     openers = tuple(notation.openers)
     assert not any(a != b and a.startswith(b) for a in openers for b in openers), openers
@@ -84,7 +94,7 @@ def free(notation: Notation, offered: Offered, *, several: bool) -> Readings:
             called = yield from notation.start(source, offered)
             if not called:
                 source.say(source.unsettled())
-        while several or not called:
+        while True:
             if called:
                 # Between calls, and behind the last one.
                 source.settle()
@@ -97,11 +107,6 @@ def free(notation: Notation, offered: Offered, *, several: bool) -> Readings:
             called = called or told
             if not told:
                 source.say(source.unsettled())
-        while not source.over:
-            # One call was asked for, and there it is.
-            source.take(len(source.ahead))
-            source.settle()
-            yield
 
     return readings
 
