@@ -9,7 +9,7 @@ from lorry.api.calls.notation import Offered
 from lorry.api.calls.reader import Reader, forced
 from lorry.api.calls.source import Argued, Called, Done, Said
 from lorry.settings import options
-from support.calls import ANSWERS, NONE, ONE, TOOLS, Call, read, reader
+from support.calls import ANSWERS, NONE, ONE, TIME, TOOLS, Call, read, reader
 
 
 @pytest.mark.parametrize(("notation", "answer", "text", "calls"), ANSWERS)
@@ -53,6 +53,24 @@ def test_a_call_that_was_cut_off() -> None:
     assert one.end() == []
     assert one.called and not one.complete
     assert read("hermes", '<tool_call>{"name": "wea') == ('<tool_call>{"name": "wea', [])
+
+
+@pytest.mark.parametrize(
+    ("notation", "answer", "text"),
+    [
+        ("json", f'{NONE} {{"answer": 3}}', '{"answer": 3}'),
+        ("json", f'[{NONE}, {{"answer": 3}}]', ', {"answer": 3}]'),
+        ("llama3", f'{NONE}; {{"answer": 3}}', '{"answer": 3}'),
+        ("llama3", f'[{NONE}, {{"answer": 3}}]', ', {"answer": 3}]'),
+        ("llama3", f'<|python_tag|>{NONE}; {{"answer": 3}}', '{"answer": 3}'),
+        ("pythonic", "[time(), nothing]", "nothing]"),
+        ("gemma", "```tool_code\ntime()\nnothing = 3\n```", "nothing = 3\n```"),
+    ],
+)
+def test_what_follows_a_call_and_is_none_is_shown_from_its_beginning(
+    notation: str, answer: str, text: str
+) -> None:
+    assert read(notation, answer) == (text, [TIME])
 
 
 def test_line_breaks_in_texts_are_escaped() -> None:

@@ -31,18 +31,19 @@ _BARE = re.compile(r"[^,{}\[\]<]+")
 def _code(source: Source, offered: Offered) -> Reading[bool]:
     yield from source.blanks()
     if (yield from source.peek()) in ("{", "["):
-        told = yield from calls(source, offered)
+        if not (yield from calls(source, offered)):
+            return False
     else:
-        printed = yield from source.takes("print(")
-        told = yield from python.call(source, offered)
-        while told:
-            yield from close(source, ")" if printed else ";")
+        while True:
             printed = yield from source.takes("print(")
             if not (yield from python.call(source, offered)):
+                return False
+            yield from close(source, ")" if printed else ";")
+            yield from close(source)
+            if (yield from source.peek()) == "`":
                 break
-    if told:
-        yield from close(source, _FENCE_END)
-    return told
+    yield from close(source, _FENCE_END)
+    return True
 
 
 def _own(closer: str) -> Read:

@@ -8,24 +8,12 @@ import re
 from lorry.api.calls import plain, python
 from lorry.api.calls.notation import Notation, Offered
 from lorry.api.calls.source import Reading, Source
-from lorry.api.calls.values import arguments, calls, close
+from lorry.api.calls.values import arguments, close, row
 
 _TAG, _PYTHON, _PYTHON_END = "<|python_tag|>", "<|python_start|>", "<|python_end|>"
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 
 _NAME = re.compile(r"[^<>\s]+")
-
-
-def _tagged(source: Source, offered: Offered) -> Reading[bool]:
-    told = False
-    yield from source.blanks()
-    while (yield from source.peek()) in ("{", "["):
-        if not (yield from calls(source, offered)):
-            return told
-        told = True
-        yield from close(source, ";")
-        yield from source.blanks()
-    return told
 
 
 def _python(source: Source, offered: Offered) -> Reading[bool]:
@@ -55,7 +43,7 @@ def _start(source: Source, offered: Offered) -> Reading[bool]:
 
 LLAMA = Notation(
     "llama3",
-    {_TAG: _tagged, _PYTHON: _python, _FUNCTION: _function},
+    {_TAG: row, _PYTHON: _python, _FUNCTION: _function},
     _start,
     marks=(_TAG, _PYTHON, _PYTHON_END),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lorry.api.calls.notation import Notation, Offered
 from lorry.api.calls.source import Reading, Source
-from lorry.api.calls.values import calls
+from lorry.api.calls.values import close, row
 
 FENCES = ("```json", "```tool_call", "```\n")
 FENCE = "```"
@@ -15,20 +15,9 @@ FENCE = "```"
 
 def start(source: Source, offered: Offered) -> Reading[bool]:
     fenced = (yield from source.peek()) == "`" and (yield from source.takes(*FENCES)) is not None
-    yield from source.blanks()
-    told = False
-    while (yield from source.peek()) in ("{", "["):
-        if not (yield from calls(source, offered, marked=False)):
-            return told
-        told = True
-        yield from source.blanks()
-        source.settle()
-        if (yield from source.peek()) == ";":
-            source.take()
-            yield from source.blanks()
+    told = yield from row(source, offered, marked=False)
     if told and fenced:
-        yield from source.takes(FENCE)
-        source.settle()
+        yield from close(source, FENCE)
     return told
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from lorry.api.calls.notation import Offered
 from lorry.api.calls.source import Reading, Source
-from lorry.api.calls.values import calls
+from lorry.api.calls.values import close, listed
 
 Say = Callable[[str], None]
 
@@ -32,32 +32,17 @@ def start(source: Source, offered: Offered) -> Reading[bool]:
     source.take()
     yield from source.blanks()
     if (yield from source.peek()) == "{":
-        return (yield from _objects(source, offered))
-    told = False
+        # The list is of JSON after all.
+        return (yield from listed(source, offered, marked=False))
     while True:
         if not (yield from call(source, offered)):
-            return told
-        told = True
+            return False
         yield from source.blanks()
         mark = yield from source.takes(",", "]")
         source.settle()
         if mark != ",":
             return True
-        yield from source.blanks()
-
-
-def _objects(source: Source, offered: Offered) -> Reading[bool]:
-    """The list was of JSON after all."""
-    told = False
-    while (yield from source.peek()) == "{":
-        if not (yield from calls(source, offered, marked=False)):
-            return told
-        told = True
-        yield from source.blanks()
-        yield from source.takes(",", "]")
-        yield from source.blanks()
-        source.settle()
-    return told
+        yield from close(source)
 
 
 def call(source: Source, offered: Offered) -> Reading[bool]:

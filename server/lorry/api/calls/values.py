@@ -130,6 +130,8 @@ def call(
             continue
         if char == "}":
             source.take()
+            if told:
+                source.settle()
             break
         if char != '"':
             return told
@@ -177,13 +179,17 @@ def calls(source: Source, offered: Offered, *, marked: bool = True) -> Reading[b
     if char != "[":
         return False
     source.take()
+    return (yield from listed(source, offered, marked=marked))
+
+
+def listed(source: Source, offered: Offered, *, marked: bool) -> Reading[bool]:
+    """Calls in a list, behind the bracket that opens it."""
     any_told = False
     while True:
         yield from source.blanks()
         char = yield from source.peek()
         if char == "{":
-            told = yield from call(source, offered, marked=marked)
-            if not told:
+            if not (yield from call(source, offered, marked=marked)):
                 return False
             any_told = True
         elif char == "," and any_told:
@@ -194,6 +200,19 @@ def calls(source: Source, offered: Offered, *, marked: bool = True) -> Reading[b
             return True
         else:
             return False
+
+
+def row(source: Source, offered: Offered, *, marked: bool = True) -> Reading[bool]:
+    """Calls one after another, with blanks or `;` between them."""
+    told = False
+    yield from source.blanks()
+    while (yield from source.peek()) in ("{", "["):
+        if not (yield from calls(source, offered, marked=marked)):
+            return False
+        told = True
+        yield from close(source, ";")
+        yield from close(source)
+    return told
 
 
 def between(*closers: str) -> Read:
