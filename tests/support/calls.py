@@ -121,6 +121,14 @@ ANSWERS: Sequence[tuple[str, str, str, list[Call]]] = (
         "",
         [("weather", {"city": "12"})],
     ),
+    (
+        "qwen",
+        "<function=weather><parameter=days>NaN</parameter><parameter=when>\n[1e999]\n</parameter>"
+        "<parameter=city>\nRome\n</parameter></function>",
+        "",
+        [("weather", {"days": "NaN", "when": "[1e999]", "city": "Rome"})],
+    ),
+    ("gemma", "<|tool_call>call:time{a:-Infinity}<tool_call|>", "", [("time", {"a": "-Infinity"})]),
     ("llama3", TWO, "", [KOELN]),
     ("llama3", f"<|python_tag|>{ONE}; {NONE}", "", [ROME, TIME]),
     ("llama3", f"{ONE};{NONE}", "", [ROME, TIME]),

@@ -7,14 +7,12 @@ tokens (FunctionGemma, Gemma 4), with texts in quotes of their own:
 
 from __future__ import annotations
 
-import json
-import math
 import re
 
 from lorry.api.calls import plain, python
 from lorry.api.calls.notation import Notation, Offered, Read
 from lorry.api.calls.source import Reading, Source
-from lorry.api.calls.values import Say, calls, close, string
+from lorry.api.calls.values import Say, calls, close, json_of, quoted, string
 
 _FENCE, _FENCE_END = "```tool_code", "```"
 _CALLS = {
@@ -73,11 +71,11 @@ def _value(source: Source, say: Say, depth: int = 0) -> Reading[bool]:
         parts: list[str] = []
         if quote is None or not (yield from source.until(quote, parts.append)):
             return False
-        say(json.dumps("".join(parts), ensure_ascii=False))
+        say(quoted("".join(parts)))
         return True
     if char not in ("{", "["):
         word = (yield from source.all(_BARE)).strip()
-        say(_word(word))
+        say(json_of(word))
         return bool(word)
     if depth == python.MAX_DEPTH:
         return False
@@ -104,20 +102,10 @@ def _value(source: Source, say: Say, depth: int = 0) -> Reading[bool]:
             yield from source.blanks()
             if not key or (yield from source.takes(":")) is None:
                 return False
-            say(f"{json.dumps(key, ensure_ascii=False)}: ")
+            say(f"{quoted(key)}: ")
             yield from source.blanks()
         if not (yield from _value(source, say, depth + 1)):
             return False
-
-
-def _word(word: str) -> str:
-    """A number, true, false or null; else a text that lacks its quotes."""
-    try:
-        value = json.loads(word)
-    except ValueError:
-        return json.dumps(word, ensure_ascii=False)
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return word if finite else json.dumps(word)
 
 
 GEMMA = Notation(

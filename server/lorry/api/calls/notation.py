@@ -29,7 +29,7 @@ class Offered:
         return list(self._parameters.get(name, ()))
 
     def is_text(self, name: str, parameter: str) -> bool:
-        """Whether the schema says that this parameter is a text, or does not say."""
+        """Whether the schema says that this parameter is a text, and nothing else."""
         schema = self._parameters.get(name, {}).get(parameter)
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         return kind == "string" or kind == ["string"]

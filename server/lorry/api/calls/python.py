@@ -5,15 +5,11 @@ Literals are made JSON as they come; nothing is run, and nothing else of Python 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 
 from lorry.api.calls.notation import Offered
 from lorry.api.calls.source import Reading, Source
-from lorry.api.calls.values import close, listed
-
-Say = Callable[[str], None]
+from lorry.api.calls.values import Say, close, listed, quoted
 
 _NAME = re.compile(r"[\w.]+")
 _NUMBER = re.compile(r"[-+.\w]+")
@@ -80,7 +76,7 @@ def call(source: Source, offered: Offered) -> Reading[bool]:
                 return True
             key = names[0]
         names = [one for one in names if one != key]
-        source.argue(f"{before}{_text(key)}: {''.join(said)}")
+        source.argue(f"{before}{quoted(key)}: {''.join(said)}")
         before = ", "
     source.argue("{}" if before == "{" else "}")
     source.done()
@@ -93,7 +89,7 @@ def literal(source: Source, say: Say, depth: int = 0) -> Reading[bool]:
     if char in ('"', "'"):
         text = yield from _string(source)
         if text is not None:
-            say(_text(text))
+            say(quoted(text))
         return text is not None
     if char not in ("[", "(", "{"):
         return _literal((yield from source.all(_NUMBER)), say)
@@ -153,7 +149,3 @@ def _string(source: Source) -> Reading[str | None]:
             known = escaped in ("\\", "'", '"')
             char = _ESCAPES.get(escaped, escaped if known else "\\" + escaped)
         made.append(char)
-
-
-def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

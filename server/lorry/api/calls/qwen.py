@@ -11,13 +11,12 @@ Rome
 
 from __future__ import annotations
 
-import json
 import re
 
 from lorry.api.calls import plain
 from lorry.api.calls.notation import Notation, Offered
 from lorry.api.calls.source import Reading, Source
-from lorry.api.calls.values import calls, close
+from lorry.api.calls.values import between, close, json_of, quoted
 
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
@@ -28,15 +27,9 @@ _NAME = re.compile(r"[^<>\s]+")
 
 def _in_call(source: Source, offered: Offered) -> Reading[bool]:
     yield from source.blanks()
-    if (yield from source.peek()) != "<":
-        told = yield from calls(source, offered)
-    elif (yield from source.takes(_FUNCTION)) is not None:
-        told = yield from _function(source, offered)
-    else:
-        return False
-    if told:
-        yield from close(source, _CALL_END)
-    return told
+    if (yield from source.takes(_FUNCTION)) is not None:
+        return (yield from _bare(source, offered))
+    return (yield from between(_CALL_END)(source, offered))
 
 
 def _function(source: Source, offered: Offered) -> Reading[bool]:
@@ -59,23 +52,12 @@ def _function(source: Source, offered: Offered) -> Reading[bool]:
         if not (yield from source.until(_PARAMETER_END, parts.append)):
             return True
         text = "".join(parts).removeprefix("\n").removesuffix("\n")
-        made = _json(text, as_text=offered.is_text(name, key))
-        source.argue(f"{before}{json.dumps(key, ensure_ascii=False)}: {made}")
+        made = quoted(text) if offered.is_text(name, key) else json_of(text)
+        source.argue(f"{before}{quoted(key)}: {made}")
         before = ", "
     source.argue("{}" if before == "{" else "}")
     source.done()
     return True
-
-
-def _json(text: str, *, as_text: bool) -> str:
-    """A value: what reads as JSON is that, unless the parameter is a text."""
-    if not as_text:
-        try:
-            json.loads(text)
-            return text.strip()
-        except (ValueError, RecursionError):
-            pass
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _bare(source: Source, offered: Offered) -> Reading[bool]:

@@ -237,6 +237,21 @@ def close(source: Source, *closers: str) -> Reading[None]:
         source.settle()
 
 
+def quoted(text: str) -> str:
+    """A text as JSON."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def json_of(text: str) -> str:
+    """A text that is JSON as it is; any other as `quoted`, and so are NaN and what no finite
+    number holds."""
+    try:
+        json.dumps(json.loads(text), allow_nan=False)
+    except (ValueError, RecursionError):
+        return quoted(text)
+    return text.strip()
+
+
 def _object_in(text: str) -> str | None:
     """Arguments as an object: themselves, in a JSON string, or null."""
     inner = _loaded(text) if text.startswith('"') else text
