@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lorry.api.calls.reader import Readings
+from lorry.api.calls.reader import Readings, text_only
 from lorry.api.calls.source import Reading, Source
 
 
@@ -82,11 +82,6 @@ def parting(thoughts: Thoughts, *, opened: bool) -> Readings:
             yield from source.blanks()
             source.settle()
         source.say(source.unsettled())
-        while True:
-            source.say(source.take(len(source.ahead)))
-            source.settle()
-            if source.over:
-                return
-            yield
+        yield from text_only(source)
 
     return readings

@@ -58,9 +58,11 @@ class Reader:
 
 
 def text_only(source: Source) -> Reading[None]:
-    while not source.over:
+    while True:
         source.say(source.take(len(source.ahead)))
         source.settle()
+        if source.over:
+            return
         yield
 
 

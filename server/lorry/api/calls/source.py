@@ -75,15 +75,10 @@ class Source:
     # What readers find
 
     def say(self, text: str) -> None:
-        if not text:
-            return
-        if self.found and isinstance(self.found[-1], Said):
-            text = self.found.pop().text + text  # type: ignore[union-attr]
-        self.found.append(Said(text))
+        self._more(Said, text)
 
     def think(self, text: str) -> None:
-        if text:
-            self.found.append(Thought(text))
+        self._more(Thought, text)
         self.settle()
 
     def call(self, name: str) -> None:
@@ -91,14 +86,19 @@ class Source:
         self.settle()
 
     def argue(self, text: str) -> None:
-        if self.found and isinstance(self.found[-1], Argued):
-            text = self.found.pop().text + text  # type: ignore[union-attr]
-        self.found.append(Argued(text))
+        self._more(Argued, text)
         self.settle()
 
     def done(self) -> None:
         self.found.append(Done())
         self.settle()
+
+    def _more(self, kind: type[Said | Thought | Argued], text: str) -> None:
+        last = self.found[-1] if self.found else None
+        if isinstance(last, kind):
+            self.found[-1] = kind(last.text + text)
+        elif text:
+            self.found.append(kind(text))
 
     def settle(self) -> None:
         """What was taken is no text, whatever comes."""
