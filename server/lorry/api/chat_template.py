@@ -39,6 +39,8 @@ _WRITTEN_OUT = re.compile(r"""text\\?['"]: ?\\?['"]lorry-""")
 _CALL_ID = "call00001"
 """Of nine characters, which is what Mistral's templates ask for."""
 
+_ASKED = {"role": "user", "content": "a"}
+
 _NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
 
 _LONG_ID = "call_0123456789abcdef01234567"
@@ -86,6 +88,7 @@ class ChatTemplate:
         self._parts: dict[str, Form] = {}
         self._arguments_as_json: bool | None = None
         self._short_ids: bool | None = None
+        self._system: bool | None = None
         self._place: Place | None = None
         self._knows_developer = re.search(r"""['"]developer['"]""", source) is not None
 
@@ -96,19 +99,21 @@ class ChatTemplate:
 
     def takes_system(self) -> bool:
         """Whether it shows a system message at all."""
-        return any(self._shows("system", content) for content in (_ONE + _TWO, _parts(_ONE + _TWO)))
+        if self._system is None:
+            contents = (_ONE + _TWO, _parts(_ONE + _TWO))
+            self._system = any(self._shows("system", content) for content in contents)
+        return self._system
 
     def tools_place(self) -> Place:
         """Where tools must be for the template to show them. Some speak of tools and show none."""
         if self._place is None:
-            asked = {"role": "user", "content": "a"}
             system = {"role": "system", "content": "a"}
             function = {"name": _ONE, "description": "a", "parameters": _NO_PARAMETERS}
             tool = {"type": "function", "function": function}
             in_system = {**system, "tools": json.dumps([function])}
-            if any(self._names(one, [tool]) for one in ([asked], [system, asked])):
+            if any(self._names(one, [tool]) for one in ([_ASKED], [system, _ASKED])):
                 self._place = Place.VARIABLE
-            elif self._names([in_system, asked], None):
+            elif self._names([in_system, _ASKED], None):
                 self._place = Place.SYSTEM
             else:
                 self._place = Place.NOWHERE
@@ -144,17 +149,24 @@ class ChatTemplate:
         return fitted
 
     def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        arguments, as_json = call["function"]["arguments"], self._takes_json()
+        if as_json and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        elif not as_json and isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        fitted = {**call, "function": {**call["function"], "arguments": arguments}}
+        return {**fitted, "id": self._id(call["id"])} if call.get("id") else fitted
+
+    def _takes_json(self) -> bool:
+        """Whether arguments are JSON for it, and no object."""
         if self._arguments_as_json is None:
             self._arguments_as_json = not self._calls({_ONE: _TWO}) and self._calls(
                 json.dumps({_ONE: _TWO})
             )
-        arguments = call["function"]["arguments"]
-        if self._arguments_as_json and not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        elif not self._arguments_as_json and isinstance(arguments, str):
-            arguments = json.loads(arguments or "{}")
-        fitted = {**call, "function": {**call["function"], "arguments": arguments}}
-        return {**fitted, "id": self._id(call["id"])} if call.get("id") else fitted
+        return self._arguments_as_json
+
+    def _no_arguments(self) -> object:
+        return json.dumps({}) if self._takes_json() else {}
 
     def _id(self, given: str) -> str:
         """A call's id. Mistral's templates take none that is longer than theirs, and an id means
@@ -167,9 +179,8 @@ class ChatTemplate:
 
     def _identifies(self, given: str) -> bool:
         """Whether the template takes calls and results with this id."""
-        arguments = json.dumps({}) if self._arguments_as_json else {}
         try:
-            self._render(_conversation("assistant", "", calls=[_call(arguments, given)]))
+            self._render(_called(self._no_arguments(), call_id=given))
         except REFUSALS:
             return False
         return True
@@ -178,7 +189,7 @@ class ChatTemplate:
         """Whether the template writes a call's arguments given so, and not as Python or, once
         more, as JSON would."""
         try:
-            text = self._render(_conversation("assistant", "", calls=[_call(arguments)]))
+            text = self._render(_called(arguments))
         except REFUSALS:
             return False
         return _ONE in text and _TWO in text and re.search(rf"""['\\]['"]?{_ONE}""", text) is None
@@ -194,8 +205,12 @@ class ChatTemplate:
 
     def _shows(self, role: str, content: object) -> bool:
         """Whether the template writes all of a message with this content, and only its text."""
+        if role == "tool":
+            conversation = _called(self._no_arguments(), result=content)
+        else:
+            conversation = _conversation(role, content)
         try:
-            text = self._render(_conversation(role, content))
+            text = self._render(conversation)
         except REFUSALS:
             return False
         return _ONE in text and _TWO in text and _WRITTEN_OUT.search(text) is None
@@ -205,26 +220,18 @@ def _parts(*texts: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text} for text in texts]
 
 
-def _call(arguments: object, given: str = _CALL_ID) -> dict[str, Any]:
-    function = {"name": "f", "arguments": arguments}
-    return {"id": given, "type": "function", "function": function}
-
-
-def _conversation(
-    role: str, content: object, calls: Sequence[Mapping[str, Any]] = ()
-) -> list[dict[str, Any]]:
+def _conversation(role: str, content: object) -> list[dict[str, Any]]:
     """One with a message of that role where such a message stands."""
-    asked = {"role": "user", "content": "a"}
-    tried: dict[str, Any] = {"role": role, "content": content}
-    answered = {"role": "tool", "content": "a", "name": "f", "tool_call_id": _CALL_ID}
-    if calls:
-        answered["tool_call_id"] = calls[0]["id"]
-        return [asked, {**tried, "tool_calls": list(calls)}, answered]
+    tried = {"role": role, "content": content}
     if role in ("system", "developer"):
-        return [tried, asked]
-    if role == "assistant":
-        return [asked, tried, asked]
-    if role == "tool":
-        called = {"role": "assistant", "content": "", "tool_calls": [_call({})]}
-        return [asked, called, {**answered, "content": content}]
-    return [tried]
+        return [tried, _ASKED]
+    return [_ASKED, tried, _ASKED] if role == "assistant" else [tried]
+
+
+def _called(
+    arguments: object, *, call_id: str = _CALL_ID, result: object = "a"
+) -> list[dict[str, Any]]:
+    """One with a call and its result."""
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
+    answered = {"role": "tool", "content": result, "name": "f", "tool_call_id": call_id}
+    return [_ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, answered]

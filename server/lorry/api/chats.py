@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -59,6 +60,9 @@ class Chats:
         self._notation = notation
         self._thoughts = thoughts
         self._rendering = rendering
+        parameters = inspect.signature(tokenizer.apply_chat_template).parameters
+        self._reserved = frozenset({*parameters, "messages", "tools"})
+        """Names that are no variables of a template's own."""
         self._forms: dict[str, ChatTemplate] = {}
         self._controls: dict[str, ControlTokens] = {}
 
@@ -113,27 +117,21 @@ class Chats:
                     param="messages",
                 ) from error
             tool_prompt = control.marked(tool_prompt)
-        reserved = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
         for name in variables:
-            if name in reserved or name in ("messages", "tools"):
+            if name in self._reserved:
                 raise InvalidRequest(
                     f"chat_template_kwargs.{name[:80]} is not for the template to set",
                     param="chat_template_kwargs",
                 )
 
-        def render(form: Messages, *, tools: Messages | None) -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in form],
-                    chat_template=source,
-                    tools=None if tools is None else [dict(one) for one in tools],
-                    documents=None if documents is None else [dict(one) for one in documents],
-                    add_generation_prompt=ending is Ending.TURN,
-                    continue_final_message=ending is Ending.OPEN,
-                    tokenize=False,
-                    **variables,
-                )
-            )
+        render = partial(
+            self._render,
+            source,
+            documents=None if documents is None else [dict(one) for one in documents],
+            add_generation_prompt=ending is Ending.TURN,
+            continue_final_message=ending is Ending.OPEN,
+            **variables,
+        )
 
         def work() -> Rendered:
             form = self._form(source, keep=template is None)
@@ -212,20 +210,24 @@ class Chats:
         if source in self._forms:
             return self._forms[source]
 
-        def render(messages: Messages, *, tools: Messages | None = None) -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    chat_template=source,
-                    tools=None if tools is None else [dict(one) for one in tools],
-                    tokenize=False,
-                )
-            )
-
-        made = ChatTemplate(source, render)
+        made = ChatTemplate(source, partial(self._render, source))
         if keep:
             self._forms[source] = made
         return made
+
+    def _render(
+        self, source: str, messages: Messages, /, *, tools: Messages | None = None, **more: Any
+    ) -> str:
+        """`more`: what `apply_chat_template` and the template take besides."""
+        return str(
+            self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=source,
+                tools=None if tools is None else [dict(one) for one in tools],
+                tokenize=False,
+                **more,
+            )
+        )
 
     def _template(self, tools: object) -> str:
         try:

@@ -287,6 +287,57 @@ def test_a_template_that_takes_short_ids_alone_gets_them(given: str) -> None:
     assert chat(plain, messages) == given
 
 
+NAMED = "{{ c.function.name + '=' + c.function.arguments }}"
+JOINED_MISTRAL = MISTRAL.replace("{{ c.function.arguments }}", NAMED)
+
+
+def test_a_result_alone_tells_nothing_wrong_of_ids() -> None:
+    """The first request has a result and no call, by which it could be known that arguments are
+    JSON."""
+    chats = made(JOINED_MISTRAL).chats
+    given = "call_0a1b2c3d4e5f60718293a4b5"
+    result = {"role": "tool", "content": "2", "tool_call_id": given}
+    call = {"id": given, "function": {"name": "f", "arguments": "{}"}}
+    for calls in ([], [{"role": "assistant", "content": None, "tool_calls": [call]}]):
+        messages = template_messages([{"role": "user", "content": "hi"}, *calls, result])
+        got = asyncio.run(chats.rendered(messages, tools=None, variables={})).text
+        assert re.search(r"\((\w{9})\)2$", got), got
+
+
+def test_results_are_in_the_form_of_a_template_that_takes_arguments_as_json() -> None:
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        + NAMED
+        + "{% endfor %}"
+        + PARTS
+        + "{% endfor %}{% endfor %}"
+    )
+    call = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "1"},
+    ]
+    assert chat(source, messages) == "hif={}rain"
+
+
+def test_a_template_is_tried_once() -> None:
+    prompts = made(CHATML)
+    rendered = []
+    render = prompts.chats._tokenizer.apply_chat_template
+
+    def counting(messages: Any, **options: Any) -> Any:
+        rendered.append(messages)
+        return render(messages, **options)
+
+    prompts.chats._tokenizer.apply_chat_template = counting  # type: ignore[method-assign]
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    for _ in range(2):
+        rendered.clear()
+        asyncio.run(prompts.chats.rendered(messages, tools=[WEATHER], variables={}))
+    assert len(rendered) == 1
+
+
 PHI = (
     "{% for m in messages %}{% if m['role'] == 'system' and 'tools' in m %}"
     "{{ '<|system|>' + m['content'] + '<|tool|>' + m['tools'] + '<|/tool|>' }}"
