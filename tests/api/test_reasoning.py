@@ -107,7 +107,7 @@ def test_nobody_s_turn_is_begun(live: Live) -> None:
 )
 def test_refused(live: Live, extra: dict[str, Any], param: str) -> None:
     answer = live.http.post("/v1/chat/completions", json={"messages": MESSAGES, **extra})
-    assert answer.status_code in (400, 422)
+    assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
 
 
@@ -128,4 +128,4 @@ def test_a_request_s_own_template_where_the_server_takes_one(
         ):
             body = {"messages": MESSAGES, "chat_template": hostile}
             answer = trusting.http.post("/v1/chat/completions", json=body)
-            assert answer.status_code in (400, 422), (hostile, answer.text)
+            assert answer.status_code == 400, (hostile, answer.text)

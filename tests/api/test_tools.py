@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,11 +62,10 @@ def test_a_schema_that_refers_to_itself(long: Live) -> None:
     schema = {"$defs": {"N": node}, "$ref": "#/$defs/N"}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
-        bias = {"logit_bias": {}, "tools": [tool], "tool_choice": choice, "max_tokens": 300}
-        answer = chat(long, **bias)["choices"][0]
-        if answer["finish_reason"] == "tool_calls":
-            made = json.loads(answer["message"]["tool_calls"][0]["function"]["arguments"])
-            assert made["v"] == 1
+        answer = chat(long, tools=[tool], tool_choice=choice, max_tokens=300)["choices"][0]
+        (call,) = answer["message"]["tool_calls"]
+        made = re.sub(r"\s", "", call["function"]["arguments"])
+        assert re.match(r'\{"v":1,"next":(null\}|\{"v":1)', made), made
 
 
 def test_the_older_words(long: Live) -> None:
@@ -84,7 +84,7 @@ def test_the_older_words(long: Live) -> None:
 def test_mixed_words_are_refused(long: Live) -> None:
     body = {"messages": MESSAGES, "tools": [FORECAST], "functions": [FUNCTION]}
     answer = long.http.post("/v1/chat/completions", json=body)
-    assert answer.status_code in (400, 422)
+    assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "functions"
 
 
@@ -94,7 +94,7 @@ def test_tools_are_refused_where_the_template_alone_may_carry_them(
     with serve(settings_for(tmp_path / "home", tool_prompt="template")) as strict:
         body = {"messages": MESSAGES, "tools": [FORECAST]}
         answer = strict.http.post("/v1/chat/completions", json=body)
-    assert answer.status_code in (400, 422)
+    assert answer.status_code == 400
     assert "cannot take tools" in answer.json()["error"]["message"]
 
 

@@ -20,7 +20,7 @@ from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, openai_body
 from lorry.api.functions import choice_to, messages_from, tools_from
 from lorry.api.manner import manner_of
-from lorry.api.messages import template_messages
+from lorry.api.messages import template_messages, text_of
 from lorry.api.openai import (
     Chunks,
     OpenAI,
@@ -128,12 +128,12 @@ class Chat:
         made = await answers(runs)
         tellings = [asked.telling() for _ in made]
         told = zip(tellings, made, strict=True)
-        every = [self._choice(asked, index, *one) for index, one in enumerate(told)]
+        every = [self._choice(asked, *one) for one in told]
         given = [every[at] for at in best(made, asked.n)]
         prompt_ids = asked.jobs[0].prompt_ids
         return {
             **asked.report.prompt(asked.prompts, prompt_ids, made[0].prompt),
-            "choices": [{**one, "index": index} for index, one in enumerate(given)],
+            "choices": [{"index": index, **one} for index, one in enumerate(given)],
             "usage": usage(
                 prompt_tokens(runs, len(runs)),
                 generated_tokens(made),
@@ -145,11 +145,10 @@ class Chat:
     def deltas(self, asked: Asked) -> Deltas:
         return Deltas(asked)
 
-    def _choice(self, asked: Asked, index: int, telling: Telling, answer: Answer) -> dict[str, Any]:
+    def _choice(self, asked: Asked, telling: Telling, answer: Answer) -> dict[str, Any]:
         deltas = [one for step in answer.steps for one in telling.push(step.text)]
         deltas += telling.end()
         choice = {
-            "index": index,
             "message": message_of(deltas),
             "logprobs": _logprobs(asked.prompts, answer.steps) if asked.logprobs else None,
             "finish_reason": telling.reason(answer.ending),
@@ -334,8 +333,8 @@ def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> Ending:
 
 def _last(messages: Sequence[Mapping[str, Any]]) -> str:
     """The text of the last message, if it is the assistant's."""
-    content = messages[-1].get("content") if messages[-1]["role"] == "assistant" else None
-    return content if isinstance(content, str) else "".join(one["text"] for one in content or ())
+    last = messages[-1]
+    return text_of(last.get("content")) if last["role"] == "assistant" else ""
 
 
 def _tools(body: ChatBody) -> Tools:

@@ -93,6 +93,13 @@ def _content(content: object, where: str) -> str | list[dict[str, str]] | None:
     return parts
 
 
+def text_of(content: object) -> str:
+    """Of a content that is a text, text parts, or none."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return str(content or "")
+
+
 def _calls(calls: object, where: str) -> list[dict[str, Any]]:
     """Tool calls of an earlier answer."""
     if not isinstance(calls, list):

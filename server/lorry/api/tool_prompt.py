@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+from lorry.api.messages import text_of
+
 
 class ToolPrompt(StrEnum):
     """What brings tools to the model."""
@@ -63,14 +65,14 @@ def carried(
         calls = one.pop("tool_calls", None)
         result = one["role"] == "tool"
         if calls:
-            said = [_text(one.get("content")), *map(_call, calls)]
+            said = [text_of(one.get("content")), *map(_call, calls)]
             one["content"] = "\n".join(filter(None, said))
         elif result:
-            text = f"<tool_response>\n{_text(one.get('content'))}\n</tool_response>"
+            text = f"<tool_response>\n{text_of(one.get('content'))}\n</tool_response>"
             one = {"role": "user", "content": text}
         if answers and one["role"] == "user":
             # Templates want the user and the assistant in turns.
-            made[-1]["content"] += "\n" + _text(one["content"])
+            made[-1]["content"] += "\n" + text_of(one["content"])
         else:
             made.append(one)
         answers = result or (answers and one["role"] == "user")
@@ -78,9 +80,9 @@ def carried(
         return made
     prompt = PROMPT.format(lead=lead, tools="\n".join(_json(tool) for tool in tools))
     if not in_system:
-        made[0]["content"] = f"{prompt}\n\n{_text(made[0].get('content'))}"
+        made[0]["content"] = f"{prompt}\n\n{text_of(made[0].get('content'))}"
     elif made[0]["role"] in ("system", "developer"):
-        made[0]["content"] = f"{_text(made[0].get('content'))}\n\n{prompt}"
+        made[0]["content"] = f"{text_of(made[0].get('content'))}\n\n{prompt}"
     else:
         made.insert(0, {"role": "system", "content": prompt})
     return made
@@ -108,10 +110,3 @@ def _call(call: Mapping[str, Any]) -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _text(content: object) -> str:
-    """Of a content that is a text, text parts, or none."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content)
-    return str(content or "")

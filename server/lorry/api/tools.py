@@ -89,9 +89,8 @@ def tools_of(
             several_calls = {"type": "array", "items": schema, "minItems": 1, "maxItems": MAX_CALLS}
             schema = {"$defs": definitions, **several_calls}
         return Tools(shown, _grammar(schema), several=bool(parallel))
-    function = choice.get("function", choice) if isinstance(choice, dict) else None
-    wanted = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(wanted, str) or wanted not in schemas:
+    wanted = _known(choice, schemas)
+    if wanted is None:
         raise InvalidRequest(
             'tool_choice must be "none", "auto", "required", a function of tools: '
             '{"type": "function", "function": {"name": ...}}, or some of them: {"type": '
@@ -143,9 +142,8 @@ def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[se
         )
     names: set[str] = set()
     for index, tool in enumerate(tools):
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or name not in known:
+        name = _known(tool, known)
+        if name is None:
             raise InvalidRequest(
                 f"tool_choice.allowed_tools.tools[{index}] is no function of tools",
                 param="tool_choice",
@@ -156,6 +154,13 @@ def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[se
             "tool_choice.allowed_tools requires a call and allows none", param="tool_choice"
         )
     return names, mode
+
+
+def _known(choice: object, known: Mapping[str, object]) -> str | None:
+    """The name of a function that was chosen, in the words of either route, if it is one."""
+    function = choice.get("function", choice) if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) and name in known else None
 
 
 def _grammar(schema: Mapping[str, Any]) -> Grammar:
