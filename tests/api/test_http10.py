@@ -40,7 +40,8 @@ def test_a_stream_is_not_cut_into_chunks(live: Live, path: str) -> None:
     head, body = answer_to(live, request)
     assert b"transfer-encoding" not in head and b"connection: close" in head
     lines = [line for line in body.decode().split("\n\n") if line]
-    assert len(lines) >= 4 and all(line.startswith("data:") for line in lines)
+    # How many say something depends on what was sampled; a chunk would begin with its length.
+    assert len(lines) >= 2 and all(line.startswith("data:") for line in lines)
     modern = answer_to(live, request.replace(b"HTTP/1.0", b"HTTP/1.1", 1))[0]
     assert b"transfer-encoding: chunked" in modern
 
