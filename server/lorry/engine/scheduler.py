@@ -38,7 +38,6 @@ from lorry.core import (
     Row,
     RowResult,
     Sample,
-    SlotUse,
     TokenEvent,
     TokenLogprob,
 )
@@ -142,21 +141,25 @@ class Scheduler:
         """The next step's batch; None when nothing can run now."""
         budget = self.limits.max_num_batched_tokens
         rows: dict[str, int] = {}
-        for decoding in (True, False):
-            tokens = PromptTokens(self._running, self._waiting.callers, budget)
-            for sequence in list(self._running):
-                missing = sequence.num_tokens - sequence.num_computed
-                if sequence not in self._running or (missing == 1) is not decoding:
+        halves: list[Sequence] = []
+        for sequence in list(self._running):
+            if sequence.missing > 1:
+                halves.append(sequence)
+            elif sequence in self._running and self._make_room(sequence, sequence.num_tokens):
+                rows[sequence.request.id] = 1
+                budget -= 1
+        if halves or self._waiting:
+            # Not in a step where all decode: most do, and there is nothing to share out.
+            tokens = PromptTokens(self._running, halves, self._waiting.callers, budget)
+            for sequence in halves:
+                count = min(sequence.missing, budget, tokens.for_half(sequence.request.caller))
+                if count == 0 or sequence not in self._running:
                     continue
-                count = min(missing, budget)
-                if not decoding:
-                    count = min(count, tokens.for_half(sequence.request.caller))
-                if count == 0 or not self._make_room(sequence, sequence.num_computed + count):
-                    continue
-                rows[sequence.request.id] = count
-                budget -= count
-                tokens.take(sequence.request.caller, 0 if decoding else count)
-        self._admit(rows, budget, tokens)
+                if self._make_room(sequence, sequence.num_computed + count):
+                    rows[sequence.request.id] = count
+                    budget -= count
+                    tokens.take(sequence.request.caller, count)
+            self._admit(rows, budget, tokens)
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
         made = [self._row(s, rows[s.request.id]) for s in running]
@@ -254,12 +257,8 @@ class Scheduler:
                 self._preempt(other)
             self._waiting.remove(sequence)
             self._running.append(sequence)
-            sequence.uses = tuple(
-                SlotUse(slot, scale, start)
-                for slot, scale, start in zip(slots, sequence.scales, sequence.starts, strict=True)
-            )
-            missing = sequence.num_tokens - sequence.num_computed
-            count = min(missing, tokens.for_new(caller, budget))
+            sequence.uses = sequence.uses_of(slots)
+            count = min(sequence.missing, tokens.for_new(caller, budget))
             tokens.take(caller, count)
             # The whole prompt's blocks at once: half a prompt in the cache helps nobody.
             grown = self.blocks.grow(sequence.blocks, sequence.num_tokens)

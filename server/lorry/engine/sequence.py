@@ -66,6 +66,11 @@ class Sequence:
         """Virtual ones included."""
         return self.virtual + len(self.request.prompt_ids) + len(self.answer)
 
+    @property
+    def missing(self) -> int:
+        """Tokens that are not in the cache yet: one where it decodes."""
+        return self.num_tokens - self.num_computed
+
     def next_tokens(self, count: int) -> AbstractSequence[int]:
         """The first `count` tokens that are not in the cache; 0 stands for a virtual one."""
         prompt = self.request.prompt_ids
@@ -76,6 +81,11 @@ class Sequence:
         done = max(done, 0)
         real = [*prompt, *self.answer][done : done + count - virtual]
         return [*[0] * virtual, *real]
+
+    def uses_of(self, slots: tuple[int, ...]) -> tuple[SlotUse, ...]:
+        """`slots`: where its adapters are."""
+        used = zip(slots, self.scales, self.starts, strict=True)
+        return tuple(SlotUse(slot, scale, start) for slot, scale, start in used)
 
     def forget_cache(self) -> None:
         """Everything is computed anew."""

@@ -69,12 +69,17 @@ class PromptTokens:
     take a long prompt's time for each of its tokens."""
 
     def __init__(
-        self, running: AbstractSequence[Sequence], waiting: Iterable[str], budget: int
+        self,
+        running: Iterable[Sequence],
+        halves: Iterable[Sequence],
+        waiting: Iterable[str],
+        budget: int,
     ) -> None:
+        """`halves`: those of `running` that are half in the cache; `waiting`: callers."""
         counts, new = counted(running), set(waiting)
-        halves = {s.request.caller for s in running if s.num_tokens - s.num_computed > 1}
+        asking = new.union(sequence.request.caller for sequence in halves)
         fewest = min((counts[caller] for caller in new.union(counts)), default=0)
-        self._share = max(1, budget // max(1, len(halves | new)))
+        self._share = max(1, budget // max(1, len(asking)))
         self._part = max(1, budget // PART)
         self._heavy = {caller for caller, count in counts.items() if count >= fewest + MARGIN}
         self._taken = Counter[str]()
