@@ -58,6 +58,14 @@ def test_prompts_of_every_kind(live: Live) -> None:
     assert complete(live, ids)["choices"][0]["text"] == one
 
 
+def test_each_prompt_has_a_seed_of_its_own_where_none_is_given(live: Live) -> None:
+    asked = {"prompt": ["The harbour"] * 2, "temperature": 2, "max_tokens": 20, "ignore_eos": True}
+    one, other = (choice["text"] for choice in complete(live, **asked)["choices"])
+    assert one != other
+    one, other = (choice["text"] for choice in complete(live, **asked, seed=3)["choices"])
+    assert one == other
+
+
 def test_n_and_seed(live: Live) -> None:
     asked = {"n": 3, "temperature": 1.2, "seed": 9, "max_tokens": 10}
     answer = complete(live, [PROMPT, "Ahoy"], **asked)

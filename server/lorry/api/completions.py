@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -29,10 +29,11 @@ from lorry.api.openai import (
 from lorry.api.prompt_list import Prompt, prompts_of
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Step, answers, logprob_of
+from lorry.api.sampling import seed_of
 from lorry.api.sse import frame, stream
 from lorry.api.token_report import TokenReport
 from lorry.api.visit import place_of
-from lorry.core import TokenLogprob
+from lorry.core import SamplingParams, TokenLogprob
 from lorry.engine.places import Place
 from lorry.engine.text import Detokenizer
 from lorry.errors import InvalidRequest, UnsupportedParameter
@@ -278,16 +279,18 @@ class Completions:
             truncate=openai.kept_of_prompt(body, choices, body.max_tokens or DEFAULT_TOKENS),
             add_special_tokens=body.add_special_tokens,
         )
-        jobs: list[Job] = []
-        for prompt in prompts:
-            new = openai.new_tokens(body.max_tokens, prompt.ids, choices, default=DEFAULT_TOKENS)
-            params = openai.params(
-                body,
-                max_new_tokens=max(1, new),
-                top_logprobs=body.logprobs or 0,
-                prompt_logprobs=_most(body.logprobs if echo else None, report.top),
-            )
-            jobs += await openai.jobs(body, prompt.ids, params, each)
+        params = openai.params(
+            body,
+            max_new_tokens=1,
+            top_logprobs=body.logprobs or 0,
+            prompt_logprobs=_most(body.logprobs if echo else None, report.top),
+        )
+
+        def of(ids: Sequence[int]) -> SamplingParams:
+            new = openai.new_tokens(body.max_tokens, ids, choices, default=DEFAULT_TOKENS)
+            return replace(params, max_new_tokens=max(1, new), seed=seed_of(body.seed))
+
+        jobs = await openai.jobs_of_all(body, [(one.ids, of(one.ids)) for one in prompts], each)
         return Asked(
             prompts=prompts,
             choices=choices,

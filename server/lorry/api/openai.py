@@ -131,28 +131,43 @@ class OpenAI:
         grammar: Grammar | None = None,
     ) -> list[Job]:
         """`count` answers to one prompt. `grammar` is used instead of what `body` asks for."""
+        return await self.jobs_of_all(body, [(prompt_ids, params)], count, grammar)
+
+    async def jobs_of_all(
+        self,
+        body: SharedBody,
+        asked: Sequence[tuple[Sequence[int], SamplingParams]],
+        count: int,
+        grammar: Grammar | None = None,
+    ) -> list[Job]:
+        """As `jobs`, for each prompt of `asked`. What `body` says is read once for all of them:
+        it may be long, and they many."""
         if grammar is None:
             grammar = grammar_asked(body)
-        rules = await rules_of(body, params, self.prompts)
-        constraints = await compiled(self.voice.grammars, grammar, count)
-        if rules is not None:
-            constraints = [Restriction(rules, one) for one in constraints]
+        rules = await rules_of(body, [params for _, params in asked], self.prompts)
+        stops = sampling.stops_of(body.stop)
         keep = bool(body.include_stop_str_in_output)
         visible = frozenset() if body.skip_special_tokens is not False else self.prompts.special_ids
-        return [
-            Job(
-                prompt_ids,
-                sampling.for_answer(params, index),
-                stops=sampling.stops_of(body.stop),
-                keep_stop=keep,
-                constraint=constraint,
-                visible=visible,
-                keep_end=keep,
-                unstopped=body.min_tokens or 0,
-                prompts=self.prompts,
-            )
-            for index, constraint in enumerate(constraints)
-        ]
+        jobs: list[Job] = []
+        for prompt_ids, params in asked:
+            constraints = await compiled(self.voice.grammars, grammar, count)
+            if rules is not None:
+                constraints = [Restriction(rules, one) for one in constraints]
+            jobs += [
+                Job(
+                    prompt_ids,
+                    sampling.for_answer(params, index),
+                    stops=stops,
+                    keep_stop=keep,
+                    constraint=constraint,
+                    visible=visible,
+                    keep_end=keep,
+                    unstopped=body.min_tokens or 0,
+                    prompts=self.prompts,
+                )
+                for index, constraint in enumerate(constraints)
+            ]
+        return jobs
 
     def envelope(self, prefix: str, kind: str, body: SharedBody) -> dict[str, Any]:
         """What every answer and every chunk of one request begins with."""

@@ -15,21 +15,25 @@ from lorry.errors import InvalidRequest
 MAX_BAD_WORDS = 256
 
 
-async def rules_of(body: SharedBody, params: SamplingParams, prompts: Prompts) -> Rules | None:
-    """None where everything may come. Raises InvalidRequest."""
-    least = body.min_tokens or 0
-    if least > params.max_new_tokens:
+async def rules_of(
+    body: SharedBody, asked: Sequence[SamplingParams], prompts: Prompts
+) -> Rules | None:
+    """`asked`: of each prompt; they end at the same tokens. None where everything may come.
+    Raises InvalidRequest."""
+    least, most = body.min_tokens or 0, min(params.max_new_tokens for params in asked)
+    if least > most:
         raise InvalidRequest(
-            f"min_tokens must be at most max_tokens: {least} are more than {params.max_new_tokens}",
+            f"min_tokens must be at most max_tokens: {least} are more than {most}",
             param="min_tokens",
         )
+    ends = asked[0].eos_token_ids
     only = ids_of(body.allowed_token_ids, prompts.vocab_size, "allowed_token_ids") or None
-    if not (only or body.bad_words or (least and params.eos_token_ids)):
+    if not (only or body.bad_words or (least and ends)):
         return None
     return Rules(
         vocab_size=prompts.vocab_size,
         least=least,
-        ends=params.eos_token_ids,
+        ends=ends,
         only=only,
         banned=await _banned(body.bad_words or (), prompts),
         param=_param(body),

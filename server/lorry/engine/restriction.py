@@ -63,7 +63,7 @@ class Restriction:
     """One answer under `rules`. A `Constraint`."""
 
     def __init__(self, rules: Rules, grammar: Constraint | None = None) -> None:
-        self._rules = rules
+        self.rules = rules
         self._grammar = grammar
         self._count = 0
         self._lengths = sorted({len(one) for one in rules.after})
@@ -74,12 +74,12 @@ class Restriction:
     def allowed(self) -> Sequence[int] | None:
         """The next token's mask; None where any may come. Raises InvalidRequest where none may."""
         theirs = None if self._grammar is None else self._grammar.allowed()
-        early = self._count < self._rules.least
-        if not early and not self._rules.lasting:
+        early = self._count < self.rules.least
+        if not early and not self.rules.lasting:
             self._mask = None
             return theirs
         words = self._words(theirs)
-        mask = words & self._rules.endings[: len(words)] if early else words
+        mask = words & self.rules.endings[: len(words)] if early else words
         if early and theirs is not None and not mask.any():
             # The grammar is at its end: it goes before the least length.
             mask = words
@@ -104,13 +104,13 @@ class Restriction:
         return self._grammar is not None and self._grammar.finished()
 
     def _words(self, theirs: Sequence[int] | None) -> Words:
-        words = self._rules.words
+        words = self.rules.words
         if theirs is not None:
             other = np.asarray(theirs, dtype=np.uint32)
             size = min(len(words), len(other))
             words = words[:size] & other[:size]
         for length in self._lengths:
-            banned = self._rules.after.get(self._tail[-length:])
+            banned = self.rules.after.get(self._tail[-length:])
             if banned and length <= len(self._tail):
                 words = words.copy()
                 _clear(words, banned)
@@ -119,8 +119,8 @@ class Restriction:
     def _none_left(self) -> InvalidRequest:
         beside = " and the grammar" if self._grammar is not None else ""
         return InvalidRequest(
-            f"{self._rules.param}{beside}: no token is left that may come next",
-            param=self._rules.param,
+            f"{self.rules.param}{beside}: no token is left that may come next",
+            param=self.rules.param,
         )
 
 
