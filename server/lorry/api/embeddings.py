@@ -20,10 +20,11 @@ from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.fields import Strays
+from lorry.api.openai import chosen
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import SpecialTokens, kept_of, prompts_of
-from lorry.api.selection import AdapterField, BaseNames, choices_of, choices_of_model
-from lorry.api.vectors import MAX_INPUTS, Pooled
+from lorry.api.selection import AdapterField, BaseNames
+from lorry.api.vectors import MAX_INPUTS, Pooled, VectorsUsage
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
 from lorry.core import Pooling
@@ -70,16 +71,11 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class EmbeddingsUsage(BaseModel):
-    prompt_tokens: int
-    total_tokens: int
-
-
 class EmbeddingsAnswer(BaseModel):
     object: str
     data: list[Embedding]
     model: str
-    usage: EmbeddingsUsage
+    usage: VectorsUsage
     adapters: list[AdapterUsed]
 
 
@@ -114,9 +110,7 @@ class Embeddings:
         return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 
     async def _answer(self, request: Request, body: EmbeddingsBody) -> dict[str, Any]:
-        choices = choices_of_model(body.model, self._base, self._registry)
-        if "adapter" in body.model_fields_set:
-            choices = choices_of(body.adapter)
+        choices = chosen(body, self._base, self._registry)
         voice, choices = await self._voices.of(choices)
         prompts = await prompts_of(
             body.input,
@@ -133,12 +127,11 @@ class Embeddings:
         for index, vector in enumerate(found.vectors):
             shown = shaped(vector, body.dimensions, body.normalize)
             data.append({"object": "embedding", "index": index, "embedding": encode(shown)})
-        tokens = found.prompt_tokens
         return {
             "object": "list",
             "data": data,
             "model": body.model or self._base.first,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": found.usage,
             "adapters": used(found.refs),
         }
 

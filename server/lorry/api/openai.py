@@ -1,4 +1,4 @@
-"""What the two OpenAI routes have in common: selection, sampling, usage, chunks."""
+"""What OpenAI's routes have in common: selection, sampling, usage, chunks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from lorry.api import sampling
 from lorry.api.adapters_used import used
@@ -60,12 +60,8 @@ class OpenAI:
         return replace(self, voice=voice), fixed
 
     def choices(self, body: SharedBody) -> tuple[AdapterChoice, ...]:
-        """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
-        mistake. Raises InvalidSelection, InvalidScale."""
-        of_model = choices_of_model(body.model, self.base, self.registry)
-        if "adapter" in body.model_fields_set:
-            return choices_of(body.adapter)
-        return of_model
+        """As `chosen`."""
+        return chosen(body, self.base, self.registry)
 
     def new_tokens(
         self,
@@ -178,6 +174,24 @@ class OpenAI:
             "model": body.model or self.base.first,
             "system_fingerprint": self.fingerprint,
         }
+
+
+class Choosing(Protocol):
+    """Fields of a body that choose adapters."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def adapter(self) -> Any: ...
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+
+def chosen(body: Choosing, base: BaseNames, registry: Registry) -> tuple[AdapterChoice, ...]:
+    """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
+    mistake. Raises InvalidSelection, InvalidScale."""
+    of_model = choices_of_model(body.model, base, registry)
+    return choices_of(body.adapter) if "adapter" in body.model_fields_set else of_model
 
 
 @dataclass(slots=True)

@@ -24,15 +24,15 @@ from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.fields import Strays
+from lorry.api.openai import chosen
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import Prompt
-from lorry.api.selection import AdapterField, BaseNames, choices_of, choices_of_model
-from lorry.api.vectors import MAX_INPUTS, Pooled
+from lorry.api.selection import AdapterField, BaseNames
+from lorry.api.vectors import MAX_INPUTS, Pooled, Vectors, VectorsUsage
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
 from lorry.core import Pooling
 from lorry.errors import InvalidRequest
-from lorry_adapters.registry.record import AdapterRef
 from lorry_adapters.registry.registry import Registry
 
 
@@ -78,18 +78,13 @@ class Score(BaseModel):
     score: float
 
 
-class ScoresUsage(BaseModel):
-    prompt_tokens: int
-    total_tokens: int
-
-
 class ScoreAnswer(BaseModel):
     id: str
     object: str
     created: int
     model: str
     data: list[Score]
-    usage: ScoresUsage
+    usage: VectorsUsage
     adapters: list[AdapterUsed]
 
 
@@ -107,7 +102,7 @@ class RerankAnswer(BaseModel):
     id: str
     model: str
     results: list[RerankResult]
-    usage: ScoresUsage
+    usage: VectorsUsage
     adapters: list[AdapterUsed]
 
 
@@ -120,12 +115,8 @@ class TeiRank(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Scored:
     values: list[float]
-    refs: tuple[AdapterRef, ...]
-    prompt_tokens: int
-
-    @property
-    def usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
+    found: Vectors
+    """What they were made from."""
 
 
 class Scores:
@@ -199,8 +190,8 @@ class Scores:
                     {"index": index, "object": "score", "score": value}
                     for index, value in enumerate(scored.values)
                 ],
-                "usage": scored.usage,
-                "adapters": used(scored.refs),
+                "usage": scored.found.usage,
+                "adapters": used(scored.found.refs),
             }
         )
 
@@ -233,8 +224,8 @@ class Scores:
                     | ({"document": {"text": texts[index]}} if shown else {})
                     for index in order[: body.top_n or len(order)]
                 ],
-                "usage": scored.usage,
-                "adapters": used(scored.refs),
+                "usage": scored.found.usage,
+                "adapters": used(scored.found.refs),
             }
         )
 
@@ -248,9 +239,7 @@ class Scores:
         raw: bool,
     ) -> Scored:
         """Raises InvalidRequest and the adapters' errors."""
-        choices = choices_of_model(body.model, self._base, self._registry)
-        if "adapter" in body.model_fields_set:
-            choices = choices_of(body.adapter)
+        choices = chosen(body, self._base, self._registry)
         voice, choices = await self._voices.of(choices)
         if not pairs or len(pairs) > MAX_INPUTS:
             raise InvalidRequest(
@@ -272,7 +261,7 @@ class Scores:
                 param="model",
             )
         values = [vector[0] if raw else probability(vector[0]) for vector in found.vectors]
-        return Scored(values, found.refs, found.prompt_tokens)
+        return Scored(values, found)
 
 
 def _texts(documents: Sequence[str | dict[str, Any]] | None) -> list[str]:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from lorry.api.journal import ran
 from lorry.api.prompt_list import Prompt
 from lorry.api.submission import failure, naming, pinned
@@ -19,6 +21,11 @@ MAX_INPUTS = 256
 """Prompts in one request."""
 
 
+class VectorsUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """What came of one request."""
@@ -27,6 +34,11 @@ class Vectors:
     vectors: list[tuple[float, ...]]
     """In the order of the prompts."""
     prompt_tokens: int
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """As `VectorsUsage` has it: no token is new."""
+        return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
 
 
 class Pooled:
