@@ -92,11 +92,6 @@ def _make(content: bytes, choose: Callable[[dict[str, Any]], type[Kind]], remark
     return body
 
 
-async def read_json(request: Request) -> Any:
-    check_media_type(request)
-    return parse_json(await _read(request))
-
-
 def check_media_type(request: Request) -> None:
     """Raises UnsupportedMediaType."""
     sent = media_type(request)

@@ -30,7 +30,6 @@ _ICON = (
 )
 
 _REF = "#/components/schemas/{model}"
-_METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -80,9 +79,8 @@ def install(
             }
             document["security"] = [{"key": []}] if keyed else [{}, {"key": []}]
             for path in open_paths:
-                for method in _METHODS:
-                    if method in document["paths"].get(path, {}):
-                        document["paths"][path][method]["security"] = []
+                for operation in document["paths"].get(path, {}).values():
+                    operation["security"] = []
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -128,19 +128,16 @@ TABLE: tuple[Row, ...] = (
         (-1,),
     ),
     Row(_names("n_predict num_predict"), _LIMIT, (-1, -2)),
-    Row(
-        _names("max_length max_new_tokens max_output_tokens"), _LIMIT
-    ),
+    Row(_names("max_length max_new_tokens max_output_tokens"), _LIMIT),
     Row(_names("num_return_sequences"), "`n` is its name here", (1,)),
     Row(
         _names("lora lora_id lora_name lora_path adapter_id adapters"),
         "`adapter` is its name here",
     ),
-    Row(_names("format grammar regex ebnf json_schema"), "`response_format` takes it here"),
     Row(
         _names(
-            "guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern "
-            "structured_outputs"
+            "format grammar regex ebnf json_schema guided_json guided_regex guided_choice "
+            "guided_grammar guided_whitespace_pattern structured_outputs"
         ),
         "`response_format` takes it here",
     ),
@@ -214,7 +211,7 @@ def refusal(
 ) -> str | None:
     """Why the field `name`, which is none of `served`, cannot be accepted; None: it can.
 
-    `where` is its place in the body, `name` included."""
+    `where` is its place in the body, `name` included; `how` is not REFUSED."""
     return _judge(_BY_NAME, name, value, where, served, how)
 
 
@@ -231,8 +228,6 @@ def _judge(
     served: Collection[str],
     how: Strays,
 ) -> str | None:
-    if how is Strays.REFUSED:
-        return f"unknown field {where}"
     if value in _EMPTY:
         return None
     row = table.get(name)

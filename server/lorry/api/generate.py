@@ -82,7 +82,6 @@ class Generate:
         self._registry = registry
         self._features = features
         self._voices = voices
-        self._prompts = voices.base.prompts
         self._runs = runs
         self._metrics = metrics
 

@@ -46,8 +46,10 @@ class Prefix:
     def _forwarded(self, scope: Scope) -> str | None:
         """What a trusted proxy says; None where it says nothing, or no path."""
         given = Headers(scope=scope).get(_HEADER)
+        if given is None:
+            return None
         peer = address_of((scope.get("client") or ("",))[0])
-        if given is None or peer is None or not any(peer in one for one in self._proxies):
+        if peer is None or not any(peer in one for one in self._proxies):
             return None
         try:
             return url_prefix(given)

@@ -105,10 +105,6 @@ class EngineClient:
         return not (self._draining or self._engine.broken)
 
     @property
-    def draining(self) -> bool:
-        return self._draining
-
-    @property
     def max_model_len(self) -> int:
         return self._engine.scheduler.limits.max_model_len
 
