@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from api.live import Live
-from api.test_chat import FORECAST, TEMPLATE
+from api.other_words import tokens, typed_events
+from api.test_chat import FORECAST, TEMPLATE, chat
 from api.test_reasoning import REASONS
 from lorry.api.errors import respond
 from lorry.errors import QueueFull, ShuttingDown
@@ -37,15 +38,7 @@ def message(live: Live, **body: Any) -> dict[str, Any]:
 
 
 def events(live: Live, **body: Any) -> list[dict[str, Any]]:
-    answer = post(live, stream=True, **body)
-    assert answer.status_code == 200, answer.text
-    found = []
-    for frame in answer.text.removesuffix("\n\n").split("\n\n"):
-        name, data = frame.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        found.append(event)
-    return found
+    return typed_events(post(live, stream=True, **body))
 
 
 def count(live: Live, **body: Any) -> int:
@@ -53,19 +46,6 @@ def count(live: Live, **body: Any) -> int:
     assert answer.status_code == 200, answer.text
     assert answer.json().keys() == {"input_tokens"}
     return int(answer.json()["input_tokens"])
-
-
-def tokens(live: Live, text: str) -> int:
-    body = {"inputs": text, "add_special_tokens": False}
-    return len(live.http.post("/tokenize", json=body).json())
-
-
-def chat(live: Live, **body: Any) -> dict[str, Any]:
-    system = {"role": "system", "content": "Answer."}
-    given = {"messages": [system, USER], "temperature": 0, "max_tokens": 8}
-    answer = live.http.post("/v1/chat/completions", json={**given, **body})
-    assert answer.status_code == 200, answer.text
-    return answer.json()  # type: ignore[no-any-return]
 
 
 def refused(answer: httpx.Response, status: int, kind: str, code: str) -> dict[str, Any]:

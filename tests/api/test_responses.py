@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from api.live import Live, refused
-from api.test_chat import FORECAST, TEMPLATE
+from api.other_words import typed_events
+from api.test_chat import chat
 from api.test_reasoning import REASONS
 
 INPUT = "How do I cook rice?"
-TOOL = {"type": "function", **FORECAST["function"], "strict": True}
 
 
 def post(live: Live, **body: Any) -> httpx.Response:
@@ -28,15 +28,8 @@ def respond(live: Live, **body: Any) -> dict[str, Any]:
 
 
 def events(live: Live, **body: Any) -> list[dict[str, Any]]:
-    answer = post(live, stream=True, **body)
-    assert answer.status_code == 200, answer.text
-    found = []
-    for number, frame in enumerate(answer.text.removesuffix("\n\n").split("\n\n")):
-        name, data = frame.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        assert event["sequence_number"] == number
-        found.append(event)
+    found = typed_events(post(live, stream=True, **body))
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
     return found
 
 
@@ -48,25 +41,16 @@ def text_of(response: dict[str, Any]) -> str:
     return str(part["text"])
 
 
-def chat(live: Live, *messages: dict[str, Any], **extra: Any) -> dict[str, Any]:
-    system = {"role": "system", "content": "Answer."}
-    body = {"messages": [system, *messages], "temperature": 0, "max_tokens": 8, **extra}
-    answer = live.http.post("/v1/chat/completions", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()  # type: ignore[no-any-return]
-
-
-def tokens(live: Live, text: str) -> int:
-    body = {"inputs": text, "add_special_tokens": False}
-    return len(live.http.post("/tokenize", json=body).json())
-
-
 USER = {"role": "user", "content": INPUT}
+
+
+def said_in_chat(live: Live, *messages: dict[str, Any], **extra: Any) -> dict[str, Any]:
+    return chat(live, messages=[{"role": "system", "content": "Answer."}, *messages], **extra)
 
 
 def test_the_answer_is_chat_s(live: Live) -> None:
     for model in (None, "pirate"):
-        expected = chat(live, USER, model=model)
+        expected = said_in_chat(live, USER, model=model)
         got = respond(live, model=model)
         assert text_of(got) == expected["choices"][0]["message"]["content"]
         assert (got["object"], got["model"]) == ("response", expected["model"])
@@ -89,7 +73,7 @@ def test_an_adapter_wins_over_the_model_as_in_chat(live: Live) -> None:
         ("pirate", 0.5),
         ("legal", 1.0),
     ]
-    expected = chat(live, USER, adapter=spec)["choices"][0]["message"]["content"]
+    expected = said_in_chat(live, USER, adapter=spec)["choices"][0]["message"]["content"]
     assert text_of(got) == expected
 
 
@@ -121,86 +105,6 @@ def test_a_stream_tells_every_piece_and_ends_with_the_whole(live: Live) -> None:
     assert live.http.get(f"/v1/responses/{last['id']}").json() == last
 
 
-def test_a_stored_response_is_read_and_forgotten(live: Live) -> None:
-    made = respond(live)
-    assert made["store"] is True
-    path = f"/v1/responses/{made['id']}"
-    assert live.http.get(path).json() == made
-    items = live.http.get(f"{path}/input_items").json()
-    (item,) = items["data"]
-    assert item["content"] == [{"type": "input_text", "text": INPUT}]
-    assert (items["object"], items["has_more"]) == ("list", False)
-    assert items["first_id"] == items["last_id"] == item["id"]
-    refused(live.http.get(path, params={"stream": True}), 400, "unsupported_parameter")
-    refused(live.http.post(f"{path}/cancel"), 400, "invalid_request")
-    deleted = live.http.delete(path)
-    assert deleted.json() == {"id": made["id"], "object": "response", "deleted": True}
-    for answer in (
-        live.http.get(path),
-        live.http.delete(path),
-        live.http.post(f"{path}/cancel"),
-        live.http.get(f"{path}/input_items"),
-    ):
-        refused(answer, 404, "response_not_found")
-
-
-def test_pages_of_input_items(live: Live) -> None:
-    made = respond(live, input=[{"role": "user", "content": str(one)} for one in range(5)])
-    path = f"/v1/responses/{made['id']}/input_items"
-
-    def page(**params: Any) -> tuple[list[str], bool]:
-        found = live.http.get(path, params=params).json()
-        return [one["content"][0]["text"] for one in found["data"]], found["has_more"]
-
-    assert page() == (["4", "3", "2", "1", "0"], False)
-    assert page(order="asc", limit=2) == (["0", "1"], True)
-    third = live.http.get(path, params={"order": "asc"}).json()["data"][2]["id"]
-    assert page(order="asc", after=third) == (["3", "4"], False)
-    refused(live.http.get(path, params={"limit": 0}), 400, "invalid_request")
-    refused(live.http.get(path, params={"after": "nothing"}), 400, "invalid_request")
-
-
-def test_what_is_not_to_be_stored_is_not(live: Live) -> None:
-    made = respond(live, store=False)
-    assert made["store"] is False
-    refused(live.http.get(f"/v1/responses/{made['id']}"), 404, "response_not_found")
-    answer = post(live, previous_response_id=made["id"])
-    error = refused(answer, 400, "previous_response_not_found")
-    assert error["param"] == "previous_response_id"
-
-
-def test_a_response_goes_on_from_another(live: Live) -> None:
-    first = respond(live)
-    said = {"role": "assistant", "content": text_of(first)}
-    more = {"role": "user", "content": "And then?"}
-    second = respond(live, input="And then?", previous_response_id=first["id"])
-    assert second["previous_response_id"] == first["id"]
-    expected = chat(live, USER, said, more)
-    assert text_of(second) == expected["choices"][0]["message"]["content"]
-    assert second["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
-    # It has all of the conversation, whatever becomes of the first.
-    assert live.http.delete(f"/v1/responses/{first['id']}").status_code == 200
-    third = respond(live, input="Why?", previous_response_id=second["id"])
-    given = live.http.get(f"/v1/responses/{third['id']}/input_items?order=asc").json()["data"]
-    assert [item["role"] for item in given] == ["user", "assistant", "user", "assistant", "user"]
-    assert given[1] == first["output"][0]
-
-
-def test_items_as_clients_send_them_back(live: Live) -> None:
-    first = respond(live)
-    item = first["output"][0]
-    more = {"role": "user", "content": [{"type": "input_text", "text": "And then?"}]}
-    user = {"type": "message", **USER}
-    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None}
-    whole = respond(live, input=[user, thought, item, more])
-    reference = {"type": "item_reference", "id": item["id"]}
-    assert text_of(respond(live, input=[user, reference, more])) == text_of(whole)
-    said = {"role": "assistant", "content": text_of(first)}
-    assert text_of(respond(live, input=[user, said, more])) == text_of(whole)
-    expected = chat(live, USER, said, {"role": "user", "content": "And then?"})
-    assert text_of(whole) == expected["choices"][0]["message"]["content"]
-
-
 def test_structured_output(live: Live) -> None:
     schema = {
         "type": "object",
@@ -212,65 +116,6 @@ def test_structured_output(live: Live) -> None:
     got = respond(live, text={"format": format}, max_output_tokens=100)
     assert json.loads(text_of(got))["ok"] in (True, False)
     assert got["status"] == "completed" and got["text"]["format"] == format
-
-
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "forecast"}])
-def test_a_tool_is_called_and_answered(
-    live: Live, monkeypatch: pytest.MonkeyPatch, choice: Any
-) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
-    asked = {"tools": [TOOL, {"type": "web_search"}], "tool_choice": choice}
-    answer = post(live, max_output_tokens=200, **asked)
-    assert answer.headers["x-lorry-ignored"] == "tools.web_search"
-    got = answer.json()
-    (call,) = got["output"]
-    assert (call["type"], call["name"], call["status"]) == (
-        "function_call",
-        "forecast",
-        "completed",
-    )
-    assert json.loads(call["arguments"])["days"] in (1, 2)
-    # Those that the model was offered.
-    assert got["tools"] == [TOOL] and got["status"] == "completed"
-
-    told = events(live, max_output_tokens=200, **asked)
-    kinds = [event["type"].removeprefix("response.") for event in told]
-    assert kinds[2] == "output_item.added" and told[2]["item"]["arguments"] == ""
-    assert set(kinds[3:-3]) == {"function_call_arguments.delta"}
-    assert kinds[-3:] == ["function_call_arguments.done", "output_item.done", "completed"]
-    arguments = "".join(event["delta"] for event in told[3:-3])
-    assert arguments == told[-3]["arguments"] == call["arguments"]
-    assert told[-1]["response"]["output"] == [told[-2]["item"]]
-
-    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
-    more = respond(live, input=[result], previous_response_id=got["id"], tools=[TOOL])
-    assert more["usage"]["input_tokens"] == tokens(live, "forecast sunny")
-
-
-def test_a_function_in_a_namespace_is_called_by_it_and_its_name(
-    live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Codex sends some."""
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
-    agents = {"type": "namespace", "name": "agents", "description": "Helpers", "tools": [TOOL]}
-    choice = {"type": "function", "name": "forecast", "namespace": "agents"}
-    asked = {"tools": [TOOL, agents], "tool_choice": choice, "max_output_tokens": 200}
-    got = respond(live, **asked)
-    (call,) = got["output"]
-    assert (call["name"], call["namespace"]) == ("forecast", "agents")
-    assert got["tools"] == [TOOL, agents]
-    told = events(live, **asked)
-    for event in told[2], told[-2]:
-        assert (event["item"]["name"], event["item"]["namespace"]) == ("forecast", "agents")
-    plain = respond(live, **{**asked, "tool_choice": {"type": "function", "name": "forecast"}})
-    assert "namespace" not in plain["output"][0]
-
-    template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
-    template += "{% endfor %}{% endfor %}{{ messages[-1].name }}"
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
-    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
-    more = respond(live, input=[call, result], instructions=None)
-    assert more["usage"]["input_tokens"] == tokens(live, "agents__forecast agents__forecast")
 
 
 def test_reasoning_is_an_item_of_its_own(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,32 +133,6 @@ def test_reasoning_is_an_item_of_its_own(live: Live, monkeypatch: pytest.MonkeyP
     more = respond(live, input="And then?", previous_response_id=got["id"])
     again = respond(live, input=[USER, {"role": "user", "content": "And then?"}])
     assert more["usage"]["input_tokens"] == again["usage"]["input_tokens"]
-
-
-def test_a_conversation_with_calls_reaches_the_template(
-    live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    template = (
-        "{% for m in messages %}[{{ m.role }}{% for c in m.tool_calls or [] %} "
-        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
-        " {{ m.name or '' }} {{ m.content }}]{% endfor %}"
-    )
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
-    items = [
-        {"role": "user", "content": "weather"},
-        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A"}]},
-        {"type": "function_call", "call_id": "a", "name": "f", "arguments": '{"x": 1}'},
-        {"type": "function_call", "call_id": "b", "name": "g", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "b", "output": "B"},
-        {
-            "type": "function_call_output",
-            "call_id": "a",
-            "output": [{"type": "input_text", "text": "C"}],
-        },
-    ]
-    got = respond(live, input=items, instructions=None)
-    rendered = '[user  weather][assistant f{"x": 1} g{}  A][tool g B][tool f C]'
-    assert got["usage"]["input_tokens"] == tokens(live, rendered)
 
 
 def test_logprobs(live: Live) -> None:
