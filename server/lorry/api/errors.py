@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import lorry.errors as served
 import lorry_adapters.errors as adapters
+from lorry.api import anthropic_errors
 from lorry.api.journal import refused
 from lorry.api.methods import methods_of
 from lorry.api.prefix import prefix_of
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 """nginx's status for nobody there to read it; it shows in logs only."""
-
 
 UNREADY_RETRY = 5
 """Seconds until another server, or this one again, may take requests."""
@@ -171,20 +171,6 @@ TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize", "/emb
 OPENAI_ROUTES = ("/v1/", "/detokenize", "/score", "/rerank")
 """What the paths begin with whose clients expect OpenAI's statuses."""
 
-ANTHROPIC_ROUTES = "/v1/messages"
-"""What the paths of Anthropic's routes begin with."""
-
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    500: "api_error",
-    529: "overloaded_error",
-}
-"""Anthropic's types of errors; every other is `invalid_request_error`."""
-
 
 class ErrorDetail(BaseModel):
     message: str
@@ -199,20 +185,6 @@ class ErrorBody(BaseModel):
     """An error in OpenAI's shape."""
 
     error: ErrorDetail
-
-
-class AnthropicErrorDetail(BaseModel):
-    type: str
-    message: str
-    param: str | None
-    code: str
-
-
-class AnthropicErrorBody(BaseModel):
-    """An error in Anthropic's shape."""
-
-    type: str
-    error: AnthropicErrorDetail
 
 
 class TgiErrorBody(BaseModel):
@@ -255,7 +227,7 @@ def openai_body(error: Exception) -> dict[str, Any]:
 
 def anthropic_body(error: Exception) -> dict[str, Any]:
     detail = {
-        "type": _ANTHROPIC_TYPES.get(status_of(ANTHROPIC_ROUTES, error), _REQUEST),
+        "type": anthropic_errors.type_of(status_of(anthropic_errors.ROUTES, error)),
         "message": message_of(error),
         "param": getattr(error, "param", None),
         "code": row_of(error).code,
@@ -268,15 +240,15 @@ def _routes(error: Exception) -> dict[str, list[str]]:
 
 
 def body_of(path: str, error: Exception) -> dict[str, Any]:
-    if path.startswith(ANTHROPIC_ROUTES):
+    if path.startswith(anthropic_errors.ROUTES):
         return anthropic_body(error)
     return tgi_body(error) if path in TGI_ROUTES else openai_body(error)
 
 
 def status_of(path: str, error: Exception) -> int:
     status = row_of(error).status
-    if status == 503 and path.startswith(ANTHROPIC_ROUTES):
-        return 529
+    if path.startswith(anthropic_errors.ROUTES):
+        return anthropic_errors.STATUSES.get(status, status)
     return 400 if status == 422 and path.startswith(OPENAI_ROUTES) else status
 
 
@@ -313,13 +285,17 @@ def documented(
     `model` is a shape of the route's own.
 
     OpenAI's routes have no 422 (`status_of`)."""
-    shape = TgiErrorBody if tgi else AnthropicErrorBody if anthropic else ErrorBody
+    shape: type[BaseModel] = ErrorBody
+    if tgi:
+        shape = TgiErrorBody
+    elif anthropic:
+        shape = anthropic_errors.AnthropicErrorBody
     meanings = {
         400: "A body that is not JSON or not what its header says, or a malformed Host; where 422 "
         "is not listed, a field with a wrong value, too: the message names it",
         401: "No key, or a wrong one",
         403: "Not allowed",
-        404: "No such adapter, version or model",
+        404: "No such adapter, version, model or stored response",
         408: "The body came too slowly",
         409: "The adapter is disabled, or exists with other content",
         412: "The adapter changed since",
@@ -329,8 +305,8 @@ def documented(
         429: "The queue is full; `Retry-After` says when to try again",
         500: "The server failed",
         503: "Not ready, shutting down, or nothing can be stored",
-        529: "Not ready, or shutting down",
         507: "No room to keep it, or no memory to check it",
+        529: "Not ready, or shutting down",
     }
     return {
         status: {"model": model or shape, "description": meanings[status]}
