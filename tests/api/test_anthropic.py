@@ -100,6 +100,15 @@ def test_a_stream_tells_every_piece(live: Live) -> None:
     assert got[-2]["usage"] == whole["usage"]
 
 
+def test_the_likeliest_of_several_is_given(live: Live) -> None:
+    several = {"best_of": 4, "temperature": 1.0, "seed": 3}
+    got = message(live, **several)
+    expected = chat(live, **several)
+    assert got["content"][0]["text"] == expected["choices"][0]["message"]["content"]
+    assert got["usage"]["output_tokens"] == expected["usage"]["completion_tokens"] == 4 * 8
+    assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+
+
 def test_a_stop_sequence_is_named(live: Live) -> None:
     text = message(live)["content"][0]["text"]
     stop = text[1:3]
@@ -268,6 +277,10 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"max_tokens": 0}, "max_tokens", "max_tokens"),
         ({"stop_sequences": ["x" * 2000]}, "stop_sequences", "stop_sequences"),
         ({"n": 2}, "n", "one message"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs", "tell of tokens"),
+        ({"return_token_ids": True}, "return_token_ids", "tell of tokens"),
+        ({"best_of": 2, "stream": True}, "best_of", "it cannot stream"),
+        ({"response_format": {"type": "x"}}, "response_format", "response_format.type"),
         ({"temperature": "hot"}, "temperature", "temperature"),
     ],
 )

@@ -18,22 +18,22 @@ from lorry.api.anthropic_schema import (
 )
 from lorry.api.bodies import read_body
 from lorry.api.chat import Asked, Chat, Deltas
+from lorry.api.chat_fields import chat_body, sent_as, taken
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import events_of, json_body
 from lorry.api.errors import anthropic_body, documented
 from lorry.api.hosted_tools import places
-from lorry.api.openai import OpenAI
+from lorry.api.openai import OpenAI, best, generated_tokens
 from lorry.api.remarks import remarks_of
 from lorry.api.runs import Run, Step, answers
 from lorry.api.sse import frame, stream
 from lorry.api.submission import renaming
 from lorry.api.visit import place_of
-from lorry.errors import UnsupportedParameter
 
 COUNT = "/v1/messages/count_tokens"
 
-_OWN = frozenset({"n", "stream", "stream_options", "messages", "tools", "tool_choice"})
+_OWN = frozenset({"n", "stream_options", "messages", "tools", "tool_choice"})
 """Fields of chat that are other ones here."""
 
 _FIELDS = {
@@ -87,7 +87,7 @@ class Messages:
         """The next message of a conversation; with `stream`, events as they come."""
         body = await read_body(request, MessagesBody)
         remarks_of(request).ignore(places(body.tools))
-        with renaming(_FIELDS):
+        with renaming(sent_as(body, _FIELDS)):
             asked = await until_gone(request.receive, self._chat.asked(_wanted(body)))
             if not body.stream:
                 whole = self._whole(request, asked, body)
@@ -99,12 +99,13 @@ class Messages:
     async def _whole(self, request: Request, asked: Asked, body: MessagesBody) -> dict[str, Any]:
         runs = await self._chat.start(asked, place_of(request))
         made = self._begun(body, runs[0])
-        (answer,) = await answers(runs)
+        every = await answers(runs)
+        (chosen,) = best(every, asked.n)
         deltas = self._chat.deltas(asked)
-        for step in answer.steps:
+        for step in every[chosen].steps:
             for choice in deltas.step(0, step):
                 made.grow(choice, step.stop)
-        made.end(len(answer.steps))
+        made.end(generated_tokens(every))
         return made.view
 
     def _begun(self, body: MessagesBody, run: Run) -> MessageObject:
@@ -119,17 +120,14 @@ class Messages:
         body.output_config = None
         if body.tool_choice != {"type": "none"}:
             body.tool_choice = None
-        with renaming(_FIELDS):
+        with renaming(sent_as(body, _FIELDS)):
             asked = await until_gone(request.receive, self._chat.asked(_wanted(body)))
         return JSONResponse({"input_tokens": len(asked.jobs[0].prompt_ids)})
 
 
 def _wanted(body: CountBody) -> ChatBody:
     """The body in chat's words. Raises InvalidRequest, UnsupportedParameter."""
-    if body.n not in (None, 1):
-        raise UnsupportedParameter("n: there is one message; leave it out", param="n")
-    given = body.model_fields_set & ChatBody.model_fields.keys() - _OWN
-    fields = {name: getattr(body, name) for name in given}
+    fields = taken(body, own=_OWN, answer="message")
     choice = body.tool_choice or {}
     fields |= {
         "messages": messages_of(body.messages, body.system),
@@ -146,10 +144,8 @@ def _wanted(body: CountBody) -> ChatBody:
     if format is not None:
         fields["response_format"] = format
     if body.thinking is not None:
-        thinks = body.thinking.get("type") != "disabled"
-        variables = {"enable_thinking": thinks, **(body.chat_template_kwargs or {})}
-        fields["chat_template_kwargs"] = variables
-    return ChatBody.model_construct(set(fields), **fields)
+        fields["enable_thinking"] = body.thinking.get("type") != "disabled"
+    return chat_body(fields)
 
 
 class MessageFrames:

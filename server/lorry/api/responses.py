@@ -13,6 +13,7 @@ from lorry.api.adapters_used import used
 from lorry.api.auth import owner_of
 from lorry.api.bodies import read_body
 from lorry.api.chat import Chat, Deltas
+from lorry.api.chat_fields import chat_body, sent_as, taken
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import events_of, json_body
@@ -45,7 +46,7 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 
 _LOGPROBS = "message.output_text.logprobs"
 
-_OWN = frozenset({"n", "stream", "stream_options"})
+_OWN = frozenset({"n", "stream_options"})
 """Fields of chat that say nothing of what is generated here."""
 
 _FIELDS = {
@@ -55,7 +56,6 @@ _FIELDS = {
     "max_tokens": "max_output_tokens",
 }
 """What chat calls the fields of a response."""
-
 
 _EXAMPLE = {"input": "How do I cook rice?", "max_output_tokens": 40}
 
@@ -111,7 +111,7 @@ class Responses:
         owner = owner_of(request.scope)
         tools, names = tools_of(body.tools)
         wanted, items = self._wanted(body, tools, owner)
-        with renaming(_FIELDS):
+        with renaming(sent_as(body, _FIELDS)):
             asked = await until_gone(request.receive, self._chat.asked(wanted))
             place = place_of(request)
             made = ResponseObject(
@@ -210,8 +210,7 @@ class Responses:
                 "background: a response is made while its caller waits; leave it out, or stream",
                 param="background",
             )
-        if body.n not in (None, 1):
-            raise UnsupportedParameter("n: a response is one answer; leave it out", param="n")
+        fields = taken(body, own=_OWN, answer="answer")
         items = self._before(body.previous_response_id, owner)
         own = items_of(body.input, lambda item_id: self._item(owner, item_id))
         items += own
@@ -220,8 +219,6 @@ class Responses:
         messages = messages_of(items, new=len(own))
         if body.instructions is not None:
             messages.insert(0, {"role": "system", "content": body.instructions})
-        given = body.model_fields_set & ChatBody.model_fields.keys() - _OWN
-        fields = {name: getattr(body, name) for name in given}
         fields |= {
             "messages": messages,
             "tools": tools or None,
@@ -237,7 +234,7 @@ class Responses:
             fields["logprobs"] = True
         else:
             fields.pop("top_logprobs", None)
-        return ChatBody.model_construct(set(fields), **fields), items
+        return chat_body(fields), items
 
     def _before(self, previous: str | None, owner: str) -> list[Item]:
         if previous is None:
