@@ -253,6 +253,7 @@ def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
 
 
 CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "a"}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
 
 
@@ -276,6 +277,11 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"max_tokens": None}, "max_tokens", "max_tokens"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens"),
         ({"stop_sequences": ["x" * 2000]}, "stop_sequences", "stop_sequences"),
+        (
+            {"messages": [{"role": "user", "content": [{**RESULT, "content": {}}]}]},
+            "messages",
+            "messages[0].content[0].content must be a text or a list",
+        ),
         ({"n": 2}, "n", "one message"),
         ({"prompt_logprobs": 0}, "prompt_logprobs", "tell of tokens"),
         ({"return_token_ids": True}, "return_token_ids", "tell of tokens"),

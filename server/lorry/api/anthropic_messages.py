@@ -92,7 +92,7 @@ def _told(
             assert isinstance(block, Mapping)
             call_id, content = _text(block, "tool_use_id", place), block.get("content")
             if not isinstance(content, str):
-                content = _texts(content or (), f"{place}.content", "messages")
+                content = _texts(() if content is None else content, f"{place}.content", "messages")
             answer = {"role": "tool", "tool_call_id": call_id, "content": content}
             if call_id in names:
                 answer["name"] = names[call_id]
@@ -107,10 +107,12 @@ def _kind(block: object) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _unserved(kind: str | None, place: str, served: str) -> UnsupportedParameter:
+def _unserved(
+    kind: str | None, place: str, served: str, param: str = "messages"
+) -> UnsupportedParameter:
     return UnsupportedParameter(
         f"{place}: blocks of type {json.dumps(kind)[:80]} are not served, only {served}",
-        param="messages",
+        param=param,
     )
 
 
@@ -122,9 +124,7 @@ def _texts(blocks: object, where: str, param: str) -> list[dict[str, str]]:
 
 def _part(block: object, place: str, param: str) -> dict[str, str]:
     if _kind(block) != "text":
-        error = _unserved(_kind(block), place, "text")
-        error.param = param
-        raise error
+        raise _unserved(_kind(block), place, "text", param)
     return {"type": "text", "text": _text(block, "text", place, param)}
 
 
