@@ -29,13 +29,25 @@ _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "f
 
 
 def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | None]) -> list[Item]:
-    """Every item with its type and an id; `find` looks up what a reference means.
+    """Every item with its type and an id; `find` looks up what a reference means. Nothing is
+    referred to twice: a few bytes would stand for a whole answer each time.
 
     Raises InvalidRequest.
     """
     if isinstance(given, str):
         given = [{"role": "user", "content": [{"type": "input_text", "text": given}]}]
-    return [_item(item, f"input[{index}]", find) for index, item in enumerate(given or ())]
+    found: set[str] = set()
+
+    def find_once(item_id: str) -> Item | None:
+        if item_id in found:
+            raise InvalidRequest(
+                f"input: the item {item_id[:80]!r} is referred to twice; send it once",
+                param="input",
+            )
+        found.add(item_id)
+        return find(item_id)
+
+    return [_item(item, f"input[{index}]", find_once) for index, item in enumerate(given or ())]
 
 
 def _item(item: Item, where: str, find: Callable[[str], Item | None]) -> Item:
@@ -56,10 +68,10 @@ def _item(item: Item, where: str, find: Callable[[str], Item | None]) -> Item:
     made = item.get("id")
     if not isinstance(made, str) or not made:
         made = f"{_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
-    named = {"id": made, "type": kind}
+    named: Item = {"id": made, "type": kind}
     if kind == "message" and isinstance(item.get("content"), str):
         part = "output_text" if item.get("role") == "assistant" else "input_text"
-        named["content"] = [{"type": part, "text": item["content"]}]  # type: ignore[assignment]
+        named["content"] = [{"type": part, "text": item["content"]}]
     return {**item, **named}
 
 

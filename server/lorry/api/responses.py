@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -212,7 +213,7 @@ class Responses:
             )
         fields = taken(body, own=_OWN, answer="answer")
         items = self._before(body.previous_response_id, owner)
-        own = items_of(body.input, lambda item_id: self._item(owner, item_id))
+        own = items_of(body.input, self._finder(owner))
         items += own
         if not items:
             raise InvalidRequest("input is empty; send a text or items", param="input")
@@ -248,11 +249,16 @@ class Responses:
         output: list[Item] = found.answer()["output"]
         return found.given() + output
 
-    def _item(self, owner: str, item_id: str) -> Item | None:
-        """An item of a stored response's output, by its id (`Output`)."""
-        found = self._store.get(owner, PREFIX + item_id.partition("_")[2].partition("_")[0])
-        output = [] if found is None else found.answer()["output"]
-        return next((item for item in output if item["id"] == item_id), None)
+    def _finder(self, owner: str) -> Callable[[str], Item | None]:
+        """Finds an item of a stored response's output by its id (`Output`). No response is
+        read twice."""
+
+        @cache
+        def output(key: str) -> dict[str, Item]:
+            found = self._store.get(owner, PREFIX + key)
+            return {} if found is None else {one["id"]: one for one in found.answer()["output"]}
+
+        return lambda item_id: output(item_id.partition("_")[2].partition("_")[0]).get(item_id)
 
 
 class ResponseFrames:
