@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.live import Live, refused
+from lorry.api.signpost import nearest
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,12 @@ def test_the_route_that_was_probably_meant_is_named(
     if meant is not None:
         message = refused(answer, 404, "no_such_route")["message"]
         assert message.startswith(f"there is no {method} {path} here; did you mean {meant}? ")
+
+
+def test_head_is_get_and_a_method_that_is_not_taken_is_another() -> None:
+    routes = ["POST /adapters", "GET /adapters"]
+    assert nearest(routes, "HEAD", "/adapter") == "GET /adapters"
+    assert nearest(routes, "PUT", "/adapter") == "POST /adapters"
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/" + "x" * 5000, "/v2/nothing/at/all", "//"])
