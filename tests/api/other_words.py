@@ -13,8 +13,12 @@ from api.live import Live
 def typed_events(answer: httpx.Response) -> list[dict[str, Any]]:
     """Of a stream whose events are named by their types."""
     assert answer.status_code == 200, answer.text
+    return events_in(answer.text)
+
+
+def events_in(text: str) -> list[dict[str, Any]]:
     found = []
-    for frame in answer.text.removesuffix("\n\n").split("\n\n"):
+    for frame in text.removesuffix("\n\n").split("\n\n"):
         name, data = frame.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"

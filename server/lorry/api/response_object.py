@@ -93,6 +93,7 @@ class ResponseObject:
         }
 
     def fail(self, message: str) -> None:
+        self.output.break_off()
         self.view |= {
             "status": "failed",
             "output": self.output.items,

@@ -33,9 +33,7 @@ class Output:
         calls = delta.get("tool_calls") or ()
         # Those of a call have no place in an item.
         if text or (logprobs and logprobs["content"] and not calls):
-            fields = {"role": "assistant", "status": "in_progress", "content": []}
-            events += self._begin("message", fields)
-            events += self._grow(text or "", "output_text", logprobs)
+            events += self._say(text or "", logprobs)
         for call in calls:
             events += self._call(call)
         return events
@@ -45,10 +43,16 @@ class Output:
         events: list[Event] = []
         if not self.items:
             # An answer without a token to show is an empty text.
-            fields = {"role": "assistant", "status": "in_progress", "content": []}
-            events += self._begin("message", fields)
-            events += self._grow("", "output_text", None)
+            events += self._say("", None)
         return events + self._end("incomplete" if reason == "length" else "completed")
+
+    def break_off(self) -> None:
+        """Nothing follows: an item that could still grow stays incomplete."""
+        self._end("incomplete")
+
+    def _say(self, text: str, logprobs: dict[str, Any] | None) -> list[Event]:
+        fields = {"role": "assistant", "status": "in_progress", "content": []}
+        return self._begin("message", fields) + self._grow(text, "output_text", logprobs)
 
     def _begin(self, kind: str, fields: dict[str, Any]) -> list[Event]:
         """The last item becomes one of this kind, which it may be already."""
