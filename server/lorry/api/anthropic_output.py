@@ -81,12 +81,12 @@ class MessageObject:
         return [*events, self._delta({"type": f"{kind}_delta", kind: text})]
 
     def _call(self, call: dict[str, Any]) -> list[Event]:
-        function = call.get("function") or {}
+        function = call["function"]
         events: list[Event] = []
         if call.get("id"):
-            name = function.get("name", "")
+            name = function["name"]
             events += self._begin({"type": "tool_use", "id": call["id"], "name": name, "input": {}})
-        arguments = function.get("arguments")
+        arguments = function["arguments"]
         if arguments:
             self._arguments += arguments
             events.append(self._delta({"type": "input_json_delta", "partial_json": arguments}))

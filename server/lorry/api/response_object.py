@@ -75,19 +75,18 @@ class ResponseObject:
 
     def end(self, usage: dict[str, Any]) -> None:
         """`usage` is chat's."""
-        said = usage.get("prompt_tokens_details") or {}
-        thought = usage.get("completion_tokens_details") or {}
+        said, thought = usage["prompt_tokens_details"], usage["completion_tokens_details"]
         self.view |= {
             "completed_at": int(time.time()),
             "output": self.output.items,
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {
-                    "cached_tokens": said.get("cached_tokens") or 0,
+                    "cached_tokens": said["cached_tokens"],
                     "cache_write_tokens": 0,
                 },
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": thought.get("reasoning_tokens") or 0},
+                "output_tokens_details": {"reasoning_tokens": thought["reasoning_tokens"]},
                 "total_tokens": usage["total_tokens"],
             },
         }

@@ -85,11 +85,11 @@ class Output:
         return events
 
     def _call(self, call: dict[str, Any]) -> list[Event]:
-        function = call.get("function") or {}
+        function = call["function"]
         events: list[Event] = []
         if call.get("id"):
             events += self._end("completed")
-            name = function.get("name", "")
+            name = function["name"]
             named = self._names.get(name)
             fields = {
                 "status": "in_progress",
@@ -100,7 +100,7 @@ class Output:
             if named is not None:
                 fields["namespace"] = named.namespace
             events += self._begin("function_call", fields)
-        arguments = function.get("arguments")
+        arguments = function["arguments"]
         if arguments:
             self.items[-1]["arguments"] += arguments
             events.append(self._of_item("response.function_call_arguments.delta", delta=arguments))
