@@ -14,6 +14,7 @@ from api.test_chat import FORECAST, TEMPLATE, chat
 from api.test_reasoning import REASONS
 from lorry.api.errors import respond
 from lorry.errors import QueueFull, ShuttingDown
+from lorry_adapters.errors import OutOfMemory
 
 USER = {"role": "user", "content": "How do I cook rice?"}
 TOOL = {
@@ -314,3 +315,6 @@ def test_errors_have_anthropic_s_shape_and_statuses(live: Live) -> None:
     full = respond("/v1/messages", QueueFull("later", retry_after=3))
     assert (full.status_code, full.headers["retry-after"]) == (429, "3")
     assert json.loads(bytes(full.body))["error"]["type"] == "rate_limit_error"
+    memory = respond("/v1/messages", OutOfMemory("no memory"))
+    assert memory.status_code == 507
+    assert json.loads(bytes(memory.body))["error"]["type"] == "api_error"

@@ -18,7 +18,6 @@ _TYPES: Final = {
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
-    500: "api_error",
     529: "overloaded_error",
 }
 
@@ -39,4 +38,4 @@ class AnthropicErrorBody(BaseModel):
 
 def type_of(status: int) -> str:
     """`status` is one of theirs."""
-    return _TYPES.get(status, "invalid_request_error")
+    return _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
