@@ -47,6 +47,18 @@ def test_pages_of_input_items(live: Live) -> None:
     refused(live.http.get(path, params={"after": "nothing"}), 400, "invalid_request")
 
 
+def test_items_are_listed_whole_though_clients_send_less(live: Live) -> None:
+    call = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "a", "output": "B"}
+    said = {"role": "assistant", "content": "A", "status": None}
+    made = respond(live, input=[USER, said, call, result])
+    path = f"/v1/responses/{made['id']}/input_items?order=asc"
+    items = live.http.get(path).json()["data"]
+    assert [item["status"] for item in items] == ["completed"] * 4
+    assert [item["id"].split("_")[0] for item in items] == ["msg", "msg", "fc", "fco"]
+    assert items[1]["content"] == [{"type": "output_text", "text": "A", "annotations": []}]
+
+
 def test_what_is_not_to_be_stored_is_not(live: Live) -> None:
     made = respond(live, store=False)
     assert made["store"] is False

@@ -29,7 +29,7 @@ _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "f
 
 
 def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | None]) -> list[Item]:
-    """Every item with its type and an id; `find` looks up what a reference means. Nothing is
+    """Every item with its type, an id and a status; `find` looks up what a reference means. Nothing is
     referred to twice: a few bytes would stand for a whole answer each time.
 
     Raises InvalidRequest.
@@ -68,10 +68,13 @@ def _item(item: Item, where: str, find: Callable[[str], Item | None]) -> Item:
     made = item.get("id")
     if not isinstance(made, str) or not made:
         made = f"{_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
-    named: Item = {"id": made, "type": kind}
+    # Clients leave it out, and demand it of the items that they list.
+    named: Item = {"id": made, "type": kind, "status": item.get("status") or "completed"}
     if kind == "message" and isinstance(item.get("content"), str):
-        part = "output_text" if item.get("role") == "assistant" else "input_text"
-        named["content"] = [{"type": part, "text": item["content"]}]
+        part: Item = {"type": "input_text", "text": item["content"]}
+        if item.get("role") == "assistant":
+            part |= {"type": "output_text", "annotations": []}
+        named["content"] = [part]
     return {**item, **named}
 
 
