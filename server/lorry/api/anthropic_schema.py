@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -43,6 +43,8 @@ class CountBody(SharedBody):
     inference_geo: Idle = None
     diagnostics: Idle = None
     user_profile_id: Idle = None
+    prompt_logprobs: None = Field(default=None, description="Not served.")
+    return_token_ids: Literal[False] | None = Field(default=None, description="Not served.")
     container: None = Field(default=None, description="Not served.")
     mcp_servers: list[None] | None = Field(default=None, description="Not served.")
 

@@ -9,9 +9,6 @@ from lorry.api.chat_schema import ChatBody
 from lorry.api.openai_schema import SharedBody
 from lorry.errors import UnsupportedParameter
 
-_UNTOLD = ("prompt_logprobs", "return_token_ids")
-"""What they ask for has no place in these answers."""
-
 
 def taken(body: SharedBody, *, own: Set[str], answer: str) -> dict[str, Any]:
     """The fields of `body` that say in chat what they say here; `own` are those that do not, and
@@ -21,11 +18,6 @@ def taken(body: SharedBody, *, own: Set[str], answer: str) -> dict[str, Any]:
     """
     if body.n not in (None, 1):
         raise UnsupportedParameter(f"n: there is one {answer}; leave it out", param="n")
-    for name in _UNTOLD:
-        if getattr(body, name) is not None and getattr(body, name) is not False:
-            raise UnsupportedParameter(
-                f"{name}: only chat and completions tell of tokens; leave it out", param=name
-            )
     given = body.model_fields_set & ChatBody.model_fields.keys() - own
     return {name: getattr(body, name) for name in given}
 

@@ -78,6 +78,8 @@ def _told(item: Any) -> str:
         return f"{field} is required"
     if kind == "extra_forbidden":
         return f"unknown field {field}"
+    if kind == "none_required":
+        return f"{field} is not served here; leave it out"
     message = re.sub("^(Input|String|List|Dictionary) should", "must", item["msg"])
     message = message.replace("a valid ", "a ")
     return f"{field} {message}, not {described(item['input'])}"

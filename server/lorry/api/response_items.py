@@ -29,8 +29,8 @@ _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "f
 
 
 def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | None]) -> list[Item]:
-    """Every item with its type, an id and a status; `find` looks up what a reference means. Nothing is
-    referred to twice: a few bytes would stand for a whole answer each time.
+    """Every item with its type, an id and a status; `find` looks up what a reference means.
+    Nothing is referred to twice: a few bytes would stand for a whole answer each time.
 
     Raises InvalidRequest.
     """

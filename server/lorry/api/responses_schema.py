@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -56,6 +56,8 @@ class ResponsesBody(SharedBody):
     truncation: str | None = Field(
         default=None, description="Accepted; what is too long for the model is refused."
     )
+    prompt_logprobs: None = Field(default=None, description="Not served.")
+    return_token_ids: Literal[False] | None = Field(default=None, description="Not served.")
     conversation: None = Field(default=None, description="Not served.")
     prompt: None = Field(default=None, description="Not served.")
     chat_template_kwargs: dict[str, Any] | None = None
