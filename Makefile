@@ -6,6 +6,8 @@
 #   make lint                        the part of it that runs no test
 #   make fmt                         sorts imports, formats, mends what ruff can
 #   make docs                        writes the parts of the READMEs that come from the code
+#   make clients                     every client there is a test for, from PyPI and npm, against a live server, and
+#                                    the table of clients/README.md; ARGS names groups of them
 #   make bench                       measures this machine; see benchmarks/README.md
 #   make clean                       removes the venv and every cache in the checkout
 #
@@ -14,7 +16,7 @@
 #   TORCH_INDEX=URL                  where torch alone comes from. A Linux machine without a GPU wants
 #                                    https://download.pytorch.org/whl/cpu: the ordinary build brings gigabytes of CUDA
 #   MODEL=…                          what to serve; empty is the default model
-#   ARGS=…                           further flags of `lorry serve`, or of the benchmark
+#   ARGS=…                           further flags of `lorry serve`, of the benchmark or of the clients
 #   JOBS=2                           test processes
 
 PYTHON ?=
@@ -37,7 +39,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 COMPILED := server/build_native.py $(wildcard server/lorry/model/native/*.[ch]) server/lorry/model/native/recipe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt docs pytest bench install install-dev clean
+.PHONY: help serve test lint fmt docs pytest clients clients-quick bench install install-dev clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -45,7 +47,7 @@ help:
 serve: $(RUN_STAMP)
 	@$(BIN)/lorry serve $(MODEL) --port 8000 --samples $(ARGS)
 
-test: lint pytest
+test: lint pytest clients-quick
 
 lint: $(DEV_STAMP)
 	@echo '==> ruff check' && $(BIN)/ruff check .
@@ -58,6 +60,14 @@ pytest: $(DEV_STAMP)
 	@echo '==> pytest'
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
+
+clients: $(DEV_STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m clients $(ARGS)
+
+# The part of it that needs no base: its few packages come from pip's index, as all others do.
+clients-quick: $(DEV_STAMP)
+	@echo '==> clients'
+	@PYTHONPATH=tests $(BIN)/python -m clients --quick
 
 docs: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.readme
@@ -120,5 +130,5 @@ $(DEV_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt $(COMPILED)
 	@touch $@ $(RUN_STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build/clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,7 +23,7 @@ PAGES = [
     "CHANGELOG.md",
     *sorted(
         str(path.relative_to(ROOT))
-        for folder in ("server", "adapters", "benchmarks")
+        for folder in ("server", "adapters", "benchmarks", "clients")
         for path in (ROOT / folder).rglob("*.md")
     ),
 ]

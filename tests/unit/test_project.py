@@ -150,7 +150,7 @@ def test_prometheus_scrapes_the_service_where_it_listens() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize("target", ["serve", "test", "lint", "bench", "fmt", "clean"])
+@pytest.mark.parametrize("target", ["serve", "test", "lint", "clients", "bench", "fmt", "clean"])
 def test_make_targets_are_there_and_told_of(target: str) -> None:
     done = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,0 +1,88 @@
+"""The table of clients: it has the tests that there are, in the versions that are pinned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clients import environment, outcomes, table
+from clients.catalogue import CLIENTS, HERE, QUICK, Client, feature, groups, pins, tried
+from clients.outcomes import Row
+
+
+def test_every_file_of_tests_is_in_the_catalogue() -> None:
+    files = [*HERE.glob("*/test_*.py"), *HERE.glob("*/test_*.mjs")]
+    assert {str(file.relative_to(HERE)) for file in files} == {client.file for client in CLIENTS}
+    assert QUICK in groups()
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_the_results_are_of_the_tests_and_the_version_that_there_are(client: Client) -> None:
+    row = outcomes.load().get(client.name)
+    assert row is not None, f"run: make clients ARGS={client.group}"
+    assert row.version == client.version, f"run: make clients ARGS={client.group}"
+    expected = {test: reason or "" for test, reason in tried(client).items()}
+    assert row.tests == expected, f"run: make clients ARGS={client.group}"
+
+
+def test_the_table_is_that_of_the_results() -> None:
+    rows = outcomes.load()
+    assert rows.keys() == {client.name for client in CLIENTS}
+    assert table.written() == table.render(rows), "run: make clients"
+
+
+@pytest.mark.parametrize("group", groups())
+def test_every_package_has_one_version(group: str) -> None:
+    assert {client.package for client in CLIENTS if client.group == group} <= pins(group).keys()
+    if (HERE / group / "package.json").exists():
+        assert all(version[0].isdigit() for version in pins(group).values())
+        return
+    for name in ("requirements.txt", "constraints.txt"):
+        lines = (HERE / group / name).read_text().splitlines()
+        assert all("==" in line or line.startswith("#") for line in lines), name
+
+
+def test_a_test_is_of_the_column_that_its_name_begins_with() -> None:
+    assert feature("tools") == feature("tools_streamed") == "tools"
+    assert feature("toolset") is None
+
+
+def test_a_client_with_a_fault_has_its_reason_below_the_table() -> None:
+    name = CLIENTS[0].name
+    row = Row("1.0", "2026-01-02", {"chat": "", "stream": "", "stream_ends": "why", "other": "why"})
+    heads, _, cells, *rest = table.render({name: row}).splitlines()
+    chat, stream, other = (heads.split(" | ").index(head) for head in ("Chat", "Streams", "Also |"))
+    found = cells.split(" | ")
+    assert (found[chat], found[stream], found[other]) == ("✔", "✘ (1)", "other ✘ (1) |")
+    assert rest == ["", "1. why", "", "Run on 2026-01-02."]
+
+
+def test_outcomes_are_read_from_junit(tmp_path: Path) -> None:
+    file = tmp_path / "junit.xml"
+    file.write_text(
+        "<testsuites><testsuite>"
+        '<testcase name="test_chat"/>'
+        '<testcase name="test_tools[a]"><failure message="E: no call&#10;more"/></testcase>'
+        '<testcase name="test_tools[b]"/>'
+        '<testcase name="test_stream"><skipped type="pytest.xfail" message="why"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    row = outcomes.read(CLIENTS[0], file)
+    assert row.tests == {"chat": "", "tools": "E: no call", "stream": "why"}
+
+
+def test_what_cannot_be_installed_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none").mkdir()
+    for name in ("requirements.txt", "constraints.txt"):
+        (tmp_path / "none" / name).write_text("no-such-client==1.0\n")
+    monkeypatch.setattr(environment, "HERE", tmp_path)
+    monkeypatch.setattr(environment, "BUILT", tmp_path / "built")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(environment.ClientsError) as refused:
+        environment.build("none")
+    assert "clients/none cannot be installed" in str(refused.value)
+    assert "no-such-client==1.0" in str(refused.value)
+    assert "\n" not in str(refused.value)
