@@ -44,6 +44,7 @@ def test_the_last_event_tells_of_the_error(
         told, items = (
             events_in(start + "".join(rest)) for start, rest in zip(starts, streams, strict=True)
         )
+        kept = own.http.get(f"/v1/responses/{items[-1]['response']['id']}")
 
     assert [event["type"] for event in told[:3]] == ["message_start", "ping", "content_block_start"]
     assert told[-1]["type"] == "error"
@@ -53,6 +54,7 @@ def test_the_last_event_tells_of_the_error(
     assert items[-1]["type"] == "response.failed"
     failed = items[-1]["response"]
     assert failed["status"] == "failed" and failed["usage"] is None
+    assert failed["store"] is False and kept.status_code == 404
     assert failed["error"]["code"] == "server_error" and "shut down" in failed["error"]["message"]
     (item,) = failed["output"]
     assert item["status"] == "incomplete" and item["content"][0]["text"]

@@ -96,5 +96,6 @@ class ResponseObject:
         self.view |= {
             "status": "failed",
             "output": self.output.items,
+            "store": False,
             "error": {"code": "server_error", "message": message},
         }
