@@ -238,6 +238,20 @@ def test_tokens_are_counted_as_they_are_used(live: Live) -> None:
     assert count(live, messages=[{"role": "user", "content": "rice " * 600}]) > 600
 
 
+def test_what_ends_the_reasoning_of_a_bound_answer_is_counted(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    config = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    for bound in (
+        {"output_config": config},
+        {"tools": [TOOL], "tool_choice": {"type": "any"}},
+    ):
+        counted = count(live, **bound)
+        assert counted == message(live, **bound)["usage"]["input_tokens"]
+        assert counted > count(live, **{**bound, "output_config": None, "tool_choice": None})
+
+
 def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
     idle = {
         "metadata": {"user_id": "ann"},

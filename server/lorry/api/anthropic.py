@@ -116,10 +116,6 @@ class Messages:
         """What a message's body would be as a prompt; nothing is generated."""
         body = await read_body(request, CountBody)
         remarks_of(request).ignore(places(body.tools))
-        # What only forces an answer puts nothing in the prompt.
-        body.output_config = None
-        if body.tool_choice != {"type": "none"}:
-            body.tool_choice = None
         with renaming(sent_as(body, _FIELDS)):
             asked = await until_gone(request.receive, self._chat.asked(_wanted(body)))
         return JSONResponse({"input_tokens": len(asked.jobs[0].prompt_ids)})
