@@ -102,12 +102,16 @@ def test_a_stream_tells_every_piece(live: Live) -> None:
 
 
 def test_the_likeliest_of_several_is_given(live: Live) -> None:
-    several = {"best_of": 4, "temperature": 1.0, "seed": 3}
-    got = message(live, **several)
-    expected = chat(live, **several)
-    assert got["content"][0]["text"] == expected["choices"][0]["message"]["content"]
-    assert got["usage"]["output_tokens"] == expected["usage"]["completion_tokens"] == 4 * 8
-    assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+    later = False
+    for seed in range(4):
+        sampled = {"temperature": 1.0, "seed": seed}
+        got = message(live, best_of=4, **sampled)
+        expected = chat(live, best_of=4, **sampled)
+        assert got["content"][0]["text"] == expected["choices"][0]["message"]["content"]
+        assert got["usage"]["output_tokens"] == expected["usage"]["completion_tokens"] == 4 * 8
+        assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+        later |= got["content"] != message(live, **sampled)["content"]
+    assert later, "the first was the likeliest each time"
 
 
 def test_a_stop_sequence_is_named(live: Live) -> None:
@@ -118,6 +122,8 @@ def test_a_stop_sequence_is_named(live: Live) -> None:
     assert got["content"][0]["text"] == text[: text.index(stop)]
     told = events(live, stop_sequences=[stop])
     assert told[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    for chat_s in (stop, [stop]):
+        assert message(live, stop=chat_s, stop_sequences=["never there"])["stop_sequence"] == stop
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "forecast"}])
@@ -148,6 +154,29 @@ def test_a_tool_is_used_and_answers(
     messages.append({"role": "user", "content": [result]})
     more = message(live, messages=messages, tools=[TOOL])
     assert more["usage"]["input_tokens"] == tokens(live, "forecast sunny")
+
+
+def test_a_use_that_is_cut_off_has_no_input(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    choice = {"type": "tool", "name": "forecast"}
+    got = message(live, tools=[TOOL], tool_choice=choice, max_tokens=4)
+    assert got["stop_reason"] == "max_tokens"
+    (block,) = got["content"]
+    assert (block["type"], block["name"], block["input"]) == ("tool_use", "forecast", {})
+
+
+def test_one_tool_is_used_at_a_time_where_that_is_asked_for(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    call = '<tool_call>{"name": "forecast", "arguments": {"days": 1}}</tool_call>'
+    asked = {"tools": [TOOL], "guided_choice": [call * 2], "max_tokens": 400}
+    for choice, uses in (
+        ({"type": "auto"}, 2),
+        ({"type": "auto", "disable_parallel_tool_use": True}, 1),
+    ):
+        content = message(live, tool_choice=choice, **asked)["content"]
+        assert [block["type"] for block in content].count("tool_use") == uses
 
 
 def test_a_conversation_with_tools_reaches_the_template(
@@ -250,6 +279,17 @@ def test_what_ends_the_reasoning_of_a_bound_answer_is_counted(
         counted = count(live, **bound)
         assert counted == message(live, **bound)["usage"]["input_tokens"]
         assert counted > count(live, **{**bound, "output_config": None, "tool_choice": None})
+
+
+def test_a_tool_reaches_the_template_whole(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = (
+        "{% for one in tools or [] %}{{ one.function.name }} {{ one.function.description }} "
+        "{{ one.function.strict }} {{ one.function.parameters | tojson }}{% endfor %}"
+        "{{ messages[-1].content }}"
+    )
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    shown = f"forecast The weather True {json.dumps(TOOL['input_schema'])}{USER['content']}"
+    assert count(live, tools=[{**TOOL, "strict": True}]) == tokens(live, shown)
 
 
 def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:

@@ -128,6 +128,9 @@ def test_reasoning_is_an_item_of_its_own(live: Live, monkeypatch: pytest.MonkeyP
     told = events(live)
     pieces = [event for event in told if event["type"] == "response.reasoning_text.delta"]
     assert "".join(event["delta"] for event in pieces) == part["text"]
+    thought = said_in_chat(live, USER)["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert got["usage"]["output_tokens_details"] == {"reasoning_tokens": thought} and thought > 0
+    assert told[-1]["response"]["usage"] == got["usage"]
     assert text_of(respond(live, reasoning={"effort": "none"}))
     # It is left out of the next prompt.
     more = respond(live, input="And then?", previous_response_id=got["id"])
@@ -149,6 +152,7 @@ def test_logprobs(live: Live) -> None:
     ]
     assert [one["token"] for one in pieces] == [one["token"] for one in part["logprobs"]]
     assert respond(live)["output"][0]["content"][0]["logprobs"] == []
+    assert respond(live, top_logprobs=2)["output"][0]["content"][0]["logprobs"] == part["logprobs"]
 
 
 def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:

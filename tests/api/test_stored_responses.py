@@ -83,6 +83,9 @@ def test_a_response_goes_on_from_another(live: Live) -> None:
     given = live.http.get(f"/v1/responses/{third['id']}/input_items?order=asc").json()["data"]
     assert [item["role"] for item in given] == ["user", "assistant", "user", "assistant", "user"]
     assert given[1] == first["output"][0]
+    # A mistake is told by its place in what was sent.
+    wrong = post(live, input=[{"role": "x", "content": ""}], previous_response_id=third["id"])
+    assert "input[0].role" in refused(wrong, 400, "invalid_request")["message"]
 
 
 def test_items_as_clients_send_them_back(live: Live) -> None:
@@ -98,5 +101,8 @@ def test_items_as_clients_send_them_back(live: Live) -> None:
     assert "referred to twice" in refused(twice, 400, "invalid_request")["message"]
     said = {"role": "assistant", "content": text_of(first)}
     assert text_of(respond(live, input=[user, said, more])) == text_of(whole)
+    refusal = {"type": "refusal", "refusal": text_of(first)}
+    refusing = {"role": "assistant", "content": [refusal]}
+    assert text_of(respond(live, input=[user, refusing, more])) == text_of(whole)
     expected = said_in_chat(live, USER, said, {"role": "user", "content": "And then?"})
     assert text_of(whole) == expected["choices"][0]["message"]["content"]
