@@ -1,4 +1,5 @@
-"""A real server in this process, on a socket of its own. Nothing is mocked."""
+"""A real server in this process, on a socket of its own. Nothing is mocked, and every answer is
+held to the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,14 +14,28 @@ import httpx
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from api.declared import Declared, declared_by
 from lorry.api import http10
 from lorry.bootstrap import KEEP_ALIVE, Server, assemble
 from lorry.settings import Settings
-from support.patience import client, wait_until
+from support.patience import options, wait_until
 
 BASE = "tiny"
 MAX_UPLOAD = 1 << 20
 """Bytes, on the servers that uploads are tried on."""
+
+
+class Checking(httpx.Client):
+    """A client that takes no answer which the document has not."""
+
+    declared: Declared | None = None
+
+    def send(self, *given: Any, **more: Any) -> httpx.Response:
+        response = super().send(*given, **more)
+        if self.declared is not None:
+            problems = self.declared.problems(response)
+            assert not problems, problems
+        return response
 
 
 @dataclass(eq=False)
@@ -76,7 +91,8 @@ def serve(settings: Settings) -> Iterator[Live]:
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     try:
-        with client(url, headers=headers) as http:
+        with Checking(base_url=url, headers=headers, **options()) as http:
+            http.declared = declared_by(server.app)
             yield Live(server, url, http)
     finally:
         web.should_exit = True

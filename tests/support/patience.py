@@ -30,11 +30,12 @@ def wait_until(condition: Callable[[], object], what: str = "what must come") ->
         time.sleep(0.01)
 
 
-def client(url: str, **options: Any) -> httpx.Client:
-    """A client of a server on this machine.
+def client(url: str, **more: Any) -> httpx.Client:
+    """A client of a server on this machine."""
+    return httpx.Client(base_url=url, **{**options(), **more})
 
-    It loads no certificates, which plain HTTP has no use for: on a busy machine that alone
-    takes longer than most requests.
-    """
-    given: dict[str, Any] = {"timeout": PATIENCE, "verify": False, "trust_env": False}
-    return httpx.Client(base_url=url, **{**given, **options})
+
+def options() -> dict[str, Any]:
+    """Of any such client. It loads no certificates, which plain HTTP has no use for: on a busy
+    machine that alone takes longer than most requests."""
+    return {"timeout": PATIENCE, "verify": False, "trust_env": False}

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from lorry.api import docs
 from lorry.api.adapter_schema import (
     MAX_DESCRIPTION,
     AdapterList,
@@ -78,10 +79,15 @@ class Adapters:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/adapters", tags=["adapters"])
-        record = {"model": AdapterView, "description": "The record; `ETag` is its digest"}
-        again = {"model": AdapterView, "description": "It was there already"}
+        tag = {"headers": docs.headers("ETag")}
+        record = {**tag, "model": AdapterView, "description": "The record; `ETag` is its digest"}
+        again = {**tag, "model": AdapterView, "description": "It was there already"}
         gone = {"description": "Gone for new requests; running ones finish"}
-        tar = {"content": {"application/x-tar": {}}, "description": "The tar"}
+        tar = {
+            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": docs.headers("Content-Disposition"),
+            "description": "The tar",
+        }
         form = _form_of(UploadForm)
         upload = {"requestBody": {"required": True, "content": _form_of(VersionForm)}}
         either = json_body(FolderBody, {"name": "legal", "source": "/srv/adapters/legal"})
@@ -124,9 +130,21 @@ class Adapters:
             json_body(PatchBody, {"scale": 0.5}),
         )
         add(
-            "DELETE", one, self.remove, "Remove it, or a version", {204: gone}, (404, 409, 422, 503)
+            "DELETE",
+            one,
+            self.remove,
+            "Remove it, or a version",
+            {204: gone},
+            (404, 409, 422, 503, 507),
         )
-        add("GET", "/{name}/content", self.content, "Its files, as a tar", {200: tar}, (404, 422))
+        add(
+            "GET",
+            "/{name}/content",
+            self.content,
+            "Its files, as a tar",
+            {200: tar},
+            (404, 422, 503),
+        )
         return router
 
     async def listing(self) -> Response:

@@ -64,7 +64,7 @@ class Messages:
                     "description": "The message; with `stream`, events",
                     "content": events_of("MessageEvent"),
                 },
-                **documented(400, 404, 409, 413, 415, 429, 529, anthropic=True),
+                **documented(400, 404, 409, 413, 415, 429, 507, 529, anthropic=True),
             },
             openapi_extra=json_body(MessagesBody, {**_EXAMPLE, "max_tokens": 40}),
             response_model=None,

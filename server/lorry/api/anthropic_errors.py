@@ -27,6 +27,7 @@ class AnthropicErrorDetail(BaseModel):
     message: str
     param: str | None
     code: str
+    routes: list[str] | None = None
 
 
 class AnthropicErrorBody(BaseModel):

@@ -7,33 +7,43 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from lorry.api.adapters_used import AdapterUsed
-from lorry.api.bounds import Objects, Texts, Tokens
+from lorry.api.block_shapes import (
+    AnswerBlock,
+    BlockChoice,
+    BlockDelta,
+    OutputField,
+    SchemaTools,
+    SystemBlocks,
+    ThinkingField,
+    Turns,
+)
+from lorry.api.bounds import Texts, Tokens
 from lorry.api.openai_schema import Idle, SharedBody
 
 
 class CountBody(SharedBody):
     """Beside these fields it takes what chat takes for sampling."""
 
-    messages: Objects = Field(
+    messages: Turns = Field(
         description="`role` (user, assistant, system) and `content`, a text or blocks: text, "
         "tool_use, tool_result, thinking (left out of the prompt). The answer goes on with a last "
         "message of the assistant's.",
     )
-    system: str | Objects | None = Field(default=None, description="A text, or text blocks.")
+    system: str | SystemBlocks | None = Field(default=None, description="A text, or text blocks.")
     stop_sequences: Texts | None = Field(
         default=None,
         description="As chat's `stop`; `stop_sequence` in the answer says which it was.",
     )
-    tools: Objects | None = Field(
+    tools: SchemaTools | None = Field(
         default=None,
         description="Tools with an `input_schema`. Anthropic's own services (web_search, "
         "web_fetch, code_execution, tool_search) are not offered to the model.",
     )
-    tool_choice: dict[str, Any] | None = None
-    thinking: dict[str, Any] | None = Field(
+    tool_choice: BlockChoice | None = None
+    thinking: ThinkingField | None = Field(
         default=None, description="Where it is given, the template's `enable_thinking`."
     )
-    output_config: dict[str, Any] | None = Field(
+    output_config: OutputField | None = Field(
         default=None, description="`format`: a `json_schema` that the answer follows."
     )
     chat_template_kwargs: dict[str, Any] | None = None
@@ -65,8 +75,7 @@ class MessageAnswer(BaseModel):
     type: str
     role: str
     model: str
-    content: list[dict[str, Any]]
-    """text, tool_use and thinking blocks."""
+    content: list[AnswerBlock]
     stop_reason: str | None
     """end_turn, max_tokens, stop_sequence or tool_use."""
     stop_sequence: str | None
@@ -80,8 +89,8 @@ class MessageEvent(BaseModel):
     type: str
     message: MessageAnswer | None = None
     index: int | None = None
-    content_block: dict[str, Any] | None = None
-    delta: dict[str, Any] | None = None
+    content_block: AnswerBlock | None = None
+    delta: BlockDelta | None = None
     usage: dict[str, int] | None = None
 
 

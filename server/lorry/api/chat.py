@@ -87,7 +87,7 @@ class Chat:
                     "description": "The answer; with `stream`, events",
                     "content": events_of("ChatChunk"),
                 },
-                **documented(400, 404, 409, 413, 415, 429, 503),
+                **documented(400, 404, 409, 413, 415, 429, 503, 507),
             },
             openapi_extra=json_body(ChatBody, _EXAMPLE),
             response_model=None,

@@ -6,24 +6,31 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from lorry.api.bounds import Objects, Texts, TokensOrAll, Top
+from lorry.api.bounds import Texts, TokensOrAll, Top
+from lorry.api.message_shapes import (
+    Documents,
+    FunctionCallChoice,
+    Functions,
+    Messages,
+    ToolChoice,
+    Tools,
+)
 from lorry.api.messages import KEYS
 from lorry.api.openai_schema import Idle, PromptLogprobs, SharedAnswer, SharedBody
 from lorry.api.sifting import Listed
 
 
 class ChatBody(SharedBody):
-    messages: Annotated[Objects, Listed({*KEYS, "function_call"})] = Field(
+    messages: Annotated[Messages, Listed({*KEYS, "function_call"})] = Field(
         description="`role` (system, developer, user, assistant, tool, function) and "
         "`content`, a text or a list of text parts; the template gets them in the form that it "
         "takes.",
-        json_schema_extra={"minItems": 1},
     )
     max_completion_tokens: TokensOrAll | None = None
     logprobs: bool | None = None
     top_logprobs: Top | None = None
-    tools: Objects | None = None
-    tool_choice: str | dict[str, Any] | None = Field(
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(
         default=None,
         description="auto, none, required, one of the tools, or `allowed_tools` with a mode.",
     )
@@ -35,10 +42,10 @@ class ChatBody(SharedBody):
         default=None,
         description="The text in front of the tools, where a prompt of Lorry's carries them.",
     )
-    functions: Objects | None = Field(
+    functions: Functions | None = Field(
         default=None, description="The older word for `tools`: each is one's `function`."
     )
-    function_call: str | dict[str, Any] | None = Field(
+    function_call: FunctionCallChoice | None = Field(
         default=None, description="The older word for `tool_choice`: auto, none or a `name`."
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
@@ -67,7 +74,7 @@ class ChatBody(SharedBody):
         default=None,
         description="The answer begins with the last message, if that is the assistant's.",
     )
-    documents: Objects | None = Field(
+    documents: Documents | None = Field(
         default=None, description="For templates that take documents: `title` and `text` of each."
     )
     add_special_tokens: bool | None = Field(
@@ -135,12 +142,27 @@ class ChatAnswer(SharedAnswer):
     prompt_token_ids: list[int] | None = None
 
 
+class FunctionDelta(BaseModel):
+    name: str | None = None
+    """With the first delta of a call."""
+    arguments: str | None = None
+    """What comes next of the JSON."""
+
+
+class ToolCallDelta(BaseModel):
+    index: int
+    id: str | None = None
+    """With the first delta of a call; so is `type`."""
+    type: str | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(BaseModel):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    function_call: dict[str, Any] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
 
 
 class ChatChunkChoice(BaseModel):

@@ -71,7 +71,7 @@ class Classify:
             summary="A text's labels, by a classifier adapter",
             responses={
                 200: {"model": ClassifyAnswer, "description": "The labels and their scores"},
-                **documented(400, 404, 409, 413, 415, 422, 429, 503),
+                **documented(400, 404, 409, 413, 415, 422, 429, 503, 507),
             },
             openapi_extra=json_body(ClassifyBody, {"inputs": "Great!", "adapter": "tickets"}),
             response_model=None,

@@ -190,7 +190,7 @@ class Completions:
                     "description": "The answer; with `stream`, events",
                     "content": events_of("CompletionAnswer"),
                 },
-                **documented(400, 404, 409, 413, 415, 429, 503),
+                **documented(400, 404, 409, 413, 415, 429, 503, 507),
             },
             openapi_extra=json_body(CompletionsBody, _EXAMPLE),
             response_model=None,

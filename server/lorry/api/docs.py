@@ -3,7 +3,7 @@ use, examples, and who needs a key. Nothing of the page comes from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -15,6 +15,8 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.prefix import prefix_of
+from lorry.api.remarks import IGNORED
+from lorry.api.request_id import HEADER as REQUEST_ID
 
 PAGE = "/docs"
 DOCUMENT = "/openapi.json"
@@ -30,6 +32,38 @@ _ICON = (
 )
 
 _REF = "#/components/schemas/{model}"
+_HEADER = "#/components/headers/{name}"
+
+_HEADERS: Mapping[str, Mapping[str, Any]] = {
+    REQUEST_ID: {
+        "description": "What the request is called in the server's log: the name that came with "
+        "it, or a new one",
+        "required": True,
+    },
+    IGNORED: {"description": "Fields of the body that were accepted and had no effect"},
+    "Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 1}},
+    "WWW-Authenticate": {"description": "How to send a key"},
+    "ETag": {"description": "The digest of the current version, in quotes", "required": True},
+    "Content-Disposition": {"description": "A name for the file", "required": True},
+    "Cache-Control": {"description": "no-cache, with events"},
+    "X-Accel-Buffering": {"description": "no, with events: nginx passes each on at once"},
+}
+"""Of answers, beside those that HTTP itself has."""
+
+_ALWAYS = (REQUEST_ID,)
+_OF_BODIES = (IGNORED,)
+_OF_EVENTS = ("Cache-Control", "X-Accel-Buffering")
+_OF_STATUS = {
+    "401": ("WWW-Authenticate",),
+    "429": ("Retry-After",),
+    "503": ("Retry-After",),
+    "529": ("Retry-After",),
+}
+
+_EVENTS = "text/event-stream"
+
+PLAIN: Mapping[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+"""The `content` of an answer that is a text."""
 
 
 def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -49,7 +83,12 @@ def events_of(name: str) -> dict[str, Any]:
         "contentSchema": {"$ref": _REF.format(model=name)},
     }
     event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
-    return {"text/event-stream": {"schema": event}}
+    return {_EVENTS: {"schema": event}}
+
+
+def headers(*names: str) -> dict[str, Any]:
+    """The `headers` of an answer that has those."""
+    return {name: {"$ref": _HEADER.format(name=name)} for name in names}
 
 
 def install(
@@ -74,6 +113,11 @@ def install(
             schemas = components.setdefault("schemas", {})
             for name, schema in found.get("$defs", {}).items():
                 schemas.setdefault(name, schema)
+            components["headers"] = {
+                name: {"schema": {"type": "string"}, **header} for name, header in _HEADERS.items()
+            }
+            for operation in _operations(document):
+                _complete(operation)
             components["securitySchemes"] = {
                 "key": {"type": "http", "scheme": "bearer", "description": "What --api-key says"}
             }
@@ -106,6 +150,26 @@ def install(
         app.add_route(f"{PAGE}/{name}", _file(name, kind), methods=["GET"], include_in_schema=False)
 
 
+def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for methods in document["paths"].values():
+        yield from methods.values()
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """The headers that any answer can have; and no JSON beside what a route says of its own
+    answer: FastAPI adds it to every one."""
+    for status, response in operation["responses"].items():
+        content = response.get("content", {})
+        if len(content) > 1 and content.get("application/json") == {"schema": {}}:
+            del content["application/json"]
+        names = [*_ALWAYS, *_OF_STATUS.get(status, ())]
+        if "requestBody" in operation:
+            names += _OF_BODIES
+        if _EVENTS in content:
+            names += _OF_EVENTS
+        response["headers"] = {**response.get("headers", {}), **headers(*names)}
+
+
 def _file(name: str, kind: str) -> Any:
     def serve(request: Request) -> Response:
         content = (files("fastapi_offline") / "static" / name).read_bytes()
@@ -118,10 +182,9 @@ def _file(name: str, kind: str) -> Any:
 def _drop_fastapi_s_refusals(document: dict[str, Any]) -> None:
     """FastAPI adds a 422 of its own shape to every route with a parameter. No answer here has
     that shape, and a path takes any text."""
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            refusal = operation["responses"].get("422")
-            if refusal is not None and "HTTPValidationError" in str(refusal):
-                del operation["responses"]["422"]
+    for operation in _operations(document):
+        refusal = operation["responses"].get("422")
+        if refusal is not None and "HTTPValidationError" in str(refusal):
+            del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document.get("components", {}).get("schemas", {}).pop(name, None)

@@ -97,7 +97,7 @@ class Embeddings:
             summary="A vector for each text",
             responses={
                 200: {"model": EmbeddingsAnswer, "description": "The vectors"},
-                **documented(400, 404, 409, 413, 415, 429, 503),
+                **documented(400, 404, 409, 413, 415, 429, 503, 507),
             },
             openapi_extra=json_body(EmbeddingsBody, {"input": "How do I cook rice?"}),
             response_model=None,

@@ -179,6 +179,8 @@ class ErrorDetail(BaseModel):
     code: str | None
     problems: list[str] | None = None
     """Everything that is wrong, where several fields or files can be."""
+    routes: list[str] | None = None
+    """All that there are, where none is at the path."""
 
 
 class ErrorBody(BaseModel):
@@ -279,9 +281,11 @@ def documented(
     *statuses: int,
     tgi: bool = False,
     anthropic: bool = False,
+    keyless: bool = False,
     model: type[BaseModel] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any.
+    """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any, 401
+    not from one that needs no key (`keyless`); 408 comes wherever a body can be too large.
     `model` is a shape of the route's own.
 
     OpenAI's routes have no 422 (`status_of`)."""
@@ -308,9 +312,11 @@ def documented(
         507: "No room to keep it, or no memory to check it",
         529: "Not ready, or shutting down",
     }
+    can = {*statuses, 400, 403, 500}
+    can |= {408} if 413 in can else set()
+    can |= set() if keyless else {401}
     return {
-        status: {"model": model or shape, "description": meanings[status]}
-        for status in sorted({*statuses, 400, 401, 403, 500})
+        status: {"model": model or shape, "description": meanings[status]} for status in sorted(can)
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.bodies import Body, read_body
@@ -55,6 +55,12 @@ class FeaturesBody(Body):
         default=None, description="LoRAX's; with it the answer is an object with `embeddings`."
     )
     stream: Idle = None
+
+
+class Embeddings(BaseModel):
+    """LoRAX's answer: one vector for a text, a list of them for a list."""
+
+    embeddings: list[list[float]] | list[float]
 
 
 class Sentences(Body):
@@ -103,8 +109,8 @@ class Features:
             methods=["POST"],
             summary="A vector for each text, as TEI and LoRAX have it",
             responses={
-                200: {"model": list[list[float]], "description": "The vectors"},
-                **documented(400, 404, 409, 413, 415, 422, 429, 503, tgi=True),
+                200: {"model": list[list[float]] | Embeddings, "description": "The vectors"},
+                **documented(400, 404, 409, 413, 415, 422, 429, 503, 507, tgi=True),
             },
             openapi_extra=json_body(FeaturesBody, {"inputs": "How do I cook rice?"}),
             response_model=None,

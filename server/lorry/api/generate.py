@@ -16,12 +16,11 @@ from lorry.api.bodies import read_body, read_one_of
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, tgi_body
-from lorry.api.features import Features, FeaturesBody, SimilarityBody, asked_at_root
+from lorry.api.features import Embeddings, Features, FeaturesBody, SimilarityBody, asked_at_root
 from lorry.api.generate_schema import (
     GenerateAnswer,
     GenerateBody,
     Parameters,
-    StreamEvent,
 )
 from lorry.api.grammars import compiled, grammar_of
 from lorry.api.merging import merged
@@ -87,15 +86,14 @@ class Generate:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["generate"])
-        errors = documented(400, 404, 409, 413, 415, 422, 429, 503, tgi=True)
+        errors = documented(400, 404, 409, 413, 415, 422, 429, 503, 507, tgi=True)
         body = json_body(GenerateBody, _EXAMPLE)
         sse = events_of("StreamEvent")
 
-        def add(path: str, route: Any, model: Any, summary: str, streams: bool) -> None:
-            ok: dict[str, Any] = {"model": model, "description": "The answer"}
-            if streams:
-                ok["content"] = sse
-                ok["description"] += "; with `stream`, events"
+        def add(path: str, route: Any, model: Any, summary: str) -> None:
+            ok: dict[str, Any] = {"content": sse, "description": "An event for each token"}
+            if model is not None:
+                ok |= {"model": model, "description": "The answer; with `stream`, events"}
             router.add_api_route(
                 path,
                 route,
@@ -106,10 +104,10 @@ class Generate:
                 response_model=None,
             )
 
-        either = list[GenerateAnswer] | list[list[float]] | list[float]
-        add("/", self.compatible, either, "Generate, as TGI's clients expect", True)
-        add("/generate", self.generate, GenerateAnswer, "Generate", True)
-        add("/generate_stream", self.generate_stream, StreamEvent, "Generate, as events", True)
+        either = list[GenerateAnswer] | list[list[float]] | list[float] | Embeddings
+        add("/", self.compatible, either, "Generate, as TGI's clients expect")
+        add("/generate", self.generate, GenerateAnswer, "Generate")
+        add("/generate_stream", self.generate_stream, None, "Generate, as events")
         return router
 
     async def generate(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from lorry.api import docs
 from lorry.api.bodies import MAX_JSON
 from lorry.api.bounds import MAX_ANSWERS, MAX_STOPS, MAX_TOP
 from lorry.api.errors import UNREADY_RETRY, documented
@@ -27,8 +28,50 @@ class HealthView(BaseModel):
     warning: str | None = Field(default=None, description="What may soon keep it from being ready")
 
 
-class VersionView(BaseModel):
+class ServerVersion(BaseModel):
     version: str
+
+
+class ServerLimits(BaseModel):
+    max_model_len: int = Field(description="Tokens, of the prompt and the answer together")
+    max_num_seqs: int
+    max_queue: int
+    max_upload: int = Field(description="Bytes")
+    max_body: int = Field(description="Bytes of a JSON body")
+    max_lora_rank: int
+    max_adapters_per_request: int
+    max_scale: float
+    max_answers: int
+    max_top_tokens: int
+    max_stop_sequences: int
+
+
+class ServerInfo(BaseModel):
+    version: str
+    model_id: str
+    model_source: str
+    model_revision: str | None
+    model_sha: str | None = Field(description="TGI's name for `model_revision`")
+    architecture: str
+    quantization: str
+    dtype: str
+    model_dtype: str = Field(description="TGI's name for `dtype`")
+    kv_cache_dtype: str
+    device: str
+    model_device_type: str = Field(description="TGI's name for `device`")
+    kernels: str
+    rows: str = Field(description="packed or padded")
+    torch: str
+    max_model_len: int
+    max_loras: int
+    max_lora_rank: int
+    memory: dict[str, int] = Field(description="Bytes, by part")
+    limits: ServerLimits
+    max_concurrent_requests: int = Field(description="TGI's, as those below")
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
 
 
 class Health:
@@ -72,7 +115,8 @@ class Health:
                 response_model=None,
             )
 
-        well: dict[int | str, Any] = {200: {"model": HealthView}}
+        open_to_all = documented(keyless=True)
+        well: dict[int | str, Any] = {200: {"model": HealthView}, **open_to_all}
         unready: dict[int | str, Any] = {
             503: {"model": HealthView, "description": "Not ready, or shutting down"}
         }
@@ -81,9 +125,12 @@ class Health:
         add("/health", self.ready, "As /health/ready", {**well, **unready})
         for method in ("GET", "POST"):
             add("/ping", self.ready, "As /health/ready", {**well, **unready}, method)
-        add("/version", self.version, "What version it is", {200: {"model": VersionView}})
-        add("/info", self.info, "The model, its memory, the limits", documented())
-        add("/metrics", self.metrics, "For Prometheus", {200: {"content": {"text/plain": {}}}})
+        version = {200: {"model": ServerVersion}, **open_to_all}
+        add("/version", self.version, "What version it is", version)
+        info = {200: {"model": ServerInfo}, **documented()}
+        add("/info", self.info, "The model, its memory, the limits", info)
+        metrics = {200: {"content": docs.PLAIN}, **open_to_all}
+        add("/metrics", self.metrics, "For Prometheus", metrics)
         return router
 
     async def live(self) -> Response:

@@ -80,7 +80,7 @@ class Responses:
                     "description": "The response; with `stream`, events",
                     "content": events_of("ResponseEvent"),
                 },
-                **documented(400, 404, 409, 413, 415, 429, 503),
+                **documented(400, 404, 409, 413, 415, 429, 503, 507),
             },
             openapi_extra=json_body(ResponsesBody, _EXAMPLE),
             response_model=None,
@@ -101,6 +101,8 @@ class Responses:
                     **({200: {"model": model}} if model else {}),
                     **documented(400, 404),
                 },
+                # The status that FastAPI documents unasked.
+                status_code=200 if model else 400,
                 response_model=None,
             )
         return router

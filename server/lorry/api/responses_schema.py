@@ -8,7 +8,25 @@ from pydantic import BaseModel, Field
 
 from lorry.api.adapters_used import AdapterUsed
 from lorry.api.bodies import Body
-from lorry.api.bounds import Objects, Texts, Tokens, Top
+from lorry.api.bounds import Texts, Tokens, Top
+from lorry.api.item_shapes import (
+    CallItem,
+    CallOutputItem,
+    ChosenFunction,
+    ChosenTools,
+    Items,
+    MessageItem,
+    OutputItem,
+    OutputText,
+    Reasoning,
+    ReasoningField,
+    ReasoningItem,
+    ReasoningText,
+    ResponseChoice,
+    ResponseTool,
+    ResponseTools,
+    TokenLogprob,
+)
 from lorry.api.openai_schema import Idle, SharedBody
 
 
@@ -24,7 +42,7 @@ class TextConfig(Body):
 class ResponsesBody(SharedBody):
     """Beside these fields it takes what chat takes for sampling."""
 
-    input: str | Objects | None = Field(
+    input: str | Items | None = Field(
         default=None,
         description="A text, or items: message, function_call, function_call_output, reasoning "
         "(left out of the prompt) and item_reference.",
@@ -36,12 +54,12 @@ class ResponsesBody(SharedBody):
         default=None, description="A stored response whose conversation goes on."
     )
     max_output_tokens: Tokens | None = None
-    tools: Objects | None = Field(
+    tools: ResponseTools | None = Field(
         default=None,
         description="Functions, and namespaces of functions. OpenAI's own services (web_search, "
         "file_search, code_interpreter, image_generation) are not offered to the model.",
     )
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: ResponseChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     include: Texts | None = Field(
@@ -61,7 +79,7 @@ class ResponsesBody(SharedBody):
     conversation: None = Field(default=None, description="Not served.")
     prompt: None = Field(default=None, description="Not served.")
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning: dict[str, Any] | None = Field(
+    reasoning: ReasoningField | None = Field(
         default=None, description="With `effort` none the template is told not to reason."
     )
     client_metadata: Idle = None
@@ -101,18 +119,17 @@ class ResponseAnswer(BaseModel):
     max_output_tokens: int | None
     metadata: dict[str, Any]
     model: str
-    output: list[dict[str, Any]]
-    """message, function_call and reasoning items."""
+    output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
-    reasoning: dict[str, Any]
+    reasoning: Reasoning
     service_tier: str
     store: bool
     """Whether it can be asked for again."""
     temperature: float
-    text: dict[str, Any]
-    tool_choice: str | dict[str, Any]
-    tools: list[dict[str, Any]]
+    text: TextConfig
+    tool_choice: str | ChosenFunction | ChosenTools
+    tools: list[ResponseTool]
     """Those that the model was offered."""
     top_logprobs: int
     top_p: float
@@ -129,20 +146,22 @@ class ResponseEvent(BaseModel):
     sequence_number: int
     response: ResponseAnswer | None = None
     """Of response.created, .in_progress, .completed, .incomplete and .failed."""
-    item: dict[str, Any] | None = None
+    item: OutputItem | None = None
     item_id: str | None = None
     output_index: int | None = None
     content_index: int | None = None
-    part: dict[str, Any] | None = None
+    part: OutputText | ReasoningText | None = None
     delta: str | None = None
     text: str | None = None
+    name: str | None = None
+    """Of response.function_call_arguments.done."""
     arguments: str | None = None
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 class ResponseItems(BaseModel):
     object: str
-    data: list[dict[str, Any]]
+    data: list[MessageItem | CallItem | CallOutputItem | ReasoningItem | OutputItem]
     first_id: str | None
     last_id: str | None
     has_more: bool

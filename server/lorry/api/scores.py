@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -28,12 +28,22 @@ from lorry.api.openai import chosen
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import Prompt
 from lorry.api.selection import AdapterField, BaseNames
+from lorry.api.shape import NotEmpty, Shape
 from lorry.api.vectors import MAX_INPUTS, Pooled, Vectors, VectorsUsage
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
 from lorry.core import Pooling
 from lorry.errors import InvalidRequest
 from lorry_adapters.registry.registry import Registry
+
+SomeTexts = Annotated[Texts, NotEmpty]
+
+
+class RerankDocument(BaseModel):
+    text: str
+
+
+Document = Annotated[dict[str, Any], Shape(RerankDocument)]
 
 
 class _PairsBody(Body):
@@ -52,8 +62,8 @@ class _PairsBody(Body):
 
 
 class ScoreBody(_PairsBody):
-    text_1: str | Texts = Field(description="One text for all of `text_2`, or one for each.")
-    text_2: str | Texts
+    text_1: str | SomeTexts = Field(description="One text for all of `text_2`, or one for each.")
+    text_2: str | SomeTexts
     use_activation: bool | None = Field(
         default=None, description="false: the head's own number, before the sigmoid."
     )
@@ -61,10 +71,10 @@ class ScoreBody(_PairsBody):
 
 class RerankBody(_PairsBody):
     query: str
-    documents: list[str | dict[str, Any]] | None = Field(
+    documents: Annotated[list[str | Document], NotEmpty] | None = Field(
         default=None, description="Texts, or objects with a `text`."
     )
-    texts: Texts | None = Field(default=None, description="TEI's word; its answer is a list.")
+    texts: SomeTexts | None = Field(default=None, description="TEI's word; its answer is a list.")
     top_n: int | None = Field(default=None, ge=0, description="So many; 0 and absent: all.")
     return_documents: bool | None = None
     return_text: bool | None = None
@@ -86,10 +96,6 @@ class ScoreAnswer(BaseModel):
     data: list[Score]
     usage: VectorsUsage
     adapters: list[AdapterUsed]
-
-
-class RerankDocument(BaseModel):
-    text: str
 
 
 class RerankResult(BaseModel):
@@ -156,7 +162,7 @@ class Scores:
                     summary=summary,
                     responses={
                         200: {"model": answer, "description": "The scores"},
-                        **documented(400, 404, 409, 413, 415, 429, 503),
+                        **documented(400, 404, 409, 413, 415, 429, 503, 507),
                     },
                     openapi_extra=body,
                     response_model=None,

@@ -15,13 +15,13 @@ from starlette.responses import JSONResponse, Response
 from transformers import PreTrainedTokenizerFast
 
 from lorry.api.bodies import Body, read_body
-from lorry.api.bounds import Objects
 from lorry.api.chat import Chat
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.fields import Strays
+from lorry.api.message_shapes import Messages, Tools
 from lorry.api.messages import KEYS
 from lorry.api.prompt_list import SpecialTokens
 from lorry.api.prompts import Prompts
@@ -48,7 +48,7 @@ class TokenizeBody(Body):
 
     inputs: str | None = Field(default=None, description="A text, for TGI's answer.")
     prompt: str | None = Field(default=None, description="A text, for vLLM's answer.")
-    messages: Annotated[Objects, Listed(KEYS)] | None = Field(
+    messages: Annotated[Messages, Listed(KEYS)] | None = Field(
         default=None, description="A conversation, for vLLM's answer."
     )
     model: str | None = Field(
@@ -58,7 +58,7 @@ class TokenizeBody(Body):
     return_token_strs: bool | None = Field(
         default=None, description="Of vLLM's answer: the tokens as texts, too."
     )
-    tools: Objects | None = None
+    tools: Tools | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None

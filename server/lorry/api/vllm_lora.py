@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from lorry.api import docs
 from lorry.api.adapter_schema import LoadBody, UnloadBody
 from lorry.api.adapters import Adapters, State, folder_of
 from lorry.api.bodies import read_body
@@ -47,9 +48,7 @@ class VllmLora:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1", tags=["adapters"])
-        ok: dict[int | str, Any] = {
-            200: {"content": {"text/plain": {}}, "description": "What was done"}
-        }
+        ok: dict[int | str, Any] = {200: {"content": docs.PLAIN, "description": "What was done"}}
         load = json_body(LoadBody, {"lora_name": "legal", "lora_path": "/srv/adapters/legal"})
         unload = json_body(UnloadBody, {"lora_name": "legal"})
         for path, route, body, summary in (
