@@ -73,6 +73,8 @@ class UploadTooLarge(AdapterError):
 
 class UnknownAdapter(AdapterError):
     param = "adapter"
+    meant: str | None = None
+    """An adapter whose name is almost the one that was given."""
 
 
 class AdapterDisabled(AdapterError):

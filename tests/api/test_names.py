@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,62 @@ def test_an_adapter_of_a_placeholder_s_name_is_meant(
         assert complete(named, model="dummy")["adapters"][0]["name"] == "dummy"
     finally:
         assert named.http.delete("/adapters/dummy").status_code == 204
+
+
+@pytest.mark.parametrize("name", ["legl", "Legal", "legall", "lega"])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/generate", {"inputs": "Ahoy", "adapter": "NAME"}),
+        ("POST", "/generate", {"inputs": "Ahoy", "parameters": {"adapter_id": "NAME"}}),
+        ("POST", "/generate", {"inputs": "Ahoy", "adapter": [{"name": "NAME", "scale": 1}]}),
+        ("POST", "/embed", {"inputs": "Ahoy", "adapter": "NAME"}),
+        ("POST", "/classify", {"inputs": "Ahoy", "adapter": "NAME"}),
+        ("POST", "/v1/completions", {"prompt": "Ahoy", "adapter": "NAME"}),
+        ("GET", "/adapters/NAME", None),
+        ("GET", "/adapters/NAME/content", None),
+        ("PATCH", "/adapters/NAME", {"scale": 1}),
+        ("DELETE", "/adapters/NAME", None),
+    ],
+)
+def test_the_adapter_that_was_probably_meant_is_named(
+    named: Live, method: str, path: str, body: Any, name: str
+) -> None:
+    given = json.loads(json.dumps(body).replace("NAME", name))
+    answer = named.http.request(method, path.replace("NAME", name), json=given)
+    assert answer.status_code == 404, answer.text
+    error = answer.json()["error"]
+    message = error if isinstance(error, str) else error["message"]
+    assert message == f"no adapter is named {name!r}; did you mean 'legal'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("legl", "legal"),
+        ("legall@1", "legal"),
+        ("tinny", "tiny"),
+        ("org/Tiny-1.0", "org/Tiny-1.1"),
+    ],
+)
+def test_the_model_that_was_probably_meant_is_named(named: Live, name: str, meant: str) -> None:
+    answer = named.http.post("/v1/completions", json={"model": name, "prompt": "Ahoy"})
+    message = refused(answer, 404, "model_not_found")["message"]
+    assert f"did you mean {meant!r}?" in message
+    if "@" not in name:
+        shown = named.http.get(f"/v1/models/{name}")
+        assert refused(shown, 404, "model_not_found")["message"] == message
+
+
+def test_nothing_is_suggested_for_what_is_like_nothing(named: Live) -> None:
+    for name in ("gpt-4", "x", "L" * 5000):
+        body = {"inputs": "Ahoy", "adapter": name}
+        assert "did you mean" not in named.http.post("/generate", json=body).text
+        model = {"model": name, "prompt": "Ahoy"}
+        assert "did you mean" not in named.http.post("/v1/completions", json=model).text
+
+
+def test_vllm_s_route_suggests_it_too(named: Live) -> None:
+    answer = named.http.post("/v1/unload_lora_adapter", json={"lora_name": "legl"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"].endswith("cannot be found. Did you mean 'legal'?")

@@ -23,7 +23,7 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.registry.contents import Contents
-from lorry_adapters.registry.names import check_scale, check_strength
+from lorry_adapters.registry.names import check_scale, check_strength, nearest
 from lorry_adapters.registry.record import (
     MAX_SELECTION,
     MERGED,
@@ -33,6 +33,11 @@ from lorry_adapters.registry.record import (
     Lease,
     VersionRecord,
 )
+
+
+class _NoSuchName(Exception):
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class Inventory:
@@ -57,7 +62,7 @@ class Inventory:
             return self._records.get(name)
 
     def get(self, name: str) -> AdapterRecord:
-        with self._lock:
+        with self._looking_up():
             return self._record(name)
 
     def records(self) -> tuple[AdapterRecord, ...]:
@@ -93,7 +98,7 @@ class Inventory:
             raise InvalidSelection(
                 f"{len(choices)} adapters in one request; at most {MAX_SELECTION} can be summed"
             )
-        with self._lock:
+        with self._looking_up():
             refs = tuple(self._ref(choice) for choice in choices)
             names: dict[str, str] = {}
             for ref in refs:
@@ -139,7 +144,7 @@ class Inventory:
     @contextmanager
     def holding_version(self, name: str, version: int | None) -> Iterator[VersionRecord]:
         """Look up a version (None: current) and keep its content for the block."""
-        with self._lock:
+        with self._looking_up():
             found = version_of(self._record(name), version)
             self._contents.hold(found.digest)
         try:
@@ -210,10 +215,22 @@ class Inventory:
         with self._lock:
             self._closed = True
 
+    @contextmanager
+    def _looking_up(self) -> Iterator[None]:
+        """Under the lock, but for the look for a name that may have been meant."""
+        try:
+            with self._lock:
+                yield
+        except _NoSuchName as error:
+            with self._lock:
+                names = sorted(self._records)
+            raise _unknown(error.name, nearest(error.name, names)) from None
+
     def _record(self, name: str) -> AdapterRecord:
+        """For a block of `_looking_up`."""
         record = self._records.get(name)
         if record is None:
-            raise UnknownAdapter(f"no adapter is named {name!r}")
+            raise _NoSuchName(name)
         return record
 
     def _ref(self, choice: AdapterChoice) -> AdapterRef:
@@ -321,3 +338,10 @@ def _two_prompts(names: Sequence[str]) -> str:
         f"adapters {' and '.join(map(repr, names))} each put virtual tokens in front of the "
         "prompt, and only one can; give one of them"
     )
+
+
+def _unknown(name: str, meant: str | None) -> UnknownAdapter:
+    hint = "" if meant is None else f"; did you mean {meant!r}?"
+    error = UnknownAdapter(f"no adapter is named {name!r}{hint}")
+    error.meant = meant
+    return error

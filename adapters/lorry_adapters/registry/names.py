@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Iterable
+from itertools import islice
 
 from lorry_adapters.errors import InvalidAdapterName, InvalidScale
 from lorry_adapters.registry.record import MAX_SCALE, VersionRecord
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """No `@` (it separates a version), no slash (names stand in URLs)."""
+
+
+_ALIKE = 0.75
+"""`difflib`'s ratio."""
+
+_COMPARED = 300
+"""Names, at most: comparing them all would take longer than the answer is worth."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Of `known` the one that was probably meant, in capitals or not."""
+    given = name[:128].lower()
+    alike = {
+        one.lower(): one
+        for one in islice((one for one in known if _begins_or_ends_as(one, given)), _COMPARED)
+    }
+    close = difflib.get_close_matches(given, alike, n=1, cutoff=_ALIKE)
+    return alike[close[0]] if close else None
+
+
+def _begins_or_ends_as(name: str, given: str) -> bool:
+    return name[:1].lower() == given[:1] or name[-1:].lower() == given[-1:]
 
 
 def check_name(name: str, reserved: frozenset[str]) -> str:

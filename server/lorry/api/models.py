@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.errors import documented
-from lorry.api.selection import BaseNames
-from lorry.errors import ModelNotFound
+from lorry.api.selection import BaseNames, not_found
 from lorry_adapters.errors import UnknownAdapter
 from lorry_adapters.registry.record import AdapterRecord
 from lorry_adapters.registry.registry import Registry
@@ -83,9 +82,7 @@ class Models:
         try:
             return JSONResponse(self._adapter(self._registry.get(model)))
         except UnknownAdapter as error:
-            raise ModelNotFound(
-                f"model {model[:200]!r} is neither the base ({self._base.first!r}) nor an adapter"
-            ) from error
+            raise not_found(model, self._base, error) from error
 
     def _card_of_base(self, name: str) -> dict[str, Any]:
         return self._card(name, self._started, self._base_source, None)

@@ -15,7 +15,7 @@ from pydantic import WithJsonSchema
 
 from lorry.errors import InvalidRequest, ModelNotFound
 from lorry_adapters.errors import InvalidSelection, UnknownAdapter
-from lorry_adapters.registry.names import check_scale
+from lorry_adapters.registry.names import check_scale, nearest
 from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION, AdapterChoice
 from lorry_adapters.registry.registry import Registry
 
@@ -91,10 +91,6 @@ def choices_of_model(
     """What OpenAI's `model` selects: nothing for the base. Raises ModelNotFound."""
     if model is None or model in base:
         return ()
-    unknown = ModelNotFound(
-        f"model {model[:200]!r} is neither the base ({base.first!r}) nor an adapter; "
-        "GET /v1/models lists them"
-    )
     try:
         choice = _named(model, "model", "model")
         versions = registry.get(choice.name).versions
@@ -102,10 +98,20 @@ def choices_of_model(
         # An adapter may well be called so.
         if model in _PLACEHOLDERS:
             return ()
-        raise unknown from error
+        raise not_found(model, base, error) from error
     if choice.version is not None and all(one.version != choice.version for one in versions):
-        raise unknown
+        raise not_found(model, base)
     return (choice,)
+
+
+def not_found(model: str, base: BaseNames, error: Exception | None = None) -> ModelNotFound:
+    """`error`: why it is no adapter."""
+    meant = getattr(error, "meant", None) or nearest(model, (base.first, *base.others))
+    hint = "" if meant is None else f"did you mean {meant!r}? "
+    return ModelNotFound(
+        f"model {model[:200]!r} is neither the base ({base.first!r}) nor an adapter; {hint}"
+        "GET /v1/models lists them"
+    )
 
 
 def same(one: object, other: object) -> bool:

@@ -97,7 +97,8 @@ class VllmLora:
                 raise InvalidRequest("'lora_name' must be provided.")
             await self._adapters.drop(body.lora_name)
         except UnknownAdapter as error:
-            error.message = f"The lora adapter '{body.lora_name}' cannot be found."
+            hint = "" if error.meant is None else f" Did you mean '{error.meant}'?"
+            error.message = f"The lora adapter '{body.lora_name}' cannot be found.{hint}"
             return self._refused(error)
         except (LorryError, AdapterError) as error:
             return self._refused(error)

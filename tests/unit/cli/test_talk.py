@@ -109,6 +109,23 @@ def test_an_unknown_adapter_is_told_at_once(lorry: Callable[..., tuple[str, str]
     assert out == "" and "'nobody'" in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("chat", "pirat"),
+        ("ask", "Ahoy", "--adapter", "pirat"),
+        ("adapters", "show", "pirat"),
+        ("adapters", "disable", "pirat"),
+        ("adapters", "rm", "pirat"),
+    ],
+)
+def test_a_misspelt_adapter_is_told_with_the_one_that_was_meant(
+    lorry: Callable[..., tuple[str, str]], command: tuple[str, ...]
+) -> None:
+    out, err = lorry(*command, typed="Ahoy\n", code=1)
+    assert out == "" and "did you mean 'pirate'?" in err
+
+
 def test_what_a_server_does(live: Live, lorry: Callable[..., tuple[str, str]]) -> None:
     body = json.loads(lorry("ps", "--json")[0])
     assert (body["model_id"], body["adapters"], body["adapters_broken"]) == ("tiny", 1, [])
