@@ -44,7 +44,7 @@ def test_the_answer_is_that_of_the_rendered_template(live: Live) -> None:
     answer = chat(live, model="legal")
     assert answer["object"] == "chat.completion"
     choice = answer["choices"][0]
-    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason", "stop_reason"}
     body = {"model": "legal", "prompt": prompt_ids(live), "temperature": 0, "max_tokens": 8}
     plain = live.http.post("/v1/completions", json=body).json()
     assert choice["message"] == {"role": "assistant", "content": plain["choices"][0]["text"]}

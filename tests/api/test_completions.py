@@ -38,7 +38,7 @@ def test_the_answer(live: Live) -> None:
     assert answer["object"] == "text_completion"
     assert answer["id"].startswith("cmpl-")
     choice = answer["choices"][0]
-    assert choice.keys() == {"index", "text", "logprobs", "finish_reason"}
+    assert choice.keys() == {"index", "text", "logprobs", "finish_reason", "stop_reason"}
     assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "length")
     length = len(ids_of(live, PROMPT))
     counts = {"prompt_tokens": length, "completion_tokens": 16, "total_tokens": length + 16}

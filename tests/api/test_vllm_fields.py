@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
 from api.live import Live, refused
-from support.tokenizer import EOS
+from support.tokenizer import EOS, VOCAB_SIZE
 
 MESSAGES = [{"role": "user", "content": "The harbour was quiet"}]
 ROUTES: dict[str, dict[str, Any]] = {
@@ -196,6 +197,21 @@ def test_prompt_logprobs(live: Live, path: str, top: int) -> None:
         assert all(isinstance(one["decoded_token"], str) for one in told.values())
 
 
+def test_prompt_logprobs_of_the_whole_vocabulary(live: Live, path: str) -> None:
+    answer = prompt_of(ask(live, path, prompt_logprobs=-1, return_token_ids=True))
+    first, *rest = answer["prompt_logprobs"]
+    assert first is None and len(rest) == len(answer["prompt_token_ids"]) - 1
+    for token_id, told in zip(answer["prompt_token_ids"][1:], rest, strict=True):
+        assert len(told) == VOCAB_SIZE and str(token_id) in told
+        assert sorted(one["rank"] for one in told.values()) == list(range(1, VOCAB_SIZE + 1))
+        assert sum(math.exp(one["logprob"]) for one in told.values()) == pytest.approx(1, abs=1e-3)
+    long = "rice " * 90
+    text = {"messages": [{"role": "user", "content": long}]} if "chat" in path else {"prompt": long}
+    body = {**text, "prompt_logprobs": -1}
+    error = refused(live.http.post(path, json=body), 400, "unsupported_parameter")
+    assert error["param"] == "prompt_logprobs" and "the whole vocabulary" in error["message"]
+
+
 def test_prompt_logprobs_are_what_an_echo_says(live: Live, path: str) -> None:
     if "chat" in path:
         return
@@ -205,6 +221,34 @@ def test_prompt_logprobs_are_what_an_echo_says(live: Live, path: str) -> None:
     for at, one in list(enumerate(told))[1:]:
         assert columns["token_logprobs"][at] in [value["logprob"] for value in one.values()]
         assert len(columns["top_logprobs"][at]) <= 2 and len(one) >= 3
+
+
+def reasons(live: Live, path: str, **asked: Any) -> tuple[Any, Any]:
+    """Why an answer ended, and by what."""
+    (choice,) = ask(live, path, **asked)["choices"]
+    ended = [
+        one["choices"][0]
+        for one in events(live, path, **asked)
+        if one["choices"] and one["choices"][0]["finish_reason"]
+    ]
+    assert len(ended) == 1
+    assert ended[0]["stop_reason"] == choice["stop_reason"]
+    assert ended[0]["finish_reason"] == choice["finish_reason"]
+    return choice["finish_reason"], choice["stop_reason"]
+
+
+def test_stop_reason(live: Live, path: str) -> None:
+    assert reasons(live, path) == ("length", None)
+    answer = ask(live, path, return_token_ids=True)
+    stop = text_of(answer)[1:3]
+    assert reasons(live, path, stop=["not this", stop]) == ("stop", stop)
+    token = answer["choices"][0]["token_ids"][3]
+    assert reasons(live, path, stop_token_ids=[token]) == ("stop", token)
+    ends = {"logit_bias": {str(EOS): 100}}
+    assert reasons(live, path, **ends) == ("stop", None)
+    assert reasons(live, path, **ends, stop_token_ids=[EOS]) == ("stop", None)
+    own = {**ends, "ignore_eos": True, "stop_token_ids": [EOS]}
+    assert reasons(live, path, **own) == ("stop", EOS)
 
 
 def test_truncate_prompt_tokens(live: Live, path: str) -> None:
@@ -240,6 +284,8 @@ def test_best_of(live: Live, path: str) -> None:
         ({"best_of": 2, "stream": True}, "best_of above n"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs cannot stream"),
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -2}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1, "stream": True}, "prompt_logprobs cannot stream"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be -1 or from 1"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
     ],

@@ -94,6 +94,8 @@ Penalty = Annotated[float, Within(-2, 2)]
 Seed = Annotated[int, Whole(), Within(-(2**63), 2**64 - 1)]
 Answers = Annotated[int, Whole(), Within(1, MAX_ANSWERS)]
 Top = Annotated[int, Whole(), Within(0, MAX_TOP)]
+TopOrAll = Annotated[int, Whole(), Within(-1, MAX_TOP)]
+"""-1 is the whole vocabulary."""
 Texts = Annotated[list[str], FirstMistake()]
 Ids = Annotated[list[int], FirstMistake()]
 Objects = Annotated[list[dict[str, Any]], FirstMistake()]

@@ -152,6 +152,7 @@ class Chat:
             "message": message_of(deltas),
             "logprobs": _logprobs(asked.prompts, answer.steps) if asked.logprobs else None,
             "finish_reason": telling.reason(answer.ending),
+            "stop_reason": answer.reason,
             **asked.report.answer(answer.steps),
         }
         return choice_to(choice) if asked.functions else choice
@@ -167,8 +168,8 @@ class Chat:
                 param="top_logprobs",
             )
         n, each = counts_of(body)
-        report = TokenReport.of(body)
         openai, choices = await openai.speaking(openai.choices(body))
+        report = TokenReport.of(body, openai.prompts)
         tools = _tools(body)
         grammar = grammar_asked(body)
         if tools.forced and grammar is not None:
@@ -211,6 +212,7 @@ class Chat:
             marked=not body.parse_special,
             truncate=openai.kept_of_prompt(body, choices, wanted),
         )
+        report.check([ids])
         params = openai.params(
             body,
             max_new_tokens=openai.new_tokens(wanted, ids, choices),
@@ -272,7 +274,8 @@ class Deltas:
             logprobs = _logprobs(asked.prompts, held) if asked.logprobs and held else None
             made.append(_choice_of(index, delta, logprobs))
         if step.ending is not None:
-            made.append(_choice_of(index, {}, None, telling.reason(step.ending)))
+            last = _choice_of(index, {}, None, telling.reason(step.ending))
+            made.append({**last, "stop_reason": step.reason})
         if asked.report.ids:
             self._untold.setdefault(index, []).append(step)
             if made:

@@ -133,6 +133,8 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: str
     """stop, length, tool_calls or function_call."""
+    stop_reason: int | str | None = None
+    """vLLM's: the stop string, or the token of `stop_token_ids`, that ended it."""
     token_ids: list[int] | None = None
 
 
@@ -170,6 +172,8 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    stop_reason: int | str | None = None
+    """With the last chunk."""
     token_ids: list[int] | None = None
 
 

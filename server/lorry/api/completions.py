@@ -152,12 +152,14 @@ class Texts:
         first, self._told[index] = not self._told[index], True
         untold, self._untold[index] = self._untold[index], []
         ids = asked.prompts[index // asked.each].ids
+        reason = {"stop_reason": None if asked.silent else step.reason}
         return self._chunks.chunk(
             {
                 "index": index,
                 "text": text,
                 "logprobs": taken if asked.logprobs else None,
                 "finish_reason": None if step.ending is None else FINISH[step.ending],
+                **({} if step.ending is None else reason),
                 **(asked.report.prompt(asked.words, ids) if first else {}),
                 **asked.report.answer(untold),
             }
@@ -253,6 +255,7 @@ class Completions:
             "text": text,
             "logprobs": columns.take() if asked.logprobs else None,
             "finish_reason": FINISH[answer.ending],
+            "stop_reason": None if asked.silent else answer.reason,
             **asked.report.prompt(asked.words, prompt.ids, answer.prompt),
             **asked.report.answer([] if asked.silent else answer.steps),
         }
@@ -264,7 +267,7 @@ class Completions:
             raise UnsupportedParameter("suffix is not served; leave it out", param="suffix")
         openai, choices = await openai.speaking(openai.choices(body))
         n, each = counts_of(body)
-        report = TokenReport.of(body)
+        report = TokenReport.of(body, openai.prompts)
         echo = bool(body.echo)
         silent = body.max_tokens == 0
         if silent and not echo:
@@ -279,6 +282,7 @@ class Completions:
             truncate=openai.kept_of_prompt(body, choices, body.max_tokens or DEFAULT_TOKENS),
             add_special_tokens=body.add_special_tokens,
         )
+        report.check([one.ids for one in prompts])
         params = openai.params(
             body,
             max_new_tokens=1,

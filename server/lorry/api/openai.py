@@ -114,9 +114,10 @@ class OpenAI:
         )
 
     def _ends(self, body: SharedBody) -> frozenset[int]:
-        base = frozenset() if body.ignore_eos else self.voice.ends
-        size = self.prompts.vocab_size
-        return base | sampling.ids_of(body.stop_token_ids, size, "stop_token_ids")
+        return (frozenset() if body.ignore_eos else self.voice.ends) | self._own_ends(body)
+
+    def _own_ends(self, body: SharedBody) -> frozenset[int]:
+        return sampling.ids_of(body.stop_token_ids, self.prompts.vocab_size, "stop_token_ids")
 
     async def jobs(
         self,
@@ -144,6 +145,7 @@ class OpenAI:
         stops = sampling.stops_of(body.stop)
         keep = bool(body.include_stop_str_in_output)
         visible = frozenset() if body.skip_special_tokens is not False else self.prompts.special_ids
+        own_ends = self._own_ends(body) - (frozenset() if body.ignore_eos else self.voice.ends)
         jobs: list[Job] = []
         for prompt_ids, params in asked:
             constraints = await compiled(self.voice.grammars, grammar, count)
@@ -160,6 +162,7 @@ class OpenAI:
                     keep_end=keep,
                     unstopped=body.min_tokens or 0,
                     prompts=self.prompts,
+                    own_ends=own_ends,
                 )
                 for index, constraint in enumerate(constraints)
             ]

@@ -24,8 +24,8 @@ from lorry.api.bounds import (
     Texts,
     TokensOrAll,
     TokensOrNone,
-    Top,
     TopKOrOff,
+    TopOrAll,
 )
 from lorry.api.fields import Strays
 from lorry.api.selection import AdapterField
@@ -123,10 +123,10 @@ class SharedBody(Body):
         description="So many of the prompt's last tokens are kept; -1: as many as there is room "
         "for beside the answer.",
     )
-    prompt_logprobs: Top | None = Field(
+    prompt_logprobs: TopOrAll | None = Field(
         default=None,
         description="Tell how likely each of the prompt's tokens was, and so many of the likeliest "
-        "in its place; not in a stream.",
+        "in its place (-1: the whole vocabulary, where that is not too much); not in a stream.",
     )
     return_token_ids: bool | None = Field(
         default=None, description="Tell the ids of the prompt's and the answer's tokens."

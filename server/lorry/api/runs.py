@@ -47,6 +47,13 @@ class Step:
     ending: Ending | None
     stop: str | None = None
     """The stop string that ended the answer."""
+    own_end: int | None = None
+    """The token that ended it, where the request named that one."""
+
+    @property
+    def reason(self) -> str | int | None:
+        """vLLM's `stop_reason`: what the request said that ended the answer."""
+        return self.own_end if self.stop is None else self.stop
 
 
 @dataclass(slots=True)
@@ -64,6 +71,10 @@ class Answer:
         ending = self.steps[-1].ending
         assert ending is not None
         return ending
+
+    @property
+    def reason(self) -> str | int | None:
+        return self.steps[-1].reason
 
     @property
     def prompt(self) -> tuple[TokenLogprob | None, ...]:
@@ -93,6 +104,8 @@ class Job:
     """Whether the token that ends the answer is text, where it is visible."""
     unstopped: int = 0
     """Stop strings are looked for behind so many tokens."""
+    own_ends: frozenset[int] = frozenset()
+    """Of the tokens that end it those which the request named, and the base does not."""
 
 
 class Run:
@@ -109,6 +122,7 @@ class Run:
         self.meter = meter
         self._keep_end = job.keep_end
         self._unstopped = job.unstopped
+        self._own_ends = job.own_ends
         self._special_ids = prompts.special_ids - job.visible
         self._text = Detokenizer(
             prompts.decode, self._special_ids, job.prompt_ids, whole=prompts.whole
@@ -155,11 +169,14 @@ class Run:
             ending = Ending.EOS
         elif event.finish is FinishReason.LENGTH:
             ending = Ending.LENGTH
+        own_end = None
+        if ending is Ending.EOS and token.token_id in self._own_ends:
+            own_end = token.token_id
         if ending is not None:
             text += self._text.flush()
         if self._unstopped > 0:
             self._unstopped -= 1
-            return Step(token, text, special, event.top, event.prompt, ending)
+            return Step(token, text, special, event.top, event.prompt, ending, None, own_end)
         shown = self._stops.push(text, mark)
         if self._stops.hit is not None:
             # An end token that completes a stop string is the end all the same.
@@ -167,7 +184,7 @@ class Run:
         elif ending is not None:
             shown += self._stops.flush()
         hit = self._stops.hit
-        return Step(token, shown, special, event.top, event.prompt, ending, hit)
+        return Step(token, shown, special, event.top, event.prompt, ending, hit, own_end)
 
     def _failure(self, event: TokenEvent) -> Exception:
         self.meter.finish("error")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from lorry.api.bounds import MAX_TOP
 from lorry.api.openai_schema import SharedBody
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Step, logprob_of
 from lorry.core import TokenLogprob
-from lorry.errors import InvalidRequest
+from lorry.errors import InvalidRequest, UnsupportedParameter
+
+MAX_TOLD: Final = 1 << 15
+"""Tokens of the whole vocabulary, in all the places of the prompts: an answer of some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +23,32 @@ class TokenReport:
     top: int | None = None
     """How many of the likeliest tokens stand beside each of the prompt's; None: none is told."""
 
+    every: bool = False
+    """`top` is the whole vocabulary."""
+
     @classmethod
-    def of(cls, body: SharedBody) -> TokenReport:
+    def of(cls, body: SharedBody, prompts: Prompts) -> TokenReport:
         """Raises InvalidRequest."""
         if body.prompt_logprobs is not None and body.stream:
             raise InvalidRequest(
                 "prompt_logprobs cannot stream; leave out one of the two", param="prompt_logprobs"
             )
-        return cls(bool(body.return_token_ids), body.prompt_logprobs)
+        every = body.prompt_logprobs == -1
+        top = prompts.vocab_size if every else body.prompt_logprobs
+        return cls(bool(body.return_token_ids), top, every)
+
+    def check(self, given: Sequence[Sequence[int]]) -> None:
+        """Whether all that is to be told of the prompts can be. Raises UnsupportedParameter."""
+        if not self.every:
+            return
+        assert self.top is not None
+        told = sum(max(0, len(ids) - 1) for ids in given)
+        if told * self.top > MAX_TOLD:
+            raise UnsupportedParameter(
+                f"prompt_logprobs: -1 is the whole vocabulary, {self.top} tokens in the place of "
+                f"each of {told}, and {MAX_TOLD} at most are told; ask for {MAX_TOP} at most",
+                param="prompt_logprobs",
+            )
 
     def prompt(
         self,
