@@ -117,7 +117,12 @@ def texts(live: Live, grammar: Any, **extra: Any) -> list[tuple[str, str]]:
     first = live.http.post("/v1/chat/completions", json={**chat, **whole}).json()["choices"][0]
     text = {"prompt": "Ahoy", "response_format": grammar, **whole}
     second = live.http.post("/v1/completions", json=text).json()["choices"][0]
-    parameters = {"max_new_tokens": whole["max_tokens"], "details": True, "do_sample": True}
+    parameters = {
+        "max_new_tokens": whole["max_tokens"],
+        "details": True,
+        "do_sample": True,
+        "seed": 3,
+    }
     found = [
         (first["message"]["content"], first["finish_reason"]),
         (second["text"], second["finish_reason"]),
