@@ -143,6 +143,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         runner,
         mailbox,
         emit=lambda events: outbox[0](events),
+        blame=registry.mark_broken,
         on_step=metrics.observe_step,
         on_broken=on_broken,
     )

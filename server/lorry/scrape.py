@@ -41,6 +41,7 @@ class Sources:
     host_cache: Callable[[], CacheStats]
     records: Callable[[], Sequence[AdapterRecord]]
     in_host_cache: Callable[[str], bool]
+    why_broken: Callable[[str], str | None]
 
 
 class Scrape:
@@ -162,6 +163,8 @@ class Scrape:
         registered.add_metric(("enabled",), enabled)
         registered.add_metric(("disabled",), len(records) - enabled)
         yield registered
+        broken = sum(self._sources.why_broken(one.current.digest) is not None for one in records)
+        yield _gauge("lorry_adapters_broken", "Adapters that cannot be served.", broken)
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

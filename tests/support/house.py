@@ -11,7 +11,7 @@ from lorry.engine.client import EngineClient, Generation
 from lorry.engine.loop import Engine, Mailbox
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Limits, Scheduler
-from lorry_adapters.errors import UnknownAdapter
+from lorry_adapters.errors import AdapterBroken, UnknownAdapter
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
@@ -82,7 +82,14 @@ def opened(max_queue: int = 100, blocks: int = 32) -> Iterator[House]:
     runner = Gated(BLOCK, lambda slot: next(d for d in slots.resident if slots.slot_of(d) == slot))
     scheduler = Scheduler(Limits(4, 32, MAX_LEN), BlockPool(blocks, BLOCK), residency)
     emits: list[Callable[[list[TokenEvent]], None]] = []
-    engine = Engine(scheduler, residency, runner, mailbox, emit=lambda events: emits[0](events))
+    engine = Engine(
+        scheduler,
+        residency,
+        runner,
+        mailbox,
+        emit=lambda events: emits[0](events),
+        blame=lambda digest, why: AdapterBroken(f"{digest}: {why}"),
+    )
     client = EngineClient(engine, shelf, max_queue=max_queue)  # type: ignore[arg-type]
     emits.append(client.emit)
     engine.start()

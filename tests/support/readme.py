@@ -70,7 +70,9 @@ def endpoints() -> str:
 
 def openapi() -> dict[str, Any]:
     """The document of an application that could answer nothing: it is only described here."""
-    registry = SimpleNamespace(host_cache_stats=None, records=None, in_host_cache=None)
+    registry = SimpleNamespace(
+        host_cache_stats=None, records=None, in_host_cache=None, why_broken=None
+    )
     services = Services(
         client=cast(Any, None),
         registry=cast(Any, registry),
@@ -112,6 +114,7 @@ def families() -> list[Metric]:
             host_cache=lambda: HostCacheStats(0, 0, 0, 0, 0, 0),
             records=lambda: (_record(),),
             in_host_cache=lambda digest: True,
+            why_broken=lambda digest: None,
         )
     )
     meter = metrics.accepted((), prompt_tokens=1, max_tokens=1)

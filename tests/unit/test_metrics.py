@@ -141,6 +141,7 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
                 record("on-disk", "d3"),
             ),
             in_host_cache=lambda digest: digest in ("d1", "d2"),
+            why_broken=lambda digest: "odd" if digest == "d2" else None,
         )
     )
     # Nothing yet: no division by the blocks that are not there.
@@ -170,6 +171,7 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
         assert value(metrics, "vllm:lora_adapter_loaded", **engine, **labels) == 1
     assert value(metrics, "lorry_adapters", state="enabled") == 2
     assert value(metrics, "lorry_adapters", state="disabled") == 1
+    assert value(metrics, "lorry_adapters_broken") == 1
     assert value(metrics, "lorry_adapter_loads_total") == 7
     assert value(metrics, "lorry_host_cache_capacity_bytes") == 3
     assert value(metrics, "lorry_host_cache_misses_total") == 5

@@ -45,6 +45,10 @@ class SlotTable:
         place = self._places.get(digest)
         return None if place is None else place.slot
 
+    def digest_in(self, slot: int) -> str:
+        """Of the adapter that is there."""
+        return next(digest for digest, place in self._places.items() if place.slot == slot)
+
     @property
     def resident(self) -> tuple[str, ...]:
         """Digests in slots, least recently used first."""

@@ -182,14 +182,16 @@ class Inventory:
                 raise AdapterBroken(f"{self._owners(digest)} cannot be served: {content.broken}")
             return content.generation
 
-    def mark_broken(self, digest: str, why: str, generation: int = 0) -> AdapterBroken | None:
-        """The error to raise; None if the files were replaced since `generation`."""
+    def mark_broken(self, digest: str, why: str) -> AdapterBroken:
+        """Refuse a content that exists until it is mended; the error to raise."""
         with self._lock:
-            content = self._contents.known(digest)
-            if content.generation != generation:
-                return None
-            content.broken = why
-            return AdapterBroken(f"{self._owners(digest)} cannot be served: {why}")
+            return self._mark(digest, why)
+
+    def mark_files_broken(self, digest: str, why: str, generation: int) -> AdapterBroken | None:
+        """As `mark_broken`; None if the files were replaced since `generation`."""
+        with self._lock:
+            same = self._contents.known(digest).generation == generation
+            return self._mark(digest, why) if same else None
 
     def mend(self, digest: str, *, came_in: bool) -> None:
         """The files of a content that is held are good; `came_in`: they were put there now."""
@@ -225,6 +227,10 @@ class Inventory:
             with self._lock:
                 names = sorted(self._records)
             raise _unknown(error.name, nearest(error.name, names)) from None
+
+    def _mark(self, digest: str, why: str) -> AdapterBroken:
+        self._contents.known(digest).broken = why
+        return AdapterBroken(f"{self._owners(digest)} cannot be served: {why}")
 
     def _record(self, name: str) -> AdapterRecord:
         """For a block of `_looking_up`."""

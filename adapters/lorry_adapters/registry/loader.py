@@ -45,6 +45,6 @@ class Loader:
             if trouble is not None:
                 # Perhaps nothing is wrong with the files: a disk that comes back has them.
                 raise HomeUnusable(trouble)
-            broken = self._inventory.mark_broken(digest, why, generation)
+            broken = self._inventory.mark_files_broken(digest, why, generation)
             if broken is not None:
                 raise broken

@@ -30,8 +30,7 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights
-from lorry_adapters.lora.words import WORDS_FILE
+from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
@@ -55,7 +54,7 @@ from lorry_adapters.registry.revision import (
     with_version,
     without_version,
 )
-from lorry_adapters.registry.sources import upload_from
+from lorry_adapters.registry.sources import stored_upload, upload_from
 from lorry_adapters.registry.storage import Storage
 from lorry_adapters.registry.survey import FILES_GONE, survey
 from lorry_adapters.registry.tarball import Tarball
@@ -255,13 +254,7 @@ class Registry:
             )
         if not self._blobs.intact(digest):
             raise InvalidAdapter([f"the stored files {digest} were changed on disk"])
-        folder = self._blobs.folder(digest)
-        beside = {WORDS_FILE: folder / WORDS_FILE}
-        files = Upload(
-            config=folder / CONFIG_FILE,
-            weights=folder / WEIGHTS_FILE,
-            words=beside if (folder / WORDS_FILE).is_file() else {},
-        )
+        files = stored_upload(self._blobs.folder(digest))
         record, _ = self.add(name or f"recovered-{digest.partition(':')[2][:12]}", files)
         return record
 
@@ -358,6 +351,13 @@ class Registry:
         # copy is made before it ends, so that freeing finds and drops it.
         with self._inventory.holding(digest):
             return self._cache.get(digest)
+
+    def mark_broken(self, digest: str, why: str) -> AdapterBroken:
+        """Refuse a content that somebody holds until the same files are uploaded again, or the
+        next start. The error for whoever has it now. No I/O."""
+        error = self._inventory.mark_broken(digest, f"{why}; upload it again, or another version")
+        self._cache.discard(digest)
+        return error
 
     def subscribe(self, gone: Callable[[str], None]) -> None:
         """`gone(digest)` when a content has no version and no lease left: free your copy.

@@ -12,7 +12,7 @@ from pathlib import Path
 from lorry_adapters.errors import ForbiddenSource, UnsupportedUpload
 from lorry_adapters.lora.problems import head_beside
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
-from lorry_adapters.lora.words import SOURCES
+from lorry_adapters.lora.words import SOURCES, WORDS_FILE
 from lorry_adapters.registry.archive import Upload
 
 
@@ -42,6 +42,16 @@ def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
     beside = {name: _inside(folder / name, resolved_roots) for name in SOURCES if name in names}
     beside = {name: file for name, file in beside.items() if file.is_file()}
     return Upload(config=files[CONFIG_FILE], weights=files[weights], words=beside)
+
+
+def stored_upload(folder: Path) -> Upload:
+    """The files of a content that is stored in `folder`."""
+    words = folder / WORDS_FILE
+    return Upload(
+        config=folder / CONFIG_FILE,
+        weights=folder / WEIGHTS_FILE,
+        words={WORDS_FILE: words} if words.is_file() else {},
+    )
 
 
 def _inside(path: Path, roots: tuple[Path, ...]) -> Path:

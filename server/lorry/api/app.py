@@ -146,6 +146,7 @@ def create_app(services: Services) -> FastAPI:
             host_cache=registry.host_cache_stats,
             records=registry.records,
             in_host_cache=registry.in_host_cache,
+            why_broken=registry.why_broken,
         )
     )
     base = BaseNames(services.base_name, services.other_names, services.repository)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
+from lorry.core import RowResult
 from lorry.engine.sequence import Sequence
 from lorry.errors import GenerationFailed, RequestError
 
@@ -11,6 +14,13 @@ def grammar_error(error: Exception) -> Exception:
     if isinstance(error, RequestError):
         return error
     return GenerationFailed(f"the grammar could not be followed: {error}")
+
+
+def overflowed(result: RowResult) -> bool:
+    """Whether one of its numbers is not finite."""
+    drawn = () if result.token is None else (result.token,)
+    numbers = (entry.logprob for entry in (*result.prompt, *drawn))
+    return not all(map(isfinite, (*numbers, *result.vector)))
 
 
 def overflow(sequence: Sequence) -> Exception:

@@ -2,9 +2,10 @@
 
 Requests, cancellations and removals arrive through the mailbox, from any thread,
 and are taken between two steps. Events leave through `emit`, a step's worth at a
-time. A run of the model that raises ends its own requests and no others, a failure
-outside of it ends all; `MAX_FAILURES` in a row, and the engine calls itself broken
-and stops.
+time. When a run of the model raises, its rows run again apart (`lorry.engine.isolation`):
+those that fail alone end, and an adapter that is at fault is refused from then on. A
+failure outside of the model ends all requests. `MAX_FAILURES` steps in a row in which
+the base itself fails, and the engine calls itself broken and stops.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lorry.core import Batch, EngineStats, Request, RowResult, TokenEvent
+from lorry.engine.isolation import Fault, isolate
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.errors import GenerationFailed
@@ -25,7 +27,7 @@ from lorry.errors import GenerationFailed
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Steps in a row that may raise before the engine gives up."""
+"""Steps in a row that the base itself may fail in before the engine gives up."""
 
 PATIENCE = 0.5
 """Seconds an idle engine sleeps when nobody wakes it."""
@@ -113,15 +115,19 @@ class Engine:
         mailbox: Mailbox,
         *,
         emit: Callable[[list[TokenEvent]], None],
+        blame: Callable[[str, str], Exception],
         on_step: Callable[[int, float], None] = lambda tokens, seconds: None,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
+        """`blame(digest, why)`: an adapter made a step fail, so that nobody may get it any more;
+        it gives the error for those who have it. It is called in the engine's thread."""
         self.scheduler = scheduler
         self.residency = residency
         self.runner = runner
         self.mailbox = mailbox
         self.broken = False
         self._emit = emit
+        self._blame = blame
         self._on_step = on_step
         self._on_broken = on_broken
         self._steps = 0
@@ -181,15 +187,33 @@ class Engine:
 
     def _run_batch(self, batch: Batch) -> None:
         began = time.monotonic()
+        raised = False
+        faults: tuple[Fault, ...] = ()
+        results: Sequence[RowResult]
         try:
-            results = self.runner.run(batch)  # the only line that touches the model
+            try:
+                results = self.runner.run(batch)  # the only line that touches the model
+            except Exception:
+                raised = True
+                logger.exception("a step of %d rows raised; they run again apart", len(batch.rows))
+                found = isolate(batch, self.runner.run)
+                batch, results, faults = found.batch, found.results, found.faults
+            for fault in faults:
+                self._end(fault)
             self._news += self.scheduler.commit(batch, results, began)
-        except Exception as error:  # noqa: BLE001 - whatever it is, only this batch ends
-            self._fail(batch, error)
+        except Exception as error:
+            # Not the model but we ourselves: whatever it is, only this batch ends.
+            raised = True
+            logger.exception("what a step gave could not be told")
+            self.scheduler.fail([row.request_id for row in batch.rows], _failure(error))
+            self._failures += 1
             return
-        self._failures = 0
-        self._steps += 1
-        self._on_step(batch.num_tokens, time.monotonic() - began)
+        finally:
+            self._failed_steps += raised
+        self._failures = self._failures + 1 if any(fault.base for fault in faults) else 0
+        if batch.rows:
+            self._steps += 1
+            self._on_step(batch.num_tokens, time.monotonic() - began)
 
     def _tell(self) -> bool:
         news, self._news = self._news, []
@@ -197,15 +221,18 @@ class Engine:
             self._emit(news)
         return bool(news)
 
-    def _fail(self, batch: Batch, error: Exception) -> None:
-        logger.exception("a step of %d rows raised", len(batch.rows))
-        self._failed_steps += 1
-        self._failures += 1
-        failure = GenerationFailed(
-            f"the step that ran this request failed ({type(error).__name__}); "
-            "send it again, and see the server's log if it fails again"
-        )
-        self.scheduler.fail([row.request_id for row in batch.rows], failure)
+    def _end(self, fault: Fault) -> None:
+        """End the request of a row that fails alone, and what waits for its guilty adapters."""
+        failure: Exception = _failure(fault.error)
+        for slot in fault.slots:
+            digest = self.residency.slots.digest_in(slot)
+            why = f"computing it failed ({type(fault.error).__name__})"
+            logger.error("adapter %s: %s", digest, why, exc_info=fault.error)
+            failure = self._blame(digest, why)
+            self.scheduler.fail_waiting(digest, failure)
+            # Mended files shall be read anew.
+            self.residency.forget(digest)
+        self.scheduler.fail([fault.row.request_id], failure)
 
     def _run(self) -> None:
         try:
@@ -265,3 +292,10 @@ class Engine:
             )
         self._seen = seen
         self._snapshot = (stats, self._steps, scheduler.blocks.num_used)
+
+
+def _failure(error: Exception) -> GenerationFailed:
+    return GenerationFailed(
+        f"the step that ran this request failed ({type(error).__name__}); "
+        "send it again, and see the server's log if it fails again"
+    )

@@ -26,7 +26,6 @@ from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from itertools import islice
-from math import isfinite
 from typing import Protocol
 
 from lorry.core import (
@@ -42,7 +41,7 @@ from lorry.core import (
     TokenLogprob,
 )
 from lorry.engine.blocks import BlockPool
-from lorry.engine.endings import grammar_error, overflow
+from lorry.engine.endings import grammar_error, overflow, overflowed
 from lorry.engine.sequence import Sequence
 from lorry.engine.sharing import Counts, PromptTokens, counted, giving_way, youngest_of_most
 from lorry.engine.waiting import Waiting
@@ -127,6 +126,10 @@ class Scheduler:
             if sequence is not None:
                 self._finish(sequence, FinishReason.ERROR, error=error)
 
+    def fail_waiting(self, digest: str, error: Exception) -> None:
+        """End what waits with an adapter."""
+        self.fail([one.request.id for one in self._waiting if digest in one.digests], error)
+
     def fail_all(self, error: Exception) -> None:
         self.fail(list(self._by_id), error)
 
@@ -179,9 +182,7 @@ class Scheduler:
             sequence.started = sequence.started or began
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
-            drawn = () if result.token is None else (result.token,)
-            numbers = [entry.logprob for entry in (*result.prompt, *drawn)]
-            if not all(map(isfinite, (*numbers, *result.vector))):
+            if overflowed(result):
                 self._finish(sequence, FinishReason.ERROR, error=overflow(sequence))
             elif row.pooling is not None:
                 self._take_vector(sequence, row.pooling, result.vector)

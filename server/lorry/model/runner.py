@@ -38,6 +38,7 @@ from lorry.model.prompts import Prompts
 from lorry.model.sampler import among, logprobs_of, sample
 from lorry.model.selection import Selection, TorchSelection
 from lorry.model.survey import Survey, survey, survey_padded
+from lorry_adapters.lora import room
 from lorry_adapters.lora.layers import BoundAdapter, LoraModel
 
 if TYPE_CHECKING:
@@ -260,9 +261,11 @@ class Runner:
         if self._lean is not None:
             self._lean.close()
 
+    @room.named("a step")
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
-        """A result for each row, in the batch's order; one forward pass for each path."""
+        """A result for each row, in the batch's order; one forward pass for each path.
+        Raises OutOfMemory."""
         whole: Path = self._torch if self._lean is None else self._lean
         paths = [self._path_of(row) for row in batch.rows]
         if all(path is whole for path in paths):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lorry.core import Batch, EngineStats, FinishReason, Request, TokenEvent
+from lorry.core import Batch, EngineStats, FinishReason, Request, RowResult, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.loop import MAX_FAILURES, Cancel, Engine, Forget, Mailbox, Submit
 from lorry.engine.residency import SlotResidency
@@ -52,6 +52,16 @@ class Told:
         return [e.token.token_id for e in self.events if e.request_id == name and e.token]
 
 
+class Poisoned(Gated):
+    """Raises where a row has an adapter called `poison`."""
+
+    def run(self, batch: Batch) -> list[RowResult]:
+        digests = {self.digest_in(use.slot) for row in batch.rows for use in row.adapters}
+        if "poison" in digests:
+            raise ArithmeticError("poisoned")
+        return super().run(batch)
+
+
 @dataclass
 class House:
     engine: Engine
@@ -63,6 +73,7 @@ class House:
     steps: list[int]
     broken: threading.Event
     fetch_errors: dict[str, Exception] = field(default_factory=dict)
+    blamed: list[tuple[str, str]] = field(default_factory=list)
     seen: list[EngineStats] = field(default_factory=list)
 
     def submit(self, *requests: Request) -> None:
@@ -82,19 +93,28 @@ def house() -> Iterator[House]:
 
     slots = SlotTable(2)
     residency = SlotResidency(slots, fetch=fetch, place=lambda s, w: None, wake=mailbox.wake)
-    runner = Gated(BLOCK, lambda slot: next(d for d in slots.resident if slots.slot_of(d) == slot))
+    runner = Poisoned(BLOCK, slots.digest_in)
     scheduler = Scheduler(Limits(8, 32, 64), BlockPool(64, BLOCK), residency)
     steps: list[int] = []
+    blamed: list[tuple[str, str]] = []
+
+    def blame(digest: str, why: str) -> AdapterBroken:
+        blamed.append((digest, why))
+        return AdapterBroken(f"{digest}: {why}")
+
     engine = Engine(
         scheduler,
         residency,
         runner,
         mailbox,
         emit=told.emit,
+        blame=blame,
         on_step=lambda tokens, seconds: steps.append(tokens),
         on_broken=broken.set,
     )
-    yield House(engine, scheduler, residency, runner, mailbox, told, steps, broken, errors)
+    house = House(engine, scheduler, residency, runner, mailbox, told, steps, broken, errors)
+    house.blamed = blamed
+    yield house
     if runner.gate is not None:
         runner.gate.release(1000)
     engine.stop()
@@ -239,6 +259,51 @@ def test_failures_with_a_success_between_are_not_in_a_row(house: House) -> None:
     house.engine.start()
     house.submit(request("last", [1], 1))
     house.told.wait_for_end("last")
+    assert not house.engine.broken
+
+
+# ---- an adapter that makes it raise
+
+
+def test_an_adapter_that_makes_a_step_fail_ends_its_own_requests_alone(house: House) -> None:
+    others = [
+        request("base", [1, 2], 4),
+        request("x", [2, 3], 4, [("x", 1.0)]),
+        request("base again", [3, 4], 4),
+    ]
+    held = counted_lease([("poison", 1.0)])
+    house.submit(*others, request("poisoned", [1, 2], 4, lease=held.lease))
+    house.engine.start()
+    house.told.wait_for_end(*(one.id for one in others), "poisoned")
+    for one in others:
+        assert house.told.answer(one.id) == answer_of(one)
+    final = house.told.final("poisoned")
+    assert final is not None and isinstance(final.error, AdapterBroken)
+    assert house.blamed == [("poison", "computing it failed (ArithmeticError)")]
+    assert held.releases == [None]
+    assert house.engine.stats.failed_steps == 1
+    assert house.engine.stats.resident == ("x",)
+
+
+def test_what_waits_for_a_guilty_adapter_ends_with_it(house: House) -> None:
+    house.submit(*(request(f"p{i}", [1], 2, [("poison", 1.0)]) for i in range(12)))
+    house.submit(request("base", [1], 2))
+    house.engine.start()
+    house.told.wait_for_end(*(f"p{i}" for i in range(12)), "base")
+    assert all(isinstance(end.error, AdapterBroken) for end in house.told.events if end.error)
+    assert house.told.answer("base") == answer_of(request("", [1], 2))
+    assert house.engine.stats.failed_steps == 1
+
+
+def test_guilty_adapters_never_stop_the_engine(house: House) -> None:
+    house.engine.start()
+    for i in range(5 * MAX_FAILURES):
+        house.submit(request(f"p{i}", [1], 2, [("poison", 1.0)]))
+        house.told.wait_for_end(f"p{i}")
+    assert house.engine.stats.failed_steps == 5 * MAX_FAILURES
+    house.submit(request("base", [1], 2))
+    house.told.wait_for_end("base")
+    assert house.told.answer("base") == answer_of(request("", [1], 2))
     assert not house.engine.broken
 
 

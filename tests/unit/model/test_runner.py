@@ -14,6 +14,7 @@ import torch
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse
 from lorry.model.attention import Recorder, attending
 from lorry.model.runner import Runner
+from lorry_adapters.errors import OutOfMemory
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.weights import AdapterWeights, LoraPair
 from support.prompts import random_prompt
@@ -200,3 +201,11 @@ def _gradients_stay_as_they_were() -> Iterator[None]:
     yield
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+def test_memory_that_runs_out_is_told_as_such(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.runner._torch, "run", lambda inputs: torch.empty(1 << 60))
+    with pytest.raises(OutOfMemory, match="a step needs 4611686018427387904 bytes"):
+        bench.runner.run(Batch((prompt_row(0, 5),)))

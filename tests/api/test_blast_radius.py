@@ -1,0 +1,193 @@
+"""An adapter that makes a step fail ends its own requests; their neighbours never notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from api.live import Live, refused, serve
+from lorry.engine.loop import MAX_FAILURES
+from lorry.model.inputs import Inputs
+from lorry.model.logits import Logits
+from lorry.settings import Settings
+from support.compiled import require_compiled_step
+
+SHORT, LONG = "Ahoy there", "Ahoy " * 40
+LENGTH = 100
+"""Tokens: between the two prompts' lengths."""
+
+
+class Poison:
+    """Goes before a path of the model, where it spoils the rows of one adapter."""
+
+    def __init__(self, live: Live) -> None:
+        self.slot: Callable[[], int | None] = lambda: None
+        self.longer_than = 0
+        self.gives_nan = False
+        self._runner = runner = live.server.runner
+        for path in filter(None, (runner._lean, runner._torch)):
+            self._stand_before(path)
+
+    def _stand_before(self, path: Any) -> None:
+        run = path.run
+
+        def poisoned(inputs: Inputs) -> Logits:
+            logits = run(inputs)
+            for place, row in enumerate(inputs.attention.rows):
+                mine = any(use.slot == self.slot() for use in row.adapters)
+                if mine and row.start + len(row.token_ids) > self.longer_than:
+                    if not self.gives_nan:
+                        raise ArithmeticError("poisoned")
+                    first, count = inputs.wanted[place]
+                    values = logits.values_KV.clone()
+                    values[first : first + count] = torch.nan
+                    logits = Logits.of(values)
+            return logits
+
+        path.run = poisoned
+
+
+@pytest.fixture(scope="module", params=[("none", "torch"), ("int8", "native")], ids=" ".join)
+def served(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings_for: Callable[..., Settings],
+    archives: Callable[[int], Path],
+) -> Iterator[tuple[Live, Poison]]:
+    quantize, kernels = request.param
+    if kernels == "native":
+        require_compiled_step()
+    home = tmp_path_factory.mktemp("home")
+    with serve(settings_for(home, quantize=quantize, kernels=kernels)) as live:
+        for seed, name in enumerate(("good", "other", "bad")):
+            live.upload(name, archives(seed)).raise_for_status()
+        yield live, Poison(live)
+
+
+@pytest.fixture
+def live(served: tuple[Live, Poison], archives: Callable[[int], Path]) -> Live:
+    live = served[0]
+    # The same files again: what was known to be wrong with them is forgotten.
+    assert live.upload("bad", archives(2)).status_code == 200
+    return live
+
+
+@pytest.fixture
+def poison(served: tuple[Live, Poison], live: Live) -> Iterator[Poison]:
+    digest = live.http.get("/adapters/bad").json()["digest"]
+    made = served[1]
+    made.slot = lambda: live.server.engine.residency.slots.slot_of(digest)
+    made.longer_than, made.gives_nan = 0, False
+    yield made
+    made.slot = lambda: None
+
+
+def ask(live: Live, adapter: Any, inputs: str = SHORT) -> Any:
+    body = {
+        "inputs": inputs,
+        "adapter": adapter,
+        "parameters": {"max_new_tokens": 12, "details": True, "ignore_eos_token": True},
+    }
+    return live.http.post("/generate", json=body)
+
+
+def tokens(answer: Any) -> list[int]:
+    assert answer.status_code == 200, answer.text
+    return [token["id"] for token in answer.json()["details"]["tokens"]]
+
+
+def broken(answer: Any) -> str:
+    """What it says of the adapter."""
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_broken")
+    return str(answer.json()["error"])
+
+
+def together(live: Live, wanted: list[tuple[Any, str]]) -> list[Any]:
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        return list(pool.map(lambda one: ask(live, *one), wanted))
+
+
+NEIGHBOURS: list[tuple[Any, str]] = [
+    (None, SHORT),
+    ("good", SHORT),
+    (["good", "other"], LONG),
+    (None, LONG),
+    ("other", SHORT),
+    ("good", LONG),
+    (None, SHORT),
+]
+
+
+@pytest.mark.parametrize("gives_nan", [False, True], ids=["raises", "NaN"])
+def test_seven_neighbours_get_what_they_get_alone(
+    live: Live, poison: Poison, gives_nan: bool
+) -> None:
+    poison.gives_nan = gives_nan
+    alone = [tokens(ask(live, *one)) for one in NEIGHBOURS]
+    *well, ill = together(live, [*NEIGHBOURS, ("bad", SHORT)])
+    assert [tokens(answer) for answer in well] == alone
+    assert ill.status_code == (500 if gives_nan else 422)
+    assert "'bad'" in ill.json()["error"]
+
+
+def test_it_is_refused_until_its_files_come_again(
+    live: Live, poison: Poison, archives: Callable[[int], Path]
+) -> None:
+    assert live.http.get("/adapters/bad").json()["broken"] is None
+    before = live.metric("lorry_engine_failed_steps_total")
+    said = broken(ask(live, "bad"))
+    assert said.startswith("adapter 'bad' (version 1) cannot be served: computing it failed")
+    assert "ArithmeticError" in said and "upload it again" in said
+    steps = live.metric("lorry_engine_steps_total")
+    for adapter in ("bad", ["good", {"name": "bad", "scale": 0.5}]):
+        assert broken(ask(live, adapter)) == said
+    body = {"model": "bad", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert refused(answer, 400, "adapter_broken")["message"] == said
+    assert live.metric("lorry_engine_steps_total") == steps
+    assert live.metric("lorry_engine_failed_steps_total") == before + 1
+    assert "computing it failed" in live.http.get("/adapters/bad").json()["broken"]
+    assert live.metric("lorry_adapters_broken") == 1
+    # Its slot is free again.
+    assert live.http.get("/adapters/bad").json()["residency"] == "disk"
+
+    poison.slot = lambda: None
+    assert live.upload("bad", archives(2)).status_code == 200
+    assert tokens(ask(live, "bad"))
+    assert live.http.get("/adapters/bad").json()["broken"] is None
+    assert live.metric("lorry_adapters_broken") == 0
+
+
+def test_one_that_fails_for_long_prompts_alone(live: Live, poison: Poison) -> None:
+    poison.longer_than = LENGTH
+    expected = tokens(ask(live, "bad", SHORT))
+    answers = together(live, [("bad", SHORT), ("bad", LONG), ("good", LONG), ("bad", SHORT)])
+    assert broken(answers[1])
+    assert tokens(answers[2])
+    # They run on, or come too late.
+    for answer in (answers[0], answers[3]):
+        assert answer.status_code == 422 or tokens(answer) == expected
+
+
+def test_a_hundred_failures_do_not_stop_the_server(
+    live: Live, poison: Poison, archives: Callable[[int], Path]
+) -> None:
+    expected = tokens(ask(live, "good"))
+    for _ in range(2 * MAX_FAILURES):
+        assert live.upload("bad", archives(2)).status_code == 200
+        answers = together(live, [("bad", SHORT)] * 15 + [("good", SHORT)])
+        assert {answer.status_code for answer in answers[:-1]} == {422}
+        assert tokens(answers[-1]) == expected
+    assert live.http.get("/health/ready").status_code == 200
+
+
+def test_a_sum_is_refused_for_the_one_that_is_at_fault(live: Live, poison: Poison) -> None:
+    answer = ask(live, ["good", "bad"])
+    assert "adapter 'bad' (version 1)" in broken(answer)
+    assert live.http.get("/adapters/good").json()["broken"] is None
+    assert tokens(ask(live, ["good", "other"]))
