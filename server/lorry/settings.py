@@ -284,8 +284,8 @@ class Settings:
     trust_request_chat_template: bool = _option(
         False,
         Kind.BOOL,
-        "A request may bring its own `chat_template`. It runs in a sandbox, and may take all of a "
-        "processor's time: only for callers that you trust.",
+        "A request may bring its own `chat_template`. It is rendered in a process of its own, "
+        "which ends after 2 s of processor time or 256 MiB.",
     )
     responses_memory: int = _option(
         64 * _MIB,

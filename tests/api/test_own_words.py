@@ -106,6 +106,15 @@ def test_a_chat_is_rendered_by_its_own_template(worded: Live, name: str) -> None
     assert found["adapters"][0]["words"] == "adapter"
 
 
+@pytest.mark.parametrize("name", ["return_dict", "padding", "tokenize", "tokenizer_kwargs"])
+@pytest.mark.parametrize("model", ["tiny", "greedy", "template"])
+def test_what_transformers_takes_is_no_variable(worded: Live, model: str, name: str) -> None:
+    body: dict[str, Any] = {"model": model, "chat_template_kwargs": {name: True}}
+    body["messages"] = [{"role": "user", "content": TEXT}]
+    error = refused(worded.http.post("/v1/chat/completions", json=body), 400, "invalid_request")
+    assert error["param"] == "chat_template_kwargs"
+
+
 def test_others_keep_the_bases(worded: Live) -> None:
     before = chat(worded, "plain")
     chat(worded, "template")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api.live import Live, serve
+from api.live import Live, refused, serve
 from api.test_chat import MESSAGES, RENDERED, chat, chunks
 from lorry.settings import Settings
+from support.patience import client
 from support.tokenizer import CHAT_TEMPLATE
 
 REASONS = CHAT_TEMPLATE.replace(
@@ -109,6 +111,32 @@ def test_refused(live: Live, extra: dict[str, Any], param: str) -> None:
     answer = live.http.post("/v1/chat/completions", json={"messages": MESSAGES, **extra})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+ENDLESS_LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLING = (
+    "{% set n = namespace(text='x' * 9999) %}"
+    "{% for i in range(60) %}{% set n.text = n.text ~ n.text %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [ENDLESS_LOOP, DOUBLING])
+def test_a_request_s_template_takes_neither_the_server_nor_its_memory(
+    tmp_path: Path, settings_for: Callable[..., Settings], template: str
+) -> None:
+    body = {"messages": MESSAGES, "chat_template": template}
+    with serve(settings_for(tmp_path / "home", trust_request_chat_template=True)) as trusting:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(trusting.http.post, "/v1/chat/completions", json=body)
+            with client(trusting.url) as other:
+                while not answer.done():
+                    assert other.get("/health").status_code == 200
+        error = refused(answer.result(), 400, "invalid_request")
+        assert error["param"] == "chat_template"
+        assert "the chat template takes more than 2 s" in error["message"]
+        tokens = {"messages": MESSAGES, "chat_template": template}
+        assert trusting.http.post("/tokenize", json=tokens).status_code in (400, 422)
+        assert chat(trusting, chat_template="{{ messages[0].content }}")["choices"]
 
 
 def test_a_request_s_own_template_where_the_server_takes_one(

@@ -4,7 +4,7 @@ tokens, its chat template."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,8 +60,8 @@ class AdapterTokenizer:
         tokenize: bool = False,
         **variables: Any,
     ) -> str:
-        """As transformers does it, in a process of its own where the template is the
-        adapter's."""
+        """As transformers does it, in a process of its own where the template is not the
+        base's."""
         assert not tokenize
         source = self.get_chat_template(chat_template, tools)
         options: dict[str, Any] = {
@@ -72,7 +72,7 @@ class AdapterTokenizer:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
-        if source not in self._own.values():
+        if source not in self._own.values() and source in self._of_base():
             made = self._base.apply_chat_template(
                 conversation, chat_template=source, tokenize=False, **options
             )
@@ -82,6 +82,10 @@ class AdapterTokenizer:
             for message in conversation
         ]
         return self._templates.render(source, {**options, "messages": messages})
+
+    def _of_base(self) -> Collection[str]:
+        given = self._base.chat_template
+        return given.values() if isinstance(given, dict) else (given or "",)
 
 
 def with_tokens(

@@ -18,6 +18,7 @@ from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
 from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages, Place
 from lorry.api.control_tokens import ControlTokens, unmarked
+from lorry.api.own_template import TooMuch
 from lorry.api.reasoning import Choice, Thoughts
 from lorry.api.tool_prompt import LEAD, ToolPrompt, carried, in_system, speaks_of_tools
 from lorry.api.workers import Workers
@@ -52,22 +53,27 @@ class Chats:
         notation: Notation | None,
         thoughts: Choice,
         rendering: Executor | None = None,
+        foreign: bool = False,
     ) -> None:
-        """`notation`: what the base writes calls in; None: what its template asks for."""
+        """`notation`: what the base writes calls in; None: what its template asks for.
+        `rendering`, `foreign`: as `Prompts.with_tokenizer`; without threads of their own, requests'
+        templates take those of texts."""
         self._tokenizer = tokenizer
         self._workers = workers
         self._tool_prompt = tool_prompt
         self._notation = notation
         self._thoughts = thoughts
         self._rendering = rendering
-        parameters = inspect.signature(tokenizer.apply_chat_template).parameters
+        self._foreign = foreign
+        # An adapter's tokenizer hands them on to transformers' own.
+        parameters = inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
         self._reserved = frozenset({*parameters, "messages", "tools"})
         """Names that are no variables of a template's own."""
         self._forms: dict[str, ChatTemplate] = {}
         self._controls: dict[str, ControlTokens] = {}
 
     def with_tokenizer(
-        self, tokenizer: PreTrainedTokenizerFast, rendering: Executor | None
+        self, tokenizer: PreTrainedTokenizerFast, rendering: Executor, *, foreign: bool
     ) -> Chats:
         """As `Prompts.with_tokenizer`."""
         return Chats(
@@ -77,6 +83,7 @@ class Chats:
             notation=self._notation,
             thoughts=self._thoughts,
             rendering=rendering,
+            foreign=foreign,
         )
 
     async def rendered(
@@ -163,9 +170,12 @@ class Chats:
 
         size = sum(len(str(message.get("content") or "")) for message in messages)
         try:
-            if self._rendering is None:
-                return await self._workers.run(size, work)
-            return await asyncio.get_running_loop().run_in_executor(self._rendering, work)
+            if self._rendering is not None and (self._foreign or template is not None):
+                return await asyncio.get_running_loop().run_in_executor(self._rendering, work)
+            return await self._workers.run(size, work)
+        except TooMuch as error:
+            error.param = "messages" if template is None else "chat_template"
+            raise
         except REFUSALS as error:
             whose, param = "the base's", "messages"
             if template is not None:

@@ -1,4 +1,4 @@
-"""Chat templates that adapters bring, each rendered in a process of its own.
+"""Chat templates that adapters and requests bring, each rendered in a process of its own.
 
 Its source is a stranger's program: `lorry.api.template_process` says what bounds it.
 """
@@ -24,13 +24,15 @@ _PATIENCE = 120.0
 machine does not run at all."""
 
 
+class TooMuch(InvalidRequest):
+    """Rendering took more time or memory than there is for it."""
+
+
 class OwnTemplates:
     """Thread-safe. The process with the renderer is started at the first conversation."""
 
     def __init__(self) -> None:
-        self._forks = Forks(
-            "lorry.api.template_process", lambda: b"", what="adapters' chat templates"
-        )
+        self._forks = Forks("lorry.api.template_process", lambda: b"", what="chat templates")
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Own] = OrderedDict()
 
@@ -40,7 +42,7 @@ class OwnTemplates:
 
         Raises:
             ValueError: the template refuses the messages, or is none.
-            InvalidRequest: it takes too much time or memory.
+            TooMuch.
         """
         with self._lock:
             own = self._kept.pop(source, None) or _Own(source)
@@ -76,8 +78,8 @@ class _Own:
                 raise UnsupportedParameter(f"messages: {error}", param="messages") from error
             except (EOFError, OSError):
                 self._connection = None
-                raise InvalidRequest(
-                    f"messages: the adapter's chat template takes more than {SECONDS:g} s of "
+                raise TooMuch(
+                    f"messages: the chat template takes more than {SECONDS:g} s of "
                     f"processor time or {MEMORY >> 20} MiB",
                     param="messages",
                 ) from None

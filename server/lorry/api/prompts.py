@@ -74,13 +74,15 @@ class Prompts:
         self._wholes: dict[int, str | None] = {}
         self._front = self._added_in_front()
 
-    def with_tokenizer(self, tokenizer: AdapterTokenizer, rendering: Executor | None) -> Prompts:
-        """The same, of an adapter with a tokenizer of its own. `rendering`: the threads for its
-        chat template, where somebody else's program renders it."""
+    def with_tokenizer(
+        self, tokenizer: AdapterTokenizer, rendering: Executor, *, foreign: bool = False
+    ) -> Prompts:
+        """The same with another tokenizer, as an adapter has it. `rendering`: the threads that
+        wait for chat templates which are somebody else's program; `foreign`: its own is."""
         made = copy(self)
         if tokenizer.backend_tokenizer is not self._backend:
             made._take(tokenizer.backend_tokenizer)
-        made.chats = self.chats.with_tokenizer(tokenizer, rendering)
+        made.chats = self.chats.with_tokenizer(tokenizer, rendering, foreign=foreign)
         return made
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The program in which adapters' chat templates are rendered: `python -m`, not imported.
+"""The program in which strangers' chat templates are rendered: `python -m`, not imported.
 
 A template is a program in Jinja. transformers' sandbox keeps it from Python, not from loops
 without end, nor from texts that double themselves; so one process has transformers' renderer

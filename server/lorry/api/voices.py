@@ -63,13 +63,17 @@ class Voices:
         use: bool = True,
     ) -> None:
         """`use`: False for the base's voice whatever is asked for."""
-        self.base = base
         self._tokenizer = tokenizer
         self._registry = registry
         self._use = use
         self._templates = OwnTemplates()
         # A template that takes long must take neither the event loop nor the threads of others.
         self._rendering = ThreadPoolExecutor(_RENDERED_AT_ONCE, thread_name_prefix="lorry-template")
+        # Its own template is rendered here; one that a request brings is not.
+        own = AdapterTokenizer(
+            tokenizer, Words(), self._templates, vocab_size=base.prompts.vocab_size
+        )
+        self.base = replace(base, prompts=base.prompts.with_tokenizer(own, self._rendering))
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Voice] = OrderedDict()
         self._compilers: OrderedDict[tuple[object, frozenset[int]], GrammarCompiler] = OrderedDict()
@@ -137,7 +141,7 @@ class Voices:
             self._tokenizer, own, self._templates, vocab_size=base.prompts.vocab_size
         )
         prompts = base.prompts.with_tokenizer(
-            tokenizer, self._rendering if own.chat_templates else None
+            tokenizer, self._rendering, foreign=bool(own.chat_templates)
         )
         ends = set(base.ends)
         left_out = [
