@@ -176,3 +176,14 @@ def test_make_names_what_is_missing_in_one_line(tmp_path: Path) -> None:
 def test_ci_runs_what_the_readme_says() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
     subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=True)
+
+
+CODE = [*(ROOT / "server").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
+CODE += [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+CODE += [*(ROOT / "clients").rglob("*.py"), *(ROOT / "server").rglob("*.[ch]")]
+
+
+def test_no_file_is_past_400_lines() -> None:
+    lengths = {str(file.relative_to(ROOT)): file.read_text().count("\n") for file in CODE}
+    assert len(lengths) > 500
+    assert {name: count for name, count in lengths.items() if count > 400} == {}

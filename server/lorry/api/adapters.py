@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from lorry.api import docs
 from lorry.api.adapter_schema import (
-    MAX_DESCRIPTION,
     AdapterList,
     AdapterView,
     FolderBody,
@@ -23,6 +21,7 @@ from lorry.api.adapter_schema import (
     UploadForm,
     VersionForm,
 )
+from lorry.api.adapter_state import FIELDS, State, state_of
 from lorry.api.bodies import drop_unread, media_type, read_body
 from lorry.api.docs import json_body
 from lorry.api.errors import InvalidFields, UnsupportedMediaType, documented
@@ -40,24 +39,10 @@ from lorry_adapters.registry.registry import Registry
 _AT_A_TIME = 2
 """Uploads that are verified together: each takes a processor, and memory beyond its files."""
 
-_STATE = ("scale", "enabled", "pinned", "description", "replace")
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
-
 
 def _form_of(kind: type[BaseModel]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return {"multipart/form-data": {"schema": schema}}
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What comes with an upload beside the files; None: as it is, or the default."""
-
-    scale: float | None = None
-    enabled: bool | None = None
-    pinned: bool | None = None
-    description: str | None = None
-    replace: bool = False
 
 
 class Adapters:
@@ -164,7 +149,7 @@ class Adapters:
             name = form.fields.pop("name", None)
             if not name:
                 form.problems.insert(0, "name is required")
-            state = _state(form)
+            state = state_of(form)
             upload = form.upload()
             raise_problems(form)
             assert name is not None and upload is not None
@@ -188,7 +173,7 @@ class Adapters:
             for field in form.fields:
                 form.problems.append(
                     f"{field[:80]} does not belong to a version; change it with PATCH"
-                    if field in _STATE
+                    if field in FIELDS
                     else f"unknown field {field[:80]}"
                 )
             upload = form.upload()
@@ -351,40 +336,6 @@ def folder_of(source: str) -> Path:
     if "\0" in source:
         raise InvalidFields(["source is not a path"], param="source")
     return Path(source)
-
-
-def _state(form: Form) -> State:
-    """The form's fields beside the name and the files; what is wrong goes to its problems."""
-    fields, problems = form.fields, form.problems
-    for name in fields:
-        if name not in _STATE:
-            problems.append(f"unknown field {name[:80]}")
-    truths: dict[str, bool | None] = {}
-    for name in ("enabled", "pinned", "replace"):
-        given = fields.get(name)
-        truths[name] = None if given is None else _TRUTH.get(given.strip().lower())
-        if given is not None and truths[name] is None:
-            problems.append(f"{name} must be true or false, not {given[:40]!r}")
-    scale = None
-    if "scale" in fields:
-        try:
-            scale = float(fields["scale"])
-        except ValueError:
-            problems.append(f"scale must be a number, not {fields['scale'][:40]!r}")
-    return State(
-        scale=scale,
-        enabled=truths["enabled"],
-        pinned=truths["pinned"],
-        description=_description(form),
-        replace=bool(truths["replace"]),
-    )
-
-
-def _description(form: Form) -> str | None:
-    text = form.fields.get("description")
-    if text is not None and len(text) > MAX_DESCRIPTION:
-        form.problems.append(f"description must have at most {MAX_DESCRIPTION} characters")
-    return text
 
 
 def _version_view(version: VersionRecord) -> dict[str, Any]:

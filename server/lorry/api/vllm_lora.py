@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from lorry.api import docs
 from lorry.api.adapter_schema import LoadBody, UnloadBody
-from lorry.api.adapters import Adapters, State, folder_of
+from lorry.api.adapter_state import State
+from lorry.api.adapters import Adapters, folder_of
 from lorry.api.bodies import read_body
 from lorry.api.docs import json_body
 from lorry.api.errors import count, documented, headers_of, message_of, row_of
