@@ -1,4 +1,4 @@
-"""The parts of README.md that are made from the code, so that they cannot go stale.
+"""The parts of README.md and server/API.md that are made from the code: they cannot go stale.
 
 `make docs` writes them; `tests/unit/test_docs.py` fails where they are not what the code says.
 """
@@ -30,6 +30,7 @@ from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+API = ROOT / "server" / "API.md"
 
 _SECTION = r"(<!-- {name}: begin -->\n)(.*?)(<!-- {name}: end -->)"
 
@@ -44,10 +45,15 @@ def sections() -> dict[str, Callable[[], str]]:
     }
 
 
+def page_of(name: str) -> Path:
+    return API if name in ("endpoints", "fields") else README
+
+
 def written(name: str) -> str:
-    """What README.md says between the marks of `name`."""
-    found = re.search(_SECTION.format(name=name), README.read_text(), re.DOTALL)
-    assert found is not None, f"README.md has no section {name}"
+    """What its page says between the marks of `name`."""
+    page = page_of(name)
+    found = re.search(_SECTION.format(name=name), page.read_text(), re.DOTALL)
+    assert found is not None, f"{page} has no section {name}"
     return found.group(2)
 
 
@@ -132,16 +138,15 @@ def _record() -> AdapterRecord:
 
 
 def main() -> None:
-    text = README.read_text()
     for name, make in sections().items():
-        body = make()
+        body, page = make(), page_of(name)
         text = re.sub(
             _SECTION.format(name=name),
             lambda found, body=body: found.group(1) + body + found.group(3),
-            text,
+            page.read_text(),
             flags=re.DOTALL,
         )
-    README.write_text(text)
+        page.write_text(text)
 
 
 if __name__ == "__main__":
