@@ -21,7 +21,7 @@ OPEN = {
     *("parameters", "input_schema", "schema", "arguments", "input", "guided_json"),
     *("response_format", "structured_outputs", "grammar", "format"),
     # A template's own variables, and a client's own notes.
-    *("chat_template_kwargs", "metadata"),
+    *("chat_template_kwargs", "metadata", "annotations"),
 }
 """Fields whose objects have any keys."""
 
@@ -136,6 +136,44 @@ def test_what_may_not_be_empty_is_shown_so(live: Live, path: str, body: dict[str
     least = {"array": "minItems", "string": "minLength"}
     emptied = "string" if body[field] == "" else "array"
     assert options and all(one[least[emptied]] == 1 for one in options if one["type"] == emptied)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/rerank", {"query": "x"}),
+        ("/v1/responses", {}),
+        ("/v1/completions", {"prompt": [-1]}),
+        ("/v1/completions", {"prompt": "x", "stop_token_ids": [-1]}),
+        ("/v1/completions", {"prompt": "x", "bad_words": [" "]}),
+        ("/generate", {"inputs": "x", "adapter": ""}),
+        ("/generate", {"inputs": "x", "adapter": "legal@"}),
+        ("/generate", {"inputs": "x", "adapter": "legal@0"}),
+        ("/generate", {"inputs": "x", "adapter": [{"name": ""}]}),
+        ("/adapters", {"name": "a b", "source": "/srv/a"}),
+        ("/adapters", {"name": "a", "source": "org/a"}),
+        ("/v1/load_lora_adapter", {"lora_name": "a"}),
+        ("/v1/unload_lora_adapter", {}),
+    ],
+)
+def test_a_form_that_is_refused_is_shown_as_wrong(
+    live: Live, path: str, body: dict[str, Any]
+) -> None:
+    from jsonschema_rs import validator_for
+
+    document = live.http.get("/openapi.json").json()
+    assert live.http.post(path, json=body).status_code in (400, 403, 422)
+    media = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    validator = validator_for({**media["schema"], "components": document["components"]})
+    assert not validator.is_valid(body)
+    assert validator.is_valid(media["example"])
+
+
+def test_a_version_may_be_written_as_any_number_of_json(live: Live) -> None:
+    spec = {"name": "pirate", "version": 1.0}
+    assert live.generate(adapter=spec)["adapters"][0]["version"] == 1
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from lorry.api.bodies import Body
+from lorry_adapters.registry.names import NAME
 from lorry_adapters.registry.record import MAX_SCALE
 
 # The scale's type and range are the registry's to check: one rule, one message.
@@ -23,6 +24,9 @@ Scale = Annotated[
     ),
 ]
 
+# Checked by the registry, as the scale is.
+Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+
 MAX_DESCRIPTION = 10_000
 """Characters."""
 
@@ -32,8 +36,11 @@ Description = Annotated[str, Field(max_length=MAX_DESCRIPTION)]
 class FolderBody(Body):
     """An adapter that the server's own disk has."""
 
-    name: str
-    source: str = Field(description="Absolute path of a PEFT folder under an allowed root.")
+    name: Name
+    source: str = Field(
+        description="Absolute path of a PEFT folder under an allowed root.",
+        json_schema_extra={"pattern": "^(/|[fF][iI][lL][eE]:///)"},
+    )
     scale: Scale = None
     enabled: bool | None = None
     pinned: bool | None = None
@@ -125,6 +132,15 @@ class RecoverBody(Body):
 class VersionForm(BaseModel):
     """`file`, or the two files by their own names."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["file"]},
+                {"required": ["adapter_config.json", "adapter_model.safetensors"]},
+            ]
+        }
+    )
+
     name: str | None = Field(default=None, description="As in the path, if at all.")
     file: str | None = Field(
         default=None,
@@ -140,7 +156,7 @@ class VersionForm(BaseModel):
 
 
 class UploadForm(VersionForm):
-    name: str
+    name: Name
     scale: float | None = Field(default=None, ge=-MAX_SCALE, le=MAX_SCALE)
     enabled: bool | None = None
     pinned: bool | None = None
@@ -151,6 +167,8 @@ class UploadForm(VersionForm):
 class LoadBody(Body):
     """vLLM's."""
 
+    model_config = ConfigDict(json_schema_extra={"required": ["lora_name", "lora_path"]})
+
     lora_name: str | None = None
     lora_path: str | None = None
     load_inplace: bool | None = None
@@ -160,6 +178,8 @@ class LoadBody(Body):
 
 class UnloadBody(Body):
     """vLLM's."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["lora_name"]})
 
     lora_name: str | None = None
     lora_int_id: int | None = None

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
 
@@ -97,5 +97,8 @@ Top = Annotated[int, Whole(), Within(0, MAX_TOP)]
 TopOrAll = Annotated[int, Whole(), Within(-1, MAX_TOP)]
 """-1 is the whole vocabulary."""
 Texts = Annotated[list[str], FirstMistake()]
-Ids = Annotated[list[int], FirstMistake()]
+TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+"""Its range is the vocabulary's, which is looked at later."""
+Words = Annotated[list[Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]], FirstMistake()]
+Ids = Annotated[list[TokenId], FirstMistake()]
 Objects = Annotated[list[dict[str, Any]], FirstMistake()]

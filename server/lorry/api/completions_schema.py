@@ -11,7 +11,7 @@ from lorry.api.openai_schema import PromptLogprobs, SharedAnswer, SharedBody
 from lorry.api.prompt_list import SpecialTokens
 
 _TEXT = {"type": "string", "minLength": 1}
-_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 PromptField = Annotated[
     Any,

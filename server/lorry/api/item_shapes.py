@@ -9,8 +9,22 @@ from pydantic import BaseModel, Field
 
 from lorry.api.bounds import FirstMistake
 from lorry.api.chat_schema import TopLogprob
-from lorry.api.message_shapes import Content, RefusalPart, Text, TextPart
+from lorry.api.message_shapes import RefusalPart, Text, TextPart
 from lorry.api.shape import Shape
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class GivenText(TextPart):
+    """`annotations` and `logprobs` are those of an answer that is sent back."""
+
+    annotations: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+
+Parts = list[GivenText | RefusalPart]
 
 
 class MessageItem(BaseModel):
@@ -18,7 +32,7 @@ class MessageItem(BaseModel):
     id: str | None = None
     status: str | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: str | Parts
 
 
 class CallItem(BaseModel):
@@ -36,7 +50,7 @@ class CallOutputItem(BaseModel):
     id: str | None = None
     status: str | None = None
     call_id: str
-    output: str | list[TextPart | RefusalPart]
+    output: str | Parts
 
 
 class ReasoningItem(BaseModel):
@@ -118,10 +132,6 @@ class Reasoning(BaseModel):
 
 
 ReasoningField = Annotated[dict[str, Any], Shape(Reasoning)]
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
 
 
 class OutputText(BaseModel):

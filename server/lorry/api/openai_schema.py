@@ -26,6 +26,7 @@ from lorry.api.bounds import (
     TokensOrNone,
     TopKOrOff,
     TopOrAll,
+    Words,
 )
 from lorry.api.fields import Strays
 from lorry.api.selection import AdapterField
@@ -97,7 +98,7 @@ class SharedBody(Body):
         default=None, description="false: special tokens are shown, as they are written."
     )
     spaces_between_special_tokens: Idle = None
-    bad_words: Texts | None = Field(
+    bad_words: Words | None = Field(
         default=None,
         description="Words that are not in the answer, with or without a space before.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from lorry.api.adapters_used import AdapterUsed
 from lorry.api.bodies import Body
@@ -28,6 +28,7 @@ from lorry.api.item_shapes import (
     TokenLogprob,
 )
 from lorry.api.openai_schema import Idle, SharedBody
+from lorry.api.shape import one_of
 
 
 class TextConfig(Body):
@@ -41,6 +42,8 @@ class TextConfig(Body):
 
 class ResponsesBody(SharedBody):
     """Beside these fields it takes what chat takes for sampling."""
+
+    model_config = ConfigDict(json_schema_extra=one_of("input", "previous_response_id"))
 
     input: str | Items | None = Field(
         default=None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import AdapterUsed, used
@@ -28,7 +28,7 @@ from lorry.api.openai import chosen
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import Prompt
 from lorry.api.selection import AdapterField, BaseNames
-from lorry.api.shape import NotEmpty, Shape
+from lorry.api.shape import NotEmpty, Shape, one_of
 from lorry.api.vectors import MAX_INPUTS, Pooled, Vectors, VectorsUsage
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
@@ -70,6 +70,8 @@ class ScoreBody(_PairsBody):
 
 
 class RerankBody(_PairsBody):
+    model_config = ConfigDict(json_schema_extra=one_of("documents", "texts"))
+
     query: str
     documents: Annotated[list[str | Document], NotEmpty] | None = Field(
         default=None, description="Texts, or objects with a `text`."

@@ -21,11 +21,15 @@ from lorry_adapters.registry.registry import Registry
 
 _ONE: dict[str, Any] = {
     "anyOf": [
-        {"type": "string", "description": "A name, or name@version"},
+        {
+            "type": "string",
+            "description": "A name, or name@version",
+            "pattern": "^[^@]+(@[0-9]{0,17}[1-9][0-9]{0,17})?$",
+        },
         {
             "type": "object",
             "properties": {
-                "name": {"type": "string"},
+                "name": {"type": "string", "minLength": 1},
                 "version": {"type": "integer", "minimum": 1},
                 "scale": {"type": "number", "minimum": -MAX_SCALE, "maximum": MAX_SCALE},
             },
@@ -140,6 +144,9 @@ def _choice(spec: object, where: str, field: str) -> AdapterChoice:
     choice = _named(name, f"{where}.name", field)
     version = spec.get("version")
     if version is not None:
+        # JSON does not tell `3.0` from `3`.
+        if isinstance(version, float) and version.is_integer():
+            version = int(version)
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise InvalidSelection(
                 f"{where}.version must be a whole number from 1, not {json.dumps(version)[:80]}",

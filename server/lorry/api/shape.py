@@ -25,5 +25,10 @@ class Shape:
         return handler(TypeAdapter(self.kind).core_schema)
 
 
+def one_of(*names: str) -> dict[str, Any]:
+    """`json_schema_extra` of an object that needs one of these fields."""
+    return {"anyOf": [{"required": [name]} for name in names]}
+
+
 NotEmpty = Field(json_schema_extra={"minItems": 1})
 """Of a list: shows that it has an item at least."""

@@ -10,11 +10,12 @@ import asyncio
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 from transformers import PreTrainedTokenizerFast
 
 from lorry.api.bodies import Body, read_body
+from lorry.api.bounds import TokenId
 from lorry.api.chat import Chat
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
@@ -26,6 +27,7 @@ from lorry.api.messages import KEYS
 from lorry.api.prompt_list import SpecialTokens
 from lorry.api.prompts import Prompts
 from lorry.api.selection import BaseNames, choices_of_model
+from lorry.api.shape import one_of
 from lorry.api.sifting import Listed
 from lorry.api.voices import Voices
 from lorry.errors import InvalidRequest
@@ -44,6 +46,7 @@ _OF_CHAT = (
 
 
 class TokenizeBody(Body):
+    model_config = ConfigDict(json_schema_extra=one_of("inputs", "prompt", "messages"))
     strays: ClassVar[Strays] = Strays.HARMLESS
 
     inputs: str | None = Field(default=None, description="A text, for TGI's answer.")
@@ -68,7 +71,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
-    tokens: list[int]
+    tokens: list[TokenId]
     model: str | None = Field(
         default=None, description="The base, or an adapter, which may have tokens of its own."
     )
