@@ -74,6 +74,7 @@ def test_redirects_keep_the_prefix(below: Live, live: Live) -> None:
     assert to(below, "/adapters/", **FORWARDED) == "/llm/adapters"
     assert to(below, "/docs/", **FORWARDED) == "/llm/docs"
     assert to(live, "/adapters/") == "/adapters"
+    assert to(live, "/v1/models/") == "/v1/models"
     # Nowhere else, whatever the path looks like.
     assert live.http.get("//evil.example/").status_code in (404, 405)
 

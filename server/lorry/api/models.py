@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.errors import documented
@@ -77,6 +78,9 @@ class Models:
 
     async def show(self, model: str) -> Response:
         """The base, by any of its names, or an adapter."""
+        if not model:
+            # The list with a slash at its end: it is redirected, as every route is.
+            raise HTTPException(404)
         if model in self._base:
             return JSONResponse(self._card_of_base(model))
         try:
