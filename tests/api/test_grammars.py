@@ -255,3 +255,17 @@ def test_a_forced_call_and_a_grammar_exclude_each_other(live: Live) -> None:
     answer = live.http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "guided_choice and a forced tool_choice" in answer.json()["error"]["message"]
+
+
+def test_a_forced_call_has_no_text_for_a_response_format(live: Live) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    body = {
+        "messages": MESSAGES,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "response_format": {"type": "json_object"},
+    }
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "f"

@@ -27,7 +27,7 @@ def test_the_prompt_carries_the_tools(long: Live) -> None:
     assert chat(long, tools=[FORECAST], tool_choice="none")["usage"]["prompt_tokens"] == plain
 
 
-@pytest.mark.parametrize("choice", ["required", NAMED, ONLY])
+@pytest.mark.parametrize("choice", ["required", NAMED, ONLY, "forecast"])
 def test_a_call_is_forced(long: Live, choice: Any) -> None:
     answer = chat(long, tool_choice=choice, **LONG)["choices"][0]
     assert answer["finish_reason"] == "tool_calls"

@@ -173,9 +173,13 @@ class Chat:
         tools = _tools(body)
         grammar = grammar_asked(body)
         if tools.forced and grammar is not None:
-            raise InvalidRequest(
-                f"{grammar.param} and a forced tool_choice exclude each other", param="tool_choice"
-            )
+            if grammar.param != "response_format":
+                raise InvalidRequest(
+                    f"{grammar.param} and a forced tool_choice exclude each other",
+                    param="tool_choice",
+                )
+            # It is the text's, and a forced answer has none. Instructor sends both.
+            grammar = None
         if body.chat_template and not self._own_templates:
             raise UnsupportedParameter(
                 "chat_template: this server takes no templates from requests; leave it out, or "

@@ -157,7 +157,10 @@ def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[se
 
 
 def _known(choice: object, known: Mapping[str, object]) -> str | None:
-    """The name of a function that was chosen, in the words of either route, if it is one."""
+    """The name of a function that was chosen, in the words of either route or as TGI's clients
+    say it, with the name alone; None where it is no function's."""
+    if isinstance(choice, str):
+        return choice if choice in known else None
     function = choice.get("function", choice) if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) and name in known else None
