@@ -56,6 +56,19 @@ CLIENTS = (
     Client("openai", "openai", "sdks/test_openai.py"),
     Client("anthropic", "anthropic", "sdks/test_anthropic.py"),
     Client("huggingface_hub", "huggingface-hub", "sdks/test_hub.py"),
+    Client("text-generation", "text-generation", "tgi/test_text_generation.py"),
+    Client("lorax-client", "lorax-client", "tgi/test_lorax.py"),
+    Client("langchain-openai", "langchain-openai", "frameworks/test_langchain.py"),
+    Client("pydantic-ai", "pydantic-ai-slim", "frameworks/test_pydantic_ai.py"),
+    Client("openai-agents", "openai-agents", "frameworks/test_openai_agents.py"),
+    Client("llm", "llm", "frameworks/test_llm.py"),
+    Client("outlines", "outlines", "frameworks/test_outlines.py"),
+    Client("litellm", "litellm", "wrappers/test_litellm.py"),
+    Client("instructor", "instructor", "wrappers/test_instructor.py"),
+    Client("llama-index", "llama-index-llms-openai-like", "wrappers/test_llama_index.py"),
+    Client("openai (JavaScript)", "openai", "node/test_openai.mjs"),
+    Client("ai (Vercel)", "ai", "node/test_ai.mjs"),
+    Client("lm-eval", "lm-eval", "evals/test_lm_eval.py"),
 )
 
 QUICK = "sdks"

@@ -54,11 +54,12 @@ def _of(row: Row, name: str | None) -> dict[str, str]:
 
 
 def _cell(tests: Mapping[str, str], notes: list[str]) -> str:
-    """✔ where all pass; else ✘ with the numbers of the notes that say why."""
+    """✔ where all pass; else ✘ with the numbers of the notes that say why; both where some do."""
     if not tests:
         return ""
     reasons = dict.fromkeys(why for why in tests.values() if why)
     if not reasons:
         return "✔"
     notes += [why for why in reasons if why not in notes]
-    return "✘ " + ", ".join(f"({notes.index(why) + 1})" for why in reasons)
+    some = "" if all(tests.values()) else "✔ / "
+    return f"{some}✘ " + ", ".join(f"({notes.index(why) + 1})" for why in reasons)

@@ -54,7 +54,7 @@ def test_a_client_with_a_fault_has_its_reason_below_the_table() -> None:
     heads, _, cells, *rest = table.render({name: row}).splitlines()
     chat, stream, other = (heads.split(" | ").index(head) for head in ("Chat", "Streams", "Also |"))
     found = cells.split(" | ")
-    assert (found[chat], found[stream], found[other]) == ("✔", "✘ (1)", "other ✘ (1) |")
+    assert (found[chat], found[stream], found[other]) == ("✔", "✔ / ✘ (1)", "other ✘ (1) |")
     assert rest == ["", "1. why", "", "Run on 2026-01-02."]
 
 
