@@ -68,6 +68,7 @@ CLIENTS = (
     Client("llama-index", "llama-index-llms-openai-like", "wrappers/test_llama_index.py"),
     Client("openai (JavaScript)", "openai", "node/test_openai.mjs"),
     Client("ai (Vercel)", "ai", "node/test_ai.mjs"),
+    Client("schemathesis", "schemathesis", "contract/test_schemathesis.py"),
     Client("lm-eval", "lm-eval", "evals/test_lm_eval.py"),
 )
 
