@@ -19,7 +19,7 @@ from support.patience import PATIENCE
 OPEN = {
     # JSON schemas, and what follows one.
     *("parameters", "input_schema", "schema", "arguments", "input", "guided_json"),
-    *("response_format", "structured_outputs", "grammar", "format"),
+    *("json", "value"),
     # A template's own variables, and a client's own notes.
     *("chat_template_kwargs", "metadata", "annotations"),
 }

@@ -3,7 +3,7 @@ them. Their clients send every field they know as an explicit null."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -23,6 +23,7 @@ from lorry.api.bounds import (
     TopK,
 )
 from lorry.api.fields import Strays
+from lorry.api.format_shapes import Format
 from lorry.api.merging import MergedAdapters
 from lorry.api.prompt_list import SpecialTokens
 from lorry.api.selection import AdapterField
@@ -55,12 +56,8 @@ class Parameters(Body):
     details: bool | None = None
     decoder_input_details: bool | None = None
     ignore_eos_token: bool | None = None
-    grammar: dict[str, Any] | None = Field(
-        default=None,
-        description="`type` json, json_object, json_schema, regex, choice, grammar, lark or gbnf, "
-        "and `value`.",
-    )
-    response_format: dict[str, Any] | None = Field(
+    grammar: Format | None = Field(default=None, description="What the answer must match.")
+    response_format: Format | None = Field(
         default=None, description="LoRAX's and OpenAI's name for `grammar`."
     )
     adapter_id: AdapterField = Field(

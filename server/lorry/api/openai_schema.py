@@ -29,6 +29,7 @@ from lorry.api.bounds import (
     Words,
 )
 from lorry.api.fields import Strays
+from lorry.api.format_shapes import Format, StructuredField
 from lorry.api.selection import AdapterField
 from lorry.api.sifting import Unused
 
@@ -79,10 +80,7 @@ class SharedBody(Body):
     stream_options: StreamOptions | None = None
     max_tokens: TokensOrAll | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: dict[str, Any] | None = Field(
-        default=None,
-        description="`type` json_object, json_schema, regex, choice, grammar, lark, gbnf or text.",
-    )
+    response_format: Format | None = Field(default=None, description="What the answer must match.")
     min_tokens: TokensOrNone | None = Field(
         default=None,
         description="Before so many tokens neither an end token nor a stop string ends the answer.",
@@ -105,10 +103,8 @@ class SharedBody(Body):
     allowed_token_ids: Ids | None = Field(
         default=None, description="No token but these comes; without an end token, to the last."
     )
-    structured_outputs: dict[str, Any] | None = Field(
-        default=None,
-        description="vLLM's name for `response_format`: an object with one of json, regex, choice, "
-        "grammar and json_object.",
+    structured_outputs: StructuredField | None = Field(
+        default=None, description="vLLM's name for `response_format`."
     )
     guided_json: dict[str, Any] | str | None = Field(
         default=None, description="vLLM's older names for it, each by itself."

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorry.api.adapters_used import AdapterUsed
 from lorry.api.bodies import Body
 from lorry.api.bounds import Texts, Tokens, Top
+from lorry.api.format_shapes import ResponseFormat
 from lorry.api.item_shapes import (
     CallItem,
     CallOutputItem,
@@ -32,10 +33,8 @@ from lorry.api.shape import one_of
 
 
 class TextConfig(Body):
-    format: dict[str, Any] | None = Field(
-        default=None,
-        description="`text`, `json_schema` with `name` and `schema`, `json_object`, or any other "
-        "`response_format` of chat.",
+    format: ResponseFormat | None = Field(
+        default=None, description="OpenAI's flat `json_schema`, or any `response_format` of chat."
     )
     verbosity: Idle = None
 
