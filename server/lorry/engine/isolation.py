@@ -8,6 +8,7 @@ adapters are at fault; each of several is tried on its own.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,28 +34,25 @@ class Fault:
 class Isolated:
     batch: Batch
     """The rows that are well."""
-    results: tuple[RowResult, ...]
+    results: Sequence[RowResult]
     """Theirs."""
-    faults: tuple[Fault, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 def isolate(batch: Batch, run: Run) -> Isolated:
     """What each row of `batch`, which has just failed, gives or fails with."""
     well: list[tuple[Row, RowResult]] = []
     faults: list[Fault] = []
-    for part in _parts(batch):
+    parts = deque(_parts(batch))
+    while parts:
+        part = parts.popleft()
         results, error = _attempt(part, run)
         if error is None:
             well += zip(part.rows, results, strict=True)
         elif len(part.rows) == 1:
             faults.append(_fault(part.rows[0], error, run))
         else:
-            for row in part.rows:
-                results, error = _attempt(Batch((row,)), run)
-                if error is None:
-                    well += zip((row,), results, strict=True)
-                else:
-                    faults.append(_fault(row, error, run))
+            parts.extendleft(Batch((row,)) for row in reversed(part.rows))
     rows = tuple(row for row, _ in well)
     return Isolated(Batch(rows), tuple(result for _, result in well), tuple(faults))
 

@@ -14,12 +14,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lorry.core import Batch, EngineStats, Request, RowResult, TokenEvent
-from lorry.engine.isolation import Fault, isolate
+from lorry.engine.isolation import Fault, Isolated, isolate
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.errors import GenerationFailed
@@ -186,34 +186,31 @@ class Engine:
                     self.residency.forget(digest)
 
     def _run_batch(self, batch: Batch) -> None:
-        began = time.monotonic()
-        raised = False
-        faults: tuple[Fault, ...] = ()
-        results: Sequence[RowResult]
+        began, failed = time.monotonic(), self._failed_steps
         try:
-            try:
-                results = self.runner.run(batch)  # the only line that touches the model
-            except Exception:
-                raised = True
-                logger.exception("a step of %d rows raised; they run again apart", len(batch.rows))
-                found = isolate(batch, self.runner.run)
-                batch, results, faults = found.batch, found.results, found.faults
-            for fault in faults:
+            found = self._outcome(batch)
+            for fault in found.faults:
                 self._end(fault)
-            self._news += self.scheduler.commit(batch, results, began)
+            self._news += self.scheduler.commit(found.batch, found.results, began)
         except Exception as error:
             # Not the model but we ourselves: whatever it is, only this batch ends.
-            raised = True
             logger.exception("what a step gave could not be told")
             self.scheduler.fail([row.request_id for row in batch.rows], _failure(error))
+            self._failed_steps = failed + 1
             self._failures += 1
             return
-        finally:
-            self._failed_steps += raised
-        self._failures = self._failures + 1 if any(fault.base for fault in faults) else 0
-        if batch.rows:
+        self._failures = self._failures + 1 if any(one.base for one in found.faults) else 0
+        if found.batch.rows:
             self._steps += 1
-            self._on_step(batch.num_tokens, time.monotonic() - began)
+            self._on_step(found.batch.num_tokens, time.monotonic() - began)
+
+    def _outcome(self, batch: Batch) -> Isolated:
+        try:
+            return Isolated(batch, self.runner.run(batch))  # the only line that touches the model
+        except Exception:
+            logger.exception("a step of %d rows raised; they run again apart", len(batch.rows))
+            self._failed_steps += 1
+            return isolate(batch, self.runner.run)
 
     def _tell(self) -> bool:
         news, self._news = self._news, []
