@@ -32,7 +32,7 @@ def main() -> int:
     )
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(groups()))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} alone, on a tiny base")
-    arguments, _, further = _split(sys.argv[1:])
+    arguments, further = _split(sys.argv[1:])
     given = parser.parse_args(arguments)
     if unknown := set(given.groups) - set(groups()):
         parser.error(f"{', '.join(sorted(unknown))}: no group; there are {', '.join(groups())}")
@@ -43,6 +43,7 @@ def main() -> int:
         return 1
     rows = {}
     failed = []
+    ran: set[str] = set()
     with tiny_base() if given.quick else default_base() as server:
         for client in CLIENTS:
             if client.group not in chosen:
@@ -52,14 +53,17 @@ def main() -> int:
                 print(f"==> {client.name} {client.version}", flush=True)
                 if run(environment.command(client.file, junit, further), server.url) != 0:
                     failed.append(client.name)
+                ran.add(client.name)
                 if junit.exists():
                     rows[client.name] = outcomes.read(client, junit)
         if failed:
             print(f"==> the end of the server's log\n{server.tail()}", file=sys.stderr)
     if not given.quick and not further:
-        kept = {client.name: row for client in CLIENTS if (row := outcomes.load().get(client.name))}
-        outcomes.save({**kept, **rows})
-        table.write({**kept, **rows})
+        # A client whose run ended before it told anything keeps no older row.
+        names = {client.name for client in CLIENTS} - ran
+        rows |= {name: row for name, row in outcomes.load().items() if name in names}
+        outcomes.save(rows)
+        table.write(rows)
     if failed:
         print(f"error: tests of {', '.join(failed)} fail", file=sys.stderr)
     return bool(failed)
@@ -90,12 +94,10 @@ def run(command: list[str], url: str) -> int:
     return done.returncode
 
 
-def _split(words: list[str]) -> tuple[list[str], str, list[str]]:
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
     """What stands before a bare `--`, and what behind."""
-    if "--" not in words:
-        return words, "", []
-    at = words.index("--")
-    return words[:at], "--", words[at + 1 :]
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 if __name__ == "__main__":
