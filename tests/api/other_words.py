@@ -9,6 +9,13 @@ import httpx
 
 from api.live import Live
 
+CALLS = (
+    "{% for m in messages %}[{{ m.role }}{% for c in m.tool_calls or [] %} "
+    "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+    " {{ m.name or '' }} {{ m.content }}]{% endfor %}"
+)
+"""A template that shows what reaches it of calls and their results."""
+
 
 def typed_events(answer: httpx.Response) -> list[dict[str, Any]]:
     """Of a stream whose events are named by their types."""

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.live import Live
-from api.other_words import tokens, typed_events
+from api.other_words import CALLS, tokens, typed_events
 from api.test_chat import FORECAST, TEMPLATE, chat
 from api.test_reasoning import REASONS
 from lorry.api.errors import respond
@@ -182,12 +182,7 @@ def test_one_tool_is_used_at_a_time_where_that_is_asked_for(
 def test_a_conversation_with_tools_reaches_the_template(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    template = (
-        "{% for m in messages %}[{{ m.role }}{% for c in m.tool_calls or [] %} "
-        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
-        " {{ m.name or '' }} {{ m.content }}]{% endfor %}"
-    )
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", CALLS)
     messages = [
         {"role": "user", "content": "weather"},
         {

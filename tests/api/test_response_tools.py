@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.live import Live
-from api.other_words import tokens
+from api.other_words import CALLS, tokens
 from api.test_chat import FORECAST, TEMPLATE
 from api.test_responses import events, post, respond
 
@@ -77,12 +77,7 @@ def test_a_function_in_a_namespace_is_called_by_it_and_its_name(
 def test_a_conversation_with_calls_reaches_the_template(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    template = (
-        "{% for m in messages %}[{{ m.role }}{% for c in m.tool_calls or [] %} "
-        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
-        " {{ m.name or '' }} {{ m.content }}]{% endfor %}"
-    )
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", CALLS)
     items = [
         {"role": "user", "content": "weather"},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A"}]},
