@@ -133,7 +133,7 @@ def test_a_request_s_template_takes_neither_the_server_nor_its_memory(
                     assert other.get("/health").status_code == 200
         error = refused(answer.result(), 400, "invalid_request")
         assert error["param"] == "chat_template"
-        assert "the chat template takes more than 2 s" in error["message"]
+        assert error["message"].startswith("chat_template: the chat template takes more than 2 s")
         tokens = {"messages": MESSAGES, "chat_template": template}
         assert trusting.http.post("/tokenize", json=tokens).status_code in (400, 422)
         assert chat(trusting, chat_template="{{ messages[0].content }}")["choices"]

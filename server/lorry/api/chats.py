@@ -174,8 +174,8 @@ class Chats:
                 return await asyncio.get_running_loop().run_in_executor(self._rendering, work)
             return await self._workers.run(size, work)
         except TooMuch as error:
-            error.param = "messages" if template is None else "chat_template"
-            raise
+            param = "messages" if template is None else "chat_template"
+            raise InvalidRequest(f"{param}: {error.message}", param=param) from error
         except REFUSALS as error:
             whose, param = "the base's", "messages"
             if template is not None:

@@ -79,8 +79,8 @@ class _Own:
             except (EOFError, OSError):
                 self._connection = None
                 raise TooMuch(
-                    f"messages: the chat template takes more than {SECONDS:g} s of "
-                    f"processor time or {MEMORY >> 20} MiB",
+                    f"the chat template takes more than {SECONDS:g} s of processor time or "
+                    f"{MEMORY >> 20} MiB",
                     param="messages",
                 ) from None
         text = answer[1:].decode()
