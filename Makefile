@@ -5,7 +5,7 @@
 #   make test                        everything CI runs
 #   make lint                        the part of it that runs no test
 #   make fmt                         sorts imports, formats, mends what ruff can
-#   make docs                        writes the parts of the READMEs that come from the code
+#   make docs                        writes the parts of README.md and docs/ that come from the code
 #   make clients                     every client there is a test for, from PyPI and npm, against a live server, and
 #                                    the table of clients/README.md; ARGS names groups of them
 #   make bench                       measures this machine; see benchmarks/README.md

@@ -1,4 +1,4 @@
-"""Every base that the README names: loaded, checked as at start-up, and equal to PEFT.
+"""Every base that docs/bases.md names: loaded, checked as at start-up, and equal to PEFT.
 
 A plain LoRA alone, and a mixed batch in chunks. The families that `test_logprobs` and
 `test_padded` ask much more about are here too, so that this file is the whole list.

@@ -1,5 +1,5 @@
 """What becomes of every decoder that transformers has: known here, held by
-`tests/oracle/test_decoders.py`, and a table in adapters/README.md.
+`tests/oracle/test_decoders.py`, and a table in docs/bases.md.
 
 What is in no list here is served packed. `python -m support.decoder_outcomes --write` renews
 the table.
@@ -26,7 +26,7 @@ from support.decoder_lists import (
 )
 from support.decoders import Decoder
 
-README = Path(__file__).resolve().parents[2] / "adapters" / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "bases.md"
 _SECTION = re.compile(r"(<!-- decoders: begin -->\n)(.*?)(<!-- decoders: end -->)", re.DOTALL)
 
 
@@ -151,16 +151,16 @@ def _cell(text: str) -> str:
 
 
 def written() -> str:
-    """What adapters/README.md says."""
-    found = _SECTION.search(README.read_text())
-    assert found is not None, "adapters/README.md has no section for decoders"
+    """What docs/bases.md says."""
+    found = _SECTION.search(PAGE.read_text())
+    assert found is not None, "docs/bases.md has no section for decoders"
     return found.group(2)
 
 
 def main() -> None:
     if "--write" in sys.argv:
-        text = README.read_text()
-        README.write_text(_SECTION.sub(lambda m: m.group(1) + table() + m.group(3), text))
+        text = PAGE.read_text()
+        PAGE.write_text(_SECTION.sub(lambda m: m.group(1) + table() + m.group(3), text))
     else:
         sys.stdout.write(table())
 

@@ -3,7 +3,7 @@
 `tests/oracle/test_matrix.py` holds each cell against the server: what is listed here as
 refused must be refused in these words, and everything else must say what PEFT says.
 `python -m support.matrix` prints all cells, and `--write` renews the table in
-adapters/README.md.
+docs/kinds.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.kind import Kind
 from support.matrix_refused import IMPOSSIBLE, REFUSED
 from support.peft_kinds import KINDS
 
-README = Path(__file__).resolve().parents[2] / "adapters" / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kinds.md"
 _SECTION = re.compile(r"(<!-- matrix: begin -->\n)(.*?)(<!-- matrix: end -->)", re.DOTALL)
 
 BASES: Mapping[str, str] = {
@@ -157,9 +157,9 @@ def _elsewhere(row: list[Cell]) -> str:
 
 
 def written() -> str:
-    """What adapters/README.md says."""
-    found = _SECTION.search(README.read_text())
-    assert found is not None, "adapters/README.md has no section for the matrix"
+    """What docs/kinds.md says."""
+    found = _SECTION.search(PAGE.read_text())
+    assert found is not None, "docs/kinds.md has no section for the matrix"
     return found.group(2)
 
 
@@ -174,8 +174,8 @@ def listed() -> str:
 
 def main() -> None:
     if "--write" in sys.argv:
-        text = README.read_text()
-        README.write_text(_SECTION.sub(lambda m: m.group(1) + table() + m.group(3), text))
+        text = PAGE.read_text()
+        PAGE.write_text(_SECTION.sub(lambda m: m.group(1) + table() + m.group(3), text))
     else:
         sys.stdout.write(listed() + "\n" + "\n".join(_counts()) + "\n")
 

@@ -1,4 +1,4 @@
-"""The parts of README.md and server/API.md that are made from the code: they cannot go stale.
+"""The parts of README.md and docs/ that are made from the code: they cannot go stale.
 
 `make docs` writes them; `tests/unit/test_docs.py` fails where they are not what the code says.
 """
@@ -26,32 +26,45 @@ from lorry.scrape import Sources
 from lorry.settings import Settings, markdown_table
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from support import limits, speed
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-API = ROOT / "server" / "API.md"
+DOCS = ROOT / "docs"
 
 _SECTION = r"(<!-- {name}: begin -->\n)(.*?)(<!-- {name}: end -->)"
+
+
+PAGES = {
+    "samples": README,
+    "speed": README,
+    "endpoints": DOCS / "api.md",
+    "fields": DOCS / "api.md",
+    "settings": DOCS / "settings.md",
+    "metrics": DOCS / "metrics.md",
+    "limits-of-requests": DOCS / "limits.md",
+    "limits-of-adapters": DOCS / "limits.md",
+}
+"""Where each section stands."""
 
 
 def sections() -> dict[str, Callable[[], str]]:
     return {
         "samples": samples,
+        "speed": speed.table,
         "endpoints": endpoints,
-        "settings": markdown_table,
         "fields": fields,
+        "settings": markdown_table,
         "metrics": metrics,
+        "limits-of-requests": limits.requests,
+        "limits-of-adapters": limits.adapters,
     }
-
-
-def page_of(name: str) -> Path:
-    return API if name in ("endpoints", "fields") else README
 
 
 def written(name: str) -> str:
     """What its page says between the marks of `name`."""
-    page = page_of(name)
+    page = PAGES[name]
     found = re.search(_SECTION.format(name=name), page.read_text(), re.DOTALL)
     assert found is not None, f"{page} has no section {name}"
     return found.group(2)
@@ -139,7 +152,7 @@ def _record() -> AdapterRecord:
 
 def main() -> None:
     for name, make in sections().items():
-        body, page = make(), page_of(name)
+        body, page = make(), PAGES[name]
         text = re.sub(
             _SECTION.format(name=name),
             lambda found, body=body: found.group(1) + body + found.group(3),

@@ -23,7 +23,7 @@ PAGES = [
     "CHANGELOG.md",
     *sorted(
         str(path.relative_to(ROOT))
-        for folder in ("server", "adapters", "benchmarks", "clients")
+        for folder in ("docs", "server", "adapters", "benchmarks", "clients", "docker")
         for path in (ROOT / folder).rglob("*.md")
     ),
 ]
@@ -54,15 +54,15 @@ def test_sections_made_from_the_code_are_up_to_date(name: str) -> None:
     assert readme.written(name) == readme.sections()[name](), "run: make docs"
 
 
-def test_every_setting_is_in_the_readme() -> None:
+def test_every_setting_is_in_the_docs() -> None:
     text = readme.written("settings")
     for option in options():
         assert option.variable in text
         assert option.flag in text
 
 
-def test_every_command_is_in_the_readme() -> None:
-    text = readme.README.read_text()
+def test_every_command_is_in_the_docs() -> None:
+    text = "".join(page.read_text() for page in readme.DOCS.glob("*.md"))
     missing = [words for words in commands() if f"lorry {' '.join(words)}" not in text]
     assert missing == []
 
@@ -122,9 +122,30 @@ def test_links_lead_somewhere(page: str) -> None:
         there = file.parent / path if path else file
         assert there.exists(), f"{page}: {target}"
         if anchor and there.suffix == ".md":
-            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-            anchors = {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
-            assert anchor in anchors, f"{page}: {target}"
+            assert anchor in anchors(there.read_text()), f"{page}: {target}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them; a comment in a code block is none."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    made: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w -]", "", words).lower().replace(" ", "-")
+        count = sum(re.fullmatch(rf"{re.escape(anchor)}(-\d+)?", one) is not None for one in made)
+        made.add(f"{anchor}-{count}" if count else anchor)
+    return made
+
+
+def test_the_start_page_leads_to_every_page() -> None:
+    text = (readme.DOCS / "README.md").read_text()
+    pages = {page.name for page in readme.DOCS.glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in text} == set()
+    assert "(docs/README.md)" in readme.README.read_text()
+
+
+def test_the_readme_takes_ten_minutes() -> None:
+    assert len(readme.README.read_text().splitlines()) <= 150
 
 
 def test_every_decision_is_in_the_index() -> None:

@@ -90,7 +90,7 @@ def config_of(folder: Path, given: str) -> Qwen2Config | None:
     if not (folder / "tokenizer.json").is_file():
         problems.append(
             "it has no tokenizer.json, and its own tokenizer needs code from its repository: "
-            'make one from qwen.tiktoken, as server/README.md says ("The first Qwen")'
+            'make one from qwen.tiktoken, as docs/bases.md says ("The first Qwen")'
         )
     if problems:
         raise UnsupportedModel(f"{given} (the first Qwen) is not served: {'; '.join(problems)}")

@@ -281,7 +281,7 @@ def test_quantized_by_something_else(folder: Path) -> None:
 
 def test_without_a_tokenizer_json(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UnsupportedModel, match=r"no tokenizer\.json.*server/README\.md"):
+    with pytest.raises(UnsupportedModel, match=r"no tokenizer\.json.*docs/bases\.md"):
         load_folder(folder)
 
 
