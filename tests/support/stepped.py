@@ -17,7 +17,8 @@ from lorry.engine.scheduler import Limits, Scheduler
 from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry_adapters.lora import weights
-from lorry_adapters.registry.record import PREFIX_TYPES, AdapterRef, Lease
+from lorry_adapters.lora.methods.table import is_prefix
+from lorry_adapters.registry.record import AdapterRef, Lease
 from support.runner_driver import BLOCK_SIZE, MAX_RANK, MAX_TOKENS, NUM_SLOTS, load_tiny
 
 MAX_LEN = 256
@@ -101,7 +102,7 @@ class House:
             str(folder),
             scale,
             virtual_tokens=facts.virtual_tokens,
-            is_prefix=facts.peft_type in PREFIX_TYPES,
+            is_prefix=is_prefix(facts.peft_type),
             invocation=facts.invocation,
         )
 

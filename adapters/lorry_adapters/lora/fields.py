@@ -44,23 +44,23 @@ class Fields:
 
     def __init__(self, data: bytes) -> None:
         """Raises InvalidAdapter where `data` is no JSON object."""
-        self._fields = _read_json(data)
+        self.values: Mapping[str, Any] = _read_json(data)
         self._taken: set[str] = set()
         self.problems: list[str] = []
 
     def raw(self, key: str) -> Any:
         """The value as it stands; None where there is none. Counts as taken."""
         self._taken.add(key)
-        return self._fields.get(key)
+        return self.values.get(key)
 
     def take(
         self, key: str, check: Callable[[Any], Any], default: Any, *, required: bool = False
     ) -> Any:
         """The checked value, or `default` where the key is missing, null or wrong."""
         self._taken.add(key)
-        value = self._fields.get(key)
+        value = self.values.get(key)
         if value is None:
-            if required and key in self._fields:
+            if required and key in self.values:
                 self.problems.append(f"{key} is null")
             return default
         try:
@@ -76,7 +76,7 @@ class Fields:
         if not isinstance(value, dict):
             return None
         inner = Fields.__new__(Fields)
-        inner._fields, inner._taken, inner.problems = value, set(), self.problems
+        inner.values, inner._taken, inner.problems = value, set(), self.problems
         return inner
 
     def complains_of(self, key: str) -> bool:
@@ -85,7 +85,7 @@ class Fields:
     def refuse_the_rest(self, harmless: frozenset[str], not_served: Mapping[str, str]) -> None:
         """Every key that was not taken and means something is a problem. `not_served`: what it
         is about, and behind a semicolon what to do instead."""
-        for key, value in self._fields.items():
+        for key, value in self.values.items():
             if key in self._taken or key in HARMLESS or key in harmless:
                 continue
             if not means_something(value):

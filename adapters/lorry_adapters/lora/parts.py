@@ -88,11 +88,6 @@ class AdapterSpec(Protocol):
         """aLoRA: token ids from which on the adapter acts; else empty."""
         ...
 
-    @property
-    def scalable(self) -> bool:
-        """False where a scale other than 0 and 1 means nothing."""
-        ...
-
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
     ) -> Contents:
@@ -114,7 +109,3 @@ class SpecBase:
     @property
     def invocation(self) -> tuple[int, ...]:
         return ()
-
-    @property
-    def scalable(self) -> bool:
-        return True

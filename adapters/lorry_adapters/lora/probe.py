@@ -21,6 +21,7 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.extremes import too_strong
 from lorry_adapters.lora.json_text import text_of
+from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.probe_experts import wrong_experts
 from lorry_adapters.lora.problems import refusal, some
@@ -42,7 +43,7 @@ def check(folder: Path, weights: AdapterWeights) -> None:
     if strong:
         raise refusal(strong)
     config = json.loads(text_of((folder / CONFIG_FILE).read_bytes()))
-    if config.get("peft_type") != "LORA":
+    if config.get("peft_type") != LORA.name:
         return
     # Patterns give a module a strength that only the parser knows, and others another form.
     simple = not any(config.get(key) for key in _NOT_PLAIN)

@@ -20,6 +20,7 @@ from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.experts import AnyEffect
 from lorry_adapters.lora.extremes import extreme, too_strong
 from lorry_adapters.lora.idle import leave_out_unseen, why_apart, why_idle
+from lorry_adapters.lora.methods.table import METHODS
 from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
 from lorry_adapters.lora.problems import refusal, some
 from lorry_adapters.lora.spelling import spelled
@@ -145,7 +146,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
             task_type=spec.task_type,
             virtual_tokens=contents.virtual_tokens,
             invocation=spec.invocation,
-            scalable=spec.scalable,
+            scalable=METHODS[spec.peft_type].scalable,
             labels=contents.labels,
             tokens=known_of(file, known),
             warnings=tuple(warnings),

@@ -22,6 +22,7 @@ from lorry_adapters.errors import (
     InvalidSelection,
     UnknownAdapter,
 )
+from lorry_adapters.lora.methods.table import is_prefix
 from lorry_adapters.registry.contents import Contents
 from lorry_adapters.registry.names import check_scale, check_strength, nearest
 from lorry_adapters.registry.record import (
@@ -267,7 +268,7 @@ class Inventory:
             version.digest,
             scale,
             virtual_tokens=version.virtual_tokens,
-            is_prefix=version.is_prefix,
+            is_prefix=is_prefix(version.peft_type),
             invocation=version.invocation,
             task_type=version.task_type,
             words=version.words if self._words else (),

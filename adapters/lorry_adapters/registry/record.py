@@ -16,9 +16,6 @@ MERGED = "(merged)"
 MAX_SELECTION = 8
 """Adapters that one request may sum."""
 
-PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
-"""PEFT's methods whose virtual tokens are keys and values, put in the cache as they are."""
-
 
 class Residency(StrEnum):
     """The nearest place where an adapter's weights are."""
@@ -90,10 +87,6 @@ class VersionRecord:
     """What was taken, and may be meant otherwise: for people."""
     words: tuple[str, ...] = ()
     """What it brings of its own beside the weights: `lora.words.Words.brings`."""
-
-    @property
-    def is_prefix(self) -> bool:
-        return self.peft_type in PREFIX_TYPES
 
 
 @dataclass(frozen=True, slots=True)

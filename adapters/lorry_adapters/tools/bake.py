@@ -19,13 +19,12 @@ from typing import Any, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.config import NO_DELTA
 from lorry_adapters.lora.methods.starts import changed_base
+from lorry_adapters.lora.methods.table import REFUSED_METHODS, has_virtual_tokens
 from lorry_adapters.lora.parameters import peft_writes_now
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.workshop import truly_missing
 from lorry_adapters.tools.folder import PeftFolder, ToolError, making, read_config
-from lorry_adapters.tools.portrait import PROMPTS
 from lorry_adapters.tools.regroup import out_of_order
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -92,9 +91,9 @@ def _refuse(config: Mapping[str, Any]) -> None:
     elif start is not None:
         # PEFT would take the start out of this base again before it loads the weights.
         said = f"{start} is relative to a changed base: convert it first (lorry adapters convert)"
-    elif kind in NO_DELTA:
-        said = f"{kind} cannot be baked: {NO_DELTA[kind]}"
-    elif kind in PROMPTS:
+    elif kind in REFUSED_METHODS:
+        said = f"{kind} cannot be baked: {REFUSED_METHODS[kind].reason}"
+    elif has_virtual_tokens(kind):
         said = "it puts tokens before the prompt: no weights could hold them"
     elif config.get("alora_invocation_tokens"):
         said = "activated LoRA acts on some tokens only: no weights do that"

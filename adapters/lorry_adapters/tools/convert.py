@@ -33,13 +33,20 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.columns import by_rank
 from lorry_adapters.lora.keys import WRAPPERS
+from lorry_adapters.lora.methods.lora import LORA
+from lorry_adapters.lora.methods.method import Method, RefusedMethod
 from lorry_adapters.lora.methods.starts import changed_base
+from lorry_adapters.lora.methods.table import (
+    METHODS,
+    REFUSED_METHODS,
+    has_virtual_tokens,
+    parameter_prefixes,
+)
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.spelling import Spelling
 from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.tools import mlx
-from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, ToolError, save
-from lorry_adapters.tools.portrait import PROMPTS
+from lorry_adapters.tools.folder import PREFIX, PeftFolder, ToolError, save
 from lorry_adapters.tools.regroup import in_order, out_of_order, says_order
 from lorry_adapters.tools.respell import respelled
 from lorry_adapters.tools.tasks import one_task
@@ -50,8 +57,9 @@ _INNER: Final = (
 )  # fmt: skip
 """Last parts of keys of methods that keep several tensors under one parameter's name."""
 
+_PREFIXES: Final = [one for one in map(re.escape, parameter_prefixes()) if one.endswith("_")]
 _NAMED: Final = re.compile(
-    rf"(?P<start>.+\.(?:{'|'.join(OWN)})_\w+)\.(?P<name>[^.]+)"
+    rf"(?P<start>.+\.(?:{'|'.join(_PREFIXES)})\w+)\.(?P<name>[^.]+)"
     rf"(?P<end>|\.weight|\.bias|\.\d+\.weight|\.(?:{'|'.join(_INNER)}))",
     re.ASCII,
 )
@@ -61,7 +69,6 @@ _SAVED: Final = re.compile(
 _LEGACY: Final = frozenset({"merge_weights", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"})
 """Keys of old versions and of trainers that are about training, whatever their value."""
 
-_BONE: Final = "BONE"
 _OF_STARTS: Final = ("corda_config", "lora_ga_config", "eva_config", "loftq_config")
 
 
@@ -150,8 +157,8 @@ def _tensors(
     seen: dict[str, list[str]] = {"prefix": [], "wrapper": [], "name": []}
     names: set[str] = set()
     # Prompt tuning and its like are no part of the base, and have no prefix.
-    bare = source.peft_type in PROMPTS
-    is_bone = source.config.get("peft_type") == _BONE
+    bare = has_virtual_tokens(source.peft_type)
+    renamed = _renamed(source.config)
     for key in source.entries:
         plain = WRAPPERS.sub("", key)
         if plain != key:
@@ -163,8 +170,9 @@ def _tensors(
         if name is not None:
             names.add(name)
             seen["name"].append(key)
-        if is_bone:
-            path = path.replace(".bone_", ".miss_")
+        if renamed is not None:
+            (before,), (now,) = (method.parameters for method in renamed)
+            path = path.replace(f".{before}", f".{now}")
         new = path if bare else PREFIX + path
         if not bare and (not plain.startswith(PREFIX) or plain.startswith(PREFIX * 2)):
             seen["prefix"].append(key)
@@ -216,11 +224,12 @@ def _config(
     config = dict(given)
     modules = _lora_modules(tensors)
     if config.get("peft_type") is None and modules:
-        config["peft_type"] = "LORA"
-        changes.append("peft_type: LORA, as the tensors are")
-    if config.get("peft_type") == _BONE:
-        config["peft_type"] = "MISS"
-        changes.append("peft_type: MISS, as it is called since PEFT 0.19")
+        config["peft_type"] = LORA.name
+        changes.append(f"peft_type: {LORA.name}, as the tensors are")
+    renamed = _renamed(config)
+    if renamed is not None:
+        config["peft_type"] = renamed[1].name
+        changes.append(f"peft_type: {renamed[1].name}, as PEFT calls it now")
     known = _known(config.get("peft_type"))
     if known is None:
         problems.append(f"PEFT knows no peft_type {shown(config.get('peft_type'))}")
@@ -241,11 +250,17 @@ def _config(
                 "could change the answers"
             )
     targets = config.get("target_modules") or config.get("target_parameters")
-    if config.get("peft_type") == "LORA" and modules and not targets:
+    if config.get("peft_type") == LORA.name and modules and not targets:
         config["target_modules"] = modules
         changes.append(f"target_modules: the {len(modules)} modules that the file has")
     config["inference_mode"] = True
     return config
+
+
+def _renamed(config: Mapping[str, Any]) -> tuple[RefusedMethod, Method] | None:
+    """The method of a config under the name that it had, and the same under its present one."""
+    found = REFUSED_METHODS.get(str(config.get("peft_type")))
+    return None if found is None or found.now is None else (found, METHODS[found.now])
 
 
 def _known(peft_type: object) -> set[str] | None:

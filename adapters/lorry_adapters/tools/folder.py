@@ -23,7 +23,7 @@ from torch import Tensor
 from lorry_adapters.errors import AdapterError, InvalidAdapter
 from lorry_adapters.lora.columns import by_rank, columns_of
 from lorry_adapters.lora.json_text import NotUtf8, text_of
-from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
+from lorry_adapters.lora.methods.table import method_of
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorEntry, TensorFile
@@ -31,15 +31,6 @@ from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 
 PREFIX: Final = "base_model.model."
 """What PEFT writes before a module's path in the base."""
-
-OWN: Final = (
-    "adamss", "adaption_prompt", "beft", "boft", "bone", "c3a", "deft", "delora", "fourierft",
-    "frod", "glora", "gralora", "hada", "hira", "hra", "ia3", "lily", "lokr", "lora", "miss", "oft",
-    "osf", "peanut", "poly", "psoft", "pvera", "randlora", "road", "shadow", "shira",
-    "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft",
-    "xlora",
-)  # fmt: skip
-"""How the names of parameters begin that a method of PEFT's puts on a module, before a `_`."""
 
 MAX_CONFIG: Final = 1 << 20
 
@@ -119,9 +110,9 @@ class PeftFolder:
 
     @property
     def peft_type(self) -> str:
-        """Of AdapterHub's configs, which have none, what their records say."""
-        is_hub = "peft_type" not in self.config and isinstance(self.config.get("config"), dict)
-        return BOTTLENECK if is_hub else str(self.config.get("peft_type"))
+        """Of AdapterHub's configs, which have none, the name that their records have."""
+        method = method_of(self.config)
+        return str(self.config.get("peft_type")) if method is None else method.name
 
     def pairs(self) -> tuple[dict[str, Pair], list[str]]:
         """The LoRA pairs by module, in the layers' order, and every other key of the file."""

@@ -32,6 +32,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.tools.folder import (
@@ -183,7 +184,7 @@ def _unfit(source: _Source) -> list[str]:
     """Why an adapter cannot be merged with any."""
     config, label = source.folder.config, source.label
     others = source.folder.pairs()[1]
-    if source.folder.peft_type != "LORA":
+    if source.folder.peft_type != LORA.name:
         return [f"{label} is {shown(config.get('peft_type'))}: only LoRA adapters are merged"]
     problems = []
     for key, name in (("use_dora", "DoRA"), ("alora_invocation_tokens", "activated LoRA")):
@@ -352,7 +353,7 @@ def _config(sources: Sequence[_Source], rank: int) -> dict[str, Any]:
     first = sources[0].folder.config
     bases = {source.folder.config.get("base_model_name_or_path") for source in sources}
     return {
-        "peft_type": "LORA",
+        "peft_type": LORA.name,
         "task_type": first.get("task_type"),
         "base_model_name_or_path": bases.pop() if len(bases) == 1 else None,
         "r": rank,

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import TensorFile
 from lorry_adapters.tools.folder import PREFIX, read_config
@@ -64,7 +65,7 @@ def from_mlx(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     assert isinstance(scale, int | float)
     model = config.get("model") or config.get("base_model_name_or_path")
     return {
-        "peft_type": "LORA",
+        "peft_type": LORA.name,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model if isinstance(model, str) else None,
         "r": ranks[0],

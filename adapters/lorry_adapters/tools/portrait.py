@@ -14,46 +14,14 @@ from typing import Any, Final
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.methods.bottleneck import TYPE as BOTTLENECK
+from lorry_adapters.lora.methods.lora import LORA
+from lorry_adapters.lora.methods.table import METHODS, has_virtual_tokens, parameter_prefixes
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES
-from lorry_adapters.tools.folder import OWN, PREFIX, PeftFolder, natural
+from lorry_adapters.tools.folder import PREFIX, PeftFolder, natural
 
-_PARAMETER: Final = re.compile(
-    rf"\.(?:(?:{'|'.join(OWN)})_|token_adapter\.|(?:attention|output)_adapters\.)"
-)
+_PARAMETER: Final = re.compile(rf"\.(?:{'|'.join(map(re.escape, parameter_prefixes()))})")
 """Where a key stops being a module of the base and starts being a method's own parameter."""
-
-_GATES: Final = {
-    "LORA": "lora_B",
-    "ADALORA": "lora_E",
-    "LOHA": "hada_w2_b",
-    "LOKR": "lokr_w1",
-    "VERA": "vera_lambda_b",
-    "SHIRA": "shira_weight",
-    "BEFT": "beft_bias",
-    BOTTLENECK: "adapter_up",
-}
-"""By method, the factor that PEFT starts at zero: while it is zero, so is the delta."""
-
-PROMPTS: Final = frozenset(
-    {"CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
-)
-"""Methods that put tokens before the prompt and leave the base's modules alone."""
-
-_NAMES: Final = {
-    "LORA": "LoRA",
-    "ADALORA": "AdaLoRA",
-    "IA3": "IA3",
-    "LOHA": "LoHa",
-    "LOKR": "LoKr",
-    "VERA": "VeRA",
-    "SHIRA": "SHiRA",
-    "PROMPT_TUNING": "prompt tuning",
-    "P_TUNING": "p-tuning",
-    "PREFIX_TUNING": "prefix tuning",
-    BOTTLENECK: "AdapterHub bottleneck",
-}
 
 _KINDS: Final = {
     "use_rslora": "rsLoRA",
@@ -117,7 +85,7 @@ def portrait(folder: PeftFolder) -> Portrait:
     acts, why = _acts(folder)
     start = config.get("init_lora_weights")
     return Portrait(
-        method=_NAMES.get(folder.peft_type) or _text(config.get("peft_type")) or "unknown",
+        method=_title(folder),
         kinds=tuple(_kinds(config)),
         task=_text(config.get("task_type")),
         base_model=_text(config.get("base_model_name_or_path")),
@@ -129,6 +97,11 @@ def portrait(folder: PeftFolder) -> Portrait:
         acts=acts,
         why=why,
     )
+
+
+def _title(folder: PeftFolder) -> str:
+    method = METHODS.get(folder.peft_type)
+    return _text(folder.config.get("peft_type")) or "unknown" if method is None else method.title
 
 
 def _text(value: object) -> str | None:
@@ -183,24 +156,27 @@ def module_and_kind(key: str) -> tuple[str, str]:
 
 def _acts(folder: PeftFolder) -> tuple[bool | None, str]:
     """Whether the adapter changes any output, and how that is known."""
-    method = folder.peft_type
     if not folder.entries:
         return False, "it holds no tensors"
     if any(entry.dtype not in (*DTYPES, *PLACES) for entry in folder.entries.values()):
         return None, "its tensors are of a type that is not read"
-    if method == "LORA":
+    if folder.peft_type == LORA.name:
         return _lora_acts(folder)
-    if method in PROMPTS:
+    if has_virtual_tokens(folder.peft_type):
         return True, "it puts tokens of its own before the prompt"
-    if method == "IA3":
-        moved = any((folder.read(key) != 1).any() for key in folder.entries)
-        return moved, "some factor is not 1" if moved else "every factor is 1"
-    gate = _GATES.get(method)
-    gates = [key for key in folder.entries if gate is not None and f".{gate}" in key]
-    if not gates:
+    method = METHODS.get(folder.peft_type)
+    gate = None if method is None else method.gate
+    gates = [key for key in folder.entries if gate is not None and f".{gate.parameter}" in key]
+    if gate is None or not gates:
         return None, "what it does depends on more than its own tensors"
-    open_ = any(_any(folder.read(key)) for key in gates)
-    return open_, f"some {gate} is not zero" if open_ else f"every {gate} is zero"
+    value = f"{gate.idle:g}" if gate.idle else "zero"
+    if any(bool((folder.read(key) != gate.idle).any()) for key in gates):
+        return True, f"some {gate.parameter} is not {value}"
+    others = [key for key in folder.entries if module_and_kind(key)[1].startswith("full ")]
+    if others:
+        idle = f"every {gate.parameter} is {value}"
+        return None, f"{idle}; {_listed(others)} may differ from the base's"
+    return False, f"every {gate.parameter} is {value}"
 
 
 def _lora_acts(folder: PeftFolder) -> tuple[bool | None, str]:

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.methods.lora import LORA
+from lorry_adapters.lora.methods.prompt import MULTITASK
+from lorry_adapters.lora.methods.refused import POLY
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.tools.folder import ToolError
 
@@ -38,12 +41,12 @@ def one_task(config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: int
     Raises ToolError where there is no such task, InvalidAdapter where tensors do not fit.
     """
     match config.get("peft_type"):
-        case "MULTITASK_PROMPT_TUNING":
+        case MULTITASK.name:
             _require(task, [tensors[key] for key in _PROMPT if key in tensors])
             return {**config, "num_tasks": 1}, {
                 key: one[task : task + 1] if key in _PROMPT else one for key, one in tensors.items()
             }
-        case "POLY":
+        case POLY.name:
             _require(task, [one for key, one in tensors.items() if key.endswith(_LOGITS)])
             return _as_lora(config), _pairs(tensors, task)
         case other:
@@ -65,7 +68,8 @@ def _require(task: int, of_tasks: list[Tensor]) -> None:
 def _as_lora(config: Mapping[str, Any]) -> dict[str, Any]:
     """Poly divides by the rank, and has no alpha."""
     rest = {key: value for key, value in config.items() if key not in _OF_POLY}
-    return {**rest, "peft_type": "LORA", "r": config.get("r", 8), "lora_alpha": 1, "bias": "none"}
+    r = config.get("r", 8)
+    return {**rest, "peft_type": LORA.name, "r": r, "lora_alpha": 1, "bias": "none"}
 
 
 def _pairs(tensors: Mapping[str, Tensor], task: int) -> dict[str, Tensor]:

@@ -223,7 +223,6 @@ def test_what_a_method_needs_survives_closing(path: Path) -> None:
     catalog.close()
     again = Catalog(path)
     assert again.adapters() == (adapter("legal", special),)
-    assert again.adapters()[0].current.is_prefix
     again.save_content(replace(special, virtual_tokens=3), content("a"))
     assert again.adapters()[0].current.virtual_tokens == 3
     again.close()

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.tools.folder import OWN, PeftFolder
+from lorry_adapters.lora.methods.table import has_virtual_tokens, parameter_prefixes
+from lorry_adapters.tools.folder import PeftFolder
 from lorry_adapters.tools.merge import Part, Recipe, merge
-from lorry_adapters.tools.portrait import PROMPTS, Portrait, portrait
+from lorry_adapters.tools.portrait import Portrait, portrait
 from support.peft_adapters import edit_config
 
 WEIGHTS = "adapter_model.safetensors"
@@ -99,18 +100,17 @@ def test_what_the_files_alone_do_not_tell_is_not_guessed(peft_adapter, copied) -
 
 
 def test_the_parameters_of_every_method_are_known() -> None:
-    """Those that put tokens before the prompt, or train the base's own norms, have none."""
-    elsewhere = {*PROMPTS, "LN_TUNING"}
+    """Those that put tokens before the prompt have none."""
     prefixes = {
         prefix
         for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items()
-        if kind.value not in elsewhere
+        if not has_virtual_tokens(kind.value)
     }
-    assert not [one for one in prefixes if not one.startswith(tuple(f"{name}_" for name in OWN))]
+    assert not [one for one in prefixes if not one.startswith(parameter_prefixes())]
 
 
 METHODS = {
-    "IA3": (IA3Config, {"target_modules": ["k_proj"], "feedforward_modules": []}, False),
+    "(IA)3": (IA3Config, {"target_modules": ["k_proj"], "feedforward_modules": []}, False),
     "LoHa": (LoHaConfig, {"target_modules": ["q_proj"], "r": 4}, False),
     "LoKr": (LoKrConfig, {"target_modules": ["q_proj"], "r": 4}, False),
     "VeRA": (VeraConfig, {"target_modules": ["q_proj"], "r": 4}, False),

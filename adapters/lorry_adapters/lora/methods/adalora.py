@@ -16,6 +16,7 @@ from typing import ClassVar, Final
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
 from lorry_adapters.lora.parts import LoraPair, Parts
@@ -70,7 +71,7 @@ def _rank(file: TensorFile, a_key: str) -> int:
     return shape[0] if shape else 0
 
 
-def read_adalora(fields: Fields) -> AdaLoraSpec:
+def read_adalora(fields: Fields, name: str) -> AdaLoraSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     rank = fields.take("init_r", check.rank, _DEFAULT_RANK)
@@ -78,4 +79,7 @@ def read_adalora(fields: Fields) -> AdaLoraSpec:
     own = OwnPartsFields.read(fields)
     fields.refuse_the_rest(_TRAINING, {"use_dora": "DoRA of AdaLoRA"})
     scaling = (alpha if alpha > 0 else float(rank)) / (rank + 1e-5)
-    return AdaLoraSpec("ADALORA", base_model, task_type, targets, own, scaling)
+    return AdaLoraSpec(name, base_model, task_type, targets, own, scaling)
+
+
+METHODS: Final = (Method("ADALORA", "AdaLoRA", read_adalora, ("lora_",), Gate("lora_E")),)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from lorry_adapters.lora.effects import PairBias
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
 from lorry_adapters.lora.parts import Parts
@@ -38,8 +39,11 @@ class BiasesSpec(TargetedSpec):
             parts.add(one.module.name, PairBias(bias_O, 1.0))
 
 
-def read_beft(fields: Fields) -> BiasesSpec:
+def read_beft(fields: Fields, name: str) -> BiasesSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     fields.refuse_the_rest(frozenset({"init_weights"}), {})
-    return BiasesSpec("BEFT", base_model, task_type, targets, own)
+    return BiasesSpec(name, base_model, task_type, targets, own)
+
+
+METHODS: Final = (Method("BEFT", "BEFT", read_beft, ("beft_",), Gate("beft_bias")),)

@@ -26,12 +26,10 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import ACTIVATIONS, Bottleneck, Reads, Remembered, Stream
 from lorry_adapters.lora.fields import Fields, Wrong
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
-
-TYPE: Final = "BOTTLENECK"
-"""AdapterHub's configs have no `peft_type`; this is what a record calls it."""
 
 _ATTENTION: Final = "attention_adapters"
 _OUTPUT: Final = "output_adapters"
@@ -274,20 +272,20 @@ def _sorted(
     return found
 
 
-def is_adapterhub(fields: Fields) -> bool:
+def is_adapterhub(config: Mapping[str, Any]) -> bool:
     """Whether a config without a `peft_type` is one of AdapterHub's library."""
-    version = fields.raw("version")
-    return isinstance(fields.raw("config"), dict) or (
+    version = config.get("version")
+    return isinstance(config.get("config"), dict) or (
         isinstance(version, str) and version.startswith("adapters.")
     )
 
 
-def read_bottleneck(fields: Fields) -> BottleneckSpec | None:
+def read_bottleneck(fields: Fields, name: str) -> BottleneckSpec | None:
     base_model = fields.take("model_name", check.name, None)
     fields.take("model_class", _causal, None)
     is_old = fields.raw("version") is None
-    fields.refuse_the_rest(_ABOUT, {})
     own = fields.inside("config")
+    fields.refuse_the_rest(_ABOUT, {})
     if own is None:
         fields.problems.append(f"config is {shown(fields.raw('config'))}: it must be an object")
         return None
@@ -313,7 +311,7 @@ def read_bottleneck(fields: Fields) -> BottleneckSpec | None:
     reads = _reads(own)
     own.refuse_the_rest(_HARMLESS, _NOT_SERVED)
     return BottleneckSpec(
-        TYPE, base_model, "CAUSAL_LM", places, activation, reads, reductions, strength, leave_out
+        name, base_model, "CAUSAL_LM", places, activation, reads, reductions, strength, leave_out
     )
 
 
@@ -370,3 +368,15 @@ def _strength(value: Any) -> float | str:
     if isinstance(value, str):
         raise Wrong("must be a number, 'learned' or 'channel'")
     return check.alpha(value)
+
+
+METHODS: Final = (
+    Method(
+        "BOTTLENECK",
+        "AdapterHub bottleneck",
+        read_bottleneck,
+        (f"{_ATTENTION}.", f"{_OUTPUT}."),
+        Gate("adapter_up"),
+        recognizes=is_adapterhub,
+    ),
+)

@@ -21,6 +21,7 @@ from typing import ClassVar, Final
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec, too_large
 from lorry_adapters.lora.parts import Parts
@@ -120,7 +121,7 @@ def role_of(module: str) -> str:
     return f"{parts[-2]}_{parts[-1]}"
 
 
-def read_frod(fields: Fields) -> FrodSpec:
+def read_frod(fields: Fields, name: str) -> FrodSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     if not fields.take("save_projection", check.boolean, True):
@@ -129,4 +130,7 @@ def read_frod(fields: Fields) -> FrodSpec:
             "the file: save it again with save_projection=True"
         )
     fields.refuse_the_rest(_TRAINING, {})
-    return FrodSpec("FROD", base_model, task_type, targets, own)
+    return FrodSpec(name, base_model, task_type, targets, own)
+
+
+METHODS: Final = (Method("FROD", "FRoD", read_frod, ("frod_",)),)

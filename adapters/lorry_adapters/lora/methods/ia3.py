@@ -14,6 +14,7 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.effects import InputGain, OutputGain
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
 from lorry_adapters.lora.parts import Parts
@@ -53,7 +54,7 @@ class Ia3Spec(TargetedSpec):
         return any(module.endswith(name) for name in self._feedforward)
 
 
-def read_ia3(fields: Fields) -> Ia3Spec:
+def read_ia3(fields: Fields, name: str) -> Ia3Spec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     given = fields.take("feedforward_modules", check.names, ())
@@ -67,4 +68,7 @@ def read_ia3(fields: Fields) -> Ia3Spec:
         feedforward = given
     own = OwnPartsFields.read(fields)
     fields.refuse_the_rest(frozenset({"fan_in_fan_out", "init_ia3_weights"}), {})
-    return Ia3Spec("IA3", base_model, task_type, targets, own, feedforward)
+    return Ia3Spec(name, base_model, task_type, targets, own, feedforward)
+
+
+METHODS: Final = (Method("IA3", "(IA)3", read_ia3, ("ia3_",), Gate(_KEY, idle=1.0)),)

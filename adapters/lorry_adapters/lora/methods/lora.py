@@ -24,6 +24,7 @@ from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import Dora, PairBias
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_keys, unexpected
+from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
 from lorry_adapters.lora.methods.own_tensors import OwnParts
 from lorry_adapters.lora.methods.pairs import (
@@ -103,10 +104,6 @@ class LoraSpec:
     parameters: Named
     _ranks: SuffixRules[int] = field(repr=False, compare=False)
     _alphas: SuffixRules[float] = field(repr=False, compare=False)
-
-    @property
-    def scalable(self) -> bool:
-        return True
 
     def rank_of(self, module: str, budget: Budget | None = None) -> int:
         """The rank of `module`, a dotted path of the base."""
@@ -279,7 +276,7 @@ class LoraSpec:
         return parts
 
 
-def read_lora(fields: Fields) -> LoraSpec:
+def read_lora(fields: Fields, name: str) -> LoraSpec:
     """With problems in `fields`, what can be told of the config all the same."""
     task_type = fields.task_type()
     check_start(fields)
@@ -311,7 +308,7 @@ def read_lora(fields: Fields) -> LoraSpec:
     alphas = read_rules(fields, "alpha_pattern", alpha_pattern)
     fields.refuse_the_rest(_HARMLESS, _NOT_SERVED)
     return LoraSpec(
-        peft_type="LORA",
+        peft_type=name,
         base_model=base_model,
         task_type=task_type,
         targets=targets,
@@ -365,3 +362,7 @@ def _table_ranks(
         else:
             ranks[name] = a[0]
     return ranks
+
+
+LORA: Final = Method("LORA", "LoRA", read_lora, ("lora_",))
+METHODS: Final = (LORA,)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule
 from lorry_adapters.lora.fields import Fields, means_something
 from lorry_adapters.lora.keys import LINEAR
+from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
 from lorry_adapters.lora.methods.targeted import too_large
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
@@ -34,28 +35,6 @@ from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.targets import Targets, read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 from lorry_adapters.lora.workshop import Measured, Unbuildable, Workshop
-
-MEASURED: Final = (
-    "BOFT",
-    "C3A",
-    "DEFT",
-    "DELORA",
-    "FOURIERFT",
-    "GLORA",
-    "GRALORA",
-    "HIRA",
-    "HRA",
-    "MISS",
-    "OFT",
-    "PEANUT",
-    "PVERA",
-    "RANDLORA",
-    "ROAD",
-    "TINYLORA",
-    "UNILORA",
-    "VBLORA",
-    "WAVEFT",
-)
 
 MAX_SIZE: Final = 1024
 """Whole numbers in a config up to this are believed; larger ones must be a tensor's size."""
@@ -145,28 +124,25 @@ class MeasuredSpec(SpecBase):
                 problems.append(f"{key} is {shown(value)}, and no tensor in the file is that large")
 
 
-def read_measured(peft_type: str) -> Callable[[Fields], MeasuredSpec]:
-    def read(fields: Fields) -> MeasuredSpec:
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+def read_measured(fields: Fields, name: str) -> MeasuredSpec:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        base_model, task_type = fields.base_model(), fields.task_type()
-        targets = read_targets(fields)
-        own = OwnPartsFields.read(fields)
-        values = {}
-        for one in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]):
-            if one.name in _REPLACED or one.name in ("bias", "ensure_weight_tying"):
-                continue
-            value = fields.raw(one.name)
-            if value is None:
-                continue
-            if not _is_plain(value):
-                fields.problems.append(f"{one.name} is {shown(value)}: not a value that is served")
-            else:
-                values[one.name] = value
-        fields.refuse_the_rest(frozenset(), {})
-        return MeasuredSpec(peft_type, base_model, task_type, targets, own, values)
-
-    return read
+    base_model, task_type = fields.base_model(), fields.task_type()
+    targets = read_targets(fields)
+    own = OwnPartsFields.read(fields)
+    values = {}
+    for one in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[name]):
+        if one.name in _REPLACED or one.name in ("bias", "ensure_weight_tying"):
+            continue
+        value = fields.raw(one.name)
+        if value is None:
+            continue
+        if not _is_plain(value):
+            fields.problems.append(f"{one.name} is {shown(value)}: not a value that is served")
+        else:
+            values[one.name] = value
+    fields.refuse_the_rest(frozenset(), {})
+    return MeasuredSpec(name, base_model, task_type, targets, own, values)
 
 
 def _is_plain(value: Any) -> bool:
@@ -185,3 +161,29 @@ def _is_plain(value: Any) -> bool:
             and all(map(_is_plain, value.values()))
         )
     return value is None
+
+
+METHODS: Final = tuple(
+    Method(name, title, read_measured, (f"{name.lower()}_",))
+    for name, title in (
+        ("BOFT", "BOFT"),
+        ("C3A", "C3A"),
+        ("DEFT", "DEFT"),
+        ("DELORA", "DeLoRA"),
+        ("FOURIERFT", "FourierFT"),
+        ("GLORA", "GLoRA"),
+        ("GRALORA", "GraLoRA"),
+        ("HIRA", "HiRA"),
+        ("HRA", "HRA"),
+        ("MISS", "MiSS"),
+        ("OFT", "OFT"),
+        ("PEANUT", "PEANuT"),
+        ("PVERA", "PVeRA"),
+        ("RANDLORA", "RandLoRA"),
+        ("ROAD", "RoAd"),
+        ("TINYLORA", "TinyLoRA"),
+        ("UNILORA", "UniLoRA"),
+        ("VBLORA", "VB-LoRA"),
+        ("WAVEFT", "WaveFT"),
+    )
+)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from lorry_adapters.lora.base import ModuleKind
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.own_tensors import shape_of
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
@@ -29,10 +30,6 @@ class NormsSpec(TargetedSpec):
     parameters: ClassVar = ()
     optional: ClassVar = ("ln_tuning_layers.weight", "ln_tuning_layers.bias")
     kinds: ClassVar = tuple(ModuleKind)
-
-    @property
-    def scalable(self) -> bool:
-        return False
 
     def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
         wanted = {
@@ -53,9 +50,12 @@ class NormsSpec(TargetedSpec):
             parts.add(one.module.name, OwnModule(weight, bias, transposed))
 
 
-def read_norms(fields: Fields) -> NormsSpec:
+def read_norms(fields: Fields, name: str) -> NormsSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     own = OwnPartsFields.read(fields)
     fields.refuse_the_rest(frozenset({"init_weights"}), {})
-    return NormsSpec("LN_TUNING", base_model, task_type, targets, own)
+    return NormsSpec(name, base_model, task_type, targets, own)
+
+
+METHODS: Final = (Method("LN_TUNING", "LN tuning", read_norms, ("ln_tuning_",), scalable=False),)

@@ -7,11 +7,12 @@ A projection that was trained with it is applied when PEFT saves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.methods.method import Method, VirtualTokenKind
 from lorry_adapters.lora.methods.prompt import (
     NOT_SERVED,
     PROMPT_KEY,
@@ -58,10 +59,19 @@ class PrefixSpec(PromptSpecBase):
         return Contents(modules=(), read=read, virtual_tokens=self.count)
 
 
-def read_prefix(peft_type: str) -> Callable[[Fields], PrefixSpec]:
-    def read(fields: Fields) -> PrefixSpec:
-        spec = PrefixSpec(*read_shared(fields, peft_type))
-        fields.refuse_the_rest(TRAINING, NOT_SERVED)
-        return spec
+def read_prefix(fields: Fields, name: str) -> PrefixSpec:
+    spec = PrefixSpec(*read_shared(fields, name))
+    fields.refuse_the_rest(TRAINING, NOT_SERVED)
+    return spec
 
-    return read
+
+METHODS: Final = tuple(
+    Method(
+        name,
+        title,
+        read_prefix,
+        virtual_tokens=VirtualTokenKind.KEYS_AND_VALUES,
+        scalable=False,
+    )
+    for name, title in (("PREFIX_TUNING", "prefix tuning"), ("CARTRIDGE", "Cartridge"))
+)

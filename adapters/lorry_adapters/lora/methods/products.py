@@ -23,6 +23,7 @@ from lorry_adapters.lora.base import BaseModule
 from lorry_adapters.lora.effects import Kronecker
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.pairs import read_rules
 from lorry_adapters.lora.methods.targeted import MAX_DENSE, Found, TargetedSpec
@@ -128,15 +129,15 @@ class LoKrSpec(ProductSpec):
             parts.add(one.module.name, Kronecker(w1, w2, scaling))
 
 
-def read_loha(fields: Fields) -> ProductSpec:
-    return _read("LOHA", LoHaSpec, fields)
+def read_loha(fields: Fields, name: str) -> ProductSpec:
+    return _read(LoHaSpec, fields, name)
 
 
-def read_lokr(fields: Fields) -> ProductSpec:
-    return _read("LOKR", LoKrSpec, fields)
+def read_lokr(fields: Fields, name: str) -> ProductSpec:
+    return _read(LoKrSpec, fields, name)
 
 
-def _read(peft_type: str, spec: type[ProductSpec], fields: Fields) -> ProductSpec:
+def _read(spec: type[ProductSpec], fields: Fields, name: str) -> ProductSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     r = fields.take("r", check.rank, 8)
@@ -146,7 +147,7 @@ def _read(peft_type: str, spec: type[ProductSpec], fields: Fields) -> ProductSpe
     own = OwnPartsFields.read(fields)
     fields.refuse_the_rest(_TRAINING, {})
     rules = [read_rules(fields, "rank_pattern", ranks), read_rules(fields, "alpha_pattern", alphas)]
-    return spec(peft_type, base_model, task_type, targets, own, r, alpha, *rules)
+    return spec(name, base_model, task_type, targets, own, r, alpha, *rules)
 
 
 def _check_kronecker(
@@ -182,3 +183,9 @@ def _factor(file: TensorFile, mine: Mapping[str, str], name: str) -> Tensor:
     if name in mine:
         return file.read(mine[name])
     return file.read(mine[f"{name}_a"]).float() @ file.read(mine[f"{name}_b"]).float()
+
+
+METHODS: Final = (
+    Method("LOHA", "LoHa", read_loha, ("hada_",), Gate("hada_w2_b")),
+    Method("LOKR", "LoKr", read_lokr, ("lokr_",), Gate("lokr_w1")),
+)

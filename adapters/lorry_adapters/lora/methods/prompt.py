@@ -10,13 +10,14 @@ out of them. Multitask prompts are multiplied when they are used, by the task's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.methods.method import Method, VirtualTokenKind
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.prompt import PromptEmbeddings, multitask
@@ -68,13 +69,9 @@ class PromptSpecBase(SpecBase):
     num_layers: int | None
     num_attention_heads: int | None
 
-    @property
-    def scalable(self) -> bool:
-        return False
-
 
 def read_shared(
-    fields: Fields, peft_type: str
+    fields: Fields, name: str
 ) -> tuple[str, str | None, str, int, int | None, int | None, int | None]:
     """The fields of `PromptSpecBase`, in their order."""
     count = fields.take("num_virtual_tokens", _count, 0, required=True)
@@ -87,7 +84,7 @@ def read_shared(
             "nothing else are served, which have 1"
         )
     return (
-        peft_type,
+        name,
         fields.base_model(),
         fields.task_type(),
         count,
@@ -127,17 +124,14 @@ class PromptSpec(PromptSpecBase):
         return Contents(modules=(), read=read, virtual_tokens=self.count)
 
 
-def read_prompt(peft_type: str) -> Callable[[Fields], PromptSpec]:
-    def read(fields: Fields) -> PromptSpec:
-        spec = PromptSpec(*read_shared(fields, peft_type))
-        fields.refuse_the_rest(TRAINING, NOT_SERVED)
-        return spec
-
-    return read
+def read_prompt(fields: Fields, name: str) -> PromptSpec:
+    spec = PromptSpec(*read_shared(fields, name))
+    fields.refuse_the_rest(TRAINING, NOT_SERVED)
+    return spec
 
 
-def read_multitask(fields: Fields) -> PromptSpec:
-    shared = read_shared(fields, "MULTITASK_PROMPT_TUNING")
+def read_multitask(fields: Fields, name: str) -> PromptSpec:
+    shared = read_shared(fields, name)
     rank = fields.take("num_ranks", check.rank, 1)
     tasks = fields.take("num_tasks", _count, 1)
     if tasks > 1:
@@ -184,3 +178,23 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
         raise Wrong(f"must be a whole number from 1 to {MAX_COUNT}")
     return value
+
+
+MULTITASK: Final = Method(
+    "MULTITASK_PROMPT_TUNING",
+    "multitask prompt tuning",
+    read_multitask,
+    virtual_tokens=VirtualTokenKind.EMBEDDINGS,
+    scalable=False,
+)
+METHODS: Final = (
+    *(
+        Method(name, title, read_prompt, virtual_tokens=VirtualTokenKind.EMBEDDINGS, scalable=False)
+        for name, title in (
+            ("PROMPT_TUNING", "prompt tuning"),
+            ("P_TUNING", "p-tuning"),
+            ("CPT", "CPT"),
+        )
+    ),
+    MULTITASK,
+)

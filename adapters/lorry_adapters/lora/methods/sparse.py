@@ -20,6 +20,7 @@ import torch
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
 from lorry_adapters.lora.parts import LoraPair, Parts
@@ -113,14 +114,14 @@ class SupertuningSpec(TargetedSpec):
                 parts.pairs[name] = LoraPair(a_RI, b_OR, self.alpha / self.r)
 
 
-def read_shira(fields: Fields) -> ShiraSpec:
+def read_shira(fields: Fields, name: str) -> ShiraSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     fields.refuse_the_rest(_SHIRA_TRAINING, {})
-    return ShiraSpec("SHIRA", base_model, task_type, targets, own)
+    return ShiraSpec(name, base_model, task_type, targets, own)
 
 
-def read_supertuning(fields: Fields) -> SupertuningSpec:
+def read_supertuning(fields: Fields, name: str) -> SupertuningSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     r = fields.take("r", check.rank, 0)
@@ -131,4 +132,10 @@ def read_supertuning(fields: Fields) -> SupertuningSpec:
             "the base's, and one that is rounded gives others; save it again with true"
         )
     fields.refuse_the_rest(_SUPER_TRAINING, {})
-    return SupertuningSpec("SUPERTUNING", base_model, task_type, targets, own, r, alpha)
+    return SupertuningSpec(name, base_model, task_type, targets, own, r, alpha)
+
+
+METHODS: Final = (
+    Method("SHIRA", "SHiRA", read_shira, ("shira_",), Gate("shira_weight")),
+    Method("SUPERTUNING", "Super-Tuning", read_supertuning, ("supertuning_",)),
+)

@@ -21,6 +21,7 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields, Wrong
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec, too_large
 from lorry_adapters.lora.parts import Contents, Parts
@@ -156,14 +157,14 @@ class PsoftSpec(TargetedSpec):
         return turn_RR + power_RR @ q_RR
 
 
-def read_osf(fields: Fields) -> OsfSpec:
+def read_osf(fields: Fields, name: str) -> OsfSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     fields.refuse_the_rest(_OSF_TRAINING, {})
-    return OsfSpec("OSF", base_model, task_type, targets, own)
+    return OsfSpec(name, base_model, task_type, targets, own)
 
 
-def read_psoft(fields: Fields) -> PsoftSpec:
+def read_psoft(fields: Fields, name: str) -> PsoftSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     r = fields.take("r", check.rank, 32)
@@ -176,7 +177,7 @@ def read_psoft(fields: Fields) -> PsoftSpec:
     directions = fields.take("psoft_svd", _one_of("full", "lowrank"), "full") == "lowrank"
     passes = fields.take("psoft_svd_lowrank_niter", _count, 10)
     spec = PsoftSpec(
-        "PSOFT",
+        name,
         base_model,
         task_type,
         targets,
@@ -212,3 +213,9 @@ def _one_of(*names: str) -> Any:
         return str(value)
 
     return checked
+
+
+METHODS: Final = (
+    Method("OSF", "OSF", read_osf, ("osf_",)),
+    Method("PSOFT", "PSOFT", read_psoft, ("psoft_",)),
+)

@@ -15,6 +15,7 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import PREFIX, sort_keys, unexpected
+from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, check_rows, read_own_parts
 from lorry_adapters.lora.methods.own_tensors import OwnParts
 from lorry_adapters.lora.parts import Contents, Parts, SpecBase
@@ -29,10 +30,6 @@ class TokensSpec(SpecBase):
     """Made by `read_tokens` only."""
 
     token_ids: tuple[int, ...]
-
-    @property
-    def scalable(self) -> bool:
-        return False
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
@@ -62,7 +59,7 @@ def _read(own: OwnParts) -> Parts:
     return parts
 
 
-def read_tokens(fields: Fields) -> TokensSpec:
+def read_tokens(fields: Fields, name: str) -> TokensSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     # Which embedding, the file's key says.
     fields.take("target_modules", check.names, ())
@@ -70,4 +67,15 @@ def read_tokens(fields: Fields) -> TokensSpec:
     if not ids and not fields.complains_of("token_indices"):
         fields.problems.append("token_indices names no token")
     fields.refuse_the_rest(frozenset({"init_weights"}), {})
-    return TokensSpec("TRAINABLE_TOKENS", base_model, task_type, ids)
+    return TokensSpec(name, base_model, task_type, ids)
+
+
+METHODS: Final = (
+    Method(
+        "TRAINABLE_TOKENS",
+        "trainable tokens",
+        read_tokens,
+        ("trainable_tokens_", "token_adapter."),
+        scalable=False,
+    ),
+)

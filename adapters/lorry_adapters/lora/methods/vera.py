@@ -22,6 +22,7 @@ from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.effects import Projections, Vera
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
+from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
 from lorry_adapters.lora.parts import Parts
@@ -82,7 +83,7 @@ def _widest(found: Sequence[Found]) -> tuple[int, int]:
     return inputs, max((one.module.out_features for one in found), default=0)
 
 
-def read_vera(fields: Fields) -> VeraSpec:
+def read_vera(fields: Fields, name: str) -> VeraSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets = read_targets(fields)
     r = fields.take("r", check.rank, 256)
@@ -91,7 +92,7 @@ def read_vera(fields: Fields) -> VeraSpec:
     own = OwnPartsFields.read(fields)
     harmless = {"d_initial", "fan_in_fan_out", "init_weights", "vera_dropout"}
     fields.refuse_the_rest(frozenset(harmless), {})
-    return VeraSpec("VERA", base_model, task_type, targets, own, r, seed, saved)
+    return VeraSpec(name, base_model, task_type, targets, own, r, seed, saved)
 
 
 def _drawn(seed: int, r: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -103,3 +104,6 @@ def _drawn(seed: int, r: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor
         return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
     return draw(r, inputs), draw(outputs, r)
+
+
+METHODS: Final = (Method("VERA", "VeRA", read_vera, ("vera_",), Gate("vera_lambda_b")),)
