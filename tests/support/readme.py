@@ -70,6 +70,12 @@ def written(name: str) -> str:
     return found.group(2)
 
 
+def shell_blocks(text: str) -> list[str]:
+    """The fenced blocks without a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for language, block in blocks if not language]
+
+
 def samples() -> str:
     content = json.loads((ROOT / "adapters/samples/samples.json").read_text())
     lines = ["| Adapter | |", "|---|---|"]

@@ -30,8 +30,8 @@ PAGES = [
 
 
 def shell_lines(text: str) -> Iterator[str]:
-    """The lines of the fenced blocks without a language, continued lines joined."""
-    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    """Of the fenced blocks without a language, continued lines joined."""
+    for block in readme.shell_blocks(text):
         yield from re.sub(r"\\\n\s*", "", block).splitlines()
 
 
