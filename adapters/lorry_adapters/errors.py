@@ -15,6 +15,7 @@
     ├── ForbiddenSource         a source outside the allowed roots
     ├── StorageFull             no room to keep it
     ├── OutOfMemory             no memory to read or check it
+    ├── ToolError               what was asked for cannot be done with these adapters
     └── HomeUnusable            the home folder is held by another server,
                                 written by a newer one, damaged, not writable, or gone
 
@@ -103,6 +104,10 @@ class StorageFull(AdapterError):
 
 class OutOfMemory(AdapterError):
     param = "file"
+
+
+class ToolError(AdapterError):
+    """What was asked for cannot be done with these adapters; the message says why."""
 
 
 class HomeUnusable(AdapterError):

@@ -1,1 +1,1 @@
-"""Adapters as tensors: parsed, verified, placed in slots and applied to a batch."""
+"""Adapters as tensors: parsed, verified, merged, placed in slots and applied to a batch."""

@@ -30,6 +30,7 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.merging import Recipe
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.catalog import StoredContent
@@ -59,7 +60,6 @@ from lorry_adapters.registry.storage import Storage
 from lorry_adapters.registry.survey import FILES_GONE, survey
 from lorry_adapters.registry.tarball import Tarball
 from lorry_adapters.registry.unclaimed import UnclaimedContent
-from lorry_adapters.tools.merge import Recipe
 
 
 class Registry:

@@ -30,7 +30,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.lora.columns import by_rank
 from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.methods.lora import LORA
@@ -42,11 +42,11 @@ from lorry_adapters.lora.methods.table import (
     has_virtual_tokens,
     parameter_prefixes,
 )
+from lorry_adapters.lora.peft_folder import PREFIX, PeftFolder, save
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.spelling import Spelling
 from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.tools import mlx
-from lorry_adapters.tools.folder import PREFIX, PeftFolder, ToolError, save
 from lorry_adapters.tools.regroup import in_order, out_of_order, says_order
 from lorry_adapters.tools.respell import respelled
 from lorry_adapters.tools.tasks import one_task

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from lorry_adapters.errors import ToolError
+from lorry_adapters.lora.peft_folder import making
 from lorry_adapters.lora.problems import some
-from lorry_adapters.tools.folder import ToolError, making
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from typing import Any, Final
 from torch import Tensor
 
 from lorry_adapters.lora.methods.lora import LORA
+from lorry_adapters.lora.peft_folder import PREFIX, read_config
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import TensorFile
-from lorry_adapters.tools.folder import PREFIX, read_config
 
 WEIGHTS_FILE: Final = "adapters.safetensors"
 _KINDS: Final = ("lora", "dora")

@@ -17,9 +17,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.lora.problems import some
-from lorry_adapters.tools.folder import PeftFolder, ToolError
 
 _ROWS: Final = 1024
 """Rows of a base's weight in double precision at a time."""

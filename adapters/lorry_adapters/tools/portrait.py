@@ -16,9 +16,9 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.methods.table import METHODS, has_virtual_tokens, parameter_prefixes
+from lorry_adapters.lora.peft_folder import PREFIX, PeftFolder, natural
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES
-from lorry_adapters.tools.folder import PREFIX, PeftFolder, natural
 
 _PARAMETER: Final = re.compile(rf"\.(?:{'|'.join(map(re.escape, parameter_prefixes()))})")
 """Where a key stops being a module of the base and starts being a method's own parameter."""

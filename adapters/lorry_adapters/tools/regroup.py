@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.lora.columns import BY_EXPERT, BY_RANK, DETAIL, ORDER, columns_of
-from lorry_adapters.tools.folder import PeftFolder, ToolError
+from lorry_adapters.lora.peft_folder import PeftFolder
 
 
 def out_of_order(folder: PeftFolder, grouped: bool) -> dict[str, int]:

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from lorry_adapters.errors import ToolError
 from lorry_adapters.lora.patterns import Budget, SuffixRules
+from lorry_adapters.lora.peft_folder import PREFIX, natural, parameter_of
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.spelling import HEAD, LANGUAGE, Spelling, spellings
-from lorry_adapters.tools.folder import PREFIX, ToolError, natural, parameter_of
 from lorry_adapters.tools.portrait import module_and_kind
 
 _BESIDE: Final = re.compile(

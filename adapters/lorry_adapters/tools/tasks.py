@@ -16,12 +16,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.methods.prompt import MULTITASK
 from lorry_adapters.lora.methods.refused import POLY
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.tools.folder import ToolError
 
 _PROMPT: Final = ("prefix_task_cols", "prefix_task_rows")
 _A: Final = ".poly_lora_A"

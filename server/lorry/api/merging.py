@@ -17,11 +17,10 @@ from lorry.api.bodies import Body
 from lorry.api.bounds import FirstMistake, Fraction, Texts, Within
 from lorry.api.selection import choices_of
 from lorry.errors import InvalidRequest
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.lora.merging import Recipe
 from lorry_adapters.registry.record import MAX_SCALE, AdapterChoice
 from lorry_adapters.registry.registry import Registry
-from lorry_adapters.tools.folder import ToolError
-from lorry_adapters.tools.merge import Recipe
 
 STRATEGIES = ("linear", "ties", "dare_linear", "dare_ties")
 

@@ -97,7 +97,7 @@ def _unpack(path: Path, into: Path, max_bytes: int) -> None:
 
 def _portrait(folder: Path) -> Portrait | None:
     """None where the files are too broken to be described; `inspect` then tells why."""
-    from lorry_adapters.tools.folder import PeftFolder
+    from lorry_adapters.lora.peft_folder import PeftFolder
     from lorry_adapters.tools.portrait import portrait
 
     try:

@@ -69,9 +69,9 @@ def convert(
 ) -> None:
     """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, MLX-LM's, one of
     many tasks."""
+    from lorry_adapters.lora.peft_folder import require_free
     from lorry_adapters.lora.spelling import Spelling
     from lorry_adapters.tools.convert import convert as converted
-    from lorry_adapters.tools.folder import require_free
     from lorry_adapters.tools.mlx import WEIGHTS_FILE as MLX_FILE
 
     for file in (path, initial):

@@ -55,9 +55,9 @@ def merge(
     unweighed = [name for name, weight in wanted if weight is None]
     if unweighed:
         raise SettingsError(f"{unweighed[0]} has no weight; write {unweighed[0]}:0.5")
-    from lorry_adapters.tools.folder import require_free
-    from lorry_adapters.tools.merge import Part, Recipe
-    from lorry_adapters.tools.merge import merge as merged
+    from lorry_adapters.lora.merging import Part, Recipe
+    from lorry_adapters.lora.merging import merge as merged
+    from lorry_adapters.lora.peft_folder import require_free
 
     require_free(out)
     recipe = Recipe(method, density, majority_sign_method, rank, seed)

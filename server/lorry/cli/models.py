@@ -110,11 +110,11 @@ def extend(
 ) -> None:
     """Write a base with room for the tokens that an adapter was trained with."""
     from lorry.model.quiet import quiet
+    from lorry_adapters.errors import ToolError
     from lorry_adapters.lora.tensor_file import TensorFile
     from lorry_adapters.lora.vocabulary import size_of
     from lorry_adapters.lora.weights import WEIGHTS_FILE
     from lorry_adapters.tools.extend import extend as extended
-    from lorry_adapters.tools.folder import ToolError
 
     settings = offline.settings_for(model, home)
     layout = offline.outline(settings).layout

@@ -45,7 +45,7 @@ def inspect(
     """
     if plot is not None and plot.suffix != ".svg":
         raise SettingsError(f"--plot {plot}: pictures are drawn as SVG; name it {plot.stem}.svg")
-    from lorry_adapters.tools.folder import PeftFolder
+    from lorry_adapters.lora.peft_folder import PeftFolder
     from lorry_adapters.tools.heatmap import svg
     from lorry_adapters.tools.norms import base_norms, norms
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorry.cli import main, merge
-from lorry_adapters.tools.merge import METHODS
+from lorry_adapters.lora.merging import METHODS
 from support.peft_adapters import edit_config
 from support.peft_kinds import KINDS
 from support.peft_made import load_base, make

@@ -20,8 +20,8 @@ from lorry_adapters.lora.methods import table
 from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.table import METHODS, REFUSED_METHODS, is_prefix
+from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.lora.weights import inspect, load
-from lorry_adapters.tools.folder import PeftFolder
 from lorry_adapters.tools.portrait import portrait
 
 ROOTS = [Path(package.__path__[0]) for package in (lorry_adapters, lorry)]

@@ -17,12 +17,12 @@ from lorry_adapters.errors import (
     InvalidSelection,
     UnknownAdapter,
 )
+from lorry_adapters.lora.merging import Part, Recipe, merge
 from lorry_adapters.registry import intake as intake_module
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.record import MERGED, AdapterChoice
 from lorry_adapters.registry.registry import Registry
-from lorry_adapters.tools.merge import Part, Recipe, merge
 from support.adapter_files import layout, save_adapter, upload
 
 LINEAR = Recipe("linear")

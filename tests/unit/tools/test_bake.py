@@ -9,9 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.tools.bake import bake
-from lorry_adapters.tools.folder import ToolError
 from support.peft_adapters import edit_config
 from support.peft_oracle import peft_logprobs
 

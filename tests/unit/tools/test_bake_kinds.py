@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.tools.bake import bake
-from lorry_adapters.tools.folder import ToolError
 from support import peft_made
 from support.matrix import Cell, State, cells
 from support.peft_kinds import KINDS

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lorry.model.layout import layout_of
+from lorry_adapters.errors import ToolError
 from lorry_adapters.lora.weights import load
 from lorry_adapters.tools.changes import changes
-from lorry_adapters.tools.folder import ToolError
 from support.peft_kinds import KINDS
 from support.peft_made import load_base, make
 

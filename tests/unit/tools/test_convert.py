@@ -24,9 +24,8 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.tools.convert import convert
-from lorry_adapters.tools.folder import ToolError
 from support.peft_adapters import edit_config
 from support.peft_deltas import deltas
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lorry.model.layout import layout_of
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.lora.merging import Part, Recipe, merge
+from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.lora.weights import inspect, load
 from lorry_adapters.tools.bake import bake
 from lorry_adapters.tools.changes import changes
 from lorry_adapters.tools.convert import convert
-from lorry_adapters.tools.folder import PeftFolder, ToolError
-from lorry_adapters.tools.merge import Part, Recipe, merge
 from lorry_adapters.tools.norms import norms
 from lorry_adapters.tools.portrait import portrait
 from support import former_experts, peft_made, tiny

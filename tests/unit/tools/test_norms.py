@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.tools.folder import PeftFolder
+from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.tools.heatmap import svg
 from lorry_adapters.tools.norms import base_norms, norms, place
 from support.peft_deltas import deltas

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.lora.merging import Part, Recipe, merge
 from lorry_adapters.lora.methods.table import has_virtual_tokens, parameter_prefixes
-from lorry_adapters.tools.folder import PeftFolder
-from lorry_adapters.tools.merge import Part, Recipe, merge
+from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.tools.portrait import Portrait, portrait
 from support.peft_adapters import edit_config
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from lorry_adapters.errors import ToolError
 from lorry_adapters.lora.spelling import Spelling
-from lorry_adapters.tools.folder import ToolError
 from lorry_adapters.tools.respell import Respelled, respelled
 
 PREFIX = "base_model.model."

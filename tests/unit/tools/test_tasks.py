@@ -10,9 +10,8 @@ import torch
 from peft import MultitaskPromptTuningConfig, PeftConfig, PeftModel, PolyConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.tools.convert import convert
-from lorry_adapters.tools.folder import ToolError
 from lorry_adapters.tools.tasks import one_task
 
 IDS = torch.tensor([[5, 9, 31, 7]])

@@ -11,9 +11,8 @@ import torch
 from peft.tuners.lora import model as lora_model
 from safetensors.torch import load_file, save_file
 
-from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.tools.folder import ToolError
-from lorry_adapters.tools.merge import METHODS, Part, Recipe, merge
+from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.lora.merging import METHODS, Part, Recipe, merge
 from support.peft_adapters import edit_config
 from support.peft_deltas import deltas
 

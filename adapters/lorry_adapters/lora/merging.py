@@ -32,18 +32,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lorry_adapters.errors import ToolError
 from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.methods.starts import changed_base
+from lorry_adapters.lora.peft_folder import PREFIX, Pair, PeftFolder, natural, save, write
 from lorry_adapters.lora.problems import refusal, shown, some
-from lorry_adapters.tools.folder import (
-    PREFIX,
-    Pair,
-    PeftFolder,
-    ToolError,
-    natural,
-    save,
-    write,
-)
 
 MATRIX_METHODS: Final = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
 SVD_METHODS: Final = ("svd", "magnitude_prune_svd", "ties_svd", "dare_linear_svd", "dare_ties_svd")

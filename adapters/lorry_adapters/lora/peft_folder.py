@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
-from lorry_adapters.errors import AdapterError, InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.lora.columns import by_rank, columns_of
 from lorry_adapters.lora.json_text import NotUtf8, text_of
 from lorry_adapters.lora.methods.table import method_of
@@ -41,10 +41,6 @@ _PAIR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)",
     re.ASCII,
 )
-
-
-class ToolError(AdapterError):
-    """What was asked for cannot be done with these adapters; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
