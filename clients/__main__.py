@@ -41,9 +41,8 @@ def main() -> int:
     except environment.ClientsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    rows = {}
+    ran: dict[str, outcomes.Row | None] = {}
     failed = []
-    ran: set[str] = set()
     with tiny_base() if given.quick else default_base() as server:
         for client in CLIENTS:
             if client.group not in chosen:
@@ -53,15 +52,11 @@ def main() -> int:
                 print(f"==> {client.name} {client.version}", flush=True)
                 if run(environment.command(client.file, junit, further), server.url) != 0:
                     failed.append(client.name)
-                ran.add(client.name)
-                if junit.exists():
-                    rows[client.name] = outcomes.read(client, junit)
+                ran[client.name] = outcomes.read(client, junit) if junit.exists() else None
         if failed:
             print(f"==> the end of the server's log\n{server.tail()}", file=sys.stderr)
     if not given.quick and not further:
-        # A client whose run ended before it told anything keeps no older row.
-        names = {client.name for client in CLIENTS} - ran
-        rows |= {name: row for name, row in outcomes.load().items() if name in names}
+        rows = outcomes.renewed(outcomes.load(), ran)
         outcomes.save(rows)
         table.write(rows)
     if failed:

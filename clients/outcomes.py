@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clients.catalogue import HERE, Client
+from clients.catalogue import CLIENTS, HERE, Client
 
 FILE = HERE / "results.json"
 
@@ -38,6 +38,17 @@ def _reason(case: ET.Element) -> str:
             said = child.attrib.get("message") or child.text or child.tag
             return said.strip().splitlines()[0]
     return ""
+
+
+def renewed(rows: Mapping[str, Row], ran: Mapping[str, Row | None]) -> dict[str, Row]:
+    """`rows` with the outcomes of `ran` in place of older ones.
+
+    A run that ended before it told anything is None and leaves its client no row. A client that
+    is in the catalogue no more has none either.
+    """
+    known = [client.name for client in CLIENTS]
+    found = {name: ran[name] if name in ran else rows.get(name) for name in known}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def load() -> dict[str, Row]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from clients import __main__ as program
 from clients import environment, outcomes, table
 from clients.catalogue import CLIENTS, HERE, QUICK, Client, feature, groups, pins, tried
 from clients.outcomes import Row
@@ -70,6 +73,45 @@ def test_outcomes_are_read_from_junit(tmp_path: Path) -> None:
     )
     row = outcomes.read(CLIENTS[0], file)
     assert row.tests == {"chat": "", "tools": "E: no call", "stream": "why"}
+
+
+def test_a_run_that_told_nothing_leaves_no_older_row() -> None:
+    first, second, third, *_ = (client.name for client in CLIENTS)
+    old, new = Row("1.0", "2026-01-02", {"chat": ""}), Row("2.0", "2026-01-03", {"chat": "why"})
+    rows = outcomes.renewed({first: old, second: old, third: old, "gone": old}, {})
+    assert rows == {first: old, second: old, third: old}
+    rows = outcomes.renewed({first: old, second: old, third: old}, {first: new, second: None})
+    assert rows == {first: new, third: old}
+    assert f"`{second}`" not in table.render(rows)
+
+
+def test_a_client_that_cannot_be_started_is_an_error_and_loses_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = CLIENTS[0].group
+    file, page = tmp_path / "results.json", tmp_path / "README.md"
+    file.write_text(outcomes.FILE.read_text())
+    page.write_text(table.README.read_text())
+    monkeypatch.setattr(outcomes, "FILE", file)
+    monkeypatch.setattr(table, "README", page)
+    monkeypatch.setattr(program, "built", list)
+    monkeypatch.setattr(program, "default_base", lambda: nullcontext(Nowhere()))
+    monkeypatch.setattr(environment, "BUILT", tmp_path)
+    monkeypatch.setattr(environment, "command", lambda *_: [sys.executable, "-c", "exit(1)"])
+    monkeypatch.setattr(sys, "argv", ["clients", group])
+    assert program.main() == 1
+    lost = {client.name for client in CLIENTS if client.group == group}
+    assert outcomes.load().keys() == {client.name for client in CLIENTS} - lost
+    assert table.written() == table.render(outcomes.load())
+
+
+class Nowhere:
+    """Where no server is."""
+
+    url = "http://127.0.0.1:9"
+
+    def tail(self) -> str:
+        return ""
 
 
 def test_what_cannot_be_installed_is_told_in_one_line(
