@@ -120,3 +120,8 @@ def test_an_unknown_model(live: Live, model: str) -> None:
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+def test_a_model_of_a_version_that_there_is_not_is_told_which_there_are(live: Live) -> None:
+    answer = live.http.post("/v1/completions", json={"model": "pirate@7", "prompt": "x"})
+    assert "adapter 'pirate' has no version 7; it has 1" in answer.json()["error"]["message"]

@@ -15,6 +15,7 @@ from pydantic import WithJsonSchema
 
 from lorry.errors import InvalidRequest, ModelNotFound
 from lorry_adapters.errors import InvalidSelection, UnknownAdapter
+from lorry_adapters.registry.inventory import version_of
 from lorry_adapters.registry.names import check_scale, nearest
 from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION, AdapterChoice
 from lorry_adapters.registry.registry import Registry
@@ -97,14 +98,16 @@ def choices_of_model(
         return ()
     try:
         choice = _named(model, "model", "model")
-        versions = registry.get(choice.name).versions
+        record = registry.get(choice.name)
     except (InvalidSelection, UnknownAdapter) as error:
         # An adapter may well be called so.
         if model in _PLACEHOLDERS:
             return ()
         raise not_found(model, base, error) from error
-    if choice.version is not None and all(one.version != choice.version for one in versions):
-        raise not_found(model, base)
+    try:
+        version_of(record, choice.version)
+    except UnknownAdapter as error:
+        raise ModelNotFound(f"model {model[:200]!r}: {error}") from error
     return (choice,)
 
 
