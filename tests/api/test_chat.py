@@ -13,6 +13,8 @@ MESSAGES = [
     {"role": "system", "content": "Answer."},
     {"role": "user", "content": "How do I cook rice?"},
 ]
+CUSTOM = {"type": "custom", "id": "call_1", "custom": {"name": "code", "input": "x"}}
+"""OpenAI's tools of free text: one, a choice of it, and a call of it."""
 RENDERED = (
     "<|im_start|>system\nAnswer.<|im_end|>\n"
     "<|im_start|>user\nHow do I cook rice?<|im_end|>\n<|im_start|>assistant\n"
@@ -211,6 +213,12 @@ def test_a_forced_tool_call(live: Live, monkeypatch: pytest.MonkeyPatch, choice:
         ({"top_logprobs": 2}, "logprobs: true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"tools": [FORECAST, CUSTOM]}, 'tools[1]: tools of type "custom" are not served'),
+        ({"tools": [FORECAST], "tool_choice": CUSTOM}, 'tool_choice: the type "custom"'),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [CUSTOM]}]},
+            'messages[0].tool_calls[0]: calls of type "custom" are not served',
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
     ],

@@ -204,6 +204,13 @@ def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
         ),
         ({"input": "rice " * 600}, "input", "prompt is too long"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools", '"mcp"'),
+        ({"tools": [{"type": "custom", "name": "x"}]}, "tools", 'tools[0]: tools of type "custom"'),
+        ({"tool_choice": {"type": "custom", "name": "x"}}, "tool_choice", 'the type "custom"'),
+        (
+            {"input": [{"type": "custom_tool_call", "call_id": "1", "name": "x", "input": "y"}]},
+            "input",
+            "input[0]: items of type 'custom_tool_call' are not served",
+        ),
         ({"tools": [{"type": "namespace", "name": "x"}]}, "tools", "tools[0] must have"),
         (
             {"tools": [{"type": "namespace", "name": "x", "tools": [5]}]},

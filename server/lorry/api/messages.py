@@ -106,6 +106,11 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
         raise InvalidRequest(f"{where} must be a list", param="messages")
     result = []
     for index, call in enumerate(calls):
+        if isinstance(call, dict) and call.get("type") == "custom":
+            raise UnsupportedParameter(
+                f'{where}[{index}]: calls of type "custom" are not served; make it a function\'s',
+                param="messages",
+            )
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InvalidRequest(

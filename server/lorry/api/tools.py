@@ -90,6 +90,10 @@ def tools_of(
             schema = {"$defs": definitions, **several_calls}
         return Tools(shown, _grammar(schema), several=bool(parallel))
     wanted = _known(choice, schemas)
+    if isinstance(choice, dict) and choice.get("type") == "custom":
+        raise UnsupportedParameter(
+            'tool_choice: the type "custom" is not served; name a function', param="tool_choice"
+        )
     if wanted is None:
         raise InvalidRequest(
             'tool_choice must be "none", "auto", "required", a function of tools: '
