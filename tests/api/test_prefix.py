@@ -79,6 +79,15 @@ def test_redirects_keep_the_prefix(below: Live, live: Live) -> None:
     assert live.http.get("//evil.example/").status_code in (404, 405)
 
 
+def test_a_forwarded_host_counts_for_nothing(below: Live) -> None:
+    """Not even a trusted proxy's: addresses of ours are paths, and `Host` is what was asked for."""
+    headers = {**FORWARDED, "X-Forwarded-Host": "llm.example", "X-Forwarded-Proto": "https"}
+    assert below.http.get("/adapters/", headers=headers).headers["location"] == "/llm/adapters"
+    documented(below, prefix="/llm", headers=headers)
+    lying = {"Host": "evil.example", "X-Forwarded-Host": "localhost"}
+    assert below.http.get("/v1/models", headers=lying).status_code == 403
+
+
 @pytest.mark.parametrize("prefix", ["//evil.example", "/a/../b", "x", "/a'b", "/a?b", "https://x"])
 def test_a_prefix_that_is_no_path_counts_for_nothing(below: Live, prefix: str) -> None:
     documented(below, prefix="/lorry", headers={"X-Forwarded-Prefix": prefix})
