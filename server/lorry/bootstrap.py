@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -24,9 +24,12 @@ from lorry.api.app import Services, create_app
 from lorry.core import TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.client import EngineClient
-from lorry.engine.loop import Engine, Forget, Mailbox
+from lorry.engine.constraints import Constraints, compilers
+from lorry.engine.letters import Forget, Mailbox
+from lorry.engine.limits import Limits
+from lorry.engine.loop import Engine
 from lorry.engine.residency import SlotResidency
-from lorry.engine.scheduler import Limits, Scheduler
+from lorry.engine.scheduler import Scheduler
 from lorry.errors import GenerationFailed, ModelError, SettingsError
 from lorry.metrics import Metrics
 from lorry.model import memory, selfcheck
@@ -119,6 +122,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         keep_unclaimed=timedelta(days=settings.keep_unclaimed),
         words=settings.adapter_templates == "use",
     )
+    vocab_size: int = loaded.config.get_text_config().vocab_size
     mailbox = Mailbox()
     residency = SlotResidency(
         SlotTable(settings.max_loras),
@@ -136,14 +140,19 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         residency,
     )
     metrics = Metrics(CollectorRegistry(), base_name=loaded.name)
-    outbox: list[Callable[[list[TokenEvent]], None]] = []
+    outbox: list[Callable[[Sequence[TokenEvent]], None]] = []
     engine = Engine(
         scheduler,
         residency,
         runner,
         mailbox,
+        Constraints(
+            compilers(
+                loaded.tokenizer, vocab_size=vocab_size, closed=settings.json_schema == "closed"
+            ),
+            wake=mailbox.wake,
+        ),
         emit=lambda events: outbox[0](events),
-        blame=registry.mark_broken,
         on_step=metrics.observe_step,
         on_broken=on_broken,
     )
@@ -164,7 +173,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             max_model_len=loaded.max_model_len,
             info=lambda: _info(settings, loaded, runner),
             quantization=loaded.quantization,
-            vocab_size=loaded.config.get_text_config().vocab_size,
+            vocab_size=vocab_size,
             give_back=memory.give_back_freed,
         )
     )

@@ -2,6 +2,10 @@
 
 A request becomes a `Sequence` (the scheduler's), a step takes a `Batch` of `Row`s
 (the runner's), the answer is a stream of `TokenEvent`s (the HTTP side's).
+
+`Capacity`, `EngineStats`, `Request` and `TokenEvent` cross the boundary between the HTTP
+side and the engine. They are immutable values that can be serialised, and so is all that
+they hold: the engine may be in another process.
 """
 
 from __future__ import annotations
@@ -9,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
-from lorry_adapters.registry.record import Lease
+from lorry.constraint import Constraint
 
 
 class FinishReason(StrEnum):
@@ -33,21 +36,45 @@ class Pooling(StrEnum):
     """What a classifier's head makes of the last token's."""
 
 
-class Constraint(Protocol):
-    """A grammar, or what else narrows the next token. Touched by the engine thread only."""
+class FailureCode(StrEnum):
+    """Why a request ended with an error."""
 
-    def allowed(self) -> AbstractSequence[int] | None:
-        """The next token's mask: 32-bit words, bit i of word w is token 32 * w + i; None where
-        any may come."""
-        ...
+    STEP_FAILED = "step_failed"
+    """The step that ran it raised. `reason`: the name of the exception's class."""
+    ADAPTER_FAILED = "adapter_failed"
+    """The computation of its adapters raised: `digests` are at fault. `reason` as above."""
+    ADAPTER_BROKEN = "adapter_broken"
+    """An adapter cannot be loaded. `reason` is for people."""
+    STORE_UNUSABLE = "store_unusable"
+    """The adapters' folder cannot be read. `reason` is for people."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """`reason` is for people."""
+    OVERFLOW = "overflow"
+    """A log-probability or a vector is not finite."""
+    GRAMMAR_REFUSED = "grammar_refused"
+    """Its grammar or its rules cannot be followed. `reason` is for people."""
+    GRAMMAR_UNSUPPORTED = "grammar_unsupported"
+    """The tokenizer cannot follow any grammar. `reason` is for people."""
+    GRAMMARS_BUSY = "grammars_busy"
+    """Too many grammars are in use. `reason` is for people."""
+    GRAMMAR_FAILED = "grammar_failed"
+    """The server's own fault. `reason` is for people."""
+    ENGINE_FAILED = "engine_failed"
+    """The engine failed between two steps."""
+    ENGINE_STOPPED = "engine_stopped"
+    """The engine ended before the request did."""
 
-    def advance(self, token_id: int) -> None:
-        """Take `token_id`, which `allowed` permitted."""
-        ...
 
-    def finished(self) -> bool:
-        """True when nothing but the end of the text may follow."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as a value. The HTTP side says it in words and gives advice."""
+
+    code: FailureCode
+    reason: str = ""
+    param: str | None = None
+    """The request's field that is at fault."""
+    digests: tuple[str, ...] = ()
+    """Of the adapters that are at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +109,54 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much one request can have at most. It never changes while the engine lives."""
+
+    max_model_len: int
+    """Virtual tokens, prompt and answer together."""
+    kv_blocks: int
+    """In the whole KV cache."""
+    block_size: int
+    """Tokens in one of them."""
+    slots: int
+    """Adapters in one step, and so in one request."""
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.kv_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """One adapter of one request."""
+
+    name: str
+    """For metrics and messages; the digest is its identity."""
+    digest: str
+    scale: float
+    """0: the base; the adapter leaves no trace."""
+    start: int = 0
+    """Absolute position, virtual tokens counted, of the first token that it changes. Above 0
+    only for an activated LoRA."""
+    virtual_tokens: int = 0
+    """Positions that it takes in front of the prompt."""
+    is_prefix: bool = False
+    """True if they are keys and values, put in the cache ready made; else they are
+    embeddings, which run through the model like tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
+    """The HTTP side holds its adapters' content until the final event."""
+
     id: str
     prompt_ids: tuple[int, ...]
     """Never empty."""
     params: SamplingParams
-    lease: Lease
-    """Released by the engine with the final event."""
+    adapters: tuple[AdapterUse, ...]
     arrival: float
     """`time.monotonic()` seconds, by the client."""
     constraint: Constraint | None = None
-    starts: tuple[int, ...] = ()
-    """For each adapter of the lease, the token of the prompt from which it counts, where it
-    has an `invocation` (activated LoRA); empty where none has one."""
     pooling: Pooling | None = None
     """Set: the one event of the request carries a `vector`, and no token is drawn."""
     caller: str = ""
@@ -111,20 +173,28 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """A new token of an answer."""
+
+    token: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+    """The `top_logprobs` likeliest in its place, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One step's news for one request. The last has a `finish`; there is exactly one such."""
 
     request_id: str
-    token: TokenLogprob | None = None
-    """None only where a request ends without a new token (cancelled, error)."""
-    top: tuple[TokenLogprob, ...] = ()
-    """The `top_logprobs` likeliest, likeliest first."""
+    drawn: tuple[Drawn, ...] = ()
+    """In order. Empty where a request ends without a new token (cancelled, error, vector).
+    A `finish` is of the last of them."""
     prompt: tuple[TokenLogprob | None, ...] = ()
     """With the first token of a request that asked for `prompt_logprobs`: one entry per
     prompt token, None for the first, which nothing predicts."""
     finish: FinishReason | None = None
-    error: Exception | None = None
-    """With `finish` ERROR: an error of `lorry.errors` or `lorry_adapters.errors`."""
+    failure: Failure | None = None
+    """With `finish` ERROR."""
     vector: tuple[float, ...] = ()
     """With `finish` STOP of a request with a `pooling`."""
     started: float = 0.0
@@ -152,7 +222,8 @@ class Sample:
     answer: AbstractSequence[int]
     """Tokens drawn so far; its length is the position in the answer."""
     allowed: AbstractSequence[int] | None
-    """`Constraint.allowed` of a request with a grammar: the mask of what may come."""
+    """The mask of a request with a grammar: 32-bit words, bit i of word w is token 32 * w + i.
+    None where any token may come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +269,8 @@ class Batch:
 class RowResult:
     """What the runner says of one row, in the batch's order."""
 
-    token: TokenLogprob | None
-    """None where the row had no `sample`."""
-    top: tuple[TokenLogprob, ...] = ()
+    drawn: tuple[Drawn, ...] = ()
+    """In order; empty where the row had no `sample`."""
     prompt: tuple[TokenLogprob, ...] = ()
     """One per `prompt_targets`."""
     vector: tuple[float, ...] = ()

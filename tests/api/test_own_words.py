@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from api.live import Live, refused, serve
-from lorry.api import voices
+from lorry.engine import constraints
 from lorry.settings import Settings
 from support.tokenizer import EOS, build_tokenizer
 
@@ -217,7 +217,7 @@ def test_grammars_of_many_end_tokens(
     zip_of: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(voices, "_COMPILERS", 1)
+    monkeypatch.setattr(constraints, "_COMPILERS", 1)
     for name, end in (("first", "<|im_end|>"), ("second", "<|im_start|>")):
         beside = {"tokenizer_config.json": {"eos_token": end}}
         assert worded.upload(name, zip_of(folder_of(beside))).status_code == 201

@@ -110,9 +110,7 @@ def greedy(runner: Runner, uses: Sequence[Uses], count: int) -> list[list[RowRes
 
 
 def last(results: Sequence[RowResult]) -> int:
-    token = results[-1].token
-    assert token is not None
-    return token.token_id
+    return results[-1].drawn[0].token.token_id
 
 
 def row(

@@ -103,11 +103,11 @@ def test_decode(family: str, both: Callable[[str], Both]) -> None:
         theirs = theirs[len(ask.token_ids) - 1 : -1]
         assert tokens == theirs.argmax(-1).tolist()
         for result, row_V in zip(results, theirs, strict=True):
-            assert result.token is not None
-            assert abs(result.token.logprob - float(row_V.max())) < TOLERANCE
+            (one,) = result.drawn
+            assert abs(one.token.logprob - float(row_V.max())) < TOLERANCE
             values, ids = row_V.topk(5)
-            assert [entry.token_id for entry in result.top] == ids.tolist()
-            got = torch.tensor([entry.logprob for entry in result.top])
+            assert [entry.token_id for entry in one.top] == ids.tolist()
+            got = torch.tensor([entry.logprob for entry in one.top])
             torch.testing.assert_close(got, values, rtol=0, atol=TOLERANCE)
 
 

@@ -19,7 +19,7 @@ from support import padded_families
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, drawn
+from support.runner_driver import Ask, RunnerDriver, drawn, token_ids, tops
 
 TOLERANCE = 1e-4
 ALONE = 1e-5
@@ -84,9 +84,9 @@ def test_decode(family: str, both: Callable[[str], Both]) -> None:
         theirs = pair.theirs.logprobs(ask.adapters, [*ask.token_ids, *tokens])
         theirs = theirs[len(ask.token_ids) - 1 : -1]
         assert tokens == theirs.argmax(-1).tolist()
-        for result, row_V in zip(results, theirs, strict=True):
+        for top, row_V in zip(tops(results), theirs, strict=True):
             values, _ = row_V.topk(5)
-            got = torch.tensor([entry.logprob for entry in result.top])
+            got = torch.tensor([entry.logprob for entry in top])
             torch.testing.assert_close(got, values, rtol=0, atol=TOLERANCE)
 
 
@@ -120,10 +120,10 @@ def test_a_neighbour_that_overflows_harms_nobody(family: str, both: Callable[[st
         loud = row("wild", lengths[0], 0, (SlotUse(wild, 1e30),))
         before = [pair.ours.runner.run(Batch((one,)))[0] for one in calm]
         spoilt, *after = pair.ours.runner.run(Batch((loud, *calm)))
-        assert spoilt.token is not None and spoilt.token.logprob != spoilt.token.logprob
+        (lost,) = drawn([spoilt])
+        assert lost.logprob != lost.logprob
         for mine, theirs in zip(after, before, strict=True):
-            assert mine.token is not None and theirs.token is not None
-            assert mine.token.token_id == theirs.token.token_id
+            assert token_ids([mine]) == token_ids([theirs])
             assert [entry.logprob for entry in mine.prompt] == pytest.approx(
                 [entry.logprob for entry in theirs.prompt], abs=ALONE
             )

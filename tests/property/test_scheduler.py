@@ -12,12 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lorry.core import Batch, FinishReason, Request, TokenEvent
+from lorry.core import Batch, Failure, FailureCode, FinishReason, Request, TokenEvent
 from lorry.engine import scheduler as scheduler_module
 from lorry.engine.blocks import BlockPool
-from lorry.engine.scheduler import Limits, Scheduler
-from lorry.errors import GenerationFailed
-from lorry_adapters.errors import AdapterError
+from lorry.engine.limits import Limits
+from lorry.engine.scheduler import Scheduler
 from support.engine_fakes import (
     CALLED,
     INVOCATION,
@@ -27,7 +26,6 @@ from support.engine_fakes import (
     ToyResidency,
     ToyRunner,
     answer_of,
-    counted_lease,
     prompt_logprobs_of,
     request,
     virtual_of,
@@ -71,7 +69,6 @@ class Tracked:
     """What the outside knows of one request."""
 
     request: Request
-    releases: list[None]
     arrival: int
     answer: list[int] = field(default_factory=list)
     prompt: tuple[object, ...] = ()
@@ -90,8 +87,8 @@ class Tracked:
     @property
     def begin(self) -> int:
         """Where the first row starts: behind a prefix."""
-        refs = self.request.lease.refs
-        return sum(ref.virtual_tokens for ref in refs if ref.is_prefix and ref.scale)
+        used = [use for use in self.request.adapters if use.is_prefix and use.scale]
+        return sum(use.virtual_tokens for use in used)
 
     @property
     def caller(self) -> str:
@@ -99,7 +96,7 @@ class Tracked:
 
     @property
     def plain(self) -> bool:
-        return not self.request.lease.refs
+        return not self.request.adapters
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -149,18 +146,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(self, asked: list[Ask]) -> None:
         for ask in asked:
             name = f"r{len(self.all)}"
-            counted = counted_lease([(digest, ask.scale) for digest in ask.adapters])
             called = [*INVOCATION, *ask.prompt] if CALLED in ask.adapters else ask.prompt
             made = request(
                 name,
                 called,
                 ask.max_new_tokens,
-                lease=counted.lease,
+                [(digest, ask.scale) for digest in ask.adapters],
                 eos=ask.eos,
                 prompt_logprobs=ask.prompt_logprobs,
                 caller=f"caller {ask.caller % self.callers}",
             )
-            one = Tracked(made, counted.releases, len(self.all))
+            one = Tracked(made, len(self.all))
             one.computed = one.begin
             self.all[name] = one
             self.scheduler.add(made)
@@ -192,11 +188,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         names = data.draw(st.lists(st.sampled_from(sorted(self.all)), unique=True, max_size=3))
         hit = [name for name in names if name in self.live()]
-        error = GenerationFailed("on purpose")
-        self.scheduler.fail(names, error)
+        failure = Failure(FailureCode.STEP_FAILED, "on purpose")
+        self.scheduler.fail(names, failure)
         events = self.scheduler.take_events()
-        assert [(e.request_id, e.finish, e.error) for e in events] == [
-            (name, FinishReason.ERROR, error) for name in hit
+        assert [(e.request_id, e.finish, e.failure) for e in events] == [
+            (name, FinishReason.ERROR, failure) for name in hit
         ]
         self.take(events)
 
@@ -259,7 +255,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert one.final is None
             if one.must_restart or not one.started:
                 admitted.append(one)
-            assert one.releases == []
             count = len(row.token_ids)
             assert count >= 1
             if one.must_restart:
@@ -272,7 +267,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert row.virtual == max(0, min(virtual - row.start, count))
             assert len(row.blocks) * self.blocks.block_size >= row.start + count
             assert (row.sample is not None) == (row.start + count == len(one.tokens))
-            scales = [ref.scale for ref in one.request.lease.refs if ref.scale]
+            scales = [use.scale for use in one.request.adapters if use.scale]
             assert [use.scale for use in row.adapters] == scales
         first_time = [self.all[name] for name in names if not self.all[name].started]
         for one in first_time:
@@ -304,20 +299,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for event in events:
             one = self.all[event.request_id]
             assert one.final is None, "news after the final event"
-            if event.token is not None:
+            for drawn in event.drawn:
                 assert event.prompt == () or one.answer == []
-                one.answer.append(event.token.token_id)
+                one.answer.append(drawn.token.token_id)
                 one.prompt += event.prompt
             if event.finish is not None:
                 one.final = event
-                assert one.releases == [None]
             else:
-                assert event.token is not None
-
-    @invariant()
-    def a_lease_is_given_back_with_the_final_event(self) -> None:
-        for one in self.all.values():
-            assert len(one.releases) == (one.final is not None)
+                assert event.drawn
 
     @invariant()
     def numbers_add_up(self) -> None:
@@ -355,7 +344,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 assert one.answer == expected[: len(one.answer)]
             if one.final.finish is FinishReason.ERROR:
-                assert isinstance(one.final.error, GenerationFailed | AdapterError)
+                assert one.final.failure is not None
             if one.answer:
                 asked = one.request.params.prompt_logprobs
                 assert one.prompt == (() if asked is None else prompt_logprobs_of(one.request))

@@ -12,21 +12,25 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from lorry.constraint import Vocabulary
 from lorry.core import (
     Batch,
-    Constraint,
+    Drawn,
     Request,
     Row,
     RowResult,
     SamplingParams,
+    TokenEvent,
     TokenLogprob,
 )
-from lorry.engine.invocation import starts_of
+from lorry.engine.constraints import Constraints
+from lorry.engine.grammar import GrammarCompiler
+from lorry.engine.invocation import uses_of
+from lorry.engine.letters import Mailbox
 from lorry_adapters.errors import AdapterError
-from lorry_adapters.registry.record import AdapterRef, Lease
+from lorry_adapters.registry.record import AdapterRef
 from support.patience import PATIENCE
 
 VOCABULARY = 50
@@ -53,28 +57,12 @@ def ref_of(digest: str, scale: float) -> AdapterRef:
     )
 
 
-@dataclass
-class CountedLease:
-    """A lease, and how often it was given back."""
-
-    lease: Lease
-    releases: list[None] = field(default_factory=list)
-
-
-def counted_lease(adapters: Adapters) -> CountedLease:
-    releases: list[None] = []
-    refs = tuple(ref_of(digest, scale) for digest, scale in adapters)
-    return CountedLease(Lease(refs, lambda: releases.append(None)), releases)
-
-
 def request(
     name: str,
     prompt: Sequence[int] = (1, 2, 3),
     max_new_tokens: int = 4,
     adapters: Adapters = (),
     *,
-    lease: Lease | None = None,
-    constraint: Constraint | None = None,
     eos: Iterable[int] = (),
     prompt_logprobs: int | None = None,
     caller: str = "",
@@ -82,9 +70,9 @@ def request(
     params = SamplingParams(
         max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs
     )
-    held = lease or counted_lease(adapters).lease
-    starts = starts_of(held.refs, prompt)
-    return Request(name, tuple(prompt), params, held, 0.0, constraint, starts, caller=caller)
+    refs = tuple(ref_of(digest, scale) for digest, scale in adapters)
+    uses = uses_of(refs, prompt)
+    return Request(name, tuple(prompt), params, uses, 0.0, caller=caller)
 
 
 def _number(*what: object) -> int:
@@ -105,7 +93,7 @@ def logprob(before: Sequence[int], token: int) -> float:
 
 def virtual_of(asked: Request) -> list[int]:
     """What the toy model sees in front of the prompt: -1, -2, ..."""
-    count = sum(ref.virtual_tokens for ref in asked.lease.refs if ref.scale != 0.0)
+    count = sum(use.virtual_tokens for use in asked.adapters if use.scale != 0.0)
     return [-1 - index for index in range(count)]
 
 
@@ -113,10 +101,11 @@ def answer_of(asked: Request) -> list[int]:
     """What the toy model says when it runs the request alone."""
     before = [*virtual_of(asked), *asked.prompt_ids]
     adapters = []
-    for ref in asked.lease.refs:
-        if ref.scale != 0.0:
-            start = len(before) - 1 - before[::-1].index(INVOCATION[0]) if ref.invocation else 0
-            adapters.append((ref.digest, ref.scale, start))
+    for use in asked.adapters:
+        if use.scale != 0.0:
+            called = use.digest == CALLED
+            start = len(before) - 1 - before[::-1].index(INVOCATION[0]) if called else 0
+            adapters.append((use.digest, use.scale, start))
     answer: list[int] = []
     while len(answer) < asked.params.max_new_tokens:
         answer.append(next_token([*before, *answer], adapters))
@@ -172,7 +161,7 @@ class ToyRunner:
             for i, target in enumerate(row.prompt_targets or ())
         )
         if row.sample is None:
-            return RowResult(None, (), prompt)
+            return RowResult((), prompt)
         assert [t for t in tokens if t >= 0] == [*row.sample.prompt, *row.sample.answer]
         adapters = []
         for use in row.adapters:
@@ -180,7 +169,7 @@ class ToyRunner:
             assert digest is not None, "an empty slot"
             adapters.append((digest, use.scale, use.start))
         token = next_token(tokens, adapters)
-        return RowResult(TokenLogprob(token, logprob(tokens, token)), (), prompt)
+        return RowResult((Drawn(TokenLogprob(token, logprob(tokens, token))),), prompt)
 
     def _cell(self, row: Row, position: int) -> int:
         return row.blocks[position // self.block_size] * self.block_size + (
@@ -245,3 +234,18 @@ class Gated(ToyRunner):
         if self.gate is not None:
             assert self.gate.acquire(timeout=PATIENCE)
         return super().run(batch)
+
+
+def tokens_of(events: Iterable[TokenEvent], name: str) -> list[int]:
+    """Of one request's answer so far."""
+    mine = (event for event in events if event.request_id == name)
+    return [one.token.token_id for event in mine for one in event.drawn]
+
+
+def constraints_of(mailbox: Mailbox) -> Constraints:
+    """For requests that have no grammar."""
+
+    def compiler_of(vocabulary: Vocabulary) -> GrammarCompiler:
+        raise AssertionError("no grammar was sent")
+
+    return Constraints(compiler_of, wake=mailbox.wake)

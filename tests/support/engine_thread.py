@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from lorry.core import Batch, EngineStats, FinishReason, Request, RowResult, TokenEvent
+from lorry.core import Batch, EngineStats, Failure, FinishReason, Request, RowResult, TokenEvent
 from lorry.engine.blocks import BlockPool
-from lorry.engine.loop import Engine, Mailbox, Submit
+from lorry.engine.letters import Mailbox, Submit
+from lorry.engine.limits import Limits
+from lorry.engine.loop import Engine
 from lorry.engine.residency import SlotResidency
-from lorry.engine.scheduler import Limits, Scheduler
-from lorry.errors import GenerationFailed
-from lorry_adapters.errors import AdapterBroken
+from lorry.engine.scheduler import Scheduler
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
-from support.engine_fakes import Gated
+from support.engine_fakes import Gated, constraints_of, tokens_of
 from support.patience import PATIENCE
 
 BLOCK = 4
@@ -50,7 +50,7 @@ class Told:
         self.until(lambda: all(self.final(name) for name in names))
 
     def answer(self, name: str) -> list[int]:
-        return [e.token.token_id for e in self.events if e.request_id == name and e.token]
+        return tokens_of(self.events, name)
 
 
 class Poisoned(Gated):
@@ -74,7 +74,6 @@ class House:
     steps: list[int]
     broken: threading.Event
     fetch_errors: dict[str, Exception] = field(default_factory=dict)
-    blamed: list[tuple[str, str]] = field(default_factory=list)
     seen: list[EngineStats] = field(default_factory=list)
 
     def submit(self, *requests: Request) -> None:
@@ -97,32 +96,25 @@ def running_house() -> Iterator[House]:
     runner = Poisoned(BLOCK, slots.digest_in)
     scheduler = Scheduler(Limits(8, 32, 64), BlockPool(64, BLOCK), residency)
     steps: list[int] = []
-    blamed: list[tuple[str, str]] = []
-
-    def blame(digest: str, why: str) -> AdapterBroken:
-        blamed.append((digest, why))
-        return AdapterBroken(f"{digest}: {why}")
-
     engine = Engine(
         scheduler,
         residency,
         runner,
         mailbox,
+        constraints_of(mailbox),
         emit=told.emit,
-        blame=blame,
         on_step=lambda tokens, seconds: steps.append(tokens),
         on_broken=broken.set,
     )
     house = House(engine, scheduler, residency, runner, mailbox, told, steps, broken, errors)
-    house.blamed = blamed
     yield house
     if runner.gate is not None:
         runner.gate.release(1000)
     engine.stop()
 
 
-def failure_of(event: TokenEvent | None) -> GenerationFailed:
+def failure_of(event: TokenEvent | None) -> Failure:
     assert event is not None
     assert event.finish is FinishReason.ERROR
-    assert isinstance(event.error, GenerationFailed)
-    return event.error
+    assert event.failure is not None
+    return event.failure

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from lorry.core import SamplingParams, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.client import EngineClient, Generation
-from lorry.engine.loop import Engine, Mailbox
+from lorry.engine.letters import Mailbox
+from lorry.engine.limits import Limits
+from lorry.engine.loop import Engine
 from lorry.engine.residency import SlotResidency
-from lorry.engine.scheduler import Limits, Scheduler
+from lorry.engine.scheduler import Scheduler
 from lorry_adapters.errors import AdapterBroken, UnknownAdapter
 from lorry_adapters.lora.slots import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
-from support.engine_fakes import Gated
+from support.engine_fakes import Gated, constraints_of
 from support.patience import PATIENCE
 
 BLOCK = 4
@@ -40,6 +42,11 @@ class Shelf:
 
     def __init__(self) -> None:
         self.out = 0
+        self.broken: list[tuple[str, str]] = []
+
+    def mark_broken(self, digest: str, why: str) -> AdapterBroken:
+        self.broken.append((digest, why))
+        return AdapterBroken(why)
 
     def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
         if any(choice.name == "unknown" for choice in choices):
@@ -81,14 +88,14 @@ def opened(max_queue: int = 100, blocks: int = 32) -> Iterator[House]:
     )
     runner = Gated(BLOCK, lambda slot: next(d for d in slots.resident if slots.slot_of(d) == slot))
     scheduler = Scheduler(Limits(4, 32, MAX_LEN), BlockPool(blocks, BLOCK), residency)
-    emits: list[Callable[[list[TokenEvent]], None]] = []
+    emits: list[Callable[[Sequence[TokenEvent]], None]] = []
     engine = Engine(
         scheduler,
         residency,
         runner,
         mailbox,
+        constraints_of(mailbox),
         emit=lambda events: emits[0](events),
-        blame=lambda digest, why: AdapterBroken(f"{digest}: {why}"),
     )
     client = EngineClient(engine, shelf, max_queue=max_queue)  # type: ignore[arg-type]
     emits.append(client.emit)
@@ -114,4 +121,4 @@ async def whole(generation: Generation) -> list[TokenEvent]:
 
 
 def tokens(events: Sequence[TokenEvent]) -> list[int]:
-    return [event.token.token_id for event in events if event.token is not None]
+    return [one.token.token_id for event in events for one in event.drawn]

@@ -15,7 +15,7 @@ import httpx
 
 from api.live import Live, serve
 from lorry.core import Batch, RowResult
-from lorry.engine.loop import Submit
+from lorry.engine.letters import Submit
 from lorry.settings import Settings
 from support import peft_made
 from support.kind import PROMPT, Kind

@@ -172,7 +172,7 @@ class Quality:
                     )
                 )
             results = driver.runner.run(Batch(tuple(rows)))
-            yield [result.token.token_id for result in results if result.token is not None]
+            yield [one.token.token_id for result in results for one in result.drawn]
 
 
 PATHS = (("int8", "native"), ("int8", "torch"), ("nf4", "torch"))

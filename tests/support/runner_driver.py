@@ -136,8 +136,8 @@ class RunnerDriver:
             now = [row.next(chunk, params) for row in rows if len(row.drawn) < count]
             results = self.runner.run(Batch(tuple(now)))
             for result, row in zip(results, _of(rows, now), strict=True):
-                if result.token is not None:
-                    row.answer.append(result.token.token_id)
+                if result.drawn:
+                    row.answer += token_ids([result])
                     row.drawn.append(result)
         return [row.drawn for row in rows]
 
@@ -199,8 +199,13 @@ def _hand_out_blocks(rows: Sequence[_Sequence], blocks: int) -> None:
 
 
 def token_ids(results: Sequence[RowResult]) -> list[int]:
-    return [result.token.token_id for result in results if result.token is not None]
+    return [one.token.token_id for result in results for one in result.drawn]
+
+
+def tops(results: Sequence[RowResult]) -> list[tuple[TokenLogprob, ...]]:
+    """The likeliest in the place of each token."""
+    return [one.top for result in results for one in result.drawn]
 
 
 def drawn(results: Sequence[RowResult]) -> list[TokenLogprob]:
-    return [result.token for result in results if result.token is not None]
+    return [one.token for result in results for one in result.drawn]

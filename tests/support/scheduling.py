@@ -1,11 +1,14 @@
 """The scheduler with a toy model, step by step."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from lorry.core import Batch, Request, RowResult, TokenEvent
 from lorry.engine.blocks import BlockPool
-from lorry.engine.scheduler import Limits, Scheduler
-from support.engine_fakes import ToyResidency, ToyRunner
+from lorry.engine.limits import Limits
+from lorry.engine.restriction import Following
+from lorry.engine.scheduler import Scheduler
+from support.engine_fakes import ToyResidency, ToyRunner, tokens_of
 
 BLOCK = 4
 
@@ -26,6 +29,12 @@ class Bench:
         for one in requests:
             self.scheduler.add(one)
 
+    def add_following(self, request: Request, following: Following) -> None:
+        """A request whose constraint is there already."""
+        future: Future[Following] = Future()
+        future.set_result(following)
+        self.scheduler.add(request, future)
+
     def step(self) -> dict[str, int]:
         """Runs one step; the rows and how many tokens each had."""
         batch = self.scheduler.schedule()
@@ -43,7 +52,7 @@ class Bench:
         raise AssertionError("it does not end")
 
     def answer(self, name: str) -> list[int]:
-        return [e.token.token_id for e in self.events if e.request_id == name and e.token]
+        return tokens_of(self.events, name)
 
     def final(self, name: str) -> TokenEvent:
         (event,) = [e for e in self.events if e.request_id == name and e.finish]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from lorry.core import FinishReason, Request, SamplingParams, TokenEvent
 from lorry.engine.blocks import BlockPool
-from lorry.engine.invocation import starts_of
-from lorry.engine.scheduler import Limits, Scheduler
+from lorry.engine.invocation import uses_of
+from lorry.engine.limits import Limits
+from lorry.engine.scheduler import Scheduler
 from lorry.model.native.choice import choose, kv_dtype
 from lorry.model.runner import Runner
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.methods.table import is_prefix
-from lorry_adapters.registry.record import AdapterRef, Lease
+from lorry_adapters.registry.record import AdapterRef
 from support.runner_driver import BLOCK_SIZE, MAX_RANK, MAX_TOKENS, NUM_SLOTS, load_tiny
 
 MAX_LEN = 256
@@ -122,9 +123,8 @@ class House:
         params = SamplingParams(count, prompt_logprobs=prompt_logprobs)
         for index, ask in enumerate(asks):
             refs = tuple(self.ref(folder, scale) for folder, scale in ask.adapters)
-            starts = starts_of(refs, ask.ids)
-            lease = Lease(refs, lambda: None)
-            scheduler.add(Request(str(index), tuple(ask.ids), params, lease, 0.0, None, starts))
+            uses = uses_of(refs, ask.ids)
+            scheduler.add(Request(str(index), tuple(ask.ids), params, uses, 0.0))
         answers = [Answer() for _ in asks]
         self.batches = []
         while scheduler.num_requests:
@@ -138,9 +138,9 @@ class House:
 
 
 def _take(answer: Answer, event: TokenEvent) -> None:
-    assert event.error is None, event.error
-    assert event.token is not None
+    assert event.failure is None, event.failure
+    (drawn,) = event.drawn
     answer.prompt += [entry.logprob for entry in event.prompt if entry is not None]
-    answer.tokens.append(event.token.token_id)
-    answer.logprobs.append(event.token.logprob)
+    answer.tokens.append(drawn.token.token_id)
+    answer.logprobs.append(drawn.token.logprob)
     answer.finish = event.finish

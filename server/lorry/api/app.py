@@ -64,7 +64,6 @@ from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
 from lorry.api.voices import Voice, Voices
 from lorry.engine.client import EngineClient
-from lorry.engine.grammar import GrammarCompiler
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
 from lorry.settings import Settings
@@ -157,13 +156,8 @@ def create_app(services: Services) -> FastAPI:
         notation=NOTATIONS.get(services.settings.tool_parser),
         thoughts=choice_of(services.settings.reasoning_parser),
     )
-    grammars = GrammarCompiler(
-        services.tokenizer,
-        services.eos_token_ids,
-        closed=services.settings.json_schema == "closed",
-    )
     voices = Voices(
-        Voice(prompts, services.eos_token_ids, grammars),
+        Voice(prompts, services.eos_token_ids),
         services.tokenizer,
         registry,
         use=services.settings.adapter_templates == "use",

@@ -22,7 +22,7 @@ from lorry.api.generate_schema import (
     GenerateBody,
     Parameters,
 )
-from lorry.api.grammars import compiled, grammar_of
+from lorry.api.grammars import grammar_of
 from lorry.api.merging import merged
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logprob_of
@@ -231,7 +231,7 @@ class Generate:
             top_logprobs=given.top_n_tokens or 0,
             prompt_logprobs=0 if given.decoder_input_details else None,
         )
-        constraints = await compiled(voice.grammars, grammar, best_of)
+        constraint = voice.constraint(grammar)
         return Asked(
             prompt=body.inputs,
             choices=choices,
@@ -245,7 +245,7 @@ class Generate:
                     constraint,
                     prompts=voice.prompts,
                 )
-                for index, constraint in enumerate(constraints)
+                for index in range(best_of)
             ),
             full_text=bool(given.return_full_text),
             details=bool(given.details or given.decoder_input_details),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from lorry.api.mistakes import described
-from lorry.core import Constraint
-from lorry.engine.grammar import MAX_GRAMMAR, Grammar, GrammarCompiler, GrammarKind
+from lorry.constraint import MAX_GRAMMAR, Grammar, GrammarKind
 from lorry.errors import InvalidRequest
 
 _SPELLINGS = {
@@ -117,15 +115,6 @@ def written(given: object, where: str, param: str, *, syntax: object = None) -> 
             param=param,
         )
     return Grammar(_SYNTAXES[syntax], text, param)
-
-
-async def compiled(
-    compiler: GrammarCompiler, grammar: Grammar | None, count: int
-) -> Sequence[Constraint | None]:
-    """One for each of `count` answers: a constraint keeps its place in one."""
-    if grammar is None:
-        return [None] * count
-    return await compiler.constraints(grammar, count)
 
 
 def schema_text(schema: object, param: str) -> str:

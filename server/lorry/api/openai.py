@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from lorry.api import sampling
 from lorry.api.adapters_used import used
 from lorry.api.bounds import ALL_ROOM
-from lorry.api.grammars import compiled
 from lorry.api.openai_schema import SharedBody, StreamOptions
 from lorry.api.prompt_list import kept_of
 from lorry.api.prompts import Prompts
@@ -21,9 +20,8 @@ from lorry.api.selection import BaseNames, choices_of, choices_of_model
 from lorry.api.sse import DONE, frame
 from lorry.api.structure import grammar_asked
 from lorry.api.voices import Voice, Voices
+from lorry.constraint import Grammar
 from lorry.core import SamplingParams
-from lorry.engine.grammar import Grammar
-from lorry.engine.restriction import Restriction
 from lorry.errors import InvalidRequest
 from lorry.metrics import Metrics
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
@@ -146,27 +144,23 @@ class OpenAI:
         keep = bool(body.include_stop_str_in_output)
         visible = frozenset() if body.skip_special_tokens is not False else self.prompts.special_ids
         own_ends = self._own_ends(body) - (frozenset() if body.ignore_eos else self.voice.ends)
-        jobs: list[Job] = []
-        for prompt_ids, params in asked:
-            constraints = await compiled(self.voice.grammars, grammar, count)
-            if rules is not None:
-                constraints = [Restriction(rules, one) for one in constraints]
-            jobs += [
-                Job(
-                    prompt_ids,
-                    sampling.for_answer(params, index),
-                    stops=stops,
-                    keep_stop=keep,
-                    constraint=constraint,
-                    visible=visible,
-                    keep_end=keep,
-                    unstopped=body.min_tokens or 0,
-                    prompts=self.prompts,
-                    own_ends=own_ends,
-                )
-                for index, constraint in enumerate(constraints)
-            ]
-        return jobs
+        constraint = self.voice.constraint(grammar, rules)
+        return [
+            Job(
+                prompt_ids,
+                sampling.for_answer(params, index),
+                stops=stops,
+                keep_stop=keep,
+                constraint=constraint,
+                visible=visible,
+                keep_end=keep,
+                unstopped=body.min_tokens or 0,
+                prompts=self.prompts,
+                own_ends=own_ends,
+            )
+            for prompt_ids, params in asked
+            for index in range(count)
+        ]
 
     def envelope(self, prefix: str, kind: str, body: SharedBody) -> dict[str, Any]:
         """What every answer and every chunk of one request begins with."""

@@ -8,8 +8,8 @@ from lorry.api.bounds import MAX_STOP_LENGTH
 from lorry.api.openai_schema import SharedBody
 from lorry.api.prompts import Prompts
 from lorry.api.sampling import ids_of
+from lorry.constraint import Rules
 from lorry.core import SamplingParams
-from lorry.engine.restriction import Rules
 from lorry.errors import InvalidRequest
 
 MAX_BAD_WORDS = 256

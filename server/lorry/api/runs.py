@@ -14,7 +14,8 @@ from enum import StrEnum
 from lorry.api.journal import ran
 from lorry.api.prompts import Prompts
 from lorry.api.submission import failure, naming, pinned
-from lorry.core import Constraint, FinishReason, SamplingParams, TokenEvent, TokenLogprob
+from lorry.constraint import Constraint
+from lorry.core import FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from lorry.engine.client import EngineClient, Generation
 from lorry.engine.places import Place
 from lorry.engine.text import Detokenizer, StopStrings
@@ -117,6 +118,9 @@ class Run:
         self.refs: tuple[AdapterRef, ...] = generation.refs
         self.prompt_tokens = len(job.prompt_ids)
         self._generation = generation
+        # The last event, and how many of its tokens have been given out.
+        self._event = TokenEvent("")
+        self._taken = 0
         self._eos = job.params.eos_token_ids
         self._prompts = prompts
         self.meter = meter
@@ -133,16 +137,18 @@ class Run:
     async def step(self) -> Step:
         """The next token; nothing follows the one with an ending. Raises what ended the
         request otherwise."""
-        event = await anext(self._generation)
-        if event.token is None:
+        if self._taken == len(self._event.drawn):
+            self._event, self._taken = await anext(self._generation), 0
+        event = self._event
+        if not event.drawn:
             raise self._failure(event)
         self.meter.token(event.started)
-        step = self._step(event.token, event)
+        step = self._next_of(event)
         if step.ending is not None:
             self.meter.finish("length" if step.ending is Ending.LENGTH else "stop")
             # A stop string is seen here only: the engine must be told.
             await self._generation.aclose()
-        elif event.finish is not None:
+        elif event.finish is not None and self._taken == len(event.drawn):
             raise self._failure(event)
         return step
 
@@ -158,16 +164,21 @@ class Run:
         self.meter.finish("abort")
         await self._generation.aclose()
 
-    def _step(self, token: TokenLogprob, event: TokenEvent) -> Step:
+    def _next_of(self, event: TokenEvent) -> Step:
+        drawn = event.drawn[self._taken]
+        prompt = () if self._taken else event.prompt
+        self._taken += 1
+        token, top = drawn.token, drawn.top
+        finish = event.finish if self._taken == len(event.drawn) else None
         ends = token.token_id in self._eos
         hidden = ends and not self._keep_end
         special = hidden or token.token_id in self._special_ids
         mark = self._prompts.name_of(token.token_id) if special else ""
         text = "" if hidden else self._text.push(token.token_id)
         ending = None
-        if event.finish is FinishReason.STOP:
+        if finish is FinishReason.STOP:
             ending = Ending.EOS
-        elif event.finish is FinishReason.LENGTH:
+        elif finish is FinishReason.LENGTH:
             ending = Ending.LENGTH
         own_end = None
         if ending is Ending.EOS and token.token_id in self._own_ends:
@@ -176,7 +187,7 @@ class Run:
             text += self._text.flush()
         if self._unstopped > 0:
             self._unstopped -= 1
-            return Step(token, text, special, event.top, event.prompt, ending, None, own_end)
+            return Step(token, text, special, top, prompt, ending, None, own_end)
         shown = self._stops.push(text, mark)
         if self._stops.hit is not None:
             # An end token that completes a stop string is the end all the same.
@@ -184,11 +195,11 @@ class Run:
         elif ending is not None:
             shown += self._stops.flush()
         hit = self._stops.hit
-        return Step(token, shown, special, event.top, event.prompt, ending, hit, own_end)
+        return Step(token, shown, special, top, prompt, ending, hit, own_end)
 
     def _failure(self, event: TokenEvent) -> Exception:
         self.meter.finish("error")
-        return failure(event)
+        return failure(event, self.refs)
 
 
 class Runs:

@@ -9,7 +9,7 @@ from typing import Any
 from lorry.api.grammars import any_object, choice, expression, grammar_of, schema, written
 from lorry.api.mistakes import described
 from lorry.api.openai_schema import SharedBody
-from lorry.engine.grammar import Grammar, GrammarKind
+from lorry.constraint import Grammar, GrammarKind
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")

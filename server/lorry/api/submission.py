@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from lorry.api.failures import error_of
 from lorry.core import FinishReason, TokenEvent
 from lorry.errors import GenerationFailed, RequestError, ShuttingDown
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
@@ -45,10 +46,10 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def failure(event: TokenEvent) -> Exception:
-    """Of a request's last event, which has no answer."""
-    if event.error is not None:
-        return event.error
+def failure(event: TokenEvent, refs: Sequence[AdapterRef]) -> Exception:
+    """Of a request's last event, which has no answer. `refs`: its adapters."""
+    if event.failure is not None:
+        return error_of(event.failure, refs)
     if event.finish is FinishReason.CANCELLED:
         # Nobody here cancelled it: the grace period of a shutdown was over.
         return ShuttingDown("the server shut down before the answer was complete")

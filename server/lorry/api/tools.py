@@ -14,7 +14,7 @@ from lorry.api.calls.notation import Notation, Offered
 from lorry.api.calls.reader import Reader, forced, free, text_only
 from lorry.api.grammars import schema_text
 from lorry.api.tool_schema import one_call
-from lorry.engine.grammar import Grammar, GrammarKind
+from lorry.constraint import Grammar, GrammarKind
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
 MAX_CALLS = 16

@@ -101,4 +101,4 @@ async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, .
         meter.finish("stop")
         return event.vector
     meter.finish("error")
-    raise failure(event)
+    raise failure(event, generation.refs)

@@ -19,20 +19,16 @@ from transformers import PreTrainedTokenizerFast
 from lorry.api.adapter_tokenizer import AdapterTokenizer
 from lorry.api.own_template import OwnTemplates
 from lorry.api.prompts import Prompts
-from lorry.engine.grammar import GrammarCompiler
+from lorry.constraint import Constraint, Grammar, Rules, Vocabulary
 from lorry_adapters.errors import AdapterBroken, AdapterError, UnknownAdapter
 from lorry_adapters.lora import words
-from lorry_adapters.lora.words import Words
+from lorry_adapters.lora.words import AddedToken, Words
 from lorry_adapters.registry.record import AdapterChoice, VersionRecord
 from lorry_adapters.registry.registry import Registry
 from lorry_adapters.registry.survey import FILES_GONE
 
 _KEPT = 64
 """Voices."""
-
-_COMPILERS = 4
-"""Compilers of grammars beside the base's: each has a process with its tokenizer."""
-
 
 _RENDERED_AT_ONCE = 4
 """Chats by adapters' templates."""
@@ -43,12 +39,19 @@ class Voice:
     prompts: Prompts
     ends: frozenset[int]
     """Tokens that end an answer."""
-    grammars: GrammarCompiler
+    added: tuple[AddedToken, ...] = ()
+    """Tokens that it has beside the base's, or in their place."""
     defaults: Mapping[str, float] = field(default_factory=dict)
     """Of sampling, where a request says nothing: `lora.words.GENERATION`."""
     labels: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     """What of its words is not used, and why."""
+
+    def constraint(self, grammar: Grammar | None, rules: Rules | None = None) -> Constraint | None:
+        """Over its own tokens; None where everything may come."""
+        if grammar is None and rules is None:
+            return None
+        return Constraint(grammar, rules, Vocabulary(self.added, self.ends))
 
 
 class Voices:
@@ -76,7 +79,6 @@ class Voices:
         self.base = replace(base, prompts=base.prompts.with_tokenizer(own, self._rendering))
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Voice] = OrderedDict()
-        self._compilers: OrderedDict[tuple[object, frozenset[int]], GrammarCompiler] = OrderedDict()
 
     async def of(
         self, choices: tuple[AdapterChoice, ...]
@@ -159,25 +161,7 @@ class Voices:
                 ends.add(number)
             else:
                 left_out.append(f"end token {number}: this base has {prompts.vocab_size} tokens")
+        # Most adapters bring the base's own tokenizer.
         same = tokenizer.backend_tokenizer is self._tokenizer.backend_tokenizer
-        grammars = base.grammars
-        if not same or ends != base.ends:
-            tokens = () if same else own.added_tokens
-            grammars = self._compiler(tokens, tokenizer, frozenset(ends))
-        return Voice(
-            prompts, frozenset(ends), grammars, own.generation, own.labels, tuple(left_out)
-        )
-
-    def _compiler(
-        self, tokens: object, tokenizer: AdapterTokenizer, ends: frozenset[int]
-    ) -> GrammarCompiler:
-        with self._lock:
-            made = self._compilers.pop((tokens, ends), None) or self.base.grammars.of(
-                tokenizer, ends
-            )
-            self._compilers[tokens, ends] = made
-            while len(self._compilers) > _COMPILERS:
-                _, old = self._compilers.popitem(last=False)
-                # Voices may still have it.
-                old.rest()
-            return made
+        added = () if same else own.added_tokens
+        return Voice(prompts, frozenset(ends), added, own.generation, own.labels, tuple(left_out))

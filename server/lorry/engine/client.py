@@ -1,7 +1,8 @@
 """The asyncio side of the engine: requests go in, each comes back as a stream of events.
 
 Lives in the event loop's thread. The engine's thread hands it a step's events at
-once; they are sorted into one queue a request here.
+once; they are sorted into one queue a request here. Only values go to the engine and come
+back (`lorry.core`). A request's lease stays here until its final event.
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from typing import Protocol
 
-from lorry.core import Constraint, EngineStats, Pooling, Request, SamplingParams, TokenEvent
-from lorry.engine.invocation import starts_of
-from lorry.engine.loop import Cancel, Engine, Submit
+from lorry.constraint import Constraint
+from lorry.core import (
+    Capacity,
+    EngineStats,
+    FailureCode,
+    Pooling,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
+from lorry.engine.invocation import uses_of
+from lorry.engine.letters import Cancel, Letter, Submit
 from lorry.engine.places import Place, Places
 from lorry.engine.task import check_task
 from lorry.errors import (
@@ -39,10 +50,11 @@ class Generation(AsyncIterator[TokenEvent]):
         self,
         client: EngineClient,
         request_id: str,
-        refs: tuple[AdapterRef, ...],
+        lease: Lease,
         place: Place,
     ) -> None:
-        self.refs = refs
+        self.refs: tuple[AdapterRef, ...] = lease.refs
+        self._lease = lease
         self._client = client
         self._place = place
         self._id = request_id
@@ -74,7 +86,8 @@ class Generation(AsyncIterator[TokenEvent]):
             listener.set_result(None)
 
     async def aclose(self) -> None:
-        """Cancel, if it has not ended. The lease goes back when the engine says so."""
+        """Cancel, if it has not ended. The lease goes back when the engine says so: a row may
+        still run."""
         if not self._ended:
             self._ended = True
             # It waits for nothing any more; until the engine says so, nobody is to be refused
@@ -83,10 +96,32 @@ class Generation(AsyncIterator[TokenEvent]):
             self._client._cancel(self._id)
 
 
+class Link(Protocol):
+    """The engine, wherever it runs. Any thread may use it."""
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """As of the last step."""
+        ...
+
+    @property
+    def broken(self) -> bool:
+        """True if it has given up."""
+        ...
+
+    def offer(self, letter: Letter) -> bool:
+        """False if the engine has ended: nobody will ever read the letter."""
+        ...
+
+
 class EngineClient:
     """What the HTTP side sees of the engine."""
 
-    def __init__(self, engine: Engine, registry: Registry, *, max_queue: int) -> None:
+    def __init__(self, engine: Link, registry: Registry, *, max_queue: int) -> None:
+        self.capacity = engine.capacity
         self._engine = engine
         self._registry = registry
         self._places = Places(max_queue)
@@ -104,14 +139,9 @@ class EngineClient:
     def ready(self) -> bool:
         return not (self._draining or self._engine.broken)
 
-    @property
-    def max_model_len(self) -> int:
-        return self._engine.scheduler.limits.max_model_len
-
     def room(self, choices: Sequence[AdapterChoice]) -> int:
         """Tokens that prompt and answer can have together beside these adapters' own."""
-        blocks = self._engine.scheduler.blocks
-        limit = min(self.max_model_len, blocks.num_blocks * blocks.block_size)
+        limit = min(self.capacity.max_model_len, self.capacity.kv_tokens)
         return limit - self._registry.virtual_tokens(choices)
 
     def check_room(self, caller: str) -> None:
@@ -160,13 +190,13 @@ class EngineClient:
             check_task(lease.refs, pooling)
             self._check_size(lease, len(prompt_ids), params.max_new_tokens)
             self._check_slots(lease)
-            starts = starts_of(lease.refs, prompt_ids)
+            adapters = uses_of(lease.refs, prompt_ids)
         except (RequestError, AdapterError):
             place.leave()
             lease.release()
             raise
         request_id = uuid.uuid4().hex
-        generation = Generation(self, request_id, lease.refs, place)
+        generation = Generation(self, request_id, lease, place)
         self._loop = asyncio.get_running_loop()
         self._generations[request_id] = generation
         self._idle.clear()
@@ -174,18 +204,16 @@ class EngineClient:
             request_id,
             tuple(prompt_ids),
             params,
-            lease,
+            adapters,
             time.monotonic(),
             constraint,
-            starts,
             pooling,
             place.caller,
         )
-        if not self._engine.mailbox.offer(Submit(request)):
+        if not self._engine.offer(Submit(request)):
             # It ended since we looked: nobody would ever answer.
-            lease.release()
             place.leave()
-            self._drop(request_id)
+            self._drop(generation)
             raise ShuttingDown(SHUTTING_DOWN)
         return generation
 
@@ -201,29 +229,37 @@ class EngineClient:
             self._cancel(request_id)
         return not left
 
-    def emit(self, events: list[TokenEvent]) -> None:
-        """The engine's outbox; called in its thread."""
+    def emit(self, events: Sequence[TokenEvent]) -> None:
+        """Any thread brings the engine's news here."""
         if self._loop is None:
             return
-        # The loop may close between a look at it and the call: then nobody listens.
-        with suppress(RuntimeError):
+        try:
             self._loop.call_soon_threadsafe(self._deliver, events)
+        except RuntimeError:
+            # The loop has closed: nobody listens, and nobody else touches what is here.
+            self._deliver(events)
 
-    def _deliver(self, events: list[TokenEvent]) -> None:
+    def _deliver(self, events: Sequence[TokenEvent]) -> None:
         for event in events:
             generation = self._generations.get(event.request_id)
             assert generation is not None, "one final event a request"
+            failure = event.failure
+            if failure is not None and failure.code is FailureCode.ADAPTER_FAILED:
+                for digest in failure.digests:
+                    self._registry.mark_broken(digest, f"computing it failed ({failure.reason})")
             generation._put(event)
             if event.finish is not None:
-                self._drop(event.request_id)
+                self._drop(generation)
 
-    def _drop(self, request_id: str) -> None:
-        del self._generations[request_id]
+    def _drop(self, generation: Generation) -> None:
+        del self._generations[generation._id]
+        generation._lease.release()
         if not self._generations:
             self._idle.set()
 
     def _cancel(self, request_id: str) -> None:
-        self._engine.mailbox.put(Cancel(request_id))
+        # An engine that has ended needs no news.
+        self._engine.offer(Cancel(request_id))
 
     def _check_open(self) -> None:
         if self._draining or self._engine.broken:
@@ -231,12 +267,11 @@ class EngineClient:
 
     def _check_size(self, lease: Lease, num_prompt: int, max_new_tokens: int) -> None:
         virtual = sum(ref.virtual_tokens for ref in lease.refs if ref.scale != 0.0)
-        total, limit = virtual + num_prompt + max_new_tokens, self.max_model_len
+        total, limit = virtual + num_prompt + max_new_tokens, self.capacity.max_model_len
         if total > limit:
             raise PromptTooLong(_too_long(num_prompt, virtual, max_new_tokens, limit))
-        blocks = self._engine.scheduler.blocks
-        capacity = blocks.num_blocks * blocks.block_size
-        if blocks.blocks_for(total) > blocks.num_blocks:
+        capacity = self.capacity.kv_tokens
+        if total > capacity:
             if virtual + num_prompt + min(max_new_tokens, 1) > capacity:
                 more = ", or start the server with more --kv-cache-memory"
                 text = _too_long(num_prompt, virtual, max_new_tokens, capacity)
@@ -248,7 +283,7 @@ class EngineClient:
 
     def _check_slots(self, lease: Lease) -> None:
         needed = len({ref.digest for ref in lease.refs if ref.scale != 0.0})
-        slots = self._engine.residency.slots.num_slots
+        slots = self.capacity.slots
         if needed > slots:
             raise DoesNotFit(
                 f"the request sums {needed} adapters, the server has {slots} slots; "

@@ -1,32 +1,49 @@
-"""What a request is told that ends by an error of its own, while the others go on."""
+"""Why a request ends with an error of its own, while the others go on."""
 
 from __future__ import annotations
 
 from math import isfinite
 
-from lorry.core import RowResult
-from lorry.engine.sequence import Sequence
-from lorry.errors import GenerationFailed, RequestError
+from lorry.core import Failure, FailureCode, RowResult
+from lorry.errors import InvalidRequest, QueueFull, RequestError, UnsupportedParameter
+from lorry_adapters.errors import AdapterError, HomeUnusable, OutOfMemory
 
 
-def grammar_error(error: Exception) -> Exception:
-    """Its own words where they are for people."""
+def grammar_failure(error: Exception) -> Failure:
+    """Of a constraint that could not be compiled or followed."""
+    match error:
+        case UnsupportedParameter():
+            code = FailureCode.GRAMMAR_UNSUPPORTED
+        case InvalidRequest():
+            code = FailureCode.GRAMMAR_REFUSED
+        case QueueFull():
+            code = FailureCode.GRAMMARS_BUSY
+        case _:
+            code = FailureCode.GRAMMAR_FAILED
     if isinstance(error, RequestError):
-        return error
-    return GenerationFailed(f"the grammar could not be followed: {error}")
+        return Failure(code, error.message, error.param)
+    return Failure(code, f"the grammar could not be followed: {error}")
+
+
+def adapter_failure(error: AdapterError) -> Failure:
+    """Of an adapter that could not be brought to a slot."""
+    match error:
+        case OutOfMemory():
+            code = FailureCode.OUT_OF_MEMORY
+        case HomeUnusable():
+            code = FailureCode.STORE_UNUSABLE
+        case _:
+            code = FailureCode.ADAPTER_BROKEN
+    return Failure(code, error.message)
+
+
+def step_failure(error: Exception) -> Failure:
+    """Of a row that no adapter is blamed for."""
+    return Failure(FailureCode.STEP_FAILED, type(error).__name__)
 
 
 def overflowed(result: RowResult) -> bool:
-    """Whether one of its numbers is not finite."""
-    drawn = () if result.token is None else (result.token,)
+    """True if one of its numbers is not finite."""
+    drawn = (one.token for one in result.drawn)
     numbers = (entry.logprob for entry in (*result.prompt, *drawn))
     return not all(map(isfinite, (*numbers, *result.vector)))
-
-
-def overflow(sequence: Sequence) -> Exception:
-    """A log-probability or a vector of `sequence` is not finite."""
-    names = [repr(ref.name) for ref in sequence.request.lease.refs]
-    if not names:
-        return GenerationFailed("the model's numbers overflowed for this prompt")
-    told = f"adapter{'s' if len(names) > 1 else ''} {', '.join(names)}"
-    return GenerationFailed(f"with {told} the model's numbers overflowed; ask for a smaller scale")

@@ -2,27 +2,23 @@
 
 Every grammar has a process of its own, with bounds on its time and its memory
 (`grammar_process`): whatever somebody sends, the server goes on. Compiling is slow, so
-`GrammarCompiler.compile` blocks and belongs in a thread. What it gives are
-`lorry.core.Constraint`s, touched by the engine thread only.
+`GrammarCompiler.compile` blocks and belongs in a thread (`lorry.engine.constraints`). What it
+gives is touched by the engine thread only.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
-from enum import StrEnum
 from multiprocessing.connection import Connection
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
-from lorry.core import Constraint
+from lorry.constraint import MAX_GRAMMAR, Grammar, GrammarKind
 from lorry.engine.grammar_process import (
     CALL,
     COMPILE_SECONDS,
@@ -37,9 +33,6 @@ from lorry.engine.grammar_process import (
 from lorry.errors import GenerationFailed, InvalidRequest, QueueFull, UnsupportedParameter
 from lorry.forks import ForkFailed, Forks
 
-MAX_GRAMMAR = 512 << 10
-"""Characters of a schema or an expression."""
-
 MAX_LIVE = 64
 """Different grammars at once: each is a process."""
 
@@ -52,48 +45,6 @@ _SHARED = 32
 _PATIENCE, _CALL_PATIENCE = 120.0, 30.0
 """Seconds, for a grammar and for a token. The processes end themselves by the processor's
 time; this is for one that the machine does not run at all."""
-
-
-class GrammarKind(StrEnum):
-    JSON = "json"
-    """A JSON schema, as JSON."""
-    REGEX = "regex"
-    """A regular expression in Rust's syntax."""
-    CHOICE = "choice"
-    """A JSON list of texts."""
-    LARK = "lark"
-    """Lark's notation, as llguidance has it."""
-    GBNF = "gbnf"
-    """llama.cpp's notation."""
-
-
-_WHAT = {
-    GrammarKind.JSON: "JSON schema",
-    GrammarKind.REGEX: "regular expression",
-    GrammarKind.CHOICE: "list of choices",
-    GrammarKind.LARK: "Lark grammar",
-    GrammarKind.GBNF: "GBNF grammar",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """What an answer must match, uncompiled."""
-
-    kind: GrammarKind
-    text: str
-    param: str
-    """The request's field that gave it, for error messages."""
-    closed: bool | None = None
-    """Of a schema, whether its objects are closed unless it says otherwise; None: as the
-    server has it."""
-    whitespace: str | None = None
-    """Of a schema, an expression for what may stand between two parts; empty for nothing.
-    None: one space where objects are closed, some of any where they are not."""
-
-    @property
-    def what(self) -> str:
-        return f"{self.param}: this {_WHAT[self.kind]}"
 
 
 class Compiled:
@@ -202,37 +153,24 @@ class GrammarCompiler:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        eos_token_ids: frozenset[int],
+        tokenizer: Tokenizer,
+        ends: frozenset[int],
         *,
         closed: bool = True,
     ) -> None:
-        """`closed`: whether schemas that leave their objects open have them closed."""
+        """`ends`: tokens that end an answer. `closed`: whether schemas that leave their objects
+        open have them closed."""
         self._closed = closed
         self._host = Forks(
             "lorry.engine.grammar_process",
-            lambda: _described(tokenizer, sorted(eos_token_ids)),
+            lambda: _described(tokenizer, sorted(ends)),
             what="grammars",
         )
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, Compiled] = OrderedDict()
         self._live: weakref.WeakSet[Compiled] = weakref.WeakSet()
-        # Two at a time: grammars that take long must not take every core, nor the threads
-        # that others wait for.
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="lorry-grammar")
 
-    def of(
-        self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]
-    ) -> GrammarCompiler:
-        """The same for an adapter's own tokenizer and end tokens."""
-        return GrammarCompiler(tokenizer, eos_token_ids, closed=self._closed)
-
-    async def constraints(self, grammar: Grammar, count: int) -> list[Constraint]:
-        """`compile`, in a thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.compile, grammar, count)
-
-    def compile(self, grammar: Grammar, count: int = 1) -> list[Constraint]:
+    def compile(self, grammar: Grammar, count: int = 1) -> list[TokenConstraint]:
         """One constraint for each of `count` answers, compiled once. Blocks.
 
         Raises:
@@ -248,13 +186,8 @@ class GrammarCompiler:
         compiled = self._compiled(grammar)
         return [TokenConstraint(compiled, grammar) for _ in range(count)]
 
-    def rest(self) -> None:
-        """End the process that holds the tokenizer; the next grammar starts it again."""
-        self._host.close()
-
     def close(self) -> None:
-        """For good."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the process that holds the tokenizer; the next grammar starts it again."""
         self._host.close()
 
     def _compiled(self, grammar: Grammar) -> Compiled:
@@ -309,15 +242,13 @@ class GrammarCompiler:
         return Compiled(connection, rest.cast("I"))
 
 
-def _described(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bytes:
+def _described(tokenizer: Tokenizer, ends: list[int]) -> bytes:
     # As llguidance.hf does it: with the tokens that only the configuration has, without
     # padding and truncation.
-    backend = copy(tokenizer.backend_tokenizer)
+    backend = copy(tokenizer)
     backend.no_padding()
     backend.no_truncation()
-    return json.dumps(
-        {"tokenizer": backend.to_str(), "ends": ends or tokenizer.eos_token_id}
-    ).encode()
+    return json.dumps({"tokenizer": backend.to_str(), "ends": ends or None}).encode()
 
 
 def _received(connection: Connection, seconds: float) -> tuple[int, memoryview]:

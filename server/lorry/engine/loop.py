@@ -15,93 +15,35 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
-from lorry.core import Batch, EngineStats, Request, RowResult, TokenEvent
+from lorry.core import (
+    Batch,
+    Capacity,
+    EngineStats,
+    Failure,
+    FailureCode,
+    RowResult,
+    TokenEvent,
+)
+from lorry.engine.constraints import Constraints
+from lorry.engine.endings import step_failure
 from lorry.engine.isolation import Fault, Isolated, isolate
+from lorry.engine.letters import Cancel, Forget, Letter, Mailbox, Submit
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
-from lorry.errors import GenerationFailed
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """Steps in a row that the base itself may fail in before the engine gives up."""
 
-PATIENCE = 0.5
-"""Seconds an idle engine sleeps when nobody wakes it."""
-
 
 class Runner(Protocol):
     """Runs a batch through the model."""
 
     def run(self, batch: Batch) -> list[RowResult]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """The registry has let go of this content."""
-
-    digest: str
-
-
-Letter = Submit | Cancel | Forget
-
-
-class Mailbox:
-    """Letters to the engine; any thread puts, the engine takes."""
-
-    def __init__(self) -> None:
-        self._letters: list[Letter] = []
-        self._woken = False
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def put(self, letter: Letter) -> None:
-        """An engine that has ended needs no news."""
-        self.offer(letter)
-
-    def offer(self, letter: Letter) -> bool:
-        """False where the engine has ended: nobody will ever read it."""
-        with self._changed:
-            if self._closed:
-                return False
-            self._letters.append(letter)
-            self._changed.notify()
-            return True
-
-    def wake(self) -> None:
-        """Something else has changed that the engine should look at."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify()
-
-    def take(self) -> list[Letter]:
-        with self._changed:
-            letters, self._letters = self._letters, []
-            self._woken = False
-            return letters
-
-    def close(self) -> None:
-        """No more letters; those that are here can still be taken."""
-        with self._changed:
-            self._closed = True
-
-    def wait(self) -> None:
-        """Sleep until there is a letter or a wake since the last `take`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._letters or self._woken, timeout=PATIENCE)
 
 
 class Engine:
@@ -113,21 +55,26 @@ class Engine:
         residency: SlotResidency[Any],
         runner: Runner,
         mailbox: Mailbox,
+        constraints: Constraints,
         *,
         emit: Callable[[list[TokenEvent]], None],
-        blame: Callable[[str, str], Exception],
         on_step: Callable[[int, float], None] = lambda tokens, seconds: None,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
-        """`blame(digest, why)`: an adapter made a step fail, so that nobody may get it any more;
-        it gives the error for those who have it. It is called in the engine's thread."""
+        """`emit` is called in the engine's thread."""
         self.scheduler = scheduler
         self.residency = residency
         self.runner = runner
         self.mailbox = mailbox
+        self.capacity = Capacity(
+            scheduler.limits.max_model_len,
+            scheduler.blocks.num_blocks,
+            scheduler.blocks.block_size,
+            residency.slots.num_slots,
+        )
         self.broken = False
+        self._constraints = constraints
         self._emit = emit
-        self._blame = blame
         self._on_step = on_step
         self._on_broken = on_broken
         self._steps = 0
@@ -151,6 +98,10 @@ class Engine:
         stats, steps, blocks = self._snapshot
         return replace(stats, steps=steps, kv_blocks_used=blocks)
 
+    def offer(self, letter: Letter) -> bool:
+        """False if the engine has ended: nobody will ever read it."""
+        return self.mailbox.offer(letter)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -160,6 +111,7 @@ class Engine:
         self.mailbox.wake()
         if self._thread.is_alive():
             self._thread.join()
+        self._constraints.close()
         self.residency.close()
 
     def step(self) -> None:
@@ -179,7 +131,10 @@ class Engine:
             self._turns += 1
             match self._letters.popleft():
                 case Submit(request):
-                    self.scheduler.add(request)
+                    constraint = request.constraint
+                    self.scheduler.add(
+                        request, None if constraint is None else self._constraints.begin(constraint)
+                    )
                 case Cancel(request_id):
                     self.scheduler.cancel(request_id)
                 case Forget(digest):
@@ -195,7 +150,7 @@ class Engine:
         except Exception as error:
             # Not the model but we ourselves: whatever it is, only this batch ends.
             logger.exception("what a step gave could not be told")
-            self.scheduler.fail([row.request_id for row in batch.rows], _failure(error))
+            self.scheduler.fail([row.request_id for row in batch.rows], step_failure(error))
             self._failed_steps = failed + 1
             self._failures += 1
             return
@@ -220,12 +175,12 @@ class Engine:
 
     def _end(self, fault: Fault) -> None:
         """End the request of a row that fails alone, and what waits for its guilty adapters."""
-        failure: Exception = _failure(fault.error)
-        for slot in fault.slots:
-            digest = self.residency.slots.digest_in(slot)
-            why = f"computing it failed ({type(fault.error).__name__})"
-            logger.error("adapter %s: %s", digest, why, exc_info=fault.error)
-            failure = self._blame(digest, why)
+        failure = step_failure(fault.error)
+        digests = tuple(map(self.residency.slots.digest_in, fault.slots))
+        if digests:
+            failure = Failure(FailureCode.ADAPTER_FAILED, failure.reason, digests=digests)
+        for digest in digests:
+            logger.error("adapter %s: computing it failed", digest, exc_info=fault.error)
             self.scheduler.fail_waiting(digest, failure)
             # Mended files shall be read anew.
             self.residency.forget(digest)
@@ -241,23 +196,23 @@ class Engine:
                     logger.exception("the engine failed between two runs of the model")
                     self._failed_steps += 1
                     self._failures += 1
-                    self._end_all("the server failed while it held this request; send it again")
+                    self._end_all(FailureCode.ENGINE_FAILED)
                 if self._failures >= MAX_FAILURES:
                     logger.critical("%d steps in a row raised; the engine stops", self._failures)
                     self.broken = True
                     break
             self.mailbox.close()
             self._drain_mailbox()
-            self._end_all("the server stopped before this request ended")
+            self._end_all(FailureCode.ENGINE_STOPPED)
         finally:
             self.mailbox.close()
             if self.broken:
                 self._on_broken()
 
-    def _end_all(self, why: str) -> None:
+    def _end_all(self, code: FailureCode) -> None:
         while self.scheduler.num_requests:
             try:
-                self.scheduler.fail_all(GenerationFailed(why))
+                self.scheduler.fail_all(Failure(code))
             except Exception:
                 # Every call ends one request at least, so this comes to an end.
                 logger.exception("a request ended untidily")
@@ -289,10 +244,3 @@ class Engine:
             )
         self._seen = seen
         self._snapshot = (stats, self._steps, scheduler.blocks.num_used)
-
-
-def _failure(error: Exception) -> GenerationFailed:
-    return GenerationFailed(
-        f"the step that ran this request failed ({type(error).__name__}); "
-        "send it again, and see the server's log if it fails again"
-    )

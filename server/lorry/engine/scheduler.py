@@ -24,24 +24,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from itertools import islice
 from typing import Protocol
 
 from lorry.core import (
     Batch,
+    Drawn,
     EngineStats,
+    Failure,
+    FailureCode,
     FinishReason,
     Pooling,
     Request,
     Row,
     RowResult,
-    Sample,
     TokenEvent,
     TokenLogprob,
 )
 from lorry.engine.blocks import BlockPool
-from lorry.engine.endings import grammar_error, overflow, overflowed
+from lorry.engine.endings import adapter_failure, grammar_failure, overflowed
+from lorry.engine.limits import Limits
+from lorry.engine.restriction import Following
 from lorry.engine.sequence import Sequence
 from lorry.engine.sharing import Counts, PromptTokens, counted, giving_way, youngest_of_most
 from lorry.engine.waiting import Waiting
@@ -73,22 +77,6 @@ class Residency(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    max_num_seqs: int
-    """Sequences in the cache at once."""
-    max_num_batched_tokens: int
-    """Tokens in one step."""
-    max_model_len: int
-    """Prompt and answer of one request, tokens."""
-    prefetch: int = 8
-    """Waiting requests whose adapters are fetched ahead."""
-
-    def __post_init__(self) -> None:
-        # Or the rows at the end of a full batch would never decode.
-        assert self.max_num_batched_tokens >= self.max_num_seqs
-
-
 class Scheduler:
     """Holds every accepted request from `add` to its final event."""
 
@@ -101,18 +89,25 @@ class Scheduler:
         self._arrivals = 0
         # In order of admission: the last is the youngest.
         self._running: list[Sequence] = []
+        # Of requests whose grammar is being compiled: nobody waits for it.
+        self._compiling: dict[Sequence, Future[Following]] = {}
         self._by_id: dict[str, Sequence] = {}
         self._events: list[TokenEvent] = []
 
     # ---- what comes in
 
-    def add(self, request: Request) -> None:
-        """Accept a request. The client has checked that it can fit at all."""
+    def add(self, request: Request, following: Future[Following] | None = None) -> None:
+        """Accept a request. The client has checked that it can fit at all.
+
+        `following`: its constraint, where it has one; it takes no part before it is there."""
         assert request.id not in self._by_id
         sequence = Sequence.of(request, self._arrivals)
         self._arrivals += 1
         self._by_id[request.id] = sequence
-        self._waiting.append(sequence)
+        if following is None:
+            self._waiting.append(sequence)
+        else:
+            self._compiling[sequence] = following
 
     def cancel(self, request_id: str) -> None:
         """End a request now; unknown and finished ones are no mistake: the client may be late."""
@@ -120,18 +115,19 @@ class Scheduler:
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
 
-    def fail(self, request_ids: Iterable[str], error: Exception) -> None:
+    def fail(self, request_ids: Iterable[str], failure: Failure) -> None:
         for request_id in request_ids:
             sequence = self._by_id.get(request_id)
             if sequence is not None:
-                self._finish(sequence, FinishReason.ERROR, error=error)
+                self._finish(sequence, FinishReason.ERROR, failure=failure)
 
-    def fail_waiting(self, digest: str, error: Exception) -> None:
+    def fail_waiting(self, digest: str, failure: Failure) -> None:
         """End what waits with an adapter."""
-        self.fail([one.request.id for one in self._waiting if digest in one.digests], error)
+        waiting = [*self._waiting, *self._compiling]
+        self.fail([one.request.id for one in waiting if digest in one.digests], failure)
 
-    def fail_all(self, error: Exception) -> None:
-        self.fail(list(self._by_id), error)
+    def fail_all(self, failure: Failure) -> None:
+        self.fail(list(self._by_id), failure)
 
     def take_events(self) -> list[TokenEvent]:
         """Final events of requests that ended outside a commit."""
@@ -142,6 +138,8 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step's batch; None when nothing can run now."""
+        if self._compiling:
+            self._take_compiled()
         budget = self.limits.max_num_batched_tokens
         rows: dict[str, int] = {}
         halves: list[Sequence] = []
@@ -183,18 +181,19 @@ class Scheduler:
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
             if overflowed(result):
-                self._finish(sequence, FinishReason.ERROR, error=overflow(sequence))
+                failure = Failure(FailureCode.OVERFLOW)
+                self._finish(sequence, FinishReason.ERROR, failure=failure)
             elif row.pooling is not None:
                 self._take_vector(sequence, row.pooling, result.vector)
-            elif result.token is not None:
-                self._take_token(sequence, result)
+            elif result.drawn:
+                self._take_tokens(sequence, result.drawn)
         return self.take_events()
 
     # ---- what it looks like from outside
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._compiling)
 
     @property
     def num_running(self) -> int:
@@ -209,16 +208,16 @@ class Scheduler:
         """The part of the snapshot that the scheduler knows."""
 
         def names(sequences: Iterable[Sequence]) -> tuple[str, ...]:
-            return tuple(sorted({ref.name for s in sequences for ref in s.request.lease.refs}))
+            return tuple(sorted({one.name for s in sequences for one in s.request.adapters}))
 
         return EngineStats(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=self.num_waiting,
             kv_blocks_used=self.blocks.num_used,
             kv_blocks_total=self.blocks.num_blocks,
             kv_block_size=self.blocks.block_size,
             running_adapters=names(self._running),
-            waiting_adapters=names(self._waiting),
+            waiting_adapters=names([*self._waiting, *self._compiling]),
             preemptions=self.preemptions,
         )
 
@@ -244,7 +243,7 @@ class Scheduler:
             try:
                 slots = self.residency.acquire(sequence.digests)
             except AdapterError as error:
-                self._finish(sequence, FinishReason.ERROR, error=error)
+                self._finish(sequence, FinishReason.ERROR, failure=adapter_failure(error))
                 continue
             if slots is None:
                 if sequence.overtaken >= MAX_OVERTAKEN:
@@ -308,39 +307,27 @@ class Scheduler:
         self.residency.release(sequence.digests)
         sequence.uses = ()
 
+    def _take_compiled(self) -> None:
+        """Requests whose constraint is there wait for a step from now on."""
+        for sequence, following in list(self._compiling.items()):
+            if not following.done():
+                continue
+            error = following.exception()
+            if error is None:
+                del self._compiling[sequence]
+                sequence.following = following.result()
+                self._waiting.append(sequence)
+            else:
+                assert isinstance(error, Exception)
+                self._finish(sequence, FinishReason.ERROR, failure=grammar_failure(error))
+
     def _row(self, sequence: Sequence, count: int) -> Row | None:
-        """None where the request has just ended: its grammar failed."""
-        request, start = sequence.request, sequence.num_computed
-        prompt = request.prompt_ids
-        sample: Sample | None = None
-        ends = start + count == sequence.num_tokens
-        pooling = request.pooling if ends or request.pooling is Pooling.MEAN else None
-        if ends and request.pooling is None:
-            allowed: AbstractSequence[int] | None = None
-            if request.constraint is not None:
-                try:
-                    allowed = request.constraint.allowed()
-                except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
-                    self._finish(sequence, FinishReason.ERROR, error=grammar_error(error))
-                    return None
-            sample = Sample(request.params, prompt, sequence.answer, allowed)
-        virtual = min(max(sequence.virtual - start, 0), count)
-        targets: AbstractSequence[int] | None = None
-        first = start + virtual - sequence.virtual
-        if sequence.prompt_logprobs is not None and first < len(prompt):
-            targets = prompt[first + 1 : first + count - virtual + 1]
-        return Row(
-            request_id=request.id,
-            token_ids=sequence.next_tokens(count),
-            start=start,
-            blocks=sequence.blocks,
-            adapters=sequence.uses,
-            sample=sample,
-            prompt_targets=targets,
-            prompt_top=0 if targets is None else request.params.prompt_logprobs or 0,
-            virtual=virtual,
-            pooling=pooling,
-        )
+        """None where the request has just ended: its constraint failed."""
+        try:
+            return sequence.row(count)
+        except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
+            self._finish(sequence, FinishReason.ERROR, failure=grammar_failure(error))
+            return None
 
     def _take_vector(self, sequence: Sequence, pooling: Pooling, vector: tuple[float, ...]) -> None:
         if pooling is Pooling.MEAN:
@@ -351,35 +338,45 @@ class Scheduler:
             event = TokenEvent(of, finish=done, vector=vector, started=sequence.started)
             self._finish(sequence, done, event)
 
-    def _take_token(self, sequence: Sequence, result: RowResult) -> None:
-        assert result.token is not None
-        request, token = sequence.request, result.token
-        sequence.answer.append(token.token_id)
+    def _take_tokens(self, sequence: Sequence, drawn: tuple[Drawn, ...]) -> None:
+        """As many of `drawn` as the answer has room for, up to the one that ends it."""
+        request, following = sequence.request, sequence.following
         prompt: tuple[TokenLogprob | None, ...] = ()
         if sequence.prompt_logprobs is not None:
             prompt = (None, *sequence.prompt_logprobs)
             sequence.prompt_logprobs = None
         finish: FinishReason | None = None
-        ends = token.token_id in request.params.eos_token_ids
-        if request.constraint is not None and not ends:
-            try:
-                request.constraint.advance(token.token_id)
-                ends = request.constraint.finished()
-            except Exception as error:  # noqa: BLE001 - as in `_row`
-                self._finish(sequence, FinishReason.ERROR, error=grammar_error(error))
-                return
-        if ends:
-            finish = FinishReason.STOP
-        elif (
-            len(sequence.answer) >= request.params.max_new_tokens
-            or sequence.num_tokens >= self.limits.max_model_len
-        ):
-            finish = FinishReason.LENGTH
-        event = TokenEvent(request.id, token, result.top, prompt, finish, started=sequence.started)
-        if finish is None:
-            self._events.append(event)
-        else:
+        failure: Failure | None = None
+        taken = 0
+        for one in drawn:
+            token_id = one.token.token_id
+            sequence.answer.append(token_id)
+            ends = token_id in request.params.eos_token_ids
+            if following is not None and not ends:
+                try:
+                    following.advance(token_id)
+                    ends = following.finished()
+                except Exception as error:  # noqa: BLE001 - as in `_row`
+                    failure = grammar_failure(error)
+                    break
+            taken += 1
+            if ends:
+                finish = FinishReason.STOP
+            elif (
+                len(sequence.answer) >= request.params.max_new_tokens
+                or sequence.num_tokens >= self.limits.max_model_len
+            ):
+                finish = FinishReason.LENGTH
+            if finish is not None:
+                break
+        event = TokenEvent(request.id, drawn[:taken], prompt, finish, started=sequence.started)
+        if finish is not None:
             self._finish(sequence, finish, event)
+            return
+        if taken:
+            self._events.append(event)
+        if failure is not None:
+            self._finish(sequence, FinishReason.ERROR, failure=failure)
 
     def _finish(
         self,
@@ -387,14 +384,15 @@ class Scheduler:
         finish: FinishReason,
         event: TokenEvent | None = None,
         *,
-        error: Exception | None = None,
+        failure: Failure | None = None,
     ) -> None:
         request = sequence.request
         del self._by_id[request.id]
         # First of all: whatever may go wrong below, nobody waits for ever.
-        self._events.append(event or TokenEvent(request.id, finish=finish, error=error))
+        self._events.append(event or TokenEvent(request.id, finish=finish, failure=failure))
         if sequence in self._running:
             self._stop_running(sequence)
+        elif sequence in self._compiling:
+            del self._compiling[sequence]
         else:
             self._waiting.remove(sequence)
-        request.lease.release()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
-from lorry.core import Request, SlotUse, TokenLogprob
+from lorry.core import AdapterUse, Pooling, Request, Row, Sample, SlotUse, TokenLogprob
+from lorry.engine.restriction import Following
 
 
 @dataclass(slots=True, eq=False)
@@ -13,10 +14,8 @@ class Sequence:
     """One request on its way: what the scheduler knows of it."""
 
     request: Request
-    digests: tuple[str, ...]
-    scales: tuple[float, ...]
-    starts: tuple[int, ...]
-    """Absolute positions from which the adapters count."""
+    adapters: tuple[AdapterUse, ...]
+    """Those of the request that are used at a scale other than 0."""
     arrival: int
     """How many came before it."""
     virtual: int = 0
@@ -34,32 +33,31 @@ class Sequence:
     overtaken: int = 0
     started: float = 0.0
     """When the step began in which it first ran; 0 before that."""
+    following: Following | None = None
+    """Of a request with a constraint, once it is there."""
     pooled: list[float] = field(default_factory=list)
     """Pooling MEAN: the sum so far."""
 
     @classmethod
     def of(cls, request: Request, arrival: int) -> Sequence:
         """A new one; adapters at scale 0 are the base and leave no trace."""
-        starts = request.starts or (0,) * len(request.lease.refs)
-        used = [
-            (ref, start)
-            for ref, start in zip(request.lease.refs, starts, strict=True)
-            if ref.scale != 0.0
-        ]
-        virtual = sum(ref.virtual_tokens for ref, _ in used)
-        prefix = sum(ref.virtual_tokens for ref, _ in used if ref.is_prefix)
+        used = tuple(one for one in request.adapters if one.scale != 0.0)
+        virtual = sum(one.virtual_tokens for one in used)
+        prefix = sum(one.virtual_tokens for one in used if one.is_prefix)
         assert prefix in (0, virtual)
         return cls(
             request,
-            digests=tuple(ref.digest for ref, _ in used),
-            scales=tuple(ref.scale for ref, _ in used),
-            starts=tuple(virtual + start if ref.invocation else 0 for ref, start in used),
+            adapters=used,
             arrival=arrival,
             virtual=virtual,
             prefix=prefix,
             num_computed=prefix,
             prompt_logprobs=None if request.params.prompt_logprobs is None else [],
         )
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(one.digest for one in self.adapters)
 
     @property
     def num_tokens(self) -> int:
@@ -84,8 +82,36 @@ class Sequence:
 
     def uses_of(self, slots: tuple[int, ...]) -> tuple[SlotUse, ...]:
         """`slots`: where its adapters are."""
-        used = zip(slots, self.scales, self.starts, strict=True)
-        return tuple(SlotUse(slot, scale, start) for slot, scale, start in used)
+        used = zip(slots, self.adapters, strict=True)
+        return tuple(SlotUse(slot, one.scale, one.start) for slot, one in used)
+
+    def row(self, count: int) -> Row:
+        """Its next `count` tokens as a part of a step. Raises what its constraint raises."""
+        request, start = self.request, self.num_computed
+        prompt = request.prompt_ids
+        sample: Sample | None = None
+        ends = start + count == self.num_tokens
+        pooling = request.pooling if ends or request.pooling is Pooling.MEAN else None
+        if ends and request.pooling is None:
+            allowed = None if self.following is None else self.following.allowed()
+            sample = Sample(request.params, prompt, self.answer, allowed)
+        virtual = min(max(self.virtual - start, 0), count)
+        targets: AbstractSequence[int] | None = None
+        first = start + virtual - self.virtual
+        if self.prompt_logprobs is not None and first < len(prompt):
+            targets = prompt[first + 1 : first + count - virtual + 1]
+        return Row(
+            request_id=request.id,
+            token_ids=self.next_tokens(count),
+            start=start,
+            blocks=self.blocks,
+            adapters=self.uses,
+            sample=sample,
+            prompt_targets=targets,
+            prompt_top=0 if targets is None else request.params.prompt_logprobs or 0,
+            virtual=virtual,
+            pooling=pooling,
+        )
 
     def forget_cache(self) -> None:
         """Everything is computed anew."""

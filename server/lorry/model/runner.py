@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from lorry.core import Batch, Pooling, Row, RowResult, Sample, TokenLogprob
+from lorry.core import Batch, Drawn, Pooling, Row, RowResult, Sample, TokenLogprob
 from lorry.model.dense import dense_weight
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape, bytes_per_token
@@ -319,7 +319,7 @@ class Runner:
                     self._scores[use.slot] for use in row.adapters if use.slot in self._scores
                 )
                 vector_H = nn.functional.linear(vector_H, weight_LH, bias_L)
-            results[index] = RowResult(None, vector=tuple(vector_H.tolist()))
+            results[index] = RowResult(vector=tuple(vector_H.tolist()))
         return [results[index] for index in range(len(batch.rows))]
 
     def _run(self, batch: Batch, path: Path) -> list[RowResult]:
@@ -342,9 +342,9 @@ class Runner:
             prompt = logprobs_of(logits[first : first + len(targets)], targets, row.prompt_top)
             if place in drawn:
                 token, top = drawn[place]
-                results[index] = RowResult(token, top, prompt)
+                results[index] = RowResult((Drawn(token, top),), prompt)
             else:
-                results[index] = RowResult(None, (), prompt)
+                results[index] = RowResult((), prompt)
         return [result for result in results if result is not None]
 
     def _sample(

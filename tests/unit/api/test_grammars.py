@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lorry.api.grammars import grammar_of
-from lorry.engine.grammar import GrammarKind
+from lorry.constraint import GrammarKind
 from lorry.errors import InvalidRequest
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorry.api.submission import failure, naming, pinned
-from lorry.core import FinishReason, TokenEvent
+from lorry.core import Failure, FailureCode, FinishReason, TokenEvent
 from lorry.errors import (
     DoesNotFit,
     GenerationFailed,
@@ -50,8 +50,13 @@ def test_an_error_names_the_prompts_own_field(error: RequestError, param: str | 
     [
         (TokenEvent("r", finish=FinishReason.CANCELLED), ShuttingDown),
         (TokenEvent("r", finish=FinishReason.ERROR), GenerationFailed),
-        (TokenEvent("r", finish=FinishReason.ERROR, error=DoesNotFit("x")), DoesNotFit),
+        (
+            TokenEvent(
+                "r", finish=FinishReason.ERROR, failure=Failure(FailureCode.GRAMMAR_REFUSED, "x")
+            ),
+            InvalidRequest,
+        ),
     ],
 )
 def test_an_end_without_an_answer_has_its_error(event: TokenEvent, kind: type[Exception]) -> None:
-    assert type(failure(event)) is kind
+    assert type(failure(event, ())) is kind

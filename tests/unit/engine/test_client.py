@@ -5,11 +5,10 @@ import threading
 
 import pytest
 
-from lorry.core import FinishReason, SamplingParams
+from lorry.core import Failure, FailureCode, FinishReason, SamplingParams
 from lorry.engine.loop import MAX_FAILURES
 from lorry.errors import (
     DoesNotFit,
-    GenerationFailed,
     InvalidRequest,
     InvocationMissing,
     PromptTooLong,
@@ -299,7 +298,8 @@ async def test_a_broken_engine_is_not_ready_and_refuses() -> None:
         house.runner.failing = RuntimeError()
         for _ in range(MAX_FAILURES):
             (event,) = await whole(await house.submit())
-            assert isinstance(event.error, GenerationFailed)
+            assert event.failure == Failure(FailureCode.STEP_FAILED, "RuntimeError")
+            assert house.shelf.out == 0
         await asyncio.to_thread(wait_until, lambda: house.engine.broken)
         assert not house.client.ready
         with pytest.raises(ShuttingDown):

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from lorry.constraint import Grammar, GrammarKind
 from lorry.core import Constraint
-from lorry.engine.grammar import Grammar, GrammarCompiler, GrammarKind
+from lorry.engine.grammar import GrammarCompiler
 from lorry.errors import GenerationFailed, InvalidRequest
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
@@ -19,7 +20,7 @@ TOKENIZER = build_tokenizer(add_bos=False)
 
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[GrammarCompiler]:
-    one = GrammarCompiler(TOKENIZER, frozenset({EOS}))
+    one = GrammarCompiler(TOKENIZER.backend_tokenizer, frozenset({EOS}))
     yield one
     one.close()
 
@@ -144,7 +145,7 @@ def test_objects_are_closed_and_have_little_space_in_them(
 
 
 def test_a_server_may_take_schemas_by_the_letter() -> None:
-    by_letter = GrammarCompiler(TOKENIZER, frozenset({EOS}), closed=False)
+    by_letter = GrammarCompiler(TOKENIZER.backend_tokenizer, frozenset({EOS}), closed=False)
     try:
         constraint = constraint_of(by_letter, GrammarKind.JSON, json.dumps(PERSON))
         assert matches(constraint, '{"name": "Al", "pet": "cat"}')

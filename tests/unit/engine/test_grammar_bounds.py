@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from lorry.constraint import MAX_GRAMMAR, Grammar, GrammarKind
 from lorry.engine import grammar as room
-from lorry.engine.grammar import MAX_GRAMMAR, Grammar, GrammarCompiler, GrammarKind
+from lorry.engine.grammar import GrammarCompiler
 from lorry.errors import InvalidRequest, QueueFull, RequestError
 from support.patience import wait_until
 from support.tokenizer import EOS, build_tokenizer
@@ -25,7 +26,7 @@ TOKENIZER = build_tokenizer(add_bos=False)
 
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[GrammarCompiler]:
-    one = GrammarCompiler(TOKENIZER, frozenset({EOS}))
+    one = GrammarCompiler(TOKENIZER.backend_tokenizer, frozenset({EOS}))
     yield one
     one.close()
 
@@ -283,7 +284,7 @@ def wait_for_end(pid: int) -> None:
 def own() -> Iterator[tuple[GrammarCompiler, int]]:
     """A compiler and the process that holds its tokenizer."""
     before = children(os.getpid())
-    one = GrammarCompiler(TOKENIZER, frozenset({EOS}))
+    one = GrammarCompiler(TOKENIZER.backend_tokenizer, frozenset({EOS}))
     one.compile(Grammar(GrammarKind.REGEX, "first", "grammar"))
     (host,) = set(children(os.getpid())) - set(before)
     yield one, host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.tuners.lora.variants import calculate_alora_offsets
 
-from lorry.engine.invocation import last_place, starts_of
+from lorry.engine.invocation import last_place, uses_of
 from lorry.errors import InvocationMissing
 from lorry_adapters.registry.record import AdapterRef
 
@@ -32,16 +33,26 @@ def test_the_last_place_is_pefts(prompt: list[int], called: list[int]) -> None:
 
 def test_starts_stand_beside_the_adapters() -> None:
     prompt = [4, 7, 8, 5, 7, 8, 6]
-    assert starts_of([ref(), ref([7, 8]), ref([6])], prompt) == (0, 4, 6)
-    assert starts_of([ref(), ref()], prompt) == ()
-    assert starts_of([], prompt) == ()
+    refs = [ref(), ref([7, 8]), ref([6])]
+    assert [use.start for use in uses_of(refs, prompt)] == [0, 4, 6]
+    assert [use.start for use in uses_of([ref(), ref()], prompt)] == [0, 0]
+    assert uses_of([], prompt) == ()
+
+
+def test_starts_are_positions_behind_the_virtual_tokens() -> None:
+    prompt = AdapterRef("prompt", 1, "sha256:b", 1.0, virtual_tokens=10)
+    off = replace(prompt, scale=0.0)
+    called = ref([7])
+    assert [use.start for use in uses_of([prompt, called], [4, 7])] == [0, 11]
+    assert [use.start for use in uses_of([off, called], [4, 7])] == [0, 1]
 
 
 def test_a_call_that_is_not_there_is_named() -> None:
     with pytest.raises(InvocationMissing, match=r"'legal' is an activated LoRA.*\[7, 9\]") as error:
-        starts_of([ref(), ref([7, 9])], [7, 8, 9])
+        uses_of([ref(), ref([7, 9])], [7, 8, 9])
     assert error.value.param == "adapter"
 
 
 def test_at_scale_zero_nobody_needs_to_call() -> None:
-    assert starts_of([ref([7, 9], scale=0.0)], [7, 8, 9]) == (0,)
+    (use,) = uses_of([ref([7, 9], scale=0.0)], [7, 8, 9])
+    assert use.start == 0

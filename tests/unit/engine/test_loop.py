@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from lorry.core import FinishReason, TokenEvent
-from lorry.engine.loop import Cancel, Forget, Mailbox
+from lorry.core import Failure, FailureCode, FinishReason, TokenEvent
+from lorry.engine.letters import Cancel, Forget, Mailbox
 from lorry_adapters.errors import AdapterBroken
-from support.engine_fakes import answer_of, counted_lease, request
+from support.engine_fakes import answer_of, request
 from support.engine_thread import House, failure_of
 from support.patience import PATIENCE
 
@@ -73,12 +73,10 @@ def test_a_forgotten_adapter_leaves_its_slot(house: House) -> None:
 def test_an_adapter_that_cannot_be_read_is_its_requests_error(house: House) -> None:
     house.fetch_errors["x"] = AdapterBroken("odd")
     house.engine.start()
-    held = counted_lease([("x", 1.0)])
-    house.submit(request("bad", [1], 3, lease=held.lease), request("good", [1], 3))
+    house.submit(request("bad", [1], 3, [("x", 1.0)]), request("good", [1], 3))
     house.told.wait_for_end("bad", "good")
-    final = house.told.final("bad")
-    assert final is not None and isinstance(final.error, AdapterBroken)
-    assert held.releases == [None]
+    failure = failure_of(house.told.final("bad"))
+    assert failure == Failure(FailureCode.ADAPTER_BROKEN, "odd")
     assert len(house.told.answer("good")) == 3
     assert not house.engine.broken
 
@@ -86,8 +84,7 @@ def test_an_adapter_that_cannot_be_read_is_its_requests_error(house: House) -> N
 def test_stopping_tells_everybody(house: House) -> None:
     house.runner.gate = threading.Semaphore(0)
     house.engine.start()
-    held = [counted_lease([]) for _ in range(9)]
-    house.submit(*(request(f"r{i}", [1], 50, lease=one.lease) for i, one in enumerate(held)))
+    house.submit(*(request(f"r{i}", [1], 50) for i in range(9)))
     house.runner.gate.release(2)
     house.told.until(lambda: house.told.events)
     stopper = threading.Thread(target=house.engine.stop)
@@ -95,9 +92,8 @@ def test_stopping_tells_everybody(house: House) -> None:
     house.runner.gate.release(100)
     stopper.join(PATIENCE)
     assert not stopper.is_alive()
-    for i, one in enumerate(held):
-        assert "stopped" in failure_of(house.told.final(f"r{i}")).message
-        assert one.releases == [None]
+    for i in range(9):
+        assert failure_of(house.told.final(f"r{i}")) == Failure(FailureCode.ENGINE_STOPPED)
     assert not house.broken.is_set()
 
 

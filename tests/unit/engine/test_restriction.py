@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.engine.restriction import Restriction, Rules
+from lorry.constraint import Rules
+from lorry.engine.restriction import Restriction
 from lorry.errors import InvalidRequest
 
 SIZE = 40

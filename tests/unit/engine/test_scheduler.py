@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from lorry.core import FinishReason, Request, TokenLogprob
+from lorry.core import Drawn, Failure, FailureCode, FinishReason, Request, RowResult, TokenLogprob
 from lorry.engine.scheduler import MAX_OVERTAKEN, Limits
-from lorry.errors import GenerationFailed
 from support.engine_fakes import (
     answer_of,
-    counted_lease,
     prompt_logprobs_of,
     request,
 )
@@ -43,7 +41,7 @@ def test_end_of_text_stops_and_comes_with_the_final_event() -> None:
     bench.finish()
     assert bench.answer("r") == free[: free.index(free[3]) + 1]
     assert bench.final("r").finish is FinishReason.STOP
-    assert bench.final("r").token is not None
+    assert bench.final("r").drawn
 
 
 def test_a_full_model_length_ends_the_answer() -> None:
@@ -136,18 +134,16 @@ def test_preempted_in_the_prompt_its_logprobs_are_collected_anew() -> None:
     assert bench.answer("b") == answer_of(b)
 
 
-def test_preempted_it_keeps_its_lease_and_lets_its_slot_go() -> None:
+def test_preempted_it_lets_its_slot_go() -> None:
     bench = Bench(blocks=4, slots=2)
     bench.residency.arrived |= {"x", "y"}
-    held = counted_lease([("y", 1.0)])
-    a, b = request("a", [1, 2, 3, 4], 10, [("x", 1.0)]), request("b", [5, 6, 7, 8], 9)
-    bench.add(a, replace(b, lease=held.lease))
+    a = request("a", [1, 2, 3, 4], 10, [("x", 1.0)])
+    bench.add(a, request("b", [5, 6, 7, 8], 9, [("y", 1.0)]))
     while not bench.scheduler.preemptions:
         bench.step()
     assert bench.residency.pins == {"x": 1, "y": 0}
-    assert held.releases == []
     bench.finish()
-    assert held.releases == [None]
+    assert bench.residency.pins == {"x": 0, "y": 0}
 
 
 def test_nobody_starves_though_others_keep_coming() -> None:
@@ -207,12 +203,11 @@ def test_only_so_many_pass() -> None:
 def test_a_broken_adapter_ends_its_request_and_no_other() -> None:
     bench = Bench()
     bench.residency.broken.add("x")
-    held = counted_lease([("x", 1.0)])
-    bench.add(request("bad", [1], 1, lease=held.lease), request("good", [1], 1))
+    bench.add(request("bad", [1], 1, [("x", 1.0)]), request("good", [1], 1))
     assert bench.step() == {"good": 1}
     final = bench.final("bad")
-    assert (final.finish, str(final.error)) == (FinishReason.ERROR, "x is broken")
-    assert held.releases == [None]
+    assert final.finish is FinishReason.ERROR
+    assert final.failure == Failure(FailureCode.ADAPTER_BROKEN, "x is broken")
 
 
 def test_adapters_of_the_first_in_the_queue_are_fetched_ahead_in_order() -> None:
@@ -263,11 +258,41 @@ def test_failing_all_ends_all() -> None:
     bench = Bench(seqs=1)
     bench.add(request("a", [1], 9), request("b", [1], 9))
     bench.step()
-    error = GenerationFailed("broken")
-    bench.scheduler.fail_all(error)
+    failure = Failure(FailureCode.ENGINE_FAILED)
+    bench.scheduler.fail_all(failure)
     bench.events += bench.scheduler.take_events()
-    assert bench.final("a").error is bench.final("b").error is error
+    assert bench.final("a").failure == bench.final("b").failure == failure
     assert bench.scheduler.num_requests == 0
+
+
+# ---- several tokens from one step
+
+
+@pytest.mark.parametrize(
+    ("most", "ends", "taken", "finish"),
+    [
+        (9, (), [7, 8, 9], None),
+        (2, (), [7, 8], FinishReason.LENGTH),
+        (9, (8,), [7, 8], FinishReason.STOP),
+        (3, (9,), [7, 8, 9], FinishReason.STOP),
+    ],
+)
+def test_a_step_may_yield_several_tokens(
+    most: int, ends: tuple[int, ...], taken: list[int], finish: FinishReason | None
+) -> None:
+    bench = Bench()
+    bench.add(request("r", [1, 2], most, eos=ends))
+    batch = bench.scheduler.schedule()
+    assert batch is not None
+    bench.runner.run(batch)
+    drawn = tuple(Drawn(TokenLogprob(token, -1.0)) for token in (7, 8, 9))
+    commit_by_hand(bench, batch, [RowResult(drawn)])
+    (event,) = bench.events
+    assert [one.token.token_id for one in event.drawn] == taken
+    assert event.finish is finish
+    if finish is None:
+        # Only the prompt is in the cache: the next step computes the tokens as well.
+        assert bench.step() == {"r": 3}
 
 
 # ---- numbers that are none
@@ -275,7 +300,7 @@ def test_failing_all_ends_all() -> None:
 
 @pytest.mark.parametrize("where", ["token", "prompt"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_what_is_not_a_number_is_an_error_and_names_the_adapters(where: str, value: float) -> None:
+def test_what_is_not_a_number_is_an_error_of_its_own_request(where: str, value: float) -> None:
     bench = Bench()
     bench.residency.arrived.add("x")
     bad = request("bad", [3, 4], 9, [("x", 9.0)], prompt_logprobs=0)
@@ -283,15 +308,13 @@ def test_what_is_not_a_number_is_an_error_and_names_the_adapters(where: str, val
     batch = bench.scheduler.schedule()
     assert batch is not None
     results = bench.runner.run(batch)
-    assert results[0].token is not None
     if where == "token":
-        results[0] = replace(results[0], token=replace(results[0].token, logprob=value))
+        results[0] = replace(results[0], drawn=(Drawn(TokenLogprob(4, value)),))
     else:
         results[0] = replace(results[0], prompt=(TokenLogprob(4, value),))
     commit_by_hand(bench, batch, results)
     final = bench.final("bad")
-    assert isinstance(final.error, GenerationFailed)
-    assert "name-x" in final.error.message
+    assert final.failure == Failure(FailureCode.OVERFLOW)
     bench.finish()
     assert len(bench.answer("good")) == 5
 

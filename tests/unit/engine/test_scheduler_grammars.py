@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lorry.core import FinishReason
+from lorry.core import Failure, FailureCode, FinishReason
 from lorry.errors import GenerationFailed
 from support.engine_fakes import (
     answer_of,
@@ -38,9 +38,10 @@ class Script:
 
 def test_a_grammar_sees_every_token_once_and_ends_the_answer() -> None:
     bench, script = Bench(blocks=4), Script(9)
-    asked = request("r", [1, 2, 3, 4], 12, constraint=script)
+    asked = request("r", [1, 2, 3, 4], 12)
     # The other one makes it start over: the grammar must not.
-    bench.add(request("first", [9, 2, 3], 10), asked)
+    bench.add(request("first", [9, 2, 3], 10))
+    bench.add_following(asked, script)
     bench.finish()
     assert bench.scheduler.preemptions
     assert script.taken == bench.answer("r") == answer_of(asked)[:9]
@@ -49,7 +50,7 @@ def test_a_grammar_sees_every_token_once_and_ends_the_answer() -> None:
 
 def test_the_mask_goes_with_the_token_that_is_drawn() -> None:
     bench = Bench(seqs=2, tokens=2)
-    bench.add(request("r", [1, 2, 3], 9, constraint=Script(9)))
+    bench.add_following(request("r", [1, 2, 3], 9), Script(9))
     masks = []
     for _ in range(4):
         batch = bench.scheduler.schedule()
@@ -65,7 +66,7 @@ def test_end_of_text_is_not_put_to_the_grammar() -> None:
     asked = request("r", [1, 2], 8)
     end = answer_of(asked)[2]
     bench = Bench()
-    bench.add(request("r", [1, 2], 8, eos=[end], constraint=script))
+    bench.add_following(request("r", [1, 2], 8, eos=[end]), script)
     bench.finish()
     assert script.taken == bench.answer("r")[:-1]
 
@@ -83,18 +84,18 @@ def test_a_grammar_that_breaks_ends_its_request_and_no_other(
 ) -> None:
     bench = Bench()
     good = request("good", [1, 2], 5)
-    bench.add(request("bad", [3], 9, constraint=script), good)
+    bench.add_following(request("bad", [3], 9), script)
+    bench.add(good)
     bench.finish()
     assert len(bench.answer("bad")) == tokens
     final = bench.final("bad")
-    assert isinstance(final.error, GenerationFailed)
-    assert final.error.message == says
+    assert final.failure == Failure(FailureCode.GRAMMAR_FAILED, says)
     assert bench.answer("good") == answer_of(good)
     assert bench.pool.num_used == 0
 
 
 def test_a_broken_grammar_alone_leaves_no_batch() -> None:
     bench = Bench()
-    bench.add(request("bad", [3], 9, constraint=Script(9, break_mask=0)))
+    bench.add_following(request("bad", [3], 9), Script(9, break_mask=0))
     assert bench.step() == {}
     assert bench.final("bad").finish is FinishReason.ERROR

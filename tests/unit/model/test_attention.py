@@ -125,8 +125,7 @@ def run(bench: Bench, tracks: Sequence[Track], seed: int) -> list[list[float]]:
             )
         for n, result in zip(now, bench.runner.run(Batch(tuple(rows))), strict=True):
             found[n] += [entry.logprob for entry in result.prompt]
-            if result.token is not None:
-                found[n].append(result.token.logprob)
+            found[n] += [one.token.logprob for one in result.drawn]
     return found
 
 
@@ -253,7 +252,7 @@ def test_a_neighbour_without_numbers_is_not_seen(bench: Bench, poison: float) ->
             Row("poisoned", ids[11:12], 11, [0, 1, 2], (), score),
         ]
         results = bench.runner.run(Batch(tuple(rows[: 2 + with_neighbour])))
-        drawn = [result.token.logprob for result in results if result.token is not None]
+        drawn = [one.token.logprob for result in results for one in result.drawn]
         assert not any(isfinite(logprob) for logprob in drawn[2:])
         return drawn[:2]
 

@@ -18,7 +18,7 @@ from lorry_adapters.errors import OutOfMemory
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.weights import AdapterWeights, LoraPair
 from support.prompts import random_prompt
-from support.runner_driver import load_tiny
+from support.runner_driver import drawn, load_tiny, tops
 
 BLOCKS, BLOCK_SIZE = 64, 8
 TOLERANCE = 2e-4
@@ -78,11 +78,11 @@ def rows() -> list[Row]:
 
 
 def check_same(one: RowResult, other: RowResult) -> None:
-    assert (one.token is None) == (other.token is None)
-    if one.token is not None and other.token is not None:
-        assert one.token.token_id == other.token.token_id
-        assert one.token.logprob == pytest.approx(other.token.logprob, abs=TOLERANCE)
-    for mine, theirs in ((one.prompt, other.prompt), (one.top, other.top)):
+    for token, same in zip(drawn([one]), drawn([other]), strict=True):
+        assert token.token_id == same.token_id
+        assert token.logprob == pytest.approx(same.logprob, abs=TOLERANCE)
+    lists = zip([one.prompt, *tops([one])], [other.prompt, *tops([other])], strict=True)
+    for mine, theirs in lists:
         assert [entry.token_id for entry in mine] == [entry.token_id for entry in theirs]
         assert [entry.logprob for entry in mine] == pytest.approx(
             [entry.logprob for entry in theirs], abs=TOLERANCE
@@ -105,11 +105,11 @@ def test_results_come_in_the_batches_order_and_are_those_of_each_row_alone(
 
 def test_a_row_gets_what_it_asked_for(bench: Bench) -> None:
     results = bench.runner.run(Batch(tuple(rows())))
-    assert [result.token is not None for result in results] == [
+    assert [bool(result.drawn) for result in results] == [
         True, True, True, False, True, True, False,
     ]  # fmt: skip
     assert [len(result.prompt) for result in results] == [8, 0, 4, 11, 0, 0, 0]
-    assert [len(result.top) for result in results] == [2, 2, 2, 0, 2, 2, 0]
+    assert [len(top) for top in tops(results)] == [2, 2, 2, 2, 2]
 
 
 def test_adapters_are_heard(bench: Bench) -> None:
@@ -123,7 +123,7 @@ def test_adapters_are_heard(bench: Bench) -> None:
 
 def test_nothing_wanted_is_nothing_returned(bench: Bench) -> None:
     batch = Batch((prompt_row(0, 9, sample=False, targets=False),))
-    assert bench.runner.run(batch) == [RowResult(None, (), ())]
+    assert bench.runner.run(batch) == [RowResult()]
 
 
 def test_a_model_that_computes_all_logits_gets_the_same_answers(bench: Bench) -> None:
@@ -172,8 +172,8 @@ def test_an_adapter_that_overflows_harms_nobody_else(bench: Bench) -> None:
         first = [replace(row, blocks=[block + 1 for block in row.blocks]) for row in rows()]
         wild = replace(prompt_row(9, length, (3, 16.0)), blocks=[0, *range(40, 43)])
         results = bench.runner.run(Batch((wild, *first)))
-        drawn = results[0].token
-        assert drawn is not None and not isfinite(drawn.logprob)
+        (token,) = drawn(results[:1])
+        assert not isfinite(token.logprob)
         for mine, theirs in zip(results[1:], expected, strict=True):
             check_same(mine, theirs)
 

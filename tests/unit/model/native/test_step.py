@@ -21,7 +21,7 @@ from support import tiny
 from support.compiled import LeanDriver
 from support.peft_oracle import Adapters
 from support.rounded import rounded
-from support.runner_driver import Ask, RunnerDriver, drawn, load_tiny, token_ids
+from support.runner_driver import Ask, RunnerDriver, drawn, load_tiny, token_ids, tops
 from support.tokenizer import VOCAB_SIZE, build_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -88,7 +88,7 @@ def worst(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) ->
 
 
 def alternatives(results: Sequence[RowResult]) -> list[Any]:
-    return [[(top.token_id, top.logprob) for top in result.top] for result in results]
+    return [[(top.token_id, top.logprob) for top in likeliest] for likeliest in tops(results)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

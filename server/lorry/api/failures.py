@@ -1,0 +1,60 @@
+"""The engine's failures in words: each becomes an error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorry.core import Failure, FailureCode
+from lorry.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    QueueFull,
+    UnsupportedParameter,
+)
+from lorry_adapters.errors import AdapterBroken, HomeUnusable, OutOfMemory
+from lorry_adapters.registry.record import AdapterRef
+
+
+def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
+    """`refs`: the request's adapters."""
+    reason, param = failure.reason, failure.param
+    match failure.code:
+        case FailureCode.STEP_FAILED:
+            return GenerationFailed(
+                f"the step that ran this request failed ({reason}); "
+                "send it again, and see the server's log if it fails again"
+            )
+        case FailureCode.ADAPTER_FAILED:
+            guilty = [ref for ref in refs if ref.digest in failure.digests]
+            named = ", ".join(f"{ref.name!r} (version {ref.version})" for ref in guilty)
+            return AdapterBroken(
+                f"adapter {named} cannot be served: computing it failed ({reason}); "
+                "upload it again, or another version"
+            )
+        case FailureCode.ADAPTER_BROKEN:
+            return AdapterBroken(reason)
+        case FailureCode.STORE_UNUSABLE:
+            return HomeUnusable(reason)
+        case FailureCode.OUT_OF_MEMORY:
+            return OutOfMemory(reason)
+        case FailureCode.OVERFLOW:
+            return GenerationFailed(_overflow([repr(ref.name) for ref in refs]))
+        case FailureCode.GRAMMAR_REFUSED:
+            return InvalidRequest(reason, param=param)
+        case FailureCode.GRAMMAR_UNSUPPORTED:
+            return UnsupportedParameter(reason, param=param)
+        case FailureCode.GRAMMARS_BUSY:
+            return QueueFull(reason, retry_after=1)
+        case FailureCode.GRAMMAR_FAILED:
+            return GenerationFailed(reason)
+        case FailureCode.ENGINE_FAILED:
+            return GenerationFailed("the server failed while it held this request; send it again")
+        case FailureCode.ENGINE_STOPPED:
+            return GenerationFailed("the server stopped before this request ended")
+
+
+def _overflow(names: Sequence[str]) -> str:
+    if not names:
+        return "the model's numbers overflowed for this prompt"
+    told = f"adapter{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return f"with {told} the model's numbers overflowed; ask for a smaller scale"
