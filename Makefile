@@ -13,7 +13,7 @@
 #
 # Variables:
 #   PYTHON=python3.12                the interpreter to use; found by itself otherwise
-#   TORCH_INDEX=URL                  where torch alone comes from. A Linux machine without a GPU wants
+#   TORCH_INDEX=URL                  where torch alone comes from (of the clients, too). A Linux machine without a GPU wants
 #                                    https://download.pytorch.org/whl/cpu: the ordinary build brings gigabytes of CUDA
 #   MODEL=…                          what to serve; empty is the default model
 #   ARGS=…                           further flags of `lorry serve`, of the benchmark or of the clients
@@ -62,7 +62,7 @@ pytest: $(DEV_STAMP)
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 
 clients: $(DEV_STAMP)
-	@PYTHONPATH=tests $(BIN)/python -m clients $(ARGS)
+	@PYTHONPATH=tests TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m clients $(ARGS)
 
 # The part of it that needs no base: its few packages come from pip's index, as all others do.
 clients-quick: $(DEV_STAMP)

@@ -52,9 +52,8 @@ def main() -> int:
                 print(f"==> {client.name} {client.version}", flush=True)
                 if run(environment.command(client.file, junit, further), server.url) != 0:
                     failed.append(client.name)
+                    print(f"==> the end of the server's log\n{server.tail()}", file=sys.stderr)
                 ran[client.name] = outcomes.read(client, junit) if junit.exists() else None
-        if failed:
-            print(f"==> the end of the server's log\n{server.tail()}", file=sys.stderr)
     if not given.quick and not further:
         rows = outcomes.renewed(outcomes.load(), ran)
         outcomes.save(rows)

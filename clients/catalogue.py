@@ -70,6 +70,7 @@ CLIENTS = (
     Client("ai (Vercel)", "ai", "node/test_ai.mjs"),
     Client("schemathesis", "schemathesis", "contract/test_schemathesis.py"),
     Client("lm-eval", "lm-eval", "evals/test_lm_eval.py"),
+    Client("guidellm", "guidellm", "load/test_guidellm.py"),
 )
 
 QUICK = "sdks"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,16 +67,13 @@ def _python(group: str) -> None:
         shutil.rmtree(venv, ignore_errors=True)
         # Our own pip fills it: the venv needs none, and some distributions split ensurepip off.
         _run(group, [sys.executable, "-m", "venv", "--without-pip", str(venv)])
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            str(_interpreter(group)),
-            "install",
-            "--quiet",
-        ]
-        pip += ["--disable-pip-version-check", "--no-input", "--prefer-binary"]
+        pip = [sys.executable, "-m", "pip", "--python", str(_interpreter(group)), "install"]
+        pip += ["--quiet", "--disable-pip-version-check", "--no-input", "--prefer-binary"]
+        torch = re.findall(r"^torch==\S+$", asked[1].read_text(), re.MULTILINE)
+        if torch:
+            # Alone, as the Makefile installs it: its index has no other package.
+            index = os.environ.get("TORCH_INDEX")
+            _run(group, [*pip, "--no-deps", *(["--index-url", index] if index else []), *torch])
         _run(group, [*pip, "--requirement", str(asked[0]), "--constraint", str(asked[1])])
         made.write_text(wanted)
 

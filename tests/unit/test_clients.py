@@ -75,6 +75,30 @@ def test_outcomes_are_read_from_junit(tmp_path: Path) -> None:
     assert row.tests == {"chat": "", "tools": "E: no call", "stream": "why"}
 
 
+@pytest.mark.parametrize("index", ["", "https://torch.example/cpu"])
+def test_torch_is_installed_first_and_alone_from_its_own_index(
+    index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "load").mkdir()
+    (tmp_path / "load" / "requirements.txt").write_text("guidellm==1.0\n")
+    (tmp_path / "load" / "constraints.txt").write_text("click==8.4\ntorch==2.0\ntorchdata==1.0\n")
+    ran: list[list[str]] = []
+
+    def run(group: str, command: list[str]) -> None:
+        (tmp_path / "built" / group).mkdir(parents=True, exist_ok=True)
+        ran.append(command)
+
+    monkeypatch.setattr(environment, "HERE", tmp_path)
+    monkeypatch.setattr(environment, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(environment, "_run", run)
+    monkeypatch.setenv("TORCH_INDEX", index)
+    environment.build("load")
+    _, torch, rest = ran
+    where = ["--index-url", index] if index else []
+    assert torch[torch.index("--no-deps") + 1 :] == [*where, "torch==2.0"]
+    assert "--index-url" not in rest and "--requirement" in rest
+
+
 def test_a_run_that_told_nothing_leaves_no_older_row() -> None:
     first, second, third, *_ = (client.name for client in CLIENTS)
     old, new = Row("1.0", "2026-01-02", {"chat": ""}), Row("2.0", "2026-01-03", {"chat": "why"})
