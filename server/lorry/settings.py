@@ -78,82 +78,82 @@ class Settings:
     served_model_name: str | None = _option(
         None,
         Kind.TEXT,
-        "What the base is called in the API; several names with ',' between them, of which the "
-        "first stands in answers.",
+        "Name of the base in the API; several are separated by ',', and answers have the first.",
         default_text="the alias, or the last part of MODEL",
     )
     quantize: str = _option(
         "auto",
         Kind.CHOICE,
-        "Weights of the base, by bitsandbytes. auto: nf4 on CUDA, int8 on a CPU.",
+        "How bitsandbytes quantizes the base. auto: nf4 on CUDA, int8 on a CPU.",
         choices=("auto", "nf4", "fp4", "int8", "none"),
     )
     bnb_4bit_double_quant: bool = _option(
-        True, Kind.BOOL, "nf4 and fp4: quantize the block scales too, 0.4 bits a weight less."
+        True,
+        Kind.BOOL,
+        "nf4 and fp4: also quantize the block scales, which saves 0.4 bits a weight.",
     )
     int8_threshold: float = _option(
         0.0,
         Kind.FLOAT,
-        "int8: columns with an activation beyond this run unquantized; 0 is off. Above 0 a "
-        "request's tokens can depend on the others in its batch.",
+        "int8: columns with an activation beyond this run unquantized; 0 is off. Above 0, a "
+        "request's tokens can depend on the other requests in its batch.",
         minimum=0,
     )
     device: str = _option(
         "auto",
         Kind.CHOICE,
-        "Where the base lives. auto: CUDA when there is one.",
+        "Where the base runs. auto: CUDA if there is a device.",
         choices=("auto", "cpu", "cuda"),
     )
     dtype: str = _option(
         "auto",
         Kind.CHOICE,
-        "What unquantized weights and activations are. auto: bfloat16 on CUDA, float32 on a CPU.",
+        "Type of unquantized weights and of activations. auto: bfloat16 on CUDA, float32 on a CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     host: str = _option("127.0.0.1", Kind.TEXT, "Address to listen on.")
     port: int = _option(
-        8000, Kind.INT, "Port to listen on; 0 takes a free one.", minimum=0, maximum=65535
+        8000, Kind.INT, "Port to listen on; 0 picks a free one.", minimum=0, maximum=65535
     )
     allowed_hosts: tuple[str, ...] = _option(
         (),
         Kind.HOSTS,
-        "Names that the server is reached by, beside localhost, the machine's own name, `--host` "
-        "and, unless that is a loopback address, every address. Requests whose `Host` is another "
-        "are refused; `*` takes any.",
+        "Names that the server answers to, in addition to localhost, the machine's own name, "
+        "`--host` and, unless that is a loopback address, every IP address. Requests with another "
+        "`Host` are refused; `*` admits any.",
         default_text="none",
     )
     allowed_origins: tuple[str, ...] = _option(
         (),
         Kind.ORIGINS,
         "Origins such as `https://app.example.com` whose pages may use the server from a browser; "
-        "`*` lets any page use it.",
+        "`*` admits any page.",
         default_text="none",
     )
     trusted_proxies: tuple[str, ...] = _option(
         (),
         Kind.NETWORKS,
-        "Proxies whose `X-Forwarded-For` says who the caller is, and whose `X-Forwarded-Prefix` "
-        "stands for `--root-path`; of others they are not read.",
+        "Proxies whose `X-Forwarded-For` names the caller and whose `X-Forwarded-Prefix` replaces "
+        "`--root-path`. From anyone else these headers are not read.",
         default_text="none",
     )
     root_path: str = _option(
         "",
         Kind.URL_PATH,
-        "Path that the server is reached below, where a proxy has it below one of its own; the "
-        "proxy may cut it off or leave it on.",
+        "Path under which a proxy publishes the server; the proxy may cut it off or pass it on.",
         default_text="none",
     )
     home: Path = _option(  # noqa: RUF009 - it returns a field, as every line here does
         MISSING,
         Kind.PATH,
-        "Folder of the adapter catalogue, the adapters and the model cache.",
+        "Folder for the adapter catalogue, the adapters and the model cache.",
         default_text="the platform's user data folder",
     )
     api_key: str | None = _option(
         None,
         Kind.TEXT,
-        "Requests must carry it as a bearer token or as `x-api-key`. Better in the variable than "
-        "in a flag, which every user of the machine can read.",
+        "Key that requests must carry as a bearer token or as `x-api-key`. Prefer the variable: "
+        "every user of the machine can read a flag.",
         secret=True,
         default_text="no key asked for",
     )
@@ -161,18 +161,18 @@ class Settings:
         "auto",
         Kind.CHOICE,
         "What runs the steps. native: the compiled step, for an int8 base on a CPU. torch: "
-        "PyTorch's operations. auto: native where it was built and knows the model, Triton's "
-        "kernels on CUDA where they prove right, else torch.",
+        "PyTorch's operations. auto: native if it was built and knows the model, Triton's kernels "
+        "on CUDA if they pass their check, otherwise torch.",
         choices=("auto", "native", "torch"),
     )
     max_loras: int = _option(
-        8, Kind.INT, "Adapters on the device at once, beside the base.", minimum=1, maximum=4096
+        8, Kind.INT, "Most adapters on the device at once.", minimum=1, maximum=4096
     )
     max_cpu_loras: int = _option(
-        64, Kind.INT, "Adapters kept in host memory at most.", minimum=1, maximum=1_000_000
+        64, Kind.INT, "Most adapters kept in host memory.", minimum=1, maximum=1_000_000
     )
     host_cache_memory: int = _option(
-        _GIB, Kind.SIZE, "Host memory for adapters at most.", minimum=0, default_text="1GiB"
+        _GIB, Kind.SIZE, "Most host memory for adapters.", minimum=0, default_text="1GiB"
     )
     max_lora_rank: int = _option(
         64, Kind.INT, "Largest rank an adapter may have.", minimum=1, maximum=1024
@@ -180,43 +180,41 @@ class Settings:
     max_model_len: int | None = _option(
         None,
         Kind.INT,
-        "Prompt and answer together, in tokens; not more than the model has.",
+        "Most tokens of a prompt and its answer together; at most the model's own.",
         minimum=1,
         default_text="the model's own",
     )
     beyond_context: str = _option(
         "clip",
         Kind.CHOICE,
-        "What becomes of a `max_tokens` that the context has no room for, on OpenAI's routes. "
-        "clip: the answer gets what room there is. refuse: 400 `context_length_exceeded`.",
+        "What to do on OpenAI's routes if `max_tokens` does not fit the context. clip: use the "
+        "room that is left. refuse: answer 400 `context_length_exceeded`.",
         choices=("clip", "refuse"),
     )
     unknown_fields: str = _option(
         "warn",
         Kind.CHOICE,
-        "Fields of requests that are not served. warn: those that cannot change the answer are "
-        "accepted and named in its `X-Lorry-Ignored`. refuse: none is accepted.",
+        "Request fields that are not served. warn: accept those that cannot change the answer, "
+        "and name them in `X-Lorry-Ignored`. refuse: accept none.",
         choices=("warn", "refuse"),
     )
-    max_num_seqs: int = _option(
-        16, Kind.INT, "Requests that run in one step at most.", minimum=1, maximum=4096
-    )
+    max_num_seqs: int = _option(16, Kind.INT, "Most requests in one step.", minimum=1, maximum=4096)
     max_num_batched_tokens: int = _option(
         512,
         Kind.INT,
-        "Tokens in one step at most; at least max_num_seqs.",
+        "Most tokens in one step; at least max_num_seqs.",
         minimum=1,
         maximum=1_000_000,
     )
     max_queue: int = _option(
         256,
         Kind.INT,
-        "Requests that wait at most; one more is answered 429, unless its caller has none that "
-        "waits: so the requests of one keep no other out.",
+        "Most requests that wait. One more is answered 429, unless its caller has none waiting, "
+        "so that no caller can keep others out.",
         minimum=0,
     )
     kv_cache_memory: int = _option(
-        2 * _GIB, Kind.SIZE, "Memory of the KV cache.", minimum=_KIB, default_text="2GiB"
+        2 * _GIB, Kind.SIZE, "Memory for the KV cache.", minimum=_KIB, default_text="2GiB"
     )
     max_upload: int = _option(
         512 * _MIB,
@@ -228,39 +226,36 @@ class Settings:
     adapter_roots: tuple[Path, ...] = _option(
         (),
         Kind.PATHS,
-        "Folders of this machine that adapters may be registered from.",
+        "Folders on this machine from which adapters may be registered.",
         default_text="none",
     )
     adapter_templates: str = _option(
         "use",
         Kind.CHOICE,
-        "Chat template, end tokens, added tokens, defaults of sampling and labels that an adapter "
-        "brings: use them for it, or the base's for all.",
+        "Chat template, end tokens, added tokens, sampling defaults and labels that an adapter "
+        "brings. use: use them for that adapter. ignore: use the base's for all.",
         choices=("use", "ignore"),
     )
     keep_unclaimed: float = _option(
         7.0,
         Kind.FLOAT,
-        "Days that stored files which no adapter has are kept; a later start deletes them.",
+        "Days to keep stored files that no adapter has; a later start deletes them.",
         minimum=0,
         maximum=36_500,
     )
-    samples: bool = _option(
-        True, Kind.BOOL, "Register the sample adapters when the base is the one they fit."
-    )
+    samples: bool = _option(True, Kind.BOOL, "Register the sample adapters if they fit the base.")
     tool_prompt: str = _option(
         "auto",
         Kind.CHOICE,
-        "What brings tools to the model. auto: the base's chat template, or a prompt of Lorry's "
-        "where that takes none. template: the template alone; where it takes none, tools are "
-        "refused. generic: always Lorry's prompt.",
+        "How the model learns of tools. auto: from the base's chat template, or from Lorry's "
+        "prompt if the template takes no tools. template: only from the template; if it takes no "
+        "tools, they are refused. generic: always from Lorry's prompt.",
         choices=("auto", "template", "generic"),
     )
     tool_parser: str = _option(
         "auto",
         Kind.CHOICE,
-        "The notation of calls that the base writes by itself. auto: what its chat template asks "
-        "for.",
+        "Notation in which the base writes calls. auto: the one that its chat template asks for.",
         choices=(
             "auto",
             "hermes",
@@ -277,42 +272,44 @@ class Settings:
     reasoning_parser: str = _option(
         "auto",
         Kind.CHOICE,
-        "The marks around the reasoning of a model, which is parted from its answers as "
-        "`reasoning_content`. auto: those in its chat template. none: it stays in the text.",
+        "Marks around a model's reasoning, which is returned apart from the answer as "
+        "`reasoning_content`. auto: those in its chat template. none: reasoning stays in the "
+        "text.",
         choices=("auto", "none", "think", "mistral", "granite", "gemma", "seed"),
     )
     trust_request_chat_template: bool = _option(
         False,
         Kind.BOOL,
-        "A request may bring its own `chat_template`. It is rendered in a process of its own, "
+        "Let requests bring their own `chat_template`. It is rendered in a process of its own, "
         "which ends after 2 s of processor time or 256 MiB.",
     )
     responses_memory: int = _option(
         64 * _MIB,
         Kind.SIZE,
-        "Memory for stored responses (`/v1/responses`) at most; the oldest go first.",
+        "Most memory for stored responses (`/v1/responses`); the oldest are dropped first.",
         minimum=0,
         default_text="64MiB",
     )
     keep_responses: float = _option(
         3600.0,
         Kind.FLOAT,
-        "Seconds that a stored response is kept; 0 stores none.",
+        "Seconds to keep a stored response; 0 stores none.",
         minimum=0,
         maximum=31_536_000,
     )
     json_schema: str = _option(
         "closed",
         Kind.CHOICE,
-        "How JSON schemas of answers are read. closed: an object has no properties beside those "
-        "that are named, unless the schema says otherwise; one space at most between two parts; "
-        "oneOf is anyOf, and uniqueItems a note. letter: as JSON Schema has it.",
+        "How JSON schemas of answers are read. closed: an object has only the properties that are "
+        "named, unless the schema says otherwise; at most one space stands between two parts; "
+        "oneOf is read as anyOf, and uniqueItems is not enforced. letter: to the letter of JSON "
+        "Schema.",
         choices=("closed", "letter"),
     )
     shutdown_grace: float = _option(
         30.0,
         Kind.FLOAT,
-        "Seconds that running requests get to finish after SIGTERM.",
+        "Seconds that running requests have to finish after SIGTERM.",
         minimum=0,
         maximum=86_400,
     )
@@ -323,7 +320,10 @@ class Settings:
         choices=("debug", "info", "warning", "error"),
     )
     log_format: str = _option(
-        "text", Kind.CHOICE, "Log lines for people, or JSON.", choices=("text", "json")
+        "text",
+        Kind.CHOICE,
+        "Format of log lines: text for people, or JSON.",
+        choices=("text", "json"),
     )
 
 
