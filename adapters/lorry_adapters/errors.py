@@ -19,13 +19,78 @@
     └── HomeUnusable            the home folder is held by another server,
                                 written by a newer one, damaged, not writable, or gone
 
-A message says what is wrong, where, and what to do. No error here knows a
-status code: one table in the HTTP layer maps them.
+A message says what is wrong and where. No error here knows a status code, a command or a
+setting of the server: a message that is a `Problem` names a remedy, with the facts for it,
+and the HTTP layer and the command line say how that is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Self
+
+
+class Remedy(StrEnum):
+    """What would help. The facts that come with each are behind it."""
+
+    ENABLE = "enable"
+    """The adapter: name."""
+    RAISE_MAX_RANK = "raise_max_rank"
+    """The server's limit: needed, limit."""
+    RAISE_MAX_UPLOAD = "raise_max_upload"
+    """The server's limit: limit, in bytes."""
+    OTHER_HOME = "other_home"
+    """Use another home folder: path is the one that does not do."""
+    ADOPT = "adopt"
+    """Make adapters of stored files that no adapter has: count."""
+    SERVE_AS_BASE = "serve_as_base"
+    """The files are a model's."""
+    UNQUANTIZED_BASE = "unquantized_base"
+    """Serve the base with its weights as they are."""
+    GROW_BASE = "grow_base"
+    """Serve the base with more tokens: base, needed, limit."""
+    CONVERT = "convert"
+    """Write the adapter in PEFT's layout."""
+    CONVERT_START = "convert_start"
+    """Make a plain LoRA of it, with the adapter as it was before the first step."""
+    KEEP_TASK = "keep_task"
+    """Make an adapter of each of its tasks."""
+    KEEP_TEXT = "keep_text"
+    """Make an adapter of its text part."""
+    GROUP_EXPERTS = "group_experts"
+    """Put the columns of its experts in PEFT's order."""
+    UNPICKLE = "unpickle"
+    """Write the weights as safetensors where they are trusted: name of the file."""
+    FOLLOW_LINKS = "follow_links"
+    """Pack the files that links lead to."""
+    FILL_HOLES = "fill_holes"
+    """Pack sparse files whole."""
+    GIVE = "give"
+    """An argument that was left out: argument."""
+    LEAVE_OUT = "leave_out"
+    """An argument that was given in vain: argument."""
+
+
+class Problem(str):
+    """What is wrong, and where; and as facts what would help."""
+
+    __slots__ = ("facts", "remedy")
+
+    remedy: Remedy | None
+    facts: Mapping[str, str | int]
+
+    def __new__(cls, text: str, remedy: Remedy | None = None, **facts: str | int) -> Self:
+        problem = super().__new__(cls, text)
+        problem.remedy, problem.facts = remedy, facts
+        return problem
+
+    @classmethod
+    def within(cls, text: str, problem: str) -> Self:
+        """`text`, which has `problem` in it, with the remedy of that."""
+        if not isinstance(problem, Problem):
+            return cls(text)
+        return cls(text, problem.remedy, **problem.facts)
 
 
 class AdapterError(Exception):
@@ -48,8 +113,13 @@ class InvalidAdapter(AdapterError):
     def __init__(self, problems: Sequence[str], *, param: str | None = None) -> None:
         self.problems = tuple(problems)
         assert self.problems
-        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-        super().__init__(self.problems[0] + more, param=param)
+        super().__init__(summary(self.problems), param=param)
+
+
+def summary(problems: Sequence[str]) -> str:
+    """The first, and how many more there are."""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Problem.within(problems[0] + more, problems[0])
 
 
 class InvalidAdapterName(AdapterError):

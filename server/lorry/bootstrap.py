@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 import lorry
 from lorry import logs, samples
+from lorry.advice import advised
 from lorry.api import http10
 from lorry.api.app import Services, create_app
 from lorry.core import TokenEvent
@@ -295,7 +296,7 @@ def serve(settings: Settings) -> None:
                 say(f"sample adapters: {', '.join(added)}")
         # After the samples, which may have been among what was lost.
         for line in server.registry.story():
-            say(line)
+            say(advised(line))
         config = uvicorn.Config(
             server.app,
             log_config=None,

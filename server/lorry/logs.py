@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
 
+from lorry.advice import advised
+
 request_id: ContextVar[str] = ContextVar("request_id")
 """Of the request that is answered in this context; every line it causes has it."""
 
@@ -34,6 +36,7 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     handler.addFilter(_named)
+    handler.addFilter(_advised)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -63,6 +66,15 @@ def _named(record: logging.LogRecord) -> bool:
     name = request_id.get(None)
     if name is not None and not hasattr(record, "request_id"):
         record.request_id = name
+    return True
+
+
+def _advised(record: logging.LogRecord) -> bool:
+    """What `lorry_adapters` logs of a problem is written with what to do about it."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            advised(value) if isinstance(value, str) else value for value in record.args
+        )
     return True
 
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import lorry_adapters
+from lorry.advice import message_of
 from lorry_adapters.errors import AdapterError
 from lorry_adapters.registry import document
 from lorry_adapters.registry.archive import Upload
@@ -72,7 +73,7 @@ def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
         try:
             registry.add(sample.name, upload, description=sample.description)
         except AdapterError as error:
-            logger.warning("sample %s was not registered: %s", sample.name, error.message)
+            logger.warning("sample %s was not registered: %s", sample.name, message_of(error))
         else:
             added.append(sample.name)
         offered.add(sample.name)

@@ -22,7 +22,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from lorry_adapters.lora.fields import Fields
-from lorry_adapters.lora.problems import shown
+from lorry_adapters.lora.problems import UNKNOWN_COLUMN_ORDER, shown
 
 ORDER: Final = "lora_B_layout"
 DETAIL: Final = "unsloth_fused_expert_lora"
@@ -30,11 +30,6 @@ BY_RANK: Final = "rank_major"
 """PEFT's."""
 BY_EXPERT: Final = "grouped_by_expert"
 _MARK: Final = "unsloth_fixed"
-_CURE: Final = (
-    "It is served as PEFT reads it. If it was trained by Unsloth before 2026.9.6, its experts get "
-    "each other's numbers that way: lorry adapters convert FOLDER --experts-grouped --out DIR "
-    "puts them in PEFT's order"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +93,7 @@ def doubts(doubt: str) -> str:
     """What to say of stacked experts whose order is in `doubt`."""
     return (
         "the order of the columns of its experts' lora_B is not certain, as files of both orders "
-        f"look alike: {doubt}. {_CURE}"
+        f"look alike: {doubt}. {UNKNOWN_COLUMN_ORDER}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.fields import MAX_CONFIG, Fields
 from lorry_adapters.lora.methods.table import METHODS, REFUSED_METHODS, method_of
 from lorry_adapters.lora.parts import AdapterSpec
@@ -33,13 +34,19 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
     refused = REFUSED_METHODS.get(peft_type) if isinstance(peft_type, str) else None
     if refused is not None:
         fields.problems.append(
-            f"adapters of peft_type {shown(peft_type)} are not served: {refused.reason}"
+            Problem.within(
+                f"adapters of peft_type {shown(peft_type)} are not served: {refused.reason}",
+                refused.reason,
+            )
         )
     elif peft_type is None and of_mlx is not None:
         fields.problems.append(
-            f"the config is MLX-LM's (fine_tune_type {shown(of_mlx)}), which names its matrices "
-            "otherwise than PEFT and keeps them turned: lorry adapters convert, given the folder "
-            "as MLX-LM left it, with adapters.safetensors, makes it PEFT's"
+            Problem(
+                f"the config is MLX-LM's (fine_tune_type {shown(of_mlx)}), which names its "
+                "matrices otherwise than PEFT and keeps them turned: convert the folder as MLX-LM "
+                "left it, with adapters.safetensors",
+                Remedy.CONVERT,
+            )
         )
     elif peft_type is None:
         fields.problems.append("peft_type is missing: is this a PEFT adapter's config?")

@@ -12,6 +12,7 @@ from typing import Final
 
 from torch import Tensor
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import Bottleneck, Remembered
 from lorry_adapters.lora.effects import InputGain, Kronecker, OutputGain, PairBias, Vera
@@ -66,10 +67,13 @@ def leave_out_unseen(parts: Parts, layout: BaseLayout, problems: list[str]) -> l
         (idle if all(map(_adds_nothing, mine)) else acting).append(name)
     if acting:
         problems.append(
-            "no text reaches these modules of the base, and the adapter changes them "
-            f"({len(acting)}): {some(acting)}. Served as it is, that part of it would never act: "
-            "make an adapter of its text part (lorry adapters convert FOLDER --text-only --out "
-            f"DIR), or train it with target_modules within {layout.text} alone"
+            Problem(
+                "no text reaches these modules of the base, and the adapter changes them "
+                f"({len(acting)}): {some(acting)}. Served as it is, that part of it would never "
+                "act: make an adapter of its text part, or train it with target_modules within "
+                f"{layout.text} alone",
+                Remedy.KEEP_TEXT,
+            )
         )
     if not idle:
         return []

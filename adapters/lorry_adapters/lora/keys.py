@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorFile
@@ -30,10 +31,6 @@ WRAPPERS: Final = re.compile(
 )
 """What torch.compile, FSDP, activation checkpointing and data parallel training put into paths."""
 _SEES: Final = re.compile(r"vision|visual|audio|multi_modal_projector")
-_BESIDE_TEXT: Final = (
-    "; an adapter of its text part alone is made by: lorry adapters convert FOLDER --text-only "
-    "--out DIR"
-)
 _PREFIXES: Final = re.compile(rf"^(?:{re.escape(PREFIX)})+")
 _ENDS: Final = ("weight", "bias")
 
@@ -165,10 +162,10 @@ def _read_tail(match: re.Match[str], known: frozenset[str]) -> tuple[str | None,
 
 def _unknown_modules(unknown: list[str], any_known: bool, layout: BaseLayout) -> Iterator[str]:
     if unknown and any_known:
-        yield (
+        yield Problem(
             f"the file has {len(unknown)} module{'s' if len(unknown) > 1 else ''} that the base "
-            f"{layout.name} has not: "
-            f"{some(unknown)}{_BESIDE_TEXT if any(map(_SEES.search, unknown)) else ''}"
+            f"{layout.name} has not: {some(unknown)}",
+            Remedy.KEEP_TEXT if any(map(_SEES.search, unknown)) else None,
         )
     elif unknown:
         yield (

@@ -32,7 +32,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import ToolError
+from lorry_adapters.errors import Problem, Remedy, ToolError
 from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.peft_folder import PREFIX, Pair, PeftFolder, natural, save, write
@@ -194,8 +194,10 @@ def _unfit(source: _Source) -> list[str]:
     start = changed_base(config)
     if start is not None:
         problems.append(
-            f"{label} is {start}, relative to a changed base: convert it first "
-            "(lorry adapters convert)"
+            Problem(
+                f"{label} is {start}, relative to a changed base: convert it first",
+                Remedy.CONVERT_START,
+            )
         )
     if not source.pairs:
         problems.append(f"{label} has no LoRA matrices")

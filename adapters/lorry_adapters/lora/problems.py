@@ -9,32 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy
 
 MAX_PROBLEMS: Final = 50
 
-PICKLED: Final = (
-    "is a pickle, which can run code when it is opened, so it is never opened here. Where you "
-    'trust it, convert it: python -c "import torch, safetensors.torch as s; s.save_file('
-    "torch.load('adapter_model.bin', map_location='cpu', weights_only=True), "
-    "'adapter_model.safetensors')\""
-)
-"""What to say after the name of a file of weights that is none of safetensors."""
-
+PICKLE: Final = "adapter_model.bin"
 HUB_PICKLE: Final = "pytorch_adapter.bin"
 """AdapterHub's name of it."""
+
+UNKNOWN_COLUMN_ORDER: Final = (
+    "It is served as PEFT reads it. If it was trained by Unsloth before 2026.9.6, its experts get "
+    "each other's numbers that way"
+)
+"""How the warning ends whose remedy is GROUP_EXPERTS: it is stored as text alone."""
 
 _HUB_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin"})
 
 
+_WHOLE_MODEL: Final = Problem("a whole model's, which is served as a base", Remedy.SERVE_AS_BASE)
 _FOREIGN: Final = {
-    "adapters.safetensors": "MLX-LM's: lorry adapters convert FOLDER --out DIR makes it PEFT's",
+    "adapters.safetensors": Problem("MLX-LM's", Remedy.CONVERT),
     "adapters.npz": "MLX-LM's: fuse it into a model (mlx_lm.fuse) and serve that",
     "pytorch_lora_weights.safetensors": "diffusers', of an image model",
     "lit_model.pth.lora": "LitGPT's: merge it (litgpt merge_lora) and serve the model",
     "ggml-adapter-model.bin": "llama.cpp's: upload the PEFT adapter that it was made from",
-    "model.safetensors": "a whole model's: that is served as a base, lorry serve FOLDER",
-    "model.safetensors.index.json": "a whole model's: that is served as a base, lorry serve FOLDER",
+    "model.safetensors": _WHOLE_MODEL,
+    "model.safetensors.index.json": _WHOLE_MODEL,
 }
 """Weights that are no PEFT adapter's, by file name: whose they are and what to do."""
 
@@ -46,7 +46,8 @@ def foreign_weights(name: str) -> str | None:
         whose = "llama.cpp's: upload the PEFT adapter that it was made from"
     if whose is None:
         return None
-    return f"adapter_model.safetensors is missing, and {shown(name)} is {whose}"
+    said = f"adapter_model.safetensors is missing, and {shown(name)} is {whose}"
+    return Problem.within(said, whose)
 
 
 def head_beside(names: Iterable[str]) -> str | None:
@@ -61,12 +62,11 @@ def head_beside(names: Iterable[str]) -> str | None:
     )
 
 
-def pickled(name: str) -> str:
-    """The name of a file of weights that is a pickle, and what to do."""
-    said = PICKLED
-    if name.rpartition("/")[2] == HUB_PICKLE:
-        said = said.replace("adapter_model.bin", HUB_PICKLE)
-    return f"{shown(name)} {said}"
+def pickled(what: str, name: str = PICKLE) -> Problem:
+    """`what` to call a file of weights that is a pickle, and its name."""
+    said = "is a pickle, which can run code when it is opened, so it is never opened here"
+    name = HUB_PICKLE if name == HUB_PICKLE else PICKLE
+    return Problem(f"{what} {said}", Remedy.UNPICKLE, name=name)
 
 
 def shown(value: object, limit: int = 120) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.keys import module_of
 from lorry_adapters.lora.problems import some
@@ -57,17 +58,20 @@ def known_of(file: TensorFile, layout: BaseLayout) -> int:
     return smallest if smallest < vocabulary_of(layout) else 0
 
 
-def grown(file: TensorFile, layout: BaseLayout) -> str | None:
+def grown(file: TensorFile, layout: BaseLayout) -> Problem | None:
     """What is wrong with an adapter of more tokens than the base has, and what to do."""
     base = vocabulary_of(layout)
     larger = {key: size for key, size in size_of(file, layout).items() if size > base}
     if not base or not larger:
         return None
     tokens = max(larger.values())
-    return (
+    return Problem(
         f"the adapter was trained with {tokens} tokens and the base {layout.name} has {base}: "
         f"{tokens - base} were added to its vocabulary, which this base can neither read nor "
-        f"answer ({some(larger)}). Serve the base with that vocabulary, made by: lorry models "
-        f"extend {layout.name} --adapter FOLDER --out DIR, with the adapter's folder and its "
-        "tokenizer in it; adapters of the smaller vocabulary are served there as well"
+        f"answer ({some(larger)}). Serve the base with that vocabulary; adapters of the smaller "
+        "one are served there as well",
+        Remedy.GROW_BASE,
+        base=layout.name,
+        needed=tokens,
+        limit=base,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lorry_adapters.errors import InvalidAdapter
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy
 from lorry_adapters.lora import room
 from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
@@ -191,9 +191,14 @@ def _over_limit(contents: Contents, max_rank: int) -> list[str]:
     over = [name for name, rank in contents.ranks.items() if rank > max_rank]
     if not over:
         return []
+    needed = max(contents.ranks.values())
     return [
-        f"rank {max(contents.ranks.values())} is over this server's limit of {max_rank}, which "
-        f"--max-lora-rank raises: {some(over)}"
+        Problem(
+            f"rank {needed} is over this server's limit of {max_rank}: {some(over)}",
+            Remedy.RAISE_MAX_RANK,
+            needed=needed,
+            limit=max_rank,
+        )
     ]
 
 

@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.lora import words
 from lorry_adapters.lora.config import MAX_CONFIG
 from lorry_adapters.lora.problems import (
-    PICKLED,
     foreign_weights,
     head_beside,
     pickled,
@@ -50,6 +49,7 @@ _ACCEPTED: Final = (
     "or those two files"
 )
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_STARTS: Final = (b"\x80\x02", b"\x80\x04", b"\x80\x05")
 _TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
 """Starts of names that a trainer leaves in a checkpoint; pickles, and no weights."""
 
@@ -143,12 +143,9 @@ def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
         while chunk := read(_CHUNK):
             size += len(chunk)
             if size > limit:
-                more = (
-                    ", which --max-upload (LORRY_MAX_UPLOAD) raises"
-                    if to.name == WEIGHTS_FILE
-                    else ""
-                )
-                raise UploadTooLarge(f"{to.name} is larger than {limit} bytes{more}")
+                remedy = Remedy.RAISE_MAX_UPLOAD if to.name == WEIGHTS_FILE else None
+                said = f"{to.name} is larger than {limit} bytes"
+                raise UploadTooLarge(Problem(said, remedy, limit=limit))
             out.write(chunk)
 
 
@@ -196,7 +193,7 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
         if m.name.endswith(_PICKLES) and not m.name.startswith(_TRAINER) and m.name not in strangers
     ]
     if not weights and pickles:
-        raise UnsupportedUpload(pickled(pickles[0].path))
+        raise UnsupportedUpload(pickled(shown(pickles[0].path), pickles[0].name))
     problems = []
     if not configs:
         problems.append(f"{CONFIG_FILE} is missing from the archive")
@@ -205,7 +202,8 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
         problems.append(next(iter(strangers.values()), missing))
     if problems:
         has = some((member.path for member in members), 5) if members else "no files"
-        raise InvalidAdapter([*problems[:-1], f"{problems[-1]}; the archive has {has}"])
+        last = Problem.within(f"{problems[-1]}; the archive has {has}", problems[-1])
+        raise InvalidAdapter([*problems[:-1], last])
     if configs[0].folder != weights[0].folder:
         raise UnsupportedUpload(
             f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
@@ -246,6 +244,9 @@ def _members(archive: Path, max_bytes: int) -> Iterator[list[_Member]]:
             yield _tar_members(Bounded(Gunzip(file), limit), "tar.gz")
         elif start[257:262] == b"ustar":
             yield _tar_members(Bounded(file, None), "tar")
+        elif start[:2] in _PICKLE_STARTS:
+            said = pickled("the file")
+            raise UnsupportedUpload(Problem.within(f"{said}; {_ACCEPTED}", said))
         else:
             raise UnsupportedUpload(f"the file is {_described(start)}; {_ACCEPTED}")
 
@@ -256,8 +257,6 @@ def _described(start: bytes) -> str:
     for magic, name in _FOREIGN.items():
         if start.startswith(magic):
             return name
-    if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        return f"a pickle. It {PICKLED}"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
         return f"a safetensors file without its {CONFIG_FILE}"
     return "no archive"
@@ -266,8 +265,8 @@ def _described(start: bytes) -> str:
 def _refuse_pickle(weights: Path) -> None:
     with weights.open("rb") as file:
         start = file.read(4)
-    if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05") or start == b"PK\x03\x04":
-        raise UnsupportedUpload(f"the weights' file {PICKLED}")
+    if start[:2] in _PICKLE_STARTS or start == b"PK\x03\x04":
+        raise UnsupportedUpload(pickled("the weights' file"))
 
 
 @contextmanager
@@ -357,8 +356,10 @@ def _safe(path: str) -> tuple[str, str]:
 
 def _special(path: str) -> UnsupportedUpload:
     return UnsupportedUpload(
-        f"{shown(path)} in the archive is a link or a device: pack plain files "
-        "(tar --dereference follows links)"
+        Problem(
+            f"{shown(path)} in the archive is a link or a device: pack plain files",
+            Remedy.FOLLOW_LINKS,
+        )
     )
 
 

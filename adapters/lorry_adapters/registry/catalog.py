@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorry_adapters.errors import HomeUnusable, StorageFull
+from lorry_adapters.errors import HomeUnusable, Problem, Remedy, StorageFull
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.reserve import Reserve
 from lorry_adapters.registry.rows import (
@@ -317,8 +317,12 @@ class Catalog:
             found = int(db.execute("PRAGMA user_version").fetchone()[0])
             if found > SCHEMA_VERSION:
                 raise HomeUnusable(
-                    f"{self._path} was written by a newer Lorry (schema {found}; this one reads "
-                    f"up to {SCHEMA_VERSION}); upgrade, or choose another --home"
+                    Problem(
+                        f"{self._path} was written by a newer Lorry (schema {found}; this one "
+                        f"reads up to {SCHEMA_VERSION}); upgrade, or choose another home folder",
+                        Remedy.OTHER_HOME,
+                        path=str(self._path.parent),
+                    )
                 )
             self.is_new = found == 0
             if found < SCHEMA_VERSION:

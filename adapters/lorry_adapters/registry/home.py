@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lorry_adapters.errors import HomeUnusable
+from lorry_adapters.errors import HomeUnusable, Problem, Remedy
 
 _LEAST: Final = 1 << 20
 """Bytes; with less no adapter can be stored."""
@@ -44,7 +44,11 @@ class Home:
         except BlockingIOError as error:
             self._file.close()
             raise HomeUnusable(
-                f"another server uses the home folder {path}; stop it, or choose another --home"
+                Problem(
+                    f"another server uses the home folder {path}; stop it, or choose another",
+                    Remedy.OTHER_HOME,
+                    path=str(path),
+                )
             ) from error
         except OSError as error:
             self._file.close()

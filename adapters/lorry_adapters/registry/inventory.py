@@ -20,6 +20,8 @@ from lorry_adapters.errors import (
     AdapterBroken,
     AdapterDisabled,
     InvalidSelection,
+    Problem,
+    Remedy,
     UnknownAdapter,
 )
 from lorry_adapters.lora.methods.table import is_prefix
@@ -231,7 +233,8 @@ class Inventory:
 
     def _mark(self, digest: str, why: str) -> AdapterBroken:
         self._contents.known(digest).broken = why
-        return AdapterBroken(f"{self._owners(digest)} cannot be served: {why}")
+        said = f"{self._owners(digest)} cannot be served: {why}"
+        return AdapterBroken(Problem.within(said, why))
 
     def _record(self, name: str) -> AdapterRecord:
         """For a block of `_looking_up`."""
@@ -247,17 +250,19 @@ class Inventory:
         version = version_of(record, choice.version)
         if not record.enabled:
             raise AdapterDisabled(
-                f"adapter {record.name!r} is disabled; enable it first "
-                f"(lorry adapters enable {record.name})"
+                Problem(
+                    f"adapter {record.name!r} is disabled",
+                    Remedy.ENABLE,
+                    name=record.name,
+                )
             )
         why = self._contents.known(version.digest).broken
         if record.name in self._reserved:
             # Stored under another base: as a model name it would mean the base.
             why = "it has the base model's name; upload it under another name and remove this one"
         if why is not None:
-            raise AdapterBroken(
-                f"adapter {record.name!r} (version {version.version}) cannot be served: {why}"
-            )
+            said = f"adapter {record.name!r} (version {version.version}) cannot be served: {why}"
+            raise AdapterBroken(Problem.within(said, why))
         scale = record.scale
         if choice.scale is not None:
             scale = check_scale(choice.scale, f"the scale of adapter {record.name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorry_adapters.errors import AdapterBroken, HomeUnusable, InvalidAdapter
+from lorry_adapters.errors import AdapterBroken, HomeUnusable, InvalidAdapter, Problem
 from lorry_adapters.lora import probe, room
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import AdapterWeights, load
@@ -35,7 +35,8 @@ class Loader:
                         return weights
                 why = FILES_GONE
             except InvalidAdapter as error:
-                why = f"its files no longer load: {error.message}; upload it again"
+                said = f"its files no longer load: {error.message}; upload it again"
+                why = Problem.within(said, error.message)
             except OSError as error:
                 # Perhaps only for now (too many open files, a network disk): not remembered.
                 raise AdapterBroken(

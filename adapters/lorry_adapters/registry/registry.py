@@ -27,6 +27,8 @@ from lorry_adapters.errors import (
     AdapterBroken,
     AdapterConflict,
     InvalidAdapter,
+    Problem,
+    Remedy,
     UnknownAdapter,
 )
 from lorry_adapters.lora.base import BaseLayout
@@ -297,8 +299,7 @@ class Registry:
         count = len(self.unclaimed())
         if count:
             lines.append(
-                f"stored files that no adapter has: {count}; `lorry adapters recover` makes "
-                "adapters of them"
+                Problem(f"stored files that no adapter has: {count}", Remedy.ADOPT, count=count)
             )
         return tuple(lines)
 

@@ -13,7 +13,7 @@ import json
 import logging
 from dataclasses import replace as changed
 
-from lorry_adapters.errors import InvalidAdapter, OutOfMemory, StorageFull
+from lorry_adapters.errors import InvalidAdapter, OutOfMemory, Problem, Remedy, StorageFull
 from lorry_adapters.lora import room
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
@@ -86,9 +86,12 @@ def _why_not(
         if size_of(folder) != content.stored_bytes:
             return FILES_GONE
         if facts.rank > max_rank:
-            return (
+            return Problem(
                 f"its rank {facts.rank} is above this server's limit of {max_rank}; "
-                "raise --max-lora-rank, or replace it"
+                "raise that, or replace it",
+                Remedy.RAISE_MAX_RANK,
+                needed=facts.rank,
+                limit=max_rank,
             )
         if content.layout != ours:
             if not blobs.intact(content.digest):
@@ -96,9 +99,10 @@ def _why_not(
             with room.named("checking it"):
                 inspect(folder, layout, max_rank)
     except InvalidAdapter as error:
-        return (
+        return Problem.within(
             f"it does not fit the base model {layout.name}: {error.message}; start the server "
-            "with the base it was made for, or replace it"
+            "with the base it was made for, or replace it",
+            error.message,
         )
     except OutOfMemory as error:
         return f"it could not be checked: {error.message}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from lorry_adapters.errors import UnsupportedUpload
+from lorry_adapters.errors import Problem, Remedy, UnsupportedUpload
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.registry.streams import Bounded
 
@@ -242,6 +242,9 @@ def _text(path: bytes) -> str:
 
 def _sparse(path: bytes) -> UnsupportedUpload:
     return UnsupportedUpload(
-        f"the archive has a sparse file{f' {shown(_text(path))}' if path else ''}: pack it "
-        "without holes (tar without --sparse)"
+        Problem(
+            f"the archive has a sparse file{f' {shown(_text(path))}' if path else ''}: pack it "
+            "without holes",
+            Remedy.FILL_HOLES,
+        )
     )

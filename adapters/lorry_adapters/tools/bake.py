@@ -1,7 +1,7 @@
 """A base and an adapter -> one model, the adapter in its weights: PEFT's `merge_and_unload`.
 
 For servers that know no adapters. What is written is a folder that
-`AutoModelForCausalLM.from_pretrained` loads; `lorry serve` serves it, too, with new adapters.
+`AutoModelForCausalLM.from_pretrained` loads; it can be served as a base, too, with new adapters.
 The base is loaded unquantized: a delta added to rounded weights would be rounded with them.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import torch
 
-from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
 from lorry_adapters.lora.methods.starts import changed_base
 from lorry_adapters.lora.methods.table import REFUSED_METHODS, has_virtual_tokens
 from lorry_adapters.lora.parameters import peft_writes_now
@@ -90,9 +90,12 @@ def _refuse(config: Mapping[str, Any]) -> None:
         said = "its config names no peft_type: only what PEFT saves can be baked"
     elif start is not None:
         # PEFT would take the start out of this base again before it loads the weights.
-        said = f"{start} is relative to a changed base: convert it first (lorry adapters convert)"
+        said = Problem(
+            f"{start} is relative to a changed base: convert it first", Remedy.CONVERT_START
+        )
     elif kind in REFUSED_METHODS:
-        said = f"{kind} cannot be baked: {REFUSED_METHODS[kind].reason}"
+        reason = REFUSED_METHODS[kind].reason
+        said = Problem.within(f"{kind} cannot be baked: {reason}", reason)
     elif has_virtual_tokens(kind):
         said = "it puts tokens before the prompt: no weights could hold them"
     elif config.get("alora_invocation_tokens"):
@@ -152,9 +155,10 @@ def _read_otherwise(adapter: Path, config: Mapping[str, Any]) -> str | None:
         with PeftFolder(adapter) as folder:
             grouped = out_of_order(folder, False)
         if grouped:
-            return (
+            return Problem(
                 "its experts' columns are in another order than PEFT's, by its config: convert it "
-                "first (lorry adapters convert)"
+                "first",
+                Remedy.CONVERT,
             )
         return None
     changed = [key for key in ("use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]

@@ -30,7 +30,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
 from lorry_adapters.lora.columns import by_rank
 from lorry_adapters.lora.keys import WRAPPERS
 from lorry_adapters.lora.methods.lora import LORA
@@ -129,10 +129,14 @@ def convert(
         )
     if start is not None and initial is None:
         raise ToolError(
-            f"{start} is relative to a changed base: to convert it, the adapter as it was before "
-            "the first step of training is needed (--initial DIR; PEFT's save_pretrained before "
-            "training writes it). Without it, train again, or save with "
-            "path_initial_model_for_weight_conversion where you trained"
+            Problem(
+                f"{start} is relative to a changed base: to convert it, the adapter as it was "
+                "before the first step of training is needed (PEFT's save_pretrained before "
+                "training writes it). Without it, train again, or save with "
+                "path_initial_model_for_weight_conversion where you trained",
+                Remedy.GIVE,
+                argument="initial",
+            )
         )
     if initial is not None:
         tensors = _subtracted(config, tensors, initial)
@@ -286,8 +290,11 @@ def _subtracted(
     if not any(t.count_nonzero() for key, t in before.tensors.items() if ".lora_B." in key):
         # Any start that leaves the base alone; a config may call PiSSA `true`, so ask the tensors.
         raise ToolError(
-            "every lora_B of the initial adapter is zero: there is nothing to subtract; leave "
-            "--initial out"
+            Problem(
+                "every lora_B of the initial adapter is zero: there is nothing to subtract",
+                Remedy.LEAVE_OUT,
+                argument="initial",
+            )
         )
     problems = []
     if config.get("target_parameters"):
@@ -350,7 +357,8 @@ def _initial(folder: Path) -> Converted:
         tensors = _tensors(source, changes, problems)
         config = _config(source.config, tensors, changes, problems)
     if problems:
-        raise refusal([f"the initial adapter {folder}: {problem}" for problem in problems])
+        label = f"the initial adapter {folder}"
+        raise refusal([Problem.within(f"{label}: {problem}", problem) for problem in problems])
     return Converted(config, tensors, ())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorry_adapters.errors import ToolError
+from lorry_adapters.errors import Problem, Remedy, ToolError
 from lorry_adapters.lora.peft_folder import making
 from lorry_adapters.lora.problems import some
 
@@ -39,8 +39,12 @@ def extend(base: Path, tokenizer: Path, tokens: int, out: Path) -> Extended:
         theirs = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ToolError(
-            f"the tokenizer in {tokenizer} cannot be read; name the folder of the one that the "
-            f"adapter was trained with (--tokenizer): {error}"
+            Problem(
+                f"the tokenizer in {tokenizer} cannot be read ({error}); name the folder of the "
+                "one that the adapter was trained with",
+                Remedy.GIVE,
+                argument="tokenizer",
+            )
         ) from error
     with making(out) as partial:
         try:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
 from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.lora.problems import some
 
@@ -54,8 +54,12 @@ def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[M
     if not pairs:
         raise InvalidAdapter(
             [
-                f"there is no pair of lora_A and lora_B to measure; the file has {some(others)}. "
-                "What other kinds change depends on the base: name it with --base"
+                Problem(
+                    "there is no pair of lora_A and lora_B to measure; the file has "
+                    f"{some(others)}. What other kinds change depends on the base",
+                    Remedy.GIVE,
+                    argument="base",
+                )
             ]
         )
     found = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
 from lorry_adapters.lora.columns import BY_EXPERT, BY_RANK, DETAIL, ORDER, columns_of
 from lorry_adapters.lora.peft_folder import PeftFolder
 
@@ -26,7 +26,13 @@ def out_of_order(folder: PeftFolder, grouped: bool) -> dict[str, int]:
     silent = [module for module in stacked if columns.of(module) is None]
     if grouped and not silent:
         said = f"the config says which, in {ORDER}" if stacked else "it has none of rank above 1"
-        raise ToolError(f"--experts-grouped is for experts in an order that is not known: {said}")
+        raise ToolError(
+            Problem(
+                f"experts are put in order where that is not known: {said}",
+                Remedy.LEAVE_OUT,
+                argument="experts_grouped",
+            )
+        )
     return {
         pair.b_key: pair.experts
         for module, pair in stacked.items()

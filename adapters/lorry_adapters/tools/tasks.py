@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.errors import InvalidAdapter, ToolError
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
 from lorry_adapters.lora.methods.lora import LORA
 from lorry_adapters.lora.methods.prompt import MULTITASK
 from lorry_adapters.lora.methods.refused import POLY
@@ -50,8 +50,12 @@ def one_task(config: Mapping[str, Any], tensors: Mapping[str, Tensor], task: int
             return _as_lora(config), _pairs(tensors, task)
         case other:
             raise ToolError(
-                f"this adapter is {shown(other)}: multitask prompt tuning and Poly have several "
-                "tasks (leave --task out)"
+                Problem(
+                    f"this adapter is {shown(other)}: multitask prompt tuning and Poly have "
+                    "several tasks",
+                    Remedy.LEAVE_OUT,
+                    argument="task",
+                )
             )
 
 

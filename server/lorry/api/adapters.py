@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from lorry.advice import advised
 from lorry.api import docs
 from lorry.api.adapter_schema import (
     AdapterList,
@@ -301,6 +302,7 @@ class Adapters:
 
     def _view(self, record: AdapterRecord) -> dict[str, Any]:
         current = _version_view(record.current)
+        why = self._registry.why_broken(record.current.digest)
         return {
             "name": record.name,
             **current,
@@ -309,7 +311,7 @@ class Adapters:
             "pinned": record.pinned,
             "description": record.description,
             "residency": self._residencies.of(record.current.digest),
-            "broken": self._registry.why_broken(record.current.digest),
+            "broken": None if why is None else advised(why),
             "created_at": record.created_at.isoformat(),
             "updated_at": record.updated_at.isoformat(),
             "versions": [_version_view(version) for version in record.versions],
@@ -352,7 +354,7 @@ def _version_view(version: VersionRecord) -> dict[str, Any]:
         "virtual_tokens": version.virtual_tokens,
         "invocation": list(version.invocation),
         "scalable": version.scalable,
-        "warnings": list(version.warnings),
+        "warnings": [advised(warning) for warning in version.warnings],
         "words": list(version.words),
         "created_at": version.created_at.isoformat(),
     }

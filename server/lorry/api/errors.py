@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import lorry.errors as served
 import lorry_adapters.errors as adapters
+from lorry import advice
 from lorry.api import anthropic_errors
 from lorry.api.journal import refused
 from lorry.api.methods import methods_of
@@ -206,8 +207,7 @@ def row_of(error: Exception) -> Row:
 def message_of(error: Exception) -> str:
     if row_of(error) is TABLE[Exception]:
         return _UNFORESEEN
-    message = getattr(error, "message", None)
-    return message if isinstance(message, str) else str(error)
+    return advice.message_of(error)
 
 
 def tgi_body(error: Exception) -> dict[str, Any]:
@@ -223,7 +223,8 @@ def openai_body(error: Exception) -> dict[str, Any]:
         "code": row.code,
     }
     if row.status == 422:
-        detail["problems"] = list(getattr(error, "problems", (detail["message"],)))
+        problems = getattr(error, "problems", (detail["message"],))
+        detail["problems"] = [advice.advised(problem) for problem in problems]
     return {"error": {**detail, **_routes(error)}}
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from lorry.advice import advised, message_of
 from lorry.api.bodies import Body
 from lorry.api.bounds import FirstMistake, Fraction, Texts, Within
 from lorry.api.selection import choices_of
@@ -78,9 +79,9 @@ async def merged(registry: Registry, asked: MergedAdapters) -> Merged:
         parts = list(zip(choices, asked.weights, strict=True))
         choice, refs = await asyncio.to_thread(registry.merged, parts, recipe)
     except (ToolError, InvalidAdapter) as error:
-        said = error.message
+        said = message_of(error)
         if isinstance(error, InvalidAdapter):
-            said = "; ".join(error.problems) + (
+            said = "; ".join(map(advised, error.problems)) + (
                 " (`lorry adapters merge` has more methods for LoRAs; adapters of any kind are "
                 "summed where `adapter` lists them)"
             )

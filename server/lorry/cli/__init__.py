@@ -16,6 +16,7 @@ import typer
 from typer.main import get_command
 
 from lorry import __version__
+from lorry.advice import advised, message_of
 from lorry.cli import adapters, bench, doctor, models, ps, serve, talk
 from lorry.cli.output import in_a_line, report_error
 from lorry.errors import LorryError, SettingsError
@@ -69,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report_error(error.message)
         return 2
     except InvalidAdapter as error:
-        report_error(in_a_line(error.problems))
+        report_error(in_a_line([advised(problem) for problem in error.problems]))
         return 1
     except (LorryError, AdapterError) as error:
-        report_error(error.message)
+        report_error(message_of(error))
         return 1
     except typer.TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", None) or "lorry"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorry.advice import advised
 from lorry.cli import given, offline, transfer
 from lorry.cli.offline import Home
 from lorry.cli.output import AsJson, report, write_facts, write_json, write_line, write_table
@@ -62,7 +63,7 @@ def check(
             facts = _inspect(folder, outline.layout, settings.max_lora_rank)
             own, passed_over = _words(folder)
         except InvalidAdapter as error:
-            problems.extend(error.problems)
+            problems.extend(map(advised, error.problems))
     if seen is not None and seen.acts is False and not problems:
         problems.append(f"it has no effect on the output: {seen.why}")
     body = {"ok": not problems, "base": outline.layout.name, "problems": problems}
@@ -71,7 +72,7 @@ def check(
     if facts is not None:
         body |= asdict(facts)
         body["base_tokens"] = _tokens_of(outline.layout)
-        body["warnings"] = [*facts.warnings, *passed_over]
+        body["warnings"] = [*map(advised, facts.warnings), *passed_over]
         body["words"] = list(own)
     if as_json:
         write_json(body)

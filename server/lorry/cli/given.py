@@ -16,7 +16,7 @@ from urllib.parse import quote
 from lorry.cli import transfer
 from lorry.cli.connection import Connection, ServerError
 from lorry.errors import SettingsError
-from lorry_adapters.lora.problems import PICKLED
+from lorry_adapters.lora.problems import pickled
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -69,7 +69,7 @@ def unpack(archive: Path, into: Path, max_bytes: int = sys.maxsize) -> None:
     from lorry_adapters.registry.archive import unpack as unpacked
 
     if archive.name.endswith(PICKLES):
-        raise transfer.LocalFileError(f"{archive} {PICKLED}")
+        raise transfer.LocalFileError(pickled(str(archive), archive.name))
     unpacked(Upload(archive=archive), into, max_bytes=max_bytes)
 
 

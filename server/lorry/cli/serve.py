@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorry.advice import message_of
 from lorry.cli.output import metered
 from lorry.configuration import load_settings
 from lorry.errors import LorryError, SettingsError
@@ -61,7 +62,7 @@ def _command() -> Any:
         except (LorryError, AdapterError) as error:
             if settings.log_format != "json":
                 raise
-            logging.getLogger("lorry").error(error.message)
+            logging.getLogger("lorry").error(message_of(error))
             raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from error
 
     parameters = [_parameter(option) for option in options()]

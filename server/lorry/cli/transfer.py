@@ -13,14 +13,22 @@ from typing import IO, Any
 from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
 from lorry.errors import LorryError
-from lorry_adapters.lora.problems import HUB_PICKLE, foreign_weights, head_beside, pickled
+from lorry_adapters.errors import Problem
+from lorry_adapters.lora.problems import (
+    HUB_PICKLE,
+    PICKLE,
+    foreign_weights,
+    head_beside,
+    pickled,
+    shown,
+)
 from lorry_adapters.lora.words import SOURCES
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HUB_FILE = "adapter.safetensors"
 """AdapterHub's name of the weights."""
-PICKLE_FILES = ("adapter_model.bin", HUB_PICKLE)
+PICKLE_FILES = (PICKLE, HUB_PICKLE)
 
 CHUNK = 1 << 20
 
@@ -44,11 +52,11 @@ def parts(path: Path) -> dict[str, Path]:
     missing = [name for name, file in found.items() if not file.is_file()]
     pickles = [path / name for name in PICKLE_FILES if (path / name).is_file()]
     if WEIGHTS_FILE in missing and pickles:
-        raise LocalFileError(pickled(str(pickles[0])))
+        raise LocalFileError(pickled(shown(str(pickles[0])), pickles[0].name))
     strangers = (foreign_weights(file.name) for file in sorted(path.iterdir()))
     said = next((words for words in strangers if words is not None), None)
     if WEIGHTS_FILE in missing and said is not None:
-        raise LocalFileError(f"{path}: {said}")
+        raise LocalFileError(Problem.within(f"{path}: {said}", said))
     if missing:
         raise LocalFileError(f"{path} has no {' and no '.join(missing)}; is it a PEFT adapter?")
     return {**found, **{name: path / name for name in SOURCES if (path / name).is_file()}}

@@ -115,6 +115,14 @@ def test_every_problem_is_listed(
     assert captured.err.count("\n") == 1
 
 
+def test_a_problem_says_what_to_do(
+    peft_adapter, tiny_model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(peft_adapter("llama", "plain")), "--base", str(tiny_model("llama"))]
+    assert main(["adapters", "check", *given, "--max-lora-rank", "4"]) == 1
+    assert "--max-lora-rank 8 (LORRY_MAX_LORA_RANK) allows it" in capsys.readouterr().out
+
+
 def test_another_base_is_a_problem_not_a_crash(
     peft_adapter, tiny_model, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,7 +159,7 @@ def test_what_is_not_pefts_is_named_and_mlx_is_converted(tool, tmp_path: Path) -
     save_file(tensors, found / "adapters.safetensors")
     config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}}
     (found / "adapter_config.json").write_text(json.dumps(config))
-    assert "is MLX-LM's: lorry adapters convert" in tool("check", found, code=1)
+    assert "is MLX-LM's; lorry adapters convert FOLDER" in tool("check", found, code=1)
     answer = tool("convert", found, "--out", tmp_path / "out")
     assert answer["changes"] == ["it was MLX-LM's: matrices turned, scale as alpha"]
     assert (tmp_path / "out/adapter_model.safetensors").exists()

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorry.model.layout import layout_of
+from lorry_adapters.errors import InvalidAdapter, Problem, Remedy
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.spelling import Spelling, is_beside, spelled, spellings
 from lorry_adapters.lora.weights import inspect, load
 from lorry_adapters.registry.survey import fingerprint
 from support import wrapped_base
 from support.peft_adapters import edit_config
-from support.spoilt import spoil, told
+from support.spoilt import spoil
 
 PREFIX = "base_model.model."
 A = ".self_attn.q_proj.lora_A.weight"
@@ -121,9 +122,12 @@ def test_and_says_what_to_do_with_the_other_part_s(adapter: Path, llama: BaseLay
             tensors[key.replace("model.layers", "model.visual.blocks")] = tensor.clone()
 
     spoil(adapter, wrap)
-    said = told(adapter, llama)
+    with pytest.raises(InvalidAdapter) as caught:
+        inspect(adapter, llama, 64)
+    (said,) = caught.value.problems
+    assert isinstance(said, Problem)
     assert "14 modules that the base tiny-llama has not: model.visual.blocks.0" in said
-    assert "lorry adapters convert FOLDER --text-only --out DIR" in said
+    assert said.remedy is Remedy.KEEP_TEXT
 
 
 def test_experts_are_found_as_well(

@@ -89,7 +89,7 @@ def nested(folder: str) -> list[tuple[str, bytes]]:
         ([*FILES.items(), ("b/" + WEIGHTS, b"")], "2 files adapter_model.safetensors"),
         ([("a/" + CONFIG, b"{}"), ("b/" + WEIGHTS, b"")], "lie in different folders"),
         ([(CONFIG, b"{}"), ("adapter_model.bin", b"PK")], "'adapter_model.bin' is a pickle"),
-        ([(CONFIG, b"{}"), ("pytorch_adapter.bin", b"")], "torch.load('pytorch_adapter.bin'"),
+        ([(CONFIG, b"{}"), ("pytorch_adapter.bin", b"")], "'pytorch_adapter.bin' is a pickle"),
         ([*FILES.items(), (HUB, b"")], f"2 files {WEIGHTS} (adapter_model"),
         ([(CONFIG, b"{}"), (HUB, b""), ("model_head.safetensors", b"")], "with_head=False"),
         ([(f"f{i}", b"") for i in range(10_001)], "more than 10000 members"),
@@ -267,7 +267,7 @@ def test_no_archive(data: bytes, said: str, upload: Path, into: Path) -> None:
 
 def test_a_torch_file_is_a_zip_and_a_pickle(tmp_path: Path, upload: Path, into: Path) -> None:
     torch.save({"a": torch.ones(2)}, upload)
-    assert "weights_only=True" in refused(upload, into)
+    assert "is a pickle" in refused(upload, into)
     (tmp_path / CONFIG).write_bytes(b"{}")
     with pytest.raises(UnsupportedUpload, match="is a pickle"):
         unpack(Upload(config=tmp_path / CONFIG, weights=upload), into, max_bytes=MAX)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lorry_adapters.errors import HomeUnusable
+from lorry_adapters.errors import HomeUnusable, Problem, Remedy
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import upload
@@ -202,7 +202,9 @@ def test_one_damaged_file_and_no_catalogue(
     assert blobs(home) == stored
     assert len(list((home / "records").glob("Plain-*.json.damaged-*"))) == 1
     assert [content.digest for content in again.unclaimed()] == [digest]
-    assert "lorry adapters recover" in again.story()[1]
+    found = again.story()[1]
+    assert isinstance(found, Problem)
+    assert (found.remedy, found.facts) == (Remedy.ADOPT, {"count": 1})
     record = again.recover(digest)
     assert record.name == f"recovered-{digest[7:19]}"
     assert record.current.digest == digest

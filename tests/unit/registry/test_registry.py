@@ -14,6 +14,7 @@ from lorry_adapters.errors import (
     InvalidAdapterName,
     InvalidScale,
     InvalidSelection,
+    Remedy,
     StorageFull,
     UnknownAdapter,
 )
@@ -263,8 +264,12 @@ def test_disabled(registry: Registry, files: Files, reopen: Open) -> None:
     registry.add("legal", upload(files(1)))
     running = acquire(registry, "legal")
     registry.patch("legal", enabled=False)
-    with pytest.raises(AdapterDisabled, match="lorry adapters enable legal"):
+    with pytest.raises(AdapterDisabled, match="'legal' is disabled") as caught:
         acquire(registry, "legal")
+    assert (caught.value.message.remedy, caught.value.message.facts["name"]) == (
+        Remedy.ENABLE,
+        "legal",
+    )
     assert registry.weights(running.refs[0].digest)
     running.release()
     registry = reopen()

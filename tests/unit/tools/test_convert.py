@@ -259,8 +259,9 @@ IDS = torch.tensor([[1, 40, 77, 9, 200, 31]])
 )
 def test_a_changed_base_becomes_plain_lora(start, more, mutated, load_peft, tmp_path: Path) -> None:
     first, last, theirs, logits = mutated(start, **more)
-    with pytest.raises(ToolError, match="--initial"):
+    with pytest.raises(ToolError, match="before the first step of training is needed") as caught:
         convert(last)
+    assert caught.value.message.facts == {"argument": "initial"}
     convert(last, first).save(tmp_path / "ours")
     model = load_peft("llama", tmp_path / "ours")
     with torch.no_grad():

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields, Wrong
@@ -136,8 +137,11 @@ def read_multitask(fields: Fields, name: str) -> PromptSpec:
     tasks = fields.take("num_tasks", _count, 1)
     if tasks > 1:
         fields.problems.append(
-            f"the prompts of {tasks} tasks in one adapter are not served, since a request names "
-            "adapters and no task: make an adapter of each with lorry adapters convert --task N"
+            Problem(
+                f"the prompts of {tasks} tasks in one adapter are not served, since a request "
+                "names adapters and no task: make an adapter of each",
+                Remedy.KEEP_TASK,
+            )
         )
     fields.refuse_the_rest(TRAINING, NOT_SERVED)
     return PromptSpec(*shared, rank)

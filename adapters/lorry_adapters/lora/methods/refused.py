@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.methods.method import RefusedMethod
 
 POLY: Final = RefusedMethod(
     "POLY",
     ("poly_",),
-    "it mixes its matrices by the task of a request, and requests have none; make a LoRA "
-    "of each task with lorry adapters convert --task N",
+    Problem(
+        "it mixes its matrices by the task of a request, and requests have none; make a LoRA "
+        "of each task",
+        Remedy.KEEP_TASK,
+    ),
 )
 REFUSED: Final = (
     POLY,
@@ -29,7 +33,7 @@ REFUSED: Final = (
     RefusedMethod(
         "BONE",
         ("bone_",),
-        "it is MiSS under its name of before PEFT 0.19; lorry adapters convert makes it one",
+        Problem("it is MiSS under its name of before PEFT 0.19", Remedy.CONVERT),
         now="MISS",
     ),
     RefusedMethod(

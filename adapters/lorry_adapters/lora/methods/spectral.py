@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora import fields as check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.fields import Fields, Wrong
@@ -97,9 +98,12 @@ class PsoftSpec(TargetedSpec):
     ) -> Contents:
         if not layout.exact:
             problems.append(
-                "PSOFT turns the singular vectors of the base's own weights, and this base is "
-                "quantized, so that they are others: serve the base with --quantize none, or "
-                "convert the adapter to a LoRA with peft's convert_to_lora"
+                Problem(
+                    "PSOFT turns the singular vectors of the base's own weights, and this base is "
+                    "quantized, so that they are others: serve the base unquantized, or convert "
+                    "the adapter to a LoRA with peft's convert_to_lora",
+                    Remedy.UNQUANTIZED_BASE,
+                )
             )
         # Named explicitly: a dataclass with slots is not the class that `super()` remembers.
         return TargetedSpec.contents(self, file, layout, problems, sound=sound)

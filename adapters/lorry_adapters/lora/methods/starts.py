@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.problems import shown
 
@@ -42,15 +43,19 @@ def check_start(fields: Fields) -> None:
     if start is None:
         fields.problems.append(f"init_lora_weights {shown(value)} is not served yet")
         return
-    cure = (
-        "train it as a LoRA"
-        if start == "loftq"
-        else "save the adapter again as plain LoRA, with save_pretrained(..., "
-        "path_initial_model_for_weight_conversion=...), or with lorry adapters convert --initial"
-    )
-    fields.problems.append(
+    said = (
         f"{CHANGED_BASE[start]} (init_lora_weights {shown(value)}) changes the base's own weights "
-        f"and is not served: {cure}"
+        "and is not served: "
+    )
+    if start == "loftq":
+        fields.problems.append(f"{said}train it as a LoRA")
+        return
+    fields.problems.append(
+        Problem(
+            f"{said}save the adapter again as plain LoRA, with save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...)",
+            Remedy.CONVERT_START,
+        )
     )
 
 
