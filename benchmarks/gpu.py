@@ -35,9 +35,9 @@ from transformers import DynamicCache
 from benchmarks.gpu_model import SHAPES, load_random, projections, random_adapter, smaller
 from lorry.bench import machine
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
+from lorry.model import paths
+from lorry.model.executor import Executor
 from lorry.model.loader import LoadedModel
-from lorry.model.native.choice import choose
-from lorry.model.runner import Runner
 
 BLOCK_SIZE = 16
 WARM_UP = 3
@@ -77,22 +77,24 @@ def main() -> int:
 
     loaded = load()
     matmuls = {rows: floor(loaded, rows, given.steps) for rows in batches}
-    runner = Runner(
-        loaded,
+    sizes = paths.Sizes(
         kv_blocks=max(batches) * (given.context // BLOCK_SIZE + 1),
         block_size=BLOCK_SIZE,
         max_slots=max(batches),
         max_rank=given.rank,
+        max_tokens=512,
     )
-    print("steps run on", choose("auto", loaded, runner, max_tokens=512, max_rank=given.rank))
-    runner.settle()
-    steps = {rows: decode(runner, rows, given, adapters=False) for rows in batches}
+    found = paths.first_pass(loaded)
+    kernels = paths.choose("auto", loaded, found, block_size=BLOCK_SIZE)
+    executor = paths.checked(loaded, found, kernels, sizes, print)
+    placement = executor.placement
+    steps = {rows: decode(executor, rows, given, adapters=False) for rows in batches}
     for slot in range(1, max(batches) + 1):
-        runner.place(slot, runner.prepare(random_adapter(loaded, given.rank, slot)))
-    mixed = {rows: decode(runner, rows, given, adapters=True) for rows in batches}
-    path = runner.path
-    runner.close()
-    del loaded, runner
+        placement.place(slot, placement.prepare(random_adapter(loaded, given.rank, slot)))
+    mixed = {rows: decode(executor, rows, given, adapters=True) for rows in batches}
+    path = executor.paths.kernels
+    executor.paths.close()
+    del loaded, placement, executor
     gc.collect()
     peft = {} if given.no_peft else with_peft(load(), batches, given)
     rows = [
@@ -126,7 +128,9 @@ def main() -> int:
     return 0
 
 
-def decode(runner: Runner, num_rows: int, given: argparse.Namespace, *, adapters: bool) -> float:
+def decode(
+    executor: Executor, num_rows: int, given: argparse.Namespace, *, adapters: bool
+) -> float:
     """Milliseconds of a step. The cache holds zeros: nobody asks what they mean."""
     per_row = given.context // BLOCK_SIZE + 1
     params = SamplingParams(max_new_tokens=1)
@@ -142,7 +146,7 @@ def decode(runner: Runner, num_rows: int, given: argparse.Namespace, *, adapters
         for index in range(num_rows)
     )
     batch = Batch(rows)
-    return clock(lambda: runner.run(batch), given.steps, torch.device(given.device))
+    return clock(lambda: executor.run(batch), given.steps, torch.device(given.device))
 
 
 @torch.inference_mode()

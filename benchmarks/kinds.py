@@ -26,9 +26,9 @@ import torch
 
 from lorry.bench import report
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
+from lorry.model import paths
+from lorry.model.executor import Executor
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native.choice import choose, kv_dtype
-from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseModule
 from lorry_adapters.lora.effects import (
@@ -65,16 +65,18 @@ def main() -> int:
         more = {} if given.model is None else {"model": given.model}
         settings = Settings(home=Path(home), kernels=given.kernels, **more)
         loaded = load(settings, lambda line: None)
-    runner = Runner(
-        loaded,
+    sizes = paths.Sizes(
         kv_blocks=ROWS * 4 * 16,
         block_size=BLOCK,
         max_slots=ROWS * len(KINDS),
         max_rank=64,
-        kv_dtype=kv_dtype(given.kernels, loaded),
+        max_tokens=512,
     )
-    choose(given.kernels, loaded, runner, max_tokens=512, max_rank=64)
-    runner.settle()
+    found = paths.first_pass(loaded)
+    kernels = paths.choose(given.kernels, loaded, found, block_size=BLOCK)
+    executor = paths.build(loaded, found, kernels, sizes)
+    paths.hand_over(executor)
+    placement = executor.placement
     slots: dict[str, list[tuple[SlotUse, ...]]] = {"base": [()] * ROWS}
     virtual: dict[str, int] = {}
     for kind, make in KINDS.items():
@@ -82,7 +84,7 @@ def main() -> int:
         for _ in range(ROWS):
             slot = (len(slots) - 2) * ROWS + len(slots[kind]) + 1
             weights = make(loaded, slot)
-            runner.place(slot, runner.prepare(weights))
+            placement.place(slot, placement.prepare(weights))
             slots[kind].append((SlotUse(slot, 1.0),))
             virtual[kind] = VIRTUAL if weights.prompt is not None else 0
     slots |= mixed(slots)
@@ -96,8 +98,10 @@ def main() -> int:
         )
         for kind, uses in slots.items()
     }
-    decodes, reads = measure(runner, steps, prompts, given.steps)
-    sys.stdout.write(f"{loaded.name} in {loaded.quantization}, {runner.path} kernels\n\n")
+    decodes, reads = measure(executor, steps, prompts, given.steps)
+    sys.stdout.write(
+        f"{loaded.name} in {loaded.quantization}, {executor.paths.kernels} kernels\n\n"
+    )
     sys.stdout.write(table(decodes, reads))
     if given.json is not None:
         report.write_json(given.json, {"decode": dict(decodes), "prompt": dict(reads)})
@@ -127,26 +131,26 @@ Seconds = Mapping[str, float]
 
 
 def measure(
-    runner: Runner, steps: Mapping[str, Batch], prompts: Mapping[str, Batch], count: int
+    executor: Executor, steps: Mapping[str, Batch], prompts: Mapping[str, Batch], count: int
 ) -> tuple[Seconds, Seconds]:
     """Median seconds of a step, the kinds in turn, so that a slow minute is everybody's."""
     found: dict[str, list[float]] = {kind: [] for kind in steps}
     read: dict[str, list[float]] = {kind: [] for kind in prompts}
     for step in range(count + 3):
         for kind, batch in steps.items():
-            found[kind].append(seconds(runner, batch))
+            found[kind].append(seconds(executor, batch))
         if step % EVERY == 0:
             for kind, batch in prompts.items():
-                read[kind].append(seconds(runner, batch))
+                read[kind].append(seconds(executor, batch))
     return (
         {kind: statistics.median(values[3:]) for kind, values in found.items()},
         {kind: statistics.median(values[1:]) for kind, values in read.items()},
     )
 
 
-def seconds(runner: Runner, batch: Batch) -> float:
+def seconds(executor: Executor, batch: Batch) -> float:
     began = time.perf_counter()
-    runner.run(batch)
+    executor.run(batch)
     return time.perf_counter() - began
 
 

@@ -15,9 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lorry.bench import adapters as made
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
+from lorry.model import paths
 from lorry.model.loader import load
-from lorry.model.native.choice import choose, kv_dtype
-from lorry.model.runner import Runner
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
 
@@ -50,27 +49,28 @@ class Steps:
             quantize=quantization,
         )
         self.loaded = load(settings, lambda _: None)
-        self.runner = Runner(
-            self.loaded,
+        sizes = paths.Sizes(
             kv_blocks=cells // BLOCK_SIZE,
             block_size=BLOCK_SIZE,
             max_slots=max(1, slots),
             max_rank=max(1, rank),
-            kv_dtype=kv_dtype(kernels, self.loaded),
+            max_tokens=max_tokens,
         )
-        self.chosen = choose(
-            kernels, self.loaded, self.runner, max_tokens=max_tokens, max_rank=max(1, rank)
-        )
-        self.runner.settle()
+        found = paths.first_pass(self.loaded)
+        chosen = paths.choose(kernels, self.loaded, found, block_size=BLOCK_SIZE)
+        self.chosen = chosen.said
+        self.executor = paths.build(self.loaded, found, chosen, sizes)
+        paths.hand_over(self.executor)
+        placement = self.executor.placement
         shapes = made.shapes_of(folder)
         with tempfile.TemporaryDirectory(prefix="lorry-bench-") as scratch:
             for index in range(slots):
                 made.write(Path(scratch), shapes, index, rank, base="bench")
-                found = weights.load(Path(scratch), f"sha256:{index}", self.loaded.layout)
-                self.runner.place(index + 1, self.runner.prepare(found))
+                adapter = weights.load(Path(scratch), f"sha256:{index}", self.loaded.layout)
+                placement.place(index + 1, placement.prepare(adapter))
 
     def close(self) -> None:
-        self.runner.close()
+        self.executor.paths.close()
 
     def decode(self, rows: int, context: int, adapters: int = 0) -> Run:
         """A token for each of `rows`, each with `context` tokens before it; the rows take
@@ -108,7 +108,7 @@ class Steps:
 
     def _step(self, rows: Iterable[Row]) -> Run:
         batch = Batch(tuple(rows))
-        return lambda: self.runner.run(batch)
+        return lambda: self.executor.run(batch)
 
 
 def _uses(row: int, adapters: int) -> tuple[SlotUse, ...]:

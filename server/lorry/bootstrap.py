@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from types import FrameType
 
 import psutil
@@ -33,12 +32,11 @@ from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.errors import GenerationFailed, ModelError, SettingsError
 from lorry.metrics import Metrics
-from lorry.model import memory, selfcheck
+from lorry.model import memory, paths, selfcheck
+from lorry.model.executor import Executor
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native.choice import choose, kv_dtype
-from lorry.model.runner import Runner
-from lorry.model.survey import survey
+from lorry.model.path_set import PathSet
 from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora.slots import SlotTable
@@ -65,12 +63,12 @@ class Server:
     registry: Registry
     engine: Engine
     client: EngineClient
-    runner: Runner
+    executor: Executor
     app: FastAPI
 
     def close(self) -> None:
         self.engine.stop()
-        self.runner.close()
+        self.executor.paths.close()
         self.registry.close()
 
 
@@ -81,39 +79,11 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
     loaded = load(settings, say)
-    found = survey(loaded)
-    dtype = kv_dtype(settings.kernels, loaded)
-    per_token = bytes_per_token(found.shapes, dtype)
-    runner = Runner(
-        loaded,
-        kv_blocks=_kv_blocks(settings, loaded, per_token),
-        block_size=BLOCK_SIZE,
-        max_slots=settings.max_loras,
-        max_rank=settings.max_lora_rank,
-        kv_dtype=dtype,
-        found=found,
-    )
-    equip = partial(
-        choose,
-        settings.kernels,
-        max_tokens=settings.max_num_batched_tokens,
-        max_rank=settings.max_lora_rank,
-    )
-    say(f"steps run on {equip(loaded, runner)}")
-    selfcheck.check(runner, loaded, equip)
-    if runner.unpackable is not None:
-        say(f"rows are padded, which costs time: packed in one row, {runner.unpackable}")
-    runner.settle()
-    memory.give_back_freed()
-    tokens = runner.cache.num_blocks * BLOCK_SIZE
-    say(
-        f"KV cache takes {format_size(runner.cache.nbytes)}: "
-        f"{tokens} tokens of {format_size(runner.cache.nbytes // tokens)}, "
-        f"{str(runner.cache.dtype).removeprefix('torch.')}"
-    )
+    executor = _executor(settings, loaded, say)
+    cache = executor.paths.cache
     registry = Registry(
         settings.home,
-        runner.layout(loaded),
+        executor.paths.layout,
         max_rank=settings.max_lora_rank,
         max_upload=settings.max_upload,
         max_host_bytes=settings.host_cache_memory,
@@ -127,8 +97,8 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     mailbox = Mailbox()
     residency = SlotResidency(
         SlotTable(settings.max_loras),
-        fetch=lambda digest: runner.prepare(registry.weights(digest)),
-        place=runner.place,
+        fetch=lambda digest: executor.placement.prepare(registry.weights(digest)),
+        place=executor.placement.place,
         wake=mailbox.wake,
     )
     scheduler = Scheduler(
@@ -137,7 +107,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=loaded.max_model_len,
         ),
-        BlockPool(runner.cache.num_blocks, BLOCK_SIZE),
+        BlockPool(cache.num_blocks, BLOCK_SIZE),
         residency,
     )
     metrics = Metrics(CollectorRegistry(), base_name=loaded.name)
@@ -145,7 +115,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     engine = Engine(
         scheduler,
         residency,
-        runner,
+        executor,
         mailbox,
         Constraints(
             compilers(
@@ -172,13 +142,39 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
             repository=loaded.repository,
             eos_token_ids=loaded.eos_token_ids,
             max_model_len=loaded.max_model_len,
-            info=lambda: _info(settings, loaded, runner),
+            info=lambda: _info(settings, loaded, executor.paths),
             quantization=loaded.quantization,
             vocab_size=vocab_size,
             give_back=memory.give_back_freed,
         )
     )
-    return Server(settings, loaded, registry, engine, client, runner, app)
+    return Server(settings, loaded, registry, engine, client, executor, app)
+
+
+def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
+    """The paths that serve, checked, and what is told of them and of their cache."""
+    found = paths.first_pass(loaded)
+    kernels = paths.choose(settings.kernels, loaded, found, block_size=BLOCK_SIZE)
+    per_token = bytes_per_token(found.shapes, kernels.kv_dtype)
+    sizes = paths.Sizes(
+        kv_blocks=_kv_blocks(settings, loaded, per_token),
+        block_size=BLOCK_SIZE,
+        max_slots=settings.max_loras,
+        max_rank=settings.max_lora_rank,
+        max_tokens=settings.max_num_batched_tokens,
+    )
+    executor = paths.checked(loaded, found, kernels, sizes, say)
+    served = executor.paths
+    if served.unpackable is not None:
+        say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
+    memory.give_back_freed()
+    tokens = served.cache.num_blocks * BLOCK_SIZE
+    say(
+        f"KV cache takes {format_size(served.cache.nbytes)}: "
+        f"{tokens} tokens of {format_size(served.cache.nbytes // tokens)}, "
+        f"{str(served.cache.dtype).removeprefix('torch.')}"
+    )
+    return executor
 
 
 def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
@@ -208,7 +204,7 @@ def _memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[str, object]:
+def _info(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[str, object]:
     """What `/info` says of the model and of the memory, bytes by part."""
     return {
         "version": lorry.__version__,
@@ -218,18 +214,18 @@ def _info(settings: Settings, loaded: LoadedModel, runner: Runner) -> Mapping[st
         "architecture": loaded.layout.architecture,
         "quantization": loaded.quantization,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "kv_cache_dtype": str(runner.cache.dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(served.cache.dtype).removeprefix("torch."),
         "device": str(loaded.device),
-        "kernels": runner.path,
-        "rows": runner.row_layout,
+        "kernels": served.kernels,
+        "rows": served.row_layout,
         "torch": torch.__version__,
         "max_model_len": loaded.max_model_len,
         "max_loras": settings.max_loras,
         "max_lora_rank": settings.max_lora_rank,
         "memory": {
             **loaded.memory,
-            "kv_cache": runner.cache.nbytes,
-            "adapter_slots_reserved": runner.slot_bytes,
+            "kv_cache": served.cache.nbytes,
+            "adapter_slots_reserved": served.slot_bytes,
             "host_cache_limit": settings.host_cache_memory,
         },
     }

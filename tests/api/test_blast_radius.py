@@ -29,8 +29,8 @@ class Poison:
         self.slot: Callable[[], int | None] = lambda: None
         self.longer_than = 0
         self.gives_nan = False
-        self._runner = runner = live.server.runner
-        for path in filter(None, (runner._lean, runner._torch)):
+        paths = live.server.executor.paths
+        for path in filter(None, (paths.compiled, paths.general)):
             self._stand_before(path)
 
     def _stand_before(self, path: Any) -> None:

@@ -12,10 +12,10 @@ import pytest
 from api.live import serve
 from lorry.model.memory import digest_of_base
 from lorry.settings import Settings
+from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver
 from support.patience import client
 from support.peft_adapters import pack
 from support.prompts import random_prompt
-from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver
 from support.server import body
 
 VARIANTS = ["plain", "large", "one_module", "head", "rslora", "mlp_only", "small", "all_linear"]
@@ -26,7 +26,7 @@ ROUNDS = 1000
 def test_a_thousand_places_in_the_runner(
     quantization: str, tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
-    driver = RunnerDriver(tiny_model("llama"), quantization=quantization)
+    driver = ExecutorDriver(tiny_model("llama"), quantization=quantization)
     before = digest_of_base(driver.loaded.model)
     random_ = random.Random(0)
     folders = [peft_adapter("llama", variant, seed=5) for variant in VARIANTS]

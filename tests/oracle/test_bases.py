@@ -14,22 +14,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lorry.model import selfcheck
 from lorry_adapters.lora import weights
 from support import families, padded_families, wrapped_base
+from support.executor_driver import Ask, ExecutorDriver
 from support.peft_adapters import fill
 from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver
 
 TOLERANCE = 1e-4
 PADDED = {*padded_families.UNPACKABLE, *padded_families.PADDED_TOO}
 BASES = [*families.FAMILIES, *PADDED - {"codegen", "mpt", "gpt_neo"}]
 
 
-def check(folder: Path, plain: Path, other: Path) -> RunnerDriver:
-    ours, theirs = RunnerDriver(folder), PeftOracle(folder)
-    selfcheck.check(ours.runner, ours.loaded)
+def check(folder: Path, plain: Path, other: Path) -> ExecutorDriver:
+    ours, theirs = ExecutorDriver(folder, is_checked=True), PeftOracle(folder)
     mixed = [[], [(plain, 1.0)], [(plain, 0.5)], [(plain, 1.0), (other, -0.5)]]
     for uses in ([mixed[1]], mixed):
         asks = [Ask(one, random_prompt(21 + row, row)) for row, one in enumerate(uses)]
@@ -45,7 +43,7 @@ def test_a_base(
     plain = peft_adapter(family, "plain")
     other = peft_adapter(family, "attention_only", seed=1)
     ours = check(tiny_model(family), plain, other)
-    assert (ours.runner.row_layout == "padded") is (family in PADDED)
+    assert (ours.executor.paths.row_layout == "padded") is (family in PADDED)
 
 
 def test_gemma_3_with_a_vision_part_serves_its_text_part(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from support.compiled import forbid_packed, require_compiled_step
+from support.executor_driver import Ask, ExecutorDriver
 from support.kind import trained_tokens
 from support.peft_kinds import KINDS
 from support.peft_made import make
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver
 
 FAMILIES = ("llama", "llama_tied")
 EMBEDDINGS = ("embeddings target", "dora, embeddings target", "modules_to_save=embeddings")
@@ -33,8 +33,8 @@ paths for a plain LoRA, whose pair is in 8 bits on one. `test_edges.py` has the 
 
 @dataclass(frozen=True)
 class Ground:
-    native: RunnerDriver
-    packed: RunnerDriver
+    native: ExecutorDriver
+    packed: ExecutorDriver
     made: Mapping[str, Path]
     plain: Path
 
@@ -66,8 +66,8 @@ def ground(
         name: make(KINDS[name], request.param, model, root / str(i)).folder
         for i, name in enumerate(EMBEDDINGS + HEADS)
     }
-    native = RunnerDriver(base, quantization="int8", kernels="native", threads=2)
-    packed = RunnerDriver(base, quantization="int8")
+    native = ExecutorDriver(base, quantization="int8", kernels="native", threads=2)
+    packed = ExecutorDriver(base, quantization="int8")
     plain = make(KINDS["lora"], request.param, model, root / "plain").folder
     yield Ground(native, packed, made, plain)
     native.close()
@@ -75,7 +75,7 @@ def ground(
 
 @pytest.fixture
 def one_path(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid_packed(monkeypatch, ground.packed.runner._torch)
+    forbid_packed(monkeypatch, ground.packed.executor.paths.general)
 
 
 def apart(want: Sequence[float], have: Sequence[float]) -> list[float]:
@@ -123,7 +123,7 @@ def test_they_are_loud(ground: Ground) -> None:
 
 def test_what_a_sum_brought_to_the_packed_model_can_go_again(tiny_model, ground: Ground) -> None:
     """Its slots there were made in the middle of a step."""
-    fresh = RunnerDriver(tiny_model("llama"), quantization="int8", kernels="native")
+    fresh = ExecutorDriver(tiny_model("llama"), quantization="int8", kernels="native")
     ask = Ask([(ground.plain, 1.0)], random_prompt(9, 52))
     before = fresh.score([ask])
     fresh.score(ground.summed(HEADS[:1]))

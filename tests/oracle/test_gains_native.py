@@ -18,6 +18,7 @@ import peft
 import pytest
 
 from support.compiled import forbid_packed, require_compiled_step
+from support.executor_driver import Ask, ExecutorDriver, token_ids
 from support.kind import Kind
 from support.lora_kinds import lora_config
 from support.peft_kinds import KINDS
@@ -25,7 +26,6 @@ from support.peft_made import Made, make
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
 from support.rounded import round_pairs
-from support.runner_driver import Ask, RunnerDriver, token_ids
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """The second has biases."""
@@ -67,8 +67,8 @@ SCALES = (1.0, 0.5, -0.7, 1.5)
 
 @dataclass(frozen=True)
 class Ground:
-    native: RunnerDriver
-    packed: RunnerDriver
+    native: ExecutorDriver
+    packed: ExecutorDriver
     made: Mapping[str, Made]
     rounded: Mapping[Path, Path]
 
@@ -110,14 +110,14 @@ def ground(
         round_pairs(made.model)
         rounded[made.folder] = root / f"{index}" / "rounded"
         made.model.save_pretrained(rounded[made.folder])
-    native = RunnerDriver(base, quantization="int8", kernels="native", threads=2)
-    yield Ground(native, RunnerDriver(base, quantization="int8"), found, rounded)
+    native = ExecutorDriver(base, quantization="int8", kernels="native", threads=2)
+    yield Ground(native, ExecutorDriver(base, quantization="int8"), found, rounded)
     native.close()
 
 
 @pytest.fixture(autouse=True)
 def _one_path(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid_packed(monkeypatch, ground.packed.runner._torch)
+    forbid_packed(monkeypatch, ground.packed.executor.paths.general)
 
 
 def check(mine: Sequence[float], theirs: Sequence[float]) -> None:

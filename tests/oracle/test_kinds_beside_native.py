@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from lorry_adapters.lora import weights
 from support.compiled import require_compiled_step
+from support.executor_driver import Ask, ExecutorDriver, token_ids
 from support.peft_kinds import KINDS
 from support.peft_made import make
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, token_ids
 
 FAMILY = "llama"
 NAMES = ("lokr", "ln_tuning", "modules_to_save=norm")
@@ -33,16 +33,16 @@ def folder(tiny_model: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def native(folder: Path) -> Iterator[RunnerDriver]:
+def native(folder: Path) -> Iterator[ExecutorDriver]:
     require_compiled_step()
-    driver = RunnerDriver(folder, quantization="int8", kernels="native", threads=2)
+    driver = ExecutorDriver(folder, quantization="int8", kernels="native", threads=2)
     yield driver
     driver.close()
 
 
 @pytest.fixture(scope="module")
-def torch_only(folder: Path) -> RunnerDriver:
-    return RunnerDriver(folder, quantization="int8")
+def torch_only(folder: Path) -> ExecutorDriver:
+    return ExecutorDriver(folder, quantization="int8")
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def company(known: dict[str, Path], plain: Path) -> list[Ask]:
 
 
 def test_the_answers_are_those_of_the_packed_model_alone(
-    native: RunnerDriver,
-    torch_only: RunnerDriver,
+    native: ExecutorDriver,
+    torch_only: ExecutorDriver,
     made: dict[str, Path],
     known: dict[str, Path],
     peft_adapter: Callable[..., Path],
@@ -104,7 +104,7 @@ def test_the_answers_are_those_of_the_packed_model_alone(
 
 
 def test_rows_on_the_compiled_step_do_not_notice(
-    native: RunnerDriver,
+    native: ExecutorDriver,
     made: dict[str, Path],
     known: dict[str, Path],
     peft_adapter: Callable[..., Path],
@@ -120,7 +120,7 @@ def test_rows_on_the_compiled_step_do_not_notice(
 
 
 def test_a_slot_that_changes_its_kind_changes_its_path(
-    native: RunnerDriver,
+    native: ExecutorDriver,
     made: dict[str, Path],
     known: dict[str, Path],
     peft_adapter: Callable[..., Path],

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from support import families
+from support.executor_driver import Ask, ExecutorDriver, drawn
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, drawn
 
 TOLERANCE = 1e-4
 FAMILIES = [*families.REQUIRED, *families.EXTRA]
@@ -28,7 +28,7 @@ class Both:
     """One model on both sides: ours, and theirs."""
 
     def __init__(self, folder: Path, adapter: Callable[..., Path]) -> None:
-        self.ours = RunnerDriver(folder)
+        self.ours = ExecutorDriver(folder)
         self.theirs = PeftOracle(folder)
         self.adapter = adapter
 

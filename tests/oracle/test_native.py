@@ -20,11 +20,11 @@ from lorry.model.memory import digest_of_base
 from lorry.model.native import library, recipe
 from support import families
 from support.compiled import require_compiled_step
+from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, drawn, load_tiny, token_ids
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
 from support.rounded import rounded
-from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver, drawn, load_tiny, token_ids
 
 Exact = Callable[[str, list[Ask]], list[list[float]]]
 
@@ -51,8 +51,8 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @contextmanager
-def native(folder: Path, threads: int = 1) -> Iterator[RunnerDriver]:
-    driver = RunnerDriver(folder, quantization="int8", kernels="native", threads=threads)
+def native(folder: Path, threads: int = 1) -> Iterator[ExecutorDriver]:
+    driver = ExecutorDriver(folder, quantization="int8", kernels="native", threads=threads)
     yield driver
     driver.close()
 
@@ -160,7 +160,7 @@ def test_a_sum_does_not_know_its_slots(
     """Where adapters lie depends on who came before: no bit of an answer may."""
     held = [adapter_of("llama")(variant) for variant in ("plain", "large", "rslora", "head")]
     asks = [Ask([(folder, 0.5) for folder in held], random_prompt(30, 1)), *mixed_sums(held)]
-    driver = RunnerDriver(tiny_model("llama"), quantization="int8", kernels=kernels)
+    driver = ExecutorDriver(tiny_model("llama"), quantization="int8", kernels=kernels)
     answers = []
     for order in (held, held[::-1], held[2:] + held[:2]):
         driver.forget_slots()
@@ -238,4 +238,4 @@ def test_a_slot_forgets_what_it_held(
 @pytest.mark.parametrize("family", sorted({*families.REQUIRED, *families.EXTRA} - set(FAMILIES)))
 def test_other_shapes_are_refused_by_name(family: str, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ModelError, match="is not of a shape that it knows"):
-        RunnerDriver(tiny_model(family), quantization="int8", kernels="native")
+        ExecutorDriver(tiny_model(family), quantization="int8", kernels="native")

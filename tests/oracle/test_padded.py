@@ -16,10 +16,10 @@ import torch
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model import padded
 from support import padded_families
+from support.executor_driver import Ask, ExecutorDriver, drawn, token_ids, tops
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import PeftOracle
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, drawn, token_ids, tops
 
 TOLERANCE = 1e-4
 ALONE = 1e-5
@@ -29,10 +29,10 @@ EVERY = [*padded_families.UNPACKABLE, *padded_families.PADDED_TOO]
 
 class Both:
     def __init__(self, folder: Path, adapter: Callable[..., Path]) -> None:
-        self.ours = RunnerDriver(folder)
+        self.ours = ExecutorDriver(folder)
         self.theirs = PeftOracle(folder)
         self.adapter = adapter
-        assert self.ours.runner.row_layout == "padded"
+        assert self.ours.executor.paths.row_layout == "padded"
 
     def asks(self) -> list[Ask]:
         """Base, two adapters, half of one, the sum: prompts of five lengths."""
@@ -118,8 +118,8 @@ def test_a_neighbour_that_overflows_harms_nobody(family: str, both: Callable[[st
     for lengths in [(1, 1, 1), (1, 20, 20), (20, 9, 20)]:
         calm = [row("short", lengths[1], 8), row("long", lengths[2], 16)]
         loud = row("wild", lengths[0], 0, (SlotUse(wild, 1e30),))
-        before = [pair.ours.runner.run(Batch((one,)))[0] for one in calm]
-        spoilt, *after = pair.ours.runner.run(Batch((loud, *calm)))
+        before = [pair.ours.executor.run(Batch((one,)))[0] for one in calm]
+        spoilt, *after = pair.ours.executor.run(Batch((loud, *calm)))
         (lost,) = drawn([spoilt])
         assert lost.logprob != lost.logprob
         for mine, theirs in zip(after, before, strict=True):

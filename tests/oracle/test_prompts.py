@@ -296,7 +296,7 @@ def native(tiny_model: Callable[[str], Path]) -> Iterator[House]:
     require_compiled_step()
     house = House(tiny_model("llama"), quantization="int8", kernels="native")
     yield house
-    house.runner.close()
+    house.executor.paths.close()
 
 
 def near(

@@ -23,9 +23,9 @@ import pytest
 
 from lorry.model import int8
 from support import families
+from support.executor_driver import Ask, ExecutorDriver
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver
 
 FAMILIES = [*families.REQUIRED, *families.EXTRA]
 
@@ -46,7 +46,7 @@ class Case:
     def __init__(self, folder: Path, quantization: str, chosen: list[Adapters]) -> None:
         self.asks = [Ask(adapters, random_prompt(40, i)) for i, adapters in enumerate(chosen)]
         self.theirs = self.oracle(folder, quantization)
-        self.ours = RunnerDriver(folder, quantization=quantization)
+        self.ours = ExecutorDriver(folder, quantization=quantization)
 
     def oracle(self, folder: Path, quantization: str, *, exactly: bool = False) -> list[float]:
         oracle = PeftOracle(folder, quantization)
@@ -101,6 +101,6 @@ def test_int8(
 def test_scale_zero_is_the_base_exactly(
     quantization: str, tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
-    ours = RunnerDriver(tiny_model("llama"), quantization=quantization)
+    ours = ExecutorDriver(tiny_model("llama"), quantization=quantization)
     adapter, ids = peft_adapter("llama", "plain", seed=1), random_prompt(20, 1)
     assert ours.score([Ask([(adapter, 0.0)], ids)]) == ours.score([Ask([], ids)])

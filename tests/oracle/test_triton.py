@@ -15,10 +15,10 @@ import pytest
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
 from lorry.model import selfcheck
+from support.executor_driver import Ask, ExecutorDriver, drawn, token_ids
 from support.fused_driver import FusedDriver
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, drawn, token_ids
 
 TOLERANCE = 1e-4
 
@@ -72,7 +72,7 @@ def test_decoding_gives_the_tokens_of_the_other_kernels(
     before = driver.record.repeated
     mine = driver.greedy(asks, 4)
     assert driver.record.repeated == before + 3, "every step but the prompts' was a recorded one"
-    theirs = RunnerDriver(tiny_model(family)).greedy(asks, 4)
+    theirs = ExecutorDriver(tiny_model(family)).greedy(asks, 4)
     for ours, other in zip(mine, theirs, strict=True):
         assert token_ids(ours) == token_ids(other)
         for token, wanted in zip(drawn(ours), drawn(other), strict=True):
@@ -94,8 +94,8 @@ def test_recorded_steps_give_the_bits_of_direct_ones(
     direct.record._record = fail  # type: ignore[assignment]
     for chosen in (asks[2:4], asks[1:2]):
         assert recorded.greedy(chosen, 3) == direct.greedy(chosen, 3)
-    assert recorded.runner.path == "triton" and recorded.record.repeated == 4
-    assert direct.runner.path == "triton, not recorded" and direct.record.repeated == 0
+    assert recorded.executor.paths.kernels == "triton" and recorded.record.repeated == 4
+    assert direct.executor.paths.kernels == "triton, not recorded" and direct.record.repeated == 0
 
 
 def test_a_rows_numbers_do_not_depend_on_its_neighbours(
@@ -112,7 +112,7 @@ def test_adapters_of_other_ranks_in_a_recorded_steps_slots(
     tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
     """A recording reads slots, ranks and scales anew: what was there when it was made is gone."""
-    driver, plain = FusedDriver(tiny_model("llama")), RunnerDriver(tiny_model("llama"))
+    driver, plain = FusedDriver(tiny_model("llama")), ExecutorDriver(tiny_model("llama"))
     variants = ["plain", "rank_one", "mlp_only", "large"]
     chance, prompt = random.Random(3), random_prompt(6, 4)
     for variant in variants:
@@ -128,7 +128,7 @@ def test_adapters_of_other_ranks_in_a_recorded_steps_slots(
 def test_a_module_that_gets_slots_later_is_recorded_anew(
     tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
-    driver, plain = FusedDriver(tiny_model("llama")), RunnerDriver(tiny_model("llama"))
+    driver, plain = FusedDriver(tiny_model("llama")), ExecutorDriver(tiny_model("llama"))
     prompt = random_prompt(6, 5)
     for variant in ("attention_only", "mlp_only", "attention_only"):
         ask = Ask([(peft_adapter("llama", variant, seed=6), 1.0)], prompt)
@@ -138,4 +138,4 @@ def test_a_module_that_gets_slots_later_is_recorded_anew(
 
 def test_the_self_check_finds_nothing(drivers: Callable[[str], FusedDriver]) -> None:
     driver = drivers("llama")
-    selfcheck.check(driver.runner, driver.loaded)
+    assert selfcheck.problem(driver.executor, driver.loaded, []) is None

@@ -36,7 +36,7 @@ def test_every_pair_once_and_nothing_else(
     ranks: tuple[int, ...],
     digests: dict[int, str] | None,
 ) -> None:
-    made = build_plan(rows, dtype=torch.float32, device=CPU, digests=digests)
+    made = build_plan(rows, dtype=torch.float32, device=CPU, digest_of=digests.__getitem__)
     assert made.num_tokens == sum(count for count, _ in rows)
     wanted, first = [], 0
     for count, row_uses in rows:
@@ -106,7 +106,7 @@ def test_with_digests_the_order_of_a_sum_does_not_depend_on_the_slots(
     def order(slot_of: list[int], rows: list[tuple[int, list[tuple[int, float]]]]) -> list[int]:
         moved = [(n, [(slot_of[adapter - 1], scale) for adapter, scale in u]) for n, u in rows]
         digests = {slot: chr(96 + adapter) for adapter, slot in enumerate(slot_of, start=1)}
-        made = build_plan(moved, dtype=torch.float32, device=CPU, digests=digests)
+        made = build_plan(moved, dtype=torch.float32, device=CPU, digest_of=digests.__getitem__)
         return [slot_of.index(slot) + 1 for slot, token, _ in made.pairs if token == 0]
 
     here = list(range(1, NUM_SLOTS + 1))

@@ -6,14 +6,25 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lorry.model.executor import Executor
 from lorry.model.native import library, recipe
-from lorry.model.native.lean import KV_DTYPE, LeanModel, unsuited
+from lorry.model.native.lean import LeanModel, unsuited
 from lorry.model.packed import PackedModel
-from support.runner_driver import BLOCK_SIZE, MAX_RANK, NUM_BLOCKS, NUM_SLOTS, RunnerDriver
+from lorry.model.paths import FirstPass, Kernels, build
+from lorry.model.selection import TorchSelection
+from support.executor_driver import (
+    BLOCK_SIZE,
+    MAX_RANK,
+    NUM_BLOCKS,
+    NUM_SLOTS,
+    SIZES,
+    ExecutorDriver,
+)
 
 MAX_TOKENS = 256
 
@@ -58,8 +69,8 @@ def forbid_packed(patch: pytest.MonkeyPatch, but: object = None) -> None:
     patch.setattr(PackedModel, "run", only_theirs)
 
 
-class LeanDriver(RunnerDriver):
-    """A runner on the compiled step."""
+class LeanDriver(ExecutorDriver):
+    """An executor on the compiled step."""
 
     def __init__(
         self,
@@ -69,17 +80,21 @@ class LeanDriver(RunnerDriver):
         num_threads: int = 1,
         max_tokens: int = MAX_TOKENS,
     ) -> None:
-        super().__init__(folder, quantization="int8", cache=KV_DTYPE)
+        self._built, self._max_tokens = built, max_tokens
+        super().__init__(folder, quantization="int8", kernels="native", threads=num_threads)
+
+    def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
         assert unsuited(self.loaded) is None
+        paths = build(self.loaded, found, replace(kernels, kind="torch"), SIZES).paths
         self.lean = LeanModel(
-            built,
+            self._built,
             self.loaded,
-            self.runner.cache,
-            self.runner.prompts,
+            paths.cache,
+            paths.virtual_tokens,
             num_slots=NUM_SLOTS,
-            max_tokens=max_tokens,
+            max_tokens=self._max_tokens,
             max_context=NUM_BLOCKS * BLOCK_SIZE,
             max_rank=MAX_RANK,
-            num_threads=num_threads,
+            num_threads=kernels.threads,
         )
-        self.runner.go_lean(self.lean)
+        return Executor(replace(paths, compiled=self.lean), TorchSelection())

@@ -1,4 +1,4 @@
-"""A tiny decoder through the real loader, survey, self-check and runner, and through
+"""A tiny decoder through the real loader, first pass, self-check and executor, and through
 transformers' own forward pass, which nothing here has touched: how far the two lie apart.
 """
 
@@ -16,13 +16,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorry.errors import LorryError
-from lorry.model import selfcheck
 from lorry_adapters.errors import AdapterError
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.parameters import STACKED
 from support import peft_adapters
+from support.executor_driver import Ask, ExecutorDriver, drawn, load_tiny, token_ids
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, drawn, load_tiny, token_ids
 
 LENGTHS = (61, 47, 26)
 """Tokens of the prompts: the longest is three times as long as any limit of a tiny decoder."""
@@ -72,14 +71,12 @@ class Oracle:
         return [float(table_TV[i, token]) for i, token in enumerate(ids[1:])]
 
 
-def start(folder: Path, quantization: str = "none") -> RunnerDriver | Outcome:
+def start(folder: Path, quantization: str = "none") -> ExecutorDriver | Outcome:
     """What a server would have when its self-check is over, or why it would not start."""
     try:
-        ours = RunnerDriver(folder, quantization=quantization)
-        selfcheck.check(ours.runner, ours.loaded)
+        return ExecutorDriver(folder, quantization=quantization, is_checked=True)
     except LorryError as error:
         return Outcome(Way.REFUSED, str(error))
-    return ours
 
 
 def examine(folder: Path, quantization: str = "none") -> Outcome:
@@ -97,7 +94,7 @@ def examine(folder: Path, quantization: str = "none") -> Outcome:
     for prompt, results in zip(prompts, ours.greedy(asks, DRAWN, chunk=PIECES[1]), strict=True):
         want = theirs.logprobs([*prompt, *token_ids(results)])[-DRAWN:]
         worst = max(worst, apart([one.logprob for one in drawn(results)], want))
-    return Outcome(Way(ours.runner.row_layout), error=worst)
+    return Outcome(Way(ours.executor.paths.row_layout), error=worst)
 
 
 def examine_adapter(folder: Path, adapter: Path, *, experts: bool = False) -> Outcome:
@@ -130,7 +127,7 @@ def examine_adapter(folder: Path, adapter: Path, *, experts: bool = False) -> Ou
     worst = apart(alone, wanted[0])
     for mine, want in zip(ours.score(asks, chunk=PIECES[1]), wanted, strict=True):
         worst = max(worst, apart(mine, want))
-    return Outcome(Way(ours.runner.row_layout), error=worst)
+    return Outcome(Way(ours.executor.paths.row_layout), error=worst)
 
 
 def make_adapter(folder: Path, adapter: Path, layout: BaseLayout | None) -> Any:
@@ -148,7 +145,7 @@ def make_adapter(folder: Path, adapter: Path, layout: BaseLayout | None) -> Any:
     return made.eval()
 
 
-def prompts_for(ours: RunnerDriver) -> list[list[int]]:
+def prompts_for(ours: ExecutorDriver) -> list[list[int]]:
     longest = ours.loaded.max_model_len - DRAWN
     return [random_prompt(min(length, longest), length) for length in LENGTHS]
 

@@ -1,14 +1,18 @@
-"""A runner on Triton's kernels, with decode steps that are recorded."""
+"""An executor on Triton's kernels, with decode steps that are recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 from lorry.model.cuda import CudaModel
+from lorry.model.executor import Executor
 from lorry.model.graphs import CudaRecord, Record, repeated
 from lorry.model.logits import Logits
-from support.runner_driver import RunnerDriver
+from lorry.model.packed import PackedModel
+from lorry.model.paths import FirstPass, Kernels, build
+from lorry.model.selection import TorchSelection
+from support.executor_driver import SIZES, ExecutorDriver
 
 
 class CountedRecord:
@@ -31,21 +35,15 @@ class CountedRecord:
         return logits, counted
 
 
-class FusedDriver(RunnerDriver):
+class FusedDriver(ExecutorDriver):
     """On the device that the tiny model is on; where that is a CPU, kernels are interpreted."""
 
-    def __init__(self, folder: Path, *, quantization: str = "none") -> None:
-        super().__init__(folder, quantization=quantization)
+    def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
+        paths = build(self.loaded, found, kernels, SIZES).paths
         device, dtype = self.loaded.device, self.loaded.dtype
+        assert isinstance(paths.pooled, PackedModel)
         self.record = CountedRecord(device.type)
-        self.runner.go_fused(
-            lambda packed, cache, lora, special: CudaModel(
-                packed,
-                cache,
-                lora,
-                device=device,
-                dtype=dtype,
-                special=special,
-                record=self.record,
-            )
+        triton = CudaModel(
+            paths.pooled, paths.cache, paths.lora, device=device, dtype=dtype, record=self.record
         )
+        return Executor(replace(paths, general=triton, upload=triton.bring), TorchSelection())

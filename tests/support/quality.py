@@ -32,8 +32,8 @@ from lorry.core import Batch, Row, Sample, SamplingParams
 from lorry.errors import ModelError
 from lorry.model import catalogue
 from lorry.settings import DEFAULT_MODEL
+from support.executor_driver import BLOCK_SIZE, Ask, ExecutorDriver
 from support.peft_oracle import PeftOracle
-from support.runner_driver import BLOCK_SIZE, Ask, RunnerDriver
 
 TEXTS = Path(__file__).parent / "texts"
 WINDOW = 256
@@ -137,15 +137,15 @@ class Quality:
         return Said(logprobs, greedy)
 
     def served(self, quantization: str, kernels: str) -> Said:
-        """The runner of the server; answers come token by token, all in one batch."""
-        driver = RunnerDriver(self._folder, quantization=quantization, kernels=kernels)
+        """The executor of the server; answers come token by token, all in one batch."""
+        driver = ExecutorDriver(self._folder, quantization=quantization, kernels=kernels)
         try:
             logprobs = [p for ids in self.windows for p in driver.score([Ask([], ids)])[0]]
             return Said(logprobs, list(map(list, zip(*self._steps(driver), strict=True))))
         finally:
             driver.close()
 
-    def _steps(self, driver: RunnerDriver) -> Iterator[list[int]]:
+    def _steps(self, driver: ExecutorDriver) -> Iterator[list[int]]:
         """What each question's row draws, step by step, as it is told what it had drawn."""
         params = SamplingParams(max_new_tokens=ANSWER)
         blocks = iter(range(10**6))
@@ -171,7 +171,7 @@ class Quality:
                         prompt_targets=None,
                     )
                 )
-            results = driver.runner.run(Batch(tuple(rows)))
+            results = driver.executor.run(Batch(tuple(rows)))
             yield [one.token.token_id for result in results for one in result.drawn]
 
 

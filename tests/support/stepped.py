@@ -1,4 +1,4 @@
-"""The real scheduler over the real runner on a tiny model, step by step and without threads.
+"""The real scheduler over the real executor on a tiny model, step by step and without threads.
 
 What a request goes through in the server between its acceptance and its last token, with
 limits small enough that prompts go in pieces and sequences start over.
@@ -7,7 +7,7 @@ limits small enough that prompts go in pieces and sequences start over.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorry.core import FinishReason, Request, SamplingParams, TokenEvent
@@ -15,12 +15,11 @@ from lorry.engine.blocks import BlockPool
 from lorry.engine.invocation import uses_of
 from lorry.engine.limits import Limits
 from lorry.engine.scheduler import Scheduler
-from lorry.model.native.choice import choose, kv_dtype
-from lorry.model.runner import Runner
+from lorry.model.paths import hand_over
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.methods.table import is_prefix
 from lorry_adapters.registry.record import AdapterRef
-from support.runner_driver import BLOCK_SIZE, MAX_RANK, MAX_TOKENS, NUM_SLOTS, load_tiny
+from support.executor_driver import BLOCK_SIZE, MAX_RANK, NUM_SLOTS, SIZES, load_tiny, unchecked
 
 MAX_LEN = 256
 NUM_BLOCKS = 64
@@ -70,25 +69,19 @@ class Slots:
 class House:
     def __init__(self, model: Path, *, quantization: str = "none", kernels: str = "torch") -> None:
         self.loaded = load_tiny(model, quantization=quantization)
-        self.runner = Runner(
-            self.loaded,
-            kv_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
-            max_slots=NUM_SLOTS,
-            max_rank=MAX_RANK,
-            kv_dtype=kv_dtype(kernels, self.loaded),
-        )
-        choose(kernels, self.loaded, self.runner, max_tokens=MAX_TOKENS, max_rank=MAX_RANK)
-        self.runner.settle()
-        assert self.runner.path == kernels
+        sizes = replace(SIZES, kv_blocks=NUM_BLOCKS)
+        self.executor = unchecked(self.loaded, sizes, kernels=kernels)
+        hand_over(self.executor)
+        assert self.executor.paths.kernels == kernels
         self.preemptions = 0
         self.batches: list[list[int]] = []
         """Tokens of each row of each step of the last call."""
         self._slots = Slots(self)
 
     def place(self, slot: int, digest: str) -> None:
-        self.runner.place(
-            slot, self.runner.prepare(weights.load(Path(digest), digest, self.loaded.layout))
+        placement = self.executor.placement
+        placement.place(
+            slot, placement.prepare(weights.load(Path(digest), digest, self.loaded.layout))
         )
 
     def forget_slots(self) -> None:
@@ -131,7 +124,7 @@ class House:
             batch = scheduler.schedule()
             assert batch is not None
             self.batches.append([len(row.token_ids) for row in batch.rows])
-            for event in scheduler.commit(batch, self.runner.run(batch)):
+            for event in scheduler.commit(batch, self.executor.run(batch)):
                 _take(answers[int(event.request_id)], event)
         self.preemptions = scheduler.preemptions
         return answers

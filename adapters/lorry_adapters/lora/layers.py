@@ -201,6 +201,8 @@ class LoraModel:
             if one.shape.kind in _WRAPPERS
         }
         self._layers: dict[str, LoraLinear] = {}
+        self.beyond_pairs: set[int] = set()
+        """Slots whose adapters are more than pairs of matrices."""
         self._placed: dict[int, frozenset[str]] = {}
         self._touched: dict[int, frozenset[str]] = {}
         for module in layout.modules.values():
@@ -255,6 +257,7 @@ class LoraModel:
         self._touched[slot] = frozenset(adapter.deltas)
         for path, deltas in adapter.deltas.items():
             self._effects(path).place(slot, deltas)
+        (self.beyond_pairs.discard if adapter.plain else self.beyond_pairs.add)(slot)
 
     def clear(self, slot: int) -> None:
         """Empty `slot`. Engine thread only."""
@@ -262,6 +265,7 @@ class LoraModel:
             self._layers[name].place(slot, None)
         for path in self._touched.pop(slot, frozenset()):
             self._effects(path).place(slot, ())
+        self.beyond_pairs.discard(slot)
 
     def _holder_of(self, path: str) -> PlanHolder:
         above = path == self._head_path or path in self._beside_head

@@ -14,7 +14,7 @@ Letters: T tokens, P pairs, N adapters in this step, M tokens of one adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -226,10 +226,10 @@ def build_plan(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    digests: Mapping[int, str] | None = None,
+    digest_of: Callable[[int], str] | None = None,
 ) -> Plan:
-    """`rows`: (number of tokens, adapters) in the order of the packed tokens. `digests`: of
-    the adapters in the slots; with them a sum is made in an order that no slot decides."""
+    """`rows`: (number of tokens, adapters) in the order of the packed tokens. `digest_of`:
+    of the adapter in a slot; with it a sum is made in an order that no slot decides."""
     pairs: list[tuple[int, int, float]] = []
     token = 0
     for num_tokens, uses in rows:
@@ -237,10 +237,10 @@ def build_plan(
             assert slot >= 1 and scale != 0.0
             pairs.extend((slot, token + offset, scale) for offset in range(num_tokens))
         token += num_tokens
-    if digests is not None and any(len(uses) > 1 for _, uses in rows):
+    if digest_of is not None and any(len(uses) > 1 for _, uses in rows):
         # Deltas are added in this order. Slots depend on who came before, digests do not:
         # a sum of adapters has the same last bits wherever they lie.
-        pairs.sort(key=lambda pair: (digests[pair[0]], *pair[:2]))
+        pairs.sort(key=lambda pair: (digest_of(pair[0]), *pair[:2]))
     else:
         pairs.sort(key=lambda pair: pair[:2])
     return Plan(tuple(pairs), token, dtype, device)

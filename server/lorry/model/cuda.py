@@ -9,7 +9,7 @@ is named in the log and in `/info`, and PyTorch's operations run instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -48,13 +48,12 @@ class CudaModel:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        special: Set[int],
         record: Record | None = None,
     ) -> None:
-        """`special`: the slots whose adapters are more than pairs of matrices, kept current by
-        the owner; their steps are not recorded. `record`: None for CUDA graphs."""
+        """`record`: None for CUDA graphs."""
         self._packed, self._lora, self._device = packed, lora, device
-        self._special = special
+        # Fewer copies bring them to the device here than one for each tensor would.
+        self.inputs_on = torch.device("cpu")
         lora.use(fused.add_planned)
         self.bring = Upload(device, dtype)
         """Called by the threads that fetch adapters."""
@@ -67,19 +66,15 @@ class CudaModel:
             device=device,
         )
 
-    def leave(self) -> PackedModel:
-        """The packed model as it was."""
-        self._lora.use(None)
-        return self._packed
-
     @property
     def name(self) -> str:
         """What `/info` calls it."""
         return "triton" if self._graphs.off is None else "triton, not recorded"
 
     def run(self, inputs: Inputs) -> Logits:
-        """Logits of the wanted tokens."""
-        if not any(slot in self._special for slot, _, _ in inputs.body.pairs):
+        """Logits of the wanted tokens. Steps of adapters that are more than pairs of matrices are
+        not recorded."""
+        if not any(slot in self._lora.beyond_pairs for slot, _, _ in inputs.body.pairs):
             logits = self._graphs.run(inputs, self._lora.slot_bytes)
             if logits is not None:
                 return logits

@@ -10,7 +10,7 @@ Letters: T packed tokens, B single rows, L longest context of them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -140,9 +140,9 @@ def build_inputs(
     block_size: int,
     dtype: torch.dtype,
     device: torch.device,
-    digests: Mapping[int, str],
+    digest_of: Callable[[int], str],
 ) -> Inputs:
-    """`digests`: of the adapters in the slots."""
+    """`digest_of`: of the adapter in a slot."""
     # Singles by slot: neighbours in the packed row then share an adapter, and the
     # adapters' kernel reads tokens and slots without a gather.
     order = sorted(
@@ -189,7 +189,7 @@ def build_inputs(
         made = torch.from_numpy(np.array(values, dtype=np.int64))
         return made if device.type == "cpu" else made.to(device)
 
-    body_plan = build_plan(body, dtype=dtype, device=device, digests=digests)
+    body_plan = build_plan(body, dtype=dtype, device=device, digest_of=digest_of)
     return Inputs(
         order=tuple(order),
         ids_1T=ints([ids]),
@@ -201,7 +201,7 @@ def build_inputs(
         # The same tokens, when all of them are wanted: no need to plan twice.
         head=body_plan
         if head == body
-        else build_plan(head, dtype=dtype, device=device, digests=digests),
+        else build_plan(head, dtype=dtype, device=device, digest_of=digest_of),
         # A step of half prompts wants no logits; the head gets one token all the same,
         # so that no kernel meets an empty batch.
         wanted_K=ints(wanted or [0]),

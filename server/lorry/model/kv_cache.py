@@ -55,6 +55,7 @@ class KVCache:
     ) -> None:
         self.block_size = block_size
         self.dtype = dtype
+        self.device = device
         self.num_blocks = num_blocks
         self.scratch_cell = num_blocks * block_size
         """A cache row of no block: where rows that fill up a recorded step write."""
@@ -64,7 +65,7 @@ class KVCache:
         def cells(heads: int, size: int) -> Tensor:
             return zeros((tokens, heads, size), dtype=dtype, device=device)
 
-        self._shapes = shapes
+        self.shapes = shapes
         self._layers = {
             layer: LayerKV(cells(s.heads, s.key_size), cells(s.heads, s.value_size))
             for layer, s in shapes.items()
@@ -79,7 +80,7 @@ class KVCache:
         return list(self._layers.values())
 
     def shape(self, layer: Layer) -> LayerShape:
-        return self._shapes[layer]
+        return self.shapes[layer]
 
     @property
     def nbytes(self) -> int:

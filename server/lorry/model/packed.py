@@ -38,6 +38,8 @@ class PackedModel:
         self._prompts = prompts
         parameters = inspect.signature(loaded.model.forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
+        self.name = "torch"
+        self.inputs_on = loaded.device
 
     def run(self, inputs: Inputs, singles: SinglesKernel | None = None) -> Logits:
         """Logits of the wanted tokens. `singles`: None for torch's operations."""

@@ -125,6 +125,8 @@ class PaddedModel:
         self._lora = lora
         self._prompts = prompts
         self._accepts = frozenset(inspect.signature(loaded.model.forward).parameters)
+        self.name = "torch"
+        self.inputs_on = loaded.device
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens."""

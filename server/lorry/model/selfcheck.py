@@ -8,23 +8,21 @@ model is asked, twice:
 - The same on a copy whose windows, chunks and other such lengths are cut down so far that
   the sequences go beyond them (`lorry.model.limits`).
 
-Where the two differ in one packed row they are padded from then on, and where they differ
-padded the model is refused by name instead of being served wrong.
+It says only whether they agree; `lorry.model.paths` decides what follows from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
-from lorry.errors import ModelError, UnsupportedModel
+from lorry.model.executor import Executor
 from lorry.model.limits import limits_of, shortened
 from lorry.model.loader import LoadedModel
 from lorry.model.padded import UNSUITED
-from lorry.model.runner import Runner
-from lorry.model.survey import survey_padded
 from lorry.model.trial import Trial
 
 SHORT = Trial(lengths=(13, 6), piece=6)
@@ -42,47 +40,28 @@ BLOCK_SIZE = 4
 MAX_TOKENS = max(sum(trial.lengths) for trial in (SHORT, LONG))
 """Of one step at most."""
 
-Equip = Callable[[LoadedModel, Runner], object]
-"""Gives a runner the kernels that the server's own has."""
+BuildCopy: TypeAlias = Callable[[LoadedModel, int], Executor]
+"""Builds paths of a copy of the model, with a cache of so many blocks of `BLOCK_SIZE` tokens."""
 
 
-def check(runner: Runner, loaded: LoadedModel, equip: Equip | None = None) -> None:
-    """Run before the first request: it writes to the cache's first blocks, and may give the
-    runner another cache.
+def problem(
+    executor: Executor, loaded: LoadedModel, build_copies: Sequence[BuildCopy]
+) -> str | None:
+    """What is wrong with the answers on the paths of `executor`, or with those of one of the
+    copies; None where together and alone agree. Before the first request: it writes to the cache's
+    first blocks.
 
-    `equip`: None for PyTorch's operations.
-
-    Raises:
-        UnsupportedModel: together and alone differ on every path that there is.
+    `build_copies`: one for each kind of path whose windows and chunks are to be seen at work.
     """
-    problem = _problem(runner, loaded, equip)
-    if problem is None:
-        return
-    if runner.path == "torch" and runner.unpackable is None:
-        runner.go_padded(loaded, problem)
-        if runner.cache.num_blocks < SHORT.blocks_needed(runner.cache.block_size):
-            raise ModelError(
-                "--kv-cache-memory is too small for this model's padded rows; give more"
-            )
-        problem = _problem(runner, loaded, equip)
-        if problem is None:
-            return
-    if runner.unpackable is not None:
-        problem = f"packed in one row, {runner.unpackable}; padded, {problem}"
-    raise UnsupportedModel(f"{loaded.layout.architecture} is not served: {problem}")
-
-
-def _problem(runner: Runner, loaded: LoadedModel, equip: Equip | None) -> str | None:
-    """What is wrong with the answers on the runner's paths, if anything."""
-    problem = SHORT.problem(runner, loaded)
-    if problem is not None:
-        return problem
+    found = SHORT.problem(executor, loaded)
+    if found is not None:
+        return found
     beyond = _beyond_limits(loaded)
-    problem = _on_copy(runner, beyond, None)
-    if problem is None and runner.path == "native":
-        # Beside it, rows run packed too.
-        problem = _on_copy(runner, beyond, equip)
-    return problem
+    for build_copy in build_copies:
+        found = _on_copy(build_copy, beyond)
+        if found is not None:
+            return found
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +74,13 @@ class _Beyond:
     """The copy's answers, where they are known."""
 
 
-def _on_copy(runner: Runner, beyond: _Beyond, equip: Equip | None) -> str | None:
+def _on_copy(build_copy: BuildCopy, beyond: _Beyond) -> str | None:
     copy, trial = beyond.copy, beyond.trial
-    found = None if runner.unpackable is None else survey_padded(copy, runner.unpackable)
-    other = Runner(
-        copy,
-        kv_blocks=trial.blocks_needed(BLOCK_SIZE),
-        block_size=BLOCK_SIZE,
-        max_slots=1,
-        max_rank=1,
-        kv_dtype=runner.cache.dtype,
-        found=found,
-    )
+    executor = build_copy(copy, trial.blocks_needed(BLOCK_SIZE))
     try:
-        if equip is not None:
-            equip(copy, other)
-        return trial.problem(other, copy, beyond.alone)
+        return trial.problem(executor, copy, beyond.alone)
     finally:
-        other.close()
+        executor.paths.close()
 
 
 def _beyond_limits(loaded: LoadedModel) -> _Beyond:

@@ -1,4 +1,4 @@
-"""The same sequences twice: together through a runner, and each alone through
+"""The same sequences twice: together through an executor, and each alone through
 transformers' own forward pass.
 
 How far two right answers may lie apart depends on what rounds on the way: in fp32 hardly
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lorry.core import Batch, Row, Sample, SamplingParams
+from lorry.model.executor import Executor
 from lorry.model.loader import LoadedModel
 from lorry.model.padded import UNSUITED
 from lorry.model.plain import plain
-from lorry.model.runner import Runner
 
 SINGLES = 2
 """Tokens of each sequence that come one at a time, as an answer's do."""
@@ -57,18 +57,18 @@ class Trial:
 
     def problem(
         self,
-        runner: Runner,
+        executor: Executor,
         loaded: LoadedModel,
         alone: Sequence[Sequence[float]] | None = None,
     ) -> str | None:
-        """What is wrong with the runner's answers, if anything. `alone`: those of `alone`,
+        """What is wrong with the answers, if anything. `alone`: those of `alone`,
         where they are known.
 
-        Writes to the first blocks of the runner's cache.
+        Writes to the first blocks of its cache.
         """
         sequences = self.sequences(loaded)
         try:
-            have = _joined(self.together(runner, sequences))
+            have = _joined(self.together(executor, sequences))
         except torch.OutOfMemoryError:
             raise
         except UNSUITED as error:
@@ -77,7 +77,7 @@ class Trial:
         least = ROUNDED if loaded.quantization == "int8" else TOLERANCE
         if float(off.max()) <= least:
             return None
-        moved, beside = self.noise(runner, loaded)
+        moved, beside = self.noise(executor, loaded)
         if not float(beside.mean()) <= UNSTEADY:
             return (
                 "its tokens depend on more than those before them: transformers' own answers "
@@ -119,12 +119,12 @@ class Trial:
         with torch.inference_mode(), plain(loaded.model), shaken:
             return [_scored(loaded, ids, beside) for ids in sequences]
 
-    def together(self, runner: Runner, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The same through the runner: each begins a step after the one before it and is read
+    def together(self, executor: Executor, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The same through the executor: each begins a step after the one before it and is read
         in pieces. What each ends with is only asked about."""
-        free = iter(range(runner.cache.num_blocks))
+        free = iter(range(executor.paths.cache.num_blocks))
         blocks = [
-            [next(free) for _ in range(-(-len(ids) // runner.cache.block_size))]
+            [next(free) for _ in range(-(-len(ids) // executor.paths.cache.block_size))]
             for ids in sequences
         ]
         found: list[list[float]] = [[] for _ in sequences]
@@ -143,7 +143,7 @@ class Trial:
                         prompt_targets=ids[start + 1 : stop + 1],
                     )
                 )
-            for (index, _, _), result in zip(step, runner.run(Batch(tuple(rows))), strict=True):
+            for (index, _, _), result in zip(step, executor.run(Batch(tuple(rows))), strict=True):
                 found[index].extend(entry.logprob for entry in result.prompt)
         return found
 
@@ -162,10 +162,10 @@ class Trial:
                     done[index] += count
             yield step
 
-    def noise(self, runner: Runner, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
+    def noise(self, executor: Executor, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
         """How far transformers' own answers for the first sequence go with moved embeddings, at
         most, and how far beside another sequence."""
-        digit = max(torch.finfo(loaded.dtype).eps, torch.finfo(runner.cache.dtype).eps)
+        digit = max(torch.finfo(loaded.dtype).eps, torch.finfo(executor.paths.cache.dtype).eps)
         first = self.sequences(loaded)[:1]
         alone = _joined(self.alone(loaded, first))
         generator = torch.Generator(loaded.device).manual_seed(1)

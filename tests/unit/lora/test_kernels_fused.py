@@ -52,7 +52,7 @@ def tokens_of(rows: Rows, dtype: torch.dtype, seed: int, num_in: int = IN) -> tu
 
 
 def plan_of(rows: Rows, dtype: torch.dtype, digests: dict[int, str] | None = None) -> Plan:
-    return build_plan(rows, dtype=dtype, device=DEVICE, digests=digests)
+    return build_plan(rows, dtype=dtype, device=DEVICE, digest_of=digests.__getitem__)
 
 
 def added(y_TO: Tensor, x_TI: Tensor, at: Slots, plan: Plan) -> Tensor:

@@ -21,7 +21,7 @@ rows = st.lists(st.tuples(st.integers(1, 40), uses), max_size=10)
 def pairs_of(rows: list[tuple[int, list[tuple[int, float]]]]) -> tuple[Pair, ...]:
     digests = {slot: "cabed"[slot - 1] for slot in range(1, SLOTS + 1)}
     cpu = torch.device("cpu")
-    return build_plan(rows, dtype=torch.float32, device=cpu, digests=digests).pairs
+    return build_plan(rows, dtype=torch.float32, device=cpu, digest_of=digests.__getitem__).pairs
 
 
 @settings(max_examples=200)

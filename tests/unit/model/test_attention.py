@@ -26,11 +26,10 @@ from lorry.model.inputs import build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.loader import LoadedModel
 from lorry.model.packed import measure
-from lorry.model.runner import Runner
+from lorry.model.paths import FirstPass, Kernels, Sizes, build
 from lorry.model.sight import Sight
-from lorry.model.survey import Survey
+from support.executor_driver import load_tiny
 from support.prompts import random_prompt
-from support.runner_driver import load_tiny
 
 FAMILIES = ["llama", "mistral", "gemma2", "granite"]
 """Grouped queries; a window of 8; one in every other layer, and a soft cap; a scale of its own."""
@@ -41,19 +40,17 @@ TOLERANCE = 2e-4
 
 
 class Bench:
-    """One family's runner, and transformers' word on fixed prompts."""
+    """One family's executor, and transformers' word on fixed prompts."""
 
     def __init__(self, folder: Path) -> None:
         self.loaded: LoadedModel = load_tiny(folder)
         shapes = measure(self.loaded)
         self.modules = list(shapes)
-        self.runner = Runner(
+        self.executor = build(
             self.loaded,
-            kv_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
-            max_slots=2,
-            max_rank=8,
-            found=Survey(shapes),
+            FirstPass(shapes),
+            Kernels("torch", self.loaded.dtype, ""),
+            Sizes(NUM_BLOCKS, BLOCK_SIZE, max_slots=2, max_rank=8),
         )
         self.prompts = [random_prompt(LENGTH, seed) for seed in range(4)]
         alone: Any = AutoModelForCausalLM.from_pretrained(
@@ -123,7 +120,7 @@ def run(bench: Bench, tracks: Sequence[Track], seed: int) -> list[list[float]]:
                     prompt_targets=ids[start + 1 : stop + 1],
                 )
             )
-        for n, result in zip(now, bench.runner.run(Batch(tuple(rows))), strict=True):
+        for n, result in zip(now, bench.executor.run(Batch(tuple(rows))), strict=True):
             found[n] += [entry.logprob for entry in result.prompt]
             found[n] += [one.token.logprob for one in result.drawn]
     return found
@@ -184,7 +181,7 @@ def test_a_prompt_read_at_once_sees_what_later_pieces_read_from_the_cache() -> N
             block_size=BLOCK_SIZE,
             dtype=torch.float32,
             device=torch.device("cpu"),
-            digests={},
+            digest_of=str,
         )
         part = [tensor[:, :, start:stop] for tensor in (query, key, value)]
         with attending(Step(inputs.attention, cache)):
@@ -238,11 +235,11 @@ def test_a_neighbour_without_numbers_is_not_seen(bench: Bench, poison: float) ->
     ids = bench.prompts[1]
 
     def decode(with_neighbour: bool) -> list[float]:
-        layers = [bench.runner.cache.layer(module) for module in bench.modules]
+        layers = [bench.executor.paths.cache.layer(module) for module in bench.modules]
         score = Sample(SamplingParams(1), ids, (), None)
         short, long = [9, 7], [3, 4, 6, 5]
         prompts = [Row("a", ids[:5], 0, short, (), None), Row("b", ids[:13], 0, long, (), None)]
-        bench.runner.run(Batch(tuple(prompts)))
+        bench.executor.run(Batch(tuple(prompts)))
         for kv in layers:
             kv.k_NHD[: 3 * BLOCK_SIZE] = poison
             kv.v_NHD[: 3 * BLOCK_SIZE] = poison
@@ -251,7 +248,7 @@ def test_a_neighbour_without_numbers_is_not_seen(bench: Bench, poison: float) ->
             Row("b", ids[13:14], 13, long, (), score),
             Row("poisoned", ids[11:12], 11, [0, 1, 2], (), score),
         ]
-        results = bench.runner.run(Batch(tuple(rows[: 2 + with_neighbour])))
+        results = bench.executor.run(Batch(tuple(rows[: 2 + with_neighbour])))
         drawn = [one.token.logprob for result in results for one in result.drawn]
         assert not any(isfinite(logprob) for logprob in drawn[2:])
         return drawn[:2]
@@ -261,8 +258,8 @@ def test_a_neighbour_without_numbers_is_not_seen(bench: Bench, poison: float) ->
         assert decode(with_neighbour) == pytest.approx(expected, abs=TOLERANCE)
     # Not for the next test to stumble over.
     for module in bench.modules:
-        bench.runner.cache.layer(module).k_NHD.zero_()
-        bench.runner.cache.layer(module).v_NHD.zero_()
+        bench.executor.paths.cache.layer(module).k_NHD.zero_()
+        bench.executor.paths.cache.layer(module).v_NHD.zero_()
 
 
 # ---- what it refuses

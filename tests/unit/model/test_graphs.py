@@ -46,7 +46,7 @@ def inputs_of(*rows: Row) -> Inputs:
         block_size=BLOCK_SIZE,
         dtype=torch.float32,
         device=CPU,
-        digests={slot: str(slot) for slot in range(10)},
+        digest_of=str,
     )
 
 

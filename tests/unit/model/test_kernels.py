@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from lorry.model import int8
 from lorry.model.int8 import Int8Linear
 from lorry.model.kernels import use_int8_kernels
-from support.runner_driver import load_tiny
+from support.executor_driver import load_tiny
 
 pytestmark = pytest.mark.skipif(
     not int8.available(), reason="this torch has no fbgemm (not an x86 processor)"

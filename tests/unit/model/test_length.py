@@ -13,9 +13,9 @@ from lorry.errors import ModelError
 from lorry.model.length import UNSTATED, max_model_len
 from support import decoders
 from support.decoders import Decoder
+from support.executor_driver import Ask, ExecutorDriver
 from support.families import config_of
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver
 
 
 def longrope(**more: Any) -> PretrainedConfig:
@@ -98,7 +98,7 @@ def test_to_the_last_token_of_it_longrope_is_as_transformers_has_it(
     decoder = decoders.with_rope(Decoder(model_type), "longrope")
     assert decoder is not None
     decoders.save(decoder, tmp_path)
-    ours = RunnerDriver(tmp_path)
+    ours = ExecutorDriver(tmp_path)
     longest = ours.loaded.max_model_len
     assert longest == decoders.ROPE_LIMIT
     ids = random_prompt(longest, 1)

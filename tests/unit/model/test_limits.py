@@ -12,11 +12,11 @@ from transformers import PretrainedConfig
 
 from lorry.model import limits
 from lorry.model.loader import LoadedModel
-from lorry.model.survey import survey
+from lorry.model.paths import first_pass
 from lorry.model.trial import Trial
 from support import tiny
+from support.executor_driver import load_tiny
 from support.families import config_of
-from support.runner_driver import load_tiny
 
 TRIAL = Trial(lengths=(40,), piece=9)
 
@@ -47,7 +47,7 @@ def loaded(tmp_path: Path) -> Callable[..., LoadedModel]:
     def of(config: Callable[[], PretrainedConfig], **changed: object) -> LoadedModel:
         tiny.save(config(), tmp_path)
         made = replace(load_tiny(tmp_path), **changed)  # type: ignore[arg-type]
-        survey(made)
+        first_pass(made)
         return made
 
     return of

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lorry.model import memory
-from support.runner_driver import load_tiny
+from support.executor_driver import load_tiny
 from support.tokenizer import VOCAB_SIZE
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")

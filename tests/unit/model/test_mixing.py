@@ -10,10 +10,10 @@ import pytest
 
 from lorry.errors import UnsupportedModel
 from lorry.model import packed
-from lorry.model.survey import survey
+from lorry.model.paths import first_pass
 from support import families, tiny
+from support.executor_driver import load_tiny
 from support.families import config_of
-from support.runner_driver import load_tiny
 
 _MAMBA: dict[str, Any] = {
     "mamba_d_head": 16,
@@ -67,7 +67,7 @@ def test_a_model_that_keeps_a_state_is_refused_by_name(
     config, named = STATEFUL[name]
     tiny.save(config(), tmp_path)
     with pytest.raises(UnsupportedModel) as refused:
-        survey(load_tiny(tmp_path, quantization=quantization))
+        first_pass(load_tiny(tmp_path, quantization=quantization))
     assert f"{named} keeps a state" in str(refused.value)
     assert "padded" in str(refused.value)
 

@@ -13,8 +13,8 @@ from lorry.model.attention import NAME
 from lorry.model.plain import is_plain, plain
 from support import decoders
 from support.decoders import Decoder
+from support.executor_driver import Ask, ExecutorDriver, load_tiny
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, load_tiny
 
 CPU = torch.device("cpu")
 
@@ -23,10 +23,10 @@ def test_a_model_of_several_parts_is_left_on_our_attention(tmp_path: Path) -> No
     """The text part's config says it, not the whole model's: restored from that one, rows ran
     packed by transformers' attention, each seeing all before it."""
     decoders.save(Decoder("got_ocr2"), tmp_path)
-    ours = RunnerDriver(tmp_path)
+    ours = ExecutorDriver(tmp_path)
     before = ours.score([Ask((), random_prompt(20, 1)), Ask((), random_prompt(9, 2))])
-    selfcheck.check(ours.runner, ours.loaded)
-    assert ours.runner.row_layout == "packed"
+    assert selfcheck.problem(ours.executor, ours.loaded, []) is None
+    assert ours.executor.paths.row_layout == "packed"
     assert ours.loaded.model.model.language_model.config._attn_implementation == NAME
     assert ours.score([Ask((), random_prompt(20, 1)), Ask((), random_prompt(9, 2))]) == before
 
@@ -36,9 +36,8 @@ def test_distances_that_eager_attention_adds_twice(tmp_path: Path) -> None:
     trained."""
     decoders.save(Decoder("falcon", "alibi", {"alibi": True}), tmp_path)
     assert not is_plain(load_tiny(tmp_path).model, CPU)
-    ours = RunnerDriver(tmp_path)
-    selfcheck.check(ours.runner, ours.loaded)
-    assert ours.runner.row_layout == "padded"
+    ours = ExecutorDriver(tmp_path, is_checked=True)
+    assert ours.executor.paths.row_layout == "padded"
     assert ours.loaded.model.config._attn_implementation == "sdpa"
     ids = random_prompt(30, 1)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()

@@ -28,7 +28,9 @@ def prefix(count: int, layers: int = 2, heads: int = HEADS) -> Prefix:
 
 
 def inputs(*rows: Row) -> Inputs:
-    return build_inputs(Batch(rows), block_size=BLOCK, dtype=torch.float32, device=CPU, digests={})
+    return build_inputs(
+        Batch(rows), block_size=BLOCK, dtype=torch.float32, device=CPU, digest_of=str
+    )
 
 
 def row(start: int, count: int, slot: int, *, virtual: int = 0) -> Row:

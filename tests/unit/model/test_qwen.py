@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lorry.cli import main
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model import qwen, selfcheck
+from lorry.model import qwen
 from lorry.model.loader import LoadedModel, load
-from lorry.model.runner import Runner
+from lorry.model.paths import Kernels, Sizes, checked, first_pass
 from lorry.settings import Settings
 from lorry_adapters.lora.aliases import split
 from lorry_adapters.lora.parts import LoraPair
@@ -160,9 +160,9 @@ def test_it_computes_what_the_formulas_say(folder: Path) -> None:
 def test_it_is_served(folder: Path, quantize: str) -> None:
     loaded = load_folder(folder, quantize=quantize)
     assert loaded.quantization == quantize
-    runner = Runner(loaded, kv_blocks=8, block_size=4, max_slots=1, max_rank=4)
-    selfcheck.check(runner, loaded)
-    assert runner.row_layout == "packed"
+    kernels = Kernels("torch", loaded.dtype, "")
+    served = checked(loaded, first_pass(loaded), kernels, Sizes(8, 4, 1, 4)).paths
+    assert served.row_layout == "packed"
 
 
 def test_weights_in_several_files(folder: Path) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect
+from support.executor_driver import Ask, ExecutorDriver
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver
 from unit.model.test_qwen import folder, load_folder, reference, weights
 
 __all__ = ["folder"]
@@ -57,7 +57,7 @@ def test_an_adapter_s_files_for_the_original(folder: Path, tmp_path: Path, dora:
     layout = load_folder(folder).layout
     facts = inspect(adapter, layout, 64)
     assert facts.target_modules == ("c_attn", "c_proj", "w1", "w2")
-    driver = RunnerDriver(folder)
+    driver = ExecutorDriver(folder)
     ids = random_prompt(30, 3)
     base, adapted = driver.score([Ask([], ids), Ask([(adapter, 1.0)], ids)])
     for found, change in ((base, None), (adapted, delta)):

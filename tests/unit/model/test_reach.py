@@ -8,20 +8,20 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from lorry.model.paths import first_pass
 from lorry.model.reach import EVERYWHERE
-from lorry.model.survey import survey
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora import weights
 from support import decoders, peft_adapters
 from support.decoders import Decoder
+from support.executor_driver import Ask, ExecutorDriver, load_tiny
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, load_tiny
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2", "falcon"])
 def test_most_linears_are_handed_the_step_s_tokens(model_type: str, tmp_path: Path) -> None:
     loaded = load_tiny(decoders.save(Decoder(model_type), tmp_path))
-    reach = survey(loaded).reach
+    reach = first_pass(loaded).reach
     assert reach.head == {loaded.layout.output_embedding}
     assert reach.apart == EVERYWHERE.apart == frozenset()
 
@@ -29,7 +29,7 @@ def test_most_linears_are_handed_the_step_s_tokens(model_type: str, tmp_path: Pa
 def test_what_lies_above_the_cut(tmp_path: Path) -> None:
     loaded = load_tiny(decoders.save(Decoder("bert"), tmp_path))
     head = "cls.predictions"
-    assert survey(loaded).reach.head == {
+    assert first_pass(loaded).reach.head == {
         head,
         f"{head}.decoder",
         f"{head}.transform.dense",
@@ -52,8 +52,8 @@ def test_an_adapter_of_what_is_handed_others_is_refused(
 ) -> None:
     """Doge's delta went to the wrong tokens; the others failed in the step."""
     decoders.save(Decoder(model_type), tmp_path / "base")
-    ours = RunnerDriver(tmp_path / "base")
-    layout = ours.runner.layout(ours.loaded)
+    ours = ExecutorDriver(tmp_path / "base")
+    layout = ours.executor.paths.layout
     assert module in layout.apart
     query = next(name for name in layout.modules if name.endswith(("q_proj", "self.query")))
     for name, path in (("apart", module), ("fine", query)):

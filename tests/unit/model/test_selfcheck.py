@@ -14,20 +14,32 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model import attention, padded, runner, selfcheck
+from lorry.model import attention, executor, padded, selfcheck
 from lorry.model.attention import Recorder, attend
+from lorry.model.executor import Executor
 from lorry.model.inputs import AttentionPlan, Inputs, build_inputs
-from lorry.model.kv_cache import Shapes
+from lorry.model.kv_cache import Shapes, bytes_per_token
 from lorry.model.loader import LoadedModel, load
-from lorry.model.runner import Runner
+from lorry.model.path_set import PathSet
+from lorry.model.paths import FirstPass, Kernels, Sizes, checked, first_pass
 from lorry.model.sight import EVERYTHING, Masks, Sight
 from lorry.model.trial import Trial
 from lorry.settings import Settings
 from support import families, padded_families, tiny
+from support.executor_driver import load_tiny
 from support.families import config_of
-from support.runner_driver import load_tiny
 
-Ready = Callable[..., tuple[Runner, LoadedModel]]
+Found = tuple[LoadedModel, FirstPass]
+Ready = Callable[..., Found]
+
+
+def serve(
+    loaded: LoadedModel, found: FirstPass, block_size: int = 4, kv_blocks: int = 9
+) -> Executor:
+    """The paths of PyTorch's operations that the self-check finds right."""
+    sizes = Sizes(kv_blocks, block_size, max_slots=2, max_rank=8)
+    return checked(loaded, found, Kernels("torch", loaded.dtype, ""), sizes)
+
 
 NAMES_OF_OTHERS = (
     "intermediate_size",
@@ -40,15 +52,9 @@ NAMES_OF_OTHERS = (
 
 @pytest.fixture
 def ready(tiny_model: Callable[[str], Path]) -> Ready:
-    def of(
-        family: str, quantization: str = "none", block_size: int = 4
-    ) -> tuple[Runner, LoadedModel]:
+    def of(family: str, quantization: str = "none") -> Found:
         loaded = load_tiny(tiny_model(family), quantization=quantization)
-        blocks = selfcheck.SHORT.blocks_needed(block_size)
-        return (
-            Runner(loaded, kv_blocks=blocks, block_size=block_size, max_slots=2, max_rank=8),
-            loaded,
-        )
+        return loaded, first_pass(loaded)
 
     return of
 
@@ -62,17 +68,18 @@ def instead() -> Iterator[Callable[..., None]]:
 
 @pytest.mark.parametrize("family", [*families.REQUIRED, *families.EXTRA])
 def test_a_good_model_passes(family: str, ready: Ready) -> None:
-    selfcheck.check(*ready(family))
+    serve(*ready(family))
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_a_quantized_one_too(quantization: str, ready: Ready) -> None:
-    selfcheck.check(*ready("llama", quantization))
+    serve(*ready("llama", quantization))
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16])
 def test_it_fits_in_the_blocks_that_it_says_it_needs(block_size: int, ready: Ready) -> None:
-    selfcheck.check(*ready("llama", block_size=block_size))
+    blocks = selfcheck.SHORT.blocks_needed(block_size)
+    serve(*ready("llama"), block_size, blocks)
 
 
 @pytest.mark.parametrize("family", padded_families.UNPACKABLE)
@@ -87,10 +94,9 @@ def test_what_cannot_be_packed_is_padded(family: str, tiny_model: Callable[[str]
         max_model_len=64,
     )
     loaded = load(settings, lambda _: None)
-    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
-    selfcheck.check(runner, loaded)
-    assert runner.row_layout == "padded"
-    assert runner.unpackable is not None and "interface" in runner.unpackable
+    paths = serve(loaded, first_pass(loaded)).paths
+    assert paths.row_layout == "padded"
+    assert paths.unpackable is not None and "interface" in paths.unpackable
 
 
 # ---- deliberate mistakes
@@ -143,7 +149,7 @@ def test_sequences_that_see_what_they_must_not(
     instead(broken)
     both = "LlamaForCausalLM is not served: packed .* differ .*; padded, there is no padding today"
     with pytest.raises(UnsupportedModel, match=both):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
@@ -151,15 +157,15 @@ def test_sequences_that_see_what_they_must_not(
 def test_what_goes_wrong_packed_is_padded(
     broken: Callable[..., Any], quantization: str, ready: Ready, instead: Callable[..., None]
 ) -> None:
-    runner, loaded = ready("llama", quantization)
-    before = runner.cache
+    loaded, found = ready("llama", quantization)
     instead(broken)
-    selfcheck.check(runner, loaded)
-    assert runner.row_layout == "padded" and runner.path == "torch"
-    assert runner.unpackable is not None and "differ from the same" in runner.unpackable
-    assert runner.cache is not before and runner.cache.nbytes == before.nbytes
+    made = serve(loaded, found)
+    paths = made.paths
+    assert paths.row_layout == "padded" and paths.kernels == "torch"
+    assert paths.unpackable is not None and "differ from the same" in paths.unpackable
+    assert paths.cache.nbytes == 37 * bytes_per_token(found.shapes, loaded.dtype)
     assert loaded.model.config._attn_implementation == padded.ATTENTION
-    selfcheck.check(runner, loaded)
+    assert selfcheck.problem(made, loaded, []) is None
 
 
 def test_a_cache_too_small_for_padded_rows(
@@ -177,7 +183,7 @@ def test_a_cache_too_small_for_padded_rows(
     instead(across)
     monkeypatch.setattr(padded, "measure", doubled)
     with pytest.raises(ModelError, match="--kv-cache-memory is too small"):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 @pytest.mark.usefixtures("no_padding")
@@ -191,7 +197,7 @@ def test_an_argument_that_is_dropped(
     pair = ready(family)
     instead(without(dropped))
     with pytest.raises(UnsupportedModel):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 @pytest.mark.usefixtures("no_padding")
@@ -204,9 +210,9 @@ def test_positions_that_begin_anew_with_each_step(
         return replace(inputs, positions_1T=torch.arange(inputs.ids_1T.shape[1]).unsqueeze(0))
 
     pair = ready("llama", quantization)
-    monkeypatch.setattr(runner, "build_inputs", broken)
+    monkeypatch.setattr(executor, "build_inputs", broken)
     with pytest.raises(UnsupportedModel):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 @pytest.mark.parametrize("tensor", ["positions_BQ", "mask_BL", "read_X", "write_M"])
@@ -229,23 +235,23 @@ def test_padding_that_goes_wrong_too(
     instead(across)
     monkeypatch.setattr(padded, "_group", broken)
     with pytest.raises(UnsupportedModel, match=r"is not served: packed .*; padded, .* differ"):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 def test_a_cache_that_forgets(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed and padded."""
     pair = ready("llama")
-    run = pair[0].run
+    run = Executor.run
 
-    def forgetful(batch: Any) -> Any:
-        results = run(batch)
-        for kv in pair[0].cache.layers:
+    def forgetful(self: Executor, batch: Any) -> Any:
+        results = run(self, batch)
+        for kv in self.paths.cache.layers:
             kv.v_NHD.zero_()
         return results
 
-    monkeypatch.setattr(pair[0], "run", forgetful)
+    monkeypatch.setattr(Executor, "run", forgetful)
     with pytest.raises(UnsupportedModel):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 @pytest.mark.usefixtures("no_padding")
@@ -257,7 +263,7 @@ def test_answers_that_go_on_without_their_past(
     pair = ready("llama")
     monkeypatch.setattr(AttentionPlan, "singles", lambda plan, sight: singles(plan, Sight(2)))
     with pytest.raises(UnsupportedModel):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 @pytest.mark.usefixtures("no_padding")
@@ -269,17 +275,15 @@ def test_numbers_that_are_none(ready: Ready, instead: Callable[..., None]) -> No
     pair = ready("llama")
     instead(broken)
     with pytest.raises(UnsupportedModel, match=r"differ .* by nan"):
-        selfcheck.check(*pair)
+        serve(*pair)
 
 
 # ---- beyond the lengths at which a model changes what it does
 
 
-def served(config: PretrainedConfig, folder: Path, quantization: str = "none") -> Runner:
+def served(config: PretrainedConfig, folder: Path, quantization: str = "none") -> PathSet:
     loaded = load_tiny(tiny.save(config, folder), quantization=quantization)
-    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
-    selfcheck.check(runner, loaded)
-    return runner
+    return serve(loaded, first_pass(loaded)).paths
 
 
 @pytest.mark.usefixtures("no_padding")
@@ -315,15 +319,14 @@ def test_positions_that_depend_on_the_length_of_the_sequence(
     """Pieces of a prompt would be read at other frequencies than the whole."""
     loaded = load_tiny(tiny.save(longrope(300), tmp_path), quantization=quantization)
     loaded = replace(loaded, max_model_len=301)
-    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
     with pytest.raises(UnsupportedModel, match=r"packed .* differ .*; padded, .* differ"):
-        selfcheck.check(runner, loaded)
+        serve(loaded, first_pass(loaded))
 
 
 def test_and_those_of_a_length_that_no_sequence_reaches(tmp_path: Path) -> None:
     loaded = load_tiny(tiny.save(longrope(300), tmp_path))
-    runner = Runner(loaded, kv_blocks=9, block_size=4, max_slots=1, max_rank=8)
-    selfcheck.check(runner, replace(loaded, max_model_len=300))
+    loaded = replace(loaded, max_model_len=300)
+    serve(loaded, first_pass(loaded))
 
 
 def test_a_length_in_a_table_that_cannot_be_cut_down(
@@ -352,8 +355,8 @@ def test_a_length_in_a_table_that_cannot_be_cut_down(
 
 def test_rounding_is_measured_and_not_guessed(ready: Ready) -> None:
     """What moved embeddings do to an answer is what may lie between two right ones."""
-    runner, loaded = ready("llama", "int8")
-    moved, beside = selfcheck.SHORT.noise(runner, loaded)
+    pair = ready("llama", "int8")
+    moved, beside = selfcheck.SHORT.noise(serve(*pair), pair[0])
     assert 1e-6 < float(moved.max()) < 0.1
     assert float(beside.max()) < 0.1
 
@@ -361,5 +364,5 @@ def test_rounding_is_measured_and_not_guessed(ready: Ready) -> None:
 def test_the_model_is_left_on_our_attention(ready: Ready) -> None:
     """Whatever the check found out."""
     pair = ready("llama")
-    selfcheck.check(*pair)
-    assert pair[1].model.config._attn_implementation == attention.NAME
+    serve(*pair)
+    assert pair[0].model.config._attn_implementation == attention.NAME

@@ -17,7 +17,7 @@ from lorry.model.packed import measure
 from lorry.model.sight import Masks, Sight
 from support import decoders
 from support.decoders import Decoder
-from support.runner_driver import load_tiny
+from support.executor_driver import load_tiny
 
 LONGEST = 60
 

@@ -103,6 +103,8 @@ class LeanModel:
         Raises:
             ModelError: no memory for the activations, or no threads.
         """
+        self.name = "native"
+        self.inputs_on = torch.device("cpu")
         self._library = library
         self._prompts = prompts
         # Everything the compiled side points to.

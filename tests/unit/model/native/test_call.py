@@ -44,7 +44,7 @@ def call(rope: Rope, *rows: Row) -> Call:
         block_size=BLOCK,
         dtype=torch.float32,
         device=torch.device("cpu"),
-        digests={1: "a", 2: "b"},
+        digest_of={1: "a", 2: "b"}.__getitem__,
     )
     return Call(inputs, Angles(rope), VOCAB, {}, {})
 

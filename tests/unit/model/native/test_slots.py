@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from support.compiled import LeanDriver
-from support.runner_driver import NUM_SLOTS, Ask, RunnerDriver
+from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver
 
 Adapter = Callable[..., Path]
 PROMPT = list(range(5, 30))
@@ -24,11 +24,11 @@ def driver(
     built: ctypes.CDLL, tiny_model: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> LeanDriver:
     made = LeanDriver(tiny_model("llama"), built)
-    request.addfinalizer(made.runner.close)
+    request.addfinalizer(made.close)
     return made
 
 
-def score(driver: RunnerDriver, *adapters: Path, scale: float = 1.0) -> list[float]:
+def score(driver: ExecutorDriver, *adapters: Path, scale: float = 1.0) -> list[float]:
     return driver.score([Ask(tuple((path, scale) for path in adapters), PROMPT)])[0]
 
 
@@ -41,7 +41,7 @@ def fresh(built: ctypes.CDLL, tiny_model: Callable[[str], Path]) -> Callable[...
         try:
             return score(made, *adapters)
         finally:
-            made.runner.close()
+            made.close()
 
     return scored
 
@@ -98,11 +98,11 @@ def test_placing_one_adapter_leaves_the_others_alone(
 def test_slots_cost_nothing_before_the_first_adapter(
     driver: LeanDriver, peft_adapter: Adapter
 ) -> None:
-    assert driver.runner.slot_bytes == 0
+    assert driver.executor.paths.slot_bytes == 0
     driver.place(1, peft_adapter("llama", "one_module"))
-    one = driver.runner.slot_bytes
+    one = driver.executor.paths.slot_bytes
     driver.place(2, peft_adapter("llama", "attention_only"))
-    assert 0 < one < driver.runner.slot_bytes
+    assert 0 < one < driver.executor.paths.slot_bytes
 
 
 # ---- eight bits

@@ -19,9 +19,9 @@ from lorry.model.int8 import Int8Linear
 from lorry.model.memory import digest_of_base
 from support import tiny
 from support.compiled import LeanDriver
+from support.executor_driver import Ask, ExecutorDriver, drawn, load_tiny, token_ids, tops
 from support.peft_oracle import Adapters
 from support.rounded import rounded
-from support.runner_driver import Ask, RunnerDriver, drawn, load_tiny, token_ids, tops
 from support.tokenizer import VOCAB_SIZE, build_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -43,19 +43,19 @@ def lean(
     def make(family: str | Path, **options: Any) -> LeanDriver:
         folder = tiny_model(family) if isinstance(family, str) else family
         driver = LeanDriver(folder, built, **options)
-        request.addfinalizer(driver.runner.close)
+        request.addfinalizer(driver.close)
         return driver
 
     return make
 
 
 @pytest.fixture(scope="module")
-def generic(tiny_model: Callable[[str], Path]) -> Callable[[str], RunnerDriver]:
-    made: dict[str, RunnerDriver] = {}
+def generic(tiny_model: Callable[[str], Path]) -> Callable[[str], ExecutorDriver]:
+    made: dict[str, ExecutorDriver] = {}
 
-    def driver(family: str) -> RunnerDriver:
+    def driver(family: str) -> ExecutorDriver:
         if family not in made:
-            made[family] = RunnerDriver(tiny_model(family), quantization="int8")
+            made[family] = ExecutorDriver(tiny_model(family), quantization="int8")
         return made[family]
 
     return driver
@@ -95,7 +95,7 @@ def alternatives(results: Sequence[RowResult]) -> list[Any]:
 def test_the_generic_path_says_the_same(
     family: str,
     lean: Driver,
-    generic: Callable[[str], RunnerDriver],
+    generic: Callable[[str], ExecutorDriver],
     peft_adapter: Driver,
     tmp_path: Path,
 ) -> None:
@@ -173,7 +173,7 @@ def test_the_base_is_never_touched(lean: Driver, peft_adapter: Driver) -> None:
     adapters = [peft_adapter("qwen2", variant, seed=i) for i, variant in enumerate(VARIANTS)]
     first = driver.score(asks(adapters))
     assert digest_of_base(model) == before
-    driver.runner.settle()
+    driver.lean.take_over()
     assert digest_of_base(model) == before
     assert driver.score(asks(adapters)) == first
     driver.greedy(asks(adapters), 10)
@@ -187,7 +187,7 @@ def test_the_weights_are_held_once_and_serve_both_paths(lean: Driver, family: st
     dice = torch.Generator().manual_seed(1)
     inputs = {n: torch.randn(2, 3, m.in_features, generator=dice) for n, m in linears.items()}
     before = {name: linears[name](x) for name, x in inputs.items()}
-    driver.runner.settle()
+    driver.lean.take_over()
     for name, x in inputs.items():
         assert linears[name]._packed is None
         assert torch.allclose(linears[name](x), before[name], atol=1e-3), name  # a code may flip
@@ -285,13 +285,13 @@ def row(tokens: Sequence[int], *, start: int = 0, blocks: Sequence[int] | None =
 def test_a_step_beyond_its_bounds_does_not_begin(lean: Driver, batch: Batch) -> None:
     driver = lean("llama", max_tokens=64)
     with pytest.raises(Unsafe):
-        driver.runner.run(batch)
-    driver.runner.run(row([5] * 64))
+        driver.executor.run(batch)
+    driver.executor.run(row([5] * 64))
 
 
 def test_no_step_follows_the_end(lean: Driver) -> None:
     driver = lean("llama")
-    driver.runner.close()
-    driver.runner.close()
+    driver.close()
+    driver.close()
     with pytest.raises(Unsafe, match="closed"):
-        driver.runner.run(row([5]))
+        driver.executor.run(row([5]))

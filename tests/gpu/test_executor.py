@@ -22,9 +22,9 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.gpu_model import SHAPES, load_random, random_adapter, smaller
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse
-from lorry.model import cuda, gpu
+from lorry.model import cuda, paths
+from lorry.model.executor import Executor
 from lorry.model.loader import LoadedModel
-from lorry.model.runner import Runner
 from lorry_adapters.lora.weights import AdapterWeights
 
 DEVICE = torch.device("cuda")
@@ -39,8 +39,8 @@ LOGPROB_TOLERANCE = 0.1
 class Bench:
     loaded: LoadedModel
     adapters: list[AdapterWeights]
-    fused: Runner
-    plain: Runner
+    triton: Executor
+    plain: Executor
 
 
 def load() -> LoadedModel:
@@ -48,27 +48,29 @@ def load() -> LoadedModel:
     return load_random(shape, device=DEVICE, dtype=DTYPE, quantize="nf4")
 
 
-def runner_on(loaded: LoadedModel, adapters: Sequence[AdapterWeights], *, fused: bool) -> Runner:
-    made = Runner(
-        loaded, kv_blocks=256, block_size=BLOCK_SIZE, max_slots=len(RANKS), max_rank=max(RANKS)
-    )
-    if fused:
-        assert gpu.choose(loaded, made) == "triton's kernels"
+def executor_on(
+    loaded: LoadedModel, adapters: Sequence[AdapterWeights], *, kernels: str
+) -> Executor:
+    sizes = paths.Sizes(256, BLOCK_SIZE, max_slots=len(RANKS), max_rank=max(RANKS))
+    found = paths.first_pass(loaded)
+    chosen = paths.choose(kernels, loaded, found, block_size=BLOCK_SIZE)
+    made = paths.checked(loaded, found, chosen, sizes)
+    assert made.paths.kernels == ("triton" if kernels == "auto" else kernels)
     for slot, adapter in enumerate(adapters, start=1):
-        made.place(slot, made.prepare(adapter))
+        made.placement.place(slot, made.placement.prepare(adapter))
     return made
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    # Two models of one seed: a runner keeps the one that it is given.
+    # Two models of one seed: an executor keeps the one that it is given.
     loaded, other = load(), load()
     adapters = [random_adapter(loaded, rank, seed) for seed, rank in enumerate(RANKS)]
     yield Bench(
         loaded,
         adapters,
-        runner_on(loaded, adapters, fused=True),
-        runner_on(other, adapters, fused=False),
+        executor_on(loaded, adapters, kernels="auto"),
+        executor_on(other, adapters, kernels="torch"),
     )
     gc.collect()
     torch.cuda.empty_cache()
@@ -83,7 +85,7 @@ def prompt(index: int) -> list[int]:
     return torch.randint(0, 128256, (LENGTH,), generator=dice).tolist()
 
 
-def score(runner: Runner, uses: Sequence[Uses], *, chunk: int) -> list[list[float]]:
+def score(executor: Executor, uses: Sequence[Uses], *, chunk: int) -> list[list[float]]:
     """Log-probabilities of each row's tokens, `chunk` at a time; 1 is decoding."""
     found: list[list[float]] = [[] for _ in uses]
     for start in range(0, LENGTH - 1, chunk):
@@ -92,19 +94,19 @@ def score(runner: Runner, uses: Sequence[Uses], *, chunk: int) -> list[list[floa
             row(index, use, prompt(index)[start:stop], start, prompt(index)[start + 1 : stop + 1])
             for index, use in enumerate(uses)
         )
-        for mine, result in zip(found, runner.run(Batch(rows)), strict=True):
+        for mine, result in zip(found, executor.run(Batch(rows)), strict=True):
             mine += [token.logprob for token in result.prompt]
     return found
 
 
-def greedy(runner: Runner, uses: Sequence[Uses], count: int) -> list[list[RowResult]]:
+def greedy(executor: Executor, uses: Sequence[Uses], count: int) -> list[list[RowResult]]:
     first = tuple(row(index, use, prompt(index), 0) for index, use in enumerate(uses))
-    drawn = [[result] for result in runner.run(Batch(first))]
+    drawn = [[result] for result in executor.run(Batch(first))]
     for step in range(count - 1):
         rows = tuple(
             row(index, use, [last(drawn[index])], LENGTH + step) for index, use in enumerate(uses)
         )
-        for mine, result in zip(drawn, runner.run(Batch(rows)), strict=True):
+        for mine, result in zip(drawn, executor.run(Batch(rows)), strict=True):
             mine.append(result)
     return drawn
 
@@ -134,19 +136,19 @@ def close(mine: list[list[float]], theirs: list[list[float]]) -> None:
 
 
 def test_every_kernel_is_right_here(bench: Bench) -> None:
-    shapes = bench.plain.layer_shapes
+    shapes = bench.plain.paths.cache.shapes.values()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert cuda.probe(shapes, dtype=dtype, device=DEVICE, block_size=BLOCK_SIZE) is None
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_the_other_kernels_agree(bench: Bench, chunk: int) -> None:
-    close(score(bench.fused, EVERY, chunk=chunk), score(bench.plain, EVERY, chunk=chunk))
+    close(score(bench.triton, EVERY, chunk=chunk), score(bench.plain, EVERY, chunk=chunk))
 
 
 def test_peft_agrees(bench: Bench) -> None:
     """The same adapters in PEFT on the same base, one sequence at a time, eager attention."""
-    mine = score(bench.fused, EVERY, chunk=16)
+    mine = score(bench.triton, EVERY, chunk=16)
     model = peft_of(load(), bench.adapters)
     for index, uses in enumerate(EVERY):
         ids_1T = torch.tensor([prompt(index)], device=DEVICE)
@@ -195,44 +197,44 @@ def test_recorded_steps_give_the_bits_of_direct_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four rows fill their shape, so both run the same products on the same rows."""
-    recorded = greedy(bench.fused, EVERY[:4], 8)
+    recorded = greedy(bench.triton, EVERY[:4], 8)
     monkeypatch.setattr(cuda.DecodeGraphs, "run", lambda *given: None)
-    assert greedy(bench.fused, EVERY[:4], 8) == recorded
-    assert bench.fused.path == "triton", "recording failed, see the log"
+    assert greedy(bench.triton, EVERY[:4], 8) == recorded
+    assert bench.triton.path == "triton", "recording failed, see the log"
 
 
 def test_a_row_stays_the_same_beside_others(bench: Bench) -> None:
     """In tokens where the choice is clear: the base's own products depend on the number of
     rows, as bitsandbytes and cuBLAS choose their kernels by it."""
-    together = score(bench.fused, EVERY, chunk=1)
+    together = score(bench.triton, EVERY, chunk=1)
     for index, uses in enumerate(EVERY):
         others: list[Uses] = [()] * index
-        alone = score(bench.fused, [*others, uses], chunk=1)[index]
+        alone = score(bench.triton, [*others, uses], chunk=1)[index]
         assert alone == pytest.approx(together[index], abs=LOGPROB_TOLERANCE)
 
 
 def test_adapters_come_while_steps_run(bench: Bench) -> None:
     """Fetched and brought by another thread; what runs meanwhile, and what they then say, is what
     it would have been."""
-    expected = greedy(bench.fused, EVERY[:4], 16)
+    expected = greedy(bench.triton, EVERY[:4], 16)
     stop, brought = threading.Event(), []
 
     def fetch() -> None:
         while not stop.is_set():
-            brought.append(bench.fused.prepare(bench.adapters[3]))
+            brought.append(bench.triton.prepare(bench.adapters[3]))
             del brought[:-1]
 
     thread = threading.Thread(target=fetch)
     thread.start()
     try:
         for _ in range(5):
-            assert greedy(bench.fused, EVERY[:4], 16) == expected
+            assert greedy(bench.triton, EVERY[:4], 16) == expected
     finally:
         stop.set()
         thread.join()
-    before = score(bench.fused, [((4, 1.0),)], chunk=1)
-    bench.fused.place(4, brought[0])
-    assert score(bench.fused, [((4, 1.0),)], chunk=1) == before
+    before = score(bench.triton, [((4, 1.0),)], chunk=1)
+    bench.triton.place(4, brought[0])
+    assert score(bench.triton, [((4, 1.0),)], chunk=1) == before
 
 
 def test_the_base_takes_the_fused_4_bit_product(bench: Bench) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from lorry.bootstrap import assemble
 from lorry.errors import ModelError
 from lorry.model import selfcheck
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native import choice, library, recipe
+from lorry.model.native import library, recipe
 from lorry.model.native.lean import STATIC_ROPES, LeanModel, unsuited
-from lorry.model.runner import Runner
+from lorry.model.paths import FirstPass, Kernels, Sizes, build, checked, choose, first_pass, problem
 from lorry.settings import Settings
 from support import tiny
 from support.compiled import compiled
-from support.runner_driver import BLOCK_SIZE, load_tiny
+from support.executor_driver import BLOCK_SIZE, load_tiny
 from support.tokenizer import build_tokenizer
 
 Model = Callable[[str], Path]
@@ -47,15 +46,21 @@ def save(folder: Path, family: str = "llama", **config: Any) -> Path:
     return folder
 
 
-def runner_of(loaded: LoadedModel) -> Runner:
-    return Runner(
-        loaded,
-        kv_blocks=8,
-        block_size=BLOCK_SIZE,
-        max_slots=2,
-        max_rank=8,
-        kv_dtype=choice.kv_dtype("auto", loaded),
-    )
+SIZES = Sizes(8, BLOCK_SIZE, max_slots=2, max_rank=8, max_tokens=64)
+
+
+def kernels_of(asked: str, loaded: LoadedModel) -> tuple[FirstPass, Kernels]:
+    found = first_pass(loaded)
+    return found, choose(asked, loaded, found, block_size=BLOCK_SIZE)
+
+
+def served(asked: str, loaded: LoadedModel) -> tuple[str, str]:
+    """What the chosen kernels are said to be, and those that `/info` tells."""
+    said: list[str] = []
+    paths = checked(loaded, *kernels_of(asked, loaded), SIZES, said.append).paths
+    paths.close()
+    (line,) = said
+    return line.removeprefix("steps run on "), paths.kernels
 
 
 def rope(kind: str, **more: Any) -> dict[str, Any]:
@@ -95,24 +100,17 @@ def test_a_model_that_does_not_fit_is_served_on_the_generic_path(name: str, tmp_
     loaded = load_with(save(tmp_path, family, **config), **settings)
     why = unsuited(loaded)
     assert why is not None and reason in why
-    runner = runner_of(loaded)
-    said = choice.choose("auto", loaded, runner, max_tokens=64, max_rank=8)
-    assert said == f"PyTorch's operations; not the compiled step: {why}"
-    assert runner.path == "torch"
-    selfcheck.check(runner, loaded)
+    said = f"PyTorch's operations; not the compiled step: {why}"
+    assert served("auto", loaded) == (said, "torch")
     with pytest.raises(ModelError, match="--kernels native: the compiled step cannot run here"):
-        choice.choose("native", loaded, runner, max_tokens=64, max_rank=8)
+        kernels_of("native", loaded)
 
 
 @pytest.mark.parametrize("asked", ["auto", "native"])
 def test_what_fits_runs_on_the_compiled_step(asked: str, tiny_model: Model) -> None:
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
-    runner = runner_of(loaded)
-    said = choice.choose(asked, loaded, runner, max_tokens=64, max_rank=8)
-    assert said == f"the compiled step, {library.instructions()[0]}, 1 thread"
-    assert runner.path == "native"
-    selfcheck.check(runner, loaded)
-    runner.close()
+    said = f"the compiled step, {library.instructions()[0]}, 1 thread"
+    assert served(asked, loaded) == (said, "native")
 
 
 @pytest.mark.parametrize(
@@ -139,12 +137,11 @@ def test_the_cache_is_in_half_precision_where_the_compiled_step_runs_and_nowhere
     )
     said: list[str] = []
     server = assemble(settings, said.append, on_broken=lambda: None)
-    cache = server.runner.cache
+    cache = server.executor.paths.cache
     server.close()
     assert cache.dtype is expected
     # As many tokens as fit: twice as many of half the size.
-    size = sum(s.heads * (s.key_size + s.value_size) for s in server.runner.layer_shapes)
-    size *= expected.itemsize
+    size = sum(kv.k_NHD[0].nbytes + kv.v_NHD[0].nbytes for kv in cache.layers)
     assert cache.num_blocks == (1 << 20) // (size * 16)
     (line,) = [line for line in said if line.startswith("KV cache takes")]
     tokens = cache.num_blocks * 16
@@ -159,16 +156,12 @@ def test_without_the_library_the_cache_is_the_models_own(
 
     monkeypatch.setattr(library, "find", missing)
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
-    assert choice.kv_dtype("auto", loaded) is torch.float32
+    assert kernels_of("auto", loaded)[1].kv_dtype is torch.float32
 
 
 def test_the_generic_path_can_be_asked_for(tiny_model: Model) -> None:
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
-    runner = runner_of(loaded)
-    said = choice.choose("torch", loaded, runner, max_tokens=64, max_rank=8)
-    assert said == "PyTorch's operations, as asked for"
-    assert runner.path == "torch"
-    selfcheck.check(runner, loaded)
+    assert served("torch", loaded) == ("PyTorch's operations, as asked for", "torch")
 
 
 def test_without_the_library_the_reason_is_said(
@@ -179,13 +172,12 @@ def test_without_the_library_the_reason_is_said(
 
     monkeypatch.setattr(library, "find", missing)
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
-    runner = runner_of(loaded)
-    said = choice.choose("auto", loaded, runner, max_tokens=64, max_rank=8)
+    said, kernels = served("auto", loaded)
     assert said.endswith("not the compiled step: it was not built; install a C compiler and then "
                          "Lorry again")  # fmt: skip
-    assert runner.path == "torch"
+    assert kernels == "torch"
     with pytest.raises(ModelError, match="install a C compiler"):
-        choice.choose("native", loaded, runner, max_tokens=64, max_rank=8)
+        kernels_of("native", loaded)
 
 
 def test_a_wrong_answer_of_the_compiled_step_is_refused(
@@ -193,28 +185,25 @@ def test_a_wrong_answer_of_the_compiled_step_is_refused(
 ) -> None:
     # The self-check is what stands between a model that only looks like Llama and a user.
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
-    runner = runner_of(loaded)
-    choice.choose("native", loaded, runner, max_tokens=64, max_rank=8)
+    found, kernels = kernels_of("native", loaded)
+    executor = build(loaded, found, kernels, SIZES)
     with torch.no_grad():
         loaded.model.model.layers[1].post_attention_layernorm.weight.neg_()
-    selfcheck.check(runner, loaded)  # both see the same weights still
+    # Both see the same weights still.
+    assert selfcheck.problem(executor, loaded, []) is None
     loaded.model.model.layers[1].post_attention_layernorm.weight = torch.nn.Parameter(
         loaded.model.model.layers[1].post_attention_layernorm.weight * 2
     )
-    with pytest.raises(ModelError, match="not served"):
-        selfcheck.check(runner, loaded)
-    runner.close()
+    wrong = problem(executor, loaded, kernels, SIZES)
+    assert wrong is not None and "differ" in wrong
+    executor.paths.close()
 
 
 def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_tiny(save(tmp_path, "mistral", sliding_window=300), quantization="int8")
-    equip = partial(choice.choose, "native", max_tokens=64, max_rank=8)
-    runner = runner_of(loaded)
-    equip(loaded, runner)
-    selfcheck.check(runner, loaded, equip)
-    runner.close()
+    served("native", loaded)
 
     fill = LeanModel._fill_layer
 
@@ -224,11 +213,8 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
 
     monkeypatch.setattr(LeanModel, "_fill_layer", dropped)
     loaded = load_tiny(tmp_path, quantization="int8")
-    runner = runner_of(loaded)
-    equip(loaded, runner)
     with pytest.raises(ModelError, match=r"not served: .* differ"):
-        selfcheck.check(runner, loaded, equip)
-    runner.close()
+        served("native", loaded)
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,21 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorry.model import gpu, selfcheck
+from lorry.model import paths
+from lorry.model.executor import Executor
 from lorry.model.graphs import repeated
 from lorry.model.kv_cache import LayerShape
+from lorry.model.paths import FirstPass, Kernels
 from lorry.model.sight import Sight
 from support.device import DEVICE
+from support.executor_driver import SIZES, Ask, ExecutorDriver, token_ids
 from support.prompts import random_prompt
-from support.runner_driver import Ask, RunnerDriver, token_ids
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
@@ -32,15 +34,23 @@ SHAPES = [
 ]
 
 
+class GpuDriver(ExecutorDriver):
+    """Whatever the device: on the kernels that a GPU gets, checked."""
+
+    def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
+        self.said: list[str] = []
+        kernels = paths.choose_for_gpu(self.loaded, found, block_size=SIZES.block_size)
+        return paths.checked(self.loaded, found, kernels, SIZES, self.said.append)
+
+
+Start = Callable[[], GpuDriver]
+
+
 @pytest.fixture
-def driver(
-    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RunnerDriver]:
+def start(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Start:
     if DEVICE.type != "cuda":
         monkeypatch.setattr(cuda, "CudaRecord", lambda: repeated)
-    made = RunnerDriver(tiny_model("llama"))
-    yield made
-    made.close()
+    return lambda: GpuDriver(tiny_model("llama"))
 
 
 # ---- the probe
@@ -99,43 +109,46 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_right_serves_and_is_said(
-    driver: RunnerDriver, peft_adapter: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    start: Start, peft_adapter: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert gpu.choose(driver.loaded, driver.runner) == "triton's kernels"
-    assert driver.runner.path == "triton"
+        driver = start()
+    assert driver.said == ["steps run on triton's kernels"]
+    assert driver.executor.paths.kernels == "triton"
     assert not caplog.records
     ask = Ask([(peft_adapter("llama", "plain"), 1.0)], random_prompt(5, 1))
     (mine,) = driver.greedy([ask], 3)
     assert len(token_ids(mine)) == 3
 
 
-def stays_with_torch(driver: RunnerDriver, caplog: pytest.LogCaptureFixture, why: str) -> None:
+def stays_with_torch(start: Start, caplog: pytest.LogCaptureFixture, why: str) -> None:
     with caplog.at_level(logging.WARNING):
-        said = gpu.choose(driver.loaded, driver.runner)
-    assert said.startswith("PyTorch's operations; not Triton's kernels: ") and why in said
+        driver = start()
+    (said,) = driver.said
+    begin = "steps run on PyTorch's operations; not Triton's kernels: "
+    assert said.startswith(begin) and why in said
     assert why in caplog.text
-    assert driver.runner.path == "torch"
-    assert all(layer.kernel is None for layer in driver.runner.lora.layers.values())
-    selfcheck.check(driver.runner, driver.loaded)
+    served = driver.executor.paths
+    assert served.kernels == "torch" and served.upload is None
+    assert all(layer.kernel is None for layer in served.lora.layers.values())
 
 
 def test_without_triton(
-    driver: RunnerDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
-    stays_with_torch(driver, caplog, "triton is not installed")
+    monkeypatch.setattr(paths, "find_spec", lambda name: None)
+    stays_with_torch(start, caplog, "triton is not installed")
 
 
 def test_a_failed_probe(
-    driver: RunnerDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cuda, "probe", lambda *arguments, **more: "the adapters' kernels differ")
-    stays_with_torch(driver, caplog, "the adapters' kernels differ")
+    stays_with_torch(start, caplog, "the adapters' kernels differ")
 
 
 def test_a_failed_self_check(
-    driver: RunnerDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All is well one by one, and wrong together: the scratch cell is somebody's."""
     right = cuda.to_device
@@ -146,17 +159,17 @@ def test_a_failed_self_check(
         return made
 
     monkeypatch.setattr(cuda, "to_device", shifted)
-    stays_with_torch(driver, caplog, "is not served")
+    stays_with_torch(start, caplog, "is not served")
 
 
 def test_an_adapter_of_another_kind_is_never_recorded(
-    driver: RunnerDriver, peft_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    start: Start, peft_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu.choose(driver.loaded, driver.runner)
+    driver = start()
     folder = peft_adapter("llama", "plain")
     ask = Ask([(folder, 1.0)], random_prompt(5, 2))
     (expected,) = driver.greedy([ask], 3)
-    driver.runner._special.add(driver.slot_of(folder))
+    driver.executor.paths.lora.beyond_pairs.add(driver.slot_of(folder))
     steps: list[object] = []
     record = cuda.DecodeGraphs.run
     monkeypatch.setattr(

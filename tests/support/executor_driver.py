@@ -1,4 +1,4 @@
-"""Drives the runner as the engine would, with nothing in between: rows in, numbers out.
+"""Drives the executor as the engine would, with nothing in between: rows in, numbers out.
 
 Blocks are handed out in a shuffled order, so that a cache which only works for
 neighbouring blocks fails here.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
+from lorry.model.executor import Executor
 from lorry.model.loader import LoadedModel, load
-from lorry.model.native.choice import choose, kv_dtype
-from lorry.model.runner import Runner
+from lorry.model.paths import (
+    FirstPass,
+    Kernels,
+    Sizes,
+    build,
+    checked,
+    choose,
+    first_pass,
+    hand_over,
+)
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
 from support.peft_oracle import Adapters
@@ -52,8 +59,24 @@ def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
     return load(settings, lambda _: None)
 
 
-class RunnerDriver:
-    """A runner on a tiny model, and the slots and blocks that a scheduler would keep."""
+SIZES = Sizes(
+    kv_blocks=NUM_BLOCKS,
+    block_size=BLOCK_SIZE,
+    max_slots=NUM_SLOTS,
+    max_rank=MAX_RANK,
+    max_tokens=MAX_TOKENS,
+)
+
+
+def unchecked(loaded: LoadedModel, sizes: Sizes, *, kernels: str = "torch") -> Executor:
+    """Paths as `--kernels` chooses them, without the self-check's half a second."""
+    found = first_pass(loaded)
+    chosen = choose(kernels, loaded, found, block_size=sizes.block_size)
+    return build(loaded, found, chosen, sizes)
+
+
+class ExecutorDriver:
+    """An executor on a tiny model, and the slots and blocks that a scheduler would keep."""
 
     def __init__(
         self,
@@ -62,31 +85,25 @@ class RunnerDriver:
         quantization: str = "none",
         kernels: str = "torch",
         threads: int = 1,
-        cache: torch.dtype | None = None,
+        is_checked: bool = False,
     ) -> None:
         """`kernels`: torch or native, as `--kernels` has them; `threads` of the native ones.
-        `cache`: its dtype, else what goes with the kernels."""
+        `is_checked`: by the self-check, as the server's are."""
         self.loaded = load_tiny(folder, quantization=quantization)
-        self.runner = Runner(
-            self.loaded,
-            kv_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
-            max_slots=NUM_SLOTS,
-            max_rank=MAX_RANK,
-            kv_dtype=cache or kv_dtype(kernels, self.loaded),
-        )
         self._slots: dict[Path, int] = {}
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            choose(kernels, self.loaded, self.runner, max_tokens=MAX_TOKENS, max_rank=MAX_RANK)
-        finally:
-            torch.set_num_threads(before)
-        self.runner.settle()
-        assert self.runner.path == kernels
+        found = first_pass(self.loaded)
+        chosen = choose(kernels, self.loaded, found, block_size=BLOCK_SIZE)
+        self.executor = self.start(found, replace(chosen, threads=threads), is_checked)
+
+    def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
+        if is_checked:
+            return checked(self.loaded, found, kernels, SIZES)
+        executor = build(self.loaded, found, kernels, SIZES)
+        hand_over(executor)
+        return executor
 
     def close(self) -> None:
-        self.runner.close()
+        self.executor.paths.close()
 
     def slot_of(self, folder: Path) -> int:
         if folder not in self._slots:
@@ -96,8 +113,9 @@ class RunnerDriver:
 
     def place(self, slot: int, folder: Path) -> None:
         """Puts the adapter in that slot, whatever was there."""
-        loaded = weights.load(folder, f"sha256:{folder}", self.runner.layout(self.loaded))
-        self.runner.place(slot, self.runner.prepare(loaded))
+        loaded = weights.load(folder, f"sha256:{folder}", self.executor.paths.layout)
+        placement = self.executor.placement
+        placement.place(slot, placement.prepare(loaded))
         self._slots = {path: at for path, at in self._slots.items() if at != slot}
         self._slots[folder] = slot
 
@@ -116,12 +134,12 @@ class RunnerDriver:
         `chunk`: the prompts go in that many tokens at a time, a step each.
         """
         rows = [_Sequence(ask, self._uses(ask)) for ask in asks]
-        _hand_out_blocks(rows, self.runner.cache.num_blocks)
+        _hand_out_blocks(rows, self.executor.paths.cache.num_blocks)
         while True:
             now = [row.row(row.prompt_left(chunk), None) for row in rows if row.prompt_left(chunk)]
             if not now:
                 return [row.logprobs for row in rows]
-            results = self.runner.run(Batch(tuple(now)))
+            results = self.executor.run(Batch(tuple(now)))
             for result, row in zip(results, _of(rows, now), strict=True):
                 row.logprobs.extend(entry.logprob for entry in result.prompt)
 
@@ -131,10 +149,10 @@ class RunnerDriver:
         """Prefills in chunks, then draws `count` tokens greedily for every sequence."""
         params = SamplingParams(max_new_tokens=count, top_logprobs=top)
         rows = [_Sequence(ask, self._uses(ask), room=count) for ask in asks]
-        _hand_out_blocks(rows, self.runner.cache.num_blocks)
+        _hand_out_blocks(rows, self.executor.paths.cache.num_blocks)
         while any(len(row.drawn) < count for row in rows):
             now = [row.next(chunk, params) for row in rows if len(row.drawn) < count]
-            results = self.runner.run(Batch(tuple(now)))
+            results = self.executor.run(Batch(tuple(now)))
             for result, row in zip(results, _of(rows, now), strict=True):
                 if result.drawn:
                     row.answer += token_ids([result])

@@ -1,0 +1,100 @@
+"""Runs a batch: sends each row down its path, one forward pass for each path, and draws tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from lorry.core import Batch, Drawn, Row, RowResult, Sample, TokenLogprob
+from lorry.model.inputs import Inputs, build_inputs
+from lorry.model.logits import Logits
+from lorry.model.path_set import Path, PathSet
+from lorry.model.placement import Placement
+from lorry.model.pooling import pool
+from lorry.model.sampler import among, logprobs_of, sample
+from lorry.model.selection import Selection
+from lorry_adapters.lora import room
+
+
+class Executor:
+    """Engine thread only."""
+
+    def __init__(self, paths: PathSet, selection: Selection) -> None:
+        self.paths = paths
+        self.placement = Placement(paths)
+        self._selection = selection
+
+    @room.named("a step")
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> list[RowResult]:
+        """A result for each row, in the batch's order. Raises OutOfMemory."""
+        main, general = self.paths.main, self.paths.general
+        chosen = [self._path_of(row) for row in batch.rows]
+        if all(path is main for path in chosen):
+            return self._run(batch, main)
+        results: dict[int, RowResult] = {}
+        for path in dict.fromkeys((main, general, None)):
+            mine = [index for index, other in enumerate(chosen) if other is path]
+            if not mine:
+                continue
+            part = Batch(tuple(batch.rows[index] for index in mine))
+            if path is not self.paths.compiled:
+                self.placement.bring_to_general(part.rows)
+            made = pool(part, self.paths, self.placement) if path is None else self._run(part, path)
+            results.update(zip(mine, made, strict=True))
+        return [results[index] for index in range(len(batch.rows))]
+
+    def _path_of(self, row: Row) -> Path | None:
+        """None: it is pooled."""
+        if row.pooling is not None:
+            return None
+        compiled, uses = self.paths.compiled, row.adapters
+        if compiled is None:
+            return self.paths.general
+        if not uses or (self.placement.all_compiled(uses) and compiled.runs(uses)):
+            return compiled
+        return self.paths.general
+
+    def _run(self, batch: Batch, path: Path) -> list[RowResult]:
+        inputs = build_inputs(
+            batch,
+            block_size=self.paths.cache.block_size,
+            dtype=self.paths.dtype,
+            device=path.inputs_on,
+            digest_of=self.placement.digest_of,
+        )
+        self.paths.virtual_tokens.fill(inputs.attention)
+        logits = path.run(inputs)
+        results: list[RowResult | None] = [None] * len(batch.rows)
+        drawn = self._draw(batch, inputs, logits)
+        for place, index in enumerate(inputs.order):
+            row = batch.rows[index]
+            first, _ = inputs.wanted[place]
+            targets = row.prompt_targets or ()
+            prompt = logprobs_of(logits[first : first + len(targets)], targets, row.prompt_top)
+            if place in drawn:
+                token, top = drawn[place]
+                results[index] = RowResult((Drawn(token, top),), prompt)
+            else:
+                results[index] = RowResult((), prompt)
+        return [result for result in results if result is not None]
+
+    def _draw(
+        self, batch: Batch, inputs: Inputs, logits: Logits
+    ) -> dict[int, tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
+        """By place in the packed row: the drawn token and the likeliest."""
+        places: list[int] = []
+        samples: list[Sample] = []
+        lasts: list[int] = []
+        for place, index in enumerate(inputs.order):
+            row = batch.rows[index]
+            wish = row.sample
+            if wish is not None:
+                known = self.placement.known_tokens(row.adapters) if row.adapters else None
+                first, count = inputs.wanted[place]
+                places.append(place)
+                samples.append(wish if known is None else among(wish, known))
+                lasts.append(first + count - 1)
+        if not places:
+            return {}
+        chosen = logits if len(lasts) == len(logits) else logits[lasts]
+        return dict(zip(places, sample(chosen, samples, self._selection), strict=True))

@@ -1,0 +1,332 @@
+"""Builds the paths through a model, once, at start-up. The only place that chooses among them.
+
+1. A first forward pass (`first_pass`) tells whether rows can be packed and what layers store.
+2. `choose` takes the best kernels that the setting, the device and the model allow.
+3. `build` connects them: a `PathSet` that never changes, and the `Executor` that runs it.
+4. `checked` has `lorry.model.selfcheck` compare the result with transformers' own answers. Where
+   they differ it builds the next best: PyTorch's operations in place of Triton's kernels, padded
+   rows in place of packed ones. The compiled step has nothing below it: a model that it answers
+   wrongly is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from lorry.errors import ModelError, UnsupportedModel
+from lorry.model import packed, padded, selfcheck
+from lorry.model.dense import dense_weight
+from lorry.model.executor import Executor
+from lorry.model.kv_cache import KVCache, Shapes, bytes_per_token
+from lorry.model.loader import LoadedModel
+from lorry.model.native import library
+from lorry.model.native.lean import KV_DTYPE, LeanModel, unsuited
+from lorry.model.native.selection import CompiledSelection
+from lorry.model.packed import PackedModel
+from lorry.model.padded import PaddedModel
+from lorry.model.path_set import PathSet
+from lorry.model.prompts import Prompts
+from lorry.model.quiet import quiet
+from lorry.model.reach import EVERYWHERE, Reach
+from lorry.model.selection import TorchSelection
+from lorry_adapters.lora.layers import LoraModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """What a first forward pass has told of a model."""
+
+    shapes: Shapes
+    unpackable: str | None = None
+    """Why its rows are padded; None: they are packed."""
+    reach: Reach = EVERYWHERE
+    """Which tokens its modules are handed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What runs the steps."""
+
+    kind: Literal["compiled", "triton", "torch"]
+    kv_dtype: torch.dtype
+    """Of the cache, for the rows of all paths."""
+    said: str
+    """What was chosen and why, for people."""
+    library: ctypes.CDLL | None = None
+    """The compiled one, where there is one for the device. It draws tokens even where PyTorch's
+    operations run the steps."""
+    threads: int = 1
+    """Of the compiled step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    kv_blocks: int
+    block_size: int
+    """Tokens."""
+    max_slots: int
+    max_rank: int
+    max_tokens: int = selfcheck.MAX_TOKENS
+    """Of one step; the self-check runs whatever it is."""
+
+
+def first_pass(loaded: LoadedModel) -> FirstPass:
+    """Packed where its modeling code lets us replace its attention, else padded. That a model runs
+    in this way does not mean that it answers rightly: `checked` sees to that.
+
+    Leaves the model switched to the attention of its path.
+
+    Raises:
+        UnsupportedModel: it runs in neither way.
+    """
+    try:
+        with quiet():
+            return FirstPass(packed.measure(loaded), reach=packed.reach(loaded))
+    except UnsupportedModel as error:
+        return first_pass_padded(loaded, str(error))
+
+
+def first_pass_padded(loaded: LoadedModel, unpackable: str) -> FirstPass:
+    """Of padded rows; `unpackable` tells why they cannot be packed.
+
+    Raises:
+        UnsupportedModel: it does not run in this way either.
+    """
+    try:
+        with quiet():
+            shapes = padded.measure(loaded)
+            return FirstPass(shapes, unpackable, padded.reach(loaded, len(shapes)))
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"{loaded.layout.architecture} is not served: packed in one row, {unpackable}; "
+            f"padded, {error}"
+        ) from error
+
+
+def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
+    """The kernels for a model. `asked`: auto, native or torch, as `--kernels` has them.
+
+    Raises:
+        ModelError: `native` was asked for and cannot be had.
+    """
+    if asked == "torch":
+        return Kernels("torch", loaded.dtype, "PyTorch's operations, as asked for")
+    if loaded.device.type == "cuda" and asked == "auto":
+        return choose_for_gpu(loaded, found, block_size=block_size)
+    built: ctypes.CDLL | None = None
+    try:
+        name, built = library.find()
+        why = unsuited(loaded)
+        if why is not None:
+            raise library.Missing(why)
+    except library.Missing as missing:
+        if asked == "native":
+            raise ModelError(
+                f"--kernels native: the compiled step cannot run here: {missing}"
+            ) from missing
+        said = f"PyTorch's operations; not the compiled step: {missing}"
+        return Kernels("torch", loaded.dtype, said, built)
+    threads = torch.get_num_threads()
+    said = f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"
+    # Half precision for all rows, those too that run packed beside the compiled step.
+    return Kernels("compiled", KV_DTYPE, said, built, threads)
+
+
+def choose_for_gpu(loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
+    """Triton's kernels, if each of them runs here and is right."""
+    why = _unfit_for_triton(loaded, found, block_size)
+    if why is not None:
+        return _without_triton(loaded, why)
+    return Kernels("triton", loaded.dtype, "triton's kernels")
+
+
+def _unfit_for_triton(loaded: LoadedModel, found: FirstPass, block_size: int) -> str | None:
+    """Why Triton's kernels cannot run here; None where each of them runs and is right."""
+    if found.unpackable is not None:
+        return f"rows are padded: {found.unpackable}"
+    # PyTorch's CUDA builds bring Triton, the others do not, and not on every platform: so this
+    # file does not import it, nor `lorry.model.cuda`, which does.
+    if find_spec("triton") is None:
+        return "triton is not installed; PyTorch's CUDA builds bring it on Linux"
+    from lorry.model import cuda
+
+    return cuda.probe(
+        found.shapes.values(), dtype=loaded.dtype, device=loaded.device, block_size=block_size
+    )
+
+
+def _without_triton(loaded: LoadedModel, why: str) -> Kernels:
+    logger.warning("PyTorch's operations run the steps, not Triton's kernels: %s", why)
+    return Kernels("torch", loaded.dtype, f"PyTorch's operations; not Triton's kernels: {why}")
+
+
+def build(loaded: LoadedModel, found: FirstPass, kernels: Kernels, sizes: Sizes) -> Executor:
+    """Paths whose answers nobody has checked. They own the model from here on: its attention,
+    its linears and its cache.
+
+    Raises:
+        ModelError: no memory or no threads for the compiled step.
+    """
+    cache = _cache_of(loaded, found, kernels, sizes)
+    return _connect(loaded, found, kernels, sizes, cache, _lora_of(loaded, found, sizes))
+
+
+def checked(
+    loaded: LoadedModel,
+    found: FirstPass,
+    kernels: Kernels,
+    sizes: Sizes,
+    say: Callable[[str], None] = lambda line: None,
+) -> Executor:
+    """The best paths whose answers are right. Has `say` tell which they are.
+
+    Raises:
+        UnsupportedModel: the answers are wrong on every path that there is.
+        ModelError: no memory or no threads for the compiled step, or the cache is too small for
+            padded rows.
+    """
+    executor = build(loaded, found, kernels, sizes)
+    if kernels.kind == "triton":
+        wrong = problem(executor, loaded, kernels, sizes)
+        if wrong is None:
+            say(f"steps run on {kernels.said}")
+            return executor
+        kernels = _without_triton(loaded, _refusal(loaded, wrong))
+        before = executor.paths
+        executor = _connect(loaded, found, kernels, sizes, before.cache, before.lora)
+        del before
+    say(f"steps run on {kernels.said}")
+    wrong = problem(executor, loaded, kernels, sizes)
+    if wrong is not None and kernels.kind == "torch" and found.unpackable is None:
+        lora, nbytes = executor.paths.lora, executor.paths.cache.nbytes
+        # A device has no room for two caches.
+        del executor
+        found = first_pass_padded(loaded, wrong)
+        block = bytes_per_token(found.shapes, kernels.kv_dtype) * sizes.block_size
+        sizes = replace(sizes, kv_blocks=min(sizes.kv_blocks, nbytes // block))
+        if sizes.kv_blocks < selfcheck.SHORT.blocks_needed(sizes.block_size):
+            raise ModelError(
+                "--kv-cache-memory is too small for this model's padded rows; give more"
+            )
+        cache = _cache_of(loaded, found, kernels, sizes)
+        executor = _connect(loaded, found, kernels, sizes, cache, lora)
+        wrong = problem(executor, loaded, kernels, sizes)
+    if wrong is not None:
+        executor.paths.close()
+        if found.unpackable is not None:
+            wrong = f"packed in one row, {found.unpackable}; padded, {wrong}"
+        raise UnsupportedModel(_refusal(loaded, wrong))
+    hand_over(executor)
+    return executor
+
+
+def hand_over(executor: Executor) -> None:
+    """Leave the base's weights to the path that serves. Not before the self-check, which
+    compares with transformers' own answers."""
+    compiled = executor.paths.compiled
+    if compiled is not None:
+        compiled.take_over()
+        # Of the whole process: what is left to PyTorch is small, and its own threads would spin
+        # for a while after each operation, on the cores that the next step needs.
+        torch.set_num_threads(1)
+
+
+def _refusal(loaded: LoadedModel, wrong: str) -> str:
+    return f"{loaded.layout.architecture} is not served: {wrong}"
+
+
+def problem(executor: Executor, loaded: LoadedModel, kernels: Kernels, sizes: Sizes) -> str | None:
+    """What is wrong with the answers on the paths of `executor`, if anything."""
+    unpackable = executor.paths.unpackable
+
+    def build_copy(copy: LoadedModel, kv_blocks: int, *, of: Kernels) -> Executor:
+        found = first_pass(copy) if unpackable is None else first_pass_padded(copy, unpackable)
+        small = Sizes(kv_blocks, selfcheck.BLOCK_SIZE, 1, 1, sizes.max_tokens)
+        return build(copy, found, of, small)
+
+    # Beside the compiled step rows run packed, with PyTorch's operations.
+    kinds = [replace(kernels, kind="torch")]
+    if kernels.kind == "compiled":
+        kinds.append(kernels)
+    return selfcheck.problem(executor, loaded, [partial(build_copy, of=kind) for kind in kinds])
+
+
+def _cache_of(loaded: LoadedModel, found: FirstPass, kernels: Kernels, sizes: Sizes) -> KVCache:
+    return KVCache(
+        found.shapes,
+        num_blocks=sizes.kv_blocks,
+        block_size=sizes.block_size,
+        dtype=kernels.kv_dtype,
+        device=loaded.device,
+    )
+
+
+def _lora_of(loaded: LoadedModel, found: FirstPass, sizes: Sizes) -> LoraModel:
+    """Wraps the model's linears, so one for each model."""
+    return LoraModel(
+        loaded.model,
+        loaded.layout,
+        num_slots=sizes.max_slots,
+        max_rank=sizes.max_rank,
+        dtype=loaded.dtype,
+        device=loaded.device,
+        weight=dense_weight,
+        head=found.reach.head,
+    )
+
+
+def _connect(
+    loaded: LoadedModel,
+    found: FirstPass,
+    kernels: Kernels,
+    sizes: Sizes,
+    cache: KVCache,
+    lora: LoraModel,
+) -> Executor:
+    virtual_tokens = Prompts(cache, loaded.dtype, loaded.device)
+    model = PackedModel if found.unpackable is None else PaddedModel
+    pooled = model(loaded, cache, lora, virtual_tokens)
+    paths = PathSet(
+        layout=found.reach.of(loaded.layout),
+        dtype=loaded.dtype,
+        unpackable=found.unpackable,
+        cache=cache,
+        virtual_tokens=virtual_tokens,
+        lora=lora,
+        pooled=pooled,
+        general=pooled,
+    )
+    lora.use(None)
+    if kernels.kind == "triton":
+        from lorry.model import cuda
+
+        assert isinstance(pooled, PackedModel)
+        triton = cuda.CudaModel(pooled, cache, lora, device=loaded.device, dtype=loaded.dtype)
+        paths = replace(paths, general=triton, upload=triton.bring)
+    if kernels.kind == "compiled":
+        assert kernels.library is not None and found.unpackable is None
+        compiled = LeanModel(
+            kernels.library,
+            loaded,
+            cache,
+            virtual_tokens,
+            num_slots=sizes.max_slots,
+            max_tokens=max(sizes.max_tokens, selfcheck.MAX_TOKENS),
+            max_context=max(loaded.max_model_len, selfcheck.MAX_TOKENS),
+            max_rank=sizes.max_rank,
+            num_threads=kernels.threads,
+        )
+        paths = replace(paths, compiled=compiled)
+    if kernels.library is None or loaded.device.type != "cpu":
+        return Executor(paths, TorchSelection())
+    return Executor(paths, CompiledSelection(kernels.library))

@@ -1,0 +1,131 @@
+"""Which adapter lies in which slot, and on which of the paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lorry.core import Row, SlotUse
+from lorry.model.native.adapter import PackedAdapter
+from lorry.model.path_set import PathSet
+from lorry_adapters.lora.layers import BoundAdapter
+from lorry_adapters.lora.parts import Score
+from lorry_adapters.lora.weights import AdapterWeights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """An adapter after all work that does not depend on its slot."""
+
+    bound: BoundAdapter
+    compiled: PackedAdapter | None
+    """For the compiled step; None where that cannot apply it, or does not run."""
+
+    @property
+    def weights(self) -> AdapterWeights:
+        return self.bound.weights
+
+
+ScoreOnDevice = tuple[Tensor, Tensor | None]
+"""Weight `[L, H]` and bias `[L]` of a classifier, fp32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """What one slot holds."""
+
+    digest: str
+    compiled: bool
+    """It lies in the slot of the compiled step."""
+    general: bool
+    """It lies in the slot of the general path. Both are true of an adapter of the compiled step
+    that a row with another kind of adapter, or a pooled row, has used."""
+    bound: BoundAdapter | None
+    """Kept where it may have to be brought to the general path later."""
+    score: ScoreOnDevice | None
+    known_tokens: int
+    """The first so many tokens of the vocabulary exist for it; 0: all of them."""
+
+
+class Placement:
+    """The table of the slots. All but `prepare` belong to the engine thread."""
+
+    def __init__(self, paths: PathSet) -> None:
+        self._paths = paths
+        self._held: dict[int, Held] = {}
+
+    @torch.inference_mode()
+    def prepare(self, weights: AdapterWeights) -> Prepared:
+        """All work on an adapter that needs no slot. Any thread; takes its time."""
+        if self._paths.upload is not None:
+            weights = self._paths.upload(weights)
+        bound = self._paths.lora.prepare(weights)
+        compiled = self._paths.compiled
+        return Prepared(bound, None if compiled is None else compiled.prepare(bound))
+
+    # In inference mode, as a step is, which also copies adapters to slots: a tensor made in
+    # inference mode cannot be changed in place outside of it.
+    @torch.inference_mode()
+    def place(self, slot: int, prepared: Prepared) -> None:
+        """Copy an adapter's weights to a slot; whatever it held is gone. Between two steps only.
+
+        Raises:
+            AdapterBroken: its prefix has other shapes than the cache.
+        """
+        paths, weights = self._paths, prepared.weights
+        # An adapter that is placed halfway belongs to nobody.
+        self._held.pop(slot, None)
+        paths.virtual_tokens.place(slot, weights.prompt)
+        if prepared.compiled is None:
+            if paths.compiled is not None:
+                paths.compiled.clear(slot)
+            paths.lora.place(slot, prepared.bound)
+        else:
+            assert paths.compiled is not None, "prepared for other paths"
+            paths.lora.clear(slot)
+            paths.compiled.place(slot, prepared.compiled)
+        on_compiled = prepared.compiled is not None
+        self._held[slot] = Held(
+            digest=weights.digest,
+            compiled=on_compiled,
+            general=not on_compiled,
+            bound=prepared.bound if on_compiled else None,
+            score=None if weights.score is None else self._on_device(weights.score),
+            known_tokens=weights.tokens or 0,
+        )
+
+    def bring_to_general(self, rows: Iterable[Row]) -> None:
+        """Copy the adapters of `rows` to the general path's slots, where they lie in the compiled
+        step's alone. Between two steps only."""
+        for slot in {use.slot for row in rows for use in row.adapters}:
+            held = self._held[slot]
+            if not held.general:
+                assert held.bound is not None
+                self._paths.lora.place(slot, held.bound)
+                self._held[slot] = replace(held, general=True)
+
+    def all_compiled(self, uses: Sequence[SlotUse]) -> bool:
+        """Whether the compiled step can apply each of them."""
+        return all(self._held[use.slot].compiled for use in uses)
+
+    def digest_of(self, slot: int) -> str:
+        return self._held[slot].digest
+
+    def known_tokens(self, uses: Sequence[SlotUse]) -> int | None:
+        """The first so many tokens of the vocabulary may be drawn; None: all of them."""
+        known = [held.known_tokens for use in uses if (held := self._held[use.slot]).known_tokens]
+        return min(known) if known else None
+
+    def score_of(self, uses: Sequence[SlotUse]) -> ScoreOnDevice:
+        """Of the first adapter that brings a classifier."""
+        return next(score for use in uses if (score := self._held[use.slot].score) is not None)
+
+    def _on_device(self, score: Score) -> ScoreOnDevice:
+        device, bias_L = self._paths.cache.device, score.bias_L
+        return (
+            score.weight_LH.to(device, torch.float32),
+            None if bias_L is None else bias_L.to(device, torch.float32),
+        )
