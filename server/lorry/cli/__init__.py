@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
     """The whole tree of commands."""
     app = typer.Typer(
         name="lorry",
-        help="One quantized base model, any number of LoRA adapters, every mix in one batch.",
+        help="Serve one quantized base model and any number of LoRA adapters in one batch.",
         no_args_is_help=False,
         invoke_without_command=True,
         rich_markup_mode=None,
@@ -39,7 +39,7 @@ def build_app() -> typer.Typer:
     @app.callback()
     def root(
         context: typer.Context,
-        version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+        version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
     ) -> None:
         if version:
             typer.echo(f"lorry {__version__}")

@@ -42,7 +42,7 @@ def build_app() -> typer.Typer:
 
 
 def list_adapters(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Every adapter, and where its weights are."""
+    """List every adapter, and where its weights are."""
     with Connection(url, api_key) as server:
         body = server.request("GET", "/adapters")
     if as_json:
@@ -78,7 +78,7 @@ def list_adapters(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJso
 def show(
     name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """One adapter, whole."""
+    """Show everything about one adapter."""
     with Connection(url, api_key) as server:
         record = server.request("GET", path_of(name))
     if as_json:
@@ -103,29 +103,27 @@ def push(
     ],
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name", "-n", metavar="NAME", help="What to call it; else as its folder is called."
-        ),
+        typer.Option("--name", "-n", metavar="NAME", help="Its name; by default its folder's."),
     ] = None,
     scale: Annotated[
         float | None,
-        typer.Option("--scale", metavar="X", help="Default scale; 1 is as trained."),
+        typer.Option("--scale", metavar="X", help="Its default scale; 1 is as trained."),
     ] = None,
-    disabled: Annotated[bool, typer.Option("--disabled", help="Register it switched off.")] = False,
+    disabled: Annotated[bool, typer.Option("--disabled", help="Register it disabled.")] = False,
     pinned: Annotated[
-        bool, typer.Option("--pinned", help="Keep it in host memory, whatever else comes.")
+        bool, typer.Option("--pinned", help="Keep it in host memory, whatever else is loaded.")
     ] = False,
     description: Annotated[
-        str | None, typer.Option("--description", metavar="TEXT", help="For people.")
+        str | None, typer.Option("--description", metavar="TEXT", help="A description for people.")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="A new version where the name is taken.")
+        bool, typer.Option("--replace", help="Add a new version if the name is taken.")
     ] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload an adapter. The server verifies it against its base before it exists."""
+    """Upload an adapter. The server verifies it against its base before it registers it."""
     fields: dict[str, str] = {"name": name or _called(path)}
     if scale is not None:
         fields["scale"] = repr(scale)
@@ -154,7 +152,7 @@ def _called(path: Path) -> str:
 
 def pull(
     name: Name,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder to make.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -171,14 +169,14 @@ def pull(
 def enable(
     names: Names, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Let requests use these adapters again."""
+    """Enable adapters: let requests use them again."""
     _change(names, {"enabled": True}, url, api_key, as_json)
 
 
 def disable(
     names: Names, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Refuse new requests for these adapters; running ones finish."""
+    """Disable adapters: refuse new requests for them; running ones finish."""
     _change(names, {"enabled": False}, url, api_key, as_json)
 
 
@@ -189,34 +187,34 @@ def scale(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set the scale of requests that name none."""
+    """Set the default scale, for requests that give none."""
     _change([name], {"scale": value}, url, api_key, as_json)
 
 
 def pin(
     names: Names, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Keep these adapters in host memory, whatever else comes."""
+    """Keep adapters in host memory, whatever else is loaded."""
     _change(names, {"pinned": True}, url, api_key, as_json)
 
 
 def unpin(
     names: Names, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Let these adapters leave host memory when others need the room."""
+    """Let adapters leave host memory when others need the room."""
     _change(names, {"pinned": False}, url, api_key, as_json)
 
 
 def remove(
     names: Names,
     version: Annotated[
-        int | None, typer.Option("--version", metavar="N", help="Only this version.")
+        int | None, typer.Option("--version", metavar="N", help="Remove only this version.")
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove adapters; requests that run with them finish."""
+    """Remove adapters; requests that are running with them finish."""
     query = {} if version is None else {"version": str(version)}
     with Connection(url, api_key) as server:
         for name in names:

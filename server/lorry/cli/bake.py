@@ -22,23 +22,24 @@ def bake(
     adapter: Annotated[
         str,
         typer.Argument(
-            metavar="A[:SCALE]", help="Files here or a name on a server; scale 1 is as trained."
+            metavar="A[:SCALE]", help="Local files or a name on a server; scale 1 is as trained."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to create.")],
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="MODEL", help="The base to bake into, as for serve."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="TYPE", help="Of the weights: float32 or bfloat16.")
+        str,
+        typer.Option("--dtype", metavar="TYPE", help="Type of the weights: float32 or bfloat16."),
     ] = "bfloat16",
     home: Home = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a whole model, the adapter merged into the base's weights."""
+    """Write a whole model with the adapter merged into the base's weights."""
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     name, scale = given.weighed(adapter)

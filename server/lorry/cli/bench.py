@@ -53,12 +53,12 @@ def bench(
             "--url",
             envvar="LORRY_URL",
             metavar="URL",
-            help="The server to measure; without one, a server is started for the purpose.",
+            help="The server to measure; without one, `bench` starts one.",
             show_default=False,
         ),
     ] = None,
     api: Annotated[
-        str, typer.Option("--api", metavar="|".join(APIS), help="What it speaks.")
+        str, typer.Option("--api", metavar="|".join(APIS), help="The API that it speaks.")
     ] = "lorry",
     api_key: ApiKey = None,
     model: Annotated[
@@ -66,8 +66,8 @@ def bench(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="The base, as for serve: what our own server serves, and what adapters are "
-            "made for.",
+            help="The base, as for serve: the server that is started serves it, and the adapters "
+            "are made for it.",
             show_default=False,
         ),
     ] = None,
@@ -80,12 +80,12 @@ def bench(
         typer.Option(
             "--model-name",
             metavar="NAME",
-            help="The base's name at an OpenAI server; else its first.",
+            help="The base's name on an OpenAI server; by default its first model.",
         ),
     ] = None,
     preset_name: Annotated[
         str | None,
-        typer.Option("--preset", metavar="W", help="The workload of the benchmarks' page."),
+        typer.Option("--preset", metavar="W", help="The workload of the benchmarks page."),
     ] = None,
     zipf: Annotated[
         bool,
@@ -103,7 +103,7 @@ def bench(
             "--rate",
             metavar="X",
             min=1e-6,
-            help="Requests a second instead, whatever is in flight.",
+            help="Send this many requests a second instead, whatever is in flight.",
         ),
     ] = None,
     cv: Annotated[
@@ -113,15 +113,17 @@ def bench(
             metavar="X",
             min=0,
             max=100,
-            help="With --rate: variation of the gaps. 1 is Poisson, more is bursts.",
+            help="With --rate: variation of the gaps. 1 is Poisson; more makes bursts.",
         ),
     ] = 1.0,
     requests: Annotated[
-        int, typer.Option("--requests", "-n", metavar="N", min=1, help="In each repeat.")
+        int, typer.Option("--requests", "-n", metavar="N", min=1, help="Requests in each repeat.")
     ] = 32,
     repeats: Annotated[
         int,
-        typer.Option("--repeats", metavar="N", min=1, help="Figures are the medians of them."),
+        typer.Option(
+            "--repeats", metavar="N", min=1, help="Repeats; the figures are their medians."
+        ),
     ] = 3,
     warm_up: Annotated[
         int | None,
@@ -129,11 +131,14 @@ def bench(
             "--warm-up",
             metavar="N",
             min=0,
-            help="Requests before the clock. [default: as many as run]",
+            help="Requests before the clock starts. [default: as many as run]",
         ),
     ] = None,
     adapters: Annotated[
-        int, typer.Option("--adapters", "-a", metavar="N", min=0, help="How many; 0: the base.")
+        int,
+        typer.Option(
+            "--adapters", "-a", metavar="N", min=0, help="Number of adapters; 0 asks the base."
+        ),
     ] = 0,
     popular: Annotated[
         str,
@@ -144,17 +149,18 @@ def bench(
         ),
     ] = "distinct",
     random_scales: Annotated[
-        bool, typer.Option("--random-scales", help="A scale at random with each request.")
+        bool, typer.Option("--random-scales", help="Give each request a random scale.")
     ] = False,
     rank: Annotated[
-        int, typer.Option("--rank", metavar="N", min=1, max=1024, help="Of the adapters made.")
+        int,
+        typer.Option("--rank", metavar="N", min=1, max=1024, help="Rank of the adapters it makes."),
     ] = 16,
     adapter_names: Annotated[
         str | None,
         typer.Option(
             "--adapter-names",
             metavar="A,B,...",
-            help="Adapters that the server has, instead of making some. llama.cpp: numbers.",
+            help="Use adapters that the server has instead of making some. llama.cpp: numbers.",
         ),
     ] = None,
     write_adapters: Annotated[
@@ -162,7 +168,7 @@ def bench(
         typer.Option(
             "--write-adapters",
             metavar="DIR",
-            help="Only write the adapters there (--adapters, 8 with a preset), for another server.",
+            help="Only write the adapters there, for another server (--adapters; 8 with a preset).",
         ),
     ] = None,
     prompt_words: Annotated[
@@ -174,41 +180,49 @@ def bench(
     temperature: Annotated[
         float,
         typer.Option(
-            "--temperature", metavar="X", min=0, help="Of the answers' tokens; 0 is greedy."
+            "--temperature", metavar="X", min=0, help="Sampling temperature; 0 is greedy."
         ),
     ] = 0.0,
     top_p: Annotated[
         float, typer.Option("--top-p", metavar="X", min=0.001, max=1, help="With --temperature.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything drawn.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Seed of everything random.")
+    ] = 0,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="X", min=0.001, help="Seconds for one request.")
+        float,
+        typer.Option(
+            "--timeout", metavar="X", min=0.001, help="Seconds that one request may take."
+        ),
     ] = 600.0,
     check_answers: Annotated[
         bool,
         typer.Option(
-            "--check-answers", help="Ask everything again, alone; exit 1 where an answer differs."
+            "--check-answers", help="Repeat every request alone; exit 1 if an answer differs."
         ),
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="All figures, and the machine's.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write all figures and the machine's description there."
+        ),
     ] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="A picture, as SVG.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot there, as SVG.")
     ] = None,
     serve_flags: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[-- FLAGS...]",
-            help="Of `lorry serve`, for our own server.",
+            help="Flags of `lorry serve` for the server that is started.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Measure a server under load.
 
-    Requests are streamed, greedy unless --temperature says otherwise, and go on to their full
-    length. Exit code 1 where no request succeeded, or an answer was not the right one.
+    Requests are streamed, greedy unless --temperature is given, and run to their full length.
+    The exit code is 1 if no request succeeded or an answer was wrong.
     """
     if api not in APIS:
         raise SettingsError(f"--api {api}: give one of {', '.join(APIS)}")

@@ -42,9 +42,9 @@ def check(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an adapter is, and verify its files, with no server.
+    """Describe an adapter and verify its files, without a server.
 
-    Lists every problem, not only the first, and exits 1 where there is one.
+    It lists every problem, not only the first. The exit code is 1 if there is one.
     """
     settings = offline.settings_for(base, home, max_lora_rank)
     if not path.exists():

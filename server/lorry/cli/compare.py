@@ -21,23 +21,26 @@ from lorry.errors import SettingsError
 def compare(
     first: Annotated[
         str,
-        typer.Argument(metavar="A", help="An adapter of the server, NAME or NAME:0.7, or `base`."),
+        typer.Argument(metavar="A", help="An adapter on the server, NAME or NAME:0.7, or `base`."),
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another; `base` is the base model.")],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="The other; `base` is the base model.")
+    ],
     prompts: Annotated[
         Path,
         typer.Option(
-            "--prompts", metavar="FILE", help="A prompt a line; .jsonl: objects with `prompt`."
+            "--prompts", metavar="FILE", help="One prompt a line; .jsonl: objects with `prompt`."
         ),
     ],
     tokens: Annotated[
-        int, typer.Option("--tokens", metavar="N", min=1, help="Of each answer, at most.")
+        int, typer.Option("--tokens", metavar="N", min=1, help="Most tokens of an answer.")
     ] = 64,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Of the drawn answers.")
+        int, typer.Option("--seed", metavar="N", min=0, help="Seed of the sampled answers.")
     ] = 0,
     show: Annotated[
-        int, typer.Option("--show", metavar="N", min=0, help="Prompts shown side by side.")
+        int,
+        typer.Option("--show", metavar="N", min=0, help="Number of prompts to show side by side."),
     ] = 3,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -45,8 +48,8 @@ def compare(
 ) -> None:
     """Measure how far two adapters, and the base, are from each other on your prompts.
 
-    KL per token is estimated from answers drawn at temperature 1; changed tokens are those of
-    a greedy answer that the other side would not have chosen after the same words.
+    KL per token is estimated from answers sampled at temperature 1. Changed tokens are those of
+    a greedy answer that the other side would not have chosen in the same place.
     """
     sides = [_side(first), _side(second)]
     if sides[0].spec == sides[1].spec:

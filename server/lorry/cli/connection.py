@@ -21,7 +21,7 @@ ApiKey = Annotated[
         "--api-key",
         envvar="LORRY_API_KEY",
         metavar="KEY",
-        help="Its key, where it asks for one.",
+        help="The server's API key, if it asks for one.",
         show_default=False,
     ),
 ]

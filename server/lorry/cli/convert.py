@@ -23,14 +23,14 @@ def convert(
             help="A PEFT folder, or a zip, tar or tar.gz of one; or MLX-LM's folder.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to create.")],
     initial: Annotated[
         Path | None,
         typer.Option(
             "--initial",
             metavar="DIR",
-            help="The adapter before its first step of training: makes PiSSA, OLoRA, CorDA and "
-            "LoRA-GA plain LoRA.",
+            help="The adapter before its first training step; with it, PiSSA, OLoRA, CorDA and "
+            "LoRA-GA become plain LoRA.",
         ),
     ] = None,
     task: Annotated[
@@ -38,37 +38,37 @@ def convert(
         typer.Option(
             "--task",
             metavar="N",
-            help="Keep one task of a multitask prompt or of Poly, counted from 0.",
+            help="Extract one task of a multitask prompt or of Poly, counted from 0.",
         ),
     ] = None,
     experts_grouped: Annotated[
         bool,
         typer.Option(
             "--experts-grouped",
-            help="Its experts were trained by Unsloth before 2026.9.6, whose order of the columns "
-            "of lora_B is another than PEFT's: puts them in PEFT's.",
+            help="For experts trained by Unsloth before 2026.9.6: reorder the columns of lora_B "
+            "as PEFT has them.",
         ),
     ] = False,
     text_only: Annotated[
         bool,
         typer.Option(
             "--text-only",
-            help="Of an adapter for a model with a vision or audio part: what is for its text "
-            "model, under that one's own names.",
+            help="Extract the text model's part of an adapter for a model with a vision or audio "
+            "part, under the text model's own names.",
         ),
     ] = False,
     in_wrapper: Annotated[
         bool,
         typer.Option(
             "--in-wrapper",
-            help="The other way round: the names that a text model's modules have within a model "
-            "with other parts.",
+            help="The reverse of --text-only: use the names that a text model's modules have "
+            "within a model with other parts.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an adapter into PEFT's own layout: old keys, a trainer's paths, PiSSA, MLX-LM's, one of
-    many tasks."""
+    """Convert an adapter to PEFT's own layout: from old keys, a trainer's paths, PiSSA or MLX-LM's,
+    or from one of many tasks."""
     from lorry_adapters.lora.peft_folder import require_free
     from lorry_adapters.lora.spelling import Spelling
     from lorry_adapters.tools.convert import convert as converted

@@ -59,9 +59,9 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine can do.
+    """Report what this machine can do.
 
-    Exit code 1 where a server could not run.
+    The exit code is 1 if a server could not run.
     """
     settings = load_settings({"port": port, "home": home}, os.environ)
     findings = []

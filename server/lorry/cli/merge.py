@@ -23,28 +23,30 @@ def merge(
     adapters: Annotated[
         list[str],
         typer.Argument(
-            metavar="A:WEIGHT...", help="Files here or names on a server, each with its weight."
+            metavar="A:WEIGHT...", help="Local files or names on a server, each with its weight."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to create.")],
     method: Annotated[
         str, typer.Option("--method", metavar="METHOD", help=f"PEFT's: {METHODS}.")
     ] = "cat",
     density: Annotated[
         float | None,
-        typer.Option("--density", metavar="D", help="Share of numbers that pruning keeps."),
+        typer.Option("--density", metavar="D", help="Share of the numbers that pruning keeps."),
     ] = None,
     majority_sign_method: Annotated[
         str,
         typer.Option(
-            "--majority-sign-method", metavar="HOW", help="How ties elects: total or frequency."
+            "--majority-sign-method",
+            metavar="HOW",
+            help="How ties elects a sign: total or frequency.",
         ),
     ] = "total",
     rank: Annotated[
-        int | None, typer.Option("--rank", metavar="N", help="Of the result of an svd method.")
+        int | None, typer.Option("--rank", metavar="N", help="Rank of the result of an svd method.")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="What dare drops is drawn from it.")
+        int, typer.Option("--seed", metavar="N", help="Seed for the numbers that dare drops.")
     ] = 0,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,

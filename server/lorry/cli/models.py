@@ -28,7 +28,7 @@ def build_app() -> typer.Typer:
 
 
 def list_models(home: Home = None, as_json: AsJson = False) -> None:
-    """Bases with an alias, and what the cache holds."""
+    """List bases with an alias, and the content of the cache."""
     settings = load_settings({"home": home}, os.environ)
     from lorry.model import catalogue
 
@@ -76,7 +76,7 @@ def pull(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a base, and convert it where needed, so that `lorry serve` starts offline."""
+    """Fetch a base, and convert it if needed, so that `lorry serve` starts offline."""
     settings = load_settings({"model": model, "revision": revision, "home": home}, os.environ)
     found = offline.find(settings)
     if as_json:
@@ -92,7 +92,7 @@ def extend(
             "--adapter", metavar="DIR", help="The folder of the adapter that has more tokens."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to create.")],
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help="The base to extend, as for serve."),
@@ -102,7 +102,7 @@ def extend(
         typer.Option(
             "--tokenizer",
             metavar="DIR",
-            help="That which the adapter was trained with, where its own folder has none.",
+            help="The tokenizer that the adapter was trained with, if its own folder has none.",
         ),
     ] = None,
     home: Home = None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def inspect(
     adapter: Annotated[
         str,
-        typer.Argument(metavar="PATH|NAME", help="Files here, or an adapter of a running server."),
+        typer.Argument(metavar="PATH|NAME", help="Local files, or an adapter on a server."),
     ],
     base: Annotated[
         str | None,
@@ -39,9 +39,10 @@ def inspect(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what an adapter changes in each module, beside the base's own weight.
+    """Measure how much an adapter changes each module, against the base's weights.
 
-    In Frobenius norms. Pairs of matrices are measured alone; all else needs --base.
+    Figures are Frobenius norms. Pairs of matrices are measured by themselves; every other kind
+    needs --base.
     """
     if plot is not None and plot.suffix != ".svg":
         raise SettingsError(f"--plot {plot}: pictures are drawn as SVG; name it {plot.stem}.svg")

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ps(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """What a server serves, and what it is doing now."""
+    """Show what a server serves and what it is doing now."""
     with Connection(url, api_key) as server:
         info = server.request("GET", "/info")
         records = server.request("GET", "/adapters")["adapters"]

@@ -22,20 +22,20 @@ from lorry.option import format_size
 def recover(
     digests: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DIGEST...]", help="Of these only, or how they begin."),
+        typer.Argument(metavar="[DIGEST...]", help="Only these, or those that begin so."),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", metavar="NAME", help="What to call it, where it is one."),
+        typer.Option("--name", "-n", metavar="NAME", help="Its name, if there is only one."),
     ] = None,
-    only_list: Annotated[bool, typer.Option("--list", help="Make none, only list them.")] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Only list them.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make adapters of stored files that none has, as after a loss of the catalogue.
+    """Make adapters of stored files that belong to none, as after a loss of the catalogue.
 
-    Each is verified as if it came in now. Without --name it is called by its digest.
+    Each is verified like a new upload. Without --name it is named by its digest.
     """
     with Connection(url, api_key) as server:
         found = _chosen(server.request("GET", "/unclaimed")["unclaimed"], digests or [])

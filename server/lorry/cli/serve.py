@@ -43,8 +43,8 @@ def _command() -> Any:
     def serve(**given: Any) -> None:
         """Serve one base model and its adapters over HTTP.
 
-        It runs until SIGTERM or Ctrl-C, and lets running requests finish then. Each flag is
-        also a LORRY_… variable and a key of the --config file; flags win over variables,
+        It runs until SIGTERM or Ctrl-C, and then lets running requests finish. Each flag is
+        also a LORRY_… variable and a key of the --config file. Flags win over variables, and
         variables over the file.
         """
         config: Path | None = given.pop("config")

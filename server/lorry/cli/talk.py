@@ -16,29 +16,33 @@ from lorry.cli.output import AsJson, report, report_error, write_json
 Adapter = Annotated[
     str | None,
     typer.Argument(
-        metavar="[ADAPTER]", help="Whom to talk to: a name, or name@version; else the base."
+        metavar="[ADAPTER]",
+        help="The adapter to talk to, NAME or NAME@VERSION; by default the base.",
     ),
 ]
 Scale = Annotated[
     float | None,
-    typer.Option("--scale", metavar="X", help="The adapter's strength; else its default."),
+    typer.Option("--scale", metavar="X", help="The adapter's scale; by default its own."),
 ]
 System = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="Instructions before the first turn.")
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", metavar="N", help="Tokens of an answer at most.")
+    int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens of an answer.")
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", metavar="T", help="0 is greedy; else 1.")
+    float | None,
+    typer.Option(
+        "--temperature", metavar="T", help="Sampling temperature; 0 is greedy. By default 1."
+    ),
 ]
 
 COMMANDS = """\
 /adapter NAME   talk to this adapter from now on; without a name, to the base
-/scale X        at this strength; without a number, at the adapter's default
-/system TEXT    begin anew with these instructions
-/new            begin anew
-/help           this
+/scale X        use this scale; without a number, the adapter's default
+/system TEXT    start over with these instructions
+/new            start over
+/help           show this list
 /exit           leave; so does the end of the input"""
 
 
@@ -84,7 +88,7 @@ def chat(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Talk, a line each; the answers come as they are made. /help says what else there is."""
+    """Chat line by line; answers are streamed. /help lists the commands."""
     talk = Talk(adapter, scale, max_tokens, temperature, system)
     with Connection(url, api_key) as server:
         # A name that means nothing is told before anybody has typed a question.
@@ -102,10 +106,14 @@ def chat(
 
 
 def ask(
-    question: Annotated[str, typer.Argument(metavar="TEXT", help="The question; - reads it.")],
+    question: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The question; - reads it from standard input.")
+    ],
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", "-a", metavar="NAME", help="Whom to ask; else the base."),
+        typer.Option(
+            "--adapter", "-a", metavar="NAME", help="The adapter to ask; by default the base."
+        ),
     ] = None,
     scale: Scale = None,
     system: System = None,
@@ -115,7 +123,7 @@ def ask(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """One question, one answer on standard output."""
+    """Ask one question; the answer goes to standard output."""
     talk = Talk(adapter, scale, max_tokens, temperature, system)
     text = sys.stdin.read() if question == "-" else question
     talk.messages.append({"role": "user", "content": text})
