@@ -23,7 +23,7 @@ from support.patience import wait_until
         ({"name": "x"}, {"adapter_config.json": b"{}"}, ["adapter_model.safetensors is required"]),
         ({"name": "x"}, {"file": b"x", "adapter_config.json": b"{}"}, ["either"]),
         ({"name": "x"}, {"file": b"x", "weights": b"y"}, ["unknown file 'weights'"]),
-        ({"name": ["x", "y"]}, {"file": b"x"}, ["name is given twice"]),
+        ({"name": ["x", "y", "z"]}, {"file": b"x"}, ["name is given twice"]),
     ],
 )
 def test_fields_that_are_missing_or_wrong(
@@ -39,6 +39,7 @@ def test_fields_that_are_missing_or_wrong(
     found = refused(answer, 422, "invalid_request")["problems"]
     for problem in problems:
         assert any(problem in one for one in found), found
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("name", ["a/b", "../up", "tiny", ".hidden", "a b", "x" * 129, "a@1"])

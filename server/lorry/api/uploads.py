@@ -245,7 +245,8 @@ class _Parser:
         return _ROLES.get(self._name)
 
     def _problem(self, text: str) -> None:
-        self._form.problems.append(text)
+        if text not in self._form.problems:
+            self._form.problems.append(text)
         self._dropping = True
 
     def _data(self, data: bytes, start: int, end: int) -> None:
