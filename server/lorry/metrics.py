@@ -63,11 +63,11 @@ class Metrics:
             return made.labels(base_name, "0")
 
         self._first = histogram(
-            "vllm:time_to_first_token_seconds", "From arrival to the first token.", _FIRST
+            "vllm:time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST
         )
         self._between = Tally(
             "vllm:inter_token_latency_seconds",
-            "Between one token and the next.",
+            "Time between one token and the next.",
             _EACH,
             own,
             collectors,
@@ -78,19 +78,23 @@ class Metrics:
             _EACH,
         )
         self._whole = histogram(
-            "vllm:e2e_request_latency_seconds", "From arrival to the last token.", _WHOLE
+            "vllm:e2e_request_latency_seconds", "Time from arrival to the last token.", _WHOLE
         )
         self._queued = histogram(
-            "vllm:request_queue_time_seconds", "From arrival to the first step.", _SPAN
+            "vllm:request_queue_time_seconds", "Time from arrival to the first step.", _SPAN
         )
         self._prefill = histogram(
-            "vllm:request_prefill_time_seconds", "From the first step to the first token.", _SPAN
+            "vllm:request_prefill_time_seconds",
+            "Time from the first step to the first token.",
+            _SPAN,
         )
         self._decode = histogram(
-            "vllm:request_decode_time_seconds", "From the first token to the last.", _SPAN
+            "vllm:request_decode_time_seconds", "Time from the first token to the last.", _SPAN
         )
         self._inference = histogram(
-            "vllm:request_inference_time_seconds", "From the first step to the last token.", _SPAN
+            "vllm:request_inference_time_seconds",
+            "Time from the first step to the last token.",
+            _SPAN,
         )
         self._prompt_length = histogram(
             "vllm:request_prompt_tokens", "Prompt tokens of a request.", _TOKENS
@@ -99,10 +103,10 @@ class Metrics:
             "vllm:request_generation_tokens", "Tokens generated for a request.", _TOKENS
         )
         self._asked = histogram(
-            "vllm:request_params_max_tokens", "Most tokens that a request asked for.", _TOKENS
+            "vllm:request_params_max_tokens", "max_tokens of a request.", _TOKENS
         )
         self._answers = histogram(
-            "vllm:request_params_n", "Answers that a request asked for.", _COUNT
+            "vllm:request_params_n", "Number of answers that a request asked for.", _COUNT
         )
         self._step_tokens = Tally(
             "vllm:iteration_tokens_total", "Tokens in one forward pass.", _TOKENS, own, collectors
@@ -116,13 +120,13 @@ class Metrics:
         )
         self._finished = Counter(
             "vllm:request_success",
-            "Requests ended, by reason.",
+            "Finished requests, by reason.",
             ("model_name", "engine", "finished_reason"),
             registry=collectors,
         )
         self._refused = Counter(
             "lorry_refused_requests",
-            "Requests answered with an error, by its code.",
+            "Requests answered with an error, by error code.",
             ("code",),
             registry=collectors,
         )
@@ -131,7 +135,10 @@ class Metrics:
         build = {name: version(name) for name in ("torch", "transformers")}
         build |= {"version": lorry.__version__, "python": platform.python_version()}
         Gauge(
-            "lorry_build_info", "What the server was made of.", tuple(build), registry=collectors
+            "lorry_build_info",
+            "Versions of the server and its main packages.",
+            tuple(build),
+            registry=collectors,
         ).labels(**build).set(1)
 
     def watch(self, sources: Sources) -> None:
@@ -252,12 +259,15 @@ class _AdapterSeries:
         labels = ("adapter", "version")
         self._requests = Counter(
             "lorry_adapter_requests",
-            "Requests ended, by adapter and reason.",
+            "Finished requests, by adapter and reason.",
             (*labels, "finished_reason"),
             registry=collectors,
         )
         self._errors = Counter(
-            "lorry_adapter_errors", "Accepted requests that failed.", labels, registry=collectors
+            "lorry_adapter_errors",
+            "Accepted requests that failed, by adapter.",
+            labels,
+            registry=collectors,
         )
         self._prompt = Counter(
             "lorry_adapter_prompt_tokens", "Prompt tokens accepted.", labels, registry=collectors
@@ -267,7 +277,7 @@ class _AdapterSeries:
         )
         self._first = Histogram(
             "lorry_adapter_time_to_first_token_seconds",
-            "From arrival to the first token.",
+            "Time from arrival to the first token.",
             labels,
             registry=collectors,
             buckets=_FIRST,

@@ -62,12 +62,14 @@ class Scrape:
         yield from self._adapters(stats, records)
         cache = self._sources.host_cache()
         yield _gauge("lorry_host_cache_adapters", "Adapters in host memory.", cache.entries)
-        yield _gauge("lorry_host_cache_bytes", "Their bytes.", cache.bytes)
+        yield _gauge("lorry_host_cache_bytes", "Bytes of the adapters in host memory.", cache.bytes)
         yield _gauge(
-            "lorry_host_cache_capacity_bytes", "Bytes they may take.", cache.capacity_bytes
+            "lorry_host_cache_capacity_bytes",
+            "Most bytes that adapters may take in host memory.",
+            cache.capacity_bytes,
         )
-        yield _counter("lorry_host_cache_hits", "Loads from host memory.", cache.hits)
-        yield _counter("lorry_host_cache_misses", "Loads from disk.", cache.misses)
+        yield _counter("lorry_host_cache_hits", "Adapters found in host memory.", cache.hits)
+        yield _counter("lorry_host_cache_misses", "Adapters loaded from disk.", cache.misses)
         yield _counter(
             "lorry_host_cache_evictions", "Adapters dropped from host memory.", cache.evictions
         )
@@ -76,8 +78,8 @@ class Scrape:
         used = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
         gauges = (
             ("vllm:num_requests_running", "Requests in the running batch.", stats.running),
-            ("vllm:num_requests_waiting", "Requests that wait for it.", stats.waiting),
-            ("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it.", used),
+            ("vllm:num_requests_waiting", "Requests that wait to run.", stats.waiting),
+            ("vllm:kv_cache_usage_perc", "Share of the KV cache in use, from 0 to 1.", used),
             (
                 "vllm:num_gpu_loaded_lora_adapters",
                 "Adapters in device slots.",
@@ -91,14 +93,14 @@ class Scrape:
             yield family
         preemptions = CounterMetricFamily(
             "vllm:num_preemptions",
-            "Requests that gave their KV cache to others and started again.",
+            "Times that a request gave up its KV cache, to compute it again later.",
             labels=("model_name", "engine"),
         )
         preemptions.add_metric((self._model_name, "0"), stats.preemptions)
         yield preemptions
         config = GaugeMetricFamily(
             "vllm:cache_config_info",
-            "The KV cache's shape.",
+            "Shape of the KV cache.",
             labels=("model_name", "engine", "block_size", "num_gpu_blocks"),
         )
         config.add_metric(
@@ -106,19 +108,19 @@ class Scrape:
         )
         yield config
         yield _gauge("lorry_slots", "Device slots for adapters.", stats.slots_total)
-        yield _gauge("lorry_slots_used", "Device slots that hold one.", len(stats.resident))
+        yield _gauge("lorry_slots_used", "Device slots that hold an adapter.", len(stats.resident))
         yield _counter("lorry_adapter_loads", "Adapters copied to a device slot.", stats.loads)
         yield _counter(
-            "lorry_adapter_evictions", "Adapters that gave up their slot.", stats.evictions
+            "lorry_adapter_evictions", "Adapters evicted from a device slot.", stats.evictions
         )
-        yield _counter("lorry_engine_steps", "Forward passes.", stats.steps)
+        yield _counter("lorry_engine_steps", "Forward passes (steps) run.", stats.steps)
         yield _counter("lorry_engine_failed_steps", "Steps that raised.", stats.failed_steps)
 
     def _adapters(self, stats: EngineStats, records: Sequence[AdapterRecord]) -> Iterator[Metric]:
         resident = set(stats.resident)
         loaded = GaugeMetricFamily(
             "vllm:lora_adapter_loaded",
-            "Adapters in memory, by the nearest level.",
+            "Adapters in memory, by the level nearest to the device.",
             labels=("model_name", "engine", "adapter_name", "level", "pinned", "rank"),
         )
         on_device: set[str] = set()
@@ -145,7 +147,7 @@ class Scrape:
         # Gateways read "running" as "in device memory"; a request's adapter is there too.
         info = GaugeMetricFamily(
             "vllm:lora_requests_info",
-            "Adapters in device memory and adapters waited for; the value is the time.",
+            "Adapters in device memory and adapters that requests wait for; the value is the time.",
             labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )
         info.add_metric(

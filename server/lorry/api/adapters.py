@@ -100,17 +100,25 @@ class Adapters:
                 status_code=int(next(iter(ok))),
             )
 
-        add("GET", "", self.listing, "All adapters", {200: {"model": AdapterList}})
+        add("GET", "", self.listing, "List all adapters", {200: {"model": AdapterList}})
         both: dict[int | str, dict[str, Any]] = {201: record, 200: again}
         add("POST", "", self.create, "Register an adapter", both, checked, either)
         one = "/{name}"
-        add("GET", one, self.show, "One adapter", {200: record}, (404,))
-        add("PUT", one, self.replace, "A new version", {200: record}, (404, 412, *checked), upload)
+        add("GET", one, self.show, "Show an adapter", {200: record}, (404,))
+        add(
+            "PUT",
+            one,
+            self.replace,
+            "Add a new version of an adapter",
+            {200: record},
+            (404, 412, *checked),
+            upload,
+        )
         add(
             "PATCH",
             one,
             self.change,
-            "Change its state, or go to another version",
+            "Change an adapter's state or current version",
             {200: record},
             (400, 404, 412, 413, 415, 422, 503, 507),
             json_body(PatchBody, {"scale": 0.5}),
@@ -119,7 +127,7 @@ class Adapters:
             "DELETE",
             one,
             self.remove,
-            "Remove it, or a version",
+            "Remove an adapter or one version of it",
             {204: gone},
             (404, 409, 422, 503, 507),
         )
@@ -127,7 +135,7 @@ class Adapters:
             "GET",
             "/{name}/content",
             self.content,
-            "Its files, as a tar",
+            "Download an adapter's files as a tar",
             {200: tar},
             (404, 422, 503),
         )

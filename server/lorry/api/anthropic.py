@@ -73,7 +73,7 @@ class Messages:
             COUNT,
             self.count,
             methods=["POST"],
-            summary="A conversation's tokens, as Anthropic counts them",
+            summary="Count a conversation's tokens, as Anthropic does",
             responses={
                 200: {"model": TokenCount},
                 **documented(400, 404, 409, 413, 415, anthropic=True),

@@ -68,7 +68,7 @@ class Classify:
             "/classify",
             self.classify,
             methods=["POST"],
-            summary="A text's labels, by a classifier adapter",
+            summary="Label texts with a classifier adapter",
             responses={
                 200: {"model": ClassifyAnswer, "description": "The labels and their scores"},
                 **documented(400, 404, 409, 413, 415, 422, 429, 503, 507),

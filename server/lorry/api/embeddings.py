@@ -94,7 +94,7 @@ class Embeddings:
             "/v1/embeddings",
             self.embed,
             methods=["POST"],
-            summary="A vector for each text",
+            summary="Embed texts",
             responses={
                 200: {"model": EmbeddingsAnswer, "description": "The vectors"},
                 **documented(400, 404, 409, 413, 415, 429, 503, 507),

@@ -107,7 +107,7 @@ class Features:
             "/embed",
             self.embed,
             methods=["POST"],
-            summary="A vector for each text, as TEI and LoRAX have it",
+            summary="Embed texts, as TEI and LoRAX do",
             responses={
                 200: {"model": list[list[float]] | Embeddings, "description": "The vectors"},
                 **documented(400, 404, 409, 413, 415, 422, 429, 503, 507, tgi=True),

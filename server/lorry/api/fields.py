@@ -46,7 +46,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 ANY = None
 
-_LIMIT = "`max_tokens` is its name here, `max_new_tokens` in `/generate`"
+_LIMIT = "Use `max_tokens`, or `max_new_tokens` in `/generate`"
 
 TABLE: tuple[Row, ...] = (
     Row(
@@ -56,7 +56,7 @@ TABLE: tuple[Row, ...] = (
             "extra_query fallbacks caching cache ttl no-log tags model_info proxy_server_request "
             "litellm_params provider route"
         ),
-        "For a client or a proxy on the way",
+        "Meant for a client or a proxy",
         ANY,
     ),
     Row(
@@ -65,7 +65,7 @@ TABLE: tuple[Row, ...] = (
             "thread_id run_id trace_id tool_ids filter_ids features "
             "background_tasks model_item generation_name end_user_id user_id"
         ),
-        "Names of things elsewhere",
+        "Identifiers of other systems",
         ANY,
     ),
     Row(
@@ -74,7 +74,7 @@ TABLE: tuple[Row, ...] = (
             "numa f16_kv cache_prompt id_slot slot_id n_keep n_threads timings_per_token "
             "return_progress cache_salt priority guided_decoding_backend"
         ),
-        "How another server runs",
+        "Options of other servers",
         ANY,
     ),
     Row(
@@ -82,7 +82,7 @@ TABLE: tuple[Row, ...] = (
             "reasoning_effort reasoning include_reasoning separate_reasoning verbosity thinking "
             "thinking_budget enable_thinking"
         ),
-        "How long to think and to talk, for models that have a switch for it",
+        "How much to reason and to write, for models that have a switch for it",
         ANY,
     ),
     Row(
@@ -90,7 +90,7 @@ TABLE: tuple[Row, ...] = (
             "mirostat_tau mirostat_eta xtc_threshold dry_base dry_allowed_length "
             "dry_penalty_last_n dry_range dry_sequence_breakers dynatemp_exponent smoothing_curve"
         ),
-        "Of samplers that are not served: without those they do nothing",
+        "Parameters of samplers that are not served; alone they have no effect",
         ANY,
     ),
     Row(_names("use_beam_search early_stopping"), "Beam search", (False,)),
@@ -119,54 +119,54 @@ TABLE: tuple[Row, ...] = (
         _names("samplers sampler_order sampler_seed logits_processors negative_prompt"),
         "Samplers of other servers",
     ),
-    Row(_names("do_sample"), "`temperature: 0` is the greedy answer here", (True,)),
-    Row(_names("typical"), "`typical_p` is its name here", (1,)),
-    Row(_names("repeat_penalty"), "`repetition_penalty` is its name here", (1,)),
+    Row(_names("do_sample"), "Use `temperature: 0` for a greedy answer", (True,)),
+    Row(_names("typical"), "Use `typical_p`", (1,)),
+    Row(_names("repeat_penalty"), "Use `repetition_penalty`", (1,)),
     Row(
         _names("repeat_last_n penalty_last_n"),
-        "`repetition_penalty` looks at the whole context here",
+        "`repetition_penalty` covers the whole context",
         (-1,),
     ),
     Row(_names("n_predict num_predict"), _LIMIT, (-1, -2)),
     Row(_names("max_length max_new_tokens max_output_tokens"), _LIMIT),
-    Row(_names("num_return_sequences"), "`n` is its name here", (1,)),
+    Row(_names("num_return_sequences"), "Use `n`", (1,)),
     Row(
         _names("lora lora_id lora_name lora_path adapter_id adapters"),
-        "`adapter` is its name here",
+        "Use `adapter`",
     ),
     Row(
         _names(
             "format grammar regex ebnf json_schema guided_json guided_regex guided_choice "
             "guided_grammar guided_whitespace_pattern structured_outputs"
         ),
-        "`response_format` takes it here",
+        "Use `response_format`",
     ),
-    Row(_names("min_tokens min_new_tokens min_length"), "A least length of the answer", (0,)),
+    Row(_names("min_tokens min_new_tokens min_length"), "Minimum length of the answer", (0,)),
     Row(
         _names("stop_token_ids bad_words bad_words_ids allowed_token_ids"),
-        "Tokens that end the answer, or may not be in it",
+        "Tokens that end the answer or must not be in it",
     ),
-    Row(_names("best_of"), "Answers of which one is chosen", (1,)),
+    Row(_names("best_of"), "Several answers, of which the best is returned", (1,)),
     Row(
         _names(
             "echo continue_final_message include_stop_str_in_output return_token_ids "
             "return_tokens_as_token_ids raw"
         ),
-        "Another form of the prompt or of the answer",
+        "Changes the form of the prompt or of the answer",
         (False,),
     ),
     Row(
         _names("skip_special_tokens spaces_between_special_tokens add_generation_prompt"),
-        "Another form of the prompt or of the answer",
+        "Changes the form of the prompt or of the answer",
         (True,),
     ),
     Row(
         _names("prompt_logprobs truncate_prompt_tokens chat_template tool_prompt suffix options"),
-        "Another form of the prompt or of the answer",
+        "Changes the form of the prompt or of the answer",
     ),
     Row(
         _names("audio images web_search_options plugins mm_processor_kwargs kv_transfer_params"),
-        "What this server has not",
+        "Features that this server does not have",
     ),
 )  # fmt: skip
 
@@ -178,10 +178,10 @@ MESSAGES: tuple[Row, ...] = (
             "provider_specific_fields reasoning_details thinking_blocks invalid_tool_calls "
             "tool_call_chunks citations"
         ),
-        "What came with an answer that is sent back",
+        "Parts of an earlier answer that is sent back",
         ANY,
     ),
-    Row(_names("prefix partial"), "The answer begins with this message", (False,)),
+    Row(_names("prefix partial"), "Asks for an answer that begins with this message", (False,)),
     Row(_names("audio images image_url files"), "Only text is read"),
 )
 """Of the messages of a chat."""

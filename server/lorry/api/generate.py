@@ -105,9 +105,9 @@ class Generate:
             )
 
         either = list[GenerateAnswer] | list[list[float]] | list[float] | Embeddings
-        add("/", self.compatible, either, "Generate, as TGI's clients expect")
-        add("/generate", self.generate, GenerateAnswer, "Generate")
-        add("/generate_stream", self.generate_stream, None, "Generate, as events")
+        add("/", self.compatible, either, "Generate text, or vectors, as TGI's clients expect")
+        add("/generate", self.generate, GenerateAnswer, "Generate text")
+        add("/generate_stream", self.generate_stream, None, "Generate text as a stream of events")
         return router
 
     async def generate(self, request: Request) -> Response:

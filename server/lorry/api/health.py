@@ -120,17 +120,17 @@ class Health:
         unready: dict[int | str, Any] = {
             503: {"model": HealthView, "description": "Not ready, or shutting down"}
         }
-        add("/health/live", self.live, "The process answers", well)
-        add("/health/ready", self.ready, "It takes requests", {**well, **unready})
-        add("/health", self.ready, "As /health/ready", {**well, **unready})
+        add("/health/live", self.live, "Whether the process answers", well)
+        add("/health/ready", self.ready, "Whether the server takes requests", {**well, **unready})
+        add("/health", self.ready, "Same as /health/ready", {**well, **unready})
         for method in ("GET", "POST"):
-            add("/ping", self.ready, "As /health/ready", {**well, **unready}, method)
+            add("/ping", self.ready, "Same as /health/ready", {**well, **unready}, method)
         version = {200: {"model": ServerVersion}, **open_to_all}
-        add("/version", self.version, "What version it is", version)
+        add("/version", self.version, "Show the version", version)
         info = {200: {"model": ServerInfo}, **documented()}
-        add("/info", self.info, "The model, its memory, the limits", info)
+        add("/info", self.info, "Show the model, its memory and the limits", info)
         metrics = {200: {"content": docs.PLAIN}, **open_to_all}
-        add("/metrics", self.metrics, "For Prometheus", metrics)
+        add("/metrics", self.metrics, "Metrics for Prometheus", metrics)
         return router
 
     async def live(self) -> Response:

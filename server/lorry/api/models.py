@@ -56,7 +56,7 @@ class Models:
             "",
             self.listing,
             methods=["GET"],
-            summary="The base and the adapters",
+            summary="List the base and the adapters",
             responses={200: {"model": ModelList}, **documented()},
             response_model=None,
         )
@@ -64,7 +64,7 @@ class Models:
             "/{model:path}",
             self.show,
             methods=["GET"],
-            summary="One of them",
+            summary="Show the base or an adapter",
             responses={200: {"model": ModelCard}, **documented(404)},
             response_model=None,
         )

@@ -73,7 +73,7 @@ class Responses:
             "",
             self.create,
             methods=["POST"],
-            summary="Answer a conversation, stored or not",
+            summary="Answer a conversation, as OpenAI's Responses do",
             responses={
                 200: {
                     "model": ResponseAnswer,
@@ -87,10 +87,22 @@ class Responses:
         )
         one = "/{response_id}"
         for path, route, method, summary, model in (
-            (one, self.retrieve, "GET", "A stored response", ResponseAnswer),
-            (one, self.delete, "DELETE", "Forget a stored response", ResponseDeleted),
-            (f"{one}/cancel", self.cancel, "POST", "Always 400: none is in the background", None),
-            (f"{one}/input_items", self.input_items, "GET", "What it was given", ResponseItems),
+            (one, self.retrieve, "GET", "Show a stored response", ResponseAnswer),
+            (one, self.delete, "DELETE", "Delete a stored response", ResponseDeleted),
+            (
+                f"{one}/cancel",
+                self.cancel,
+                "POST",
+                "Always 400: no response runs in the background",
+                None,
+            ),
+            (
+                f"{one}/input_items",
+                self.input_items,
+                "GET",
+                "Show the input of a stored response",
+                ResponseItems,
+            ),
         ):
             router.add_api_route(
                 path,

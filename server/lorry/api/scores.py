@@ -147,13 +147,19 @@ class Scores:
         score = {"model": "relevance", "text_1": query, "text_2": ["Boil it.", "It is blue."]}
         rerank = {"model": "relevance", "query": query, "documents": ["Boil it.", "It is blue."]}
         for path, route, body, answer, summary in (
-            ("/score", self.score, json_body(ScoreBody, score), ScoreAnswer, "Score pairs"),
+            (
+                "/score",
+                self.score,
+                json_body(ScoreBody, score),
+                ScoreAnswer,
+                "Score pairs of texts",
+            ),
             (
                 "/rerank",
                 self.rerank,
                 json_body(RerankBody, rerank),
                 RerankAnswer | list[TeiRank],
-                "Order texts by how well they answer",
+                "Rank texts by how well they answer a query",
             ),
         ):
             for prefix in ("", "/v1"):

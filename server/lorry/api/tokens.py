@@ -131,7 +131,7 @@ class Tokens:
             "/tokenize",
             self.tokenize,
             methods=["POST"],
-            summary="A text's tokens",
+            summary="Turn text into tokens",
             responses={
                 200: {"model": list[TextToken] | Tokenized, "description": "TGI's, or vLLM's"},
                 **documented(400, 404, 413, 415, 422, tgi=True),
@@ -143,7 +143,7 @@ class Tokens:
             "/detokenize",
             self.detokenize,
             methods=["POST"],
-            summary="A text of tokens",
+            summary="Turn tokens into text",
             responses={200: {"model": Detokenized}, **documented(400, 404, 413, 415)},
             openapi_extra=json_body(DetokenizeBody, {"tokens": [1, 2, 3]}),
             response_model=None,
@@ -152,7 +152,7 @@ class Tokens:
             "/tokenizer_info",
             self.info,
             methods=["GET"],
-            summary="The tokenizer's special tokens and template",
+            summary="Show the tokenizer's special tokens and template",
             responses={200: {"model": TokenizerInfo}, **documented()},
             response_model=None,
         )

@@ -26,7 +26,7 @@ class Unclaimed:
             "",
             self.listing,
             methods=["GET"],
-            summary="Stored files that no adapter has",
+            summary="List stored files that no adapter has",
             responses={200: {"model": UnclaimedList}, **documented(503)},
             response_model=None,
         )
@@ -35,7 +35,7 @@ class Unclaimed:
             "",
             self.recover,
             methods=["POST"],
-            summary="Make an adapter of some",
+            summary="Make adapters of stored files",
             responses={201: record, **documented(400, 404, 409, 413, 415, 422, 503, 507)},
             openapi_extra=json_body(RecoverBody, {"digest": "sha256:" + "0" * 64, "name": "legal"}),
             response_model=None,
