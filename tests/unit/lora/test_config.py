@@ -202,7 +202,7 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"target_modules": 5}, "target_modules is 5"),
         ({"target_modules": ["q_proj", 5]}, "target_modules is ['q_proj', 5]"),
         ({"target_modules": "q_proj)"}, "not a usable regular expression"),
-        ({"target_modules": r"(q)\1"}, "back-reference"),
+        ({"target_modules": r"(q)?(?(1)a|b)"}, "conditional"),
         ({"target_modules": "all-linear", "layers_to_transform": [1]}, "layers_to_transform"),
         ({"exclude_modules": "("}, "exclude_modules: '('"),
         ({"layers_to_transform": ["1"]}, "layers_to_transform is ['1']"),
@@ -319,6 +319,6 @@ def test_an_expression_that_would_hang_python_is_matched(
 def test_an_expression_that_takes_too_long_is_refused(
     layout: Callable[[str], BaseLayout],
 ) -> None:
-    spec = parsed(target_modules="(?=.*" * 8 + "!" + ")" * 8)
+    spec = parsed(target_modules="(.|..|...|....)+(?<=!)$")
     with pytest.raises(InvalidAdapter, match="take too long"):
         spec.targets.select(layout("llama"))
