@@ -36,7 +36,8 @@ def test_every_pair_once_and_nothing_else(
     ranks: tuple[int, ...],
     digests: dict[int, str] | None,
 ) -> None:
-    made = build_plan(rows, dtype=torch.float32, device=CPU, digest_of=digests.__getitem__)
+    digest_of = None if digests is None else digests.__getitem__
+    made = build_plan(rows, dtype=torch.float32, device=CPU, digest_of=digest_of)
     assert made.num_tokens == sum(count for count, _ in rows)
     wanted, first = [], 0
     for count, row_uses in rows:

@@ -90,10 +90,13 @@ class LoraLinear(nn.Module):
 
     def place(self, slot: int, pair: LoraPair | None) -> None:
         """Copy `pair` into `slot`; None empties it. Not while a forward pass runs."""
-        assert 1 <= slot < len(self.ranks)
         rank = 0 if pair is None else pair.a_RI.shape[0]
+        if not 1 <= slot < len(self.ranks) or rank > self._max_rank:
+            # Not an assertion: slot 0 is the base's, and kernels read as many rows as it says.
+            raise ValueError(
+                f"rank {rank} in slot {slot}, room for {self._max_rank} in {len(self.ranks) - 1}"
+            )
         if pair is not None:
-            assert rank <= self._max_rank
             if self._a_SRI is None or self._b_SRO is None:
                 self._reserve()
             assert self._a_SRI is not None and self._b_SRO is not None
@@ -129,7 +132,8 @@ class LoraLinear(nn.Module):
             return y
         x_TI = x.reshape(-1, self.in_features).to(self._dtype)
         # Without logits to compute, the head gets a token of no plan.
-        assert not plan.pairs or x_TI.shape[0] == plan.num_tokens, "other tokens than the plan's"
+        if plan.pairs and x_TI.shape[0] != plan.num_tokens:
+            raise ValueError(f"{x_TI.shape[0]} tokens, the plan has {plan.num_tokens}")
         y_TO = y.view(-1, self.out_features)
         # Taken from the base's own answer, so before anything is added to it.
         deltas = self.effects.of(x_TI, y_TO, plan) if self.effects else []

@@ -234,7 +234,9 @@ def build_plan(
     token = 0
     for num_tokens, uses in rows:
         for slot, scale in uses:
-            assert slot >= 1 and scale != 0.0
+            if slot < 1 or scale == 0.0:
+                # Not an assertion: kernels read the slot that they are told.
+                raise ValueError(f"slot {slot} at scale {scale} is no adapter")
             pairs.extend((slot, token + offset, scale) for offset in range(num_tokens))
         token += num_tokens
     if digest_of is not None and any(len(uses) > 1 for _, uses in rows):

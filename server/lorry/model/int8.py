@@ -24,6 +24,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lorry.model.guard import require
+
 CODES = 63
 """Largest activation code; 2 x 127 x (CODES + 64) stays below 2^15."""
 
@@ -41,7 +43,10 @@ class Int8Linear(nn.Module):
     def __init__(self, codes_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> None:
         """`codes_OI`: int8 in -127 ... 127; `scale_O`: fp32, what one code is worth."""
         super().__init__()
-        assert codes_OI.dtype is torch.int8 and codes_OI.dim() == 2
+        require(
+            codes_OI.dtype is torch.int8 and codes_OI.dim() == 2,
+            f"codes of {codes_OI.dtype} in {codes_OI.dim()} dimensions",
+        )
         self.out_features, self.in_features = codes_OI.shape
         self.register_buffer("bias", None if bias_O is None else bias_O.float().clone())
         # Modeling code asks a projection for its weight's dtype; the weight itself is packed.

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lorry.model.guard import require
 from lorry.model.inputs import AttentionPlan
 from lorry.model.kv_cache import LayerKV
 from lorry.model.sight import Sight
@@ -221,7 +222,8 @@ class PagedSingles:
         tables = self.tables
         num_rows, num_q, size = q_BQD.shape
         num_heads, value_size = kv.v_NHD.shape[1:]
-        assert q_BQD.stride(2) == kv.k_NHD.stride(2) == kv.v_NHD.stride(2) == 1
+        strides = {q_BQD.stride(2), kv.k_NHD.stride(2), kv.v_NHD.stride(2)}
+        require(strides == {1}, f"heads with strides {strides}")
         out_BQV = q_BQD.new_empty(num_rows, num_q, value_size)
         shape = (num_rows, num_q, tables.parts)
         top_BQZ = torch.empty(shape, dtype=torch.float32, device=q_BQD.device)

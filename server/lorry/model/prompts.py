@@ -82,9 +82,9 @@ class Prompts:
                 rows_XH[first : first + run.count] = part_MH.to(rows_XH.dtype)
         return put
 
-    def addresses(self, runs: Sequence[VirtualRun]) -> dict[int, int]:
+    def addresses(self, runs: Sequence[VirtualRun], width: int) -> dict[int, int]:
         """Where the embedding of each virtual token lies, by its place in the packed row: fp32
-        in host memory, until its slot is filled anew."""
+        in host memory, until its slot is filled anew. `width`: numbers that are read of each."""
         found: dict[int, int] = {}
         for run in runs:
             (rows_NH,) = self._of(run.row, self._rows_NH)
@@ -95,6 +95,7 @@ class Prompts:
                 f"virtual tokens of {rows_NH.dtype} on {rows_NH.device} where float32 is read",
             )
             end = run.start + run.count
+            require(rows_NH.shape[1] == width, f"embeddings of {rows_NH.shape[1]}, not {width}")
             require(end <= len(rows_NH), f"virtual tokens up to {end} of {len(rows_NH)}")
             size = rows_NH.shape[1] * rows_NH.element_size()
             for at in range(run.count):

@@ -52,7 +52,8 @@ def tokens_of(rows: Rows, dtype: torch.dtype, seed: int, num_in: int = IN) -> tu
 
 
 def plan_of(rows: Rows, dtype: torch.dtype, digests: dict[int, str] | None = None) -> Plan:
-    return build_plan(rows, dtype=dtype, device=DEVICE, digest_of=digests.__getitem__)
+    digest_of = None if digests is None else digests.__getitem__
+    return build_plan(rows, dtype=dtype, device=DEVICE, digest_of=digest_of)
 
 
 def added(y_TO: Tensor, x_TI: Tensor, at: Slots, plan: Plan) -> Tensor:

@@ -199,13 +199,13 @@ def test_emptied_it_is_its_base_again() -> None:
 @pytest.mark.parametrize("slot", [0, SLOTS + 1])
 def test_only_its_own_slots_can_be_filled(slot: int) -> None:
     layer, _ = linear()
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"in slot {slot}, room"):
         layer.place(slot, pair(4, 1))
 
 
 def test_more_than_the_largest_rank_does_not_go_in() -> None:
     layer, _ = linear()
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"rank {MAX_RANK + 1} in slot 1, room for {MAX_RANK}"):
         layer.place(1, pair(MAX_RANK + 1, 1))
 
 

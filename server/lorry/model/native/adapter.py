@@ -83,7 +83,8 @@ def pack_adapter(
         MemoryError.
     """
     places, end = _lay_out(pairs, phases)
-    assert sum(rank > 0 for _, _, rank in places.values()) == len(pairs)
+    placed = sum(rank > 0 for _, _, rank in places.values())
+    require(placed == len(pairs), f"{len(pairs)} pairs, {placed} of them on linears of the step")
     # Pages of its own, which go back to the system with it, whatever the allocator does.
     memory = np.frombuffer(mmap.mmap(-1, max(end, 1)), dtype=np.uint8)
     start = memory.ctypes.data

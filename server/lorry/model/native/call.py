@@ -101,6 +101,8 @@ class Call:
         self._norm_K = np.empty(len(self.wanted), dtype=np.float32)
         self._best_K = np.empty(len(self.wanted), dtype=np.int32)
         rows_at = array("Q", [own.get(token, 0) for token in range(len(self.ids))] if own else [])
+        self.slots = (body.slots,) if head is body else (body.slots, head.slots)
+        """Of the adapters of the body and of the head."""
         self._keep = (cells, tokens, context, cos, sin, body, head, gains, rows_at)
         at = [_address(values) for values in tokens]
         self.struct = structs.Step(
@@ -138,13 +140,13 @@ class PairArrays:
         starts = [i for i, slot in enumerate(slots) if i == 0 or slots[i - 1] != slot]
         self._token = array("i", [token for _, token, _ in plan.pairs])
         self._scale = array("f", [scale for _, _, scale in plan.pairs])
-        self._slot = array("i", [slots[i] for i in starts])
+        self.slots = array("i", [slots[i] for i in starts])
         self._start = array("i", [*starts, len(slots)])
         self.struct = structs.Pairs(
             len(slots),
             len(starts),
             _address(self._token),
-            _address(self._slot),
+            _address(self.slots),
             _address(self._start),
             _address(self._scale),
         )

@@ -26,6 +26,7 @@ from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
+from lorry.model.native.bounds import Bounds
 from lorry.model.native.call import Angles, Call
 from lorry.model.native.edges import Edges, EdgeSlots, rows_of
 from lorry.model.native.gains import doras_of, fits, gains_of
@@ -150,12 +151,17 @@ class LeanModel:
             layers=self._structs,
         )
         self._model.head_slots = self._slots_of(HEAD, model.lm_head)
-        self._max_tokens = max_tokens
-        self._max_pairs = max_tokens * MAX_SELECTION
-        self._max_context = max_context
-        self._num_blocks = cache.num_blocks
+        self._bounds = Bounds(
+            tokens=max_tokens,
+            pairs=max_tokens * MAX_SELECTION,
+            context=max_context,
+            blocks=cache.num_blocks,
+            slots=num_slots,
+            rank=padded(max_rank),
+            vocab=self._vocab,
+        )
         self._engine = library.lorry_engine(
-            ctypes.byref(self._model), max_tokens, self._max_pairs, max_context, num_threads
+            ctypes.byref(self._model), max_tokens, self._bounds.pairs, max_context, num_threads
         )
         if not self._engine:
             raise ModelError("no memory or no threads for the compiled step")
@@ -181,6 +187,7 @@ class LeanModel:
             return None
         gains = gains_of(deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(deltas)}
+        self._bounds.check_adapter(pairs, deltas, self._slots.sizes)
         packed = pack_adapter(self._library, pairs, self._slots.phases, gains)
         return replace(packed, edges=Edges(embedding, head))
 
@@ -209,7 +216,9 @@ class LeanModel:
         """One linear alone, for the rows that do not run here: `[..., I]` to `[..., O]`."""
         x_TI = x.reshape(-1, linear.in_).float().contiguous()
         require(bool(self._engine), "the engine is closed")
-        require(len(x_TI) <= self._max_tokens, f"{len(x_TI)} rows, room for {self._max_tokens}")
+        require(
+            len(x_TI) <= self._bounds.tokens, f"{len(x_TI)} rows, room for {self._bounds.tokens}"
+        )
         y_TO = torch.empty(len(x_TI), linear.out)
         self._library.lorry_linear(
             self._engine, ctypes.byref(linear), x_TI.data_ptr(), y_TO.data_ptr(), len(x_TI)
@@ -220,13 +229,14 @@ class LeanModel:
         """Logits of the wanted tokens, fp32."""
         embeddings_TH = self._edges.embeddings(inputs)
         own = {} if embeddings_TH is None else rows_of(embeddings_TH)
-        own |= self._prompts.addresses(inputs.virtual)
+        own |= self._prompts.addresses(inputs.virtual, self._model.hidden)
         seen_KH = None
         if self._edges.wants_hidden(inputs):
             seen_KH = torch.empty(len(inputs.wanted_K), self._model.hidden)
         gains = self._slots.gains(inputs.body)
         call = Call(inputs, self._angles, self._vocab, gains, own, seen_KH)
-        self._check(call, inputs)
+        require(bool(self._engine), "the engine is closed")
+        self._bounds.check_step(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))
         logits = call.logits()
         return logits if seen_KH is None else self._edges.answers(seen_KH, logits, inputs.head)
@@ -236,25 +246,6 @@ class LeanModel:
         if self._engine:
             self._library.lorry_engine_free(self._engine)
             self._engine = None
-
-    def _check(self, call: Call, inputs: Inputs) -> None:
-        """Raises Unsafe where a step would leave its memory."""
-        require(bool(self._engine), "the engine is closed")
-        for what, count, limit in (
-            ("tokens", len(call.ids), self._max_tokens),
-            ("adapters", len(inputs.body.pairs), self._max_pairs),
-            ("adapters of the head", len(inputs.head.pairs), self._max_pairs),
-            ("tokens that a row sees", call.longest, self._max_context),
-        ):
-            require(count <= limit, f"{count} {what}, room for {limit}")
-        for what, values, limit in (
-            ("token", call.ids, self._vocab),
-            ("block", call.blocks, self._num_blocks),
-            ("wanted token", call.wanted, len(call.ids)),
-        ):
-            require(bool(values), f"no {what} at all")
-            lowest, highest = min(values), max(values)
-            require(lowest >= 0 and highest < limit, f"{what}s {lowest} to {highest} of {limit}")
 
     def _fill_layer(self, target: structs.Layer, layer: Any, index: int, cache: KVCache) -> None:
         attention, mlp = layer.self_attn, layer.mlp

@@ -26,6 +26,7 @@ class CompiledSelection:
     def keep_mass(
         self, probs_V: Tensor, preference_V: Tensor, mass: float, *, floor: float
     ) -> Tensor:
+        require(len(preference_V) == len(probs_V), "not a preference for each token")
         kept_V = torch.empty_like(probs_V)
         self._library.lorry_keep_mass(
             _address(probs_V),

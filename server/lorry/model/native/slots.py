@@ -36,6 +36,8 @@ class AdapterSlots:
         names = [name for phase in phases for name in phase]
         self._index = {name: index for index, name in enumerate(names)}
         self._table_MS = np.zeros((len(names), num_slots + 1), dtype=_LORA)
+        self.sizes: dict[str, tuple[int, int]] = {}
+        """Inputs and outputs of each linear, by its name."""
         self._held: dict[int, PackedAdapter] = {}
         self._gained: set[int] = set()
 
@@ -47,6 +49,7 @@ class AdapterSlots:
     def struct(self, name: str, in_features: int, out_features: int) -> structs.Slots:
         """What the step reads of one linear."""
         module = self._index[name]
+        self.sizes[name] = (in_features, out_features)
         return structs.Slots(self._table_MS[module].ctypes.data, in_features, out_features, module)
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
@@ -80,8 +83,8 @@ class AdapterSlots:
         found: dict[tuple[int, float], BoundGains] = {}
         for slot, mine in scales.items():
             gains = self._held[slot].gains
-            assert gains is not None
-            found.update(((slot, scale), bound) for scale, bound in gains.at(mine).items())
+            if gains is not None:
+                found.update(((slot, scale), bound) for scale, bound in gains.at(mine).items())
         return found
 
     @property

@@ -1,0 +1,105 @@
+"""The memory of the compiled step, in numbers, and the checks that keep a step and an adapter
+inside of it.
+
+The C code trusts every index and every length. Each is compared here before an address is handed
+over, in every mode of the interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lorry.model.guard import require
+from lorry.model.inputs import Inputs
+from lorry.model.native.call import Call
+from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+
+Sizes = Mapping[str, tuple[int, int]]
+"""Inputs and outputs of each linear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    tokens: int
+    """Of one step."""
+    pairs: int
+    """A token and one of its adapters; of one step."""
+    context: int
+    """Tokens that a row sees."""
+    blocks: int
+    """Of the cache."""
+    slots: int
+    """The base's, which is 0, not counted."""
+    rank: int
+    """Padded, as `adapter.padded` does it."""
+    vocab: int
+
+    def check_step(self, call: Call, inputs: Inputs) -> None:
+        """Raises Unsafe where the step would leave its memory."""
+        tokens, wanted = len(call.ids), len(call.wanted)
+        body, head = inputs.body, inputs.head
+        for what, count, limit in (
+            ("tokens", tokens, self.tokens),
+            ("adapters", len(body.pairs), self.pairs),
+            ("adapters of the head", len(head.pairs), self.pairs),
+            ("tokens that a row sees", call.longest, self.context),
+            ("tokens of the head's adapters", head.num_tokens, wanted),
+        ):
+            require(count <= limit, f"{count} {what}, room for {limit}")
+        require(body.num_tokens == tokens, f"adapters of {body.num_tokens} tokens, not {tokens}")
+        for what, values, first, end in (
+            ("token", call.ids, 0, self.vocab),
+            ("block", call.blocks, 0, self.blocks),
+            ("wanted token", call.wanted, 0, tokens),
+        ):
+            require(bool(values), f"no {what} at all")
+            _require_within(what, values, first, end)
+        for slots in call.slots:
+            if slots:
+                _require_within("slot", slots, 1, self.slots + 1)
+
+    def check_adapter(
+        self,
+        pairs: Mapping[str, LoraPair],
+        deltas: Mapping[str, Sequence[Delta]],
+        sizes: Sizes,
+    ) -> None:
+        """Raises Unsafe where an adapter has other sizes than the base's linears. `pairs`: a
+        DoRA's too."""
+        for name, pair in pairs.items():
+            inputs, outputs = sizes[name]
+            rank = pair.a_RI.shape[0]
+            require(rank <= self.rank, f"{name}: rank {rank}, room for {self.rank}")
+            found = (*pair.a_RI.shape, *pair.b_OR.shape)
+            wanted = (rank, inputs, outputs, rank)
+            require(found == wanted, f"{name}: a pair of {found}, not of {wanted}")
+        for name, mine in deltas.items():
+            inputs, outputs = sizes[name]
+            for delta in mine:
+                wanted_size = inputs if isinstance(delta, InwardGain) else outputs
+                for size in _lengths(delta):
+                    require(size == wanted_size, f"{name}: {size} numbers, not {wanted_size}")
+
+
+def _lengths(delta: Delta) -> list[int]:
+    match delta:
+        case BoundDora():
+            vectors = [delta.magnitude_O, delta.w_O, delta.c_O, delta.d_O]
+        case OutwardGain():
+            vectors = [delta.more_O]
+        case InwardGain():
+            vectors = [delta.more_I]
+        case Shift():
+            vectors = [delta.shift_O]
+        case _:
+            vectors = []
+    return [vector.numel() for vector in vectors]
+
+
+def _require_within(what: str, values: Sequence[int], first: int, end: int) -> None:
+    lowest, highest = min(values), max(values)
+    require(
+        first <= lowest and highest < end, f"{what}s {lowest} to {highest} of {first} to {end - 1}"
+    )

@@ -1,0 +1,118 @@
+"""Nothing reaches the C code that would take it out of its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
+from lorry.model.guard import Unsafe
+from lorry.model.inputs import Inputs, build_inputs
+from lorry.model.native.bounds import Bounds
+from lorry.model.native.call import Angles, Call
+from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.plan import Plan, build_plan
+from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+
+CPU = torch.device("cpu")
+BOUNDS = Bounds(tokens=8, pairs=8, context=16, blocks=6, slots=3, rank=8, vocab=50)
+SIZES = {"m": (32, 48)}
+
+
+def rope(ids_1T: Tensor) -> tuple[Tensor, Tensor]:
+    angles = ids_1T.float().unsqueeze(-1).repeat(1, 1, 2)
+    return angles, angles
+
+
+def inputs(*uses: SlotUse, tokens: int = 3) -> Inputs:
+    ids = list(range(tokens))
+    row = Row("r", ids, 0, range(1, 6), uses, Sample(SamplingParams(1), (1,), (), None))
+    return build_inputs(Batch((row,)), block_size=4, dtype=torch.float32, device=CPU, digest_of=str)
+
+
+def check(made: Inputs) -> None:
+    BOUNDS.check_step(Call(made, Angles(rope), 50, {}, {}), made)
+
+
+def plan_of(*pairs: tuple[int, int, float], tokens: int = 3) -> Plan:
+    return replace(build_plan([(tokens, [])], dtype=torch.float32, device=CPU), pairs=pairs)
+
+
+def test_a_step_inside_of_all_bounds() -> None:
+    check(inputs())
+    check(inputs(SlotUse(3, 0.5), tokens=8))
+
+
+@pytest.mark.parametrize("slot", [4, 1000])
+def test_a_slot_that_there_is_not(slot: int) -> None:
+    with pytest.raises(Unsafe, match=f"slots {slot} to {slot} of 1 to 3"):
+        check(inputs(SlotUse(slot, 1.0)))
+
+
+@pytest.mark.parametrize("slot", [0, -1])
+def test_the_bases_slot_and_those_before_it(slot: int) -> None:
+    with pytest.raises(Unsafe, match="slots"):
+        check(replace(inputs(), body=plan_of((slot, 0, 1.0))))
+    with pytest.raises(Unsafe, match="slots"):
+        check(replace(inputs(), head=plan_of((slot, 0, 1.0), tokens=1)))
+    with pytest.raises(ValueError, match="is no adapter"):
+        build_plan([(1, [(slot, 1.0)])], dtype=torch.float32, device=CPU)
+
+
+def test_a_plan_of_other_tokens() -> None:
+    with pytest.raises(Unsafe, match="adapters of 4 tokens, not 3"):
+        check(replace(inputs(), body=plan_of(tokens=4)))
+    with pytest.raises(Unsafe, match="2 tokens of the head's adapters, room for 1"):
+        check(replace(inputs(), head=plan_of(tokens=2)))
+
+
+def test_more_pairs_than_there_is_room_for() -> None:
+    with pytest.raises(Unsafe, match="9 adapters, room for 8"):
+        check(inputs(*(SlotUse(slot, 1.0) for slot in (1, 2, 3)), tokens=3))
+    check(inputs(*(SlotUse(slot, 1.0) for slot in (1, 2)), tokens=4))
+
+
+def pair(rank: int = 4, inputs: int = 32, outputs: int = 48, inner: int | None = None) -> LoraPair:
+    return LoraPair(torch.zeros(rank, inputs), torch.zeros(outputs, inner or rank), 1.0)
+
+
+def dora(size: int) -> BoundDora:
+    a_RI, b_OR = torch.zeros(4, 32), torch.zeros(48, 4)
+    good, other = torch.ones(48), torch.ones(size)
+    return BoundDora(a_RI, b_OR, 1.0, good, good, other, good, None, torch.float32, CPU)
+
+
+def test_an_adapter_of_the_bases_sizes() -> None:
+    deltas = [OutwardGain(torch.ones(48)), InwardGain(torch.ones(32), nn.Identity())]
+    BOUNDS.check_adapter({"m": pair(8)}, {"m": [*deltas, Shift(torch.ones(48), True)]}, SIZES)
+    BOUNDS.check_adapter({"m": pair()}, {"m": [dora(48)]}, SIZES)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [pair(9), pair(inputs=16), pair(inputs=64), pair(outputs=32), pair(outputs=64), pair(inner=8)],
+    ids=["rank", "narrow", "wide", "few", "many", "two ranks"],
+)
+def test_a_pair_of_other_sizes(wrong: LoraPair) -> None:
+    with pytest.raises(Unsafe, match="m: "):
+        BOUNDS.check_adapter({"m": wrong}, {}, SIZES)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        dora,
+        lambda size: OutwardGain(torch.ones(size)),
+        lambda size: InwardGain(torch.ones(size), nn.Identity()),
+        lambda size: Shift(torch.ones(size), False),
+    ],
+    ids=["dora", "outward", "inward", "shift"],
+)
+def test_vectors_of_another_length(make: Callable[[int], Delta], size: int) -> None:
+    with pytest.raises(Unsafe, match=f"m: {size} numbers"):
+        BOUNDS.check_adapter({}, {"m": [make(size)]}, SIZES)
