@@ -16,6 +16,7 @@ import httpx
 import pytest
 from peft import PeftType
 
+from lorry_adapters.lora.methods.table import METHODS
 from support import families, matrix, padded_families, tiny
 from support.kind import Strength
 from support.matrix import Cell, State
@@ -24,6 +25,9 @@ from support.matrix_refused import IMPOSSIBLE, REFUSED
 from support.peft_kinds import KINDS, NOT_BUILT
 from support.peft_made import Made, prompt_logprobs
 
+HERE = Path(__file__).parent
+ELSEWHERE = {"BOTTLENECK": "test_adapterhub.py", "MULTITASK_PROMPT_TUNING": "test_prompts.py"}
+"""Methods that PEFT does not have, or saves for several tasks, and what compares them."""
 TOLERANCE = 1e-4
 LOUD = 0.01
 """The least change of some logprob by an adapter: a hundred times the tolerance."""
@@ -152,6 +156,20 @@ def test_every_method_of_peft_is_in_the_matrix() -> None:
     llama = tiny.family(matrix.MAIN)
     built = {kind.config(llama).peft_type for kind in KINDS.values() if kind.fits(llama)}
     assert {method.name for method in PeftType} == {method.name for method in built} | {*NOT_BUILT}
+
+
+def test_every_method_that_is_served_is_compared_with_its_own_library() -> None:
+    """On the main base at least; what is not compared here is elsewhere, as decision 0029 says."""
+    llama = tiny.family(matrix.MAIN)
+    compared = {
+        str(cell.kind.config(llama).peft_type.value)
+        for cell in matrix.cells()
+        if cell.base == matrix.MAIN and cell.state is State.SERVED
+    }
+    assert compared <= {*METHODS}
+    assert {*METHODS} - compared == {*ELSEWHERE}
+    for name, file in ELSEWHERE.items():
+        assert METHODS[name].title.split()[0].lower() in (HERE / file).read_text().lower()
 
 
 def test_the_table_is_in_the_readme() -> None:
