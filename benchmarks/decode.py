@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.steps import Run, Steps
-from lorry.bench.base import Base
+from lorry.bench.served_base import ServedBase
 from lorry.configuration import load_settings
 from lorry.model.progress import meter_of
 
@@ -65,7 +65,7 @@ def main() -> None:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     settings = load_settings({"model": given.model, "home": given.home}, os.environ)
-    base = Base(settings.model, settings.home, say, meter_of(say))
+    base = ServedBase(settings.model, settings.home, say, meter_of(say))
     steps = Steps(base.folder, kernels=given.kernels, slots=given.adapters, rank=RANK)
     say(steps.chosen)
     run = steps.decode(given.rows, given.context, given.adapters)

@@ -25,8 +25,8 @@ from time import perf_counter
 from lorry.bench import adapters, machine, own_server
 from lorry.bench.administration import Administration, ServerRefused
 from lorry.bench.answer import Answer
-from lorry.bench.base import Base
 from lorry.bench.connection import Connections, Place
+from lorry.bench.served_base import ServedBase
 from lorry.bench.targets import LorryTarget
 from lorry.bench.workload import Ask, Row, plan
 from lorry.configuration import load_settings
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("serve_flags", nargs="*", help="of lorry serve, after --")
     given = parser.parse_args()
     settings = load_settings({"model": given.model, "home": given.home}, os.environ)
-    base = Base(settings.model, settings.home, say, meter_of(say))
+    base = ServedBase(settings.model, settings.home, say, meter_of(say))
     where = machine.look()
     with (
         own_server.running(base.folder, base.name, given.serve_flags, waiting=lambda: None) as one,

@@ -29,7 +29,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lorry.bench import adapters, machine, preset, workload
-from lorry.bench.base import Base
+from lorry.bench.served_base import ServedBase
 from lorry.bench.workload import Row
 from lorry.configuration import load_settings
 from lorry.errors import LorryError
@@ -54,7 +54,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     settings = load_settings({"model": given.model, "home": given.home}, os.environ)
-    base = Base(settings.model, settings.home, say, meter_of(say))
+    base = ServedBase(settings.model, settings.home, say, meter_of(say))
     document: dict[str, Any] = {"machine": asdict(machine.look()), "rows": {}}
     with tempfile.TemporaryDirectory(prefix="lorry-bench-") as scratch:
         folders = [Path(scratch) / adapters.name_of(index, RANK) for index in range(8)]

@@ -39,7 +39,7 @@ from lorry.model.loader import LoadedModel, load
 from lorry.model.path_set import PathSet
 from lorry.option import format_size
 from lorry.settings import Settings
-from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.slot_table import SlotTable
 from lorry_adapters.registry.registry import Registry
 
 BLOCK_SIZE = 16

@@ -87,7 +87,7 @@ def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
 def _offered(path: Path, samples: tuple[Sample, ...]) -> set[str]:
     try:
         value = document.read(path)
-    except (document.Damaged, OSError) as error:
+    except (document.DamagedDocument, OSError) as error:
         # It was written when all had been offered: what is missing was removed.
         logger.warning("%s; samples that are missing stay away", error)
         return {sample.name for sample in samples}

@@ -146,7 +146,7 @@ class Settings:
     home: Path = _option(  # noqa: RUF009 - it returns a field, as every line here does
         MISSING,
         Kind.PATH,
-        "Folder for the adapter catalogue, the adapters and the model cache.",
+        "Folder for the adapter catalog, the adapters and the model cache.",
         default_text="the platform's user data folder",
     )
     api_key: str | None = _option(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from api.live import Live, serve
 from lorry.settings import Settings
-from lorry_adapters.lora import probe, weights
+from lorry_adapters.lora import spot_check, weights
 
 SAYS = "with adapter 'huge' the model's numbers overflowed"
 
@@ -38,7 +38,7 @@ def huge(
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(weights, "extreme", lambda *_, **__: None)
-        for checking in (weights, probe):
+        for checking in (weights, spot_check):
             patched.setattr(checking, "too_strong", lambda *_: ())
         with serve(settings_for(tmp_path_factory.mktemp("home"))) as running:
             running.upload("huge", zip_of(folder)).raise_for_status()

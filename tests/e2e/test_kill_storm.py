@@ -1,4 +1,4 @@
-"""Killed at any moment, again and again, the catalogue damaged in between: nothing is lost."""
+"""Killed at any moment, again and again, the catalog damaged in between: nothing is lost."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from peft import PeftType
 
-from lorry_adapters.lora.methods.table import METHODS
+from lorry_adapters.lora.methods.method_table import METHODS
 from support import families, matrix, padded_families, tiny
 from support.kind import Strength
 from support.matrix import Cell, State

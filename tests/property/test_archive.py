@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lorry_adapters.errors import InvalidAdapter, UnsupportedUpload, UploadTooLarge
 from lorry_adapters.registry.archive import Upload, unpack
 from lorry_adapters.registry.streams import Bounded
-from lorry_adapters.registry.tar_members import Kind, Span, tar_members
+from lorry_adapters.registry.tar_members import ByteSpan, MemberKind, tar_members
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX = 1 << 16
@@ -147,7 +147,7 @@ def test_what_a_tar_holds_is_what_tarfile_says(
     file = Bounded(out, None)
     if there:
         found = [
-            (one.path.rstrip("/"), one.kind is Kind.FOLDER, Span(file, one).read(1 << 16))
+            (one.path.rstrip("/"), one.kind is MemberKind.FOLDER, ByteSpan(file, one).read(1 << 16))
             for one in list(tar_members(file))
         ]
         assert found == [(name.rstrip("/"), is_dir, data) for name, is_dir, data in expected]

@@ -16,7 +16,7 @@ from peft.utils.other import get_pattern_key
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.config import parse_config
-from lorry_adapters.lora.methods.lora import LoraSpec
+from lorry_adapters.lora.methods.lora_method import LoraSpec
 from lorry_adapters.lora.patterns import Budget, Pattern
 
 NAMES = [

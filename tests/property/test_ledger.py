@@ -1,4 +1,4 @@
-"""Whatever has happened to adapters: the catalogue made from their files is the one that was."""
+"""Whatever has happened to adapters: the catalog made from their files is the one that was."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def all_of(ledger: Ledger) -> tuple[object, ...]:
 
 @given(contents, steps, st.sampled_from(DAMAGES), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_the_files_tell_all_that_the_catalogue_knew(
+def test_the_files_tell_all_that_the_catalog_knew(
     made: tuple[VersionRecord, ...], history: list, damage: Callable[[Path], None], closed: bool
 ) -> None:
     home = Path(tempfile.mkdtemp())

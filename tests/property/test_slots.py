@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.slot_table import SlotTable
 
 DIGESTS = "abcdefg"
 digests = st.sampled_from(DIGESTS)

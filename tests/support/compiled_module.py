@@ -17,7 +17,7 @@ from lorry.model.native.pack import pack
 from lorry.model.native.slots import AdapterSlots
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan
-from lorry_adapters.lora.vectors import Delta
+from lorry_adapters.lora.vector_deltas import Delta
 
 NUM_SLOTS = 6
 MOST_TOKENS = 24

@@ -14,7 +14,7 @@ from lorry.engine.limits import Limits
 from lorry.engine.loop import Engine
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
-from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.slot_table import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from support.engine_fakes import Gated, constraints_of, tokens_of
 from support.patience import PATIENCE

@@ -1,4 +1,4 @@
-"""A tiny Llama as a GGUF file, and a wheel with that file in it: what the catalogue fetches."""
+"""A tiny Llama as a GGUF file, and a wheel with that file in it: what the catalog fetches."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from lorry.engine.loop import Engine
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry_adapters.errors import AdapterBroken, UnknownAdapter
-from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.slot_table import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
 from support.engine_fakes import Gated, constraints_of

@@ -18,7 +18,7 @@ from lorry.api import (
     vectors,
 )
 from lorry.engine import grammar, grammar_process
-from lorry_adapters.lora import fields, patterns, problems, tensor_file
+from lorry_adapters.lora import config_fields, patterns, problems, tensor_file
 from lorry_adapters.registry import archive, merges, record
 
 
@@ -66,8 +66,8 @@ def adapters() -> str:
         {
             "members of an archive": _count(archive.MAX_MEMBERS),
             "a path in an archive": f"{_count(archive.MAX_PATH)} characters",
-            "`adapter_config.json`": _size(fields.MAX_CONFIG),
-            "magnitude of `lora_alpha`": _count(int(fields.MAX_ALPHA)),
+            "`adapter_config.json`": _size(config_fields.MAX_CONFIG),
+            "magnitude of `lora_alpha`": _count(int(config_fields.MAX_ALPHA)),
             "a regular expression in a config": f"{_count(patterns.MAX_PATTERN)} characters",
             "tensors in a file": _count(tensor_file.MAX_TENSORS),
             "the header of a safetensors file": _size(tensor_file.MAX_HEADER),

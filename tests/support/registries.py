@@ -74,7 +74,7 @@ def write_at(path: Path, offset: int, data: bytes) -> None:
 
 
 DAMAGES = (emptied, missing, file_missing, garbage, bad_header, bad_pages, bad_log, cut_log)
-"""What can happen to a catalogue while nobody has it open."""
+"""What can happen to a catalog while nobody has it open."""
 
 
 def damage(registry: Registry, name: str, how: str) -> None:

@@ -17,7 +17,7 @@ from lorry.engine.limits import Limits
 from lorry.engine.scheduler import Scheduler
 from lorry.model.paths import hand_over
 from lorry_adapters.lora import weights
-from lorry_adapters.lora.methods.table import is_prefix
+from lorry_adapters.lora.methods.method_table import is_prefix
 from lorry_adapters.registry.record import AdapterRef
 from support.executor_driver import BLOCK_SIZE, MAX_RANK, NUM_SLOTS, SIZES, load_tiny, unchecked
 

@@ -101,7 +101,7 @@ def test_a_list_that_cannot_be_written_stops_no_start(
     assert "cannot be written" in caplog.text
 
 
-def test_a_lost_catalogue_brings_none_back_that_was_removed(start: Open, home: Path) -> None:
+def test_a_lost_catalog_brings_none_back_that_was_removed(start: Open, home: Path) -> None:
     start().remove("bard")
     start()
     missing(home / "catalog.sqlite3")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lorry_adapters.lora.base import AliasPart, BaseLayout, BaseModule
-from lorry_adapters.lora.experts import AnyEffect
+from lorry_adapters.lora.expert_effects import AnyEffect
 from lorry_adapters.lora.problems import shown
 
 _FORMER: Final[Mapping[str, Mapping[str, str]]] = {"GPTNeoXForCausalLM": {"embed_out": "lm_head"}}

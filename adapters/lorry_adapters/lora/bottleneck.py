@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta, Whole
+from lorry_adapters.lora.effects import Base, Delta, Indivisible
 
 
 class Reads(StrEnum):
@@ -70,7 +70,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Remembered(Whole):
+class Remembered(Indivisible):
     """On a norm: adds nothing, and leaves what came in for the bottleneck that reads it."""
 
     stream: Stream
@@ -88,7 +88,7 @@ class Remembered(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bottleneck(Whole):
+class Bottleneck(Indivisible):
     """On the last linear of an attention or an MLP: y += s up(act(down(z)))."""
 
     down_RH: Tensor

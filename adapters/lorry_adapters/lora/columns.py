@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.problems import UNKNOWN_COLUMN_ORDER, shown
 
 ORDER: Final = "lora_B_layout"

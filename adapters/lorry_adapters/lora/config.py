@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lorry_adapters.errors import Problem, Remedy
-from lorry_adapters.lora.fields import MAX_CONFIG, Fields
-from lorry_adapters.lora.methods.table import METHODS, REFUSED_METHODS, method_of
+from lorry_adapters.lora.config_fields import MAX_CONFIG, Fields
+from lorry_adapters.lora.methods.method_table import METHODS, REFUSED_METHODS, method_of
 from lorry_adapters.lora.parts import AdapterSpec
 from lorry_adapters.lora.problems import refusal, shown
 

@@ -7,7 +7,7 @@ base itself changed.
 
 An effect is what the file says, in host memory. `bind` meets it with the module that it is
 for, once, away from the running steps; the `Delta` it gives is all that a step calls. Those
-that come down to vectors of the module's widths are in `vectors`, where the compiled step
+that come down to vectors of the module's widths are in `vector_deltas`, where the compiled step
 of the server reads the numbers themselves.
 
 Scale multiplies what the kind's own strength multiplies in PEFT (`set_scale`): the pair of a
@@ -26,7 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 __all__ = [
     "Base",
@@ -77,7 +77,7 @@ class Effect(Protocol):
         ...
 
 
-class Whole:
+class Indivisible:
     """An effect that has no part for some of the outputs alone."""
 
     __slots__ = ()
@@ -207,7 +207,7 @@ class OutputGain:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kronecker(Whole):
+class Kronecker(Indivisible):
     """y += s (w1 (x) w2) x: x as a [c, d] table, w2 along its rows and w1 along its columns."""
 
     w1_ac: Tensor
@@ -248,7 +248,7 @@ class Projections:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Vera(Whole):
+class Vera(Indivisible):
     """y += b * (B (d * (A x))), A and B cut to the linear's own widths."""
 
     projections: Projections

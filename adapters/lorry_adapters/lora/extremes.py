@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.lora.effects import Dora
-from lorry_adapters.lora.experts import AnyEffect, ExpertLora, RouterPair
+from lorry_adapters.lora.expert_effects import AnyEffect, ExpertLora, RouterPair
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.replaced import EmbeddingDora, EmbeddingPair

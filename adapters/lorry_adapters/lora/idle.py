@@ -16,14 +16,14 @@ from lorry_adapters.errors import Problem, Remedy
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import Bottleneck, Remembered
 from lorry_adapters.lora.effects import InputGain, Kronecker, OutputGain, PairBias, Vera
-from lorry_adapters.lora.experts import AnyEffect, ExpertLora, RouterPair
+from lorry_adapters.lora.expert_effects import AnyEffect, ExpertLora, RouterPair
 from lorry_adapters.lora.parts import LoraPair, Parts
+from lorry_adapters.lora.peft_probe import Measured
 from lorry_adapters.lora.problems import some
 from lorry_adapters.lora.replaced import EmbeddingPair, OwnModule
 from lorry_adapters.lora.sparse import Sparse
 from lorry_adapters.lora.spectral import Turned
 from lorry_adapters.lora.spelling import is_beside
-from lorry_adapters.lora.workshop import Measured
 
 _LEAST: Final = 2.0**-126
 """The smallest strength that a step's float32 holds in full."""

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from lorry_adapters.lora.arrays import zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import Base
-from lorry_adapters.lora.experts import LoraExperts, LoraRouter
+from lorry_adapters.lora.expert_effects import LoraExperts, LoraRouter
 from lorry_adapters.lora.kernels import Kernel, grouped
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.lora.replaced import stacked
 from lorry_adapters.lora.wrapped import (
+    ModuleSlots,
     PlanHolder,
     SlotEffects,
-    Slots,
     Wrapped,
     WrappedModule,
     add,
@@ -279,7 +279,7 @@ class LoraModel:
         module = self._model.get_submodule(path)
         return module.base if isinstance(module, LoraLinear | Wrapped) else module
 
-    def _effects(self, path: str) -> Slots[Any]:
+    def _effects(self, path: str) -> ModuleSlots[Any]:
         module = self._model.get_submodule(path)
         if isinstance(module, LoraLinear | Wrapped):
             return module.effects

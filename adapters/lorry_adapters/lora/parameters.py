@@ -33,11 +33,11 @@ from typing import Final
 
 import torch
 
-from lorry_adapters.lora import fields as check
+from lorry_adapters.lora import config_fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, BaseParameter, ModuleKind
 from lorry_adapters.lora.columns import Columns, by_rank, doubts, read_columns
-from lorry_adapters.lora.experts import ExpertLora, ExpertPairs, RouterPair
-from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.config_fields import Fields
+from lorry_adapters.lora.expert_effects import ExpertLora, ExpertPairs, RouterPair
 from lorry_adapters.lora.keys import PREFIX, module_of
 from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.problems import shown, some
@@ -60,7 +60,7 @@ class Former:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedParameters:
     """What a config says of parameters."""
 
     targets: tuple[str, ...]
@@ -70,7 +70,7 @@ class Named:
     columns: Columns
 
     @classmethod
-    def read(cls, fields: Fields) -> Named:
+    def read(cls, fields: Fields) -> NamedParameters:
         targets = fields.take("target_parameters", check.listed("names of parameters"), ())
         version, columns = _version(fields.raw("peft_version")), read_columns(fields)
         # Of what there is none of, nothing is said.
@@ -144,7 +144,9 @@ class Known:
             parts.add(owner, ExpertLora(held))
 
 
-def known_as(layout: BaseLayout, named: Named, file: TensorFile, problems: list[str]) -> Known:
+def known_as(
+    layout: BaseLayout, named: NamedParameters, file: TensorFile, problems: list[str]
+) -> Known:
     """The file's keys tell the spelling where the config does not."""
     if named.targets:
         return _by_parameter(layout, named, file, problems)
@@ -154,7 +156,9 @@ def known_as(layout: BaseLayout, named: Named, file: TensorFile, problems: list[
     return Known(layout, {}, {})
 
 
-def _by_parameter(layout: BaseLayout, named: Named, file: TensorFile, problems: list[str]) -> Known:
+def _by_parameter(
+    layout: BaseLayout, named: NamedParameters, file: TensorFile, problems: list[str]
+) -> Known:
     targets = named.targets
     chosen = {path: one for path, one in layout.parameters.items() if _matches(path, targets)}
     bad = [path for path, one in chosen.items() if one.shape.kind not in STACKED]
@@ -198,7 +202,7 @@ def _turned(shape: BaseModule) -> BaseModule:
 def _find_exchanged(
     known: BaseLayout,
     parameters: Mapping[str, BaseParameter],
-    named: Named,
+    named: NamedParameters,
     file: TensorFile,
     problems: list[str],
 ) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from lorry_adapters.lora.experts import AnyEffect
+from lorry_adapters.lora.expert_effects import AnyEffect
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.base import BaseLayout
@@ -31,7 +31,7 @@ class LoraPair:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Score:
+class ClassifierHead:
     """A classifier's head: what it makes of the last token's hidden state."""
 
     weight_LH: Tensor
@@ -51,14 +51,14 @@ class Parts:
     effects: dict[str, list[AnyEffect]] = field(default_factory=dict)
     """All else that it does, by the path of the module."""
     prompt: VirtualTokens | None = None
-    score: Score | None = None
+    score: ClassifierHead | None = None
 
     def add(self, module: str, effect: AnyEffect) -> None:
         self.effects.setdefault(module, []).append(effect)
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class FileContents:
     """A file whose keys and shapes fit the base and the config, or whose problems are told."""
 
     modules: tuple[str, ...]
@@ -90,7 +90,7 @@ class AdapterSpec(Protocol):
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
+    ) -> FileContents:
         """Match the file's tensors with the base. All that does not fit goes to `problems`.
 
         Not `sound`: the config had problems, so where the file disagrees with it is not told.

@@ -23,7 +23,7 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.lora.columns import by_rank, columns_of
 from lorry_adapters.lora.json_text import NotUtf8, text_of
-from lorry_adapters.lora.methods.table import method_of
+from lorry_adapters.lora.methods.method_table import method_of
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorEntry, TensorFile

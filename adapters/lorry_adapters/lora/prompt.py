@@ -34,7 +34,7 @@ class PromptEmbeddings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
+class KeyValuePrefix:
     """Keys and values for every layer's cache (arXiv:2101.00190), as the cache has them: a
     key that the base would rotate by its position is not rotated any more."""
 
@@ -50,13 +50,13 @@ class Prefix:
         return self.cells_L2NKD.nbytes
 
     @classmethod
-    def of(cls, flat_NX: Tensor, layers: int, heads: int, size: int) -> Prefix:
+    def of(cls, flat_NX: Tensor, layers: int, heads: int, size: int) -> KeyValuePrefix:
         """From PEFT's tensor: a token's keys and values, layer by layer, in one row."""
         cells_NL2KD = flat_NX.view(-1, layers, 2, heads, size)
         return cls(cells_NL2KD.permute(1, 2, 0, 3, 4).contiguous())
 
 
-VirtualTokens: TypeAlias = PromptEmbeddings | Prefix
+VirtualTokens: TypeAlias = PromptEmbeddings | KeyValuePrefix
 
 
 def multitask(shared_NH: Tensor, columns_NR: Tensor, rows_RH: Tensor) -> PromptEmbeddings:

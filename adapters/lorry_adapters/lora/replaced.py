@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.effects import Base, Delta, Dora, Effect, PairBias, Whole
+from lorry_adapters.lora.effects import Base, Delta, Dora, Effect, Indivisible, PairBias
 
 _NEVER: Final = -1e30
 """The logit of a token that is never answered."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingPair(Whole):
+class EmbeddingPair(Indivisible):
     """y = table[id] + s A[:, id] B', times the factor of models that scale embeddings."""
 
     a_RV: Tensor
@@ -45,7 +45,7 @@ class EmbeddingPair(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingDora(Whole):
+class EmbeddingDora(Indivisible):
     """The same with a magnitude: y = m / |W + s (B A)'| (table[id] + s A[:, id] B').
 
     |.| is the norm of each of the H columns, over the whole vocabulary: PEFT's DoRA with the
@@ -84,7 +84,7 @@ class EmbeddingDora(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenRows(Whole):
+class TokenRows(Indivisible):
     """Trained rows of an embedding table, instead of the base's."""
 
     ids_K: Tensor
@@ -112,7 +112,7 @@ class TokenRows(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenLogits(Whole):
+class TokenLogits(Indivisible):
     """Trained rows of an output head; often the same that its embedding has.
 
     PEFT's layer leaves the head's bias out, of all tokens, so the adapter was trained without.
@@ -140,7 +140,7 @@ class TokenLogits(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OwnModule(Whole):
+class OwnModule(Indivisible):
     """A whole module, trained: instead of the base's (PEFT's `modules_to_save`)."""
 
     weight: Tensor | None
@@ -229,7 +229,7 @@ def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OnTop(Whole):
+class OnTop(Indivisible):
     """The rest of an adapter on a module that it replaces: what PEFT puts around a module whose
     own weight the file has, too (token rows, DoRA's norm), has that one for its base."""
 

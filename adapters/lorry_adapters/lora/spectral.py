@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta, Whole
+from lorry_adapters.lora.effects import Base, Delta, Indivisible
 
 
 def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WithoutTail(Whole):
+class WithoutTail(Indivisible):
     """KaSA's base: without the smallest singular values. At any scale, as PEFT's `set_scale`
     leaves the base alone: arXiv:2412.06071."""
 
@@ -47,7 +47,7 @@ class WithoutTail(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NewTail(Whole):
+class NewTail(Indivisible):
     """OSF: other numbers in place of the weight's smallest singular values and their vectors;
     the largest are as they were: arXiv:2504.07097."""
 
@@ -75,7 +75,7 @@ class NewTail(Whole):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turned(Whole):
+class Turned(Indivisible):
     """PSOFT: the weight's largest singular vectors, turned among themselves.
 
     W V' -> U sqrt(S) (R - 1) sqrt(S) V' is added, or U S (R - 1) V': arXiv:2505.11235.
@@ -145,7 +145,7 @@ class Basis:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InBasis(Whole):
+class InBasis(Indivisible):
     """FRoD: W' = U (diag(l) + S) V', where U's columns are those of W V'^-1, each of length 1,
     and S has a number at each of N places."""
 

@@ -17,15 +17,15 @@ from lorry_adapters.lora import room
 from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
-from lorry_adapters.lora.experts import AnyEffect
+from lorry_adapters.lora.expert_effects import AnyEffect
 from lorry_adapters.lora.extremes import extreme, too_strong
 from lorry_adapters.lora.idle import leave_out_unseen, why_apart, why_idle
-from lorry_adapters.lora.methods.table import METHODS
-from lorry_adapters.lora.parts import AdapterSpec, Contents, LoraPair, Score
+from lorry_adapters.lora.methods.method_table import METHODS
+from lorry_adapters.lora.parts import AdapterSpec, ClassifierHead, FileContents, LoraPair
 from lorry_adapters.lora.problems import refusal, some
 from lorry_adapters.lora.spelling import spelled
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
-from lorry_adapters.lora.vocabulary import grown, known_of
+from lorry_adapters.lora.vocabulary_size import grown, known_of
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.prompt import VirtualTokens
@@ -59,7 +59,7 @@ class AdapterWeights:
     effects: Mapping[str, tuple[AnyEffect, ...]] = field(default_factory=dict)
     """All else that it does, by the module's path."""
     prompt: VirtualTokens | None = None
-    score: Score | None = None
+    score: ClassifierHead | None = None
     """Of a classifier."""
     tokens: int = 0
     """That it knows, the first ones of the base's; 0: all of them."""
@@ -187,7 +187,7 @@ def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     return AdapterWeights(digest, parts.pairs, size, effects, parts.prompt, parts.score, tokens)
 
 
-def _over_limit(contents: Contents, max_rank: int) -> list[str]:
+def _over_limit(contents: FileContents, max_rank: int) -> list[str]:
     over = [name for name, rank in contents.ranks.items() if rank > max_rank]
     if not over:
         return []

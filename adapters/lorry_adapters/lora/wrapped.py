@@ -40,7 +40,7 @@ class PlanHolder:
 Bound = TypeVar("Bound")
 
 
-class Slots(Generic[Bound]):
+class ModuleSlots(Generic[Bound]):
     """What the adapters in the slots do to one module."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Slots(Generic[Bound]):
             self._by_slot.pop(slot, None)
 
 
-class SlotEffects(Slots[Delta]):
+class SlotEffects(ModuleSlots[Delta]):
     """The deltas of one module, by slot."""
 
     def of(self, x: Tensor, y_TO: Tensor, plan: Plan) -> list[tuple[Tokens, Tensor]]:
@@ -92,7 +92,7 @@ def add(y_TO: Tensor, deltas: list[tuple[Tokens, Tensor]]) -> None:
 class Wrapped(nn.Module):
     """A module that is no linear. Each kind has `effects`, its slots."""
 
-    effects: Slots[Any]
+    effects: ModuleSlots[Any]
 
     def __init__(self, base: nn.Module, holder: PlanHolder) -> None:
         super().__init__()

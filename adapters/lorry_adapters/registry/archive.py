@@ -34,7 +34,7 @@ from lorry_adapters.lora.problems import (
 )
 from lorry_adapters.lora.weights import CONFIG_FILE, HUB_FILE, WEIGHTS_FILE
 from lorry_adapters.registry.streams import Bounded, Gunzip
-from lorry_adapters.registry.tar_members import Kind, Span, TarMember, tar_members
+from lorry_adapters.registry.tar_members import ByteSpan, MemberKind, TarMember, tar_members
 
 MAX_MEMBERS: Final = 10_000
 MAX_PATH: Final = 4096
@@ -101,7 +101,7 @@ class _Member:
 
     folder: str
     name: str
-    open: Callable[[], IO[bytes] | Span]
+    open: Callable[[], IO[bytes] | ByteSpan]
 
     @property
     def path(self) -> str:
@@ -322,9 +322,9 @@ def _tar_members(file: Bounded, what: str) -> list[_Member]:
             if count > MAX_MEMBERS:
                 raise _too_many()
             folder_and_name = _safe(member.path)
-            if member.kind is Kind.FOLDER:
+            if member.kind is MemberKind.FOLDER:
                 continue
-            if member.kind is Kind.OTHER:
+            if member.kind is MemberKind.OTHER:
                 raise _special(member.path)
             if folder_and_name in seen:
                 raise _twice(member.path)
@@ -335,8 +335,8 @@ def _tar_members(file: Bounded, what: str) -> list[_Member]:
     return members
 
 
-def _tar_opener(file: Bounded, member: TarMember) -> Callable[[], Span]:
-    return lambda: Span(file, member)
+def _tar_opener(file: Bounded, member: TarMember) -> Callable[[], ByteSpan]:
+    return lambda: ByteSpan(file, member)
 
 
 def _safe(path: str) -> tuple[str, str]:

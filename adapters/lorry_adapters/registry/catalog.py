@@ -48,7 +48,7 @@ class StoredContent:
 
 
 class CatalogDamaged(HomeUnusable):
-    """The file is there and is no catalogue, or not a whole one."""
+    """The file is there and is no catalog, or not a whole one."""
 
 
 class Catalog:
@@ -342,13 +342,13 @@ class Catalog:
         if _kind(error) in _DAMAGE:
             return CatalogDamaged(self._damage(str(error)))
         return HomeUnusable(
-            f"the adapter catalogue {self._path} cannot be used ({error}); see that its disk is "
+            f"the adapter catalog {self._path} cannot be used ({error}); see that its disk is "
             "writable and not full"
         )
 
     def _damage(self, what: str) -> str:
         return (
-            f"the adapter catalogue {self._path} cannot be used ({what}); start the server again, "
+            f"the adapter catalog {self._path} cannot be used ({what}); start the server again, "
             "which makes a new one of what lies beside it, or restore it from a backup"
         )
 

@@ -28,7 +28,7 @@ class Content:
     does not mark the new ones broken."""
 
 
-class Contents:
+class ContentIndex:
     def __init__(self) -> None:
         self._by_digest: dict[str, Content] = {}
 

@@ -16,7 +16,7 @@ UNFINISHED: Final = ".new"
 """Ends the names of files that are not in their places yet; a crash may leave one."""
 
 
-class Damaged(ValueError):
+class DamagedDocument(ValueError):
     """Its text is not what `write` wrote."""
 
 
@@ -68,9 +68,9 @@ def read(path: Path) -> dict[str, Any] | list[Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
+        raise DamagedDocument(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict | list):
-        raise Damaged(f"{path} is damaged: it holds {str(value)[:40]!r}")
+        raise DamagedDocument(f"{path} is damaged: it holds {str(value)[:40]!r}")
     return value
 
 

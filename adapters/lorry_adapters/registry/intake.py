@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorry_adapters.lora import room, words
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.merging import Part, Recipe, merge
+from lorry_adapters.lora.merge import Part, Recipe, merge
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.archive import Upload, unpack
 from lorry_adapters.registry.blobs import digest_of, size_of, storage_full_named
@@ -21,8 +21,8 @@ from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.record import AdapterRef
 from lorry_adapters.registry.revision import Staged
+from lorry_adapters.registry.startup_check import fingerprint
 from lorry_adapters.registry.storage import Storage
-from lorry_adapters.registry.survey import fingerprint
 
 _log = logging.getLogger(__name__)
 

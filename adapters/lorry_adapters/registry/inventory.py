@@ -24,8 +24,8 @@ from lorry_adapters.errors import (
     Remedy,
     UnknownAdapter,
 )
-from lorry_adapters.lora.methods.table import is_prefix
-from lorry_adapters.registry.contents import Contents
+from lorry_adapters.lora.methods.method_table import is_prefix
+from lorry_adapters.registry.contents import ContentIndex
 from lorry_adapters.registry.names import check_scale, check_strength, nearest
 from lorry_adapters.registry.record import (
     MAX_SELECTION,
@@ -56,7 +56,7 @@ class Inventory:
         self._free = free
         self._lock = threading.Lock()
         self._records: dict[str, AdapterRecord] = {}
-        self._contents = Contents()
+        self._contents = ContentIndex()
         self._leases = 0
         self._closed = False
 

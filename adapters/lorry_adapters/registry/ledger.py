@@ -1,13 +1,13 @@
-"""What is registered, written down twice: the catalogue, and a file for each adapter.
+"""What is registered, written down twice: the catalog, and a file for each adapter.
 
 A change is made in this order, and a crash may come between any two:
 
 1. the adapter's new file is written beside its old one, and is on the disk;
-2. the catalogue commits, with the next revision: from here on the change has happened;
+2. the catalog commits, with the next revision: from here on the change has happened;
 3. the new file takes its place (of a removal: the file goes).
 
-At start the copy with the higher revision is believed, as a whole. The catalogue has it after
-a crash between 2 and 3. The files have it where the catalogue was lost: deleted, emptied,
+At start the copy with the higher revision is believed, as a whole. The catalog has it after
+a crash between 2 and 3. The files have it where the catalog was lost: deleted, emptied,
 damaged, taken from an old backup, or without what its write-ahead log had held, which SQLite
 drops without a word where the log is damaged. The other copy is then made anew. What is
 damaged is moved aside, and nothing of it is deleted.
@@ -29,7 +29,7 @@ from lorry_adapters.registry.blobs import storage_full_named
 from lorry_adapters.registry.catalog import Catalog, CatalogDamaged, StoredContent
 from lorry_adapters.registry.document import Pending
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
-from lorry_adapters.registry.sidecars import FOLDER, Found, Sidecar, Sidecars
+from lorry_adapters.registry.sidecars import FOLDER, FoundSidecars, Sidecar, Sidecars
 
 _CATALOG: Final = "catalog.sqlite3"
 
@@ -106,7 +106,9 @@ class Ledger:
     def close(self) -> None:
         self._catalog.close()
 
-    def _rebuild(self, found: Found, has_blob: Callable[[str], bool], aside: Path | None) -> str:
+    def _rebuild(
+        self, found: FoundSidecars, has_blob: Callable[[str], bool], aside: Path | None
+    ) -> str:
         kept = list(found.sidecars.values())
         owned = {version.digest for one in kept for version in one.record.versions}
         for one in self._stored():
@@ -121,10 +123,10 @@ class Ledger:
         self._catalog.rebuild(
             [(one.record, one.last_version, one.sizes) for one in kept], found.revision + 1
         )
-        return f"the adapter catalogue {why}: {len(kept)} adapters are there again from {FOLDER}/"
+        return f"the adapter catalog {why}: {len(kept)} adapters are there again from {FOLDER}/"
 
-    def _write_copies(self, found: Found) -> None:
-        """Have the files say what the catalogue says."""
+    def _write_copies(self, found: FoundSidecars) -> None:
+        """Have the files say what the catalog says."""
         stored = self._stored()
         if stored and not self._catalog.revision():
             # From before changes were counted; the files' numbers begin with 1.
@@ -175,13 +177,13 @@ class Ledger:
             self._behind(pending.path.name)
 
     def _behind(self, what: str) -> None:
-        # The change has happened. The catalogue's revision is the higher one, so the next
+        # The change has happened. The catalog's revision is the higher one, so the next
         # start, or the next change of the same adapter, brings the file up to date.
         _log.warning("the second copy of %s could not be written", what, exc_info=True)
 
 
 def _opened(path: Path) -> tuple[Catalog, Path | None]:
-    """The catalogue, and where a damaged one lies that was in its place."""
+    """The catalog, and where a damaged one lies that was in its place."""
     if not _size(path) and _size(path.with_name(path.name + "-wal")):
         # SQLite deletes a log that has no file to belong to.
         return _replaced(path)

@@ -1,7 +1,7 @@
 """Adapters that requests merged: contents without a name, the last used ones kept.
 
 What a merge is of is told by digests, weights and recipe, so a repeated request finds the
-content of the first, whatever has happened to names and versions meanwhile. The catalogue
+content of the first, whatever has happened to names and versions meanwhile. The catalog
 knows none of them: a restart begins without.
 """
 

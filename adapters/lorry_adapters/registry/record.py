@@ -17,7 +17,7 @@ MAX_SELECTION = 8
 """Adapters that one request may sum."""
 
 
-class Residency(StrEnum):
+class StorageTier(StrEnum):
     """The nearest place where an adapter's weights are."""
 
     DEVICE = "device"

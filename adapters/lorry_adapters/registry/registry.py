@@ -1,6 +1,6 @@
 """The one door to adapters: add, change, acquire, remove.
 
-A change goes to the disk and the catalogue first, one at a time, and is durable before
+A change goes to the disk and the catalog first, one at a time, and is durable before
 the inventory in memory shows it; `acquire` and every look-up read the inventory only and
 wait for no disk.
 
@@ -32,14 +32,13 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.merging import Recipe
+from lorry_adapters.lora.merge import Recipe
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
 from lorry_adapters.registry.intake import Intake
 from lorry_adapters.registry.inventory import Inventory, version_of
-from lorry_adapters.registry.loader import Loader
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.names import check_name, check_scale, check_strength
 from lorry_adapters.registry.record import (
@@ -58,10 +57,11 @@ from lorry_adapters.registry.revision import (
     without_version,
 )
 from lorry_adapters.registry.sources import stored_upload, upload_from
+from lorry_adapters.registry.startup_check import FILES_GONE, check_at_startup
 from lorry_adapters.registry.storage import Storage
-from lorry_adapters.registry.survey import FILES_GONE, survey
 from lorry_adapters.registry.tarball import Tarball
-from lorry_adapters.registry.unclaimed import UnclaimedContent
+from lorry_adapters.registry.unclaimed_contents import UnclaimedContent
+from lorry_adapters.registry.weight_loader import Loader
 
 
 class Registry:
@@ -103,7 +103,7 @@ class Registry:
                 max_bytes=max_host_bytes,
                 max_entries=max_host_adapters,
             )
-            broken = survey(self._ledger, self._blobs, layout, max_rank)
+            broken = check_at_startup(self._ledger, self._blobs, layout, max_rank)
             for record in self._ledger.adapters():
                 self._inventory.show(record)
             for digest, why in broken.items():

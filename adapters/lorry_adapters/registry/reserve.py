@@ -1,6 +1,6 @@
 """A little disk space kept back, so that adapters can be removed from a disk that is full.
 
-To record a removal the catalogue must write, and on a full disk it cannot: the very call
+To record a removal the catalog must write, and on a full disk it cannot: the very call
 that would make room would be refused. So a small file is kept, and given up for that.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 _BYTES: Final = 1 << 18
-"""Dozens of the catalogue's transactions."""
+"""Dozens of the catalog's transactions."""
 
 
 class Reserve:

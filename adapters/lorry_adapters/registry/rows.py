@@ -1,4 +1,4 @@
-"""Rows of the catalogue's tables as records. What cannot be one raises ValueError, KeyError or
+"""Rows of the catalog's tables as records. What cannot be one raises ValueError, KeyError or
 TypeError."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The catalogue's tables, as the changes that made them."""
+"""The catalog's tables, as the changes that made them."""
 
 from __future__ import annotations
 

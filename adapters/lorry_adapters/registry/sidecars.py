@@ -1,12 +1,12 @@
-"""The second copy of the catalogue: one small file for each adapter, all that is known of it.
+"""The second copy of the catalog: one small file for each adapter, all that is known of it.
 
     <home>/records/<name>-<16 hex of the name's sha256>.json
     <home>/records/revision.json      of the last removal
 
-Every change of the catalogue has a number, the revision, which stands in the file that it
+Every change of the catalog has a number, the revision, which stands in the file that it
 writes. The largest one here says how far this copy goes, and the ledger compares it with
-the catalogue's own. A removal leaves no file behind to carry its number, so that one stands
-in `revision.json`: without it a catalogue from before the removal would look up to date.
+the catalog's own. A removal leaves no file behind to carry its number, so that one stands
+in `revision.json`: without it a catalog from before the removal would look up to date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from lorry_adapters.registry import document
 from lorry_adapters.registry.blobs import DIGEST
-from lorry_adapters.registry.document import Damaged, Pending
+from lorry_adapters.registry.document import DamagedDocument, Pending
 from lorry_adapters.registry.record import MAX_SCALE, AdapterRecord, VersionRecord
 
 FOLDER: Final = "records"
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """An adapter as the catalogue knows it."""
+    """An adapter as the catalog knows it."""
 
     record: AdapterRecord
     last_version: int
@@ -46,7 +46,7 @@ class Sidecar:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundSidecars:
     sidecars: Mapping[str, Sidecar]
     """By name."""
     revision: int
@@ -62,7 +62,7 @@ class Sidecars:
         self._folder = home / FOLDER
         self._folder.mkdir(exist_ok=True)
 
-    def read(self) -> Found:
+    def read(self) -> FoundSidecars:
         """Everything that can be read. OSError where the disk fails."""
         sidecars: dict[str, Sidecar] = {}
         revision = damaged = 0
@@ -80,14 +80,14 @@ class Sidecars:
                     continue
                 sidecar, its = _parsed(_object(value))
                 if path.name != _file_of(sidecar.record.name):
-                    raise Damaged(f"{path} is another adapter's: {sidecar.record.name!r}")
+                    raise DamagedDocument(f"{path} is another adapter's: {sidecar.record.name!r}")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 _set_aside(path, error)
                 damaged += 1
             else:
                 sidecars[sidecar.record.name] = sidecar
                 revision = max(revision, its)
-        return Found(sidecars, revision, damaged)
+        return FoundSidecars(sidecars, revision, damaged)
 
     def prepare(self, sidecar: Sidecar, revision: int) -> Pending:
         """The file of one adapter, to be put in its place. OSError."""
@@ -95,7 +95,7 @@ class Sidecars:
         return document.prepare(path, _value(sidecar, revision))
 
     def remove(self, name: str, revision: int) -> None:
-        """OSError; then the next start does it, as the catalogue goes further."""
+        """OSError; then the next start does it, as the catalog goes further."""
         (self._folder / _file_of(name)).unlink(missing_ok=True)
         document.sync(self._folder)
         document.write(self._folder / _LAST_REMOVAL, {"revision": revision})
@@ -154,11 +154,11 @@ def _value(sidecar: Sidecar, revision: int) -> dict[str, object]:
 def _parsed(value: dict[str, Any]) -> tuple[Sidecar, int]:
     """An adapter and its revision. ValueError, KeyError, TypeError or AttributeError."""
     if value["format"] != _FORMAT:
-        raise Damaged(f"format {value['format']!r} is not known")
+        raise DamagedDocument(f"format {value['format']!r} is not known")
     versions = tuple(_version(_object(one)) for one in value["versions"])
     numbers = [version.version for version in versions]
     if numbers != sorted(set(numbers)) or value["current"] not in numbers:
-        raise Damaged(f"versions {numbers}, of which {value['current']!r} is current")
+        raise DamagedDocument(f"versions {numbers}, of which {value['current']!r} is current")
     record = AdapterRecord(
         name=_text(value["name"]),
         enabled=bool(value["enabled"]),
@@ -178,7 +178,7 @@ def _parsed(value: dict[str, Any]) -> tuple[Sidecar, int]:
 def _version(value: dict[str, Any]) -> VersionRecord:
     if DIGEST.fullmatch(value["digest"]) is None:
         # It becomes part of a path.
-        raise Damaged(f"{value['digest']!r} is no digest")
+        raise DamagedDocument(f"{value['digest']!r} is no digest")
     base_model = value["base_model"]
     return VersionRecord(
         version=_number(value["version"]),
@@ -202,25 +202,25 @@ def _version(value: dict[str, Any]) -> VersionRecord:
 
 def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Damaged(f"{str(value)[:40]!r} is no object")
+        raise DamagedDocument(f"{str(value)[:40]!r} is no object")
     return value
 
 
 def _number(value: object) -> int:
     # Not beyond what SQLite holds.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise Damaged(f"{str(value)[:40]!r} is no count")
+        raise DamagedDocument(f"{str(value)[:40]!r} is no count")
     return value
 
 
 def _scale(value: object) -> float:
     # NaN is within no bounds.
     if not isinstance(value, int | float) or not -MAX_SCALE <= value <= MAX_SCALE:
-        raise Damaged(f"{str(value)[:40]!r} is no scale")
+        raise DamagedDocument(f"{str(value)[:40]!r} is no scale")
     return float(value)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise Damaged(f"{str(value)[:40]!r} is no text")
+        raise DamagedDocument(f"{str(value)[:40]!r} is no text")
     return value

@@ -17,7 +17,7 @@ from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.home import Home
 from lorry_adapters.registry.ledger import Ledger
 from lorry_adapters.registry.record import AdapterRecord
-from lorry_adapters.registry.unclaimed import Unclaimed, UnclaimedContent
+from lorry_adapters.registry.unclaimed_contents import UnclaimedContent, UnclaimedContents
 
 
 class Storage:
@@ -34,7 +34,7 @@ class Storage:
                 self.blobs = Blobs(home)
                 opened.callback(self.blobs.close)
                 self.blobs.clean()
-                self._unclaimed = Unclaimed(home, self.blobs, keep_unclaimed)
+                self._unclaimed = UnclaimedContents(home, self.blobs, keep_unclaimed)
                 to_stay = self.blobs.digests() - self._unclaimed.expendable()
                 self.ledger = Ledger(home, to_stay.__contains__)
                 opened.callback(self.ledger.close)

@@ -47,11 +47,11 @@ _DIGITS: Final = 8
 """Of a pax record's length; 256 KiB has six."""
 
 
-class Damaged(ValueError):
+class DamagedTar(ValueError):
     """What the archive says of itself cannot be."""
 
 
-class Kind(Enum):
+class MemberKind(Enum):
     FILE = "a file"
     FOLDER = "a folder"
     OTHER = "a link or a device"
@@ -61,7 +61,7 @@ class Kind(Enum):
 class TarMember:
     path: str
     """As the archive spells it; undecodable bytes as lone surrogates."""
-    kind: Kind
+    kind: MemberKind
     start: int
     """Bytes from the archive's beginning."""
     size: int
@@ -78,7 +78,7 @@ def tar_members(file: Bounded) -> Iterator[TarMember]:
         yield member
 
 
-class Span:
+class ByteSpan:
     """The bytes of one member, as a file."""
 
     def __init__(self, file: Bounded, member: TarMember) -> None:
@@ -92,7 +92,7 @@ class Span:
         self._file.seek(self._at)
         data = self._file.read(wanted) if wanted else b""
         if len(data) < wanted:
-            raise Damaged("unexpected end of data")
+            raise DamagedTar("unexpected end of data")
         self._at += wanted
         self._left -= wanted
         return data
@@ -100,7 +100,7 @@ class Span:
     def close(self) -> None:
         """Whoever opened the archive closes it."""
 
-    def __enter__(self) -> Span:
+    def __enter__(self) -> ByteSpan:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,13 +145,15 @@ class _Headers:
         if kind not in _REGULAR or (kind == b"\0" and name.endswith(b"/")):
             # Nothing lies behind those, whatever their size says.
             is_folder = kind in (_FOLDER, b"\0")
-            return TarMember(_text(name), Kind.FOLDER if is_folder else Kind.OTHER, self._next, 0)
+            return TarMember(
+                _text(name), MemberKind.FOLDER if is_folder else MemberKind.OTHER, self._next, 0
+            )
         size = _number(block[124:136]) if size is None else size
         if size > _MAX_SIZE:
-            raise Damaged("unexpected end of data")
+            raise DamagedTar("unexpected end of data")
         start = self._next
         self._skip(size)
-        return TarMember(_text(name), Kind.FILE, start, size)
+        return TarMember(_text(name), MemberKind.FILE, start, size)
 
     def _block(self) -> bytes | None:
         """The next header; None at the end."""
@@ -159,12 +161,12 @@ class _Headers:
         block = self._file.read(BLOCK)
         if not block or block == bytes(BLOCK):
             if self._next == 0:
-                raise Damaged("it holds nothing")
+                raise DamagedTar("it holds nothing")
             return None
         if len(block) < BLOCK:
-            raise Damaged("it ends in the middle of a header")
+            raise DamagedTar("it ends in the middle of a header")
         if _number(block[148:156]) not in _sums(block):
-            raise Damaged("a header's checksum is wrong")
+            raise DamagedTar("a header's checksum is wrong")
         self._next += BLOCK
         return block
 
@@ -182,7 +184,7 @@ class _Headers:
         if size:
             self._file.seek(self._next + size - 1)
             if not self._file.read(1):
-                raise Damaged("unexpected end of data")
+                raise DamagedTar("unexpected end of data")
         self._next += size + -size % BLOCK
 
 
@@ -195,7 +197,7 @@ def _records(data: bytes) -> dict[bytes, bytes]:
         end = at + _decimal(data[at:space]) if space > at else at
         equals = data.find(b"=", space, end)
         if equals < 0 or end > len(data) or data[end - 1 : end] != b"\n":
-            raise Damaged("a pax header is no list of records")
+            raise DamagedTar("a pax header is no list of records")
         key = data[space + 1 : equals]
         if key.startswith(_SPARSE_KEYS):
             raise _sparse(found.get(b"path", b""))
@@ -207,7 +209,7 @@ def _records(data: bytes) -> dict[bytes, bytes]:
 
 def _decimal(text: bytes) -> int:
     if not text.isdigit() or len(text) > 19:
-        raise Damaged("a number in a pax header is none")
+        raise DamagedTar("a number in a pax header is none")
     return int(text)
 
 
@@ -217,7 +219,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     text = field.partition(b"\0")[0].strip(b" ")
     if text.strip(b"01234567"):
-        raise Damaged("a number in a header is none")
+        raise DamagedTar("a number in a header is none")
     return int(text or b"0", 8)
 
 

@@ -19,12 +19,12 @@ from typing import Any, Final
 import torch
 
 from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
-from lorry_adapters.lora.methods.starts import changed_base
-from lorry_adapters.lora.methods.table import REFUSED_METHODS, has_virtual_tokens
+from lorry_adapters.lora.methods.initialisation import changed_base
+from lorry_adapters.lora.methods.method_table import REFUSED_METHODS, has_virtual_tokens
 from lorry_adapters.lora.parameters import peft_writes_now
 from lorry_adapters.lora.peft_folder import PeftFolder, making, read_config
+from lorry_adapters.lora.peft_probe import truly_missing
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.workshop import truly_missing
 from lorry_adapters.tools.regroup import out_of_order
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}

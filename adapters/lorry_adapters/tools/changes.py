@@ -21,7 +21,7 @@ from lorry_adapters.errors import ToolError
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.bottleneck import Bottleneck
 from lorry_adapters.lora.effects import Base, Delta, Effect
-from lorry_adapters.lora.experts import AnyEffect, ExpertLora, RouterPair
+from lorry_adapters.lora.expert_effects import AnyEffect, ExpertLora, RouterPair
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.tools.norms import ModuleNorm, base_tensors, place, product_norm

@@ -33,10 +33,10 @@ from torch import Tensor
 from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
 from lorry_adapters.lora.columns import by_rank
 from lorry_adapters.lora.keys import WRAPPERS
-from lorry_adapters.lora.methods.lora import LORA
+from lorry_adapters.lora.methods.initialisation import changed_base
+from lorry_adapters.lora.methods.lora_method import LORA
 from lorry_adapters.lora.methods.method import Method, RefusedMethod
-from lorry_adapters.lora.methods.starts import changed_base
-from lorry_adapters.lora.methods.table import (
+from lorry_adapters.lora.methods.method_table import (
     METHODS,
     REFUSED_METHODS,
     has_virtual_tokens,

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from lorry_adapters.lora.methods.lora import LORA
+from lorry_adapters.lora.methods.lora_method import LORA
 from lorry_adapters.lora.peft_folder import PREFIX, read_config
 from lorry_adapters.lora.problems import refusal, shown, some
 from lorry_adapters.lora.tensor_file import TensorFile

@@ -18,7 +18,7 @@ from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.peft_folder import PREFIX, natural, parameter_of
 from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.spelling import HEAD, LANGUAGE, Spelling, spellings
-from lorry_adapters.tools.portrait import module_and_kind
+from lorry_adapters.tools.summary import module_and_kind
 
 _BESIDE: Final = re.compile(
     r"(?:model\.)?\w*(?:vision|visual|image|audio|speech|multi_modal|projector|connector)\w*\."

@@ -2,7 +2,7 @@
 
 A request of PEFT's names its task. Here requests name adapters, so each task becomes one:
 
-- multitask prompt tuning keeps one prompt for all tasks and two thin matrices for each;
+- multitask prompt tuning keeps one prompt for all tasks and two low-rank matrices for each;
 - Poly keeps a few pairs of matrices for each linear and says, of each task, how much of each
   it takes. Of one task that is one pair, A' = sum of w A and B' = sum of w B, and so a plain
   LoRA: w are the sigmoids of the task's logits, divided by their sum (arXiv:2202.13914).
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
-from lorry_adapters.lora.methods.lora import LORA
-from lorry_adapters.lora.methods.prompt import MULTITASK
+from lorry_adapters.lora.methods.lora_method import LORA
+from lorry_adapters.lora.methods.prompt_tuning import MULTITASK
 from lorry_adapters.lora.methods.refused import POLY
 from lorry_adapters.lora.problems import shown
 

@@ -19,7 +19,7 @@ from lorry.api.bounds import FirstMistake, Fraction, Texts, Within
 from lorry.api.selection import choices_of
 from lorry.errors import InvalidRequest
 from lorry_adapters.errors import InvalidAdapter, ToolError
-from lorry_adapters.lora.merging import Recipe
+from lorry_adapters.lora.merge import Recipe
 from lorry_adapters.registry.record import MAX_SCALE, AdapterChoice
 from lorry_adapters.registry.registry import Registry
 

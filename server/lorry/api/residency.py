@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorry.core import EngineStats
-from lorry_adapters.registry.record import Residency
+from lorry_adapters.registry.record import StorageTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Residencies:
     def of(self, digest: str) -> str:
         """The nearest place."""
         if digest in self.stats().resident:
-            return Residency.DEVICE.value
+            return StorageTier.DEVICE.value
         if self.in_host_cache(digest):
-            return Residency.HOST.value
-        return Residency.DISK.value
+            return StorageTier.HOST.value
+        return StorageTier.DISK.value

@@ -25,7 +25,7 @@ from lorry_adapters.lora import words
 from lorry_adapters.lora.words import AddedToken, Words
 from lorry_adapters.registry.record import AdapterChoice, VersionRecord
 from lorry_adapters.registry.registry import Registry
-from lorry_adapters.registry.survey import FILES_GONE
+from lorry_adapters.registry.startup_check import FILES_GONE
 
 _KEPT = 64
 """Voices."""

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from lorry.bench import adapters, own_server, report
 from lorry.bench.administration import Administration, ServerRefused
 from lorry.bench.answers import Difference
-from lorry.bench.base import Base
 from lorry.bench.machine import resident_bytes
 from lorry.bench.preset import Stage
+from lorry.bench.served_base import ServedBase
 from lorry.bench.session import Result, Session
 from lorry.bench.targets import GREEDY, LlamaCppTarget, LorryTarget, OpenAITarget, Sampling, Target
 
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    base: Base
+    base: ServedBase
     url: str | None
     """None: a server of our own for each stage."""
     serve_flags: Sequence[str]

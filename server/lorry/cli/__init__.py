@@ -17,7 +17,15 @@ from typer.main import get_command
 
 from lorry import __version__
 from lorry.advice import advised, message_of
-from lorry.cli import adapters, bench, doctor, models, ps, serve, talk
+from lorry.cli import (
+    adapter_commands,
+    bench_command,
+    chat_commands,
+    doctor_command,
+    model_commands,
+    ps_command,
+    serve_command,
+)
 from lorry.cli.output import in_a_line, report_error
 from lorry.errors import LorryError, SettingsError
 from lorry.logs import hush_libraries
@@ -46,13 +54,13 @@ def build_app() -> typer.Typer:
         elif context.invoked_subcommand is None:
             typer.echo(context.get_help())
 
-    serve.register(app)
-    talk.register(app)
-    ps.register(app)
-    app.add_typer(adapters.build_app(), name="adapters")
-    app.add_typer(models.build_app(), name="models")
-    bench.register(app)
-    doctor.register(app)
+    serve_command.register(app)
+    chat_commands.register(app)
+    ps_command.register(app)
+    app.add_typer(adapter_commands.build_app(), name="adapters")
+    app.add_typer(model_commands.build_app(), name="models")
+    bench_command.register(app)
+    doctor_command.register(app)
     return app
 
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from lorry.cli.connection import Connection
 from lorry.cli.output import Advance, transfer
+from lorry.cli.server_connection import Connection
 from lorry.errors import LorryError
 from lorry_adapters.errors import Problem
 from lorry_adapters.lora.problems import (

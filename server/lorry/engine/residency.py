@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from lorry_adapters.errors import AdapterBroken, AdapterError
-from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.slot_table import SlotTable
 
 logger = logging.getLogger(__name__)
 

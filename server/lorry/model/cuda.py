@@ -23,11 +23,11 @@ from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.logits import Logits
 from lorry.model.packed import PackedModel
 from lorry.model.paged import PagedSingles, tables_of
+from lorry_adapters.lora.device_upload import DeviceUpload
 from lorry_adapters.lora.kernels import fused, reference
 from lorry_adapters.lora.kernels.table import TablePlan, table_of
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import build_plan
-from lorry_adapters.lora.upload import Upload
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class CudaModel:
         # Fewer copies bring them to the device here than one for each tensor would.
         self.inputs_on = torch.device("cpu")
         lora.use(fused.add_planned)
-        self.bring = Upload(device, dtype)
+        self.bring = DeviceUpload(device, dtype)
         """Called by the threads that fetch adapters."""
         self._graphs = DecodeGraphs(
             packed.run,

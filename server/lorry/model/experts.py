@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorry_adapters.lora.base import BaseModule, BaseParameter, ModuleKind
-from lorry_adapters.lora.experts import routed, scores
+from lorry_adapters.lora.expert_effects import routed, scores
 
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
 """What transformers notes on a module of experts that its own implementations can run."""

@@ -12,7 +12,7 @@ from lorry.core import Row, SlotUse
 from lorry.model.native.adapter import PackedAdapter
 from lorry.model.path_set import PathSet
 from lorry_adapters.lora.layers import BoundAdapter
-from lorry_adapters.lora.parts import Score
+from lorry_adapters.lora.parts import ClassifierHead
 from lorry_adapters.lora.weights import AdapterWeights
 
 
@@ -123,7 +123,7 @@ class Placement:
         """Of the first adapter that brings a classifier."""
         return next(score for use in uses if (score := self._held[use.slot].score) is not None)
 
-    def _on_device(self, score: Score) -> ScoreOnDevice:
+    def _on_device(self, score: ClassifierHead) -> ScoreOnDevice:
         device, bias_L = self._paths.cache.device, score.bias_L
         return (
             score.weight_LH.to(device, torch.float32),

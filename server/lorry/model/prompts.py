@@ -21,7 +21,7 @@ from lorry.model.guard import require
 from lorry.model.inputs import AttentionPlan, VirtualRun
 from lorry.model.kv_cache import KVCache
 from lorry_adapters.errors import AdapterBroken
-from lorry_adapters.lora.prompt import Prefix, PromptEmbeddings, VirtualTokens
+from lorry_adapters.lora.prompt import KeyValuePrefix, PromptEmbeddings, VirtualTokens
 
 
 class Prompts:
@@ -45,7 +45,7 @@ class Prompts:
         match prompt:
             case PromptEmbeddings(rows_NH):
                 self._rows_NH[slot] = rows_NH.to(self._device, self._dtype).contiguous()
-            case Prefix(cells_L2NKD):
+            case KeyValuePrefix(cells_L2NKD):
                 self._check(cells_L2NKD)
                 self._cells_L2NKD[slot] = cells_L2NKD.to(self._device, self._cache.dtype)
 

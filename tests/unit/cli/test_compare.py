@@ -12,7 +12,7 @@ import torch
 
 from api.live import Live, serve
 from lorry.cli import main
-from lorry.cli.drift import Side, compare
+from lorry.cli.divergence import Side, compare
 from lorry.settings import Settings
 from support.peft_oracle import Adapters, PeftOracle
 
@@ -96,16 +96,16 @@ def test_the_numbers_are_those_of_the_distributions(live: Live, tiny_model, peft
             else:
                 differs = q.argmax(dim=-1) != torch.tensor(ids)
                 changed.setdefault((side, other), []).extend(differs.tolist())
-    pairs = [(drift.side, drift.other) for drift in result.drifts]
+    pairs = [(divergence.side, divergence.other) for divergence in result.divergences]
     assert pairs == [("one", "two"), ("two", "one"), ("one", "base"), ("two", "base")]
-    for drift in result.drifts:
-        pair = (drift.side, drift.other)
-        assert (drift.changed, drift.greedy) == (sum(changed[pair]), len(changed[pair]))
+    for divergence in result.divergences:
+        pair = (divergence.side, divergence.other)
+        assert (divergence.changed, divergence.greedy) == (sum(changed[pair]), len(changed[pair]))
         truth = sum(exact[pair]) / len(exact[pair])
-        assert drift.tokens == len(exact[pair])
-        assert drift.error is not None
-        assert abs(drift.kl - truth) < 4 * drift.error
-        assert drift.error < 0.5 * truth, "too little to tell it from anything"
+        assert divergence.tokens == len(exact[pair])
+        assert divergence.error is not None
+        assert abs(divergence.kl - truth) < 4 * divergence.error
+        assert divergence.error < 0.5 * truth, "too little to tell it from anything"
 
 
 def test_the_base_is_the_third_unless_it_is_one_of_two(run) -> None:
@@ -119,9 +119,9 @@ def test_the_base_is_the_third_unless_it_is_one_of_two(run) -> None:
 
 
 def test_a_scale_of_zero_is_the_base(run) -> None:
-    for drift in run("one:0", "base")["drifts"]:
-        assert drift["kl"] == pytest.approx(0, abs=1e-4)
-        assert drift["changed"] == 0
+    for divergence in run("one:0", "base")["drifts"]:
+        assert divergence["kl"] == pytest.approx(0, abs=1e-4)
+        assert divergence["changed"] == 0
 
 
 def test_a_seed_decides(run) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lorry.cli import main, merge
-from lorry_adapters.lora.merging import METHODS
+from lorry.cli import main, merge_command
+from lorry_adapters.lora.merge import METHODS
 from support.peft_adapters import edit_config
 from support.peft_kinds import KINDS
 from support.peft_made import load_base, make
@@ -105,7 +105,7 @@ def test_a_mistaken_merge_is_one_line(
 
 def test_the_help_lists_every_method() -> None:
     """The command repeats them, so that it starts without torch."""
-    assert set(merge.METHODS.split(", ")) == set(METHODS)
+    assert set(merge_command.METHODS.split(", ")) == set(METHODS)
 
 
 def test_an_existing_folder_is_left_alone(tool, peft_adapter, tmp_path: Path) -> None:

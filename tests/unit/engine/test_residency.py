@@ -9,7 +9,7 @@ import pytest
 
 from lorry.engine.residency import FETCHERS, NICENESS, SlotResidency
 from lorry_adapters.errors import AdapterBroken, AdapterError, UnknownAdapter
-from lorry_adapters.lora.slots import SlotTable
+from lorry_adapters.lora.slot_table import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
 from support.patience import PATIENCE
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorry_adapters.lora import probe
-from lorry_adapters.lora.experts import ExpertLora
+from lorry_adapters.lora import spot_check
+from lorry_adapters.lora.expert_effects import ExpertLora
 from lorry_adapters.lora.problems import UNKNOWN_COLUMN_ORDER
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
 from support import former_experts, tiny
@@ -69,7 +69,7 @@ def test_the_order_that_the_config_says_is_read(
     assert inspect(folder, mixtral, 64).warnings == ()
     loaded = load(folder, "d", mixtral)
     assert same(loaded, plain)
-    probe.check(folder, loaded)
+    spot_check.check(folder, loaded)
 
 
 def test_one_parameter_in_one_order_and_one_in_the_other(
@@ -82,7 +82,7 @@ def test_one_parameter_in_one_order_and_one_in_the_other(
     )
     loaded = load(folder, "d", mixtral)
     assert same(loaded, load(expert_adapter("mixtral", BOTH), "d", mixtral))
-    probe.check(folder, loaded)
+    spot_check.check(folder, loaded)
 
 
 def test_matrices_that_are_exchanged_as_well(

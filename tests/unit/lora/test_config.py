@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.config import parse_config
-from lorry_adapters.lora.methods.lora import LoraSpec
+from lorry_adapters.lora.methods.lora_method import LoraSpec
 from support import tiny
 
 PLAIN: dict[str, Any] = {

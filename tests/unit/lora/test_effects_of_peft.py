@@ -57,7 +57,7 @@ def test_psoft(setting: str, shape: tuple[int, int], tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24)], ids=["wide", "tall"])
 @pytest.mark.parametrize("rank", [2, 15], ids=["most of it", "one of them"])
 def test_osf(rank: int, shape: tuple[int, int], tmp_path: Path) -> None:
-    """Kept as a whole weight, and as two thin ones."""
+    """Kept as a whole weight, and as two of low rank."""
     agree(peft.OSFConfig(target_modules=["lin"], effective_rank=rank), shape, tmp_path)
 
 

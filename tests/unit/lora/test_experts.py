@@ -13,11 +13,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora import probe
+from lorry_adapters.lora import spot_check
 from lorry_adapters.lora.base import ModuleKind
-from lorry_adapters.lora.experts import ExpertLora, RouterPair
+from lorry_adapters.lora.expert_effects import ExpertLora, RouterPair
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
-from lorry_adapters.registry.survey import fingerprint
+from lorry_adapters.registry.startup_check import fingerprint
 from support import former_experts, tiny
 from support.peft_adapters import edit_config
 from support.peft_kinds import KINDS
@@ -93,7 +93,7 @@ def test_a_headless_adapter_is_found(expert_adapter: Callable[..., Path], layout
     }
     save_file(short, file, metadata={"format": "pt"})
     weights = load(folder, "d", layout("mixtral"))
-    probe.check(folder, weights)
+    spot_check.check(folder, weights)
     assert {*experts_of(weights).pairs} == {"gate_up_proj", "down_proj"}
 
 
@@ -164,7 +164,7 @@ def test_the_self_check_passes_what_is_right(
 ) -> None:
     kinds = [kind for kind in KINDS if kind.startswith("target_parameters")]
     for folder in (*(expert_adapter(family, kind) for kind in kinds), former(family)):
-        probe.check(folder, load(folder, "d", layout(family)))
+        spot_check.check(folder, load(folder, "d", layout(family)))
 
 
 def turned(effect: ExpertLora) -> ExpertLora:
@@ -204,7 +204,7 @@ def test_the_self_check_finds_what_is_wrong(
         for path, mine in weights.effects.items()
     }
     with pytest.raises(InvalidAdapter, match=r"self-check failed.*experts"):
-        probe.check(folder, replace(weights, effects=effects))
+        spot_check.check(folder, replace(weights, effects=effects))
 
 
 def test_no_weight_is_copied(expert_adapter: Callable[..., Path], layout: Any) -> None:

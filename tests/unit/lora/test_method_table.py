@@ -16,20 +16,20 @@ import lorry_adapters
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import parse_config
-from lorry_adapters.lora.methods import table
+from lorry_adapters.lora.methods import method_table
 from lorry_adapters.lora.methods.ia3 import read_ia3
 from lorry_adapters.lora.methods.method import Gate, Method
-from lorry_adapters.lora.methods.table import METHODS, REFUSED_METHODS, is_prefix
+from lorry_adapters.lora.methods.method_table import METHODS, REFUSED_METHODS, is_prefix
 from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.lora.weights import inspect, load
-from lorry_adapters.tools.portrait import portrait
+from lorry_adapters.tools.summary import summarize
 
 ROOTS = [Path(package.__path__[0]) for package in (lorry_adapters, lorry)]
 PAGE = Path(__file__).parents[3] / "docs" / "kinds.md"
 
 ALLOWED = {
-    # `methods/lora.py`, which declares the name, imports it.
-    "lora/methods/starts.py": {"LORA"},
+    # `methods/lora_method.py`, which declares the name, imports it.
+    "lora/methods/initialisation.py": {"LORA"},
     # The load generator writes adapters as a client would, and imports nothing of the server.
     "bench/adapters.py": {"LORA"},
 }
@@ -71,12 +71,12 @@ def test_one_declaration_adds_a_kind(
         inspect(tmp_path, llama, 8)
 
     toy = Method("TOY", "Toy", read_ia3, ("ia3_",), Gate("ia3_l", idle=2.0), scalable=False)
-    monkeypatch.setitem(table.METHODS, toy.name, toy)  # type: ignore[misc]
+    monkeypatch.setitem(method_table.METHODS, toy.name, toy)  # type: ignore[misc]
     facts = inspect(tmp_path, llama, 8)
     assert (facts.peft_type, facts.scalable) == ("TOY", False)
     assert set(load(tmp_path, "sha256:toy", llama).effects) == set(modules)
     with PeftFolder(tmp_path) as folder:
-        found = portrait(folder)
+        found = summarize(folder)
     assert (found.method, found.acts, found.why) == ("Toy", False, "every ia3_l is 2")
 
 

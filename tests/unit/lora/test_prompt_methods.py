@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.prompt import Prefix, PromptEmbeddings
+from lorry_adapters.lora.prompt import KeyValuePrefix, PromptEmbeddings
 from lorry_adapters.lora.weights import AdapterWeights, inspect, load
 from support.families import HIDDEN, LAYERS
 from support.peft_adapters import edit_config, save_adapter
@@ -111,7 +111,7 @@ def test_a_prefix_is_sorted_by_layer(peft_type: str, layout: Layout, tmp_path: P
         num_frozen_tokens=1,
     )
     read = both_ways(folder, layout("llama")).prompt
-    assert isinstance(read, Prefix)
+    assert isinstance(read, KeyValuePrefix)
     assert read.cells_L2NKD.shape == (LAYERS, 2, COUNT, KV_HEADS, HEAD_SIZE)
     flat_NX = tensors["prompt_embeddings"]
     # PEFT's row of a token: layer 0's keys head by head, layer 0's values, layer 1's keys, ...

@@ -16,7 +16,7 @@ from lorry_adapters.errors import InvalidAdapter, Problem, Remedy
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.spelling import Spelling, is_beside, spelled, spellings
 from lorry_adapters.lora.weights import inspect, load
-from lorry_adapters.registry.survey import fingerprint
+from lorry_adapters.registry.startup_check import fingerprint
 from support import wrapped_base
 from support.peft_adapters import edit_config
 from support.spoilt import spoil

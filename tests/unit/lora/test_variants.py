@@ -14,7 +14,7 @@ from peft.tuners.lora.variants import QALoraLinearVariant
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorry_adapters.lora import probe
+from lorry_adapters.lora import spot_check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import WEIGHTS_FILE, inspect, load
 from support import tiny
@@ -55,7 +55,7 @@ def test_what_peft_saves_is_a_pair_of_the_linear_s_own_shape(
 ) -> None:
     assert inspect(saved, llama, 64).rank == 8
     weights = load(saved, "d", llama)
-    probe.check(saved, weights)
+    spot_check.check(saved, weights)
     pair = weights.modules[K1]
     assert (pair.a_RI.shape, pair.b_OR.shape) == ((8, 64), (32, 8))
 
@@ -157,7 +157,7 @@ def test_qalora_is_what_peft_s_layer_computes(
     expected_MO = QALoraLinearVariant.forward(layers[1], "default", x_MI, torch.zeros(3, 32))
     inspect(tmp_path, llama, 64)
     weights = load(tmp_path, "d", llama)
-    probe.check(tmp_path, weights)
+    spot_check.check(tmp_path, weights)
     pair = weights.modules[K1]
     found_MO = pair.scaling * x_MI @ pair.a_RI.T @ pair.b_OR.T
     assert torch.allclose(found_MO, expected_MO, rtol=1e-4, atol=1e-3)

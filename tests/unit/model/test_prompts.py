@@ -11,7 +11,7 @@ from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.prompts import Prompts
 from lorry_adapters.errors import AdapterBroken
-from lorry_adapters.lora.prompt import Prefix, PromptEmbeddings
+from lorry_adapters.lora.prompt import KeyValuePrefix, PromptEmbeddings
 
 CPU = torch.device("cpu")
 HEADS, SIZE, BLOCK = 2, 3, 4
@@ -23,8 +23,8 @@ def cache() -> KVCache:
     return KVCache(shapes, num_blocks=5, block_size=BLOCK, dtype=torch.float32, device=CPU)
 
 
-def prefix(count: int, layers: int = 2, heads: int = HEADS) -> Prefix:
-    return Prefix(torch.randn(layers, 2, count, heads, SIZE))
+def prefix(count: int, layers: int = 2, heads: int = HEADS) -> KeyValuePrefix:
+    return KeyValuePrefix(torch.randn(layers, 2, count, heads, SIZE))
 
 
 def inputs(*rows: Row) -> Inputs:
@@ -70,7 +70,7 @@ def test_a_slot_that_changes_hands_has_no_prefix(cache: KVCache) -> None:
 
 
 @pytest.mark.parametrize("wrong", [prefix(5, layers=3), prefix(5, heads=1)])
-def test_a_prefix_of_another_shape_is_refused(wrong: Prefix, cache: KVCache) -> None:
+def test_a_prefix_of_another_shape_is_refused(wrong: KeyValuePrefix, cache: KVCache) -> None:
     with pytest.raises(AdapterBroken, match="remove the adapter"):
         Prompts(cache, torch.float32, CPU).place(1, wrong)
 

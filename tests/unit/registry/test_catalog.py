@@ -163,7 +163,7 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     assert str(path) in refused.value.message
 
 
-def test_what_is_no_catalogue_is_refused_by_its_path(path: Path) -> None:
+def test_what_is_no_catalog_is_refused_by_its_path(path: Path) -> None:
     path.write_bytes(b"These are not the tables you are looking for. " * 100)
     with pytest.raises(HomeUnusable, match=r"catalog\.sqlite3 cannot be used.*backup"):
         Catalog(path)
@@ -228,7 +228,7 @@ def test_what_a_method_needs_survives_closing(path: Path) -> None:
     again.close()
 
 
-def test_a_catalogue_of_the_first_schema_is_carried_over(path: Path) -> None:
+def test_a_catalog_of_the_first_schema_is_carried_over(path: Path) -> None:
     """As it was written when every adapter was a LoRA for a causal language model."""
     with sqlite3.connect(path) as db:
         for statement in MIGRATIONS[0]:

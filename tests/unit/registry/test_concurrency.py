@@ -15,7 +15,7 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.registry import intake as intake_module
-from lorry_adapters.registry import loader
+from lorry_adapters.registry import weight_loader
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.record import AdapterChoice
 from lorry_adapters.registry.registry import Registry
@@ -157,14 +157,14 @@ def test_a_removal_waits_for_a_load(
     digest = registry.add("a", upload(save_adapter(tmp_path / "0", 0)))[0].current.digest
     gone: list[str] = []
     registry.subscribe(gone.append)
-    load = loader.load
+    load = weight_loader.load
 
     def removed_meanwhile(*args: object) -> object:
         registry.remove("a")
         assert gone == []
         return load(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loader, "load", removed_meanwhile)
+    monkeypatch.setattr(weight_loader, "load", removed_meanwhile)
     assert registry.weights(digest).digest == digest
     assert gone == [digest]
     assert not registry.in_host_cache(digest)

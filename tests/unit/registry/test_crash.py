@@ -2,7 +2,7 @@
 
 The home is copied before every call that reaches the disk for good; each copy is what
 a crash at that moment leaves, and is opened as a restart would: as it is, and with the
-catalogue damaged by the crash in every way there is.
+catalog damaged by the crash in every way there is.
 """
 
 import os

@@ -22,7 +22,7 @@ def replaced(home: Path) -> None:
     shutil.copytree(home.with_name("moved"), home)
 
 
-def catalogue_replaced(home: Path) -> None:
+def catalog_replaced(home: Path) -> None:
     shutil.copy(home / "catalog.sqlite3", home / "other")
     (home / "other").rename(home / "catalog.sqlite3")
 
@@ -32,8 +32,8 @@ BREAKS: dict[str, tuple[Break, str]] = {
     "moved": (lambda home: home.rename(home.with_name("moved")), "home was deleted"),
     "replaced": (replaced, "the home folder .*home was replaced"),
     "a file": (lambda home: (shutil.rmtree(home), home.write_text("")), "was replaced"),
-    "catalogue deleted": (lambda home: (home / "catalog.sqlite3").unlink(), r"sqlite3 was deleted"),
-    "catalogue replaced": (catalogue_replaced, r"sqlite3 was replaced"),
+    "catalog deleted": (lambda home: (home / "catalog.sqlite3").unlink(), r"sqlite3 was deleted"),
+    "catalog replaced": (catalog_replaced, r"sqlite3 was replaced"),
     "records deleted": (lambda home: shutil.rmtree(home / "records"), "records was deleted"),
     "contents deleted": (lambda home: shutil.rmtree(home / "blobs"), "blobs was deleted"),
 }
@@ -73,7 +73,7 @@ def test_nothing_is_changed_in_a_home_that_is_not_there(
     lease.release()
 
 
-@pytest.mark.parametrize("how", ["catalogue deleted", "catalogue replaced", "records deleted"])
+@pytest.mark.parametrize("how", ["catalog deleted", "catalog replaced", "records deleted"])
 def test_the_next_start_mends_it(
     registry: Registry, home: Path, reopen: Open, files: Files, how: str
 ) -> None:

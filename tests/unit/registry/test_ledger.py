@@ -1,4 +1,4 @@
-"""A catalogue that is lost, in any way, costs no adapter, and nothing that was removed returns."""
+"""A catalog that is lost, in any way, costs no adapter, and nothing that was removed returns."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def last_number(registry: Registry, files: Files) -> int:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_lost_catalogue_costs_nothing(
+def test_a_lost_catalog_costs_nothing(
     full: Registry, home: Path, reopen: Open, files: Files, damage: Damage, killed: bool
 ) -> None:
     expected, stored = full.records(), blobs(home)
@@ -70,20 +70,20 @@ def test_the_start_says_what_it_made_again(full: Registry, home: Path, reopen: O
     full.close()
     (home / "catalog.sqlite3").write_bytes(b"")
     (line,) = reopen().story()
-    assert "catalogue was empty or missing: 3 adapters are there again" in line
+    assert "catalog was empty or missing: 3 adapters are there again" in line
     assert reopen().story() == ()
 
 
 def test_what_is_damaged_is_kept(full: Registry, home: Path, reopen: Open) -> None:
     full.close()
-    (home / "catalog.sqlite3").write_bytes(b"no catalogue " * 1000)
+    (home / "catalog.sqlite3").write_bytes(b"no catalog " * 1000)
     (line,) = reopen().story()
     (kept,) = home.glob("catalog.sqlite3.damaged-*")
-    assert kept.read_bytes() == b"no catalogue " * 1000
+    assert kept.read_bytes() == b"no catalog " * 1000
     assert kept.name in line
 
 
-def test_a_catalogue_of_a_newer_server_is_not_damaged(
+def test_a_catalog_of_a_newer_server_is_not_damaged(
     full: Registry, home: Path, reopen: Open
 ) -> None:
     full.close()
@@ -106,7 +106,7 @@ def test_a_value_that_is_none_is_damage(full: Registry, home: Path, reopen: Open
     assert list(home.glob("catalog.sqlite3.damaged-*"))
 
 
-def test_a_catalogue_from_an_old_backup(
+def test_a_catalog_from_an_old_backup(
     full: Registry, home: Path, reopen: Open, files: Files, tmp_path: Path
 ) -> None:
     """It lacks what was added since, and has what was removed."""
@@ -128,7 +128,7 @@ def test_a_catalogue_from_an_old_backup(
 def test_what_was_removed_in_use_stays_removed(
     registry: Registry, home: Path, reopen: Open, files: Files
 ) -> None:
-    """Its content is still there after a crash, and the catalogue is one that knows it."""
+    """Its content is still there after a crash, and the catalog is one that knows it."""
     registry.add("gone", upload(files(1)))
     registry.add("stays", upload(files(2)))
     registry.close()
@@ -187,7 +187,7 @@ def test_a_file_that_is_lost_is_written_again(
     assert reopen().records() == expected
 
 
-def test_one_damaged_file_and_no_catalogue(
+def test_one_damaged_file_and_no_catalog(
     full: Registry, home: Path, reopen: Open, files: Files
 ) -> None:
     """What nobody has any record of is kept, and becomes an adapter again when asked for."""
@@ -235,7 +235,7 @@ def test_a_home_from_before_there_were_files(
 
 
 def test_a_home_without_any_record(full: Registry, home: Path, reopen: Open, files: Files) -> None:
-    """Of an older server, its catalogue lost: nothing is deleted, however often it starts."""
+    """Of an older server, its catalog lost: nothing is deleted, however often it starts."""
     stored = blobs(home)
     full.close()
     shutil.rmtree(home / "records")

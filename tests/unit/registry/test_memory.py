@@ -9,7 +9,7 @@ import torch
 
 from lorry_adapters.errors import OutOfMemory
 from lorry_adapters.lora import room
-from lorry_adapters.registry import intake, loader
+from lorry_adapters.registry import intake, weight_loader
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, upload
 from support.registries import Files, Open, acquire, blobs
@@ -56,7 +56,7 @@ def test_it_runs_out_in_the_middle(
     digest = registry.add("new", upload(files(1)))[0].current.digest
     lease = acquire(registry, "new")
     with monkeypatch.context() as patch:
-        patch.setattr(loader.probe, "check", fail)
+        patch.setattr(weight_loader.spot_check, "check", fail)
         with pytest.raises(OutOfMemory):
             registry.weights(digest)
     # It was not the adapter's fault.

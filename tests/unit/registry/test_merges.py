@@ -17,7 +17,7 @@ from lorry_adapters.errors import (
     InvalidSelection,
     UnknownAdapter,
 )
-from lorry_adapters.lora.merging import Part, Recipe, merge
+from lorry_adapters.lora.merge import Part, Recipe, merge
 from lorry_adapters.registry import intake as intake_module
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.merges import Merges

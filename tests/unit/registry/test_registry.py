@@ -1,4 +1,4 @@
-"""The registry with real files and a real catalogue; only the base model is a layout."""
+"""The registry with real files and a real catalog; only the base model is a layout."""
 
 import math
 from pathlib import Path
@@ -144,7 +144,7 @@ def test_staging_is_where_uploads_come_in(registry: Registry, home: Path) -> Non
     assert not folder.exists()
 
 
-def test_no_room_for_the_catalogue_leaves_nothing(
+def test_no_room_for_the_catalog_leaves_nothing(
     registry: Registry, files: Files, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone: list[str] = []

@@ -12,7 +12,7 @@ from lorry_adapters.errors import (
     InvalidAdapter,
     UnknownAdapter,
 )
-from lorry_adapters.registry import loader
+from lorry_adapters.registry import weight_loader
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, upload
@@ -117,7 +117,7 @@ def test_a_home_that_is_a_file(home: Path) -> None:
         Registry(home, layout(), max_rank=8, max_upload=1, max_host_bytes=1)
 
 
-def test_a_refused_catalogue_lets_go_of_the_home(registry: Registry, home: Path) -> None:
+def test_a_refused_catalog_lets_go_of_the_home(registry: Registry, home: Path) -> None:
     registry.close()
     for _ in range(2):
         with sqlite3.connect(home / "catalog.sqlite3") as db:
@@ -170,7 +170,7 @@ def test_a_disk_error_at_load_is_not_remembered(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "load", fail)
+        patch.setattr(weight_loader, "load", fail)
         with pytest.raises(AdapterBroken, match="Too many open files"):
             registry.weights(digest)
     lease = acquire(registry, "legal")
@@ -198,17 +198,17 @@ def test_another_base_that_fits_is_remembered(
 ) -> None:
     from dataclasses import replace
 
-    from lorry_adapters.registry import survey
+    from lorry_adapters.registry import startup_check
 
     registry.add("legal", upload(files(1)))
     inspected: list[Path] = []
-    inspect = survey.inspect
+    inspect = startup_check.inspect
 
     def note(folder: Path, *rest: Any) -> Any:
         inspected.append(folder)
         return inspect(folder, *rest)
 
-    monkeypatch.setattr(survey, "inspect", note)
+    monkeypatch.setattr(startup_check, "inspect", note)
     reopen()
     assert inspected == []
     deeper = replace(layout(), num_layers=2)

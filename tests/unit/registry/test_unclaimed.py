@@ -15,7 +15,7 @@ from lorry_adapters.errors import (
 )
 from lorry_adapters.registry.blobs import Blobs, digest_of
 from lorry_adapters.registry.registry import Registry
-from lorry_adapters.registry.unclaimed import Unclaimed
+from lorry_adapters.registry.unclaimed_contents import UnclaimedContents
 from support.adapter_files import layout, upload
 from support.registries import WEIGHTS, Files, Open, acquire, blobs, copy_home
 
@@ -43,9 +43,9 @@ def test_it_goes_when_it_was_seen_long_enough(home: Path, store: tuple[Blobs, st
     kept, owned, orphan = store
     starts = [timedelta(), DAY, 2 * DAY - timedelta(seconds=1)]
     for later in starts:
-        (left,) = Unclaimed(home, kept, 2 * DAY).collect({owned}, NOW + later, sure=True)
+        (left,) = UnclaimedContents(home, kept, 2 * DAY).collect({owned}, NOW + later, sure=True)
         assert (left.digest, left.since, left.until) == (orphan, NOW, NOW + 2 * DAY)
-    assert Unclaimed(home, kept, 2 * DAY).collect({owned}, NOW + 2 * DAY, sure=True) == ()
+    assert UnclaimedContents(home, kept, 2 * DAY).collect({owned}, NOW + 2 * DAY, sure=True) == ()
     assert kept.digests() == {owned}
     assert json.loads((home / "unclaimed.json").read_text()) == {}
 
@@ -54,19 +54,21 @@ def test_one_that_was_owned_meanwhile_begins_anew(
     home: Path, store: tuple[Blobs, str, str]
 ) -> None:
     kept, owned, orphan = store
-    Unclaimed(home, kept, 2 * DAY).collect({owned}, NOW, sure=True)
-    Unclaimed(home, kept, 2 * DAY).collect({owned, orphan}, NOW + DAY, sure=True)
-    Unclaimed(home, kept, 2 * DAY).collect({owned}, NOW + 3 * DAY, sure=True)
+    UnclaimedContents(home, kept, 2 * DAY).collect({owned}, NOW, sure=True)
+    UnclaimedContents(home, kept, 2 * DAY).collect({owned, orphan}, NOW + DAY, sure=True)
+    UnclaimedContents(home, kept, 2 * DAY).collect({owned}, NOW + 3 * DAY, sure=True)
     assert kept.digests() == {owned, orphan}
 
 
 def test_nothing_goes_from_who_knows_nothing(home: Path, store: tuple[Blobs, str, str]) -> None:
     kept, owned, orphan = store
     for later in range(5):
-        found = Unclaimed(home, kept, DAY).collect(set(), NOW + later * DAY, sure=True)
+        found = UnclaimedContents(home, kept, DAY).collect(set(), NOW + later * DAY, sure=True)
         assert {content.digest for content in found} == {owned, orphan}
         # An adapter without files is no knowledge of those that are there.
-        Unclaimed(home, kept, DAY).collect({f"sha256:{'0' * 64}"}, NOW + later * DAY, sure=True)
+        UnclaimedContents(home, kept, DAY).collect(
+            {f"sha256:{'0' * 64}"}, NOW + later * DAY, sure=True
+        )
     assert kept.digests() == {owned, orphan}
 
 
@@ -77,15 +79,15 @@ def test_a_list_that_is_damaged_deletes_nothing(
     kept, owned, orphan = store
     text = text.replace("%s", orphan)
     (home / "unclaimed.json").write_bytes(text.encode(errors="surrogateescape"))
-    (left,) = Unclaimed(home, kept, DAY).collect({owned}, NOW, sure=True)
+    (left,) = UnclaimedContents(home, kept, DAY).collect({owned}, NOW, sure=True)
     assert left.since == NOW
 
 
 def test_a_clock_that_was_set_back(home: Path, store: tuple[Blobs, str, str]) -> None:
     kept, owned, _ = store
-    Unclaimed(home, kept, DAY).collect({owned}, NOW + 1000 * DAY, sure=True)
-    Unclaimed(home, kept, DAY).collect({owned}, NOW, sure=True)
-    assert Unclaimed(home, kept, DAY).collect({owned}, NOW + DAY, sure=True) == ()
+    UnclaimedContents(home, kept, DAY).collect({owned}, NOW + 1000 * DAY, sure=True)
+    UnclaimedContents(home, kept, DAY).collect({owned}, NOW, sure=True)
+    assert UnclaimedContents(home, kept, DAY).collect({owned}, NOW + DAY, sure=True) == ()
 
 
 def test_a_removal_frees_its_space_at_once(registry: Registry, home: Path, files: Files) -> None:

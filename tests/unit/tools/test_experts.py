@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from lorry.model.layout import layout_of
 from lorry_adapters.errors import InvalidAdapter, ToolError
-from lorry_adapters.lora.merging import Part, Recipe, merge
+from lorry_adapters.lora.merge import Part, Recipe, merge
 from lorry_adapters.lora.peft_folder import PeftFolder
 from lorry_adapters.lora.weights import inspect, load
 from lorry_adapters.tools.bake import bake
 from lorry_adapters.tools.changes import changes
 from lorry_adapters.tools.convert import convert
 from lorry_adapters.tools.norms import norms
-from lorry_adapters.tools.portrait import portrait
+from lorry_adapters.tools.summary import summarize
 from support import former_experts, peft_made, tiny
 from support.expert_orders import UNSLOTH, detail, regroup
 from support.former_experts import FormerAdapter
@@ -71,7 +71,7 @@ def test_norms_are_those_of_every_expert_s_delta(family: str, stacked: Callable[
     expected = wrappers(made.model)
     with PeftFolder(made.folder) as opened:
         found = {one.module: one for one in norms(opened)}
-        parts = {part.module: part for part in portrait(opened).parts}
+        parts = {part.module: part for part in summarize(opened).parts}
     assert len(expected) == 4 and {*expected} <= {*found}
     for path, delta in expected.items():
         assert found[path].norm == pytest.approx(float(delta.norm()), rel=1e-4)

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora import config_fields as check
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import FoundModule, TargetedSpec
 from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget
-from lorry_adapters.lora.targets import read_targets
+from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _DEFAULT_RANK: Final = 12
@@ -45,7 +45,9 @@ class AdaLoraSpec(TargetedSpec):
     scaling: float
     parameters: ClassVar = ("lora_A", "lora_B", "lora_E")
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         a_key, b_key, e_key = (found.keys[one] for one in self.parameters)
         rank = _rank(file, a_key)
         wanted = {
@@ -57,7 +59,7 @@ class AdaLoraSpec(TargetedSpec):
         return rank
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         for one in found:
             a_key, b_key, e_key = (one.keys[parameter] for parameter in self.parameters)

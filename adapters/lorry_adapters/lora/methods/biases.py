@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.effects import PairBias
-from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import FoundModule, TargetedSpec
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget
-from lorry_adapters.lora.targets import read_targets
+from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 
@@ -27,12 +27,14 @@ class BiasesSpec(TargetedSpec):
 
     parameters: ClassVar = ("beft_bias",)
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         check_shapes(file, {found.keys["beft_bias"]: (1, found.module.out_features)}, problems)
         return 0
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         for one in found:
             bias_O = file.read(one.keys["beft_bias"]).flatten()

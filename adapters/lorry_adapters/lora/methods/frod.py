@@ -18,17 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lorry_adapters.lora import fields as check
-from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora import config_fields as check
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec, too_large
+from lorry_adapters.lora.methods.targeted import FoundModule, TargetedSpec, too_large
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.spectral import Basis, InBasis
-from lorry_adapters.lora.targets import read_targets
+from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorFile
 
 _V: Final = "base_model.frod_V."
@@ -51,7 +51,9 @@ class FrodSpec(TargetedSpec):
     def claims(self, key: str) -> bool:
         return key.startswith((_V, _PLACES, _SIZE))
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         lengths, values = (found.keys[one] for one in self.parameters)
         inputs, role = found.module.in_features, role_of(found.module.name)
         missing = [
@@ -74,7 +76,11 @@ class FrodSpec(TargetedSpec):
         return 0
 
     def check_shared(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+        self,
+        file: TensorFile,
+        found: Sequence[FoundModule],
+        shared: Sequence[str],
+        problems: list[str],
     ) -> None:
         problems.extend(too_large(self.peft_type, (one.module for one in found)))
         inputs = {role_of(one.module.name): one.module.in_features for one in found}
@@ -99,7 +105,7 @@ class FrodSpec(TargetedSpec):
         return file.read_places(key, inputs + 1).tolist() == [inputs, inputs]
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         bases: dict[str, Basis] = {}
         for one in found:

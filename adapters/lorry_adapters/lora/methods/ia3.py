@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora import fields as check
+from lorry_adapters.lora import config_fields as check
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.effects import InputGain, OutputGain
-from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import FoundModule, TargetedSpec
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget, Pattern
-from lorry_adapters.lora.targets import read_targets
+from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _KEY: Final = "ia3_l"
@@ -32,7 +32,9 @@ class Ia3Spec(TargetedSpec):
     _feedforward: Pattern | tuple[str, ...] = field(repr=False)
     parameters: ClassVar = (_KEY,)
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         module, key = found.module, found.keys[_KEY]
         on_input = self._on_input(module.name, budget)
         shape = (1, module.in_features) if on_input else (module.out_features, 1)
@@ -40,7 +42,7 @@ class Ia3Spec(TargetedSpec):
         return 0
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         budget = Budget()
         for one in found:

@@ -6,8 +6,8 @@ base's weight when the adapter is loaded, asked for its answer to every unit vec
 and e are served like any delta. Nothing of PEFT runs in a step.
 
 D is as large as the weight that it changes, so there is a bound (`targeted.MAX_DENSE`); where it
-turns out to be of low rank, two thin matrices are kept instead (`thin`). A method whose answer is
-not of this form (checked with random inputs) is refused.
+turns out to be of low rank, two small matrices are kept instead (`low_rank`). A method whose answer
+is not of this form (checked with random inputs) is refused.
 
 The config is a stranger's, and PEFT builds from it: only its own fields, plain values, and
 no sizes that the file's tensors do not have.
@@ -24,17 +24,17 @@ from typing import Any, Final
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule
-from lorry_adapters.lora.fields import Fields, means_something
+from lorry_adapters.lora.config_fields import Fields, means_something
 from lorry_adapters.lora.keys import LINEAR
 from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
 from lorry_adapters.lora.methods.targeted import too_large
-from lorry_adapters.lora.parts import Contents, Parts, SpecBase
+from lorry_adapters.lora.parts import FileContents, Parts, SpecBase
 from lorry_adapters.lora.patterns import Budget
+from lorry_adapters.lora.peft_probe import Measured, PeftProbe, Unbuildable
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.targets import Targets, read_targets
+from lorry_adapters.lora.target_modules import Targets, read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
-from lorry_adapters.lora.workshop import Measured, Unbuildable, Workshop
 
 MAX_SIZE: Final = 1024
 """Whole numbers in a config up to this are believed; larger ones must be a tensor's size."""
@@ -61,7 +61,7 @@ class MeasuredSpec(SpecBase):
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
+    ) -> FileContents:
         modules: tuple[BaseModule, ...] = ()
         try:
             modules = self.targets.select(layout, Budget())
@@ -79,23 +79,23 @@ class MeasuredSpec(SpecBase):
         own_keys = [key for key in file.entries if self._is_own(key, layout)]
         own = read_own_parts(self.own, None, file, layout, own_keys, problems)
         taken = set(own_keys) - set(own.unknown)
-        workshop: list[Workshop] = []
+        probes: list[PeftProbe] = []
         if sound and len(problems) == before:
             try:
                 tensors = {key: file.read(key) for key in file.entries if key not in taken}
-                workshop.append(Workshop(self.peft_type, self.values, modules, tensors))
-                workshop[0].rehearse(modules)
+                probes.append(PeftProbe(self.peft_type, self.values, modules, tensors))
+                probes[0].try_out(modules)
             except Unbuildable as error:
                 problems.append(str(error))
 
         def read() -> Parts:
             parts = Parts()
             for module in modules:
-                parts.add(module.name, Measured(workshop[0], module.name))
+                parts.add(module.name, Measured(probes[0], module.name))
             own.read(parts)
             return parts
 
-        return Contents(modules=(*names, *own.modules), read=read, labels=own.labels)
+        return FileContents(modules=(*names, *own.modules), read=read, labels=own.labels)
 
     def _is_own(self, key: str, layout: BaseLayout) -> bool:
         path = key.rpartition(".")[0].removeprefix("base_model.model.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.parts import AdapterSpec
 
 Reader = Callable[[Fields, str], AdapterSpec | None]
@@ -36,7 +36,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A kind of adapter that is served. `methods.table` lists all of them."""
+    """A kind of adapter that is served. `methods.method_table` lists all of them."""
 
     name: str
     """PEFT's `peft_type`, which a record has too."""

@@ -22,13 +22,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lorry_adapters.lora import fields as check
+from lorry_adapters.lora import config_fields as check
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.config_fields import Fields, Wrong
 from lorry_adapters.lora.keys import PREFIX, check_shapes, module_of
 from lorry_adapters.lora.methods.own_tensors import OwnParts, shape_of
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.targets import Targets
+from lorry_adapters.lora.target_modules import Targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
 _TOKENS: Final = ".token_adapter.trainable_tokens_delta"

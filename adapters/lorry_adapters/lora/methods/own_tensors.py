@@ -14,7 +14,7 @@ import torch
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.effects import OwnBias
-from lorry_adapters.lora.parts import Parts, Score
+from lorry_adapters.lora.parts import ClassifierHead, Parts
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.tensor_file import TensorFile
@@ -80,7 +80,7 @@ class OwnParts:
         if "weight" in self.score:
             score_bias = self.score.get("bias")
             bias_L = None if score_bias is None else self.file.read(score_bias)
-            parts.score = Score(self.file.read(self.score["weight"]), bias_L)
+            parts.score = ClassifierHead(self.file.read(self.score["weight"]), bias_L)
         for name, effect in (*self._modules().items(), *self._rows().items()):
             parts.add(name, effect)
 

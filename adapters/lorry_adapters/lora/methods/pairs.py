@@ -8,11 +8,11 @@ from typing import Any
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.fields import Fields
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.keys import LINEAR, Keys, linear_names
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown, some
-from lorry_adapters.lora.targets import Targets
+from lorry_adapters.lora.target_modules import Targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 

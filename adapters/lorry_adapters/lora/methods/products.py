@@ -18,19 +18,19 @@ from typing import ClassVar, Final
 
 from torch import Tensor
 
-from lorry_adapters.lora import fields as check
+from lorry_adapters.lora import config_fields as check
 from lorry_adapters.lora.base import BaseModule
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.effects import Kronecker
-from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
 from lorry_adapters.lora.methods.pairs import read_rules
-from lorry_adapters.lora.methods.targeted import MAX_DENSE, Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import MAX_DENSE, FoundModule, TargetedSpec
 from lorry_adapters.lora.parts import LoraPair, Parts
 from lorry_adapters.lora.patterns import Budget, SuffixRules
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.targets import read_targets
+from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _TRAINING: Final = frozenset(
@@ -69,7 +69,9 @@ class LoHaSpec(ProductSpec):
     __slots__ = ()
     parameters: ClassVar = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         rank = self.rank_of(found.module.name, budget)
         shapes = {"a": (found.module.out_features, rank), "b": (rank, found.module.in_features)}
         wanted = {found.keys[one]: shapes[one[-1]] for one in self.parameters}
@@ -77,7 +79,7 @@ class LoHaSpec(ProductSpec):
         return rank * rank
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         budget = Budget()
         for one in found:
@@ -97,14 +99,20 @@ class LoKrSpec(ProductSpec):
         "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
     )  # fmt: skip
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         _check_kronecker(file, found.module, found.keys, problems)
         return 0
 
     def check_shared(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+        self,
+        file: TensorFile,
+        found: Sequence[FoundModule],
+        shared: Sequence[str],
+        problems: list[str],
     ) -> None:
-        # Of two thin matrices: a small file may hold a factor as large as the weight.
+        # Of two low-rank matrices: a small file may hold a factor as large as the weight.
         made = [
             a * b * 4
             for one in found
@@ -120,7 +128,7 @@ class LoKrSpec(ProductSpec):
             )
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         budget = Budget()
         for one in found:

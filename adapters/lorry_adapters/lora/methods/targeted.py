@@ -18,10 +18,10 @@ from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.keys import LINEAR, PREFIX, sort_keys, unexpected
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
 from lorry_adapters.lora.methods.pairs import disagreements, not_linear
-from lorry_adapters.lora.parts import Contents, Parts, SpecBase
+from lorry_adapters.lora.parts import FileContents, Parts, SpecBase
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.targets import Targets
+from lorry_adapters.lora.target_modules import Targets
 from lorry_adapters.lora.tensor_file import PLACES, TensorFile
 
 MAX_DENSE: Final = 4 << 30
@@ -40,7 +40,7 @@ def too_large(peft_type: str, modules: Iterable[BaseModule]) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModule:
     """One module of the file: what the base has there, and the keys of its tensors."""
 
     module: BaseModule
@@ -67,31 +67,37 @@ class TargetedSpec(SpecBase, ABC):
         return False
 
     @abstractmethod
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         """The rank of the pair that it becomes, 0 where it becomes none. May raise
         InvalidAdapter."""
 
     def check_shared(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+        self,
+        file: TensorFile,
+        found: Sequence[FoundModule],
+        shared: Sequence[str],
+        problems: list[str],
     ) -> None:
         """`shared`: the keys that were claimed."""
 
     @abstractmethod
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         """All that `check` let pass."""
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
-    ) -> Contents:
+    ) -> FileContents:
         every = (*self.parameters, *self.optional)
         keys = sort_keys(file, layout, every, problems, places=self.places)
         shared = [key for key in keys.rest if self.claims(key)]
         rest = [key for key in keys.rest if not self.claims(key)]
         own = read_own_parts(self.own, self.targets, file, layout, rest, problems)
         problems.extend(unexpected(own.unknown, f"{PREFIX}<module>.{' or .'.join(every)}"))
-        found = [Found(layout.modules[name], mine) for name, mine in keys.modules.items()]
+        found = [FoundModule(layout.modules[name], mine) for name, mine in keys.modules.items()]
         ranks: dict[str, int] = {}
         budget = Budget()
         with told(problems):
@@ -119,11 +125,11 @@ class TargetedSpec(SpecBase, ABC):
             own.read(parts)
             return parts
 
-        return Contents(
+        return FileContents(
             modules=(*keys.modules, *own.modules), read=read, ranks=ranks, labels=own.labels
         )
 
-    def _is_whole(self, file: TensorFile, found: Found, problems: list[str]) -> bool:
+    def _is_whole(self, file: TensorFile, found: FoundModule, problems: list[str]) -> bool:
         missing = [one for one in self.parameters if one not in found.keys]
         if found.module.kind not in self.kinds:
             problems.append(not_linear(found.module))

@@ -18,9 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora import fields as check
+from lorry_adapters.lora import config_fields as check
 from lorry_adapters.lora.base import BaseModule
-from lorry_adapters.lora.fields import Fields, Wrong
+from lorry_adapters.lora.config_fields import Fields, Wrong
 from lorry_adapters.lora.keys import Keys, check_shapes
 from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.spectral import WithoutTail

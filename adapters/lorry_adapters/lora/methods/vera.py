@@ -18,17 +18,17 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora import fields as check
+from lorry_adapters.lora import config_fields as check
+from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.effects import Projections, Vera
-from lorry_adapters.lora.fields import Fields
 from lorry_adapters.lora.keys import check_shapes
 from lorry_adapters.lora.methods.method import Gate, Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields
-from lorry_adapters.lora.methods.targeted import Found, TargetedSpec
+from lorry_adapters.lora.methods.targeted import FoundModule, TargetedSpec
 from lorry_adapters.lora.parts import Parts
 from lorry_adapters.lora.patterns import Budget
 from lorry_adapters.lora.problems import shown
-from lorry_adapters.lora.targets import read_targets
+from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
 _A: Final = "base_model.vera_A"
@@ -47,13 +47,19 @@ class VeraSpec(TargetedSpec):
     def claims(self, key: str) -> bool:
         return key in (_A, _B)
 
-    def check(self, file: TensorFile, found: Found, budget: Budget, problems: list[str]) -> int:
+    def check(
+        self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
+    ) -> int:
         b_key, d_key = (found.keys[one] for one in self.parameters)
         check_shapes(file, {b_key: (found.module.out_features,), d_key: (self.r,)}, problems)
         return 0
 
     def check_shared(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], problems: list[str]
+        self,
+        file: TensorFile,
+        found: Sequence[FoundModule],
+        shared: Sequence[str],
+        problems: list[str],
     ) -> None:
         if self.saved and len(shared) < 2:
             problems.append("save_projection is true, and the file has no vera_A and vera_B")
@@ -65,7 +71,7 @@ class VeraSpec(TargetedSpec):
                     problems.append(f"{shown(key)} is {file.entries[key].dtype}")
 
     def read(
-        self, file: TensorFile, found: Sequence[Found], shared: Sequence[str], parts: Parts
+        self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
         if self.saved:
             a_RI, b_OR = file.read(_A), file.read(_B)
@@ -77,7 +83,7 @@ class VeraSpec(TargetedSpec):
             parts.add(one.module.name, Vera(projections, d_R, b_O))
 
 
-def _widest(found: Sequence[Found]) -> tuple[int, int]:
+def _widest(found: Sequence[FoundModule]) -> tuple[int, int]:
     """(inputs, outputs) of the widest linears: both projections serve all."""
     inputs = max((one.module.in_features for one in found), default=0)
     return inputs, max((one.module.out_features for one in found), default=0)

@@ -14,7 +14,7 @@ from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.native.call import Call
 from lorry_adapters.lora.parts import LoraPair
-from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 Sizes = Mapping[str, tuple[int, int]]
 """Inputs and outputs of each linear."""

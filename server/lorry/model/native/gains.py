@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from lorry.model.native import structs
 from lorry_adapters.lora.parts import LoraPair
-from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 KNOWN_SCALES = 4
 """Kept for each adapter beside those in use: most requests ask for the default."""

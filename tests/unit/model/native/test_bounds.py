@@ -16,7 +16,7 @@ from lorry.model.native.bounds import Bounds
 from lorry.model.native.call import Angles, Call
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan, build_plan
-from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain, OutwardGain, Shift
+from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 CPU = torch.device("cpu")
 BOUNDS = Bounds(tokens=8, pairs=8, context=16, blocks=6, slots=3, rank=8, vocab=50)

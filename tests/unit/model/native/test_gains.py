@@ -27,7 +27,7 @@ from lorry_adapters.lora.effects import (
     PairBias,
 )
 from lorry_adapters.lora.parts import LoraPair
-from lorry_adapters.lora.vectors import BoundDora, Delta, InwardGain
+from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain
 from support.compiled_module import NUM_SLOTS, CompiledModule, Uses
 
 SHAPES = [(16, 16), (64, 48), (80, 208), (576, 192), (48, 528)]

@@ -1,0 +1,117 @@
+"""Start-up's look at what is stored: which contents can be served on this base.
+
+Files are only measured, not read: a few microseconds an adapter, and whatever keeps its
+size but not its bytes is found by digest when it is loaded. An adapter is read and
+verified in full only when the base is not the one it was last verified against, which
+the catalog remembers as the layout's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace as changed
+
+from lorry_adapters.errors import InvalidAdapter, OutOfMemory, Problem, Remedy, StorageFull
+from lorry_adapters.lora import room
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.weights import inspect
+from lorry_adapters.registry.blobs import Blobs, size_of
+from lorry_adapters.registry.catalog import StoredContent
+from lorry_adapters.registry.ledger import Ledger
+from lorry_adapters.registry.record import VersionRecord
+
+FILES_GONE = "its files are missing or were changed on disk; upload it again"
+
+_log = logging.getLogger(__name__)
+
+
+def fingerprint(layout: BaseLayout) -> str:
+    """Equal for two bases exactly when the same adapters fit both. The name does not count."""
+    modules = sorted(
+        (module.name, module.kind.value, module.in_features, module.out_features)
+        for module in layout.modules.values()
+    )
+    shape = [
+        layout.architecture,
+        layout.num_layers,
+        layout.output_embedding,
+        layout.input_embedding,
+        layout.tied,
+        layout.kv_heads,
+        layout.head_size,
+        modules,
+    ]
+    if layout.text:
+        shape.append(layout.text)
+    if layout.parameters:
+        shape.append(
+            sorted(
+                (path, one.shape.in_features, one.shape.out_features, one.shape.experts)
+                for path, one in layout.parameters.items()
+            )
+        )
+    return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
+
+
+def check_at_startup(
+    ledger: Ledger, blobs: Blobs, layout: BaseLayout, max_rank: int
+) -> dict[str, str]:
+    """Digests that cannot be served, each with why and what to do."""
+    ours = fingerprint(layout)
+    facts = {v.digest: v for record in ledger.adapters() for v in record.versions}
+    broken = {}
+    for content in ledger.contents():
+        if (why := _why_not(content, facts[content.digest], blobs, layout, ours, max_rank)) is None:
+            if content.layout != ours:
+                try:
+                    ledger.save_content(facts[content.digest], changed(content, layout=ours))
+                except StorageFull:
+                    _log.warning("the disk is full: the next start will verify adapters again")
+        else:
+            broken[content.digest] = why
+            _log.warning("the stored adapter %s cannot be served: %s", content.digest, why)
+    return broken
+
+
+def _why_not(
+    content: StoredContent,
+    facts: VersionRecord,
+    blobs: Blobs,
+    layout: BaseLayout,
+    ours: str,
+    max_rank: int,
+) -> str | None:
+    folder = blobs.folder(content.digest)
+    try:
+        if size_of(folder) != content.stored_bytes:
+            return FILES_GONE
+        if facts.rank > max_rank:
+            return Problem(
+                f"its rank {facts.rank} is above this server's limit of {max_rank}; "
+                "raise that, or replace it",
+                Remedy.RAISE_MAX_RANK,
+                needed=facts.rank,
+                limit=max_rank,
+            )
+        if content.layout != ours:
+            if not blobs.intact(content.digest):
+                return FILES_GONE
+            with room.named("checking it"):
+                inspect(folder, layout, max_rank)
+    except InvalidAdapter as error:
+        return Problem.within(
+            f"it does not fit the base model {layout.name}: {error.message}; start the server "
+            "with the base it was made for, or replace it",
+            error.message,
+        )
+    except OutOfMemory as error:
+        return f"it could not be checked: {error.message}"
+    except FileNotFoundError:
+        return FILES_GONE
+    except OSError as error:
+        return (
+            f"its files cannot be read ({error}); repair that and start again, or upload it again"
+        )
+    return None

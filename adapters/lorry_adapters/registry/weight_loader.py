@@ -1,0 +1,51 @@
+"""Reads a stored content for the host cache, checks it, and remembers what cannot be served."""
+
+from __future__ import annotations
+
+from lorry_adapters.errors import AdapterBroken, HomeUnusable, InvalidAdapter, Problem
+from lorry_adapters.lora import room, spot_check
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.weights import AdapterWeights, load
+from lorry_adapters.registry.inventory import Inventory
+from lorry_adapters.registry.startup_check import FILES_GONE
+from lorry_adapters.registry.storage import Storage
+
+
+class Loader:
+    """Thread-safe."""
+
+    def __init__(self, layout: BaseLayout, storage: Storage, inventory: Inventory) -> None:
+        self._layout = layout
+        self._storage = storage
+        self._blobs = storage.blobs
+        self._inventory = inventory
+
+    def load(self, digest: str) -> AdapterWeights:
+        """The weights of a content that somebody holds. AdapterBroken, HomeUnusable,
+        OutOfMemory."""
+        while True:
+            generation = self._inventory.generation(digest)
+            try:
+                if self._blobs.intact(digest):
+                    folder = self._blobs.folder(digest)
+                    # Not remembered: there may be memory for it later.
+                    with room.named(f"loading the adapter {digest}"):
+                        weights = load(folder, digest, self._layout)
+                        spot_check.check(folder, weights)
+                        return weights
+                why = FILES_GONE
+            except InvalidAdapter as error:
+                said = f"its files no longer load: {error.message}; upload it again"
+                why = Problem.within(said, error.message)
+            except OSError as error:
+                # Perhaps only for now (too many open files, a network disk): not remembered.
+                raise AdapterBroken(
+                    f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
+                ) from error
+            trouble = self._storage.trouble()
+            if trouble is not None:
+                # Perhaps nothing is wrong with the files: a disk that comes back has them.
+                raise HomeUnusable(trouble)
+            broken = self._inventory.mark_files_broken(digest, why, generation)
+            if broken is not None:
+                raise broken
