@@ -147,7 +147,7 @@ TRAINERS: Mapping[str, Case] = {
             lambda left: left.config.clear(),
             as_file("adapters.safetensors", fine_tune_type="lora", num_layers=2),
         ),
-        "'adapters.safetensors' is MLX-LM's: lorry adapters convert FOLDER --out DIR makes it",
+        "adapters.safetensors; lorry adapters convert FOLDER --out DIR writes it as PEFT does",
     ),
     "MLX-LM, renamed": Case(
         both(
@@ -165,7 +165,7 @@ TRAINERS: Mapping[str, Case] = {
         as_file("pytorch_lora_weights.safetensors"), "is diffusers', of an image model"
     ),
     "a merged model": Case(
-        as_file("model.safetensors"), "is a whole model's: that is served as a base"
+        as_file("model.safetensors"), "is a whole model's, which is served as a base"
     ),
     "DPO, with its reference": Case(another("reference"), "pack one adapter per archive"),
     "checkpoints alone": Case(
@@ -179,7 +179,9 @@ TRAINERS: Mapping[str, Case] = {
     "no weights": Case(
         as_file(None), "adapter_model.safetensors is missing from the archive; the archive has"
     ),
-    "PiSSA": Case(config(init_lora_weights="pissa_niter_16"), "lorry adapters convert --initial"),
+    "PiSSA": Case(
+        config(init_lora_weights="pissa_niter_16"), "lorry adapters convert FOLDER --initial DIR"
+    ),
     "LoftQ": Case(config(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "LoftQ"),
 }
 """What those who train leave behind."""
@@ -371,7 +373,7 @@ STATES: Mapping[str, Case] = {
             lambda left: left.rename(lambda key: key.replace(".miss_", ".bone_")),
         ),
         "adapters of peft_type 'BONE' are not served: it is MiSS under its name of before PEFT "
-        "0.19; lorry adapters convert makes it one",
+        "0.19; lorry adapters convert FOLDER --out DIR writes it as PEFT does",
         kind="miss",
     ),
 }

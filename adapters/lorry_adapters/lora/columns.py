@@ -34,17 +34,17 @@ _MARK: Final = "unsloth_fixed"
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a config says of the order. Made by `read_columns` and `columns_of`."""
+    """The order that a config declares. Created by `read_columns` and `columns_of`."""
 
     every: str | None = None
-    """Of all parameters that `some` does not have; None: it does not say."""
+    """The order of all parameters that `some` does not list. None if it is not declared."""
     some: Mapping[str, str] | None = None
     """By the parameter's own name: `down_proj`."""
     doubt: str | None = None
-    """Why it may be another order than PEFT's, where it does not say."""
+    """The reason why an undeclared order may differ from PEFT's."""
 
     def of(self, parameter: str) -> str | None:
-        """By the parameter's path; None where the config does not say."""
+        """Return the order of a parameter, given its path. None if it is not declared."""
         return (self.some or {}).get(parameter.rpartition(".")[2], self.every)
 
     def is_grouped(self, parameter: str) -> bool:
@@ -52,7 +52,7 @@ class Columns:
 
 
 def columns_of(config: Mapping[str, Any]) -> Columns:
-    """Of a config as it stands. Raises ValueError where it names an order that is none."""
+    """Read an unchecked config. Raises ValueError if it names an unknown order."""
     mapping = config.get("auto_mapping")
     mapping = mapping if isinstance(mapping, Mapping) else {}
     for source in (config, mapping):
@@ -74,7 +74,7 @@ def columns_of(config: Mapping[str, Any]) -> Columns:
 
 
 def read_columns(fields: Fields) -> Columns:
-    """Takes its fields; an order that is none is a problem."""
+    """Take the fields. An unknown order is added to the problems."""
     keys = (ORDER, DETAIL, "auto_mapping", "peft_version")
     try:
         return columns_of({key: fields.raw(key) for key in keys})
@@ -84,13 +84,13 @@ def read_columns(fields: Fields) -> Columns:
 
 
 def by_rank(b_OR: Tensor, experts: int) -> Tensor:
-    """B of the other order, in PEFT's."""
+    """Convert a B whose columns are grouped by expert to PEFT's order."""
     outputs = b_OR.shape[0]
     return b_OR.reshape(outputs, experts, -1).transpose(1, 2).reshape(outputs, -1)
 
 
 def doubts(doubt: str) -> str:
-    """What to say of stacked experts whose order is in `doubt`."""
+    """Return the warning about stacked experts whose order is uncertain."""
     return (
         "the order of the columns of its experts' lora_B is not certain, as files of both orders "
         f"look alike: {doubt}. {UNKNOWN_COLUMN_ORDER}"

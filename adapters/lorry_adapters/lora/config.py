@@ -1,4 +1,4 @@
-"""`adapter_config.json` -> what the adapter asks for, by the method that it names."""
+"""Parses `adapter_config.json` by the method that it names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def parse_config(data: bytes) -> AdapterSpec:
 
 
 def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
-    """What can be told of a config, and its problems; None where not even the method can.
+    """Return the spec, as far as it can be read, and all problems.
+
+    The spec is None if the method is unknown.
 
     Raises InvalidAdapter where `data` is no JSON object.
     """

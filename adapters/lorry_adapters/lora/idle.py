@@ -1,4 +1,4 @@
-"""What of an adapter does nothing, or could not be done.
+"""Detects parts of an adapter that have no effect or cannot be applied.
 
 An adapter as it was before the first step of training, or one whose config takes its strength
 away (`lora_alpha` 0), adds nothing to any base: it would be the base under another name. And what
@@ -26,11 +26,11 @@ from lorry_adapters.lora.spectral import Turned
 from lorry_adapters.lora.spelling import is_beside
 
 _LEAST: Final = 2.0**-126
-"""The smallest strength that a step's float32 holds in full."""
+"""The smallest scaling that float32 represents with full precision."""
 
 
 def why_idle(parts: Parts) -> str | None:
-    """Why `parts` change nothing; None where they change something, or may."""
+    """Return the reason why `parts` change nothing, or None if they may change something."""
     if parts.prompt is not None or parts.score is not None:
         return None
     every = [*parts.pairs.values(), *(one for mine in parts.effects.values() for one in mine)]
@@ -84,7 +84,7 @@ def leave_out_unseen(parts: Parts, layout: BaseLayout, problems: list[str]) -> l
 
 
 def why_apart(parts: Parts, layout: BaseLayout) -> list[str]:
-    """Problems with modules that no adapter can change."""
+    """Return problems with modules that no adapter can change."""
     names = [name for name in (*parts.pairs, *parts.effects) if name in layout.apart]
     if not names:
         return []
@@ -148,7 +148,7 @@ def _adds_nothing(one: LoraPair | AnyEffect) -> bool:
 
 
 def _is_beside(one: LoraPair | AnyEffect) -> bool:
-    """A table that PEFT saves unasked beside one that the adapter targets."""
+    """An embedding table that PEFT saves on its own beside a targeted one."""
     return isinstance(one, OwnModule) and not one.asked
 
 

@@ -1,10 +1,10 @@
-"""Whether a matrix is the product of two of low rank, and which.
+"""Low-rank factorization of a matrix, where it has a low rank.
 
-Some methods that change a whole weight change it by few directions: HRA's reflections, a
-pair behind a non-linear function. Then two low-rank matrices are the same change, at a fraction
-of the memory and of the time.
+Some methods that change a whole weight change it in few directions, such as HRA's reflections or
+a pair behind a nonlinear function. Two small matrices then hold the same change and need a
+fraction of the memory and time.
 
-Found with random directions: Halko, Martinsson, Tropp, arXiv:0909.4061, algorithm 4.1.
+Randomized range finder: Halko, Martinsson, Tropp, arXiv:0909.4061, algorithm 4.1.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 
 MAX_RANK: Final = 64
 _SPARE: Final = 8
-"""Directions more than are kept: a rank of just `MAX_RANK` would not be told from a larger one."""
+"""Extra directions. Without them a rank of exactly `MAX_RANK` looks like a larger one."""
 _ROUNDING: Final = 1e-6
-"""Of what the matrix was rounded in."""
+"""Relative rounding error of the matrix."""
 
 
 def factors(matrix_OI: Tensor, size: float) -> tuple[Tensor, Tensor] | None:
-    """(B `[O, R]`, A `[R, I]`) with B A the matrix but for rounding; None where R would be over
-    `MAX_RANK`, or two factors larger than the matrix.
+    """Return B `[O, R]` and A `[R, I]`, whose product is the matrix up to rounding.
 
-    `size`: norm of the numbers whose difference the matrix is, and whose rounding it has.
+    Returns None if R would exceed `MAX_RANK`, or if the factors would be larger than the matrix.
+    `size`: norm of the matrices whose difference this matrix is, as it carries their rounding.
     """
     outputs, inputs = matrix_OI.shape
     most = min(MAX_RANK, outputs * inputs // (2 * (outputs + inputs)))
-    # In double: what the factors lose beyond the matrix's own rounding would show in answers.
+    # In double precision: further rounding of the factors would be visible in outputs.
     exact_OI = matrix_OI.double()
     directions_IK = torch.randn(
         inputs, most + _SPARE, generator=torch.Generator().manual_seed(3), dtype=torch.float64
@@ -43,7 +43,7 @@ def factors(matrix_OI: Tensor, size: float) -> tuple[Tensor, Tensor] | None:
     rank = int((strength_K > bound).sum())
     if rank > most:
         return None
-    # Both halves of one size, so that neither loses digits to the other's.
+    # Split the strength evenly, so that neither factor loses precision.
     half_R = strength_K[:rank].sqrt()
     b_OR = (basis_OK @ left_KK[:, :rank]) * half_R
     return b_OR.to(matrix_OI.dtype), (right_KI[:rank] * half_R[:, None]).to(matrix_OI.dtype)

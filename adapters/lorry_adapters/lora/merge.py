@@ -1,4 +1,4 @@
-"""Several LoRA adapters -> one, by PEFT's own combination functions.
+"""Merges several LoRA adapters into one with PEFT's own combination functions.
 
 What is done with a module's matrices is `LoraModel.add_weighted_adapter` of peft 0.21 in
 terms of the tensor functions in `peft.utils.merge_utils`, so no base model is needed; the
@@ -49,17 +49,17 @@ _MAX_WEIGHT: Final = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to merge. Raises ToolError where that makes no sense."""
+    """How to merge. Raises ToolError for values that make no sense."""
 
     method: str
     density: float | None = None
-    """Share of numbers that pruning keeps, above 0 and at most 1; of all but linear, cat, svd."""
+    """Share of numbers that pruning keeps, above 0 and at most 1; not for linear, cat and svd."""
     majority_sign_method: str = "total"
     """How ties elects a sign: by the sum (`total`) or by the count (`frequency`)."""
     rank: int | None = None
-    """Of the result, with an svd method; the largest of the adapters where None."""
+    """Rank of the result, for svd methods. None: the largest rank of the adapters."""
     seed: int = 0
-    """For dare, which drops numbers at random."""
+    """Seed for dare, which drops numbers at random."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -88,7 +88,7 @@ class Recipe:
         return self.method not in ("linear", "cat", "svd")
 
     def key(self, parts: Sequence[tuple[str, float]]) -> str:
-        """What a result may be cached by: `parts` are digests and weights, in order."""
+        """Return the cache key of a result. `parts`: digests and weights, in order."""
         text = json.dumps([asdict(self), [list(part) for part in parts]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -98,12 +98,12 @@ class Part:
     folder: Path
     weight: float
     label: str
-    """What messages call it."""
+    """Its name in messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergedAdapter:
-    """A result in memory."""
+    """The merged adapter, in memory."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -115,16 +115,16 @@ class MergedAdapter:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     def save(self, folder: Path) -> None:
-        """A new folder, which appears whole or not at all. Raises ToolError."""
+        """Write a new folder, atomically. Raises ToolError."""
         save(folder, self.config, self.tensors)
 
     def write(self, folder: Path) -> None:
-        """Into a folder that is there: staging."""
+        """Write into an existing folder."""
         write(folder, self.config, self.tensors)
 
 
 def merge(parts: Sequence[Part], recipe: Recipe) -> MergedAdapter:
-    """The adapters of `parts` as one.
+    """Merge the adapters of `parts`.
 
     Raises InvalidAdapter with every problem that keeps them apart, ToolError where a weight
     makes no sense.
@@ -174,7 +174,7 @@ class _Delta:
 
 
 def _unfit(source: _Source) -> list[str]:
-    """Why an adapter cannot be merged with any."""
+    """Return the reasons why an adapter cannot be merged at all."""
     config, label = source.folder.config, source.label
     others = source.folder.pairs()[1]
     if source.folder.peft_type != LORA.name:
@@ -209,7 +209,7 @@ def _unfit(source: _Source) -> list[str]:
 
 
 def _apart(sources: Sequence[_Source], recipe: Recipe) -> list[str]:
-    """Why these adapters cannot be merged with each other."""
+    """Return the reasons why these adapters cannot be merged with each other."""
     problems = []
     ranks: dict[str, set[int]] = {}
     for module in _modules(sources):
@@ -239,7 +239,7 @@ def _modules(sources: Sequence[_Source]) -> list[str]:
 
 
 def _rank(sources: Sequence[_Source], recipe: Recipe) -> int:
-    """Of every module of the result: PEFT fills up with zeros, and so does this."""
+    """Return the rank of all modules of the result. As in PEFT, zeros pad smaller ranks."""
     if recipe.rank is not None:
         return recipe.rank
     combine = sum if recipe.method == "cat" else max
@@ -283,7 +283,7 @@ def _delta(source: _Source, pair: Pair) -> _Delta:
 
 
 def _dtype(sources: Sequence[_Source]) -> torch.dtype:
-    """What all are stored in; float32 where they differ."""
+    """Return the common dtype of all adapters, or float32 if they differ."""
     found = {s.folder.read(next(iter(s.pairs.values())).a_key).dtype for s in sources}
     return found.pop() if len(found) == 1 else torch.float32
 
@@ -315,7 +315,7 @@ def _by_svd(deltas: Sequence[_Delta], recipe: Recipe, rank: int) -> tuple[Tensor
 
 
 def _combine(tensors: list[Tensor], weights: Sequence[float], recipe: Recipe) -> Tensor:
-    """One of PEFT's functions, by the method's name without `_svd`."""
+    """Apply PEFT's function for the method's name without `_svd`."""
     functions = _peft()
     weight = torch.tensor(weights)
     method = recipe.method.removesuffix("_svd")

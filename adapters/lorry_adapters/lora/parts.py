@@ -1,4 +1,4 @@
-"""What an adapter's file holds, once its keys and shapes are known to fit."""
+"""The contents of an adapter's file, after its keys and shapes were checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """One linear's delta: y += scaling * B(A(x)), in the type it was stored in."""
+    """The delta of one linear, y += scaling * B(A(x)), in the dtype of the file."""
 
     a_RI: Tensor
     b_OR: Tensor
@@ -32,7 +32,7 @@ class LoraPair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassifierHead:
-    """A classifier's head: what it makes of the last token's hidden state."""
+    """The head of a classifier, applied to the last token's hidden state."""
 
     weight_LH: Tensor
     bias_L: Tensor | None
@@ -44,12 +44,12 @@ class ClassifierHead:
 
 @dataclass(slots=True, eq=False)
 class Parts:
-    """The tensors, read."""
+    """The tensors that were read."""
 
     pairs: dict[str, LoraPair] = field(default_factory=dict)
     """By the path of the linear."""
     effects: dict[str, list[AnyEffect]] = field(default_factory=dict)
-    """All else that it does, by the path of the module."""
+    """All other effects, by the path of the module."""
     prompt: VirtualTokens | None = None
     score: ClassifierHead | None = None
 
@@ -59,23 +59,23 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class FileContents:
-    """A file whose keys and shapes fit the base and the config, or whose problems are told."""
+    """A file whose keys and shapes were checked against the base and the config."""
 
     modules: tuple[str, ...]
-    """Paths of what it changes."""
+    """Paths of the modules that it changes."""
     read: Callable[[], Parts]
-    """Only where there were no problems."""
+    """Reads the tensors. Must be called only if there were no problems."""
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """By path, of the pairs that it becomes."""
+    """Ranks of its pairs, by path."""
     virtual_tokens: int = 0
     labels: int = 0
-    """Of a classifier."""
+    """Number of labels of a classifier."""
     warnings: tuple[str, ...] = ()
-    """What is taken, and may be meant otherwise."""
+    """Notes about what was accepted although it may be meant differently."""
 
 
 class AdapterSpec(Protocol):
-    """An `adapter_config.json`, checked. Each PEFT method has its own (`methods/`)."""
+    """A checked `adapter_config.json`. Each PEFT method has its own class (`methods/`)."""
 
     @property
     def peft_type(self) -> str: ...
@@ -85,13 +85,13 @@ class AdapterSpec(Protocol):
     def task_type(self) -> str: ...
     @property
     def invocation(self) -> tuple[int, ...]:
-        """aLoRA: token ids from which on the adapter acts; else empty."""
+        """The token ids that activate an aLoRA. Empty for all others."""
         ...
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
     ) -> FileContents:
-        """Match the file's tensors with the base. All that does not fit goes to `problems`.
+        """Match the file's tensors with the base. Adds everything that does not fit to `problems`.
 
         Not `sound`: the config had problems, so where the file disagrees with it is not told.
         """
@@ -100,7 +100,7 @@ class AdapterSpec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpecBase:
-    """What most methods' configs say beside their own fields."""
+    """The fields that most methods' configs have in common."""
 
     peft_type: str
     base_model: str | None

@@ -1,4 +1,4 @@
-"""A PEFT folder as the tools see it: the config as written, the tensors by module.
+"""A PEFT folder as tools and merging read it: the raw config, and tensors by module.
 
 Looser than `lora.weights.inspect`, on purpose: a tool has to tell what a folder is that no
 server takes yet. Keys are read with or without PEFT's prefix, and with or without an
@@ -30,12 +30,12 @@ from lorry_adapters.lora.tensor_file import DTYPES, PLACES, TensorEntry, TensorF
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 
 PREFIX: Final = "base_model.model."
-"""What PEFT writes before a module's path in the base."""
+"""The prefix that PEFT writes before a module's path in the base."""
 
 MAX_CONFIG: Final = 1 << 20
 
 _STACKED: Final = ("gate_up_proj", "up_proj", "down_proj")
-"""Parameters with the weights of all experts, in the order in which modules have them."""
+"""Parameters that hold the weights of all experts, in the order of the modules' attributes."""
 
 _PAIR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)",
@@ -55,18 +55,18 @@ class Pair:
     fan_in: int
     fan_out: int
     embedding: bool
-    """The base's module is an embedding: A is [rank, vocabulary]."""
+    """True if the base's module is an embedding. A is then [rank, vocabulary]."""
     experts: int = 1
-    """That the two have a pair for each of: A is [experts rank, in], B [out, rank experts]."""
+    """Number of experts with a pair each: A is [experts rank, in], B is [out, rank experts]."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the delta, [out, in]."""
+        """Shape of the delta, [out, in]."""
         return self.fan_out, self.fan_in
 
 
 class PeftFolder:
-    """A folder, open for reading. InvalidAdapter where it is none, OSError as reading raises."""
+    """A folder, open for reading. Raises InvalidAdapter if it is not an adapter, and OSError."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
@@ -89,14 +89,14 @@ class PeftFolder:
         self._file.__exit__(kind, error, trace)
 
     def read(self, key: str) -> Tensor:
-        """The tensor, as stored. InvalidAdapter where it is of a type that no adapter has."""
+        """Return a tensor as stored. Raises InvalidAdapter if adapters cannot have its dtype."""
         dtype = self.entries[key].dtype
         if dtype not in DTYPES and dtype not in PLACES:
             raise InvalidAdapter([f"{shown(key)} is {dtype}; read are {', '.join(DTYPES)}"])
         return self._file.read(key)
 
     def read_b(self, pair: Pair) -> Tensor:
-        """B of a pair; of several experts in PEFT's order, whichever the config says it has."""
+        """Return B of a pair, with experts in PEFT's order whatever order the config declares."""
         b_OR = self.read(pair.b_key)
         try:
             grouped = pair.experts > 1 and columns_of(self.config).is_grouped(pair.module)
@@ -106,12 +106,12 @@ class PeftFolder:
 
     @property
     def peft_type(self) -> str:
-        """Of AdapterHub's configs, which have none, the name that their records have."""
+        """The `peft_type`. For AdapterHub's configs, which have none, the name in records."""
         method = method_of(self.config)
         return str(self.config.get("peft_type")) if method is None else method.name
 
     def pairs(self) -> tuple[dict[str, Pair], list[str]]:
-        """The LoRA pairs by module, in the layers' order, and every other key of the file."""
+        """Return the LoRA pairs by module, in the order of layers, and all other keys."""
         halves: dict[str, dict[str, str]] = {}
         others: list[str] = []
         for key in self.entries:
@@ -150,7 +150,7 @@ class PeftFolder:
         return Pair(path, keys["A"], keys["B"], rank, a[1], b[0], embedding, a[0] // rank)
 
     def _rank(self, parameter: str, rows: int) -> int:
-        """Of each expert's pair, which the tensors of all experts do not tell."""
+        """Return the rank of each expert's pair. Shapes of stacked tensors do not tell it."""
         if parameter.rpartition(".")[2] not in _STACKED:
             return rows
         pattern = self.config.get("rank_pattern") or {}
@@ -161,8 +161,8 @@ class PeftFolder:
         return rank if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0 else rows
 
     def strength(self, module: str, rank: int) -> float:
-        """What multiplies B·A there: alpha/rank, or alpha/sqrt(rank) for rsLoRA, where
-        `alpha_pattern` may name the alpha. InvalidAdapter where the config has no number."""
+        """Return the factor of B·A: alpha/rank, or alpha/sqrt(rank) for rsLoRA. `alpha_pattern` may
+        override alpha. Raises InvalidAdapter if the config has no number."""
         alpha = self.config.get("lora_alpha", 8)
         pattern = self.config.get("alpha_pattern") or {}
         if isinstance(pattern, dict) and pattern:
@@ -195,7 +195,7 @@ def _module(found: re.Match[str]) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`, whatever it says. Raises InvalidAdapter where it is no object."""
+    """Read `adapter_config.json` unchecked. Raises InvalidAdapter if it is not an object."""
     try:
         with (folder / CONFIG_FILE).open("rb") as file:
             data = file.read(MAX_CONFIG + 1)
@@ -217,18 +217,18 @@ def _no_constant(name: str) -> float:
 
 
 def natural(path: str) -> list[tuple[int, str]]:
-    """Sorts `layers.2` before `layers.10`."""
+    """Return a sort key that puts `layers.2` before `layers.10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """A new PEFT folder, which appears whole or not at all. Raises ToolError."""
+    """Write a new PEFT folder, atomically. Raises ToolError."""
     with making(folder) as partial:
         write(partial, config, tensors)
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """The two files of an adapter, into a folder that is there."""
+    """Write the two files of an adapter into an existing folder."""
     from safetensors.torch import save_file
 
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -242,7 +242,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 
 def require_free(folder: Path) -> None:
-    """ToolError unless `folder` can be made: it is not there, or empty."""
+    """Raise ToolError unless `folder` is missing or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ToolError(f"{folder} exists and is not an empty folder", param="out")
 

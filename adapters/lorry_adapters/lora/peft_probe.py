@@ -1,7 +1,7 @@
-"""PEFT's own layers, asked what they do: a linear's change, found once when it meets the base.
+"""Measures how PEFT's own layers change a linear, once for each linear when an adapter is loaded.
 
-`PeftProbe` has the layers around linears without weights. One at a time gets the base's weight,
-is asked for its answer to the unit vectors, and gives it back; `Measured` keeps the change.
+`PeftProbe` holds PEFT's layers around linears without weights. To measure one, it lends that layer
+the base's weight and runs it on the unit vectors. `Measured` keeps the change.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from lorry_adapters.lora.low_rank import factors
 from lorry_adapters.lora.problems import shown, some
 
 _TOLERANCE: Final = 1e-3
-"""Of the largest answer: how far a measured layer may be from what was measured."""
+"""Largest difference between a layer and its measured change, relative to the largest output."""
 
 
 class Unbuildable(Exception):
-    """PEFT cannot make the layers from the config and the file."""
+    """PEFT cannot build the layers from the config and the file."""
 
 
 class PeftProbe:
-    """PEFT's layers around linears without weights; one at a time gets the base's."""
+    """PEFT's layers around linears without weights."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class PeftProbe:
                 model = get_peft_model(skeleton, config)
                 result = set_peft_model_state_dict(model, dict(tensors))
         except Exception as error:
-            # Whatever PEFT raises at a stranger's config, it is the config's fault.
+            # The config is untrusted: whatever PEFT raises, the config is at fault.
             raise Unbuildable(
                 f"PEFT cannot build {peft_type} from this config and file: "
                 f"{shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
@@ -72,7 +72,7 @@ class PeftProbe:
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
 
     def try_out(self, modules: Sequence[BaseModule]) -> None:
-        """One linear of each shape, around a weight that is none's. Raises Unbuildable."""
+        """Measure one linear of each shape, with random weights. Raises Unbuildable."""
         shapes = {(module.out_features, module.in_features): module.name for module in modules}
         for name in shapes.values():
             try:
@@ -86,7 +86,7 @@ class PeftProbe:
                 ) from error
 
     def changes_nothing(self, name: str) -> bool:
-        """Of a weight that is none's."""
+        """Return true if the layer leaves random weights unchanged."""
         return not any(change.any() for change in self.measure(name, self._weight_like(name)))
 
     def _weight_like(self, name: str) -> Tensor:
@@ -97,15 +97,15 @@ class PeftProbe:
     def measure(
         self, name: str, weight_OI: Tensor, bias_O: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(D `[O, I]`, e `[O]`) of one linear, whose weight and bias in the base these are.
+        """Return D `[O, I]` and e `[O]` of one linear, given its weight and bias in the base.
 
-        The bias counts: RoAd turns the whole answer, and the base's bias with it.
+        The bias matters: RoAd rotates the whole output, including the base's bias.
         """
         layer = self._model.base_model.model.get_submodule(name)
         bare = layer.get_base_layer()
         light, no_bias = bare.weight, bare.bias
         outputs, inputs = weight_OI.shape
-        # GPT-2's are stored the other way round.
+        # GPT-2 stores its weights transposed.
         stored = weight_OI if isinstance(bare, nn.Linear) else weight_OI.T.contiguous()
         base_O = torch.zeros(outputs) if bias_O is None else bias_O
         probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
@@ -114,7 +114,7 @@ class PeftProbe:
             if no_bias is not None:
                 bare.bias = nn.Parameter(base_O, requires_grad=False)
             try:
-                # In one call: most of these layers make their whole change anew at each.
+                # One call: most of these layers compute their whole change again in each call.
                 answer_TO = layer(torch.cat([torch.zeros(1, inputs), torch.eye(inputs), probe_TI]))
             finally:
                 bare.weight, bare.bias = light, no_bias

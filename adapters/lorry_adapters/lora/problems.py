@@ -1,7 +1,7 @@
-"""What is wrong with an adapter, in words that are safe to show.
+"""Messages about what is wrong with an adapter, safe to show.
 
-The words quote strangers' files. They go to logs, terminals and JSON, so a quoted value is
-ASCII and short, and a list of problems ends somewhere.
+The messages quote untrusted files and go to logs, terminals and JSON. A quoted value is therefore
+ASCII and short, and a list of problems has a maximum length.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ MAX_PROBLEMS: Final = 50
 
 PICKLE: Final = "adapter_model.bin"
 HUB_PICKLE: Final = "pytorch_adapter.bin"
-"""AdapterHub's name of it."""
+"""The same file as AdapterHub names it."""
 
 UNKNOWN_COLUMN_ORDER: Final = (
     "It is served as PEFT reads it. If it was trained by Unsloth before 2026.9.6, its experts get "
     "each other's numbers that way"
 )
-"""How the warning ends whose remedy is GROUP_EXPERTS: it is stored as text alone."""
+"""The end of the warning whose remedy is GROUP_EXPERTS. Warnings are stored as plain text."""
 
 _HUB_HEADS: Final = frozenset({"model_head.safetensors", "pytorch_model_head.bin"})
 
@@ -36,11 +36,11 @@ _FOREIGN: Final = {
     "model.safetensors": _WHOLE_MODEL,
     "model.safetensors.index.json": _WHOLE_MODEL,
 }
-"""Weights that are no PEFT adapter's, by file name: whose they are and what to do."""
+"""Weights in other formats than PEFT's, by file name: their format and what to do."""
 
 
 def foreign_weights(name: str) -> str | None:
-    """Of a file's name: whose weights it holds instead of PEFT's, None where that is not known."""
+    """Return a message about a weights file in another format, or None if the name is unknown."""
     whose = _FOREIGN.get(name)
     if whose is None and name.endswith(".gguf"):
         whose = "llama.cpp's: upload the PEFT adapter that it was made from"
@@ -51,8 +51,9 @@ def foreign_weights(name: str) -> str | None:
 
 
 def head_beside(names: Iterable[str]) -> str | None:
-    """What is wrong with an AdapterHub folder of these files: a head, which its library saves
-    beside an adapter and may have trained with it. None where there is none."""
+    """Return a message about a head in an AdapterHub folder, or None if there is none.
+
+    AdapterHub's library saves the head beside the adapter and may have trained it."""
     heads = sorted(_HUB_HEADS.intersection(names))
     if not heads:
         return None
@@ -63,15 +64,15 @@ def head_beside(names: Iterable[str]) -> str | None:
 
 
 def pickled(what: str, name: str = PICKLE) -> Problem:
-    """`what` to call a file of weights that is a pickle, and its name."""
+    """Describe a weights file that is a pickle. `what` names it in the message."""
     said = "is a pickle, which can run code when it is opened, so it is never opened here"
     name = HUB_PICKLE if name == HUB_PICKLE else PICKLE
     return Problem(f"{what} {said}", Remedy.UNPICKLE, name=name)
 
 
 def shown(value: object, limit: int = 120) -> str:
-    """A stranger's value, printable: ASCII, quoted, at most `limit` characters."""
-    # Cut first where it can be large, so that a megabyte is not formatted to be thrown away.
+    """Format an untrusted value: ASCII, quoted, at most `limit` characters."""
+    # Cut large values first, so that a megabyte is not formatted and thrown away.
     if isinstance(value, str):
         value = value[: limit + 1]
     elif isinstance(value, list | tuple | dict) and len(value) > 20:
@@ -86,14 +87,14 @@ def shown(value: object, limit: int = 120) -> str:
 
 
 def some(names: Iterable[str], count: int = 3) -> str:
-    """The first few of `names`, and how many more there are."""
+    """Format the first few of `names` and the number of the others."""
     every = list(names)
     first = ", ".join(shown(name)[1:-1] for name in every[:count])
     return first if len(every) <= count else f"{first} and {len(every) - count} more"
 
 
 def refusal(problems: list[str]) -> InvalidAdapter:
-    """The error that lists `problems`: all of them, up to a length that someone would read."""
+    """Return the error that lists `problems`, at most MAX_PROBLEMS of them."""
     if len(problems) > MAX_PROBLEMS:
         rest = len(problems) - MAX_PROBLEMS
         problems = [*problems[:MAX_PROBLEMS], f"and {rest} more problems"]

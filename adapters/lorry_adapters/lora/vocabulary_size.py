@@ -25,11 +25,11 @@ _PARAMETERS: Final = re.compile(
     r"(?P<tail>(?:\.[^.]+){0,2})"
 )
 _ALONG: Final = {"lora_embedding_A": 1, "weight": 0, "bias": 0, "lora_B": 0}
-"""Of a parameter of an embedding or a head: which of its sides has the tokens."""
+"""The dimension of a parameter that counts tokens, for embeddings and heads."""
 
 
 def size_of(file: TensorFile, layout: BaseLayout) -> dict[str, int]:
-    """By key: the tokens that a tensor of the base's embedding or head has rows for."""
+    """Return the number of tokens of each tensor for the base's embedding or head, by key."""
     found = {}
     tables = (layout.input_embedding, layout.output_embedding)
     for key, entry in file.entries.items():
@@ -47,19 +47,19 @@ def size_of(file: TensorFile, layout: BaseLayout) -> dict[str, int]:
 
 
 def vocabulary_of(layout: BaseLayout) -> int:
-    """The base's; 0 where it has no embedding that is known."""
+    """Return the size of the base's vocabulary, or 0 if its embedding is unknown."""
     table = layout.input_embedding
     return 0 if table is None else layout.modules[table].in_features
 
 
 def known_of(file: TensorFile, layout: BaseLayout) -> int:
-    """The tokens that an adapter knows, where they are fewer than the base's; else 0."""
+    """Return the number of tokens that an adapter knows if it is below the base's, otherwise 0."""
     smallest = min(size_of(file, layout).values(), default=0)
     return smallest if smallest < vocabulary_of(layout) else 0
 
 
 def grown(file: TensorFile, layout: BaseLayout) -> Problem | None:
-    """What is wrong with an adapter of more tokens than the base has, and what to do."""
+    """Return the problem of an adapter with more tokens than the base, or None."""
     base = vocabulary_of(layout)
     larger = {key: size for key, size in size_of(file, layout).items() if size > base}
     if not base or not larger:

@@ -1,4 +1,4 @@
-"""An adapter's two files -> facts about it, or every reason why this base cannot serve it.
+"""Reads and verifies an adapter's two files against a base.
 
 `inspect` believes nothing: the config, the safetensors header, every key, shape and type
 against the resident base, and at last every number. `load` reads what `inspect` let in.
@@ -45,34 +45,34 @@ CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _TENSORS: Final = "reading the adapter's tensors"
 HUB_FILE: Final = "adapter.safetensors"
-"""What AdapterHub's library calls its weights; here they are stored under PEFT's name."""
+"""The name of the weights in AdapterHub's library. They are stored here under PEFT's name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterWeights:
-    """An adapter in host memory. The tensors are its own: no file stands behind them."""
+    """An adapter in host memory. Its tensors do not alias a file."""
 
     digest: str
     modules: Mapping[str, LoraPair]
-    """Pairs of matrices, by the linear's path in the base."""
+    """Pairs of matrices, by the path of the linear in the base."""
     bytes: int
     effects: Mapping[str, tuple[AnyEffect, ...]] = field(default_factory=dict)
-    """All else that it does, by the module's path."""
+    """All other effects, by the path of the module."""
     prompt: VirtualTokens | None = None
     score: ClassifierHead | None = None
-    """Of a classifier."""
+    """The head of a classifier."""
     tokens: int = 0
-    """That it knows, the first ones of the base's; 0: all of them."""
+    """Number of tokens that it knows, the first of the base's vocabulary. 0 means all."""
 
     @property
     def rank(self) -> int:
-        """The largest of any pair."""
+        """The largest rank of any pair."""
         return max((pair.a_RI.shape[0] for pair in self.modules.values()), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What a version's record tells of the files."""
+    """Facts about the files, as a version's record has them."""
 
     peft_type: str
     rank: int
@@ -81,26 +81,27 @@ class AdapterFacts:
     """Sorted last path components of the modules that it changes."""
     parameters: int
     bytes: int
-    """Of the tensors."""
+    """Size of the tensors."""
     base_model: str | None
     task_type: str = "CAUSAL_LM"
     virtual_tokens: int = 0
-    """Positions that it puts before the prompt."""
+    """Number of positions that it puts in front of the prompt."""
     invocation: tuple[int, ...] = ()
-    """aLoRA: the token ids from which on it acts."""
+    """The token ids that activate an aLoRA."""
     scalable: bool = True
-    """False where a scale other than 0 and 1 means nothing."""
+    """False if only the scales 0 and 1 are allowed."""
     labels: int = 0
-    """Of a classifier."""
+    """Number of labels of a classifier."""
     tokens: int = 0
-    """That it knows, where its tables have fewer than the base's; else 0."""
+    """Number of tokens that it knows, if its tables have fewer than the base's. Otherwise 0."""
     warnings: tuple[str, ...] = ()
-    """What was taken, and may be meant otherwise: for people."""
+    """Notes for people about what was accepted although it may be meant differently."""
 
 
 def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
-    """Verifies everything. Raises InvalidAdapter with all problems, OutOfMemory, OSError where
-    a disk fails."""
+    """Verify everything and return the facts.
+
+    Raises InvalidAdapter with all problems, OutOfMemory, and OSError if the disk fails."""
     problems: list[str] = []
     spec = _config(folder, problems)
     sound = not problems
@@ -154,7 +155,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
 
 
 def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
-    """Reads an adapter that `inspect` accepted.
+    """Read an adapter that `inspect` accepted.
 
     Raises InvalidAdapter or OSError where the files are no longer what they were.
     """

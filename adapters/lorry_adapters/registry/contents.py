@@ -1,8 +1,8 @@
-"""Who keeps which content alive: its owners (versions of adapters) and its holds.
+"""Reference counts of contents: their owners (versions of adapters) and their holds.
 
-A hold is a lease of a request, a load from disk or an upload on its way in. A content
-with neither owner nor hold is free: its files and copies go. Plain bookkeeping that
-does no locking and no I/O; the registry calls everything here under its one lock.
+A hold is a request's lease, a load from disk or an upload in progress. A content with neither
+owner nor hold is free, and its files and copies are deleted. This module does no locking and no
+I/O; the registry calls it under its one lock.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Content:
     """Names and versions."""
     holds: int = 0
     broken: str | None = None
-    """Why it cannot be served, and what to do."""
+    """The reason why it cannot be served."""
     ours: bool = False
-    """It has had an owner, or its files came in with a hold. Else files that may be there are
-    of a content that nobody has a record of, and are not for a refused upload to delete."""
+    """True if the content has had an owner, or its files arrived with a hold. Otherwise files on
+    disk belong to a content without a record, and a refused upload must not delete them."""
     generation: int = 0
     """Raised when the files are replaced, so that a load which failed on the old ones
     does not mark the new ones broken."""
@@ -36,14 +36,14 @@ class ContentIndex:
         return self._by_digest.get(digest)
 
     def known(self, digest: str) -> Content:
-        """That of a digest which an owner or a hold is sure to keep."""
+        """Return the content of a digest that certainly has an owner or a hold."""
         return self._by_digest[digest]
 
     def digests(self) -> tuple[str, ...]:
         return tuple(self._by_digest)
 
     def named(self, digest: str) -> set[tuple[str, int]]:
-        """Its owners that are versions of adapters."""
+        """Return the owners that are versions of adapters."""
         content = self._by_digest.get(digest, Content())
         return {owner for owner in content.owners if owner[0] != MERGED}
 
@@ -54,7 +54,7 @@ class ContentIndex:
         return content
 
     def disown(self, digest: str, name: str, version: int) -> bool:
-        """True: that was the last thing that kept it, and it is to be freed."""
+        """Return true if nothing else keeps the content, so that it must be freed."""
         self._by_digest[digest].owners.remove((name, version))
         return self._forget_if_free(digest)
 

@@ -1,4 +1,4 @@
-"""The home folder: held by one server alone, and looked at whether it is still there.
+"""The home folder: locked by one server, and checked for whether it is still there.
 
 The registry's view in memory is only right when it is alone. And a file that was deleted while
 it is open can still be written to: SQLite says that a change is on disk, and it is nowhere. So
@@ -19,18 +19,18 @@ from typing import Final
 from lorry_adapters.errors import HomeUnusable, Problem, Remedy
 
 _LEAST: Final = 1 << 20
-"""Bytes; with less no adapter can be stored."""
+"""Free bytes below which no adapter can be stored."""
 
 _CURE: Final = "start the server again, which makes what can be made again"
 
 
 class Home:
-    """Held from construction to `close`; the system drops it when the process dies.
-    Thread-safe, once everything is watched."""
+    """Locked from construction to `close`. The operating system unlocks it when the process dies.
+    Thread-safe once everything is watched."""
 
     def __init__(self, path: Path) -> None:
-        """Make the folder where it is missing. HomeUnusable: another process holds it, or it
-        cannot be written."""
+        """Create the folder if it is missing. Raises HomeUnusable if another process has locked
+        it or it cannot be written."""
         self.path = path
         lock = path / "lock"
         try:
@@ -55,12 +55,12 @@ class Home:
             raise HomeUnusable(f"cannot lock {lock}: {error}") from error
 
     def watch(self, *paths: Path) -> None:
-        """Files and folders that have to stay what they are now. OSError."""
+        """Watch files and folders that must not be replaced. Raises OSError."""
         self._watched |= {path: _identity(path) for path in paths}
 
     def trouble(self) -> str | None:
-        """Why nothing can be stored, and what to do. A full disk is none: it can change by
-        itself, and is told by whoever meets it."""
+        """Return the reason why nothing can be stored, or None. A full disk does not count: it may
+        change by itself, and the operation that fails reports it."""
         for path, identity in self._watched.items():
             what = "the home folder" if path == self.path else "in the home folder"
             try:
@@ -79,7 +79,7 @@ class Home:
         return None
 
     def warning(self) -> str | None:
-        """That the disk is full, if it is."""
+        """Return a warning if the disk is full."""
         try:
             free = shutil.disk_usage(self.path).free
         except OSError:
@@ -90,8 +90,8 @@ class Home:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """For a block that stores something. HomeUnusable where that cannot be, now or when
-        the block finds out."""
+        """Guard a block that stores something. Raises HomeUnusable if nothing can be stored, before
+        the block or when it fails."""
         trouble = self.trouble()
         if trouble is not None:
             raise HomeUnusable(trouble)
@@ -103,7 +103,7 @@ class Home:
             raise self.unusable(error) from error
 
     def unusable(self, error: OSError) -> HomeUnusable:
-        """What an error of the system's means."""
+        """Translate an operating system error."""
         why = self.trouble() or f"the home folder {self.path} cannot be used: {error}"
         return HomeUnusable(why)
 

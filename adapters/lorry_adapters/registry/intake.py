@@ -1,4 +1,4 @@
-"""A content on its way in: unpacked or merged, verified, and held until it is stored.
+"""New contents: unpacked or merged, verified, and held until they are stored.
 
 Everything is checked in a staging folder before anything that a request could see changes.
 """
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Intake:
-    """Thread-safe, but for `publish`, which is the registry's one writer's."""
+    """Thread-safe, except `publish`, which only the registry's one writer calls."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Intake:
         max_rank: int,
         max_upload: int,
     ) -> None:
-        """`max_upload`: bytes of an adapter's files unpacked."""
+        """`max_upload`: largest size of an adapter's unpacked files, in bytes."""
         self._home = home
         self._layout = layout
         self._fingerprint = fingerprint(layout)
@@ -76,7 +76,7 @@ class Intake:
                 yield new
 
     def publish(self, new: Staged) -> None:
-        """Its files are there from now on, whole, in place of damaged ones too."""
+        """Publish the files atomically. They also replace damaged ones."""
         for warning in new.facts.warnings:
             _log.warning("%s: %s", new.digest, warning)
         came_in = self._storage.publish(new.folder, new.digest)

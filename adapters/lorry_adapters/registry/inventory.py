@@ -1,4 +1,4 @@
-"""What is registered right now and who uses it, in memory, under one lock.
+"""The registered adapters and their users, in memory, under one lock.
 
 `acquire` looks up, checks and counts in one step under that lock. In two steps, a
 removal could slip in between: the look-up finds the digest, the removal sees no lease
@@ -44,13 +44,13 @@ class _NoSuchName(Exception):
 
 
 class Inventory:
-    """Thread-safe. No call does I/O but `free`, which must be quick."""
+    """Thread-safe. Only `free` does I/O, and it must be quick."""
 
     def __init__(
         self, reserved: frozenset[str], free: Callable[[str], None], *, words: bool = True
     ) -> None:
-        """`free` is called under the lock with each digest that nothing keeps any more;
-        it must not call back. `words`: False where what adapters bring of them is not used."""
+        """`free` is called under the lock with each digest that is no longer used, and must not
+        call back. `words`: false if adapters' own words are not used."""
         self._reserved = reserved
         self._words = words
         self._free = free
@@ -69,34 +69,34 @@ class Inventory:
             return self._record(name)
 
     def records(self) -> tuple[AdapterRecord, ...]:
-        """By name."""
+        """All records, sorted by name."""
         with self._lock:
             return tuple(self._records[name] for name in sorted(self._records))
 
     def pinned(self) -> frozenset[str]:
-        """Digests of the current versions of pinned adapters."""
+        """Return the digests of the current versions of pinned adapters."""
         with self._lock:
             return frozenset(r.current.digest for r in self._records.values() if r.pinned)
 
     def digests(self) -> frozenset[str]:
-        """Of all that an adapter, a request or an upload on its way in has."""
+        """Return the digests of all contents with an owner or a hold."""
         with self._lock:
             return frozenset(self._contents.digests())
 
     def only_of(self, name: str, versions: Sequence[VersionRecord]) -> list[str]:
-        """Digests that only these versions of adapter `name` have, and no other of any."""
+        """Return the digests that only these versions of adapter `name` have."""
         owners = {(name, version.version) for version in versions}
         with self._lock:
             digests = {version.digest for version in versions}
             return [d for d in sorted(digests) if self._contents.named(d) <= owners]
 
     def leases(self) -> int:
-        """Given and not yet given back."""
+        """Return the number of leases that were not yet released."""
         with self._lock:
             return self._leases
 
     def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
-        """Look up, check and count; all of `choices` or none."""
+        """Look up, check and count all of `choices`, or none."""
         if len(choices) > MAX_SELECTION:
             raise InvalidSelection(
                 f"{len(choices)} adapters in one request; at most {MAX_SELECTION} can be summed"
@@ -117,13 +117,13 @@ class Inventory:
         return Lease(refs, partial(self._release, [ref.digest for ref in refs], [None]))
 
     def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
-        """Positions that `choices` take in front of a prompt; what is not there takes none."""
+        """Return the positions that `choices` take in front of a prompt. Unknown ones take none."""
         with self._lock:
             return sum(map(self._virtual_tokens, choices))
 
     @contextmanager
     def holding(self, digest: str) -> Iterator[None]:
-        """Keep a content that exists (UnknownAdapter otherwise) for the block."""
+        """Hold an existing content during the block. Raises UnknownAdapter."""
         with self._lock:
             if self._contents.find(digest) is None:
                 raise UnknownAdapter(f"no adapter has the content {digest}")
@@ -135,8 +135,8 @@ class Inventory:
 
     @contextmanager
     def admitting(self, digest: str) -> Iterator[None]:
-        """Keep a content that may be new, so that a removal of the same content, which
-        ends meanwhile, does not free it before it has an owner."""
+        """Hold a content that may be new during the block, so that a removal of the same content
+        that ends meanwhile does not free it before it has an owner."""
         with self._lock:
             self._contents.hold(digest)
         try:
@@ -146,7 +146,7 @@ class Inventory:
 
     @contextmanager
     def holding_version(self, name: str, version: int | None) -> Iterator[VersionRecord]:
-        """Look up a version (None: current) and keep its content for the block."""
+        """Look up a version (None: the current one) and hold its content during the block."""
         with self._looking_up():
             found = version_of(self._record(name), version)
             self._contents.hold(found.digest)
@@ -156,7 +156,7 @@ class Inventory:
             self._give_back([found.digest])
 
     def show(self, record: AdapterRecord) -> None:
-        """Replace what is known of `record.name`; versions it no longer has lose their owner."""
+        """Replace the record of `record.name`. Versions that it no longer has lose their owner."""
         with self._lock:
             old = self._records.get(record.name)
             self._records[record.name] = record
@@ -167,7 +167,7 @@ class Inventory:
                 self._disown(record.name, [v for v in old.versions if v.version not in kept])
 
     def forget(self, name: str) -> None:
-        """New requests no longer get it; what nothing else keeps is freed."""
+        """Hide the adapter from new requests, and free contents that nothing else uses."""
         with self._lock:
             old = self._records.pop(name)
             self._disown(name, old.versions)
@@ -178,7 +178,7 @@ class Inventory:
             return None if content is None else content.broken
 
     def generation(self, digest: str) -> int:
-        """Of the files of a content that is held; AdapterBroken if they are known to be bad."""
+        """Return the generation of a held content's files. Raises AdapterBroken if they are bad."""
         with self._lock:
             content = self._contents.known(digest)
             if content.broken is not None:
@@ -186,18 +186,18 @@ class Inventory:
             return content.generation
 
     def mark_broken(self, digest: str, why: str) -> AdapterBroken:
-        """Refuse a content that exists until it is mended; the error to raise."""
+        """Refuse an existing content until it is repaired. Return the error to raise."""
         with self._lock:
             return self._mark(digest, why)
 
     def mark_files_broken(self, digest: str, why: str, generation: int) -> AdapterBroken | None:
-        """As `mark_broken`; None if the files were replaced since `generation`."""
+        """Like `mark_broken`, but return None if the files were replaced since `generation`."""
         with self._lock:
             same = self._contents.known(digest).generation == generation
             return self._mark(digest, why) if same else None
 
     def mend(self, digest: str, *, came_in: bool) -> None:
-        """The files of a content that is held are good; `came_in`: they were put there now."""
+        """Mark the files of a held content as good. `came_in`: they were stored just now."""
         with self._lock:
             content = self._contents.known(digest)
             content.ours = content.ours or came_in
@@ -205,24 +205,24 @@ class Inventory:
             content.generation += 1
 
     def keep(self, digest: str, number: int) -> None:
-        """Own a merged content that is held; `number` is another each time."""
+        """Own a merged content that is held. `number` must be unique."""
         with self._lock:
             self._contents.own(digest, MERGED, number)
 
     def drop(self, digest: str, number: int) -> None:
-        """Undo `keep`: the content goes with its last lease."""
+        """Undo `keep`. The content is freed with its last lease."""
         with self._lock:
             if self._contents.disown(digest, MERGED, number):
                 self._free_all([digest])
 
     def close(self) -> None:
-        """Leases given back from now on free nothing: the home may be another server's."""
+        """Leases released from now on free nothing, as another server may use the home."""
         with self._lock:
             self._closed = True
 
     @contextmanager
     def _looking_up(self) -> Iterator[None]:
-        """Under the lock, but for the look for a name that may have been meant."""
+        """Hold the lock, except while searching for a similar name."""
         try:
             with self._lock:
                 yield
@@ -237,7 +237,7 @@ class Inventory:
         return AdapterBroken(Problem.within(said, why))
 
     def _record(self, name: str) -> AdapterRecord:
-        """For a block of `_looking_up`."""
+        """Must be called within `_looking_up`."""
         record = self._records.get(name)
         if record is None:
             raise _NoSuchName(name)
@@ -326,7 +326,7 @@ class Inventory:
 
 
 def version_of(record: AdapterRecord, version: int | None) -> VersionRecord:
-    """UnknownAdapter says which versions there are."""
+    """Raises UnknownAdapter, whose message lists the versions."""
     if version is None:
         return record.current
     for candidate in record.versions:

@@ -1,4 +1,4 @@
-"""Adapters that requests merged: contents without a name, the last used ones kept.
+"""Adapters that requests merged: contents without a name, of which the last used are kept.
 
 What a merge is of is told by digests, weights and recipe, so a repeated request finds the
 content of the first, whatever has happened to names and versions meanwhile. The catalog
@@ -16,10 +16,10 @@ from typing import Final
 from lorry_adapters.registry.inventory import Inventory
 
 LIMIT: Final = 32
-"""Contents kept. Each takes the disk that an adapter of its rank takes."""
+"""Number of contents kept. Each takes as much disk space as an adapter of its rank."""
 
 Make = Callable[[], AbstractContextManager[str]]
-"""Publishes a content; its digest, and a hold on it for the block."""
+"""Publishes a content, and yields its digest and holds it during the block."""
 
 
 class Merges:
@@ -35,7 +35,7 @@ class Merges:
         self._made = 0
 
     def digest(self, key: str, make: Make) -> str:
-        """What `key` stands for, made where it is not kept; whatever `make` raises."""
+        """Return the content for `key`, made by `make` if it is not kept."""
         found = self._find(key)
         if found is not None:
             return found

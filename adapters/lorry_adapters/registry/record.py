@@ -1,4 +1,4 @@
-"""What the registry says of an adapter: plain data, no behaviour beyond giving a lease back."""
+"""The records of the registry: plain data, with no behaviour beyond giving a lease back."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from datetime import datetime
 from enum import StrEnum
 
 MAX_SCALE = 16.0
-"""Largest magnitude of a scale; past it an adapter says nothing but noise."""
+"""Largest magnitude of a scale. Beyond it an adapter produces nothing but noise."""
 
 MERGED = "(merged)"
-"""What an adapter that a request merged from others is called. No adapter can have this name."""
+"""The name of an adapter that a request merged from others. No adapter can have this name."""
 
 MAX_SELECTION = 8
-"""Adapters that one request may sum."""
+"""Largest number of adapters that one request may sum."""
 
 
 class StorageTier(StrEnum):
-    """The nearest place where an adapter's weights are."""
+    """Where an adapter's weights are. The nearest place counts."""
 
     DEVICE = "device"
     HOST = "host"
@@ -27,7 +27,7 @@ class StorageTier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AdapterChoice:
-    """What a request asks for; nothing looked up yet."""
+    """An adapter as a request names it. Nothing has been looked up yet."""
 
     name: str
     version: int | None = None
@@ -35,28 +35,28 @@ class AdapterChoice:
     scale: float | None = None
     """None: the adapter's default scale."""
     digest: str | None = None
-    """Of a content without a name of its own, given by `Registry.merged` only."""
+    """The content itself, where it has no name. Only `Registry.merged` sets it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """What a request gets: fixed from acceptance to its last token."""
+    """An adapter as a request uses it, fixed from acceptance to the last token."""
 
     name: str
     version: int
     digest: str
-    """Identity of the content: `sha256:` and 64 hex digits."""
+    """The identity of the content: `sha256:` and 64 hexadecimal digits."""
     scale: float
     """Multiplies the trained strength. 0 is exactly the base model."""
     virtual_tokens: int = 0
-    """Positions that it takes in front of the prompt."""
+    """Number of positions that the adapter takes in front of the prompt."""
     is_prefix: bool = False
-    """They are keys and values, put in the cache ready made; else embeddings, which run
-    through the model like tokens."""
+    """True if the virtual tokens are keys and values, which are written to the cache as they are.
+    False if they are embeddings, which run through the model like tokens."""
     invocation: tuple[int, ...] = ()
-    """Activated LoRA: it counts from the last place in the prompt where these tokens stand."""
+    """Activated LoRA: the adapter acts from the last occurrence of these tokens on."""
     task_type: str = "CAUSAL_LM"
-    """What it was trained for: text (CAUSAL_LM), labels (SEQ_CLS), vectors
+    """The task that the adapter was trained for: text (CAUSAL_LM), labels (SEQ_CLS) or vectors
     (FEATURE_EXTRACTION)."""
     words: tuple[str, ...] = ()
     """As in `VersionRecord`."""
@@ -74,7 +74,7 @@ class VersionRecord:
     parameters: int
     bytes: int
     base_model: str | None
-    """As the adapter's config says; informative, shapes decide."""
+    """From the adapter's config, for information only. The shapes of the tensors decide."""
     created_at: datetime
     task_type: str = "CAUSAL_LM"
     virtual_tokens: int = 0
@@ -82,11 +82,11 @@ class VersionRecord:
     invocation: tuple[int, ...] = ()
     """As in `AdapterRef`."""
     scalable: bool = True
-    """False: it is whole or not at all, at scale 1 or 0."""
+    """False if only the scales 0 and 1 are allowed."""
     warnings: tuple[str, ...] = ()
-    """What was taken, and may be meant otherwise: for people."""
+    """Notes for people about what was accepted although it may be meant differently."""
     words: tuple[str, ...] = ()
-    """What it brings of its own beside the weights: `lora.words.Words.brings`."""
+    """What the adapter brings beside its weights: `lora.words.Words.brings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ class AdapterRecord:
 
 @dataclass(slots=True)
 class Lease:
-    """Keeps the content of `refs` alive, on disk and in memory, until released.
+    """Keeps the content of `refs` on disk and in memory until it is released.
 
-    Given by `Registry.acquire` in one atomic step; given back when the engine has
-    emitted the request's final event, never when a socket closes.
+    `Registry.acquire` creates it in one atomic step. It is released when the engine has emitted
+    the request's final event, never when a socket closes.
     """
 
     refs: tuple[AdapterRef, ...]

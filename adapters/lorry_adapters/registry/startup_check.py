@@ -1,9 +1,9 @@
-"""Start-up's look at what is stored: which contents can be served on this base.
+"""Decides at startup which stored contents can be served on this base.
 
-Files are only measured, not read: a few microseconds an adapter, and whatever keeps its
-size but not its bytes is found by digest when it is loaded. An adapter is read and
-verified in full only when the base is not the one it was last verified against, which
-the catalog remembers as the layout's fingerprint.
+Only the sizes of files are checked, which takes a few microseconds for each adapter. A file that
+changed without changing its size is found by its digest when it is loaded. An adapter is read and
+verified in full only if it was last verified against another base. The catalog stores the
+fingerprint of that base's layout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def fingerprint(layout: BaseLayout) -> str:
-    """Equal for two bases exactly when the same adapters fit both. The name does not count."""
+    """Return a hash that two bases share exactly if the same adapters fit both."""
     modules = sorted(
         (module.name, module.kind.value, module.in_features, module.out_features)
         for module in layout.modules.values()
@@ -58,7 +58,7 @@ def fingerprint(layout: BaseLayout) -> str:
 def check_at_startup(
     ledger: Ledger, blobs: Blobs, layout: BaseLayout, max_rank: int
 ) -> dict[str, str]:
-    """Digests that cannot be served, each with why and what to do."""
+    """Return the digests that cannot be served, each with the reason."""
     ours = fingerprint(layout)
     facts = {v.digest: v for record in ledger.adapters() for v in record.versions}
     broken = {}

@@ -1,13 +1,14 @@
-"""Stored contents that no adapter has: which of them go at a start, and when.
+"""Stored contents that no adapter has, and when a start deletes them.
 
-Contents that may go at once have a mark, an empty file `<home>/expendable/sha256-<64 hex>`:
-uploads that were interrupted before they had a record, what requests merged, which can be
-made again, and what was removed while requests still ran with it. The mark is there before
-what makes it true, and goes when the content does, or when its record is on disk.
+Contents that may be deleted at once have a mark, an empty file
+`<home>/expendable/sha256-<64 hex>`: uploads that were interrupted before they had a record,
+adapters that requests merged, which can be made again, and adapters that were removed while
+requests still used them. The mark is written before it becomes true, and is deleted with the
+content or once its record is on disk.
 
-Any other has lost its record. Nothing of it is deleted before it has been seen without an
-owner for a while (`<home>/unclaimed.json` has since when), and nothing at all by a server
-that knows none of the contents that are there. Until then an adapter can be made of it again.
+Any other content has lost its record. It is deleted only after it has had no owner for a while
+(`<home>/unclaimed.json` has the first time), and never by a server that knows none of the stored
+contents. Until then an adapter can be made of it again.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ class UnclaimedContent:
     bytes: int
     """Of its files."""
     since: datetime
-    """When a start first saw that nobody has it."""
+    """When a start first found it without an owner."""
     until: datetime
-    """The first start after that may delete it."""
+    """The first start after this time may delete it."""
 
 
 class UnclaimedContents:
-    """One thread at a time, but for `gone`."""
+    """Not safe for concurrent calls, except `gone`."""
 
     def __init__(self, home: Path, blobs: Blobs, keep: timedelta) -> None:
-        """Nothing is deleted before nobody has had it for `keep`."""
+        """`keep`: how long a content without an owner is kept."""
         self._path = home / _FILE
         self._marks = home / _MARKS
         self._marks.mkdir(exist_ok=True)
@@ -53,21 +54,22 @@ class UnclaimedContents:
         self._since: dict[str, datetime] = {}
 
     def expendable(self) -> frozenset[str]:
-        """What has a mark."""
+        """Return the digests that have a mark."""
         names = (path.name.replace("-", ":", 1) for path in self._marks.iterdir())
         return frozenset(filter(DIGEST.fullmatch, names))
 
     def collect(
         self, owned: Collection[str], now: datetime, *, sure: bool
     ) -> tuple[UnclaimedContent, ...]:
-        """At start-up: delete what may go, and say what else nobody has. `sure`: records were
-        not lost."""
+        """Delete what may be deleted, and return the other contents without an owner.
+
+        Called at startup. `sure`: true if no records were lost."""
         stored = self._blobs.digests()
         known = self._read()
         self._since = {}
         for digest in sorted(stored - set(owned)):
             since = known.get(digest, now)
-            # A clock that was set back: from anew rather than for ever.
+            # If the clock was set back, the time starts again.
             self._since[digest] = min(since, now)
         marked = self.expendable()
         knows_some = not stored.isdisjoint(owned)
@@ -83,7 +85,7 @@ class UnclaimedContents:
         return self.listing(self._since)
 
     def listing(self, digests: Collection[str]) -> tuple[UnclaimedContent, ...]:
-        """Facts of some contents, those left out whose files are gone."""
+        """Return facts about contents, without those whose files are gone."""
         found = []
         for digest in sorted(digests):
             since = self._since.setdefault(digest, datetime.now(UTC))
@@ -95,8 +97,8 @@ class UnclaimedContents:
         return tuple(found)
 
     def expend(self, digest: str) -> None:
-        """Mark a content that need not be kept once nobody has it. Not being able to is no
-        error: it is kept longer then."""
+        """Mark a content that need not be kept without an owner. A failure is only logged, as the
+        content is then kept longer."""
         try:
             self._marks.mkdir(exist_ok=True)
             (self._marks / digest.replace(":", "-", 1)).touch()
@@ -104,7 +106,7 @@ class UnclaimedContents:
             _log.warning("cannot mark %s as expendable", digest, exc_info=True)
 
     def claim(self, digest: str) -> None:
-        """Take the mark away. OSError, as with it an adapter's content would not be safe."""
+        """Delete the mark, with which an adapter's content would not be safe. Raises OSError."""
         (self._marks / digest.replace(":", "-", 1)).unlink(missing_ok=True)
 
     def gone(self, digest: str) -> None:

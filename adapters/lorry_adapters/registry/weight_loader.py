@@ -1,4 +1,4 @@
-"""Reads a stored content for the host cache, checks it, and remembers what cannot be served."""
+"""Reads stored contents for the host cache, checks them, and marks those that cannot be served."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Loader:
         self._inventory = inventory
 
     def load(self, digest: str) -> AdapterWeights:
-        """The weights of a content that somebody holds. AdapterBroken, HomeUnusable,
+        """Return the weights of a held content. Raises AdapterBroken, HomeUnusable or
         OutOfMemory."""
         while True:
             generation = self._inventory.generation(digest)

@@ -1,7 +1,7 @@
-"""What an adapter is: its method and kinds, what it weighs, where it sits, whether it acts.
+"""Summary of an adapter's files: its method, size, modules, and whether it has an effect.
 
-Of the files alone. That the numbers are finite and fit a base is `lora.weights.inspect`'s
-question; here even an adapter that no server takes is described as far as it can be read.
+It needs no base. `lora.weights.inspect` checks that the numbers are finite and fit a base; this
+module describes even adapters that no server accepts, as far as they can be read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lorry_adapters.lora.problems import shown
 from lorry_adapters.lora.tensor_file import DTYPES, PLACES
 
 _PARAMETER: Final = re.compile(rf"\.(?:{'|'.join(map(re.escape, parameter_prefixes()))})")
-"""Where a key stops being a module of the base and starts being a method's own parameter."""
+"""Matches the place in a key where the base's module ends and the method's parameter begins."""
 
 _KINDS: Final = {
     "use_rslora": "rsLoRA",
@@ -40,16 +40,16 @@ _KINDS: Final = {
     "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern",
 }
-"""Config keys that, set, make a LoRA more than a plain one."""
+"""Config keys of LoRA's variants."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModulePart:
-    """What an adapter has for one module of the base."""
+    """The part of an adapter that belongs to one module of the base."""
 
     module: str
     kind: str
-    """`lora`, or the name of what it is otherwise: `lora_magnitude_vector`, `full weight`, ..."""
+    """`lora`, or the kind of another tensor: `lora_magnitude_vector`, `full weight`, ..."""
     rank: int | None
     strength: float | None
     """alpha/rank, or alpha/sqrt(rank); of a LoRA pair."""
@@ -59,14 +59,14 @@ class ModulePart:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSummary:
-    """An adapter in facts; None where the files do not say."""
+    """Facts about an adapter. None if the files do not tell."""
 
     method: str
     kinds: tuple[str, ...]
-    """What it has beyond the plain method."""
+    """Variants of the method."""
     task: str | None
     base_model: str | None
-    """As its config names it; nobody checks that."""
+    """From the config, unchecked."""
     initialisation: str | None
     parameters: int
     bytes: int
@@ -74,9 +74,9 @@ class AdapterSummary:
     parts: tuple[ModulePart, ...]
     """In the layers' order."""
     acts: bool | None
-    """Whether it changes any output; None where the files alone do not tell."""
+    """True if it changes any output. None if the files alone do not tell."""
     why: str
-    """What `acts` rests on."""
+    """The reason for `acts`."""
 
 
 def summarize(folder: PeftFolder) -> AdapterSummary:
@@ -146,7 +146,7 @@ def _strength(folder: PeftFolder, module: str, rank: int) -> float | None:
 
 
 def module_and_kind(key: str) -> tuple[str, str]:
-    """Module, and what it has there: `lora_magnitude_vector`, `ia3_l`, `full weight`, ..."""
+    """Split a key into the module and the kind of tensor: `ia3_l`, `full weight`, ..."""
     found = _PARAMETER.search(key)
     if found is not None:
         return key[: found.start()], key[found.start() + 1 :]
@@ -155,7 +155,7 @@ def module_and_kind(key: str) -> tuple[str, str]:
 
 
 def _acts(folder: PeftFolder) -> tuple[bool | None, str]:
-    """Whether the adapter changes any output, and how that is known."""
+    """Return whether the adapter changes any output, and the reason."""
     if not folder.entries:
         return False, "it holds no tensors"
     if any(entry.dtype not in (*DTYPES, *PLACES) for entry in folder.entries.values()):
@@ -184,12 +184,12 @@ def _lora_acts(folder: PeftFolder) -> tuple[bool | None, str]:
     for module, pair in pairs.items():
         if folder.strength(module, pair.rank) == 0:
             continue
-        # B·A is zero where either is; two that are not zero and cancel would be an accident.
+        # B·A is zero if either factor is. That two nonzero factors cancel is not considered.
         if _any(folder.read(pair.b_key)) and _any(folder.read(pair.a_key)):
             return True, "its deltas are not zero"
     if any(_any(folder.read(key)) for key in others if key.endswith(".lora_B.bias")):
         return True, "some bias on lora_B is not zero"
-    # Of block-diagonal pairs, whose shapes are none of the module's.
+    # Block-diagonal pairs do not have the module's shapes.
     halves = [[key for key in others if f".lora_{half}." in key] for half in "AB"]
     if all(any(_any(folder.read(key)) for key in keys) for keys in halves):
         return True, "its deltas are not zero"

@@ -1,6 +1,6 @@
-"""An adapter as a command is given it: files here, or a name on a running server.
+"""The source of an adapter that a command is given: local files, or a name on a running server.
 
-`A:0.7` adds a weight or a scale. A path that exists is always the path, colons and all.
+`A:0.7` adds a weight or a scale. A path that exists is always read as a path, even with colons.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def weighed(text: str) -> tuple[str, float | None]:
 
 @contextmanager
 def opened(given: str, url: str, api_key: str | None) -> Iterator[Path]:
-    """The folder of an adapter's two files, for the length of a `with` block.
+    """Yield the folder of an adapter's two files.
 
     Raises LocalFileError, ServerError, and what an archive can be refused for.
     """
@@ -64,7 +64,7 @@ def opened(given: str, url: str, api_key: str | None) -> Iterator[Path]:
 
 
 def unpack(archive: Path, into: Path, max_bytes: int = sys.maxsize) -> None:
-    """The two files of a zip, tar or tar.gz. A pickle is refused unopened."""
+    """Unpack the two files of a zip, tar or tar.gz. A pickle is refused without opening it."""
     from lorry_adapters.registry.archive import Upload
     from lorry_adapters.registry.archive import unpack as unpacked
 

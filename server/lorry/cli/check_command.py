@@ -1,4 +1,4 @@
-"""`lorry adapters check`: what an adapter is, and would a server take it? With no server.
+"""`lorry adapters check`: describes an adapter and verifies its files, without a server.
 
 The same verification as at upload, against the base's layout, and a summary of the files:
 method, task, rank and size by module, share of the base, and whether it changes anything.
@@ -97,7 +97,7 @@ def _unpack(path: Path, into: Path, max_bytes: int) -> None:
 
 
 def _summary(folder: Path) -> AdapterSummary | None:
-    """None where the files are too broken to be described; `inspect` then tells why."""
+    """Return None if the files are too broken to describe. `inspect` then reports the reason."""
     from lorry_adapters.lora.peft_folder import PeftFolder
     from lorry_adapters.tools.summary import summarize
 
@@ -115,7 +115,7 @@ def _inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
 
 
 def _words(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What it brings of its own beside the weights, and what is not used of it."""
+    """Return what the adapter brings beside its weights, and what of that is not used."""
     from lorry_adapters.lora import words
 
     found, passed_over = words.read(folder)
@@ -170,7 +170,7 @@ def _write(
 
 
 def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
-    """Where that is not all that the base knows."""
+    """The adapter's vocabulary, if it is smaller than the base's."""
     if not body.get("tokens"):
         return []
     known, all_ = body["tokens"], body["base_tokens"]
@@ -178,7 +178,7 @@ def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _rows(parts: Sequence[ModulePart]) -> list[tuple[object, ...]]:
-    """One for each module of a layer, the layers together; JSON has every single one."""
+    """Return a row for each module of a layer, with all layers together. JSON has every module."""
     from lorry_adapters.tools.norms import place
 
     groups: dict[tuple[str, str], list[ModulePart]] = {}

@@ -1,9 +1,9 @@
-"""How far one adapter's answers are from another's: two numbers, asked of a running server.
+"""Divergence of one adapter's answers from another's: two numbers, measured on a running server.
 
-Over HTTP, not in a second copy of the model: what is compared is what is served, the quantized
-base, its kernels and every kind of adapter, and the machine need not be this one.
+Measured over HTTP, not with a second copy of the model: this compares the quantized base, the
+kernels and the adapters as they are served, and the server may run on another machine.
 
-The API tells the logprob of a token, not a whole distribution. That is enough for
+The API returns the logprob of a token, not a whole distribution. That is enough for
 
     KL(p||q) per token = mean of log p(x) - log q(x) over tokens x that p drew
 
@@ -11,9 +11,9 @@ at temperature 1 from all of p: no table of the likeliest tokens stands in for t
 estimate is unbiased, and its standard error over the prompts is given with it. p's logprobs
 come with its answer; q's from scoring the same tokens as a prompt.
 
-Changed tokens: the share of p's greedy answer where q, after the same words, would have said
-something else. A token that q gives more than half of its probability is q's choice, too; for
-the others q is asked for one token after each prefix.
+Changed tokens: the share of p's greedy answer where q would choose another token after the same
+prefix. A token to which q gives more than half of the probability is also q's choice. For the
+others, q generates one token after each prefix.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Any
 from lorry.cli.server_connection import Connection, ServerError
 
 BASE = "base"
-"""What the base model is called here; an adapter of that name is `base@1`."""
+"""The name of the base model here. An adapter of that name is `base@1`."""
 
 _AT_ONCE = 4
-"""Prompts in work: the server batches them."""
+"""Number of prompts sent at once. The server batches them."""
 
 _PREFIXES = 32
-"""In one request; a server may refuse more rows than it has room to queue."""
+"""Number of prefixes in one request. A server may refuse more rows than it can queue."""
 
 _SURE = math.log(0.5)
 _NOISE = 1e-3
@@ -46,12 +46,12 @@ class Side:
 
     label: str
     spec: Any
-    """As the API takes it."""
+    """The adapter spec for the API."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """One answer, as tokens after a prompt's."""
+    """A generated answer, as tokens that follow the prompt's."""
 
     prompt_ids: list[int]
     ids: list[int]

@@ -1,7 +1,7 @@
-"""What a LoRA started from (`init_lora_weights`), and whether that changed the base.
+"""How a LoRA was initialised (`init_lora_weights`), and whether that changed the base.
 
-PiSSA and its like take their start out of the base's own weights, which the served base still
-has: such an adapter is relative to another base, and would be wrong here.
+PiSSA and similar methods subtract the initial pair from the base's own weights. The served base
+still has these weights, so such an adapter is relative to another base and would be wrong here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.problems import shown
 
 SAME_BASE: Final = frozenset({"gaussian", "eva", "orthogonal", "mica"})
-"""Once trained, plain LoRA."""
+"""Initialisations that leave the base unchanged. Once trained, the adapter is a plain LoRA."""
 
 CHANGED_BASE: Final = {
     "pissa": "PiSSA",
@@ -23,17 +23,17 @@ CHANGED_BASE: Final = {
     "loftq": "LoftQ",
     "lora_ga": "LoRA-GA",
 }
-"""By what the value begins with: PiSSA's goes on with its number of iterations."""
+"""Names by the start of the value: PiSSA's value ends with its number of iterations."""
 
 
 def changed_base(config: Mapping[str, Any]) -> str | None:
-    """The name of the start that changed the base; None where the base is as it was."""
+    """Return the name of an initialisation that changed the base, or None."""
     found = _changed(config.get("init_lora_weights"))
     return CHANGED_BASE[found] if found and config.get("peft_type") == "LORA" else None
 
 
-def check_start(fields: Fields) -> None:
-    """Refuse, by name and with the cure, what is relative to a changed base, or unknown."""
+def check_initialisation(fields: Fields) -> None:
+    """Refuse an initialisation that changes the base or is unknown."""
     value = fields.raw("init_lora_weights")
     if value is None or isinstance(value, bool):
         return

@@ -24,7 +24,7 @@ from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.effects import Dora, PairBias
 from lorry_adapters.lora.keys import LINEAR, PREFIX, Keys, check_shapes, sort_keys, unexpected
-from lorry_adapters.lora.methods.initialisation import check_start
+from lorry_adapters.lora.methods.initialisation import check_initialisation
 from lorry_adapters.lora.methods.method import Method
 from lorry_adapters.lora.methods.own_parts import OwnPartsFields, read_own_parts
 from lorry_adapters.lora.methods.own_tensors import OwnParts
@@ -279,7 +279,7 @@ class LoraSpec:
 def read_lora(fields: Fields, name: str) -> LoraSpec:
     """With problems in `fields`, what can be told of the config all the same."""
     task_type = fields.task_type()
-    check_start(fields)
+    check_initialisation(fields)
     r = fields.take("r", check.rank, _PEFT_DEFAULT, required=True)
     alpha = fields.take("lora_alpha", check.alpha, float(_PEFT_DEFAULT), required=True)
     use_rslora = fields.take("use_rslora", check.boolean, False)

@@ -1,8 +1,8 @@
-"""What methods share that target modules and keep tensors for each of them in the file.
+"""Shared by methods that target modules and save tensors for each of them.
 
-A method says which tensors a module has, whether their shapes fit, and what they become;
-the rest is the same for all: the keys are sorted, the base's own parts found beside them, the
-config's targets compared with the file's modules, and every problem told.
+A method defines which tensors a module has, whether their shapes fit, and what they become. The
+rest is shared: sorting the keys, finding parts of the base itself beside them, comparing the
+config's targets with the modules in the file, and reporting every problem.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lorry_adapters.lora.target_modules import Targets
 from lorry_adapters.lora.tensor_file import PLACES, TensorFile
 
 MAX_DENSE: Final = 4 << 30
-"""Bytes of changed weights in fp32: what an adapter may come to hold that keeps them whole."""
+"""Largest size in bytes, in fp32, of an adapter that is served as full weights."""
 
 
 def too_large(peft_type: str, modules: Iterable[BaseModule]) -> Iterator[str]:
-    """Of methods that keep a whole weight for each of `modules`."""
+    """Yield a problem if full weights for `modules` are too large."""
     size = sum(module.in_features * module.out_features * 4 for module in modules)
     if size > MAX_DENSE:
         yield (
