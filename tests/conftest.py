@@ -33,6 +33,12 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--engine-process",
+        choices=("off", "on"),
+        default="off",
+        help="where the engine of the servers in tests/api runs: in the test's process, or apart",
+    )
+    parser.addoption(
         "--whole-matrix",
         action="store_true",
         help="every kind of adapter on every base (minutes), not the part that each run takes",

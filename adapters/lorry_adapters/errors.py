@@ -153,7 +153,15 @@ class AdapterDisabled(AdapterError):
 
 
 class AdapterBroken(AdapterError):
+    """`bad_files`: the digest whose files are bad, where nobody has remembered it yet."""
+
     param = "adapter"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, bad_files: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.bad_files = bad_files
 
 
 class AdapterConflict(AdapterError):

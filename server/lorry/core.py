@@ -10,9 +10,11 @@ they hold: the engine may be in another process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from lorry.constraint import Constraint
 
@@ -45,6 +47,8 @@ class FailureCode(StrEnum):
     """The computation of its adapters raised: `digests` are at fault. `reason` as above."""
     ADAPTER_BROKEN = "adapter_broken"
     """An adapter cannot be loaded. `reason` is for people."""
+    FILES_BROKEN = "files_broken"
+    """The files of `digests` are bad. `reason` is for people."""
     STORE_UNUSABLE = "store_unusable"
     """The adapters' folder cannot be read. `reason` is for people."""
     OUT_OF_MEMORY = "out_of_memory"
@@ -63,6 +67,30 @@ class FailureCode(StrEnum):
     """The engine failed between two steps."""
     ENGINE_STOPPED = "engine_stopped"
     """The engine ended before the request did."""
+    ENGINE_LOST = "engine_lost"
+    """The engine's process ended before the request did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base model, as far as the HTTP side needs to know it."""
+
+    name: str
+    """What the API calls it."""
+    other_names: tuple[str, ...]
+    """What it is asked for by, too."""
+    repository: str | None
+    """Its id on the hub, where it has one."""
+    source: str
+    """As the user gave it."""
+    quantization: str
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    """Tokens, prompt and answer together."""
+    vocab_size: int
+    """Tokens that it has embeddings and logits for."""
+    about: Mapping[str, Any]
+    """As `/info` shows it: JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,3 +328,5 @@ class EngineStats:
     evictions: int = 0
     preemptions: int = 0
     failed_steps: int = 0
+    slot_bytes: int = 0
+    """Reserved for the slots so far."""

@@ -297,6 +297,12 @@ class Settings:
         minimum=0,
         maximum=31_536_000,
     )
+    engine_process: str = _option(
+        "auto",
+        Kind.CHOICE,
+        "Whether the engine runs in a process of its own. `auto` is `off`.",
+        choices=("auto", "on", "off"),
+    )
     json_schema: str = _option(
         "closed",
         Kind.CHOICE,

@@ -13,7 +13,9 @@ from lorry.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def settings_for(tiny_model: Callable[[str], Path]) -> Callable[..., Settings]:
+def settings_for(
+    tiny_model: Callable[[str], Path], pytestconfig: pytest.Config
+) -> Callable[..., Settings]:
     """`settings_for(home, **fields)`: the tiny Llama in float32 on the CPU."""
 
     def make(home: Path, **fields: Any) -> Settings:
@@ -28,6 +30,7 @@ def settings_for(tiny_model: Callable[[str], Path]) -> Callable[..., Settings]:
             "samples": False,
             "max_loras": 4,
             "host_cache_memory": 64 << 20,
+            "engine_process": pytestconfig.getoption("engine_process"),
         }
         return Settings(**{**given, **fields})
 

@@ -130,7 +130,7 @@ def test_a_stop_sequence_is_named(live: Live) -> None:
 def test_a_tool_is_used_and_answers(
     live: Live, monkeypatch: pytest.MonkeyPatch, choice: Any
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     web = {"type": "web_search_20250305", "name": "web_search"}
     asked = {"tools": [TOOL, web], "tool_choice": choice, "max_tokens": 200}
     answer = post(live, **asked)
@@ -157,7 +157,7 @@ def test_a_tool_is_used_and_answers(
 
 
 def test_a_use_that_is_cut_off_has_no_input(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     choice = {"type": "tool", "name": "forecast"}
     got = message(live, tools=[TOOL], tool_choice=choice, max_tokens=4)
     assert got["stop_reason"] == "max_tokens"
@@ -168,7 +168,7 @@ def test_a_use_that_is_cut_off_has_no_input(live: Live, monkeypatch: pytest.Monk
 def test_one_tool_is_used_at_a_time_where_that_is_asked_for(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     call = '<tool_call>{"name": "forecast", "arguments": {"days": 1}}</tool_call>'
     asked = {"tools": [TOOL], "guided_choice": [call * 2], "max_tokens": 400}
     for choice, uses in (
@@ -182,7 +182,7 @@ def test_one_tool_is_used_at_a_time_where_that_is_asked_for(
 def test_a_conversation_with_tools_reaches_the_template(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", CALLS)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", CALLS)
     messages = [
         {"role": "user", "content": "weather"},
         {
@@ -222,7 +222,7 @@ def test_the_answer_goes_on_with_what_the_assistant_has_begun(live: Live) -> Non
 
 
 def test_reasoning_is_a_block_of_its_own(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", REASONS)
     (block,) = message(live)["content"]
     assert block["type"] == "thinking" and block["signature"] == "" and block["thinking"]
     told = events(live)
@@ -248,7 +248,7 @@ def test_structured_output(live: Live) -> None:
 
 def test_thinking_is_the_template_s(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{{ messages[-1].content }}{% if enable_thinking %} long{% endif %}"
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", template)
     plain = count(live)
     assert count(live, thinking={"type": "disabled"}) == plain
     assert count(live, thinking={"type": "enabled", "budget_tokens": 1024}) > plain
@@ -265,7 +265,7 @@ def test_tokens_are_counted_as_they_are_used(live: Live) -> None:
 def test_what_ends_the_reasoning_of_a_bound_answer_is_counted(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", REASONS)
     config = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
     for bound in (
         {"output_config": config},
@@ -282,7 +282,7 @@ def test_a_tool_reaches_the_template_whole(live: Live, monkeypatch: pytest.Monke
         "{{ one.function.strict }} {{ one.function.parameters | tojson }}{% endfor %}"
         "{{ messages[-1].content }}"
     )
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", template)
     shown = f"forecast The weather True {json.dumps(TOOL['input_schema'])}{USER['content']}"
     assert count(live, tools=[{**TOOL, "strict": True}]) == tokens(live, shown)
 

@@ -8,83 +8,67 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from api.live import Live, refused, serve
+from lorry import engine_program
 from lorry.engine.loop import MAX_FAILURES
-from lorry.model.inputs import Inputs
-from lorry.model.logits import Logits
 from lorry.settings import Settings
+from support import poison as poison_in
 from support.compiled import require_compiled_step
+from support.poison import Poison, take_away
 
 SHORT, LONG = "Ahoy there", "Ahoy " * 40
 LENGTH = 100
 """Tokens: between the two prompts' lengths."""
 
 
-class Poison:
-    """Goes before a path of the model, where it spoils the rows of one adapter."""
-
-    def __init__(self, live: Live) -> None:
-        self.slot: Callable[[], int | None] = lambda: None
-        self.longer_than = 0
-        self.gives_nan = False
-        paths = live.server.executor.paths
-        for path in filter(None, (paths.compiled, paths.general)):
-            self._stand_before(path)
-
-    def _stand_before(self, path: Any) -> None:
-        run = path.run
-
-        def poisoned(inputs: Inputs) -> Logits:
-            logits = run(inputs)
-            for place, row in enumerate(inputs.attention.rows):
-                mine = any(use.slot == self.slot() for use in row.adapters)
-                if mine and row.start + len(row.token_ids) > self.longer_than:
-                    if not self.gives_nan:
-                        raise ArithmeticError("poisoned")
-                    first, count = inputs.wanted[place]
-                    values = logits.values_KV.clone()
-                    values[first : first + count] = torch.nan
-                    logits = Logits.of(values)
-            return logits
-
-        path.run = poisoned
+Give = Callable[..., None]
 
 
-@pytest.fixture(scope="module", params=[("none", "torch"), ("int8", "native")], ids=" ".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        (quantize, kernels, apart)
+        for quantize, kernels in (("none", "torch"), ("int8", "native"))
+        for apart in ("off", "on")
+    ],
+    ids=lambda one: f"{one[1]}, engine process {one[2]}",
+)
 def served(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     settings_for: Callable[..., Settings],
     archives: Callable[[int], Path],
-) -> Iterator[tuple[Live, Poison]]:
-    quantize, kernels = request.param
+) -> Iterator[Live]:
+    quantize, kernels, apart = request.param
     if kernels == "native":
         require_compiled_step()
     home = tmp_path_factory.mktemp("home")
-    with serve(settings_for(home, quantize=quantize, kernels=kernels)) as live:
-        for seed, name in enumerate(("good", "other", "bad")):
-            live.upload(name, archives(seed)).raise_for_status()
-        yield live, Poison(live)
+    settings = settings_for(home, quantize=quantize, kernels=kernels, engine_process=apart)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_program, "run", poison_in.program)
+        with serve(settings) as live:
+            if live.server.core is not None:
+                poison_in.plant(live.server.core)
+            for seed, name in enumerate(("good", "other", "bad")):
+                live.upload(name, archives(seed)).raise_for_status()
+            yield live
 
 
 @pytest.fixture
-def live(served: tuple[Live, Poison], archives: Callable[[int], Path]) -> Live:
-    live = served[0]
+def live(served: Live, archives: Callable[[int], Path]) -> Live:
     # The same files again: what was known to be wrong with them is forgotten.
-    assert live.upload("bad", archives(2)).status_code == 200
-    return live
+    assert served.upload("bad", archives(2)).status_code == 200
+    return served
 
 
 @pytest.fixture
-def poison(served: tuple[Live, Poison], live: Live) -> Iterator[Poison]:
+def poison(live: Live) -> Iterator[Give]:
+    """Spoils the rows of `bad` that are longer than `longer_than` tokens."""
     digest = live.http.get("/adapters/bad").json()["digest"]
-    made = served[1]
-    made.slot = lambda: live.server.engine.residency.slots.slot_of(digest)
-    made.longer_than, made.gives_nan = 0, False
-    yield made
-    made.slot = lambda: None
+    home = live.server.settings.home
+    yield lambda **how: Poison(digest, **how).give(home)
+    take_away(home)
 
 
 def ask(live: Live, adapter: Any, inputs: str = SHORT) -> Any:
@@ -125,10 +109,10 @@ NEIGHBOURS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize("gives_nan", [False, True], ids=["raises", "NaN"])
 def test_seven_neighbours_get_what_they_get_alone(
-    live: Live, poison: Poison, gives_nan: bool
+    live: Live, poison: Give, gives_nan: bool
 ) -> None:
-    poison.gives_nan = gives_nan
     alone = [tokens(ask(live, *one)) for one in NEIGHBOURS]
+    poison(gives_nan=gives_nan)
     *well, ill = together(live, [*NEIGHBOURS, ("bad", SHORT)])
     assert [tokens(answer) for answer in well] == alone
     assert ill.status_code == (500 if gives_nan else 422)
@@ -136,8 +120,9 @@ def test_seven_neighbours_get_what_they_get_alone(
 
 
 def test_it_is_refused_until_its_files_come_again(
-    live: Live, poison: Poison, archives: Callable[[int], Path]
+    live: Live, poison: Give, archives: Callable[[int], Path]
 ) -> None:
+    poison()
     assert live.http.get("/adapters/bad").json()["broken"] is None
     before = live.metric("lorry_engine_failed_steps_total")
     said = broken(ask(live, "bad"))
@@ -156,15 +141,15 @@ def test_it_is_refused_until_its_files_come_again(
     # Its slot is free again.
     assert live.http.get("/adapters/bad").json()["residency"] == "disk"
 
-    poison.slot = lambda: None
+    take_away(live.server.settings.home)
     assert live.upload("bad", archives(2)).status_code == 200
     assert tokens(ask(live, "bad"))
     assert live.http.get("/adapters/bad").json()["broken"] is None
     assert live.metric("lorry_adapters_broken") == 0
 
 
-def test_one_that_fails_for_long_prompts_alone(live: Live, poison: Poison) -> None:
-    poison.longer_than = LENGTH
+def test_one_that_fails_for_long_prompts_alone(live: Live, poison: Give) -> None:
+    poison(longer_than=LENGTH)
     expected = tokens(ask(live, "bad", SHORT))
     answers = together(live, [("bad", SHORT), ("bad", LONG), ("good", LONG), ("bad", SHORT)])
     assert broken(answers[1])
@@ -175,8 +160,9 @@ def test_one_that_fails_for_long_prompts_alone(live: Live, poison: Poison) -> No
 
 
 def test_a_hundred_failures_do_not_stop_the_server(
-    live: Live, poison: Poison, archives: Callable[[int], Path]
+    live: Live, poison: Give, archives: Callable[[int], Path]
 ) -> None:
+    poison()
     expected = tokens(ask(live, "good"))
     rounds = max(7, 2 * MAX_FAILURES)
     for _ in range(rounds):
@@ -187,7 +173,8 @@ def test_a_hundred_failures_do_not_stop_the_server(
     assert live.http.get("/health/ready").status_code == 200
 
 
-def test_a_sum_is_refused_for_the_one_that_is_at_fault(live: Live, poison: Poison) -> None:
+def test_a_sum_is_refused_for_the_one_that_is_at_fault(live: Live, poison: Give) -> None:
+    poison()
     answer = ask(live, ["good", "bad"])
     assert "adapter 'bad' (version 1)" in broken(answer)
     assert live.http.get("/adapters/good").json()["broken"] is None

@@ -129,7 +129,7 @@ def test_a_template_that_takes_parts_only(live: Live, monkeypatch: pytest.Monkey
         "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
     )
     expected = chat(live)["choices"]
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", template)
     assert chat(live)["choices"] == expected
     parts = [{"type": "text", "text": "How do I "}, {"type": "text", "text": "cook rice?"}]
     messages = [MESSAGES[0], {"role": "user", "content": parts}]
@@ -145,7 +145,7 @@ def test_documents_need_a_template_that_takes_them(
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "documents"
     template = "{% for d in documents or [] %}{{ d.text }}{% endfor %}{{ messages[-1].content }}"
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", template)
     more = chat(live, documents=documents)["usage"]["prompt_tokens"]
     assert more > chat(live)["usage"]["prompt_tokens"]
 
@@ -177,7 +177,7 @@ FORECAST = {
     "choice", ["required", {"type": "function", "function": {"name": "forecast"}}]
 )
 def test_a_forced_tool_call(live: Live, monkeypatch: pytest.MonkeyPatch, choice: Any) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     asked = {"tools": [FORECAST], "tool_choice": choice, "max_tokens": 200}
     answer = chat(live, **asked)["choices"][0]
     assert answer["finish_reason"] == "tool_calls"

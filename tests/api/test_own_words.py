@@ -275,7 +275,7 @@ def test_a_new_version_speaks_with_its_own(
 def test_a_base_without_a_template_chats_by_the_adapters(
     worded: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worded.server.loaded.tokenizer, "chat_template", None)
+    monkeypatch.setattr(worded.server.tokenizer, "chat_template", None)
     body = {"model": "plain", "messages": [{"role": "user", "content": TEXT}], **ASKED}
     assert worded.http.post("/v1/chat/completions", json=body).status_code == 400
     assert said(chat(worded, "template"))

@@ -26,7 +26,7 @@ REASONS = CHAT_TEMPLATE.replace(
 @pytest.fixture
 def thinker(live: Live, monkeypatch: pytest.MonkeyPatch) -> Live:
     """A base whose template begins the reasoning."""
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", REASONS)
     return live
 
 

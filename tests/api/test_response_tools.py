@@ -19,7 +19,7 @@ TOOL = {"type": "function", **FORECAST["function"], "strict": True}
 def test_a_tool_is_called_and_answered(
     live: Live, monkeypatch: pytest.MonkeyPatch, choice: Any
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     asked = {"tools": [TOOL, {"type": "web_search"}], "tool_choice": choice}
     answer = post(live, max_output_tokens=200, **asked)
     assert answer.headers["x-lorry-ignored"] == "tools.web_search"
@@ -52,7 +52,7 @@ def test_a_function_in_a_namespace_is_called_by_it_and_its_name(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codex sends some."""
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     agents = {"type": "namespace", "name": "agents", "description": "Helpers", "tools": [TOOL]}
     choice = {"type": "function", "name": "forecast", "namespace": "agents"}
     asked = {"tools": [TOOL, agents], "tool_choice": choice, "max_output_tokens": 200}
@@ -68,7 +68,7 @@ def test_a_function_in_a_namespace_is_called_by_it_and_its_name(
 
     template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
     template += "{% endfor %}{% endfor %}{{ messages[-1].name }}"
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", template)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", template)
     result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
     more = respond(live, input=[call, result], instructions=None)
     assert more["usage"]["input_tokens"] == tokens(live, "agents__forecast agents__forecast")
@@ -77,7 +77,7 @@ def test_a_function_in_a_namespace_is_called_by_it_and_its_name(
 def test_a_conversation_with_calls_reaches_the_template(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", CALLS)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", CALLS)
     items = [
         {"role": "user", "content": "weather"},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A"}]},

@@ -119,7 +119,7 @@ def test_structured_output(live: Live) -> None:
 
 
 def test_reasoning_is_an_item_of_its_own(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", REASONS)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", REASONS)
     got = respond(live)
     (item,) = got["output"]
     assert item["type"] == "reasoning" and item["summary"] == []

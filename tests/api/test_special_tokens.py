@@ -46,7 +46,7 @@ def test_one_beginning_of_text_is_enough(live: Live, route: str) -> None:
 def test_a_rendered_chat_is_the_same_prompt_everywhere(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.server.loaded.tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(live.server.tokenizer, "chat_template", TEMPLATE)
     messages = [{"role": "user", "content": TEXT}]
     asked = {"temperature": 0, "max_tokens": 8}
     chat = post(live, "/v1/chat/completions", messages=messages, **asked)

@@ -68,7 +68,7 @@ def test_a_client_that_makes_its_own_chats_has_what_it_needs(live: Live) -> None
     """lm-eval's remote tokenizer asks so."""
     info = live.http.get("/tokenizer_info").json()
     assert isinstance(info["eos_token"], str)
-    tokenizer = live.server.loaded.tokenizer
+    tokenizer = live.server.tokenizer
     assert info["bos_token"] == tokenizer.bos_token
     assert info["chat_template"] == tokenizer.chat_template
     assert info["model_max_length"] == 512

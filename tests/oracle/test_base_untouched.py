@@ -60,7 +60,7 @@ def test_a_thousand_uploads_requests_and_deletions(
         for variant in VARIANTS
     ]
     with serve(settings) as live:
-        before = digest_of_base(live.server.loaded.model)
+        before = digest_of_base(live.server.core.loaded.model)
         assert any("codes" in name or "SCB" in name or "scales" in name for name in before)
         answer = live.generate("Ahoy there")
 
@@ -79,4 +79,4 @@ def test_a_thousand_uploads_requests_and_deletions(
             list(pool.map(lives, range(4)))
         assert live.metric("lorry_adapter_loads_total") >= ROUNDS / 2
         assert live.generate("Ahoy there") == answer
-        assert digest_of_base(live.server.loaded.model) == before
+        assert digest_of_base(live.server.core.loaded.model) == before

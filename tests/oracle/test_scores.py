@@ -66,7 +66,7 @@ def live(
 @torch.inference_mode()
 def expected(live: Live, model: PeftModel, query: str, document: str) -> float:
     """The head's own number for the pair that the tokenizer makes of them."""
-    ids = live.server.loaded.tokenizer(query, document)["input_ids"]
+    ids = live.server.tokenizer(query, document)["input_ids"]
     assert isinstance(ids, list)
     ids_T = torch.tensor([ids])
     found = model(input_ids=ids_T, attention_mask=torch.ones_like(ids_T)).logits[0, 0]

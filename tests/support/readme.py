@@ -20,7 +20,7 @@ from lorry.api.app import Services, create_app
 from lorry.api.chat_schema import ChatBody
 from lorry.api.completions_schema import CompletionsBody
 from lorry.api.fields import markdown_table as markdown_table_of_fields
-from lorry.core import EngineStats
+from lorry.core import Base, EngineStats
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
 from lorry.settings import Settings, markdown_table
@@ -104,11 +104,17 @@ def openapi() -> dict[str, Any]:
         tokenizer=build_tokenizer(add_bos=False),
         settings=Settings(),
         metrics=Metrics(CollectorRegistry(), base_name="base"),
-        base_name="base",
-        eos_token_ids=frozenset({EOS}),
-        max_model_len=128,
-        info=dict,
-        vocab_size=VOCAB_SIZE,
+        base=Base(
+            name="base",
+            other_names=(),
+            repository=None,
+            source="base",
+            quantization="none",
+            eos_token_ids=frozenset({EOS}),
+            max_model_len=128,
+            vocab_size=VOCAB_SIZE,
+            about={},
+        ),
     )
     return create_app(services).openapi()
 

@@ -59,6 +59,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "trust_request_chat_template": ("yes", True),
     "responses_memory": ("1MiB", 1 << 20),
     "keep_responses": ("60", 60.0),
+    "engine_process": ("on", "on"),
     "json_schema": ("letter", "letter"),
     "shutdown_grace": ("1.5", 1.5),
     "log_level": ("debug", "debug"),

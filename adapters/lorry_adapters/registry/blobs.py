@@ -44,6 +44,9 @@ def files_in(folder: Path) -> tuple[str, ...]:
     return (CONFIG_FILE, WEIGHTS_FILE, *words)
 
 
+BLOBS = "blobs"
+"""Of the home folder."""
+
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 _BLOB_FOLDER = re.compile(r"sha256-[0-9a-f]{64}")
@@ -67,6 +70,21 @@ def size_of(folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in files_in(folder))
 
 
+def folder_in(home: Path, digest: str) -> Path:
+    """Where `digest` is under `home`, or would be."""
+    assert DIGEST.fullmatch(digest), digest
+    return home / BLOBS / digest.replace(":", "-", 1)
+
+
+def intact(folder: Path, digest: str) -> bool:
+    """True if the files in `folder` have the digest. Reads them whole (about 1 GB/s). OSError
+    where the disk fails."""
+    try:
+        return digest_of(folder) == digest
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 @contextmanager
 def storage_full_named(home: Path) -> Iterator[None]:
     """Turns the system's 'no space' and 'quota exceeded' into StorageFull."""
@@ -86,7 +104,7 @@ class Blobs:
     def __init__(self, home: Path) -> None:
         """Create the folders under `home` where missing. Reads and removes nothing yet."""
         self._home = home
-        self._blobs = home / "blobs"
+        self._blobs = home / BLOBS
         self._staging = home / "staging"
         self.places = (self._blobs,)
         """What has to stay there."""
@@ -157,15 +175,11 @@ class Blobs:
 
     def folder(self, digest: str) -> Path:
         """Where `digest` is, or would be."""
-        assert DIGEST.fullmatch(digest), digest
-        return self._blobs / digest.replace(":", "-", 1)
+        return folder_in(self._home, digest)
 
     def intact(self, digest: str) -> bool:
-        """Whether the stored files still have the digest; reads them whole (about 1 GB/s)."""
-        try:
-            return digest_of(self.folder(digest)) == digest
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        """As the function `intact`."""
+        return intact(self.folder(digest), digest)
 
     def retire(self, digest: str) -> None:
         """Take a blob away at once, its bytes soon. Missing is fine; a disk error is logged,

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     # Only the annotation needs it: this file stays free of torch.
@@ -38,6 +38,18 @@ class HostCacheStats:
     """Loads started."""
     evictions: int
     """Entries dropped to make room; removed adapters do not count."""
+
+
+class AdapterCache(Protocol):
+    """A host cache as the registry sees it; the engine's process has its own. Thread-safe."""
+
+    def pin(self, digests: frozenset[str]) -> None: ...
+
+    def discard(self, digest: str) -> None: ...
+
+    def __contains__(self, digest: str) -> bool: ...
+
+    def stats(self) -> HostCacheStats: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +131,11 @@ class HostCache:
                 self._drop(digest)
             if digest in self._flights:
                 self._flights[digest].discarded = True
+
+    def digests(self) -> tuple[str, ...]:
+        """Those that are kept, least recently used first."""
+        with self._lock:
+            return tuple(self._entries)
 
     def __contains__(self, digest: str) -> bool:
         with self._lock:

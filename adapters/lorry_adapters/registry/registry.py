@@ -36,7 +36,7 @@ from lorry_adapters.lora.merge import Recipe
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.catalog import StoredContent
-from lorry_adapters.registry.host_cache import HostCache, HostCacheStats
+from lorry_adapters.registry.host_cache import AdapterCache, HostCache, HostCacheStats
 from lorry_adapters.registry.intake import Intake
 from lorry_adapters.registry.inventory import Inventory, version_of
 from lorry_adapters.registry.merges import Merges
@@ -80,13 +80,15 @@ class Registry:
         allowed_roots: tuple[Path, ...] = (),
         keep_unclaimed: timedelta = timedelta(days=7),
         words: bool = True,
+        cache: AdapterCache | None = None,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
         `max_upload`: bytes of an adapter's files unpacked. `max_host_bytes`,
         `max_host_adapters`: see `host_cache`. `reserved_names`: what the base answers to.
         `allowed_roots`: folders that `upload_from` may read. `keep_unclaimed`: how long
-        contents that no adapter has are kept. `words`: see `Inventory`. HomeUnusable.
+        contents that no adapter has are kept. `words`: see `Inventory`. `cache`: the engine's,
+        where it is in another process. HomeUnusable.
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
@@ -98,7 +100,7 @@ class Registry:
             """The folder itself: whether it is well, and what the start found there."""
             opened.callback(self.storage.close)
             self._blobs, self._ledger = self.storage.blobs, self.storage.ledger
-            self._cache = HostCache(
+            self._cache: AdapterCache = cache or HostCache(
                 Loader(layout, self.storage, self._inventory).load,
                 max_bytes=max_host_bytes,
                 max_entries=max_host_adapters,
@@ -317,7 +319,6 @@ class Registry:
 
     def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
         """All of `choices` at once, or an error and nothing. No I/O.
-
         UnknownAdapter, AdapterDisabled, AdapterBroken, InvalidScale, InvalidSelection
         (more than MAX_SELECTION, the same content twice, or virtual tokens of two).
         """
@@ -348,9 +349,9 @@ class Registry:
     def weights(self, digest: str) -> AdapterWeights:
         """From the host cache, else from disk after the digest was checked there; one load
         per digest at a time. Call it with a lease on `digest`. AdapterBroken."""
-        # The hold keeps a removal from freeing the files during the load, and the host
-        # copy is made before it ends, so that freeing finds and drops it.
+        # Or a removal could free the files during the load, and never find the host copy.
         with self._inventory.holding(digest):
+            assert isinstance(self._cache, HostCache), "the engine's process has its own"
             return self._cache.get(digest)
 
     def mark_broken(self, digest: str, why: str) -> AdapterBroken:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -63,6 +63,7 @@ from lorry.api.unclaimed import Unclaimed
 from lorry.api.vectors import Pooled
 from lorry.api.vllm_lora import VllmLora
 from lorry.api.voices import Voice, Voices
+from lorry.core import Base
 from lorry.engine.client import EngineClient
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
@@ -110,18 +111,7 @@ class Services:
     tokenizer: PreTrainedTokenizerFast
     settings: Settings
     metrics: Metrics
-    base_name: str
-    eos_token_ids: frozenset[int]
-    max_model_len: int
-    info: Callable[[], Mapping[str, object]]
-    other_names: tuple[str, ...] = ()
-    """Of the base, beside `base_name`."""
-    repository: str | None = None
-    """The base's id on a hub."""
-    quantization: str = "none"
-    """Of the base's weights, as it was resolved."""
-    vocab_size: int | None = None
-    """Tokens that the base has embeddings and logits for; None: as many as the tokenizer."""
+    base: Base
     give_back: Callable[[], None] = lambda: None
     """Memory that was freed goes back to the system. Blocks."""
 
@@ -148,16 +138,16 @@ def create_app(services: Services) -> FastAPI:
             why_broken=registry.why_broken,
         )
     )
-    base = BaseNames(services.base_name, services.other_names, services.repository)
+    base = BaseNames(services.base.name, services.base.other_names, services.base.repository)
     prompts = Prompts(
         services.tokenizer,
-        services.vocab_size,
+        services.base.vocab_size,
         tool_prompt=ToolPrompt(services.settings.tool_prompt),
         notation=NOTATIONS.get(services.settings.tool_parser),
         thoughts=choice_of(services.settings.reasoning_parser),
     )
     voices = Voices(
-        Voice(prompts, services.eos_token_ids),
+        Voice(prompts, services.base.eos_token_ids),
         services.tokenizer,
         registry,
         use=services.settings.adapter_templates == "use",
@@ -171,7 +161,7 @@ def create_app(services: Services) -> FastAPI:
         metrics=metrics,
         registry=registry,
         base=base,
-        fingerprint=f"lorry-{lorry.__version__}-{services.base_name}-{services.quantization}",
+        fingerprint=f"lorry-{lorry.__version__}-{services.base.name}-{services.base.quantization}",
         clip=services.settings.beyond_context == "clip",
     )
     adapters = Adapters(
@@ -193,17 +183,18 @@ def create_app(services: Services) -> FastAPI:
         registry=registry,
         base=base,
         base_source=services.settings.model,
-        max_model_len=services.max_model_len,
+        max_model_len=services.base.max_model_len,
         started=datetime.now(UTC),
     )
     health = Health(
         ready=lambda: client.ready,
         trouble=lambda: registry.storage.trouble(),
         warning=lambda: registry.storage.warning(),
-        info=services.info,
+        about=services.base.about,
+        slot_bytes=lambda: client.stats.slot_bytes,
         metrics=metrics,
         settings=services.settings,
-        max_model_len=services.max_model_len,
+        max_model_len=services.base.max_model_len,
     )
     settings = services.settings
     chat = Chat(openai, own_templates=settings.trust_request_chat_template)
@@ -215,7 +206,7 @@ def create_app(services: Services) -> FastAPI:
             chat=chat,
             registry=registry,
             base=base,
-            max_model_len=services.max_model_len,
+            max_model_len=services.base.max_model_len,
             tokenizer=services.tokenizer,
         ),
         Completions(openai),

@@ -25,11 +25,14 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
                 "send it again, and see the server's log if it fails again"
             )
         case FailureCode.ADAPTER_FAILED:
-            guilty = [ref for ref in refs if ref.digest in failure.digests]
-            named = ", ".join(f"{ref.name!r} (version {ref.version})" for ref in guilty)
             return AdapterBroken(
-                f"adapter {named} cannot be served: computing it failed ({reason}); "
-                "upload it again, or another version"
+                f"adapter {_named(failure, refs)} cannot be served: computing it failed "
+                f"({reason}); upload it again, or another version"
+            )
+        case FailureCode.FILES_BROKEN:
+            return AdapterBroken(
+                f"adapter {_named(failure, refs)} cannot be served: {reason}; upload it again, or "
+                "another version"
             )
         case FailureCode.ADAPTER_BROKEN:
             return AdapterBroken(reason)
@@ -51,6 +54,16 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
             return GenerationFailed("the server failed while it held this request; send it again")
         case FailureCode.ENGINE_STOPPED:
             return GenerationFailed("the server stopped before this request ended")
+        case FailureCode.ENGINE_LOST:
+            return GenerationFailed(
+                "the engine's process ended while it held this request; send it again once the "
+                "server has started anew"
+            )
+
+
+def _named(failure: Failure, refs: Sequence[AdapterRef]) -> str:
+    guilty = [ref for ref in refs if ref.digest in failure.digests]
+    return ", ".join(f"{ref.name!r} (version {ref.version})" for ref in guilty)
 
 
 def _overflow(names: Sequence[str]) -> str:

@@ -81,7 +81,8 @@ class Health:
         ready: Callable[[], bool],
         trouble: Callable[[], str | None],
         warning: Callable[[], str | None],
-        info: Callable[[], Mapping[str, object]],
+        about: Mapping[str, Any],
+        slot_bytes: Callable[[], int],
         metrics: Metrics,
         settings: Settings,
         max_model_len: int,
@@ -89,7 +90,8 @@ class Health:
         self._ready = ready
         self._trouble = trouble
         self._warning = warning
-        self._info = info
+        self._about = about
+        self._slot_bytes = slot_bytes
         self._metrics = metrics
         self._settings = settings
         self._max_model_len = max_model_len
@@ -152,7 +154,7 @@ class Health:
 
     async def version(self) -> Response:
         """Of the server, as `/info` has it among much else."""
-        return JSONResponse({"version": self._info()["version"]})
+        return JSONResponse({"version": self._about["version"]})
 
     async def info(self) -> Response:
         """What is served, how, in how much memory, and every limit that a request has."""
@@ -169,7 +171,8 @@ class Health:
             "max_top_tokens": MAX_TOP,
             "max_stop_sequences": MAX_STOPS,
         }
-        info = dict(self._info())
+        memory = {**self._about["memory"], "adapter_slots_reserved": self._slot_bytes()}
+        info = {**self._about, "memory": memory}
         # The names under which TGI's clients look for some of it.
         tgi = {
             "model_dtype": info.get("dtype"),

@@ -13,12 +13,14 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from lorry.constraint import Constraint
 from lorry.core import (
     Capacity,
     EngineStats,
+    Failure,
     FailureCode,
     Pooling,
     Request,
@@ -26,7 +28,7 @@ from lorry.core import (
     TokenEvent,
 )
 from lorry.engine.invocation import uses_of
-from lorry.engine.letters import Cancel, Letter, Submit
+from lorry.engine.letters import Cancel, Forget, Letter, Submit
 from lorry.engine.places import Place, Places
 from lorry.engine.task import check_task
 from lorry.errors import (
@@ -229,6 +231,10 @@ class EngineClient:
             self._cancel(request_id)
         return not left
 
+    def forget(self, digest: str) -> None:
+        """The registry has let go of this content. Any thread."""
+        self._engine.offer(Forget(digest))
+
     def emit(self, events: Sequence[TokenEvent]) -> None:
         """Any thread brings the engine's news here."""
         if self._loop is None:
@@ -244,12 +250,25 @@ class EngineClient:
             generation = self._generations.get(event.request_id)
             assert generation is not None, "one final event a request"
             failure = event.failure
-            if failure is not None and failure.code is FailureCode.ADAPTER_FAILED:
-                for digest in failure.digests:
-                    self._registry.mark_broken(digest, f"computing it failed ({failure.reason})")
+            if failure is not None:
+                event = replace(event, failure=self._noted(failure))
             generation._put(event)
             if event.finish is not None:
                 self._drop(generation)
+
+    def _noted(self, failure: Failure) -> Failure:
+        """The registry refuses the adapters that are at fault from now on."""
+        if failure.code is FailureCode.ADAPTER_FAILED:
+            for digest in failure.digests:
+                self._registry.mark_broken(digest, f"computing it failed ({failure.reason})")
+        if failure.code is FailureCode.FILES_BROKEN:
+            for digest in failure.digests:
+                # If the home folder is in trouble, perhaps nothing is wrong with the files.
+                trouble = self._registry.storage.trouble()
+                if trouble is not None:
+                    return Failure(FailureCode.STORE_UNUSABLE, str(trouble))
+                self._registry.mark_broken(digest, failure.reason)
+        return failure
 
     def _drop(self, generation: Generation) -> None:
         del self._generations[generation._id]

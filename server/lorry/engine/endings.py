@@ -6,7 +6,7 @@ from math import isfinite
 
 from lorry.core import Failure, FailureCode, RowResult
 from lorry.errors import InvalidRequest, QueueFull, RequestError, UnsupportedParameter
-from lorry_adapters.errors import AdapterError, HomeUnusable, OutOfMemory
+from lorry_adapters.errors import AdapterBroken, AdapterError, HomeUnusable, OutOfMemory
 
 
 def grammar_failure(error: Exception) -> Failure:
@@ -28,13 +28,16 @@ def grammar_failure(error: Exception) -> Failure:
 def adapter_failure(error: AdapterError) -> Failure:
     """Of an adapter that could not be brought to a slot."""
     match error:
+        case AdapterBroken(bad_files=str() as digest):
+            return Failure(FailureCode.FILES_BROKEN, str(error.message), digests=(digest,))
         case OutOfMemory():
             code = FailureCode.OUT_OF_MEMORY
         case HomeUnusable():
             code = FailureCode.STORE_UNUSABLE
         case _:
             code = FailureCode.ADAPTER_BROKEN
-    return Failure(code, error.message)
+    # A message that names a remedy is more than text.
+    return Failure(code, str(error.message))
 
 
 def step_failure(error: Exception) -> Failure:

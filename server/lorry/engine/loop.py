@@ -58,10 +58,12 @@ class Engine:
         constraints: Constraints,
         *,
         emit: Callable[[list[TokenEvent]], None],
+        slot_bytes: Callable[[], int] = lambda: 0,
         on_step: Callable[[int, float], None] = lambda tokens, seconds: None,
+        on_stats: Callable[[EngineStats], None] = lambda stats: None,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
-        """`emit` is called in the engine's thread."""
+        """`emit` and the rest are called in the engine's thread; `on_stats` with each change."""
         self.scheduler = scheduler
         self.residency = residency
         self.runner = runner
@@ -75,7 +77,9 @@ class Engine:
         self.broken = False
         self._constraints = constraints
         self._emit = emit
+        self._slot_bytes = slot_bytes
         self._on_step = on_step
+        self._on_stats = on_stats
         self._on_broken = on_broken
         self._steps = 0
         self._failed_steps = 0
@@ -241,6 +245,10 @@ class Engine:
                 loads=residency.loads,
                 evictions=residency.evictions,
                 failed_steps=self._failed_steps,
+                slot_bytes=self._slot_bytes(),
             )
         self._seen = seen
+        before = self._snapshot
         self._snapshot = (stats, self._steps, scheduler.blocks.num_used)
+        if self._snapshot != before:
+            self._on_stats(self.stats)

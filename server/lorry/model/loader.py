@@ -92,14 +92,7 @@ def load(
     """
     hush_libraries()
     precision = resolve(settings)
-    found = source.fetch(
-        settings.model,
-        settings.home,
-        revision=settings.revision,
-        token=settings.hf_token,
-        say=progress,
-        meter=meter or meter_of(progress),
-    )
+    found = _fetched(settings, progress, meter)
     config = config_of(found)
     stored = stored_quantization(config, settings.quantize)
     length = max_model_len(config, found.given, settings.max_model_len, progress)
@@ -174,6 +167,23 @@ def described(model: PreTrainedModel, found: source.Source, name: str) -> BaseLa
     if qwen.is_original(found.folder):
         return replace(layout, aliases=qwen.aliases(model.config))
     return layout
+
+
+def tokenizer_of(settings: Settings) -> PreTrainedTokenizerFast:
+    """The base's, where another process has loaded the base. Raises ModelError."""
+    found = _fetched(settings, lambda line: None, None)
+    return _tokenizer(found, config_of(found))
+
+
+def _fetched(settings: Settings, progress: Say, meter: Meter | None) -> source.Source:
+    return source.fetch(
+        settings.model,
+        settings.home,
+        revision=settings.revision,
+        token=settings.hf_token,
+        say=progress,
+        meter=meter or meter_of(progress),
+    )
 
 
 def _tokenizer(found: source.Source, config: PretrainedConfig) -> PreTrainedTokenizerFast:

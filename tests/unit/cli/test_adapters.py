@@ -20,7 +20,7 @@ from lorry.api.app import Services, create_app
 from lorry.bootstrap import KEEP_ALIVE
 from lorry.cli import main
 from lorry.cli.offline import outline
-from lorry.core import EngineStats
+from lorry.core import Base, EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
 from lorry_adapters.registry.blobs import digest_of, files_in
@@ -54,11 +54,17 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
             tokenizer=build_tokenizer(add_bos=False),
             settings=settings,
             metrics=Metrics(CollectorRegistry(), base_name="base"),
-            base_name="base",
-            eos_token_ids=frozenset({EOS}),
-            max_model_len=128,
-            info=lambda: {"max_lora_rank": settings.max_lora_rank},
-            vocab_size=VOCAB_SIZE,
+            base=Base(
+                name="base",
+                other_names=(),
+                repository=None,
+                source="base",
+                quantization="none",
+                eos_token_ids=frozenset({EOS}),
+                max_model_len=128,
+                vocab_size=VOCAB_SIZE,
+                about={"max_lora_rank": settings.max_lora_rank, "memory": {}},
+            ),
         )
     )
     config = uvicorn.Config(

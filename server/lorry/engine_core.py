@@ -1,0 +1,202 @@
+"""Everything below the engine's boundary, built from settings: the base, its paths, the engine.
+
+The server builds it in its own process, or `lorry.engine_program` does in another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+import lorry
+from lorry.core import Base, EngineStats, TokenEvent
+from lorry.engine.blocks import BlockPool
+from lorry.engine.constraints import Constraints, compilers
+from lorry.engine.letters import Mailbox
+from lorry.engine.limits import Limits
+from lorry.engine.loop import Engine
+from lorry.engine.residency import SlotResidency
+from lorry.engine.scheduler import Scheduler
+from lorry.errors import ModelError, SettingsError
+from lorry.model import memory, paths, selfcheck
+from lorry.model.executor import Executor
+from lorry.model.kv_cache import bytes_per_token
+from lorry.model.loader import LoadedModel, load
+from lorry.model.path_set import PathSet
+from lorry.option import format_size
+from lorry.settings import Settings
+from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.lora.slot_table import SlotTable
+from lorry_adapters.lora.weights import AdapterWeights
+
+BLOCK_SIZE = 16
+"""Tokens in a KV block: small enough that little of the last one is wasted."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineCore:
+    """A base that is loaded and checked."""
+
+    settings: Settings
+    loaded: LoadedModel
+    executor: Executor
+    base: Base
+
+    @property
+    def layout(self) -> BaseLayout:
+        return self.executor.paths.layout
+
+    def engine(
+        self,
+        weights: Callable[[str], AdapterWeights],
+        *,
+        emit: Callable[[Sequence[TokenEvent]], None],
+        on_step: Callable[[int, float], None],
+        on_broken: Callable[[], None],
+        on_stats: Callable[[EngineStats], None] = lambda stats: None,
+    ) -> Engine:
+        """Not started yet. `weights(digest)` reads an adapter, in a thread; AdapterError."""
+        settings, placement = self.settings, self.executor.placement
+        mailbox = Mailbox()
+        residency = SlotResidency(
+            SlotTable(settings.max_loras),
+            fetch=lambda digest: placement.prepare(weights(digest)),
+            place=placement.place,
+            wake=mailbox.wake,
+        )
+        scheduler = Scheduler(
+            Limits(
+                max_num_seqs=settings.max_num_seqs,
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                max_model_len=self.base.max_model_len,
+            ),
+            BlockPool(self.executor.paths.cache.num_blocks, BLOCK_SIZE),
+            residency,
+        )
+        compiler_of = compilers(
+            self.loaded.tokenizer,
+            vocab_size=self.base.vocab_size,
+            closed=settings.json_schema == "closed",
+        )
+        return Engine(
+            scheduler,
+            residency,
+            self.executor,
+            mailbox,
+            Constraints(compiler_of, wake=mailbox.wake),
+            emit=emit,
+            slot_bytes=lambda: self.executor.paths.slot_bytes,
+            on_step=on_step,
+            on_stats=on_stats,
+            on_broken=on_broken,
+        )
+
+    def close(self) -> None:
+        """After the engine has stopped."""
+        self.executor.paths.close()
+
+
+def load_core(settings: Settings, say: Say) -> EngineCore:
+    """Load the base and check that it is served right.
+
+    Raises:
+        SettingsError, ModelError, UnsupportedModel: with what to do about it.
+    """
+    loaded = load(settings, say)
+    executor = _executor(settings, loaded, say)
+    base = Base(
+        name=loaded.name,
+        other_names=loaded.other_names,
+        repository=loaded.repository,
+        source=loaded.source,
+        quantization=loaded.quantization,
+        eos_token_ids=loaded.eos_token_ids,
+        max_model_len=loaded.max_model_len,
+        vocab_size=loaded.config.get_text_config().vocab_size,
+        about=_about(settings, loaded, executor.paths),
+    )
+    return EngineCore(settings, loaded, executor, base)
+
+
+def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
+    """The paths that serve, checked, and what is told of them and of their cache."""
+    found = paths.first_pass(loaded)
+    kernels = paths.choose(settings.kernels, loaded, found, block_size=BLOCK_SIZE)
+    per_token = bytes_per_token(found.shapes, kernels.kv_dtype)
+    sizes = paths.Sizes(
+        kv_blocks=_kv_blocks(settings, loaded, per_token),
+        block_size=BLOCK_SIZE,
+        max_slots=settings.max_loras,
+        max_rank=settings.max_lora_rank,
+        max_tokens=settings.max_num_batched_tokens,
+    )
+    executor = paths.checked(loaded, found, kernels, sizes, say)
+    served = executor.paths
+    if served.unpackable is not None:
+        say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
+    memory.give_back_freed()
+    tokens = served.cache.num_blocks * BLOCK_SIZE
+    say(
+        f"KV cache takes {format_size(served.cache.nbytes)}: "
+        f"{tokens} tokens of {format_size(served.cache.nbytes // tokens)}, "
+        f"{str(served.cache.dtype).removeprefix('torch.')}"
+    )
+    return executor
+
+
+def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
+    """Blocks that the budget buys, and no more than the rows could ever fill."""
+    there = _memory_of(loaded.device)
+    if settings.kv_cache_memory > there and settings.kv_cache_memory != Settings().kv_cache_memory:
+        raise SettingsError(
+            f"--kv-cache-memory {format_size(settings.kv_cache_memory)} is more memory than the "
+            f"{'GPU' if loaded.device.type == 'cuda' else 'machine'} has, which is "
+            f"{format_size(there)}; give less"
+        )
+    affordable = settings.kv_cache_memory // (per_token * BLOCK_SIZE)
+    least = selfcheck.SHORT.blocks_needed(BLOCK_SIZE)
+    if affordable < least:
+        raise ModelError(
+            f"--kv-cache-memory {format_size(settings.kv_cache_memory)} does not hold "
+            f"{least * BLOCK_SIZE} tokens of {format_size(per_token)} each; give more"
+        )
+    per_row = -(-loaded.max_model_len // BLOCK_SIZE)
+    return min(affordable, max(least, settings.max_num_seqs * per_row))
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def _about(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[str, object]:
+    """What `/info` says of the model and of the memory, bytes by part."""
+    return {
+        "version": lorry.__version__,
+        "model_id": loaded.name,
+        "model_source": loaded.source,
+        "model_revision": loaded.revision,
+        "architecture": loaded.layout.architecture,
+        "quantization": loaded.quantization,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(served.cache.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "kernels": served.kernels,
+        "rows": served.row_layout,
+        "torch": str(torch.__version__),
+        "max_model_len": loaded.max_model_len,
+        "max_loras": settings.max_loras,
+        "max_lora_rank": settings.max_lora_rank,
+        "memory": {
+            **loaded.memory,
+            "kv_cache": served.cache.nbytes,
+            "host_cache_limit": settings.host_cache_memory,
+        },
+    }

@@ -1,0 +1,120 @@
+"""The engine's process: loads the base, then serves the other end of a connection.
+
+It ends when it is told to, when the engine gives up, and when the connection is closed: the
+server at the other end is gone then.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from lorry import logs
+from lorry.core import EngineStats, TokenEvent
+from lorry.engine.wire import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    Broke,
+    Cached,
+    Discard,
+    Events,
+    Pin,
+    Ready,
+    Refused,
+    Said,
+    Stats,
+    StepTaken,
+    Stop,
+)
+from lorry.engine_core import EngineCore, load_core
+from lorry.errors import LorryError
+from lorry.settings import Settings
+from lorry_adapters.registry.host_cache import HostCache
+from lorry_adapters.registry.reader import Reader
+
+logger = logging.getLogger(__name__)
+
+
+def run(connection: Connection, settings: Settings) -> None:
+    """The whole life of the process."""
+    # The process group's Ctrl-C is for the server, which lets running requests finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.setup(settings.log_level, settings.log_format)
+    server = _Server(connection)
+    try:
+        core = load_core(settings, lambda line: server.send(Said(line)))
+    except LorryError as error:
+        server.send(Refused(type(error).__name__, error.message))
+        return
+    served = _Served(core, server)
+    server.send(Ready(core.base, core.layout, served.engine.capacity))
+    served.until_told(connection)
+    core.close()
+
+
+class _Server:
+    """The other end. Thread-safe; one that is gone is told nothing."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._writing = threading.Lock()
+
+    def send(self, message: object) -> None:
+        with self._writing, suppress(OSError):
+            self._connection.send_bytes(FROM_ENGINE.encode(message))
+
+
+class _Served:
+    """The engine, and its host cache."""
+
+    def __init__(self, core: EngineCore, server: _Server) -> None:
+        settings = core.settings
+        self._server = server
+        self._cache = HostCache(
+            Reader(settings.home, core.layout).load,
+            max_bytes=settings.host_cache_memory,
+            max_entries=settings.max_cpu_loras,
+        )
+        self._told: tuple[int, ...] = ()
+        self.engine = core.engine(
+            self._cache.get,
+            emit=self._emit,
+            on_step=lambda tokens, seconds: server.send(StepTaken(tokens, seconds)),
+            on_stats=self._show,
+            on_broken=lambda: server.send(Broke()),
+        )
+
+    def until_told(self, connection: Connection) -> None:
+        """Run the engine until the server says stop, or is gone."""
+        self._show(self.engine.stats)
+        self.engine.start()
+        with suppress(EOFError, OSError):
+            while True:
+                match TO_ENGINE.decode(connection.recv_bytes()):
+                    case Pin(digests):
+                        self._cache.pin(frozenset(digests))
+                    case Stop():
+                        break
+                    case Discard(digest):
+                        self._cache.discard(digest)
+                    case letter:
+                        self.engine.offer(letter)
+        self.engine.stop()
+
+    def _emit(self, events: Sequence[TokenEvent]) -> None:
+        self._server.send(Events(tuple(events)))
+
+    def _show(self, stats: EngineStats) -> None:
+        self._server.send(Stats(stats))
+        now = self._cache.stats()
+        seen = (now.hits, now.misses, now.evictions, now.entries, now.bytes)
+        if seen != self._told:
+            self._told = seen
+            digests = self._cache.digests()
+            self._server.send(
+                Cached(now.hits, now.misses, now.evictions, now.bytes, now.capacity_bytes, digests)
+            )
