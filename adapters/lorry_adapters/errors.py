@@ -77,10 +77,11 @@ class Problem(str):
 
     __slots__ = ("facts", "remedy")
 
-    remedy: Remedy | None
+    remedy: StrEnum | None
+    """A `Remedy`, or one that the server has added."""
     facts: Mapping[str, str | int]
 
-    def __new__(cls, text: str, remedy: Remedy | None = None, **facts: str | int) -> Self:
+    def __new__(cls, text: str, remedy: StrEnum | None = None, **facts: str | int) -> Self:
         problem = super().__new__(cls, text)
         problem.remedy, problem.facts = remedy, facts
         return problem

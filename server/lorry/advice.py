@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Final
 
+from lorry.errors import EngineRemedy
 from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, summary
 from lorry_adapters.lora.problems import UNKNOWN_COLUMN_ORDER
 
 _CONVERT: Final = "lorry adapters convert FOLDER"
-ADVICE: Final[Mapping[Remedy, str]] = {
+ADVICE: Final[Mapping[StrEnum, str]] = {
     Remedy.ENABLE: "enable it first (lorry adapters enable {name})",
     Remedy.RAISE_MAX_RANK: "--max-lora-rank {needed} (LORRY_MAX_LORA_RANK) allows it",
     Remedy.RAISE_MAX_UPLOAD: "--max-upload (LORRY_MAX_UPLOAD) raises that limit",
@@ -36,6 +38,10 @@ ADVICE: Final[Mapping[Remedy, str]] = {
     Remedy.FILL_HOLES: "tar does that without --sparse",
     Remedy.GIVE: "name it with {flag}",
     Remedy.LEAVE_OUT: "leave {flag} out",
+    EngineRemedy.MORE_CACHE: "start the server with more --kv-cache-memory",
+    EngineRemedy.MORE_SLOTS: "start the server with more --max-loras",
+    EngineRemedy.ASK_FOR_LABELS: "ask POST /classify",
+    EngineRemedy.ASK_FOR_VECTORS: "ask POST /v1/embeddings",
 }
 """By remedy; `{flag}` is the command's option for the fact `argument`."""
 

@@ -16,10 +16,26 @@
         └── GenerationFailed    the step that ran this request raised
 
 The adapters' own tree is in `lorry_adapters.errors`. A message says what is
-wrong, where, and what to do; status codes live in one table, `lorry.api.errors`.
+wrong, where, and what to do; the engine's name a remedy instead, as it knows neither
+routes nor commands (`lorry.advice`). Status codes live in one table, `lorry.api.errors`.
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EngineRemedy(StrEnum):
+    """What would help a request that the engine refuses, as `lorry_adapters.errors.Remedy`."""
+
+    MORE_CACHE = "more_cache"
+    """More memory for keys and values."""
+    MORE_SLOTS = "more_slots"
+    """More device slots for adapters."""
+    ASK_FOR_LABELS = "ask_for_labels"
+    """The adapter is a classifier."""
+    ASK_FOR_VECTORS = "ask_for_vectors"
+    """The adapter is for hidden states."""
 
 
 class LorryError(Exception):
@@ -62,7 +78,7 @@ class ModelNotFound(RequestError):
 
 
 class PromptTooLong(RequestError):
-    param = "inputs"
+    param = "prompt"
 
 
 class InvocationMissing(RequestError):

@@ -26,6 +26,18 @@ def test_a_rank_over_the_limit_names_the_setting_at_upload_and_after_a_restart(
         assert RANK in one.http.post("/generate", json=body).json()["error"]
 
 
+def test_a_sum_that_needs_more_slots_names_the_setting(
+    fresh: Live, archives: Callable[[int], Path]
+) -> None:
+    names = [f"part-{seed}" for seed in range(5)]
+    for seed, name in enumerate(names):
+        assert fresh.upload(name, archives(seed)).status_code == 201
+    answer = fresh.http.post("/generate", json={"inputs": "Ahoy", "adapter": names})
+    assert answer.status_code == 422
+    assert "the server has 4 slots" in answer.json()["error"]
+    assert answer.json()["error"].endswith("start the server with more --max-loras")
+
+
 def test_a_disabled_adapter_names_the_command(fresh: Live, archives: Callable[[int], Path]) -> None:
     assert fresh.upload("legal", archives(1), enabled="false").status_code == 201
     body = {"model": "legal", "prompt": "Ahoy"}

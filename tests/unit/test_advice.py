@@ -13,9 +13,11 @@ import pytest
 import typer
 from typer.main import get_command
 
+import lorry.engine
 import lorry_adapters
 from lorry.advice import ADVICE, advised, message_of
 from lorry.cli import build_app
+from lorry.errors import EngineRemedy
 from lorry.settings import options
 from lorry_adapters.errors import AdapterDisabled, InvalidAdapter, Problem, Remedy
 from lorry_adapters.lora.columns import doubts
@@ -42,7 +44,7 @@ def test_what_an_adapter_is_knows_no_flag_and_no_command() -> None:
 
 
 def test_every_remedy_has_advice_and_every_problem_the_facts_for_it() -> None:
-    assert set(ADVICE) == set(Remedy)
+    assert set(ADVICE) == set(Remedy) | set(EngineRemedy)
     used = set()
     for file, tree in trees():
         for node in ast.walk(tree):
@@ -143,3 +145,17 @@ def test_a_line_of_the_log_has_it_too(capsys: pytest.CaptureFixture[str]) -> Non
     finally:
         root.handlers[:] = before
     assert "rank 64 is over 32; --max-lora-rank 64" in capsys.readouterr().err
+
+
+FLAG_OR_ROUTE = re.compile(r"--[a-z]|\b(GET|POST|PUT) /|/v1/|\blorry [a-z]")
+
+
+def test_the_engine_knows_neither_flags_nor_routes() -> None:
+    for file in sorted(Path(lorry.engine.__path__[0]).glob("*.py")):
+        tree = ast.parse(file.read_text())
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert id(node) in prose or not FLAG_OR_ROUTE.search(node.value), (
+                    f"{file}: {node.value!r}"
+                )

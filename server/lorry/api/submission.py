@@ -9,6 +9,7 @@ from dataclasses import replace
 from lorry.api.failures import error_of
 from lorry.core import FinishReason, TokenEvent
 from lorry.errors import GenerationFailed, RequestError, ShuttingDown
+from lorry_adapters.errors import Problem
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
 
@@ -27,7 +28,7 @@ def naming(param: str) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        if error.param == "inputs":
+        if error.param == "prompt":
             error.param = param
         raise
 
@@ -41,7 +42,8 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
         old = error.param
         if old is not None and old in names:
             if error.message.startswith(old):
-                error.message = names[old] + error.message[len(old) :]
+                renamed = names[old] + error.message[len(old) :]
+                error.message = Problem.within(renamed, error.message)
             error.param = names[old]
         raise
 

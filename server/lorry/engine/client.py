@@ -33,12 +33,13 @@ from lorry.engine.places import Place, Places
 from lorry.engine.task import check_task
 from lorry.errors import (
     DoesNotFit,
+    EngineRemedy,
     InvalidRequest,
     PromptTooLong,
     RequestError,
     ShuttingDown,
 )
-from lorry_adapters.errors import AdapterError
+from lorry_adapters.errors import AdapterError, Problem
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef, Lease
 from lorry_adapters.registry.registry import Registry
 
@@ -181,7 +182,7 @@ class EngineClient:
         """
         self._check_open()
         if not prompt_ids:
-            raise InvalidRequest("the prompt has no tokens; send at least one", param="inputs")
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
         place = (place or self._places.enter("")).use()
         try:
             lease = self._registry.acquire(choices)
@@ -292,23 +293,18 @@ class EngineClient:
         capacity = self.capacity.kv_tokens
         if total > capacity:
             if virtual + num_prompt + min(max_new_tokens, 1) > capacity:
-                more = ", or start the server with more --kv-cache-memory"
                 text = _too_long(num_prompt, virtual, max_new_tokens, capacity)
-                raise PromptTooLong(text + more)
-            raise DoesNotFit(
-                f"the request needs {total} tokens of KV cache, the server has {capacity} in all; "
-                "shorten it, or start the server with more --kv-cache-memory"
-            )
+                raise PromptTooLong(Problem(text, EngineRemedy.MORE_CACHE))
+            text = f"the request needs {total} tokens of KV cache, the server has {capacity} in all"
+            raise DoesNotFit(Problem(f"{text}; shorten it", EngineRemedy.MORE_CACHE))
 
     def _check_slots(self, lease: Lease) -> None:
         needed = len({ref.digest for ref in lease.refs if ref.scale != 0.0})
         slots = self.capacity.slots
         if needed > slots:
-            raise DoesNotFit(
-                f"the request sums {needed} adapters, the server has {slots} slots; "
-                "ask for fewer, or start the server with more --max-loras",
-                param="adapter",
-            )
+            text = f"the request sums {needed} adapters, the server has {slots} slots"
+            problem = Problem(f"{text}; ask for fewer", EngineRemedy.MORE_SLOTS)
+            raise DoesNotFit(problem, param="adapter")
 
 
 def _too_long(num_prompt: int, virtual: int, new: int, limit: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorry.core import Pooling
-from lorry_adapters.errors import InvalidSelection
+from lorry.errors import EngineRemedy
+from lorry_adapters.errors import InvalidSelection, Problem
 from lorry_adapters.registry.record import AdapterRef
 
 CLASSIFIER = "SEQ_CLS"
@@ -13,7 +14,7 @@ VECTORS = "FEATURE_EXTRACTION"
 
 
 def check_task(refs: Sequence[AdapterRef], pooling: Pooling | None) -> None:
-    """Raises InvalidSelection, naming the route that serves the adapter."""
+    """Raises InvalidSelection, with the remedy that serves the adapter."""
     # At scale 0 it is not there.
     used = [ref for ref in refs if ref.scale != 0.0]
     classifiers = [ref.name for ref in used if ref.task_type == CLASSIFIER]
@@ -21,16 +22,13 @@ def check_task(refs: Sequence[AdapterRef], pooling: Pooling | None) -> None:
         if len(classifiers) != 1:
             named = ", ".join(f"{ref.name!r} ({ref.task_type or 'no task_type'})" for ref in used)
             raise InvalidSelection(
-                f"/classify needs one adapter that is a classifier (task_type {CLASSIFIER}), at a "
+                f"labels need one adapter that is a classifier (task_type {CLASSIFIER}), at a "
                 f"scale other than 0; the request names {named or 'none'}"
             )
     elif classifiers:
-        raise InvalidSelection(
-            f"adapter {classifiers[0]!r} is a classifier (task_type {CLASSIFIER}) and gives "
-            "labels: ask POST /classify"
-        )
+        text = f"adapter {classifiers[0]!r} is a classifier (task_type {CLASSIFIER}), of labels"
+        raise InvalidSelection(Problem(text, EngineRemedy.ASK_FOR_LABELS))
     vectors = [ref.name for ref in used if ref.task_type == VECTORS]
     if vectors and pooling not in (Pooling.LAST, Pooling.MEAN):
-        raise InvalidSelection(
-            f"adapter {vectors[0]!r} is for vectors (task_type {VECTORS}): ask POST /v1/embeddings"
-        )
+        text = f"adapter {vectors[0]!r} is for vectors (task_type {VECTORS})"
+        raise InvalidSelection(Problem(text, EngineRemedy.ASK_FOR_VECTORS))

@@ -32,7 +32,7 @@ def test_a_request_keeps_what_its_first_prompt_got() -> None:
     ("error", "param"),
     [
         (PromptTooLong("x"), "messages"),
-        (InvalidRequest("x", param="inputs"), "messages"),
+        (InvalidRequest("x", param="prompt"), "messages"),
         (InvalidRequest("x", param="seed"), "seed"),
         (InvocationMissing("x"), "adapter"),
         (DoesNotFit("x"), None),
