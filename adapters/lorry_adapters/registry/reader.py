@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorry_adapters.errors import AdapterBroken, InvalidAdapter
-from lorry_adapters.lora import probe, room
+from lorry_adapters.lora import room, spot_check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import AdapterWeights, load
 from lorry_adapters.registry.blobs import folder_in, intact
@@ -34,7 +34,7 @@ class Reader:
             if intact(folder, digest):
                 with room.named(f"loading the adapter {digest}"):
                     weights = load(folder, digest, self._layout)
-                    probe.check(folder, weights)
+                    spot_check.check(folder, weights)
                     return weights
         except InvalidAdapter as error:
             why = f"its files no longer load: {error.message}"
