@@ -1,4 +1,4 @@
-"""A base and an adapter -> one model, the adapter in its weights: PEFT's `merge_and_unload`.
+"""Bakes an adapter into the weights of a base with PEFT's `merge_and_unload`.
 
 For servers that know no adapters. What is written is a folder that
 `AutoModelForCausalLM.from_pretrained` loads; it can be served as a base, too, with new adapters.

@@ -1,4 +1,4 @@
-"""Adapters as they are found in the wild -> a PEFT folder that PEFT loads without a remainder.
+"""Converts adapters as found in the wild to PEFT folders that PEFT loads completely.
 
 Layouts: keys without PEFT's prefix, or with it twice; the wrappers of a trainer
 (`_orig_mod.`, `module.`, ...) in them; an adapter's name in them (`lora_A.default.weight`);

@@ -1,4 +1,4 @@
-"""A base and a tokenizer with more tokens -> the base with room for them.
+"""Extends a base with room for a tokenizer with more tokens.
 
 For adapters that were trained after tokens had been added: they bring their own rows, and the
 base needs places for those. The rows that it gets there are the mean of all others, which is

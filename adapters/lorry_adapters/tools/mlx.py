@@ -1,4 +1,4 @@
-"""An adapter of MLX-LM's in PEFT's terms.
+"""Converts MLX-LM's adapters to PEFT's format.
 
     <module>.lora_a [in, r], <module>.lora_b [r, out]     a linear's or an embedding's pair
     <module>.m [out]                                      the magnitude of a DoRA

@@ -1,4 +1,4 @@
-"""How much an adapter changes each module: ||s·B·A||, beside the base's own ||W||.
+"""Norm of an adapter's change of each module, ||s·B·A||, and of the base's weight, ||W||.
 
 Frobenius norms. ||B·A||² = sum(BᵀB * AAᵀ) elementwise, two small products: the delta itself,
 as large as the base's weight, is never made.

@@ -1,4 +1,4 @@
-"""Stacked experts whose columns were trained in another order, put into PEFT's (`lora.columns`)."""
+"""Reorders the columns of stacked experts to PEFT's order (`lora.columns`)."""
 
 from __future__ import annotations
 

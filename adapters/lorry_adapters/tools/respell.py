@@ -1,4 +1,4 @@
-"""An adapter under other names of a text model's modules (`lora.spelling`).
+"""Renames a text model's modules in an adapter (`lora.spelling`).
 
 Before transformers 4.52 a model with a vision part called them otherwise, and the text model by
 itself has names of its own. PEFT passes over a key whose module it does not find.

@@ -1,4 +1,4 @@
-"""One task out of an adapter that has several.
+"""Extracts one task from an adapter that has several.
 
 A request of PEFT's names its task. Here requests name adapters, so each task becomes one:
 

@@ -1,4 +1,4 @@
-"""`lorry adapters compare`: what two adapters of a running server say, side by side."""
+"""`lorry adapters compare`: compares the answers of two adapters on a running server."""
 
 from __future__ import annotations
 

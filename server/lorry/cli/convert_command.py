@@ -1,4 +1,4 @@
-"""`lorry adapters convert`: an adapter as it was found -> a PEFT folder without a remainder."""
+"""`lorry adapters convert`: converts an adapter to a PEFT folder that PEFT loads completely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lorry doctor`: what this machine can do, and what would keep a server from starting."""
+"""`lorry doctor`: reports what this machine supports, and problems that stop a server's start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command that only holds others: said alone, it shows what it holds."""
+"""A command group. Called without a command, it lists its commands."""
 
 from __future__ import annotations
 

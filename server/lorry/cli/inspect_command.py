@@ -1,4 +1,4 @@
-"""`lorry adapters inspect`: how much an adapter changes each module of each layer."""
+"""`lorry adapters inspect`: measures how much an adapter changes each module of each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base, for commands that run with no server: found, described, its weights unread.
+"""Finds and describes the base without reading its weights, for commands that need no server.
 
 The description is of a model on torch's meta device: its modules and their shapes.
 """

@@ -1,4 +1,4 @@
-"""What the commands write: tables for people, JSON for scripts, errors on one line."""
+"""The output of commands: tables for people, JSON for scripts, errors on one line."""
 
 from __future__ import annotations
 

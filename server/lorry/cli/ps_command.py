@@ -1,4 +1,4 @@
-"""`lorry ps`: what a running server serves, and what it is doing."""
+"""`lorry ps`: shows what a running server serves and its current load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lorry adapters recover`: adapters of stored files whose records were lost."""
+"""`lorry adapters recover`: makes adapters of stored files whose records were lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lorry serve`: one flag for every row of the settings' table, and nothing of its own."""
+"""`lorry serve`: has one flag for every row of the settings table, and no logic of its own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""PEFT's methods, a file each: what its config says, which tensors it saves, what they do."""
+"""PEFT's methods, one file each: the config, the tensors that it saves, and their effect."""

@@ -1,4 +1,4 @@
-"""BEFT: a trained vector that is added to a linear's answer, and nothing else.
+"""BEFT: a trained vector that is added to a linear's output.
 
 <linear>.beft_bias      [1, out]    arXiv:2509.15974
 """

@@ -1,4 +1,4 @@
-"""(IA)3: each targeted linear's input or answer times a trained vector.
+"""(IA)3: each targeted linear's input or output is multiplied by a trained vector.
 
 <linear>.ia3_l      [out, 1], or [1, in] for those among feedforward_modules
 """

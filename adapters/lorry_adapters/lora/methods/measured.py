@@ -1,4 +1,4 @@
-"""PEFT's other methods that change linears: PEFT itself says what they do, once, and we keep it.
+"""PEFT's other methods that change linears, measured once with PEFT's own layers.
 
 OFT, HRA, FourierFT, VB-LoRA, ... each have a formula of their own, but all of them make of a
 linear y = W x + b another one, y = (W + D) x + b + e. So PEFT's own layer is built around the

@@ -1,4 +1,4 @@
-"""What a kind of adapter declares: all that is known of it outside of its own module."""
+"""The declaration of a kind of adapter: everything that other modules know about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an adapter's file keeps the base's own parts, and what they do to the base.
+"""The keys of the base's own parts in an adapter's file, and their effect.
 
 `own_parts` finds them by their keys.
 """

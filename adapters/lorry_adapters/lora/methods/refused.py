@@ -1,4 +1,4 @@
-"""PEFT's methods that are no delta of a module's own answer: why, and what to do."""
+"""PEFT's methods that are not served, as they are not a delta of a module's own output."""
 
 from __future__ import annotations
 

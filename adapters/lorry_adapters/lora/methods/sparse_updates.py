@@ -1,4 +1,4 @@
-"""SHiRA and Super-Tuning: a few numbers of a linear's weight, each with a number added to it.
+"""SHiRA and Super-Tuning: a number is added to each of a few elements of a linear's weight.
 
     <linear>.shira_weight           [n]         added at
     <linear>.shira_indices          [2, n]      (row, column), whole numbers: arXiv:2406.13175

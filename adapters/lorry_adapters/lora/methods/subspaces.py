@@ -1,4 +1,4 @@
-"""OSF and PSOFT: what is trained of a weight's singular values and vectors.
+"""OSF and PSOFT: training in subspaces of a weight's singular vectors.
 
     <linear>.osf_svd_params.U_low [out, l], S_low [l], V_low [l, in]      in place of the l smallest
     <linear>.psoft_R.weight     [r (r - 1) / 2], above the diagonal of a skew matrix; or [r, r]

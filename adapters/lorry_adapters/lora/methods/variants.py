@@ -1,4 +1,4 @@
-"""LoRA's relatives, which PEFT keeps in a LoRA's config: what they do to the pair of a module.
+"""LoRA variants that PEFT stores in a LoRA config, and their effect on a module's pair.
 
 kasa_config     <linear>.lora_diag [r] stands between the two matrices, and the base loses the
                 r smallest singular values of its weight: arXiv:2412.06071
