@@ -31,7 +31,15 @@ RANK = 16
 PHASES = (
     (
         "adapters",
-        ("shrink", "expand", "add_delta", "gain", "inward", "lora/kernels", "lora/layers.py"),
+        (
+            "shrink",
+            "expand",
+            "add_delta",
+            "vector_delta",
+            "inward",
+            "lora/kernels",
+            "lora/layers.py",
+        ),
     ),
     ("attention", ("attend", "attention.py", "scaled_dot_product")),
     ("the base's linears", ("linear_blocks", "fbgemm", "int8.py", "linear_with_input", "qlinear")),
@@ -39,7 +47,7 @@ PHASES = (
     ("norms, positions, gates", ("rms_norm", "prepare_heads", "activate", "rotate", "modeling_")),
     ("sampling", ("sampler.py", "summarise", "logits.py")),
     ("waiting for threads", ("barrier", "pool_", "pthread", "futex")),
-    ("the step's plan and arrays", ("inputs.py", "plan.py", "lean.py", "numpy", "_rope")),
+    ("the step's plan and arrays", ("inputs.py", "plan.py", "compiled_model.py", "numpy", "_rope")),
 )
 """A stack belongs to the first phase of which a word is in its innermost telling frame."""
 

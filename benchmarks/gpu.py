@@ -36,8 +36,8 @@ from benchmarks.gpu_model import SHAPES, load_random, projections, random_adapte
 from lorry.bench import machine
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model import paths
+from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
-from lorry.model.loader import LoadedModel
 
 BLOCK_SIZE = 16
 WARM_UP = 3

@@ -16,8 +16,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lorry.model.base_loader import LoadedModel
 from lorry.model.layout import layout_of
-from lorry.model.loader import LoadedModel
 from lorry.model.memory import memory_by_part
 from lorry.model.quantize import Precision, Quantization, settle
 from lorry_adapters.lora.base import ModuleKind

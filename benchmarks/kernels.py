@@ -33,12 +33,12 @@ from benchmarks.steps import LAYERS, Steps, save_random_base
 from lorry.bench import machine
 from lorry.core import Sample, SamplingParams
 from lorry.model import int8
+from lorry.model.drawing import Drawing, TorchDrawing
 from lorry.model.int8 import Int8Linear
 from lorry.model.logits import Logits
 from lorry.model.native import library
-from lorry.model.native.selection import CompiledSelection
+from lorry.model.native.compiled_drawing import CompiledDrawing
 from lorry.model.sampler import sample
-from lorry.model.selection import Selection, TorchSelection
 from lorry_adapters.lora.kernels import grouped, reference
 from lorry_adapters.lora.plan import build_plan
 
@@ -278,9 +278,9 @@ def attention(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def sampler(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    selections: dict[str, Selection] = {"torch": TorchSelection()}
+    selections: dict[str, Drawing] = {"torch": TorchDrawing()}
     if device.type == "cpu" and "native" in paths():
-        selections["native"] = CompiledSelection(library.find()[1])
+        selections["native"] = CompiledDrawing(library.find()[1])
     for by, selection in selections.items():
         for rows in (1, 8):
             dice = torch.Generator(device).manual_seed(0)

@@ -27,8 +27,8 @@ import torch
 from lorry.bench import report
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model import paths
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
-from lorry.model.loader import LoadedModel, load
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseModule
 from lorry_adapters.lora.effects import (

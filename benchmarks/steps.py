@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lorry.bench import adapters as made
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model import paths
-from lorry.model.loader import load
+from lorry.model.base_loader import load
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
 

@@ -27,7 +27,7 @@ from lorry.engine_core import EngineCore, load_core
 from lorry.errors import GenerationFailed, SettingsError
 from lorry.metrics import Metrics
 from lorry.model import memory
-from lorry.model.loader import tokenizer_of
+from lorry.model.base_loader import tokenizer_of
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.host_cache import AdapterCache

@@ -22,9 +22,9 @@ from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.errors import ModelError, SettingsError
 from lorry.model import memory, paths, selfcheck
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
 from lorry.model.kv_cache import bytes_per_token
-from lorry.model.loader import LoadedModel, load
 from lorry.model.path_set import PathSet
 from lorry.option import format_size
 from lorry.settings import Settings

@@ -51,8 +51,8 @@ def test_the_decode_step_alone(model: Path, tmp_path: Path) -> None:
     stacks = tmp_path / "stacks.txt"
     stacks.write_text(
         "main;load (loader.py:1);dequantize (int8.py:2) 500\n"
-        "main;step_by_step (decode.py:9);run (lean.py:3);run_step (step.so);attend (step.so) 30\n"
-        "main;step_by_step (decode.py:9);run (lean.py:3);run_step (step.so);shrink (step.so) 70\n"
+        "main;step_by_step (decode.py:9);run (compiled_model.py:3);run_step;attend (step.so) 30\n"
+        "main;step_by_step (decode.py:9);run (compiled_model.py:3);run_step;shrink (step.so) 70\n"
     )
     table = python_m("benchmarks.decode", "--phases", str(stacks)).stdout
     assert "| adapters | 70.0% |\n| attention | 30.0% |" in table, "of the steps and nothing else"

@@ -22,9 +22,9 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.gpu_model import SHAPES, load_random, random_adapter, smaller
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse
-from lorry.model import cuda, paths
+from lorry.model import paths, triton_model
+from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
-from lorry.model.loader import LoadedModel
 from lorry_adapters.lora.weights import AdapterWeights
 
 DEVICE = torch.device("cuda")
@@ -138,7 +138,7 @@ def close(mine: list[list[float]], theirs: list[list[float]]) -> None:
 def test_every_kernel_is_right_here(bench: Bench) -> None:
     shapes = bench.plain.paths.cache.shapes.values()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert cuda.probe(shapes, dtype=dtype, device=DEVICE, block_size=BLOCK_SIZE) is None
+        assert triton_model.probe(shapes, dtype=dtype, device=DEVICE, block_size=BLOCK_SIZE) is None
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
@@ -198,7 +198,7 @@ def test_recorded_steps_give_the_bits_of_direct_ones(
 ) -> None:
     """Four rows fill their shape, so both run the same products on the same rows."""
     recorded = greedy(bench.triton, EVERY[:4], 8)
-    monkeypatch.setattr(cuda.DecodeGraphs, "run", lambda *given: None)
+    monkeypatch.setattr(triton_model.DecodeGraphs, "run", lambda *given: None)
     assert greedy(bench.triton, EVERY[:4], 8) == recorded
     assert bench.triton.path == "triton", "recording failed, see the log"
 

@@ -16,9 +16,9 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only
 
 from lorry.model import selfcheck
 from support.executor_driver import Ask, ExecutorDriver, drawn, token_ids
-from support.fused_driver import FusedDriver
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
+from support.triton_driver import TritonDriver
 
 TOLERANCE = 1e-4
 
@@ -27,12 +27,12 @@ FAMILIES = ["llama", "gemma2"]
 
 
 @pytest.fixture(scope="module")
-def drivers(tiny_model: Callable[[str], Path]) -> Iterator[Callable[[str], FusedDriver]]:
-    made: dict[str, FusedDriver] = {}
+def drivers(tiny_model: Callable[[str], Path]) -> Iterator[Callable[[str], TritonDriver]]:
+    made: dict[str, TritonDriver] = {}
 
-    def of(family: str) -> FusedDriver:
+    def of(family: str) -> TritonDriver:
         if family not in made:
-            made[family] = FusedDriver(tiny_model(family))
+            made[family] = TritonDriver(tiny_model(family))
         made[family].forget_slots()
         return made[family]
 
@@ -51,7 +51,7 @@ def mixed(family: str, adapter: Callable[..., Path]) -> list[Ask]:
 def test_prompts_in_chunks_against_peft(
     family: str,
     chunk: int,
-    drivers: Callable[[str], FusedDriver],
+    drivers: Callable[[str], TritonDriver],
     tiny_model: Callable[[str], Path],
     peft_adapter: Callable[..., Path],
 ) -> None:
@@ -64,7 +64,7 @@ def test_prompts_in_chunks_against_peft(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_gives_the_tokens_of_the_other_kernels(
     family: str,
-    drivers: Callable[[str], FusedDriver],
+    drivers: Callable[[str], TritonDriver],
     tiny_model: Callable[[str], Path],
     peft_adapter: Callable[..., Path],
 ) -> None:
@@ -85,7 +85,7 @@ def test_recorded_steps_give_the_bits_of_direct_ones(
     """Batches that need no rows to fill them up: what the base's own products are rounded to
     may depend on how many rows there are."""
     asks = mixed("llama", peft_adapter)
-    recorded, direct = FusedDriver(tiny_model("llama")), FusedDriver(tiny_model("llama"))
+    recorded, direct = TritonDriver(tiny_model("llama")), TritonDriver(tiny_model("llama"))
 
     def fail(run: object) -> object:
         raise RuntimeError("not recorded")
@@ -99,7 +99,7 @@ def test_recorded_steps_give_the_bits_of_direct_ones(
 
 
 def test_a_rows_numbers_do_not_depend_on_its_neighbours(
-    drivers: Callable[[str], FusedDriver], peft_adapter: Callable[..., Path]
+    drivers: Callable[[str], TritonDriver], peft_adapter: Callable[..., Path]
 ) -> None:
     driver, asks = drivers("llama"), mixed("llama", peft_adapter)[1:4]
     together = [token_ids(row) for row in driver.greedy(asks, 3)]
@@ -112,7 +112,7 @@ def test_adapters_of_other_ranks_in_a_recorded_steps_slots(
     tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
     """A recording reads slots, ranks and scales anew: what was there when it was made is gone."""
-    driver, plain = FusedDriver(tiny_model("llama")), ExecutorDriver(tiny_model("llama"))
+    driver, plain = TritonDriver(tiny_model("llama")), ExecutorDriver(tiny_model("llama"))
     variants = ["plain", "rank_one", "mlp_only", "large"]
     chance, prompt = random.Random(3), random_prompt(6, 4)
     for variant in variants:
@@ -128,7 +128,7 @@ def test_adapters_of_other_ranks_in_a_recorded_steps_slots(
 def test_a_module_that_gets_slots_later_is_recorded_anew(
     tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
-    driver, plain = FusedDriver(tiny_model("llama")), ExecutorDriver(tiny_model("llama"))
+    driver, plain = TritonDriver(tiny_model("llama")), ExecutorDriver(tiny_model("llama"))
     prompt = random_prompt(6, 5)
     for variant in ("attention_only", "mlp_only", "attention_only"):
         ask = Ask([(peft_adapter("llama", variant, seed=6), 1.0)], prompt)
@@ -136,6 +136,6 @@ def test_a_module_that_gets_slots_later_is_recorded_anew(
     assert driver.record.recorded == 2
 
 
-def test_the_self_check_finds_nothing(drivers: Callable[[str], FusedDriver]) -> None:
+def test_the_self_check_finds_nothing(drivers: Callable[[str], TritonDriver]) -> None:
     driver = drivers("llama")
     assert selfcheck.problem(driver.executor, driver.loaded, []) is None

@@ -112,3 +112,17 @@ def test_with_digests_the_order_of_a_sum_does_not_depend_on_the_slots(
 
     here = list(range(1, NUM_SLOTS + 1))
     assert order(here, [(1, row)]) == order(move, [(1, row), *others])
+
+
+def test_neighbours_with_one_adapter_at_one_scale_are_one_run() -> None:
+    """A prompt costs as much as a token, and so do singles that share an adapter."""
+    rows = [
+        (1, [(2, 0.5)]),
+        (1, [(2, 0.5)]),
+        (1, [(2, 1.0)]),
+        (1000, [(3, 1.0), (2, 1.0)]),
+        (9, []),
+    ]
+    made = build_plan(rows, dtype=torch.float32, device=CPU)
+    assert made.runs == ((2, 0, 2, 0.5), (2, 2, 1001, 1.0), (3, 3, 1000, 1.0))
+    assert (made.num_tokens, made.num_pairs, made.slots) == (1012, 2003, (2, 3))

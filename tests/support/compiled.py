@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.native import library, recipe
-from lorry.model.native.lean import LeanModel, unsuited
+from lorry.model.native.compiled_model import CompiledModel, unsuited
 from lorry.model.packed import PackedModel
 from lorry.model.paths import FirstPass, Kernels, build
-from lorry.model.selection import TorchSelection
 from support.executor_driver import (
     BLOCK_SIZE,
     MAX_RANK,
@@ -69,7 +69,7 @@ def forbid_packed(patch: pytest.MonkeyPatch, but: object = None) -> None:
     patch.setattr(PackedModel, "run", only_theirs)
 
 
-class LeanDriver(ExecutorDriver):
+class CompiledDriver(ExecutorDriver):
     """An executor on the compiled step."""
 
     def __init__(
@@ -86,7 +86,7 @@ class LeanDriver(ExecutorDriver):
     def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
         assert unsuited(self.loaded) is None
         paths = build(self.loaded, found, replace(kernels, kind="torch"), SIZES).paths
-        self.lean = LeanModel(
+        self.model = CompiledModel(
             self._built,
             self.loaded,
             paths.cache,
@@ -97,4 +97,4 @@ class LeanDriver(ExecutorDriver):
             max_rank=MAX_RANK,
             num_threads=kernels.threads,
         )
-        return Executor(replace(paths, compiled=self.lean), TorchSelection())
+        return Executor(replace(paths, compiled=self.model), TorchDrawing())

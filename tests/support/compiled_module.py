@@ -12,9 +12,9 @@ from lorry.model.int8 import Int8Linear
 from lorry.model.native import structs
 from lorry.model.native.adapter import pack_adapter, padded
 from lorry.model.native.call import PairArrays
-from lorry.model.native.gains import doras_of, gains_of
 from lorry.model.native.pack import pack
-from lorry.model.native.slots import AdapterSlots
+from lorry.model.native.packed_slots import AdapterSlots
+from lorry.model.native.packed_vectors import doras_of, vector_deltas_of
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.lora.vector_deltas import Delta
@@ -56,15 +56,16 @@ class CompiledModule:
     def place(self, slot: int, pair: LoraPair | None = None, deltas: Sequence[Delta] = ()) -> None:
         pairs = {} if pair is None else {NAME: pair}
         all_deltas = {NAME: deltas} if deltas else {}
-        gains = gains_of(all_deltas, pairs, [[NAME]])
-        made = pack_adapter(self._built, {**pairs, **doras_of(all_deltas)}, [[NAME]], gains)
+        vectors = vector_deltas_of(all_deltas, pairs, [[NAME]])
+        made = pack_adapter(self._built, {**pairs, **doras_of(all_deltas)}, [[NAME]], vectors)
         self._slots.place(slot, made)
 
     def __call__(self, x_TI: Tensor, uses: Uses) -> Tensor:
         x_TI = x_TI.contiguous()
-        plan = Plan(tuple(uses), len(x_TI), torch.float32, torch.device("cpu"))
-        gains = self._slots.gains(plan)
-        pairs = PairArrays(plan, gains)
+        runs = tuple((slot, token, 1, scale) for slot, token, scale in uses)
+        plan = Plan(runs, len(x_TI), torch.float32, torch.device("cpu"))
+        vectors = self._slots.vectors(plan)
+        pairs = PairArrays(plan, vectors)
         y_TO = torch.full((len(x_TI), self._packed.out_features), torch.nan)
         self._built.lorry_module(
             self._engine, ctypes.byref(self._linear), ctypes.byref(self._struct),

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lorry.core import Sample, SamplingParams, TokenLogprob
 from lorry.model import sampler
+from lorry.model.drawing import TorchDrawing
 from lorry.model.logits import Logits
-from lorry.model.selection import TorchSelection
 
 V = 97
 PLAIN = SamplingParams(max_new_tokens=9)
@@ -35,7 +35,7 @@ Drawn = list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]
 
 
 def sample(found: Logits, wishes: Sequence[Sample]) -> Drawn:
-    return sampler.sample(found, wishes, TorchSelection())
+    return sampler.sample(found, wishes, TorchDrawing())
 
 
 def draw(values_KV: Tensor, *wishes: Sample) -> list[int]:
@@ -43,5 +43,5 @@ def draw(values_KV: Tensor, *wishes: Sample) -> list[int]:
 
 
 def filtered(scores_V: Tensor, params: SamplingParams) -> Tensor:
-    weights_V = sampler.filtered(scores_V, params, TorchSelection())
+    weights_V = sampler.filtered(scores_V, params, TorchDrawing())
     return weights_V / weights_V.sum()

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse, TokenLogprob
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
-from lorry.model.loader import LoadedModel, load
 from lorry.model.paths import (
     FirstPass,
     Kernels,

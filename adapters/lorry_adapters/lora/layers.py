@@ -132,7 +132,7 @@ class LoraLinear(nn.Module):
             return y
         x_TI = x.reshape(-1, self.in_features).to(self._dtype)
         # Without logits to compute, the head gets a token of no plan.
-        if plan.pairs and x_TI.shape[0] != plan.num_tokens:
+        if plan.runs and x_TI.shape[0] != plan.num_tokens:
             raise ValueError(f"{x_TI.shape[0]} tokens, the plan has {plan.num_tokens}")
         y_TO = y.view(-1, self.out_features)
         # Taken from the base's own answer, so before anything is added to it.

@@ -3,7 +3,9 @@
 A *pair* is one adapter of one token. A row with two adapters has two pairs per
 token, a row of the base model has none. Pairs lie slot by slot, so that the
 tokens of one adapter are neighbours and one matrix product serves them all. A
-request's scale is a number of the pair; no weights are copied for it.
+request's scale is a number of the pair; no weights are copied for it. Pairs of
+neighbouring tokens with one adapter at one scale are a *run*: a prompt of a
+thousand tokens is one.
 
 Layers differ in which slots carry something for them (an adapter may target
 `q_proj` only) and at which rank. Layers with the same ranks share one
@@ -23,6 +25,9 @@ from torch import Tensor
 
 Uses = Sequence[tuple[int, float]]
 """(slot, scale) of every adapter of one row; slot >= 1, scale != 0."""
+
+Run = tuple[int, int, int, float]
+"""(slot, first token, number of tokens, scale)."""
 
 Tokens = Tensor | slice
 """Some of a step's: int64 `[M]`, or a run of neighbours."""
@@ -98,19 +103,36 @@ class Cover:
 class Plan:
     """Made by `build_plan`; immutable but for its memos."""
 
-    pairs: tuple[tuple[int, int, float], ...]
-    """(slot, token, scale): slot by slot, and by token within each."""
+    runs: tuple[Run, ...]
+    """Slot by slot, and by token within each; none is empty."""
     num_tokens: int
     dtype: torch.dtype
     device: torch.device
     _memo: dict[tuple[int, ...], ModulePlan | None] = field(default_factory=dict, repr=False)
     _tokens: dict[int, tuple[Tokens, Tensor]] = field(default_factory=dict, repr=False)
     _covers: dict[tuple[int, ...], Cover] = field(default_factory=dict, repr=False)
+    _pairs: tuple[tuple[int, int, float], ...] | None = field(default=None, repr=False)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int, float], ...]:
+        """(slot, token, scale) of each pair, in the order of the runs. Takes time that grows with
+        the tokens."""
+        if self._pairs is None:
+            self._pairs = tuple(
+                (slot, token, scale)
+                for slot, first, count, scale in self.runs
+                for token in range(first, first + count)
+            )
+        return self._pairs
+
+    @property
+    def num_pairs(self) -> int:
+        return sum([count for _, _, count, _ in self.runs])
 
     @property
     def slots(self) -> tuple[int, ...]:
         """Every slot in use, once, in the order of the pairs."""
-        return tuple(dict.fromkeys(slot for slot, _, _ in self.pairs))
+        return tuple(dict.fromkeys([slot for slot, _, _, _ in self.runs]))
 
     def tokens_of(self, slot: int) -> tuple[Tokens, Tensor]:
         """The tokens of a slot in use, and their scales: `[M, 1]`, or `[1, 1]` where all are
@@ -118,16 +140,14 @@ class Plan:
         try:
             return self._tokens[slot]
         except KeyError:
-            mine = [(token, scale) for other, token, scale in self.pairs if other == slot]
-            scales = [scale for _, scale in mine]
-            if len(set(scales)) == 1:
-                scales = scales[:1]
-            tokens = [token for token, _ in mine]
-            first, last = tokens[0], tokens[-1]
-            one_run = tokens == list(range(first, last + 1))
+            mine = [run for run in self.runs if run[0] == slot]
+            scales = [mine[0][3]] if len({run[3] for run in mine}) == 1 else _scales_of(mine)
+            first, last = mine[0][1], mine[-1][1] + mine[-1][2]
             made = self._tokens[slot] = (
                 # Of a slice a tensor is a view; an index copies, in ten times the time.
-                slice(first, last + 1) if one_run else torch.tensor(tokens, device=self.device),
+                slice(first, last)
+                if _is_unbroken(mine)
+                else torch.tensor(_tokens_of(mine), device=self.device),
                 torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1),
             )
             return made
@@ -172,23 +192,21 @@ class Plan:
             return made
 
     def _build(self, ranks: tuple[int, ...]) -> ModulePlan | None:
-        pairs = [pair for pair in self.pairs if ranks[pair[0]]]
-        if not pairs:
+        runs = [run for run in self.runs if ranks[run[0]]]
+        if not runs:
             return None
         segments: list[Segment] = []
-        for index, (slot, _, _) in enumerate(pairs):
+        num_pairs = 0
+        for slot, _, count, _ in runs:
+            start, num_pairs = num_pairs, num_pairs + count
             if segments and segments[-1].slot == slot:
-                last = segments[-1]
-                segments[-1] = Segment(slot, last.rank, last.start, index + 1)
-            else:
-                segments.append(Segment(slot, ranks[slot], index, index + 1))
-        tokens = [token for _, token, _ in pairs]
-        scales = [scale for _, _, scale in pairs]
-        in_order = tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+                start = segments.pop().start
+            segments.append(Segment(slot, ranks[slot], start, num_pairs))
+        in_order = _is_unbroken(runs)
         slots = [segment.slot for segment in segments]
         width = max(segment.stop - segment.start for segment in segments)
         uniform = in_order and all(s.stop - s.start == width for s in segments)
-        padded = len(segments) * width <= MAX_PADDING * len(pairs)
+        padded = len(segments) * width <= MAX_PADDING * num_pairs
         if len(segments) == 1 or not (uniform or padded):
             shape = Shape.SEGMENTS
         else:
@@ -211,14 +229,45 @@ class Plan:
             first_slot=slots[0],
             contiguous=slots == list(range(slots[0], slots[0] + len(slots))),
             slots_N=ints(slots),
-            token_P=None if in_order else ints(tokens),
-            first_token=tokens[0],
+            token_P=None if in_order else ints(_tokens_of(runs)),
+            first_token=runs[0][1],
             scale_P1=None
-            if all(scale == 1.0 for scale in scales)
-            else torch.tensor(scales, dtype=self.dtype, device=self.device).unsqueeze(1),
+            if all(run[3] == 1.0 for run in runs)
+            else torch.tensor(_scales_of(runs), dtype=self.dtype, device=self.device).unsqueeze(1),
             place_P=None if place is None else ints(place),
             width=width,
         )
+
+
+def _is_unbroken(runs: Sequence[Run]) -> bool:
+    """Whether each run begins where the one before it ends."""
+    end = runs[0][1]
+    for _, first, count, _ in runs:
+        if first != end:
+            return False
+        end += count
+    return True
+
+
+def _tokens_of(runs: Sequence[Run]) -> list[int]:
+    return [token for _, first, count, _ in runs for token in range(first, first + count)]
+
+
+def _scales_of(runs: Sequence[Run]) -> list[float]:
+    return [scale for _, _, count, scale in runs for _ in range(count)]
+
+
+def joined(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Runs in their order, those that continue the one before them as a part of it."""
+    made: list[Run] = []
+    for run in runs:
+        if made:
+            slot, first, count, scale = made[-1]
+            if run[0] == slot and run[1] == first + count and run[3] == scale:
+                made[-1] = (slot, first, count + run[2], scale)
+                continue
+        made.append(run)
+    return tuple(made)
 
 
 def build_plan(
@@ -230,19 +279,19 @@ def build_plan(
 ) -> Plan:
     """`rows`: (number of tokens, adapters) in the order of the packed tokens. `digest_of`:
     of the adapter in a slot; with it a sum is made in an order that no slot decides."""
-    pairs: list[tuple[int, int, float]] = []
+    runs: list[Run] = []
     token = 0
     for num_tokens, uses in rows:
-        for slot, scale in uses:
+        for slot, scale in uses if num_tokens else ():
             if slot < 1 or scale == 0.0:
                 # Not an assertion: kernels read the slot that they are told.
                 raise ValueError(f"slot {slot} at scale {scale} is no adapter")
-            pairs.extend((slot, token + offset, scale) for offset in range(num_tokens))
+            runs.append((slot, token, num_tokens, scale))
         token += num_tokens
     if digest_of is not None and any(len(uses) > 1 for _, uses in rows):
         # Deltas are added in this order. Slots depend on who came before, digests do not:
         # a sum of adapters has the same last bits wherever they lie.
-        pairs.sort(key=lambda pair: (digest_of(pair[0]), *pair[:2]))
+        runs.sort(key=lambda run: (digest_of(run[0]), *run[:2]))
     else:
-        pairs.sort(key=lambda pair: pair[:2])
-    return Plan(tuple(pairs), token, dtype, device)
+        runs.sort()
+    return Plan(joined(runs), token, dtype, device)

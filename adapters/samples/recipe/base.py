@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorry.model import source
+from lorry.model import base_source
 from lorry.model.progress import meter_of
 from lorry.settings import Settings
 
@@ -17,4 +17,4 @@ def base_folder(name: str) -> Path:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    return source.fetch(name, Settings().home, say=say, meter=meter_of(say)).folder
+    return base_source.fetch(name, Settings().home, say=say, meter=meter_of(say)).folder

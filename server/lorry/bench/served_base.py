@@ -29,9 +29,9 @@ class ServedBase:
     def folder(self) -> Path:
         """Raises ModelError."""
         # transformers takes seconds to import, and a base by URL needs none of this.
-        from lorry.model import source
+        from lorry.model import base_source
 
-        found = source.fetch(self.model, self.home, say=self.say, meter=self.meter)
+        found = base_source.fetch(self.model, self.home, say=self.say, meter=self.meter)
         return found.folder
 
     @cached_property

@@ -43,13 +43,13 @@ def bake(
     if dtype not in DTYPES:
         raise SettingsError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     name, scale = adapter_source.weighed(adapter)
-    from lorry.model import qwen
+    from lorry.model import first_qwen
     from lorry.model.quiet import quiet
     from lorry_adapters.tools.bake import bake as baked
 
     with adapter_source.opened(name, url, api_key) as folder:
         source = offline.find(offline.settings_for(base, home))
-        if qwen.is_original(source.folder):
+        if first_qwen.is_original(source.folder):
             raise ModelError(
                 f"{source.given} is a first Qwen, whose files only its own code can load; bake "
                 "into a model that transformers knows, or serve it with the adapter beside it"

@@ -16,7 +16,7 @@ from lorry.configuration import load_settings
 from lorry.settings import Settings
 
 if TYPE_CHECKING:
-    from lorry.model.source import Source
+    from lorry.model.base_source import BaseSource
     from lorry_adapters.lora.base import BaseLayout
 
 Home = Annotated[str | None, typer.Option("--home", metavar="PATH", help="As for serve.")]
@@ -36,12 +36,12 @@ def settings_for(base: str | None, home: str | None, max_lora_rank: str | None =
     return load_settings({"model": base, "max_lora_rank": max_lora_rank, "home": home}, os.environ)
 
 
-def find(settings: Settings) -> Source:
+def find(settings: Settings) -> BaseSource:
     """The base's files, fetched and converted where needed. Raises ModelError."""
-    from lorry.model import source
+    from lorry.model import base_source
 
     with metered() as (say, meter):
-        return source.fetch(
+        return base_source.fetch(
             settings.model,
             settings.home,
             revision=settings.revision,
@@ -56,7 +56,7 @@ def outline(settings: Settings) -> Outline:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lorry.model.loader import config_of, described, names_of
+    from lorry.model.base_loader import config_of, described, names_of
 
     found = find(settings)
     config = config_of(found)

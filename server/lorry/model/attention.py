@@ -68,18 +68,20 @@ class SinglesKernel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AttentionStep:
     plan: AttentionPlan
     cache: KVCache
     singles: SinglesKernel | None = None
     """None: torch's operations, here."""
 
 
-_current: ContextVar[Step | Recorder | None] = ContextVar("lorry_attention_step", default=None)
+_current: ContextVar[AttentionStep | Recorder | None] = ContextVar(
+    "lorry_attention_step", default=None
+)
 
 
 @contextmanager
-def attending(step: Step | Recorder) -> Iterator[None]:
+def attending(step: AttentionStep | Recorder) -> Iterator[None]:
     """Attention layers called inside belong to `step`. Does not nest."""
     assert _current.get() is None, "steps do not nest"
     token = _current.set(step)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 
 from lorry.core import Batch, Drawn, Row, RowResult, Sample, TokenLogprob
+from lorry.model.drawing import Drawing
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.logits import Logits
 from lorry.model.path_set import Path, PathSet
 from lorry.model.placement import Placement
 from lorry.model.pooling import pool
 from lorry.model.sampler import among, logprobs_of, sample
-from lorry.model.selection import Selection
 from lorry_adapters.lora import room
 
 
 class Executor:
     """Engine thread only."""
 
-    def __init__(self, paths: PathSet, selection: Selection) -> None:
+    def __init__(self, paths: PathSet, selection: Drawing) -> None:
         self.paths = paths
         self.placement = Placement(paths)
         self._selection = selection

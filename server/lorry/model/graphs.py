@@ -2,8 +2,8 @@
 
 A decode step of a small batch is hundreds of short kernels; starting them one by one from
 Python takes longer than they run. A recorded step is started as a whole. It always reads
-the same memory, so all that differs between two steps lies in one *slate*, a buffer that is
-filled on the host and copied in one piece.
+the same memory, so all that differs between two steps lies in its *static buffers*, one piece
+that is filled on the host and copied to the device.
 
 A recording is made for a *shape*: rows, adapters of one row, and parts that the longest
 context is cut in, each rounded up, at the first step that needs it. Rows that fill up a
@@ -49,7 +49,7 @@ RunStep = Callable[[Inputs, SinglesKernel], Logits]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class StepShape:
     rows: int
     layers: int
     """Most adapters of one row; 0 for a step of the base alone."""
@@ -57,7 +57,7 @@ class Shape:
     """As `paged.parts_of`, a power of two."""
 
 
-def shape_of(num_rows: int, layers: int, longest: int) -> Shape | None:
+def shape_of(num_rows: int, layers: int, longest: int) -> StepShape | None:
     """The recorded shape for a step of single rows; None where there is none.
 
     `longest`: tokens of the longest context, the new one included.
@@ -65,7 +65,7 @@ def shape_of(num_rows: int, layers: int, longest: int) -> Shape | None:
     rows = next((size for size in ROWS if size >= num_rows), None)
     if rows is None or layers > MAX_LAYERS:
         return None
-    return Shape(rows, layers, 1 << (parts_of(longest) - 1).bit_length())
+    return StepShape(rows, layers, 1 << (parts_of(longest) - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class _Section:
     dtype: torch.dtype
 
 
-class Slate:
+class StaticBuffers:
     """The buffers that a recorded step of `shape` reads."""
 
     def __init__(
         self,
-        shape: Shape,
+        shape: StepShape,
         *,
         block_size: int,
         scratch_cell: int,
@@ -173,7 +173,7 @@ def _cut(buffer: Tensor, sections: dict[str, _Section]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    slate: Slate
+    buffers: StaticBuffers
     logits: Logits
     """Where each repetition leaves its answer."""
     repeat: Callable[[], None]
@@ -201,7 +201,7 @@ class DecodeGraphs:
         self._run, self._record = run, record
         self._block_size, self._scratch = block_size, scratch_cell
         self._dtype, self._device = dtype, device
-        self._recordings: dict[Shape, Recording] = {}
+        self._recordings: dict[StepShape, Recording] = {}
         self._slot_bytes = 0
 
     def run(self, inputs: Inputs, slot_bytes: int) -> Logits | None:
@@ -225,15 +225,15 @@ class DecodeGraphs:
             recording = self._make(shape, inputs, layers)
             if recording is None:
                 return None
-        recording.slate.fill(inputs, layers)
+        recording.buffers.fill(inputs, layers)
         recording.repeat()
         wanted = inputs.wanted_K.tolist()
         # A slice where it can be one: a list of places is copied to the device, and waited for.
         return recording.logits[slice(len(rows)) if wanted == list(range(len(rows))) else wanted]
 
-    def _make(self, shape: Shape, inputs: Inputs, layers: Layers) -> Recording | None:
+    def _make(self, shape: StepShape, inputs: Inputs, layers: Layers) -> Recording | None:
         try:
-            slate = Slate(
+            buffers = StaticBuffers(
                 shape,
                 block_size=self._block_size,
                 scratch_cell=self._scratch,
@@ -242,8 +242,8 @@ class DecodeGraphs:
             )
             # Recording runs the step for real, more than once. With these rows it writes
             # what the step is about to write anyway.
-            slate.fill(inputs, layers)
-            logits, repeat = self._record(lambda: self._run(slate.inputs, slate.singles))
+            buffers.fill(inputs, layers)
+            logits, repeat = self._record(lambda: self._run(buffers.inputs, buffers.singles))
         except RuntimeError as error:
             # Of torch, its allocator and CUDA: modeling code that decides by a tensor's
             # content cannot be recorded.
@@ -251,7 +251,7 @@ class DecodeGraphs:
             self._recordings.clear()
             logger.warning("decode steps are not recorded any more: %s", self.off)
             return None
-        made = self._recordings[shape] = Recording(slate, logits, repeat)
+        made = self._recordings[shape] = Recording(buffers, logits, repeat)
         return made
 
 

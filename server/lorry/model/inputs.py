@@ -22,6 +22,8 @@ from lorry.core import Batch, Pooling, Row
 from lorry.model.sight import Sight
 from lorry_adapters.lora.plan import Plan, Uses, build_plan
 
+Ints = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -153,9 +155,12 @@ def build_inputs(
         ),
     )
     rows = tuple(batch.rows[i] for i in order)
+    # Of the single rows, which come first; each chunk has its own.
     ids: list[int] = []
     positions: list[int] = []
     write: list[int] = []
+    parts: list[tuple[Ints, Ints, Ints]] = []
+    num_tokens = 0
     wanted: list[int] = []
     wanted_rows: list[tuple[int, int]] = []
     body: list[tuple[int, Uses]] = []
@@ -163,17 +168,24 @@ def build_inputs(
     virtual: list[VirtualRun] = []
     chunks: list[Chunk] = []
     for row in rows:
-        first, count = len(ids), len(row.token_ids)
+        first, count = num_tokens, len(row.token_ids)
         end = row.start + count
-        ids.extend(row.token_ids)
-        positions.extend(range(row.start, end))
+        num_tokens += count
         if count > 1:
             context = _cache_rows(row, 0, end, block_size)
-            write.extend(context[row.start :].tolist())
+            parts.append(
+                (
+                    np.array(row.token_ids, dtype=np.int64),
+                    np.arange(row.start, end, dtype=np.int64),
+                    context[row.start :],
+                )
+            )
             context_L = torch.from_numpy(context).to(device)
             chunks.append(Chunk(first, count, row.start, context_L))
         else:
             block, place = divmod(row.start, block_size)
+            ids.append(row.token_ids[0])
+            positions.append(row.start)
             write.append(row.blocks[block] * block_size + place)
         mine = _wanted_of(row)
         wanted_rows.append((len(wanted), len(mine)))
@@ -183,19 +195,30 @@ def build_inputs(
         if row.virtual:
             virtual.append(VirtualRun(row, first, row.start, row.virtual))
 
-    def ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        # Neither of these gives the interpreter up, as torch's operations do: the event loop
-        # would take it, with a step's worth of frames to send, while the model waits.
-        made = torch.from_numpy(np.array(values, dtype=np.int64))
+    # None of these gives the interpreter up, as torch's operations do: the event loop would take
+    # it, with a step's worth of frames to send, while the model waits.
+    def ints(values: Sequence[int], more: Sequence[Ints] = ()) -> Ints:
+        array = np.array(values, dtype=np.int64)
+        return np.concatenate([array, *more]) if more else array
+
+    def there(array: Ints) -> Tensor:
+        made = torch.from_numpy(array)
         return made if device.type == "cpu" else made.to(device)
+
+    chunk_ids, chunk_positions, chunk_write = zip(*parts, strict=True) if parts else ((), (), ())
 
     body_plan = build_plan(body, dtype=dtype, device=device, digest_of=digest_of)
     return Inputs(
         order=tuple(order),
-        ids_1T=ints([ids]),
-        positions_1T=ints([positions]),
+        ids_1T=there(ints(ids, chunk_ids)[None]),
+        positions_1T=there(ints(positions, chunk_positions)[None]),
         attention=AttentionPlan(
-            rows, len(rows) - len(chunks), block_size, device, ints(write), tuple(chunks)
+            rows,
+            len(rows) - len(chunks),
+            block_size,
+            device,
+            there(ints(write, chunk_write)),
+            tuple(chunks),
         ),
         body=body_plan,
         # The same tokens, when all of them are wanted: no need to plan twice.
@@ -204,7 +227,7 @@ def build_inputs(
         else build_plan(head, dtype=dtype, device=device, digest_of=digest_of),
         # A step of half prompts wants no logits; the head gets one token all the same,
         # so that no kernel meets an empty batch.
-        wanted_K=ints(wanted or [0]),
+        wanted_K=there(ints(wanted or [0])),
         wanted=tuple(wanted_rows),
         virtual=tuple(virtual),
     )

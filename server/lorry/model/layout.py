@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorry.model.experts import parameters_of
+from lorry.model.expert_layouts import parameters_of
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 
 

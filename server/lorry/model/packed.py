@@ -13,16 +13,16 @@ from torch import Tensor
 
 from lorry.errors import UnsupportedModel
 from lorry.model import attention
-from lorry.model.attention import Recorder, SinglesKernel, Step, attending
+from lorry.model.attention import AttentionStep, Recorder, SinglesKernel, attending
+from lorry.model.base_loader import LoadedModel
 from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache, Shapes
-from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.mixing import mixer
 from lorry.model.padded import UNSUITED
-from lorry.model.prompts import Prompts
 from lorry.model.reach import TOKENS, Reach, Watch, kept_of
 from lorry.model.sight import Masks
+from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraModel
 
 
@@ -30,7 +30,7 @@ class PackedModel:
     """The base with slots for adapters of every kind."""
 
     def __init__(
-        self, loaded: LoadedModel, cache: KVCache, lora: LoraModel, prompts: Prompts
+        self, loaded: LoadedModel, cache: KVCache, lora: LoraModel, prompts: VirtualTokenSlots
     ) -> None:
         self._model = loaded.model
         self._cache = cache
@@ -45,7 +45,7 @@ class PackedModel:
         """Logits of the wanted tokens. `singles`: None for torch's operations."""
         keep = {"logits_to_keep": inputs.wanted_K} if self._keeps_logits else {}
         head = inputs.head if self._keeps_logits else inputs.body
-        step = Step(inputs.attention, self._cache, singles)
+        step = AttentionStep(inputs.attention, self._cache, singles)
         with attending(step), self._lora.planned(inputs.body, head):
             output = self._model(
                 **self._tokens(inputs),

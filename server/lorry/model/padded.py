@@ -31,15 +31,15 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lorry.core import Row
 from lorry.errors import UnsupportedModel
+from lorry.model.base_loader import LoadedModel
 from lorry.model.inputs import AttentionPlan, Inputs
 from lorry.model.kv_cache import KVCache, LayerKV, LayerShape, Shapes
-from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
-from lorry.model.plain import choose_plain, is_plain
-from lorry.model.prompts import Prompts
+from lorry.model.plain_attention import choose_plain, is_plain
 from lorry.model.reach import TOKENS, Reach, Watch, kept_of
+from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraModel
-from lorry_adapters.lora.plan import Plan
+from lorry_adapters.lora.plan import Plan, joined
 
 ATTENTION = "eager"
 """The one implementation that every model has, and that asks for masks in numbers, not
@@ -49,7 +49,7 @@ UNSUITED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError
 """What modeling code raises with a cache that it was not made for."""
 
 MAX_PADDING = 1.25
-"""Prompts share a forward pass where padding makes at most this of their tokens."""
+"""VirtualTokenSlots share a forward pass where padding makes at most this of their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class PaddedModel:
     """The base with slots for adapters of every kind, some rows at a time."""
 
     def __init__(
-        self, loaded: LoadedModel, cache: KVCache, lora: LoraModel, prompts: Prompts
+        self, loaded: LoadedModel, cache: KVCache, lora: LoraModel, prompts: VirtualTokenSlots
     ) -> None:
         self._model = loaded.model
         self._cache = cache
@@ -181,8 +181,8 @@ class PaddedModel:
 def moved(plan: Plan, places: Mapping[int, int], count: int) -> Plan:
     """The part of `plan` that is about the tokens in `places`, which says where among `count`
     tokens each of them lies now."""
-    pairs = [(slot, places[t], scale) for slot, t, scale in plan.pairs if t in places]
-    return Plan(tuple(pairs), count, plan.dtype, plan.device)
+    runs = [(slot, places[t], 1, scale) for slot, t, scale in plan.pairs if t in places]
+    return Plan(joined(runs), count, plan.dtype, plan.device)
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ compiled   (`lorry.model.native`) where the model allows it: for the base, and f
            tokens, or changes of the embeddings and the head
 packed     (`lorry.model.packed`) transformers' modeling code. It serves every kind of adapter,
            and everything where there is no compiled step. On a GPU it runs with Triton's
-           kernels and recorded decode steps (`lorry.model.cuda`)
+           kernels and recorded decode steps (`lorry.model.triton_model`)
 padded     (`lorry.model.padded`) in place of packed, for a model whose attention cannot be
            replaced
 
@@ -27,8 +27,8 @@ from torch import Tensor
 from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
-from lorry.model.native.lean import LeanModel
-from lorry.model.prompts import Prompts
+from lorry.model.native.compiled_model import CompiledModel
+from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.weights import AdapterWeights
@@ -69,13 +69,13 @@ class PathSet:
     unpackable: str | None
     """Why rows are padded; None where they are packed."""
     cache: KVCache
-    virtual_tokens: Prompts
+    virtual_tokens: VirtualTokenSlots
     lora: LoraModel
     pooled: PoolingPath
     """Packed or padded, with PyTorch's operations."""
     general: Path
     """Serves every kind of adapter: `pooled` itself, or the same with Triton's kernels."""
-    compiled: LeanModel | None = None
+    compiled: CompiledModel | None = None
     upload: Callable[[AdapterWeights], AdapterWeights] | None = None
     """Brings an adapter's weights to the device. Any thread. None where a slot's copy does."""
 

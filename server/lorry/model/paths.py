@@ -23,20 +23,20 @@ import torch
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import packed, padded, selfcheck
+from lorry.model.base_loader import LoadedModel
 from lorry.model.dense import dense_weight
+from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.kv_cache import KVCache, Shapes, bytes_per_token
-from lorry.model.loader import LoadedModel
 from lorry.model.native import library
-from lorry.model.native.lean import KV_DTYPE, LeanModel, unsuited
-from lorry.model.native.selection import CompiledSelection
+from lorry.model.native.compiled_drawing import CompiledDrawing
+from lorry.model.native.compiled_model import KV_DTYPE, CompiledModel, unsuited
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
-from lorry.model.prompts import Prompts
 from lorry.model.quiet import quiet
 from lorry.model.reach import EVERYWHERE, Reach
-from lorry.model.selection import TorchSelection
+from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraModel
 
 logger = logging.getLogger(__name__)
@@ -155,12 +155,12 @@ def _unfit_for_triton(loaded: LoadedModel, found: FirstPass, block_size: int) ->
     if found.unpackable is not None:
         return f"rows are padded: {found.unpackable}"
     # PyTorch's CUDA builds bring Triton, the others do not, and not on every platform: so this
-    # file does not import it, nor `lorry.model.cuda`, which does.
+    # file does not import it, nor `lorry.model.triton_model`, which does.
     if find_spec("triton") is None:
         return "triton is not installed; PyTorch's CUDA builds bring it on Linux"
-    from lorry.model import cuda
+    from lorry.model import triton_model
 
-    return cuda.probe(
+    return triton_model.probe(
         found.shapes.values(), dtype=loaded.dtype, device=loaded.device, block_size=block_size
     )
 
@@ -293,7 +293,7 @@ def _connect(
     cache: KVCache,
     lora: LoraModel,
 ) -> Executor:
-    virtual_tokens = Prompts(cache, loaded.dtype, loaded.device)
+    virtual_tokens = VirtualTokenSlots(cache, loaded.dtype, loaded.device)
     model = PackedModel if found.unpackable is None else PaddedModel
     pooled = model(loaded, cache, lora, virtual_tokens)
     paths = PathSet(
@@ -308,14 +308,16 @@ def _connect(
     )
     lora.use(None)
     if kernels.kind == "triton":
-        from lorry.model import cuda
+        from lorry.model import triton_model
 
         assert isinstance(pooled, PackedModel)
-        triton = cuda.CudaModel(pooled, cache, lora, device=loaded.device, dtype=loaded.dtype)
+        triton = triton_model.TritonModel(
+            pooled, cache, lora, device=loaded.device, dtype=loaded.dtype
+        )
         paths = replace(paths, general=triton, upload=triton.bring)
     if kernels.kind == "compiled":
         assert kernels.library is not None and found.unpackable is None
-        compiled = LeanModel(
+        compiled = CompiledModel(
             kernels.library,
             loaded,
             cache,
@@ -328,5 +330,5 @@ def _connect(
         )
         paths = replace(paths, compiled=compiled)
     if kernels.library is None or loaded.device.type != "cpu":
-        return Executor(paths, TorchSelection())
-    return Executor(paths, CompiledSelection(kernels.library))
+        return Executor(paths, TorchDrawing())
+    return Executor(paths, CompiledDrawing(kernels.library))

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorry.core import Sample, SamplingParams, TokenLogprob
+from lorry.model.drawing import Drawing
 from lorry.model.logits import Logits
-from lorry.model.selection import Selection
 
 
 def uniform(seed: int, position: int) -> float:
@@ -32,7 +32,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits: Logits, samples: Sequence[Sample], selection: Selection
+    logits: Logits, samples: Sequence[Sample], selection: Drawing
 ) -> list[tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
     """One token for each row: (token, its `top_logprobs` likeliest).
 
@@ -114,7 +114,7 @@ def _adjust(logits_V: Tensor, s: Sample) -> Tensor:
     return scores_V
 
 
-def _draw(scores_V: Tensor, s: Sample, selection: Selection) -> int:
+def _draw(scores_V: Tensor, s: Sample, selection: Drawing) -> int:
     p = s.params
     if p.temperature == 0.0:
         return int(scores_V.argmax())
@@ -122,7 +122,7 @@ def _draw(scores_V: Tensor, s: Sample, selection: Selection) -> int:
     return selection.draw(weights_V, uniform(p.seed, len(s.answer)))
 
 
-def filtered(scores_V: Tensor, p: SamplingParams, selection: Selection) -> Tensor:
+def filtered(scores_V: Tensor, p: SamplingParams, selection: Drawing) -> Tensor:
     """What top-k, top-p, min-p and typical-p leave of each token's probability, not divided
     by their sum; removed tokens have 0."""
     size = scores_V.shape[0]

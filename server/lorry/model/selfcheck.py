@@ -6,7 +6,7 @@ model is asked, twice:
 - Sequences run together, in pieces and token by token, on the path that will serve, and
   each alone through transformers' own forward pass (`lorry.model.trial`).
 - The same on a copy whose windows, chunks and other such lengths are cut down so far that
-  the sequences go beyond them (`lorry.model.limits`).
+  the sequences go beyond them (`lorry.model.length_limits`).
 
 It says only whether they agree; `lorry.model.paths` decides what follows from it.
 """
@@ -19,9 +19,9 @@ from typing import TypeAlias
 
 import torch
 
+from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
-from lorry.model.limits import limits_of, shortened
-from lorry.model.loader import LoadedModel
+from lorry.model.length_limits import limits_of, shortened
 from lorry.model.padded import UNSUITED
 from lorry.model.trial import Trial
 
@@ -29,7 +29,7 @@ SHORT = Trial(lengths=(13, 6), piece=6)
 """For the model itself, whole."""
 
 LONG = Trial(lengths=(43, 26, 6), piece=9)
-"""For the copy: more than twice the lengths of `lorry.model.limits`, and pieces that end on
+"""For the copy: more than twice the lengths of `lorry.model.length_limits`, and pieces that end on
 either side of them."""
 
 LONGEST = 1024

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lorry.core import Batch, Row, Sample, SamplingParams
+from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
-from lorry.model.loader import LoadedModel
 from lorry.model.padded import UNSUITED
-from lorry.model.plain import plain
+from lorry.model.plain_attention import plain
 
 SINGLES = 2
 """Tokens of each sequence that come one at a time, as an answer's do."""

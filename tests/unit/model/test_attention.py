@@ -21,10 +21,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from lorry.core import Batch, Row, Sample, SamplingParams
 from lorry.errors import UnsupportedModel
 from lorry.model import attention
-from lorry.model.attention import HARMLESS, Recorder, Step, attend, attending
+from lorry.model.attention import HARMLESS, AttentionStep, Recorder, attend, attending
+from lorry.model.base_loader import LoadedModel
 from lorry.model.inputs import build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
-from lorry.model.loader import LoadedModel
 from lorry.model.packed import measure
 from lorry.model.paths import FirstPass, Kernels, Sizes, build
 from lorry.model.sight import Sight
@@ -184,7 +184,7 @@ def test_a_prompt_read_at_once_sees_what_later_pieces_read_from_the_cache() -> N
             digest_of=str,
         )
         part = [tensor[:, :, start:stop] for tensor in (query, key, value)]
-        with attending(Step(inputs.attention, cache)):
+        with attending(AttentionStep(inputs.attention, cache)):
             return attend(layer, *part, None)[0]
 
     whole = read(0, LENGTH)

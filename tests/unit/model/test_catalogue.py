@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lorry.errors import ModelError
-from lorry.model import catalogue, source
+from lorry.model import base_source, catalogue
 from lorry.model.catalogue import KNOWN, KnownBase
 from lorry.model.progress import Meter, meter_of
 from lorry.settings import DEFAULT_MODEL
@@ -130,12 +130,12 @@ def test_the_list_shows_the_known_and_the_cached(
     monkeypatch.setattr(catalogue, "KNOWN", (base,))
     (row,) = catalogue.entries(tmp_path / "home")
     assert (row.name, row.folder, row.bytes) == ("tiny", None, 0)
-    found = source.fetch("tiny", tmp_path / "home", say=lambda _: None, meter=quiet_meter)
+    found = base_source.fetch("tiny", tmp_path / "home", say=lambda _: None, meter=quiet_meter)
     assert found.repository == "org/tiny-base"
     assert (found.name, found.given, found.revision) == ("tiny", "tiny", None)
     other = tmp_path / "other.gguf"
     write_gguf(other, seed=1)
-    converted = source.fetch(
+    converted = base_source.fetch(
         str(other), tmp_path / "home", say=lambda _: None, meter=quiet_meter
     ).folder
     (tmp_path / "home" / "models" / "models--org--name").mkdir()

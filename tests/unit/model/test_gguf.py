@@ -9,7 +9,7 @@ import torch
 
 from lorry.errors import ModelError
 from lorry.model import gguf
-from lorry.model.loader import load
+from lorry.model.base_loader import load
 from lorry.settings import Settings
 from support.gguf_model import IM_END, POSITIONS, write_gguf
 from support.tokenizer import EOS, build_tokenizer

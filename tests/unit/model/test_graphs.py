@@ -19,8 +19,8 @@ from lorry.model.graphs import (
     MAX_LAYERS,
     ROWS,
     DecodeGraphs,
-    Shape,
-    Slate,
+    StaticBuffers,
+    StepShape,
     repeated,
     shape_of,
 )
@@ -58,7 +58,7 @@ def test_a_batch_takes_the_next_larger_shape() -> None:
         1, 2, 4, 8, 16, 128, 128,
     ]  # fmt: skip
     assert shape_of(ROWS[-1] + 1, 0, 5) is None
-    assert shape_of(1, MAX_LAYERS, 5) == Shape(1, MAX_LAYERS, 1)
+    assert shape_of(1, MAX_LAYERS, 5) == StepShape(1, MAX_LAYERS, 1)
     assert shape_of(1, MAX_LAYERS + 1, 5) is None
 
 
@@ -70,19 +70,19 @@ def test_contexts_are_cut_in_a_power_of_two() -> None:
 # ---- what lies in the buffers
 
 
-def slate(shape: Shape) -> Slate:
-    return Slate(
+def buffers_of(shape: StepShape) -> StaticBuffers:
+    return StaticBuffers(
         shape, block_size=BLOCK_SIZE, scratch_cell=SCRATCH, dtype=torch.float32, device=CPU
     )
 
 
-def fill(made: Slate, *rows: Row) -> None:
+def fill(made: StaticBuffers, *rows: Row) -> None:
     inputs = inputs_of(*rows)
     made.fill(inputs, lay_out(inputs.body.pairs))
 
 
 def test_rows_that_fill_up_touch_nothing_real() -> None:
-    made = slate(Shape(4, 1, 1))
+    made = buffers_of(StepShape(4, 1, 1))
     # A fuller step first: what it left behind must not count.
     fill(made, *(row(str(n), 40 + n, 10 * n, (1 + n, 2.0)) for n in range(4)))
     fill(made, row("a", 20, 3, (2, 0.5)), row("b", 33, 7))
@@ -103,7 +103,7 @@ def test_rows_that_fill_up_touch_nothing_real() -> None:
 
 
 def test_each_layer_of_adapters_has_tiles_of_its_own() -> None:
-    made = slate(Shape(2, 2, 1))
+    made = buffers_of(StepShape(2, 2, 1))
     fill(made, row("a", 5, 0, (1, 0.25), (3, 4.0)), row("b", 6, 1, (1, 1.0)))
     plan = made.inputs.body
     assert isinstance(plan, TablePlan) and plan.table is not None
@@ -115,7 +115,7 @@ def test_each_layer_of_adapters_has_tiles_of_its_own() -> None:
 
 
 def test_the_memory_stays_the_same() -> None:
-    made = slate(Shape(2, 1, 2))
+    made = buffers_of(StepShape(2, 1, 2))
     before = made.inputs.ids_1T.data_ptr(), made.singles.tables.table_BW.data_ptr()
     fill(made, row("a", SPAN + 5, 0, (1, 1.0)))
     assert before == (made.inputs.ids_1T.data_ptr(), made.singles.tables.table_BW.data_ptr())

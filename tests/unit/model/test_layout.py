@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorry.model.base_loader import load
 from lorry.model.layout import layout_of
-from lorry.model.loader import load
 from lorry.settings import Settings
 from lorry_adapters.lora.base import ModuleKind
 from support.families import FAMILIES, REQUIRED

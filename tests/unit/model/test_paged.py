@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lorry.core import Row
-from lorry.model.attention import Step, attend, attending
+from lorry.model.attention import AttentionStep, attend, attending
 from lorry.model.inputs import AttentionPlan
 from lorry.model.kv_cache import KVCache, LayerShape
 from lorry.model.sight import EVERYTHING, Sight
@@ -97,7 +97,7 @@ class Layer:
             rows, len(rows), BLOCK_SIZE, DEVICE, torch.tensor(cells, device=DEVICE), ()
         )
         singles = PagedSingles(tables_of(plan)) if kernel else None
-        with attending(Step(plan, self.cache, singles)):
+        with attending(AttentionStep(plan, self.cache, singles)):
             out_1TQV, _ = attend(
                 self.module,
                 self.q_1QTD[:, :, part],

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from lorry.bootstrap import assemble
 from lorry.errors import ModelError
 from lorry.model import selfcheck
-from lorry.model.loader import LoadedModel, load
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.native import library, recipe
-from lorry.model.native.lean import STATIC_ROPES, LeanModel, unsuited
+from lorry.model.native.compiled_model import STATIC_ROPES, CompiledModel, unsuited
 from lorry.model.paths import FirstPass, Kernels, Sizes, build, checked, choose, first_pass, problem
 from lorry.settings import Settings
 from support import tiny
@@ -205,13 +205,13 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     loaded = load_tiny(save(tmp_path, "mistral", sliding_window=300), quantization="int8")
     served("native", loaded)
 
-    fill = LeanModel._fill_layer
+    fill = CompiledModel._fill_layer
 
-    def dropped(lean: LeanModel, target: Any, *rest: Any) -> None:
-        fill(lean, target, *rest)
+    def dropped(model: CompiledModel, target: Any, *rest: Any) -> None:
+        fill(model, target, *rest)
         target.window = 0
 
-    monkeypatch.setattr(LeanModel, "_fill_layer", dropped)
+    monkeypatch.setattr(CompiledModel, "_fill_layer", dropped)
     loaded = load_tiny(tmp_path, quantization="int8")
     with pytest.raises(ModelError, match=r"not served: .* differ"):
         served("native", loaded)

@@ -24,7 +24,7 @@ from support.prompts import random_prompt
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
-from lorry.model import cuda, paged
+from lorry.model import paged, triton_model
 from lorry_adapters.lora.kernels import fused
 
 SHAPES = [
@@ -49,7 +49,7 @@ Start = Callable[[], GpuDriver]
 @pytest.fixture
 def start(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Start:
     if DEVICE.type != "cuda":
-        monkeypatch.setattr(cuda, "CudaRecord", lambda: repeated)
+        monkeypatch.setattr(triton_model, "CudaRecord", lambda: repeated)
     return lambda: GpuDriver(tiny_model("llama"))
 
 
@@ -58,11 +58,11 @@ def start(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_right_kernels_pass(dtype: torch.dtype) -> None:
-    assert cuda.probe(SHAPES, dtype=dtype, device=DEVICE, block_size=16) is None
+    assert triton_model.probe(SHAPES, dtype=dtype, device=DEVICE, block_size=16) is None
 
 
 def probed(shapes: list[LayerShape] = SHAPES) -> str:
-    why = cuda.probe(shapes, dtype=torch.float32, device=DEVICE, block_size=16)
+    why = triton_model.probe(shapes, dtype=torch.float32, device=DEVICE, block_size=16)
     assert why is not None
     return why
 
@@ -79,14 +79,14 @@ def test_a_wrong_delta_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_context_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cuda.tables_of
+    right = triton_model.tables_of
 
     def forgets_the_new_token(plan):  # type: ignore[no-untyped-def]
         tables = right(plan)
         tables.length_B.sub_(1)
         return tables
 
-    monkeypatch.setattr(cuda, "tables_of", forgets_the_new_token)
+    monkeypatch.setattr(triton_model, "tables_of", forgets_the_new_token)
     assert probed().startswith("attention over 2 heads of 16 differ from PyTorch's by ")
 
 
@@ -143,7 +143,9 @@ def test_without_triton(
 def test_a_failed_probe(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cuda, "probe", lambda *arguments, **more: "the adapters' kernels differ")
+    monkeypatch.setattr(
+        triton_model, "probe", lambda *arguments, **more: "the adapters' kernels differ"
+    )
     stays_with_torch(start, caplog, "the adapters' kernels differ")
 
 
@@ -151,14 +153,14 @@ def test_a_failed_self_check(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All is well one by one, and wrong together: the scratch cell is somebody's."""
-    right = cuda.to_device
+    right = triton_model.to_device
 
     def shifted(inputs, device):  # type: ignore[no-untyped-def]
         made = right(inputs, device)
         made.attention.write_T.copy_(made.attention.write_T.flip(0))
         return made
 
-    monkeypatch.setattr(cuda, "to_device", shifted)
+    monkeypatch.setattr(triton_model, "to_device", shifted)
     stays_with_torch(start, caplog, "is not served")
 
 
@@ -171,9 +173,9 @@ def test_an_adapter_of_another_kind_is_never_recorded(
     (expected,) = driver.greedy([ask], 3)
     driver.executor.paths.lora.beyond_pairs.add(driver.slot_of(folder))
     steps: list[object] = []
-    record = cuda.DecodeGraphs.run
+    record = triton_model.DecodeGraphs.run
     monkeypatch.setattr(
-        cuda.DecodeGraphs, "run", lambda *given: steps.append(given) or record(*given)
+        triton_model.DecodeGraphs, "run", lambda *given: steps.append(given) or record(*given)
     )
     assert token_ids(driver.greedy([ask], 3)[0]) == token_ids(expected)
     assert steps == []

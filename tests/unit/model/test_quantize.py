@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear8bitLt
 from transformers import BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model.loader import LoadedModel, load
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.memory import PARTS, digest_of_base, memory_by_part
 from lorry.model.quantize import (
     Quantization,

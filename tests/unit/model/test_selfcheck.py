@@ -16,10 +16,10 @@ from transformers import AttentionInterface, PretrainedConfig
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import attention, executor, padded, selfcheck
 from lorry.model.attention import Recorder, attend
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
 from lorry.model.inputs import AttentionPlan, Inputs, build_inputs
 from lorry.model.kv_cache import Shapes, bytes_per_token
-from lorry.model.loader import LoadedModel, load
 from lorry.model.path_set import PathSet
 from lorry.model.paths import FirstPass, Kernels, Sizes, checked, first_pass
 from lorry.model.sight import EVERYTHING, Masks, Sight

@@ -125,9 +125,9 @@ class TablePlan(Plan):
     @staticmethod
     def on(device: torch.device, plan: Plan) -> TablePlan:
         """`plan`, for a step on `device`."""
-        made = TablePlan(plan.pairs, plan.num_tokens, plan.dtype, device)
+        made = TablePlan(plan.runs, plan.num_tokens, plan.dtype, device)
         made.table = table_of(made)
-        made.used = frozenset(slot for slot, _, _ in plan.pairs)
+        made.used = frozenset(plan.slots)
         return made
 
     def concerns(self, ranks: Sequence[int]) -> bool:

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.model.guard import require
-from lorry.model.native.edges import Edges
+from lorry.model.native.embedding_head import EmbeddingHead
 from lorry.model.native.pack import BLOCK
 
 if TYPE_CHECKING:
-    from lorry.model.native.gains import Gains
+    from lorry.model.native.packed_vectors import VectorDeltas
     from lorry_adapters.lora.parts import LoraPair
 
 GROUP = 8
@@ -55,14 +55,14 @@ class PackedAdapter:
     places_M3: NDArray[np.int64]
     """Of each linear of the model: where in `memory` its A and its B begin, and its rank, padded
     to a multiple of `GROUP`; 0 where the adapter has no such part."""
-    gains: Gains | None = None
+    vectors: VectorDeltas | None = None
     """What it does beside its pairs."""
-    edges: Edges = field(default_factory=Edges)
+    embedding_head: EmbeddingHead = field(default_factory=EmbeddingHead)
     """What it does to embeddings and logits."""
 
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes + (0 if self.gains is None else self.gains.nbytes)
+        return self.memory.nbytes + (0 if self.vectors is None else self.vectors.nbytes)
 
 
 def padded(rank: int) -> int:
@@ -74,7 +74,7 @@ def pack_adapter(
     library: ctypes.CDLL,
     pairs: Mapping[str, LoraPair],
     phases: Sequence[Sequence[str]],
-    gains: Gains | None = None,
+    vectors: VectorDeltas | None = None,
 ) -> PackedAdapter:
     """`pairs`: by linear, a DoRA's too. `phases`: the linears of the model in the order in which
     a step reads their adapters; those of one phase read the same input. Any thread may.
@@ -106,7 +106,7 @@ def pack_adapter(
         )
         if failed:
             raise MemoryError("no memory to pack an adapter")
-    return PackedAdapter(memory, np.array(list(places.values()), dtype=np.int64), gains)
+    return PackedAdapter(memory, np.array(list(places.values()), dtype=np.int64), vectors)
 
 
 def _lay_out(

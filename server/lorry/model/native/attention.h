@@ -26,22 +26,22 @@ static void score_keys(const float *q_D, const uint16_t *k_NHD, const int32_t *c
         for (int l = 0; l < WIDTH; l++) {
             const int known = first + l < length ? first + l : length - 1;
             keys[l] = k_NHD + cells[known] * cell_stride;
-            acc[l] = all(0);
+            acc[l] = splat(0);
         }
         for (int d = 0; d < size; d += WIDTH) {
             const Floats q = load(q_D + d);
             for (int l = 0; l < WIDTH; l++) acc[l] = fused(q, load_half(keys[l] + d), acc[l]);
         }
-        store(mine + first, sums(acc) * all(scale));
+        store(mine + first, sums(acc) * splat(scale));
     }
     for (size_t l = (size_t)length; l < PADDED(length); l++) mine[l] = -INFINITY;
 }
 
 /* Scores to weights, in place; gives 1 / their sum. */
 static float weigh(float *mine, int length) {
-    Floats most = load(mine), totals = all(0);
+    Floats most = load(mine), totals = splat(0);
     for (int l = WIDTH; l < length; l += WIDTH) most = greater(most, load(mine + l));
-    const Floats best = all(largest(most));
+    const Floats best = splat(largest(most));
     for (int l = 0; l < length; l += WIDTH) {
         const Floats e = exponential(load(mine + l) - best);
         store(mine + l, e);
@@ -57,18 +57,18 @@ INLINE void mix_values(const uint16_t *v_NHD, const int32_t *cells, int length, 
                        int group, int vectors) {
     Floats acc[HEADS][SPAN];
     for (int g = 0; g < group; g++)
-        for (int i = 0; i < vectors; i++) acc[g][i] = all(0);
+        for (int i = 0; i < vectors; i++) acc[g][i] = splat(0);
     for (int l = 0; l < length; l++) {
         const uint16_t *v = v_NHD + cells[l] * cell_stride;
         for (int i = 0; i < vectors; i++) {
             const Floats value = load_half(v + i * WIDTH);
             for (int g = 0; g < group; g++)
-                acc[g][i] = fused(all(weights[g * PADDED(length) + l]), value, acc[g][i]);
+                acc[g][i] = fused(splat(weights[g * PADDED(length) + l]), value, acc[g][i]);
         }
     }
     for (int g = 0; g < group; g++)
         for (int i = 0; i < vectors; i++)
-            store(out_GD + g * size + i * WIDTH, acc[g][i] * all(factor[g]));
+            store(out_GD + g * size + i * WIDTH, acc[g][i] * splat(factor[g]));
 }
 
 /* q_GD, out_GD: `group` query heads, contiguous. k_NHD, v_NHD: in half precision, at this key

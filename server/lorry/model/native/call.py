@@ -21,10 +21,10 @@ from torch import Tensor
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
 from lorry.model.native import structs
-from lorry.model.native.gains import BoundGains
+from lorry.model.native.packed_vectors import BoundVectorDeltas
 from lorry_adapters.lora.plan import Plan
 
-Bound = Mapping[tuple[int, float], BoundGains]
+Bound = Mapping[tuple[int, float], BoundVectorDeltas]
 """By (slot, scale), of the adapters that do more than add a pair."""
 
 Rope = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -36,22 +36,29 @@ class Angles:
 
     def __init__(self, rope: Rope) -> None:
         self._rope = rope
-        self._cos: list[bytes] = []
-        self._sin: list[bytes] = []
+        self._known = 0
+        """Positions."""
+        self._size = 0
+        """Bytes of one position."""
+        self._cos = self._sin = b""
 
-    def of(self, positions: Sequence[int]) -> tuple[array[float], array[float]]:
-        """[T, head size / 2] each; both halves of a head turn alike."""
-        needed = max(positions) + 1
-        if needed > len(self._cos):
-            ids_1T = torch.arange(max(256, 2 * needed)).unsqueeze(0)
+    def of(self, spans: Sequence[tuple[int, int]]) -> tuple[array[float], array[float]]:
+        """[T, head size / 2] each, of the positions of each span (first, one past the last); both
+        halves of a head turn alike."""
+        needed = max([end for _, end in spans])
+        if needed > self._known:
+            self._known = max(256, 2 * needed)
+            ids_1T = torch.arange(self._known).unsqueeze(0)
             self._cos, self._sin = (
-                [row.tobytes() for row in one[0, :, : one.shape[-1] // 2].contiguous().numpy()]
+                one[0, :, : one.shape[-1] // 2].contiguous().numpy().tobytes()
                 for one in self._rope(ids_1T)
             )
-        cos, sin = self._cos, self._sin
+            self._size = len(self._cos) // self._known
+        cos, sin, size = self._cos, self._sin, self._size
+        places = [(first * size, end * size) for first, end in spans]
         return (
-            array("f", b"".join([cos[at] for at in positions])),
-            array("f", b"".join([sin[at] for at in positions])),
+            array("f", b"".join([cos[first:end] for first, end in places])),
+            array("f", b"".join([sin[first:end] for first, end in places])),
         )
 
 
@@ -63,7 +70,7 @@ class Call:
         inputs: Inputs,
         angles: Angles,
         vocab: int,
-        gains: Bound,
+        vectors: Bound,
         own: Mapping[int, int],
         seen_KH: Tensor | None = None,
     ) -> None:
@@ -76,42 +83,59 @@ class Call:
         self.longest = 0
         """Tokens that a row sees."""
         self.wanted: list[int] = inputs.wanted_K.tolist()
-        positions: list[int] = []
-        rows: list[int] = []
-        cell: list[int] = []
+        spans: list[tuple[int, int]] = []
+        positions, rows = array("i"), array("i")
         starts = [0]
         for index, row in enumerate(inputs.attention.rows):
             end = row.start + len(row.token_ids)
             seen = row.blocks[: -(-end // size)]
             self.ids += row.token_ids
-            positions += range(row.start, end)
-            rows += [index] * len(row.token_ids)
-            cell += [seen[at // size] * size + at % size for at in range(row.start, end)]
+            spans.append((row.start, end))
+            if end - row.start == 1:
+                positions.append(row.start)
+                rows.append(index)
+            else:
+                positions.frombytes(_range(row.start, end))
+                rows += array("i", [index]) * (end - row.start)
             self.blocks += seen
             starts.append(len(self.blocks) * size)
             self.longest = max(self.longest, end)
         firsts = np.array([block * size for block in self.blocks], dtype=np.int32)
         cells: NDArray[np.int32] = np.add.outer(firsts, np.arange(size, dtype=np.int32))
-        tokens = [array("i", values) for values in (self.ids, positions, cell, rows, self.wanted)]
+        ids, wanted = array("i", self.ids), array("i", self.wanted)
+        cell = inputs.attention.write_T.numpy().astype(np.int32)
         context = array("q", starts)
-        cos, sin = angles.of(positions)
-        body = PairArrays(inputs.body, gains)
-        head = body if inputs.head is inputs.body else PairArrays(inputs.head, gains)
+        cos, sin = angles.of(spans)
+        body = PairArrays(inputs.body, vectors)
+        head = body if inputs.head is inputs.body else PairArrays(inputs.head, vectors)
         self._logits_KV = np.empty((len(self.wanted), vocab), dtype=np.float32)
         self._norm_K = np.empty(len(self.wanted), dtype=np.float32)
         self._best_K = np.empty(len(self.wanted), dtype=np.int32)
         rows_at = array("Q", [own.get(token, 0) for token in range(len(self.ids))] if own else [])
         self.slots = (body.slots,) if head is body else (body.slots, head.slots)
         """Of the adapters of the body and of the head."""
-        self._keep = (cells, tokens, context, cos, sin, body, head, gains, rows_at)
-        at = [_address(values) for values in tokens]
-        self.struct = structs.Step(
+        self._keep = (
+            cells,
+            cell,
+            ids,
+            positions,
+            rows,
+            wanted,
+            context,
+            cos,
+            sin,
+            body,
+            head,
+            vectors,
+            rows_at,
+        )
+        self.struct = structs.StepArguments(
             num_tokens=len(self.ids),
             num_wanted=len(self.wanted),
-            ids=at[0],
-            position=at[1],
-            cell=at[2],
-            row=at[3],
+            ids=_address(ids),
+            position=_address(positions),
+            cell=cell.ctypes.data,
+            row=_address(rows),
             own=_address(rows_at) if own else None,
             context=_address(context),
             cells=cells.ctypes.data,
@@ -119,7 +143,7 @@ class Call:
             sin=_address(sin),
             body=body.struct,
             head=head.struct,
-            wanted=at[4],
+            wanted=_address(wanted),
             seen=None if seen_KH is None else seen_KH.data_ptr(),
             logits=self._logits_KV.ctypes.data,
             norm=self._norm_K.ctypes.data,
@@ -135,46 +159,61 @@ class Call:
 class PairArrays:
     """A plan as `step.h` wants it; keeps its arrays."""
 
-    def __init__(self, plan: Plan, gains: Bound) -> None:
-        slots = [slot for slot, _, _ in plan.pairs]
-        starts = [i for i, slot in enumerate(slots) if i == 0 or slots[i - 1] != slot]
-        self._token = array("i", [token for _, token, _ in plan.pairs])
-        self._scale = array("f", [scale for _, _, scale in plan.pairs])
-        self.slots = array("i", [slots[i] for i in starts])
-        self._start = array("i", [*starts, len(slots)])
+    def __init__(self, plan: Plan, vectors: Bound) -> None:
+        self._token, self._scale = array("i"), array("f")
+        self.slots, self._start = array("i"), array("i")
+        pair = 0
+        before: int | None = None
+        for slot, first, count, scale in plan.runs:
+            if slot != before:
+                self.slots.append(slot)
+                self._start.append(pair)
+                before = slot
+            if count == 1:
+                self._token.append(first)
+                self._scale.append(scale)
+            else:
+                self._token.frombytes(_range(first, first + count))
+                self._scale += array("f", [scale]) * count
+            pair += count
+        self._start.append(pair)
         self.struct = structs.Pairs(
-            len(slots),
-            len(starts),
+            pair,
+            len(self.slots),
             _address(self._token),
             _address(self.slots),
             _address(self._start),
             _address(self._scale),
         )
-        if gains:
-            self._add(plan, gains)
+        if vectors:
+            self._add(plan, vectors)
 
-    def _add(self, plan: Plan, gains: Bound) -> None:
-        """What a step needs to go through the tokens that have gains, one by one."""
+    def _add(self, plan: Plan, vectors: Bound) -> None:
+        """What a step needs to go through the tokens that have vectors, one by one."""
         uses: dict[int, list[int]] = {}
         addresses = []
         for pair, (slot, token, scale) in enumerate(plan.pairs):
-            mine = gains.get((slot, scale))
+            mine = vectors.get((slot, scale))
             addresses.append(0 if mine is None else mine.address)
             if mine is not None:
                 uses.setdefault(token, []).append(pair)
-        gained = sorted(uses)
+        vectored = sorted(uses)
         counts = Counter(token for _, token, _ in plan.pairs)
-        self._gain = array("Q", addresses)
-        self._gained = array("i", gained)
-        self._alone = array("i", [counts[token] == 1 for token in gained])
-        self._uses = array("i", [pair for token in gained for pair in uses[token]])
-        self._first = array("i", accumulate((len(uses[token]) for token in gained), initial=0))
-        self.struct.num_gained = len(gained)
-        self.struct.gained = _address(self._gained)
+        self._vectors = array("Q", addresses)
+        self._vectored = array("i", vectored)
+        self._alone = array("i", [counts[token] == 1 for token in vectored])
+        self._uses = array("i", [pair for token in vectored for pair in uses[token]])
+        self._first = array("i", accumulate((len(uses[token]) for token in vectored), initial=0))
+        self.struct.num_vectored = len(vectored)
+        self.struct.vectored = _address(self._vectored)
         self.struct.alone = _address(self._alone)
         self.struct.first = _address(self._first)
         self.struct.uses = _address(self._uses)
-        self.struct.gain = _address(self._gain)
+        self.struct.vectors = _address(self._vectors)
+
+
+def _range(first: int, end: int) -> bytes:
+    return np.arange(first, end, dtype=np.int32).tobytes()
 
 
 def _address(values: array[int] | array[float]) -> int:

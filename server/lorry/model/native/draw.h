@@ -1,6 +1,6 @@
 /* A token drawn from a distribution, without sorting the vocabulary.
  *
- * lorry.model.selection has the same in PyTorch's operations, and both give the same bits:
+ * lorry.model.drawing has the same in PyTorch's operations, and both give the same bits:
  * what is kept, and which token a number falls on, is found by bounds that allow for every
  * rounding of the plain way, and the few tokens between the bounds are gone through in the
  * plain way's order.
@@ -65,7 +65,7 @@ typedef struct {
 /* Brings `low` and `high` nearer to each other; false where that is not possible. */
 static bool narrow(Open *open, double mass) {
     const int32_t low = open->low, high = open->high;
-    Floats least = all(INFINITY), most = all(-INFINITY);
+    Floats least = splat(INFINITY), most = splat(-INFINITY);
     for (int v = 0; v < open->count; v += WIDTH) {
         least = smaller(load_part(open->preference + v, open->count - v, INFINITY), least);
         most = greater(load_part(open->preference + v, open->count - v, -INFINITY), most);
@@ -79,7 +79,7 @@ static bool narrow(Open *open, double mass) {
     Floats sums[PIVOTS];
     for (int j = 0; j < PIVOTS; j++) {
         pivot[j] = (int32_t)(open->high - (j + 1) * width / (PIVOTS + 1));
-        sums[j] = all(0);
+        sums[j] = splat(0);
     }
     if (width > 1)
         for (int v = 0; v < open->count; v += WIDTH) {
@@ -188,7 +188,7 @@ int32_t lorry_draw(const float *weight, float total, int32_t count, double numbe
         const int end = count - first < STRETCH ? count : first + STRETCH;
         Doubles sums = {0};
         for (int v = first; v < end; v += WIDTH)
-            sums += doubled(load_part(weight + v, end - v, 0) / all(total));
+            sums += doubled(load_part(weight + v, end - v, 0) / splat(total));
         stretches[s] = 0;
         for (int i = 0; i < WIDTH / 2; i++) stretches[s] += sums[i];
         whole += stretches[s];

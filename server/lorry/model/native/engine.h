@@ -16,12 +16,12 @@ struct Engine {
     int max_tokens, max_pairs, max_context;
     int widest; /* the widest row of any linear */
     const Step *step;
-    float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *worth_T, *hidden, *scores;
+    float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *scale_T, *hidden, *scores;
     uint8_t *codes;
     int8_t *hidden_codes;
-    /* Of tokens with gains: inward inputs and the base's answers to them. */
+    /* Of tokens with vectors: inward inputs and the base's answers to them. */
     uint8_t *inward_codes;
-    float *inward_worth, *answers;
+    float *inward_scale, *answers;
     float *spare; /* a row for each thread, as wide as any */
     Ahead *ahead; /* one for each thread */
     /* For `lorry_linear` and `lorry_module`. */
@@ -62,19 +62,19 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->qkv = reserve(tokens * (queries + 2 * keys), sizeof(float));
     e->attended = reserve(tokens * queries, sizeof(float));
     e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
-    e->worth_T = reserve(tokens, sizeof(float));
+    e->scale_T = reserve(tokens, sizeof(float));
     e->hidden = reserve((size_t)MODULES_MOST * max_pairs * model->max_rank, sizeof(float));
     e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
     e->codes = reserve(tokens * 2 * widest, 1);
     e->hidden_codes = reserve((size_t)num_threads * 2 * MANY * model->max_rank, 1);
     e->inward_codes = reserve(MODULES_MOST * tokens * 2 * widest, 1);
-    e->inward_worth = reserve(MODULES_MOST * tokens, sizeof(float));
+    e->inward_scale = reserve(MODULES_MOST * tokens, sizeof(float));
     e->answers = reserve(tokens * rows, sizeof(float));
     e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
     e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
-    if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->worth_T ||
+    if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->scale_T ||
         !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->inward_codes ||
-        !e->inward_worth || !e->answers || !e->spare || !e->ahead ||
+        !e->inward_scale || !e->answers || !e->spare || !e->ahead ||
         pool_start(&e->pool, num_threads)) {
         e->pool.size = 0;
         lorry_engine_free(e);
@@ -90,13 +90,13 @@ void lorry_engine_free(Engine *e) {
     free(e->qkv);
     free(e->attended);
     free(e->gate);
-    free(e->worth_T);
+    free(e->scale_T);
     free(e->hidden);
     free(e->scores);
     free(e->codes);
     free(e->hidden_codes);
     free(e->inward_codes);
-    free(e->inward_worth);
+    free(e->inward_scale);
     free(e->answers);
     free(e->spare);
     free(e->ahead);

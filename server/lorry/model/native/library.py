@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorry.model.native import recipe
-from lorry.model.native.structs import Linear, Model, Pairs, Slots, Step
+from lorry.model.native.structs import Linear, LinearSlots, Model, Pairs, StepArguments
 
 FOLDER = Path(__file__).parent
 
@@ -75,10 +75,10 @@ def load(path: Path) -> ctypes.CDLL:
     library.lorry_engine.restype = c_void_p
     library.lorry_engine_free.argtypes = [c_void_p]
     library.lorry_engine_free.restype = None
-    library.lorry_run.argtypes = [c_void_p, POINTER(Step)]
+    library.lorry_run.argtypes = [c_void_p, POINTER(StepArguments)]
     library.lorry_run.restype = None
     library.lorry_module.argtypes = [
-        *(c_void_p, POINTER(Linear), POINTER(Slots), POINTER(Pairs)),
+        *(c_void_p, POINTER(Linear), POINTER(LinearSlots), POINTER(Pairs)),
         *(c_void_p, c_void_p, c_int32),
     ]
     library.lorry_module.restype = None

@@ -29,18 +29,18 @@
 #define TILE_BLOCKS 1
 #endif
 
-/* x [in] -> codes [2, in], and what a code of the high row is worth. */
+/* x [in] -> codes [2, in], and the scale of the high row's codes. */
 INLINE float encode(const float *x, uint8_t *codes, int in) {
     float absmax = largest_magnitude(x, in);
     /* A row of zeros has no largest element. One with a NaN must keep it: its codes mean
-     * nothing, what they are worth is then NaN, too. */
+     * nothing, their scale is then NaN, too. */
     if (absmax < 1e-30f) absmax = 1e-30f;
-    Floats factor = all(CODES / absmax);
+    Floats factor = splat(CODES / absmax);
     uint8_t *high = codes, *low = codes + in;
     typedef uint8_t Bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
     for (int i = 0; i < in; i += WIDTH) {
         Floats code = load(x + i) * factor, rounded = nearest(code);
-        Floats rest = nearest((code - rounded) * all(CODES));
+        Floats rest = nearest((code - rounded) * splat(CODES));
         *(Bytes *)(high + i) = __builtin_convertvector(to_ints(rounded) + OFFSET, Bytes);
         *(Bytes *)(low + i) = __builtin_convertvector(to_ints(rest) + OFFSET, Bytes);
     }
@@ -50,7 +50,7 @@ INLINE float encode(const float *x, uint8_t *codes, int in) {
 /* `tokens` x `blocks` outputs, both compile-time constants where it is called. `soon`: weights
  * that come next, or NULL: a line for every four inputs. `more`: what else to fetch meanwhile,
  * a line for every `MORE_EVERY`. */
-INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
+INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float *x_scale, float *y,
                         int stride, int block, const int8_t *soon, Range more, int tokens,
                         int blocks) {
     const int in = linear->in, rows = 2 * tokens;
@@ -82,7 +82,7 @@ INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float 
         for (int t = 0; t < tokens; t++) {
             Floats high = to_floats(acc[2 * t][b][v] - offset);
             Floats low = to_floats(acc[2 * t + 1][b][v] - offset);
-            Floats out = fused(low, all(1.0f / CODES), high) * scale * all(worth[t]);
+            Floats out = fused(low, splat(1.0f / CODES), high) * scale * splat(x_scale[t]);
             if (linear->bias_O) out += load(linear->bias_O + o);
             store(y + (size_t)t * stride + o, out);
         }
@@ -94,11 +94,11 @@ INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float 
 /* `blocks` of outputs from `block` on, of every token; nothing is fetched. A function of its own:
  * a compiler that sees both makes the other one slower. */
 static __attribute__((noinline)) void linear_rest(const Linear *linear, const uint8_t *codes,
-                                                  const float *worth, float *y, int stride,
+                                                  const float *x_scale, float *y, int stride,
                                                   int block, int blocks, int tokens) {
     const size_t row = 2 * (size_t)linear->in;
 #define TILE(T, B)                                                                               \
-    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, NULL, \
+    linear_tile(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, NULL, \
                 NOTHING, T, B)
 #define TILES(T)                                         \
     if (count == T) {                                    \
@@ -120,8 +120,8 @@ static __attribute__((noinline)) void linear_rest(const Linear *linear, const ui
 }
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. */
-static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *worth, float *y,
-                          int stride, int tokens, int first, int last, Ahead *ahead) {
+static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *x_scale,
+                          float *y, int stride, int tokens, int first, int last, Ahead *ahead) {
     const size_t row = 2 * (size_t)linear->in, block_bytes = (size_t)linear->in * BLOCK;
     /* Tokens that fit in one tile read the weights as one stream. More of them take several
      * blocks at a time, as that spares loads of their codes; the tile that comes next is then
@@ -134,7 +134,7 @@ static void linear_blocks(const Linear *linear, const uint8_t *codes, const floa
         const int8_t *here = linear->codes + block * block_bytes;
         for (int t = 0, pass = 0; t < tokens; pass++) {
             if (pass == 2) {
-                linear_rest(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride,
+                linear_rest(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride,
                             block, blocks, tokens - t);
                 break;
             }
@@ -143,7 +143,7 @@ static void linear_blocks(const Linear *linear, const uint8_t *codes, const floa
                                  : pass < blocks ? here + (size_t)(blocks + pass) * block_bytes
                                                  : NULL;
 #define TILE(T, B)                                                                              \
-    linear_tile(linear, codes + t * row, worth + t, y + (size_t)t * stride, stride, block, soon, \
+    linear_tile(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, soon, \
                 ahead_take(ahead, linear->in / MORE_EVERY), T, B)
 #define TILES(T)                                       \
     if (count == T) {                                  \

@@ -36,12 +36,12 @@ INLINE Segment segment(const Slots *slots, const Pairs *pairs, int s) {
     return (Segment){&slots->of_S[pairs->slot[s]], pairs->start[s], pairs->start[s + 1]};
 }
 
-/* In bytes: 16 outputs of B, what their codes are worth included. */
+/* In bytes: 16 outputs of B, their codes' scales included. */
 INLINE size_t b_block(int rank) { return (size_t)BLOCK * (size_t)rank + BLOCK * sizeof(uint16_t); }
 
-/* h[t][r] = worth[t] * dot(a[r], x[t]) for `groups` x `tokens`, compile-time constants. */
+/* h[t][r] = scale[t] * dot(a[r], x[t]) for `groups` x `tokens`, compile-time constants. */
 INLINE void shrink_tile(const Lora *lora, int in, int group, const uint8_t *const *codes,
-                        const float *worth, float *h, int stride, int groups, int tokens) {
+                        const float *scale, float *h, int stride, int groups, int tokens) {
     const size_t group_bytes = (size_t)GROUP * (size_t)in;
     const int8_t *a = lora->a + (size_t)group * group_bytes;
     const int32_t *sums = (const int32_t *)(lora->a + (size_t)lora->rank * (size_t)in);
@@ -70,7 +70,7 @@ INLINE void shrink_tile(const Lora *lora, int in, int group, const uint8_t *cons
                 const float high = (float)(lanes[0][2 * r] + lanes[0][2 * r + 1] - offset);
                 const float low = (float)(lanes[1][2 * r] + lanes[1][2 * r + 1] - offset);
                 h[(size_t)t * stride + (group + g) * GROUP + r] =
-                    (high + low * (1.0f / CODES)) * worth[t];
+                    (high + low * (1.0f / CODES)) * scale[t];
             }
         }
 }
@@ -108,7 +108,7 @@ static void share_of(Shares *shares, int groups, int64_t cost, int thread, int t
 /* h [parts, max_pairs, max_rank] for this thread's share of each adapter's rows. `slots`:
  * those of `parts` modules that read the same input, whose codes [T, 2, in] these are. */
 static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint8_t *codes,
-                   const float *worth_T, float *h, size_t part_size, int max_rank, int thread,
+                   const float *scale_T, float *h, size_t part_size, int max_rank, int thread,
                    int threads) {
     if (!pairs->num_segments) return;
     Shares shares = shares_of(slots, parts, pairs);
@@ -124,13 +124,13 @@ static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint
                 for (int p = mine.first; p < mine.last;) {
                     const int tokens = mine.last - p >= MANY ? MANY : 1;
                     const uint8_t *of[MANY];
-                    float worth[MANY];
+                    float scale[MANY];
                     for (int t = 0; t < tokens; t++) {
                         of[t] = codes + (size_t)pairs->token[p + t] * 2 * (size_t)in;
-                        worth[t] = worth_T[pairs->token[p + t]] * pairs->scale[p + t];
+                        scale[t] = scale_T[pairs->token[p + t]] * pairs->scale[p + t];
                     }
                     float *to = h + part * part_size + (size_t)p * max_rank;
-#define SHRINK(G, T) shrink_tile(mine.lora, in, group, of, worth, to, max_rank, G, T)
+#define SHRINK(G, T) shrink_tile(mine.lora, in, group, of, scale, to, max_rank, G, T)
                     if (groups == GROUPS && tokens == MANY) SHRINK(GROUPS, MANY);
                     if (groups == GROUPS && tokens == 1) SHRINK(GROUPS, 1);
 #if GROUPS > 1
@@ -148,7 +148,7 @@ static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint
 /* A pair's h as codes. */
 typedef struct {
     int32_t sum[2]; /* of the codes, high and low: undoes B's offset */
-    float worth;
+    float scale;
 } Hidden;
 
 /* h [rank] -> codes [2, rank]. */
@@ -174,7 +174,7 @@ INLINE Hidden encode_hidden(const float *h, int8_t *codes, int rank) {
         hidden.sum[0] += codes[r];
         hidden.sum[1] += codes[rank + r];
     }
-    hidden.worth = absmax / CODES;
+    hidden.scale = absmax / CODES;
     return hidden;
 }
 
@@ -199,9 +199,9 @@ INLINE void expand_tile(const uint8_t *b, int rank, const int8_t *codes, const H
         for (int v = 0; v < VECTORS; v++) {
             float *to = y[t] + o + v * WIDTH;
             const Floats high = to_floats(acc[t][0][v]), low = to_floats(acc[t][1][v]);
-            Floats scale = load_bfloat(scale_O + v * WIDTH) * all(hidden[t].worth);
-            if (dora) scale *= all(1.0f) + load(more[t] + o + v * WIDTH);
-            store(to, load(to) + fused(low, all(1.0f / CODES), high) * scale);
+            Floats scale = load_bfloat(scale_O + v * WIDTH) * splat(hidden[t].scale);
+            if (dora) scale *= splat(1.0f) + load(more[t] + o + v * WIDTH);
+            store(to, load(to) + fused(low, splat(1.0f / CODES), high) * scale);
         }
 }
 
@@ -219,7 +219,7 @@ INLINE void expand_segment(const Slots *slots, const Pairs *pairs, Segment mine,
             rows[t] = y + (size_t)pairs->token[p + t] * stride;
             hidden[t] = encode_hidden(h + (size_t)(p + t) * max_rank, codes + 2 * t * (size_t)rank,
                                       rank);
-            if (dora) more[t] = pairs->gain[p + t][slots->module].more_O;
+            if (dora) more[t] = pairs->vectors[p + t][slots->module].more_O;
         }
         const uint8_t *b = mine.lora->b + first / BLOCK * b_block(rank);
         for (int o = first; o < last; o += BLOCK, b += b_block(rank)) {
@@ -246,8 +246,8 @@ static void expand(const Slots *slots, const Pairs *pairs, const float *h, float
         const Segment mine = segment(slots, pairs, s);
         if (!mine.lora->rank) continue;
         /* A slot's pairs may differ in scale, not in kind. */
-        const Gain *gain = pairs->num_gained ? pairs->gain[mine.first] : NULL;
-        if (gain && gain[slots->module].dora)
+        const VectorDelta *vectors = pairs->num_vectored ? pairs->vectors[mine.first] : NULL;
+        if (vectors && vectors[slots->module].dora)
             expand_dora(slots, pairs, mine, h, y, stride, max_rank, codes, first, last);
         else
             expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, 0);

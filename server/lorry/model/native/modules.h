@@ -8,7 +8,7 @@
 
 #include "ahead.h"
 #include "engine.h"
-#include "gains.h"
+#include "vector_deltas.h"
 #include "linear.h"
 #include "lora.h"
 #include "pool.h"
@@ -18,7 +18,7 @@
 
 static void encode_tokens(Engine *e, const float *x, int stride, int in, int first, int last) {
     for (int t = first; t < last; t++)
-        e->worth_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
+        e->scale_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
 }
 
 /* Some modules that read the same input: one linear, and the slots of each. */
@@ -37,19 +37,19 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
                            int last, int thread) {
     const Pairs *pairs = m->pairs;
     const int in = m->slots->in;
-    for (int g = 0; g < pairs->num_gained; g++) {
-        const int t = pairs->gained[g];
+    for (int g = 0; g < pairs->num_vectored; g++) {
+        const int t = pairs->vectored[g];
         if (t < first || t >= last) continue;
         float *spare = e->spare + (size_t)thread * e->widest;
         if (is_instead(m->slots, pairs, g)) {
-            e->worth_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
+            e->scale_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
                                           e->codes + (size_t)t * 2 * in);
             continue;
         }
         for (int part = 0; part < m->parts; part++) {
             if (!is_inward(m->slots + part, pairs, g)) continue;
             const size_t at = (size_t)part * e->max_tokens + g;
-            e->inward_worth[at] =
+            e->inward_scale[at] =
                 encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
                               e->inward_codes + at * 2 * in);
         }
@@ -61,16 +61,16 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
 static void multiply_inwards(Engine *e, const Modules *m, int part, int stride, int first,
                              int last) {
     const Pairs *pairs = m->pairs;
-    for (int g = 0, end; g < pairs->num_gained; g = end) {
+    for (int g = 0, end; g < pairs->num_vectored; g = end) {
         end = g;
-        while (end < pairs->num_gained && is_inward(m->slots + part, pairs, end)) end++;
+        while (end < pairs->num_vectored && is_inward(m->slots + part, pairs, end)) end++;
         if (end == g) {
             end++;
             continue;
         }
         const size_t at = (size_t)part * e->max_tokens + g;
         for (int block = first; block < last; block += TILE_BLOCKS)
-            linear_rest(m->linear, e->inward_codes + at * 2 * m->linear->in, e->inward_worth + at,
+            linear_rest(m->linear, e->inward_codes + at * 2 * m->linear->in, e->inward_scale + at,
                         e->answers + (size_t)g * stride, stride, block,
                         last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, end - g);
     }
@@ -82,14 +82,15 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
                      int tokens, int thread) {
     const int threads = e->pool.size;
     Ahead *ahead = e->ahead + thread;
-    shrink(m->slots, m->parts, m->pairs, e->codes, e->worth_T, e->hidden, part_size(e),
+    shrink(m->slots, m->parts, m->pairs, e->codes, e->scale_T, e->hidden, part_size(e),
            e->model->max_rank, thread, threads);
     ahead_clear(ahead);
     for (int part = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
         const int first = SHARE(blocks, thread, threads) * BLOCK;
         const int last = SHARE(blocks, thread + 1, threads) * BLOCK;
-        if (m->pairs->num_gained) fetch_gains(ahead, m->slots + part, m->pairs, first, last);
+        if (m->pairs->num_vectored)
+            fetch_vector_deltas(ahead, m->slots + part, m->pairs, first, last);
         fetch_b(ahead, m->slots + part, m->pairs, first, last);
     }
     if (next) fetch_a(ahead, next->slots, next->parts, next->pairs, thread, threads);
@@ -97,8 +98,8 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
         const int blocks = m->slots[part].out / BLOCK;
         const int first = block + SHARE(blocks, thread, threads);
         const int last = block + SHARE(blocks, thread + 1, threads);
-        linear_blocks(m->linear, e->codes, e->worth_T, y, stride, tokens, first, last, ahead);
-        if (m->pairs->num_gained) multiply_inwards(e, m, part, stride, first, last);
+        linear_blocks(m->linear, e->codes, e->scale_T, y, stride, tokens, first, last, ahead);
+        if (m->pairs->num_vectored) multiply_inwards(e, m, part, stride, first, last);
         block += blocks;
     }
 }
@@ -107,12 +108,13 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
 static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int thread) {
     const int rank = e->model->max_rank;
     if (!m->pairs->num_pairs) return;
-    for (int part = 0, at = 0; m->pairs->num_gained && part < m->parts; part++) {
+    for (int part = 0, at = 0; m->pairs->num_vectored && part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
-        add_gains(m->slots + part, m->pairs, m->linear->bias_O ? m->linear->bias_O + at : NULL,
-                  e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
-                  SHARE(blocks, thread, e->pool.size) * BLOCK,
-                  SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
+        add_vector_deltas(m->slots + part, m->pairs,
+                          m->linear->bias_O ? m->linear->bias_O + at : NULL,
+                          e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
+                          SHARE(blocks, thread, e->pool.size) * BLOCK,
+                          SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
         at += m->slots[part].out;
     }
     barrier(&e->pool); /* until every h is there */

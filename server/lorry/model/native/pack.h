@@ -22,7 +22,7 @@ static uint16_t round_up(float x) {
     return (uint16_t)((bits + 0xffff) >> 16);
 }
 
-/* factor[r]: what a code of row r is worth. */
+/* factor[r]: the scale of row r's codes. */
 static void pack_a(const float *a_RI, int8_t *packed, float *factor, int rank, int in) {
     const int padded = (rank + GROUP - 1) / GROUP * GROUP;
     int8_t *sums = packed + (size_t)padded * (size_t)in;
@@ -32,7 +32,7 @@ static void pack_a(const float *a_RI, int8_t *packed, float *factor, int rank, i
         int8_t *to = packed + (size_t)(r / GROUP) * GROUP * (size_t)in + r % GROUP * 8;
         float largest = largest_magnitude(row, in);
         if (largest < LEAST) largest = LEAST;
-        const Floats scale = all(WEIGHT_CODES / largest);
+        const Floats scale = splat(WEIGHT_CODES / largest);
         Ints totals = {0};
         for (int i = 0; i < in; i += WIDTH) {
             const Ints codes = to_ints(nearest(load(row + i) * scale));
@@ -59,10 +59,10 @@ static void pack_b(const float *b_OR, const float *factor, uint8_t *packed, floa
         for (int r = 0; r < rank; r++) row[r] = b_OR[(size_t)o * (size_t)rank + r] * factor[r];
         const float largest = largest_magnitude(row, wide);
         const uint16_t scale = largest < LEAST ? 0 : round_up(largest / WEIGHT_CODES);
-        float worth;
+        float rounded;
         const uint32_t bits = (uint32_t)scale << 16;
-        memcpy(&worth, &bits, sizeof worth);
-        const Floats each = all(scale ? 1.0f / worth : 0.0f);
+        memcpy(&rounded, &bits, sizeof rounded);
+        const Floats each = splat(scale ? 1.0f / rounded : 0.0f);
         for (int r = 0; r < padded; r += WIDTH) {
             const Ints codes = to_ints(nearest(load(row + r) * each)) + B_OFFSET;
             const Codes narrow = __builtin_convertvector(codes, Codes);

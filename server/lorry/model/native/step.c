@@ -12,9 +12,9 @@
 #include "vectors.h"
 
 static void rms_norm(const float *x, const float *weight, float *out, int size, float epsilon) {
-    Floats squares = all(0);
+    Floats squares = splat(0);
     for (int i = 0; i < size; i += WIDTH) squares = fused(load(x + i), load(x + i), squares);
-    Floats factor = all(1.0f / sqrtf(sum(squares) / size + epsilon));
+    Floats factor = splat(1.0f / sqrtf(sum(squares) / size + epsilon));
     for (int i = 0; i < size; i += WIDTH)
         store(out + i, load(weight + i) * (load(x + i) * factor));
 }
@@ -74,7 +74,7 @@ static void activate(Engine *e, int thread) {
         float *gate = e->gate + (size_t)t * 2 * inner, *up = gate + inner;
         for (int i = first; i < last; i += WIDTH) {
             Floats g = load(gate + i);
-            store(gate + i, g / (all(1.0f) + exponential(-g)) * load(up + i));
+            store(gate + i, g / (splat(1.0f) + exponential(-g)) * load(up + i));
         }
     }
 }
@@ -148,12 +148,12 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
 
 /* What every sampled row needs of its logits, while they are still in a near cache. */
 static void summarise(const float *logits, int vocab, float *norm, int32_t *best) {
-    Floats most = load(logits), totals = all(0);
+    Floats most = load(logits), totals = splat(0);
     for (int v = WIDTH; v < vocab; v += WIDTH) most = greater(most, load(logits + v));
     const float top = largest(most);
     int found = 0;
     while (found < vocab - 1 && logits[found] != top) found++;
-    for (int v = 0; v < vocab; v += WIDTH) totals += exponential(load(logits + v) - all(top));
+    for (int v = 0; v < vocab; v += WIDTH) totals += exponential(load(logits + v) - splat(top));
     *norm = top + logf(sum(totals));
     *best = found;
 }
@@ -196,7 +196,7 @@ static void run_linear(void *argument, int thread) {
     barrier(&e->pool);
     Ahead *ahead = e->ahead + thread;
     ahead_clear(ahead);
-    linear_blocks(e->linear, e->codes, e->worth_T, e->output, e->linear->out, e->tokens,
+    linear_blocks(e->linear, e->codes, e->scale_T, e->output, e->linear->out, e->tokens,
                   SHARE(blocks, thread, threads), SHARE(blocks, thread + 1, threads), ahead);
 }
 

@@ -24,8 +24,8 @@ typedef struct {
     /* Codes [R / 8, I / 8, 8, 8]: 8 rows of A, 8 inputs of each; then the sum of each row's,
      * int32 [R], which undoes the activations' offset. */
     const int8_t *a;
-    /* For each 16 outputs: codes of B plus 128 [R / 4, 16, 4], then what a code of each output
-     * is worth, bfloat16 [16]. */
+    /* For each 16 outputs: codes of B plus 128 [R / 4, 16, 4], then the scales of the outputs'
+     * codes, bfloat16 [16]. */
     const uint8_t *b;
     int32_t rank; /* a multiple of 8; 0: it has no such part */
 } Lora;
@@ -37,13 +37,13 @@ typedef struct {
     const float *inward_I; /* y += base((1 + inward) * x) - base(x) */
     int32_t dora;          /* its pair counts 1 + more times, the base's bias once */
     int32_t instead;       /* inward, and nothing else of it reads x or base(x) */
-} Gain;
+} VectorDelta;
 
 /* Of every slot, what it holds for one linear. */
 typedef struct {
     const Lora *of_S;
     int32_t in, out;
-    int32_t module; /* its place among an adapter's gains */
+    int32_t module; /* its place among an adapter's vectors */
 } Slots;
 
 typedef struct {
@@ -73,12 +73,12 @@ typedef struct {
     int32_t num_pairs, num_segments;
     const int32_t *token, *slot, *start;
     const float *scale;
-    /* Tokens with pairs that have gains, ascending: gained[g] has the pairs uses[first[g]] to
-     * uses[first[g + 1] - 1], and alone[g]: no other one. gain[p]: pair p's, of every linear,
+    /* Tokens with pairs that have vectors, ascending: vectored[g] has the pairs uses[first[g]] to
+     * uses[first[g + 1] - 1], and alone[g]: no other one. vectors[p]: pair p's, of every linear,
      * or NULL. */
-    int32_t num_gained;
-    const int32_t *gained, *alone, *first, *uses;
-    const Gain *const *gain;
+    int32_t num_vectored;
+    const int32_t *vectored, *alone, *first, *uses;
+    const VectorDelta *const *vectors;
 } Pairs;
 
 typedef struct {

@@ -24,7 +24,7 @@ class Lora(Structure):
     ]
 
 
-class Gain(Structure):
+class VectorDelta(Structure):
     _fields_ = [
         ("more_O", c_void_p),
         ("shift_O", c_void_p),
@@ -34,7 +34,7 @@ class Gain(Structure):
     ]
 
 
-class Slots(Structure):
+class LinearSlots(Structure):
     _fields_ = [
         ("of_S", c_void_p),
         ("in_", c_int32),
@@ -49,10 +49,10 @@ LINEARS = ("qkv", "o", "gate_up", "down")
 class Layer(Structure):
     _fields_ = [
         *((name, Linear) for name in LINEARS),
-        ("qkv_slots", Slots * 3),
-        ("o_slots", Slots),
-        ("gate_up_slots", Slots * 2),
-        ("down_slots", Slots),
+        ("qkv_slots", LinearSlots * 3),
+        ("o_slots", LinearSlots),
+        ("gate_up_slots", LinearSlots * 2),
+        ("down_slots", LinearSlots),
         ("attention_norm", c_void_p),
         ("mlp_norm", c_void_p),
         ("q_norm", c_void_p),
@@ -79,7 +79,7 @@ class Model(Structure):
         ("embedding", c_void_p),
         ("norm", c_void_p),
         ("head", Linear),
-        ("head_slots", Slots),
+        ("head_slots", LinearSlots),
         ("layers", POINTER(Layer)),
     ]
 
@@ -92,16 +92,16 @@ class Pairs(Structure):
         ("slot", c_void_p),
         ("start", c_void_p),
         ("scale", c_void_p),
-        ("num_gained", c_int32),
-        ("gained", c_void_p),
+        ("num_vectored", c_int32),
+        ("vectored", c_void_p),
         ("alone", c_void_p),
         ("first", c_void_p),
         ("uses", c_void_p),
-        ("gain", c_void_p),
+        ("vectors", c_void_p),
     ]
 
 
-class Step(Structure):
+class StepArguments(Structure):
     _fields_ = [
         ("num_tokens", c_int32),
         ("num_wanted", c_int32),

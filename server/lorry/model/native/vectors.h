@@ -30,7 +30,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alia
 
 INLINE Floats load(const float *p) { return *(const Floats *)p; }
 INLINE void store(float *p, Floats v) { *(Floats *)p = v; }
-INLINE Floats all(float x) { return (Floats){0} + x; }
+INLINE Floats splat(float x) { return (Floats){0} + x; }
 INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 INLINE Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
 
@@ -81,22 +81,22 @@ INLINE float largest_magnitude(const float *x, int count) {
 
 /* To the nearest integer, halves to even, for |v| < 2^22. */
 INLINE Floats nearest(Floats v) {
-    const Floats magic = all(12582912.0f); /* 1.5 * 2^23 */
+    const Floats magic = splat(12582912.0f); /* 1.5 * 2^23 */
     return (v + magic) - magic;
 }
 
 /* e^v, relative error below 2e-7: Cody-Waite reduction and Cephes' polynomial. */
 INLINE Floats exponential(Floats v) {
-    v = greater(all(-87.0f), smaller(all(88.0f), v));
-    Floats n = nearest(v * all(1.44269504088896341f));
-    Floats r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), v));
-    Floats p = all(1.9875691500e-4f);
-    p = fused(p, r, all(1.3981999507e-3f));
-    p = fused(p, r, all(8.3334519073e-3f));
-    p = fused(p, r, all(4.1665795894e-2f));
-    p = fused(p, r, all(1.6666665459e-1f));
-    p = fused(p, r, all(5.0000001201e-1f));
-    p = fused(p * r, r, r) + all(1.0f);
+    v = greater(splat(-87.0f), smaller(splat(88.0f), v));
+    Floats n = nearest(v * splat(1.44269504088896341f));
+    Floats r = fused(n, splat(2.12194440e-4f), fused(n, splat(-0.693359375f), v));
+    Floats p = splat(1.9875691500e-4f);
+    p = fused(p, r, splat(1.3981999507e-3f));
+    p = fused(p, r, splat(8.3334519073e-3f));
+    p = fused(p, r, splat(4.1665795894e-2f));
+    p = fused(p, r, splat(1.6666665459e-1f));
+    p = fused(p, r, splat(5.0000001201e-1f));
+    p = fused(p * r, r, r) + splat(1.0f);
     Ints power = (to_ints(n) + 127) << 23;
     return p * (Floats)power;
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.inputs import build_inputs
 from lorry.model.native.call import Angles, Call, PairArrays
-from lorry.model.native.gains import BoundGains
+from lorry.model.native.packed_vectors import BoundVectorDeltas
 from lorry_adapters.lora.plan import build_plan
 
 VOCAB = 50
@@ -86,13 +86,14 @@ def test_every_token_finds_its_cell_and_every_row_its_context() -> None:
 def test_angles_are_those_of_the_positions_and_are_computed_once() -> None:
     rope = Rope()
     angles = Angles(rope)
-    for positions in ([3, 0], [255], [1]):
-        cos, sin = angles.of(positions)
+    for spans in ([(3, 4), (0, 1)], [(255, 256)], [(1, 2)], [(7, 10), (2, 4)]):
+        cos, sin = angles.of(spans)
+        positions = [at for first, end in spans for at in range(first, end)]
         assert list(cos) == [at + part for at in positions for part in (0.25, 0.5)]
         assert list(sin) == [-at - part for at in positions for part in (0.25, 0.5)]
     assert rope.calls == 1
-    angles.of([300])
-    angles.of([599])
+    angles.of([(300, 301)])
+    angles.of([(590, 600)])
     assert rope.calls == 2
 
 
@@ -107,30 +108,30 @@ def test_what_comes_back_is_where_the_step_wrote_it() -> None:
     assert logits.best_K.tolist() == [7, 8] and logits.best_K.dtype is torch.int64
 
 
-def test_tokens_with_gains_are_listed_one_by_one() -> None:
-    """Slot 1 has gains at both of its scales, slot 2 has none."""
+def test_tokens_with_vectors_are_listed_one_by_one() -> None:
+    """Slot 1 has vectors at both of its scales, slot 2 has none."""
     plan = build_plan(
         [(1, [(2, 1.0)]), (2, [(1, 0.5), (2, 1.0)]), (1, [(1, 2.0)]), (1, [])],
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
     bound = {
-        (1, scale): BoundGains(np.zeros(4, dtype=np.float32), np.zeros(2, dtype=np.uint8))
+        (1, scale): BoundVectorDeltas(np.zeros(4, dtype=np.float32), np.zeros(2, dtype=np.uint8))
         for scale in (0.5, 2.0)
     }
     made = PairArrays(plan, bound)
     pairs = made.struct
     token = read(ctypes.c_int32, pairs.token, pairs.num_pairs)
     assert token == [1, 2, 3, 0, 1, 2]
-    assert read(ctypes.c_int32, pairs.gained, pairs.num_gained) == [1, 2, 3]
+    assert read(ctypes.c_int32, pairs.vectored, pairs.num_vectored) == [1, 2, 3]
     assert read(ctypes.c_int32, pairs.alone, 3) == [0, 0, 1]
     assert read(ctypes.c_int32, pairs.first, 4) == [0, 1, 2, 3]
     assert read(ctypes.c_int32, pairs.uses, 3) == [0, 1, 2]
     half, twice = bound[1, 0.5].address, bound[1, 2.0].address
-    assert read(ctypes.c_uint64, pairs.gain, 6) == [half, half, twice, 0, 0, 0]
+    assert read(ctypes.c_uint64, pairs.vectors, 6) == [half, half, twice, 0, 0, 0]
 
 
-def test_a_step_without_gains_says_so() -> None:
+def test_a_step_without_vectors_says_so() -> None:
     plan = build_plan([(1, [(2, 1.0)])], dtype=torch.float32, device=torch.device("cpu"))
     pairs = PairArrays(plan, {}).struct
-    assert pairs.num_gained == 0 and not pairs.gain
+    assert pairs.num_vectored == 0 and not pairs.vectors

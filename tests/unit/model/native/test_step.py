@@ -18,7 +18,7 @@ from lorry.model.guard import Unsafe
 from lorry.model.int8 import Int8Linear
 from lorry.model.memory import digest_of_base
 from support import tiny
-from support.compiled import LeanDriver
+from support.compiled import CompiledDriver
 from support.executor_driver import Ask, ExecutorDriver, drawn, load_tiny, token_ids, tops
 from support.peft_oracle import Adapters
 from support.rounded import rounded
@@ -37,12 +37,12 @@ Driver = Callable[..., Any]
 
 
 @pytest.fixture
-def lean(
+def compiled(
     built: ctypes.CDLL, tiny_model: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> Driver:
-    def make(family: str | Path, **options: Any) -> LeanDriver:
+    def make(family: str | Path, **options: Any) -> CompiledDriver:
         folder = tiny_model(family) if isinstance(family, str) else family
-        driver = LeanDriver(folder, built, **options)
+        driver = CompiledDriver(folder, built, **options)
         request.addfinalizer(driver.close)
         return driver
 
@@ -94,12 +94,12 @@ def alternatives(results: Sequence[RowResult]) -> list[Any]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_generic_path_says_the_same(
     family: str,
-    lean: Driver,
+    compiled: Driver,
     generic: Callable[[str], ExecutorDriver],
     peft_adapter: Driver,
     tmp_path: Path,
 ) -> None:
-    ours, theirs = lean(family), generic(family)
+    ours, theirs = compiled(family), generic(family)
     held = [peft_adapter(family, variant, seed=i) for i, variant in enumerate(VARIANTS)]
     wanted = asks(held)
     # In 8 bits for the other one, too: what that costs is test_adapter.py's.
@@ -121,9 +121,9 @@ def test_the_generic_path_says_the_same(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_answer_is_the_same_bits_in_any_company(
-    family: str, lean: Driver, peft_adapter: Driver
+    family: str, compiled: Driver, peft_adapter: Driver
 ) -> None:
-    driver = lean(family)
+    driver = compiled(family)
     wanted = asks([peft_adapter(family, variant, seed=i) for i, variant in enumerate(VARIANTS)])
     alone = [driver.score([ask])[0] for ask in wanted]
     for chunk in (None, 1, 3, 7):
@@ -137,10 +137,10 @@ def test_an_answer_is_the_same_bits_in_any_company(
 
 @pytest.mark.parametrize("variant", ["plain", "odd_rank", "head", "large"])
 def test_an_adapters_tokens_do_not_depend_on_how_many_share_it(
-    variant: str, lean: Driver, peft_adapter: Driver
+    variant: str, compiled: Driver, peft_adapter: Driver
 ) -> None:
     # Tokens of one adapter are taken four at a time and the rest one by one.
-    driver = lean("llama")
+    driver = compiled("llama")
     adapter = peft_adapter("llama", variant)
     wanted = [Ask(((adapter, 1.0 + i / 8),), prompt(6, i)) for i in range(9)]
     alone = [driver.greedy([ask], 4, top=20)[0] for ask in wanted]
@@ -151,12 +151,12 @@ def test_an_adapters_tokens_do_not_depend_on_how_many_share_it(
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_any_number_of_threads_gives_the_same_bits(
-    family: str, lean: Driver, peft_adapter: Driver
+    family: str, compiled: Driver, peft_adapter: Driver
 ) -> None:
     wanted = asks([peft_adapter(family, variant, seed=i) for i, variant in enumerate(VARIANTS)])
     answers = []
     for num_threads in (1, 2, 3, 4):
-        driver = lean(family, num_threads=num_threads)
+        driver = compiled(family, num_threads=num_threads)
         answers.append(
             (
                 driver.score(wanted, chunk=6),
@@ -166,14 +166,14 @@ def test_any_number_of_threads_gives_the_same_bits(
     assert all(answer == answers[0] for answer in answers[1:])
 
 
-def test_the_base_is_never_touched(lean: Driver, peft_adapter: Driver) -> None:
-    driver = lean("qwen2")  # with biases
+def test_the_base_is_never_touched(compiled: Driver, peft_adapter: Driver) -> None:
+    driver = compiled("qwen2")  # with biases
     model = driver.loaded.model
     before = digest_of_base(model)
     adapters = [peft_adapter("qwen2", variant, seed=i) for i, variant in enumerate(VARIANTS)]
     first = driver.score(asks(adapters))
     assert digest_of_base(model) == before
-    driver.lean.take_over()
+    driver.model.take_over()
     assert digest_of_base(model) == before
     assert driver.score(asks(adapters)) == first
     driver.greedy(asks(adapters), 10)
@@ -181,13 +181,13 @@ def test_the_base_is_never_touched(lean: Driver, peft_adapter: Driver) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_weights_are_held_once_and_serve_both_paths(lean: Driver, family: str) -> None:
-    driver = lean(family)  # qwen2: with biases
+def test_the_weights_are_held_once_and_serve_both_paths(compiled: Driver, family: str) -> None:
+    driver = compiled(family)  # qwen2: with biases
     linears = {n: m for n, m in driver.loaded.model.named_modules() if isinstance(m, Int8Linear)}
     dice = torch.Generator().manual_seed(1)
     inputs = {n: torch.randn(2, 3, m.in_features, generator=dice) for n, m in linears.items()}
     before = {name: linears[name](x) for name, x in inputs.items()}
-    driver.lean.take_over()
+    driver.model.take_over()
     for name, x in inputs.items():
         assert linears[name]._packed is None
         assert torch.allclose(linears[name](x), before[name], atol=1e-3), name  # a code may flip
@@ -241,7 +241,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_transformers_itself_says_the_same(
-    name: str, built: ctypes.CDLL, lean: Driver, tmp_path: Path
+    name: str, built: ctypes.CDLL, compiled: Driver, tmp_path: Path
 ) -> None:
     family, config = OTHERS[name]
     folder = save(tmp_path, family, **config)
@@ -250,13 +250,13 @@ def test_transformers_itself_says_the_same(
     with torch.inference_mode():
         logprobs_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     theirs = [[float(logprobs_TV[i, token]) for i, token in enumerate(ids[1:])]]
-    assert worst(lean(folder).score([Ask((), ids)], chunk=50), theirs) < TOLERANCE
+    assert worst(compiled(folder).score([Ask((), ids)], chunk=50), theirs) < TOLERANCE
 
 
-def test_positions_are_what_the_frequencies_say(lean: Driver, tmp_path: Path) -> None:
+def test_positions_are_what_the_frequencies_say(compiled: Driver, tmp_path: Path) -> None:
     # The kinds above must differ, or comparing each with transformers shows nothing.
     answers = [
-        lean(save(tmp_path / str(i), *OTHERS[name][:1], **OTHERS[name][1])).score(
+        compiled(save(tmp_path / str(i), *OTHERS[name][:1], **OTHERS[name][1])).score(
             [Ask((), prompt(120, 1))]
         )
         for i, name in enumerate(("rope llama3", "rope yarn", "rope linear"))
@@ -282,15 +282,15 @@ def row(tokens: Sequence[int], *, start: int = 0, blocks: Sequence[int] | None =
     ],
     ids=["tokens", "vocabulary", "negative", "block", "context"],
 )
-def test_a_step_beyond_its_bounds_does_not_begin(lean: Driver, batch: Batch) -> None:
-    driver = lean("llama", max_tokens=64)
+def test_a_step_beyond_its_bounds_does_not_begin(compiled: Driver, batch: Batch) -> None:
+    driver = compiled("llama", max_tokens=64)
     with pytest.raises(Unsafe):
         driver.executor.run(batch)
     driver.executor.run(row([5] * 64))
 
 
-def test_no_step_follows_the_end(lean: Driver) -> None:
-    driver = lean("llama")
+def test_no_step_follows_the_end(compiled: Driver) -> None:
+    driver = compiled("llama")
     driver.close()
     driver.close()
     with pytest.raises(Unsafe, match="closed"):

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 from lorry.core import SlotUse
 from lorry.errors import ModelError
+from lorry.model.base_loader import LoadedModel
 from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
-from lorry.model.loader import LoadedModel
 from lorry.model.logits import Logits
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
-from lorry.model.native.bounds import Bounds
 from lorry.model.native.call import Angles, Call
-from lorry.model.native.edges import Edges, EdgeSlots, rows_of
-from lorry.model.native.gains import doras_of, fits, gains_of
+from lorry.model.native.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
+from lorry.model.native.memory_bounds import MemoryBounds
 from lorry.model.native.pack import BLOCK, PackedLinear, pack
-from lorry.model.native.slots import AdapterSlots
-from lorry.model.prompts import Prompts
+from lorry.model.native.packed_slots import AdapterSlots
+from lorry.model.native.packed_vectors import doras_of, fits, vector_deltas_of
+from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.registry.record import MAX_SELECTION
 
@@ -82,7 +82,7 @@ def unsuited(loaded: LoadedModel) -> str | None:
     return None
 
 
-class LeanModel:
+class CompiledModel:
     """The packed model and its threads. One step at a time, from one thread: the engine's
     (`lorry.engine.loop`), which also places adapters, between two steps."""
 
@@ -91,7 +91,7 @@ class LeanModel:
         library: ctypes.CDLL,
         loaded: LoadedModel,
         cache: KVCache,
-        prompts: Prompts,
+        prompts: VirtualTokenSlots,
         *,
         num_slots: int,
         max_tokens: int,
@@ -126,7 +126,7 @@ class LeanModel:
             ],
             num_slots,
         )
-        self._edges = EdgeSlots(loaded.model.model.embed_tokens.weight)
+        self._embedding_head = EmbeddingHeadSlots(loaded.model.model.embed_tokens.weight)
         self._vocab = int(loaded.config.vocab_size)
         model: Any = loaded.model
         self._structs = (structs.Layer * len(model.model.layers))()
@@ -151,7 +151,7 @@ class LeanModel:
             layers=self._structs,
         )
         self._model.head_slots = self._slots_of(HEAD, model.lm_head)
-        self._bounds = Bounds(
+        self._bounds = MemoryBounds(
             tokens=max_tokens,
             pairs=max_tokens * MAX_SELECTION,
             context=max_context,
@@ -185,25 +185,25 @@ class LeanModel:
             head = tuple(deltas.pop(HEAD))
         if not fits(deltas, pairs, names, HEAD):
             return None
-        gains = gains_of(deltas, pairs, self._slots.phases)
+        vectors = vector_deltas_of(deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(deltas)}
         self._bounds.check_adapter(pairs, deltas, self._slots.sizes)
-        packed = pack_adapter(self._library, pairs, self._slots.phases, gains)
-        return replace(packed, edges=Edges(embedding, head))
+        packed = pack_adapter(self._library, pairs, self._slots.phases, vectors)
+        return replace(packed, embedding_head=EmbeddingHead(embedding, head))
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Fill `slot` with an adapter; whatever it held is gone. Between two steps only."""
         self._slots.place(slot, packed)
-        self._edges.place(slot, packed.edges)
+        self._embedding_head.place(slot, packed.embedding_head)
 
     def clear(self, slot: int) -> None:
         """Empty `slot`. Between two steps only."""
         self._slots.clear(slot)
-        self._edges.place(slot, Edges())
+        self._embedding_head.place(slot, EmbeddingHead())
 
     def runs(self, uses: Sequence[SlotUse]) -> bool:
         """Whether it can run a row of these adapters, all of them placed here."""
-        return len(uses) < 2 or not any(self._edges.has_head(use.slot) for use in uses)
+        return len(uses) < 2 or not any(self._embedding_head.has_head(use.slot) for use in uses)
 
     def take_over(self) -> None:
         """Drop the generic path's copy of the weights: its modules multiply with ours."""
@@ -227,19 +227,23 @@ class LeanModel:
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
-        embeddings_TH = self._edges.embeddings(inputs)
+        embeddings_TH = self._embedding_head.embeddings(inputs)
         own = {} if embeddings_TH is None else rows_of(embeddings_TH)
         own |= self._prompts.addresses(inputs.virtual, self._model.hidden)
         seen_KH = None
-        if self._edges.wants_hidden(inputs):
+        if self._embedding_head.wants_hidden(inputs):
             seen_KH = torch.empty(len(inputs.wanted_K), self._model.hidden)
-        gains = self._slots.gains(inputs.body)
-        call = Call(inputs, self._angles, self._vocab, gains, own, seen_KH)
+        vectors = self._slots.vectors(inputs.body)
+        call = Call(inputs, self._angles, self._vocab, vectors, own, seen_KH)
         require(bool(self._engine), "the engine is closed")
         self._bounds.check_step(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))
         logits = call.logits()
-        return logits if seen_KH is None else self._edges.answers(seen_KH, logits, inputs.head)
+        return (
+            logits
+            if seen_KH is None
+            else self._embedding_head.answers(seen_KH, logits, inputs.head)
+        )
 
     def close(self) -> None:
         """End the threads. No step may follow."""
@@ -281,7 +285,7 @@ class LeanModel:
         self._sources += [(linear, packed, i) for i, linear in enumerate(bare)]
         return packed.struct
 
-    def _slots_of(self, name: str, linear: Any) -> structs.Slots:
+    def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:
         return self._slots.struct(name, linear.in_features, linear.out_features)
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
-from lorry.model.native.edges import Edges, EdgeSlots, rows_of
+from lorry.model.native.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry_adapters.lora.plan import Plan, build_plan
 
 VOCAB, WIDTH, TOKENS = 50, 8, 7
@@ -24,13 +24,13 @@ def inputs(ids: torch.Tensor, table: Plan) -> Inputs:
     return Inputs(ids_1T=ids[None], body=table, head=table, wanted_K=ids, **nothing)  # type: ignore[arg-type]
 
 
-def filled() -> tuple[EdgeSlots, torch.Tensor, torch.Tensor, torch.Tensor]:
+def filled() -> tuple[EmbeddingHeadSlots, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     table_VH, other_VH, head_VH = (torch.randn(VOCAB, WIDTH, generator=generator) for _ in range(3))
-    slots = EdgeSlots(table_VH)
-    slots.place(1, Edges(embedding=(lambda ids, y, scale: other_VH[ids] - y,)))
-    slots.place(2, Edges(embedding=(lambda ids, y, scale: scale * torch.ones_like(y),)))
-    slots.place(3, Edges(head=(lambda x, y, scale: F.linear(x, head_VH) - y,)))
+    slots = EmbeddingHeadSlots(table_VH)
+    slots.place(1, EmbeddingHead(embedding=(lambda ids, y, scale: other_VH[ids] - y,)))
+    slots.place(2, EmbeddingHead(embedding=(lambda ids, y, scale: scale * torch.ones_like(y),)))
+    slots.place(3, EmbeddingHead(head=(lambda x, y, scale: F.linear(x, head_VH) - y,)))
     return slots, table_VH, other_VH, head_VH
 
 
@@ -56,7 +56,7 @@ def test_a_step_without_them_asks_for_nothing() -> None:
     assert not slots.wants_hidden(given)
     for slot in (1, 2, 3):
         assert slots.has_head(slot) is (slot == 3)
-        slots.place(slot, Edges())
+        slots.place(slot, EmbeddingHead())
     given = inputs(torch.zeros(TOKENS, dtype=torch.int64), plan())
     assert slots.embeddings(given) is None
     assert not slots.wants_hidden(given)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.guard import Unsafe
 from lorry.model.inputs import Inputs, build_inputs
-from lorry.model.native.bounds import Bounds
 from lorry.model.native.call import Angles, Call
+from lorry.model.native.memory_bounds import MemoryBounds
 from lorry_adapters.lora.parts import LoraPair
-from lorry_adapters.lora.plan import Plan, build_plan
+from lorry_adapters.lora.plan import Plan, Run, build_plan
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 CPU = torch.device("cpu")
-BOUNDS = Bounds(tokens=8, pairs=8, context=16, blocks=6, slots=3, rank=8, vocab=50)
+BOUNDS = MemoryBounds(tokens=8, pairs=8, context=16, blocks=6, slots=3, rank=8, vocab=50)
 SIZES = {"m": (32, 48)}
 
 
@@ -38,8 +38,8 @@ def check(made: Inputs) -> None:
     BOUNDS.check_step(Call(made, Angles(rope), 50, {}, {}), made)
 
 
-def plan_of(*pairs: tuple[int, int, float], tokens: int = 3) -> Plan:
-    return replace(build_plan([(tokens, [])], dtype=torch.float32, device=CPU), pairs=pairs)
+def plan_of(*runs: Run, tokens: int = 3) -> Plan:
+    return Plan(runs, tokens, torch.float32, CPU)
 
 
 def test_a_step_inside_of_all_bounds() -> None:
@@ -56,9 +56,9 @@ def test_a_slot_that_there_is_not(slot: int) -> None:
 @pytest.mark.parametrize("slot", [0, -1])
 def test_the_bases_slot_and_those_before_it(slot: int) -> None:
     with pytest.raises(Unsafe, match="slots"):
-        check(replace(inputs(), body=plan_of((slot, 0, 1.0))))
+        check(replace(inputs(), body=plan_of((slot, 0, 1, 1.0))))
     with pytest.raises(Unsafe, match="slots"):
-        check(replace(inputs(), head=plan_of((slot, 0, 1.0), tokens=1)))
+        check(replace(inputs(), head=plan_of((slot, 0, 1, 1.0), tokens=1)))
     with pytest.raises(ValueError, match="is no adapter"):
         build_plan([(1, [(slot, 1.0)])], dtype=torch.float32, device=CPU)
 
@@ -68,6 +68,12 @@ def test_a_plan_of_other_tokens() -> None:
         check(replace(inputs(), body=plan_of(tokens=4)))
     with pytest.raises(Unsafe, match="2 tokens of the head's adapters, room for 1"):
         check(replace(inputs(), head=plan_of(tokens=2)))
+
+
+@pytest.mark.parametrize("run", [(1, -1, 2, 1.0), (1, 2, 2, 1.0), (1, 0, 0, 1.0)], ids=str)
+def test_a_run_of_tokens_that_there_are_not(run: Run) -> None:
+    with pytest.raises(Unsafe, match=f"slot 1 at {run[2]} tokens from {run[1]}, of 3"):
+        check(replace(inputs(), body=plan_of(run)))
 
 
 def test_more_pairs_than_there_is_room_for() -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lorry.cli import main
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model import qwen
-from lorry.model.loader import LoadedModel, load
+from lorry.model import first_qwen
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.paths import Kernels, Sizes, checked, first_pass
 from lorry.settings import Settings
 from lorry_adapters.lora.aliases import split
@@ -245,13 +245,13 @@ def test_a_chat_model_ends_as_its_code_would(folder: Path) -> None:
     (folder / "generation_config.json").write_text(
         json.dumps({"chat_format": "chatml", "eos_token_id": 7})
     )
-    assert qwen.chat_end(folder) == "<|im_end|>"
+    assert first_qwen.chat_end(folder) == "<|im_end|>"
     loaded = load_folder(folder)
     assert 7 in loaded.eos_token_ids
     end = loaded.tokenizer.get_vocab().get("<|im_end|>")
     assert end is None or end in loaded.eos_token_ids
     (folder / "generation_config.json").write_text(json.dumps({"chat_format": "raw"}))
-    assert qwen.chat_end(folder) is None
+    assert first_qwen.chat_end(folder) is None
 
 
 def edit(folder: Path, **changes: Any) -> None:

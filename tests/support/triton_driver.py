@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from lorry.model.cuda import CudaModel
+from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.graphs import CudaRecord, Record, repeated
 from lorry.model.logits import Logits
 from lorry.model.packed import PackedModel
 from lorry.model.paths import FirstPass, Kernels, build
-from lorry.model.selection import TorchSelection
+from lorry.model.triton_model import TritonModel
 from support.executor_driver import SIZES, ExecutorDriver
 
 
@@ -35,7 +35,7 @@ class CountedRecord:
         return logits, counted
 
 
-class FusedDriver(ExecutorDriver):
+class TritonDriver(ExecutorDriver):
     """On the device that the tiny model is on; where that is a CPU, kernels are interpreted."""
 
     def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
@@ -43,7 +43,7 @@ class FusedDriver(ExecutorDriver):
         device, dtype = self.loaded.device, self.loaded.dtype
         assert isinstance(paths.pooled, PackedModel)
         self.record = CountedRecord(device.type)
-        triton = CudaModel(
+        triton = TritonModel(
             paths.pooled, paths.cache, paths.lora, device=device, dtype=dtype, record=self.record
         )
-        return Executor(replace(paths, general=triton, upload=triton.bring), TorchSelection())
+        return Executor(replace(paths, general=triton, upload=triton.bring), TorchDrawing())

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, PreTrainedTokenizerFast
 
 from lorry.errors import ModelError, UnsupportedModel
+from lorry.model.base_loader import LoadedModel, load
 from lorry.model.length import UNSTATED
-from lorry.model.loader import LoadedModel, load
 from lorry.settings import Settings
 from support.tokenizer import EOS
 

@@ -1,7 +1,7 @@
 """Which tokens hold a mass of probability, and on which token a number falls.
 
-`TorchSelection` says what is meant, in PyTorch's operations, on any device; on a CPU
-`lorry.model.native.selection` gives the same bits in a small part of the time.
+`TorchDrawing` says what is meant, in PyTorch's operations, on any device; on a CPU
+`lorry.model.native.compiled_drawing` gives the same bits in a small part of the time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROUNDING = 2**-21
 """More than two cumulative sums in fp32, up to 1, are off together."""
 
 
-class Selection(Protocol):
+class Drawing(Protocol):
     """Called by one thread, a row at a time."""
 
     def keep_mass(
@@ -35,7 +35,7 @@ class Selection(Protocol):
         ...
 
 
-class TorchSelection:
+class TorchDrawing:
     def keep_mass(
         self, probs_V: Tensor, preference_V: Tensor, mass: float, *, floor: float
     ) -> Tensor:

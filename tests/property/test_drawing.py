@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorry.core import Sample, SamplingParams
+from lorry.model.drawing import Drawing, TorchDrawing
 from lorry.model.logits import Logits
 from lorry.model.native import recipe
-from lorry.model.native.selection import CompiledSelection
+from lorry.model.native.compiled_drawing import CompiledDrawing
 from lorry.model.sampler import filtered, sample, uniform
-from lorry.model.selection import Selection, TorchSelection
 from support.compiled import compiled
 
 
@@ -46,12 +46,10 @@ SORTED = SortedSelection()
 
 
 @pytest.fixture(scope="module", params=["torch", *recipe.INSTRUCTIONS])
-def selection(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Selection:
+def selection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drawing:
     if request.param == "torch":
-        return TorchSelection()
-    return CompiledSelection(compiled(request.param, tmp_path_factory.mktemp("built")))
+        return TorchDrawing()
+    return CompiledDrawing(compiled(request.param, tmp_path_factory.mktemp("built")))
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ filters = st.builds(
 @settings(max_examples=400)
 @given(shape=shapes, params=filters)
 def test_what_is_kept_is_what_a_sort_keeps(
-    selection: Selection, shape: Shape, params: SamplingParams
+    selection: Drawing, shape: Shape, params: SamplingParams
 ) -> None:
     scores_V = shape.logits() / params.temperature
     assert torch.equal(filtered(scores_V, params, selection), filtered(scores_V, params, SORTED))
@@ -126,7 +124,7 @@ def test_what_is_kept_is_what_a_sort_keeps(
 @settings(max_examples=150)
 @given(shape=shapes, params=filters, numbers=st.lists(st.floats(0, 1, exclude_max=True)))
 def test_a_number_falls_on_the_token_on_which_it_falls(
-    selection: Selection, shape: Shape, params: SamplingParams, numbers: list[float]
+    selection: Drawing, shape: Shape, params: SamplingParams, numbers: list[float]
 ) -> None:
     weights_V = filtered(shape.logits(), params, SORTED)
     cumulative_V = (weights_V / weights_V.sum()).double().cumsum(0)
@@ -140,7 +138,7 @@ def test_a_number_falls_on_the_token_on_which_it_falls(
 @settings(max_examples=100)
 @given(shape=shapes, params=st.lists(filters, min_size=2, max_size=4))
 def test_rows_are_drawn_as_alone_and_as_by_a_sort(
-    selection: Selection, shape: Shape, params: list[SamplingParams]
+    selection: Drawing, shape: Shape, params: list[SamplingParams]
 ) -> None:
     rows = [replace(shape, seed=shape.seed + row).logits() for row in range(len(params))]
     wishes = [Sample(each, [1], [2] * row, None) for row, each in enumerate(params)]
@@ -175,7 +173,7 @@ _ANY_NUMBER = st.sampled_from([float("nan"), float("inf"), float("-inf"), 3e38, 
     st.booleans(),
 )
 def test_a_row_that_is_no_numbers_does_not_end_the_step(
-    selection: Selection,
+    selection: Drawing,
     spoilt: list[tuple[int, float]],
     everywhere: bool,
     fields: dict[str, Any],

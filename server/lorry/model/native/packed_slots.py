@@ -14,7 +14,7 @@ import numpy as np
 from lorry.model.guard import require
 from lorry.model.native import structs
 from lorry.model.native.adapter import PackedAdapter
-from lorry.model.native.gains import BoundGains
+from lorry.model.native.packed_vectors import BoundVectorDeltas
 from lorry_adapters.lora.plan import Plan
 
 _LORA = np.dtype(
@@ -39,18 +39,20 @@ class AdapterSlots:
         self.sizes: dict[str, tuple[int, int]] = {}
         """Inputs and outputs of each linear, by its name."""
         self._held: dict[int, PackedAdapter] = {}
-        self._gained: set[int] = set()
+        self._vectored: set[int] = set()
 
     @property
     def names(self) -> Sequence[str]:
         """Of the linears, in a step's order."""
         return list(self._index)
 
-    def struct(self, name: str, in_features: int, out_features: int) -> structs.Slots:
+    def struct(self, name: str, in_features: int, out_features: int) -> structs.LinearSlots:
         """What the step reads of one linear."""
         module = self._index[name]
         self.sizes[name] = (in_features, out_features)
-        return structs.Slots(self._table_MS[module].ctypes.data, in_features, out_features, module)
+        return structs.LinearSlots(
+            self._table_MS[module].ctypes.data, in_features, out_features, module
+        )
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Not while a step runs: what lay in `slot` before is freed."""
@@ -63,28 +65,28 @@ class AdapterSlots:
         column["b"] = packed.places_M3[:, 1] + base
         column["rank"] = packed.places_M3[:, 2]
         self._held[slot] = packed
-        (self._gained.discard if packed.gains is None else self._gained.add)(slot)
+        (self._vectored.discard if packed.vectors is None else self._vectored.add)(slot)
 
     def clear(self, slot: int) -> None:
         """Not while a step runs."""
         self._table_MS["rank"][:, slot] = 0
         self._held.pop(slot, None)
-        self._gained.discard(slot)
+        self._vectored.discard(slot)
 
-    def gains(self, plan: Plan) -> Mapping[tuple[int, float], BoundGains]:
+    def vectors(self, plan: Plan) -> Mapping[tuple[int, float], BoundVectorDeltas]:
         """By (slot, scale), what a step reads of the adapters that have some. They hold as
         long as somebody keeps them."""
-        if not self._gained:
+        if not self._vectored:
             return {}
         scales: dict[int, dict[float, None]] = {}
-        for slot, _, scale in plan.pairs:
-            if slot in self._gained:
+        for slot, _, _, scale in plan.runs:
+            if slot in self._vectored:
                 scales.setdefault(slot, {})[scale] = None
-        found: dict[tuple[int, float], BoundGains] = {}
+        found: dict[tuple[int, float], BoundVectorDeltas] = {}
         for slot, mine in scales.items():
-            gains = self._held[slot].gains
-            if gains is not None:
-                found.update(((slot, scale), bound) for scale, bound in gains.at(mine).items())
+            vectors = self._held[slot].vectors
+            if vectors is not None:
+                found.update(((slot, scale), bound) for scale, bound in vectors.at(mine).items())
         return found
 
     @property

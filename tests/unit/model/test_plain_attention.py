@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lorry.model import padded, selfcheck
 from lorry.model.attention import NAME
-from lorry.model.plain import is_plain, plain
+from lorry.model.plain_attention import is_plain, plain
 from support import decoders
 from support.decoders import Decoder
 from support.executor_driver import Ask, ExecutorDriver, load_tiny

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from support.compiled import LeanDriver
+from support.compiled import CompiledDriver
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver
 
 Adapter = Callable[..., Path]
@@ -22,8 +22,8 @@ PROMPT = list(range(5, 30))
 @pytest.fixture
 def driver(
     built: ctypes.CDLL, tiny_model: Callable[[str], Path], request: pytest.FixtureRequest
-) -> LeanDriver:
-    made = LeanDriver(tiny_model("llama"), built)
+) -> CompiledDriver:
+    made = CompiledDriver(tiny_model("llama"), built)
     request.addfinalizer(made.close)
     return made
 
@@ -37,7 +37,7 @@ def fresh(built: ctypes.CDLL, tiny_model: Callable[[str], Path]) -> Callable[...
     """What a runner says that has never held another adapter."""
 
     def scored(*adapters: Path) -> list[float]:
-        made = LeanDriver(tiny_model("llama"), built)
+        made = CompiledDriver(tiny_model("llama"), built)
         try:
             return score(made, *adapters)
         finally:
@@ -60,7 +60,7 @@ def fresh(built: ctypes.CDLL, tiny_model: Callable[[str], Path]) -> Callable[...
 def test_a_slot_is_taken_over_whole(
     first: str,
     second: str,
-    driver: LeanDriver,
+    driver: CompiledDriver,
     fresh: Callable[..., list[float]],
     peft_adapter: Adapter,
 ) -> None:
@@ -74,7 +74,7 @@ def test_a_slot_is_taken_over_whole(
 
 
 def test_the_last_slot_is_a_slot(
-    driver: LeanDriver, fresh: Callable[..., list[float]], peft_adapter: Adapter
+    driver: CompiledDriver, fresh: Callable[..., list[float]], peft_adapter: Adapter
 ) -> None:
     adapter = peft_adapter("llama", "large")
     driver.place(NUM_SLOTS, adapter)
@@ -82,7 +82,7 @@ def test_the_last_slot_is_a_slot(
 
 
 def test_placing_one_adapter_leaves_the_others_alone(
-    driver: LeanDriver, peft_adapter: Adapter
+    driver: CompiledDriver, peft_adapter: Adapter
 ) -> None:
     kept, first, second = (
         peft_adapter("llama", v, seed=i) for i, v in enumerate(("plain", "large", "small"))
@@ -96,7 +96,7 @@ def test_placing_one_adapter_leaves_the_others_alone(
 
 
 def test_slots_cost_nothing_before_the_first_adapter(
-    driver: LeanDriver, peft_adapter: Adapter
+    driver: CompiledDriver, peft_adapter: Adapter
 ) -> None:
     assert driver.executor.paths.slot_bytes == 0
     driver.place(1, peft_adapter("llama", "one_module"))
@@ -131,7 +131,7 @@ def scaled(source: Path, folder: Path, a: float, b: float, alpha: float) -> Path
     ],
 )
 def test_only_the_product_of_a_and_b_counts(
-    a: float, b: float, alpha: float, driver: LeanDriver, peft_adapter: Adapter, tmp_path: Path
+    a: float, b: float, alpha: float, driver: CompiledDriver, peft_adapter: Adapter, tmp_path: Path
 ) -> None:
     plain = peft_adapter("llama", "plain")
     other = scaled(plain, tmp_path / "other", a, b, alpha)
@@ -141,7 +141,7 @@ def test_only_the_product_of_a_and_b_counts(
 
 @pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, 0.0), (1e-42, 1.0), (1e-30, 1e-30)])
 def test_an_adapter_of_next_to_nothing_is_the_base(
-    a: float, b: float, driver: LeanDriver, peft_adapter: Adapter, tmp_path: Path
+    a: float, b: float, driver: CompiledDriver, peft_adapter: Adapter, tmp_path: Path
 ) -> None:
     other = scaled(peft_adapter("llama", "plain"), tmp_path / "other", a, b, 1)
     assert score(driver, other) == score(driver)
@@ -149,7 +149,7 @@ def test_an_adapter_of_next_to_nothing_is_the_base(
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_an_adapter_that_overflows_spoils_its_own_rows_only(
-    driver: LeanDriver, peft_adapter: Adapter, tmp_path: Path
+    driver: CompiledDriver, peft_adapter: Adapter, tmp_path: Path
 ) -> None:
     good = peft_adapter("llama", "plain")
     bad = scaled(good, tmp_path / "bad", 1e30, 1e30, 1)

@@ -1,4 +1,4 @@
-"""`lorry.model.selection` by the compiled library: the same bits, without a sort."""
+"""`lorry.model.drawing` by the compiled library: the same bits, without a sort."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOM = 20
 """Bytes for a token: `step.h`."""
 
 
-class CompiledSelection:
+class CompiledDrawing:
     """Of fp32 rows on a CPU."""
 
     def __init__(self, library: ctypes.CDLL) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from lorry.core import Batch, Row, SlotUse
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.kv_cache import KVCache, LayerShape
-from lorry.model.prompts import Prompts
+from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.errors import AdapterBroken
 from lorry_adapters.lora.prompt import KeyValuePrefix, PromptEmbeddings
 
@@ -39,7 +39,7 @@ def row(start: int, count: int, slot: int, *, virtual: int = 0) -> Row:
 
 
 def test_a_prefix_goes_to_its_sequences_cells(cache: KVCache) -> None:
-    prompts = Prompts(cache, torch.float32, CPU)
+    prompts = VirtualTokenSlots(cache, torch.float32, CPU)
     mine = prefix(5)
     prompts.place(2, mine)
     prompts.fill(inputs(row(5, 2, 2)).attention)
@@ -54,14 +54,14 @@ def test_a_prefix_goes_to_its_sequences_cells(cache: KVCache) -> None:
 
 @pytest.mark.parametrize("other", [row(7, 1, 2), row(5, 2, 1), row(4, 3, 2)])
 def test_only_where_a_row_begins_behind_it(other: Row, cache: KVCache) -> None:
-    prompts = Prompts(cache, torch.float32, CPU)
+    prompts = VirtualTokenSlots(cache, torch.float32, CPU)
     prompts.place(2, prefix(5))
     prompts.fill(inputs(other).attention)
     assert not any(kv.k_NHD.any() or kv.v_NHD.any() for kv in cache.layers)
 
 
 def test_a_slot_that_changes_hands_has_no_prefix(cache: KVCache) -> None:
-    prompts = Prompts(cache, torch.float32, CPU)
+    prompts = VirtualTokenSlots(cache, torch.float32, CPU)
     for after in (None, PromptEmbeddings(torch.randn(5, 7))):
         prompts.place(2, prefix(5))
         prompts.place(2, after)
@@ -72,13 +72,13 @@ def test_a_slot_that_changes_hands_has_no_prefix(cache: KVCache) -> None:
 @pytest.mark.parametrize("wrong", [prefix(5, layers=3), prefix(5, heads=1)])
 def test_a_prefix_of_another_shape_is_refused(wrong: KeyValuePrefix, cache: KVCache) -> None:
     with pytest.raises(AdapterBroken, match="remove the adapter"):
-        Prompts(cache, torch.float32, CPU).place(1, wrong)
+        VirtualTokenSlots(cache, torch.float32, CPU).place(1, wrong)
 
 
 def test_embeddings_take_their_places(cache: KVCache) -> None:
     """Packed: the single row first, then two virtual tokens and one of the prompt, then the
     last virtual ones of another sequence."""
-    prompts = Prompts(cache, torch.float32, CPU)
+    prompts = VirtualTokenSlots(cache, torch.float32, CPU)
     one, two = torch.randn(2, 7), torch.randn(5, 7)
     prompts.place(1, PromptEmbeddings(one))
     prompts.place(2, PromptEmbeddings(two))
@@ -93,7 +93,7 @@ def test_embeddings_take_their_places(cache: KVCache) -> None:
 
 
 def test_embeddings_where_rows_are_padded(cache: KVCache) -> None:
-    prompts = Prompts(cache, torch.float32, CPU)
+    prompts = VirtualTokenSlots(cache, torch.float32, CPU)
     rows = torch.randn(2, 7)
     prompts.place(1, PromptEmbeddings(rows))
     made = inputs(row(0, 3, 1, virtual=2), row(0, 2, 1, virtual=2))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PretrainedConfig
 
-from lorry.model import limits
-from lorry.model.loader import LoadedModel
+from lorry.model import length_limits
+from lorry.model.base_loader import LoadedModel
 from lorry.model.paths import first_pass
 from lorry.model.trial import Trial
 from support import tiny
@@ -69,26 +69,26 @@ def test_a_length_that_a_sequence_can_go_beyond(
 ) -> None:
     # A server of LongRoPE's ends there; the copy shows it to one that does not.
     model = loaded(config, max_model_len=512)
-    assert limits.limits_of(model)[name] == value
+    assert length_limits.limits_of(model)[name] == value
     sequences = TRIAL.sequences(model)
     whole, short = (
-        TRIAL.alone(limits.shortened(model, limits=cut), sequences) for cut in (False, True)
+        TRIAL.alone(length_limits.shortened(model, limits=cut), sequences) for cut in (False, True)
     )
     assert (torch.tensor(whole) - torch.tensor(short)).abs().max() > 0.1
     # What the server does not let a sequence reach is no limit.
     kept = replace(model, max_model_len=value)
-    assert name not in limits.limits_of(kept)
-    assert TRIAL.alone(limits.shortened(kept), sequences) == whole
+    assert name not in length_limits.limits_of(kept)
+    assert TRIAL.alone(length_limits.shortened(kept), sequences) == whole
 
 
 def test_the_model_itself_stays_what_it_is(loaded: Callable[..., LoadedModel]) -> None:
     model = loaded(GEMMA)
     sequences = TRIAL.sequences(model)
     before = TRIAL.alone(model, sequences)
-    copy = limits.shortened(model)
+    copy = length_limits.shortened(model)
     TRIAL.alone(copy, sequences)
     assert TRIAL.alone(model, sequences) == before
-    assert model.config.sliding_window == 100 and copy.config.sliding_window == limits.WINDOW
+    assert model.config.sliding_window == 100 and copy.config.sliding_window == length_limits.WINDOW
     own = {id(parameter) for parameter in model.model.parameters()}
     assert {id(parameter) for parameter in copy.model.parameters()} < own
 
@@ -96,5 +96,5 @@ def test_the_model_itself_stays_what_it_is(loaded: Callable[..., LoadedModel]) -
 def test_it_has_a_layer_of_every_kind(loaded: Callable[..., LoadedModel]) -> None:
     """Gemma 3: five layers with a window, one without, and so on."""
     model = loaded(GEMMA)
-    assert limits.shortened(model).config.num_hidden_layers == 6
-    assert limits.shortened(model, layers=False).config.num_hidden_layers == 12
+    assert length_limits.shortened(model).config.num_hidden_layers == 6
+    assert length_limits.shortened(model, layers=False).config.num_hidden_layers == 12

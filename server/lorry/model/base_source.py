@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model import catalogue, gguf, qwen
+from lorry.model import catalogue, first_qwen, gguf
 from lorry.model.naming import missing_path
 from lorry.model.progress import Meter, Say
 from lorry.model.store import build_once, models_folder, sha256_of, storage_error
@@ -49,7 +49,7 @@ _HUB_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BaseSource:
     """A model on this machine, ready to load."""
 
     folder: Path
@@ -70,7 +70,7 @@ def fetch(
     token: str | None = None,
     say: Say,
     meter: Meter,
-) -> Source:
+) -> BaseSource:
     """Find `model`, fetching and converting it where needed.
 
     Raises ModelError where it cannot be had, UnsupportedModel where it holds only
@@ -79,13 +79,13 @@ def fetch(
     base = catalogue.find(model)
     path = Path(model).expanduser()
     if base is not None:
-        source = Source(
+        source = BaseSource(
             catalogue.pull(base, home, say, meter), base.alias, model, None, base.repository
         )
     elif path.is_dir():
-        source = Source(path.resolve(), path.resolve().name, model, None)
+        source = BaseSource(path.resolve(), path.resolve().name, model, None)
     elif path.is_file():
-        source = Source(_converted(path.resolve(), home, say, meter), path.stem, model, None)
+        source = BaseSource(_converted(path.resolve(), home, say, meter), path.stem, model, None)
     elif (missing := missing_path(model)) is not None:
         raise missing
     else:
@@ -114,7 +114,7 @@ def check(folder: Path, given: str) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str):
         raise ModelError(f"{file} names no model_type")
-    if kind not in CONFIG_MAPPING and kind != qwen.MODEL_TYPE:
+    if kind not in CONFIG_MAPPING and kind != first_qwen.MODEL_TYPE:
         if "auto_map" in config:
             raise UnsupportedModel(
                 f"{given} ({kind}) needs code from its own repository "
@@ -164,7 +164,9 @@ def _converted(file: Path, home: Path, say: Say, meter: Meter) -> Path:
     )
 
 
-def _from_hub(model: str, home: Path, revision: str | None, token: str | None, say: Say) -> Source:
+def _from_hub(
+    model: str, home: Path, revision: str | None, token: str | None, say: Say
+) -> BaseSource:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise ModelError(f"{model!r} is no alias, no file and no hub id (`organisation/name`)")
     say(f"looking for {model} in the hub and its cache")
@@ -200,4 +202,4 @@ def _from_hub(model: str, home: Path, revision: str | None, token: str | None, s
         ) from error
     except OSError as error:
         raise storage_error(error, models_folder(home)) from error
-    return Source(Path(folder), model.rpartition("/")[2], model, Path(folder).name, model)
+    return BaseSource(Path(folder), model.rpartition("/")[2], model, Path(folder).name, model)

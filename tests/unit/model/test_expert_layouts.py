@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
-from lorry.model.experts import parameters_of
+from lorry.model.expert_layouts import parameters_of
 from lorry_adapters.lora.base import BaseParameter, ModuleKind
 from support import tiny
 

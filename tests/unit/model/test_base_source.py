@@ -23,12 +23,12 @@ _CLIENT = """
 import json, sys
 from pathlib import Path
 from lorry.errors import ModelError
-from lorry.model import source
+from lorry.model import base_source
 
 for line in sys.stdin:
     call = json.loads(line)
     try:
-        found = source.fetch(call.pop("model"), Path(call.pop("home")), **call,
+        found = base_source.fetch(call.pop("model"), Path(call.pop("home")), **call,
                              say=lambda line: None, meter=lambda *news: None)
     except ModelError as error:
         answer = "refused: " + error.message

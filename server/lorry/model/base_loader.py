@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
-from lorry.model import qwen, source
+from lorry.model import base_source, first_qwen
 from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
 from lorry.model.length import max_model_len
@@ -132,7 +132,7 @@ def load(
     )
 
 
-def names_of(settings: Settings, found: source.Source) -> list[str]:
+def names_of(settings: Settings, found: base_source.BaseSource) -> list[str]:
     """What the base is called, the first name first. Raises ModelError for one that is empty."""
     if settings.served_model_name is None:
         return [found.name]
@@ -145,9 +145,9 @@ def names_of(settings: Settings, found: source.Source) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def config_of(found: source.Source) -> PretrainedConfig:
+def config_of(found: base_source.BaseSource) -> PretrainedConfig:
     """What the files say of the model. Raises ModelError, UnsupportedModel."""
-    original = qwen.config_of(found.folder, found.given)
+    original = first_qwen.config_of(found.folder, found.given)
     if original is not None:
         return original
     try:
@@ -161,11 +161,11 @@ def config_of(found: source.Source) -> PretrainedConfig:
     return config
 
 
-def described(model: PreTrainedModel, found: source.Source, name: str) -> BaseLayout:
+def described(model: PreTrainedModel, found: base_source.BaseSource, name: str) -> BaseLayout:
     """The layout of `model`, which may be on torch's meta device, by its files' names."""
     layout = layout_of(model, name)
-    if qwen.is_original(found.folder):
-        return replace(layout, aliases=qwen.aliases(model.config))
+    if first_qwen.is_original(found.folder):
+        return replace(layout, aliases=first_qwen.aliases(model.config))
     return layout
 
 
@@ -175,8 +175,8 @@ def tokenizer_of(settings: Settings) -> PreTrainedTokenizerFast:
     return _tokenizer(found, config_of(found))
 
 
-def _fetched(settings: Settings, progress: Say, meter: Meter | None) -> source.Source:
-    return source.fetch(
+def _fetched(settings: Settings, progress: Say, meter: Meter | None) -> base_source.BaseSource:
+    return base_source.fetch(
         settings.model,
         settings.home,
         revision=settings.revision,
@@ -186,11 +186,13 @@ def _fetched(settings: Settings, progress: Say, meter: Meter | None) -> source.S
     )
 
 
-def _tokenizer(found: source.Source, config: PretrainedConfig) -> PreTrainedTokenizerFast:
+def _tokenizer(found: base_source.BaseSource, config: PretrainedConfig) -> PreTrainedTokenizerFast:
     try:
         with quiet():
             # Where the class in its config is code of the repository, the file says it all.
-            kind = PreTrainedTokenizerFast if qwen.is_original(found.folder) else AutoTokenizer
+            kind = (
+                PreTrainedTokenizerFast if first_qwen.is_original(found.folder) else AutoTokenizer
+            )
             tokenizer = kind.from_pretrained(found.folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise ModelError(f"the tokenizer of {found.given} cannot be read: {error}") from error
@@ -209,7 +211,7 @@ def _tokenizer(found: source.Source, config: PretrainedConfig) -> PreTrainedToke
 
 
 def _model(
-    found: source.Source,
+    found: base_source.BaseSource,
     config: PretrainedConfig,
     precision: Precision,
     attention: str,
@@ -219,7 +221,11 @@ def _model(
     try:
         with quiet():
             # Renamed and cut on the way where the files are of the first Qwen.
-            renamed = qwen.weights_of(found.folder) if qwen.is_original(found.folder) else None
+            renamed = (
+                first_qwen.weights_of(found.folder)
+                if first_qwen.is_original(found.folder)
+                else None
+            )
             loader = AutoModelForCausalLM if renamed is None else Qwen2ForCausalLM
             model, report = loader.from_pretrained(
                 found.folder if renamed is None else None,
@@ -250,7 +256,7 @@ def _model(
     return model
 
 
-def _refuse_gaps(found: source.Source, report: Mapping[str, Collection[object]]) -> None:
+def _refuse_gaps(found: base_source.BaseSource, report: Mapping[str, Collection[object]]) -> None:
     """Weights that the files lack, or have in another shape: transformers makes up numbers."""
     missing = sorted(str(key) for key in report["missing_keys"])
     # Entries are the key, or the key with both shapes.
@@ -264,7 +270,7 @@ def _refuse_gaps(found: source.Source, report: Mapping[str, Collection[object]])
 
 
 def _eos_token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: source.Source
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: base_source.BaseSource
 ) -> frozenset[int]:
     found: set[int] = set()
     for value in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
@@ -272,8 +278,8 @@ def _eos_token_ids(
             found.add(value)
         elif value is not None:
             found.update(int(item) for item in value)
-    if qwen.is_original(folder.folder):
-        end = tokenizer.get_vocab().get(qwen.chat_end(folder.folder))
+    if first_qwen.is_original(folder.folder):
+        end = tokenizer.get_vocab().get(first_qwen.chat_end(folder.folder))
         found.update(() if end is None else (end,))
     return frozenset(found)
 

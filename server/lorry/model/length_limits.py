@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorry.model.base_loader import LoadedModel
 from lorry.model.layout import layout_of
-from lorry.model.loader import LoadedModel
 
 WINDOW = 8
 """What windows, chunks and selections are cut down to, in tokens."""

@@ -24,7 +24,7 @@ from lorry_adapters.errors import AdapterBroken
 from lorry_adapters.lora.prompt import KeyValuePrefix, PromptEmbeddings, VirtualTokens
 
 
-class Prompts:
+class VirtualTokenSlots:
     """By slot. Engine thread only."""
 
     def __init__(self, cache: KVCache, dtype: torch.dtype, device: torch.device) -> None:

@@ -4,7 +4,7 @@
 pairs in 8 bits on both sides, as these adapters are as loud as the base. They are rounded in
 PEFT's own model, whose DoRA then takes its norm from the rounded ones; ours takes it from the
 file's, and where that is done for both, the two are as near as for the other kinds (0.0035 in
-the mean, 0.010 at worst; `tests/unit/model/native/test_gains.py` has the exact arithmetic).
+the mean, 0.010 at worst; `tests/unit/model/native/test_packed_vectors.py` has the arithmetic).
 """
 
 from __future__ import annotations

@@ -31,14 +31,14 @@ Deltas = Mapping[str, Sequence[Delta]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Edges:
+class EmbeddingHead:
     """Of one adapter."""
 
     embedding: tuple[Delta, ...] = ()
     head: tuple[Delta, ...] = ()
 
 
-class EdgeSlots:
+class EmbeddingHeadSlots:
     """By slot. Engine thread only."""
 
     def __init__(self, table_VH: Tensor) -> None:
@@ -46,10 +46,10 @@ class EdgeSlots:
         self._embedding = SlotEffects()
         self._head = SlotEffects()
 
-    def place(self, slot: int, edges: Edges) -> None:
-        """Fill `slot`; empty edges empty it."""
-        self._embedding.place(slot, edges.embedding)
-        self._head.place(slot, edges.head)
+    def place(self, slot: int, embedding_head: EmbeddingHead) -> None:
+        """Fill `slot`; empty embedding_head empty it."""
+        self._embedding.place(slot, embedding_head.embedding)
+        self._head.place(slot, embedding_head.head)
 
     def has_head(self, slot: int) -> bool:
         return bool(self._head.get(slot))

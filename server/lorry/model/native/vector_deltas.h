@@ -1,10 +1,10 @@
-/* What adapters do to a linear with vectors (`lorry.model.native.gains`): DoRA, (IA)3, biases.
+/* What adapters do to a linear with vectors (`packed_vectors.py`): DoRA, (IA)3, biases.
  *
- * Tokens that have some are gone through one by one, before any pair of matrices is added:
+ * Tokens that have some are handled one by one, before any pair of matrices is added:
  * what is taken from base(x) is taken from the base's own answer, whatever else the token has.
  */
-#ifndef LORRY_GAINS_H
-#define LORRY_GAINS_H
+#ifndef LORRY_VECTOR_DELTAS_H
+#define LORRY_VECTOR_DELTAS_H
 
 #include "ahead.h"
 #include "linear.h"
@@ -14,30 +14,30 @@
 #include <string.h>
 
 /* What the pair that is `use` in the list does to the linear. */
-INLINE const Gain *gain_of(const Slots *slots, const Pairs *pairs, int use) {
-    return pairs->gain[pairs->uses[use]] + slots->module;
+INLINE const VectorDelta *vector_delta_of(const Slots *slots, const Pairs *pairs, int use) {
+    return pairs->vectors[pairs->uses[use]] + slots->module;
 }
 
-/* Whether nobody reads the x of the g-th token with vectors but for what goes in instead. */
+/* True if nothing reads the x of the g-th token with vectors, but only the scaled x. */
 INLINE int is_instead(const Slots *slots, const Pairs *pairs, int g) {
-    return pairs->alone[g] && gain_of(slots, pairs, pairs->first[g])->instead;
+    return pairs->alone[g] && vector_delta_of(slots, pairs, pairs->first[g])->instead;
 }
 
 /* Whether an adapter of the token changes what goes into the linear, beside x. */
 static int is_inward(const Slots *slots, const Pairs *pairs, int g) {
     if (is_instead(slots, pairs, g)) return 0;
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++)
-        if (gain_of(slots, pairs, use)->inward_I) return 1;
+        if (vector_delta_of(slots, pairs, use)->inward_I) return 1;
     return 0;
 }
 
-/* The codes of (1 + the sum of inward) x, and what they are worth; scaled: room for [in]. */
+/* The codes of (1 + the sum of inward) x, and their scale; scaled: room for [in]. */
 static float encode_inward(const Slots *slots, const Pairs *pairs, int g, const float *x,
                            float *scaled, uint8_t *codes) {
     const int in = slots->in;
     memcpy(scaled, x, sizeof(float) * (size_t)in);
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++) {
-        const float *inward = gain_of(slots, pairs, use)->inward_I;
+        const float *inward = vector_delta_of(slots, pairs, use)->inward_I;
         if (!inward) continue;
         for (int i = 0; i < in; i += WIDTH)
             store(scaled + i, fused(load(inward + i), load(x + i), load(scaled + i)));
@@ -46,10 +46,10 @@ static float encode_inward(const Slots *slots, const Pairs *pairs, int g, const 
 }
 
 /* y += more * base + shift for outputs `first` to `last` - 1. base may be y itself. */
-static void add_gain(const Gain *gain, const float *base, const float *bias, float *y, int first,
-                     int last) {
-    const float *more = gain->more_O, *shift = gain->shift_O;
-    if (more && gain->dora && bias)
+static void add_vector_delta(const VectorDelta *vectors, const float *base, const float *bias,
+                             float *y, int first, int last) {
+    const float *more = vectors->more_O, *shift = vectors->shift_O;
+    if (more && vectors->dora && bias)
         for (int o = first; o < last; o += WIDTH) {
             const Floats without = load(base + o) - load(bias + o);
             store(y + o, fused(load(more + o), without, load(y + o)));
@@ -63,11 +63,11 @@ static void add_gain(const Gain *gain, const float *base, const float *bias, flo
 
 /* y [T, stride], which has the base's answers, for outputs `first` to `last` - 1. answers: those
  * to the inward inputs, a row for each token with vectors; kept: room for [out]. */
-static void add_gains(const Slots *slots, const Pairs *pairs, const float *bias,
-                      const float *answers, float *y, int stride, float *kept, int first,
-                      int last) {
-    for (int g = 0; g < pairs->num_gained; g++) {
-        float *to = y + (size_t)pairs->gained[g] * stride;
+static void add_vector_deltas(const Slots *slots, const Pairs *pairs, const float *bias,
+                              const float *answers, float *y, int stride, float *kept, int first,
+                              int last) {
+    for (int g = 0; g < pairs->num_vectored; g++) {
+        float *to = y + (size_t)pairs->vectored[g] * stride;
         const float *base = to;
         const int inward = is_inward(slots, pairs, g);
         if (inward || pairs->first[g + 1] - pairs->first[g] > 1) {
@@ -75,7 +75,7 @@ static void add_gains(const Slots *slots, const Pairs *pairs, const float *bias,
             base = kept;
         }
         for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++)
-            add_gain(gain_of(slots, pairs, use), base, bias, to, first, last);
+            add_vector_delta(vector_delta_of(slots, pairs, use), base, bias, to, first, last);
         if (!inward) continue;
         const float *answer = answers + (size_t)g * stride;
         for (int o = first; o < last; o += WIDTH)
@@ -83,17 +83,17 @@ static void add_gains(const Slots *slots, const Pairs *pairs, const float *bias,
     }
 }
 
-/* What `add_gains` will read of the adapters, asked for ahead. */
-static void fetch_gains(Ahead *ahead, const Slots *slots, const Pairs *pairs, int first,
+/* What `add_vector_deltas` will read of the adapters, asked for ahead. */
+static void fetch_vector_deltas(Ahead *ahead, const Slots *slots, const Pairs *pairs, int first,
                         int last) {
-    const Gain *before = NULL;
+    const VectorDelta *before = NULL;
     for (int p = 0; p < pairs->num_pairs; p++) {
-        if (!pairs->gain[p] || pairs->gain[p] == before) continue;
-        before = pairs->gain[p];
-        const Gain *gain = before + slots->module;
+        if (!pairs->vectors[p] || pairs->vectors[p] == before) continue;
+        before = pairs->vectors[p];
+        const VectorDelta *vectors = before + slots->module;
         const size_t bytes = sizeof(float) * (size_t)(last - first);
-        if (gain->more_O) fetch(ahead, gain->more_O + first, bytes);
-        if (gain->shift_O) fetch(ahead, gain->shift_O + first, bytes);
+        if (vectors->more_O) fetch(ahead, vectors->more_O + first, bytes);
+        if (vectors->shift_O) fetch(ahead, vectors->shift_O + first, bytes);
     }
 }
 

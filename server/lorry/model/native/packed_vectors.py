@@ -34,12 +34,12 @@ KNOWN_SCALES = 4
 
 _FIELDS = ("more_O", "shift_O", "inward_I")
 _MARKS = ("dora", "instead")
-_GAIN = np.dtype(
+_VECTOR_DELTA = np.dtype(
     {
         "names": [*_FIELDS, *_MARKS],
         "formats": [*[np.uint64] * len(_FIELDS), *[np.int32] * len(_MARKS)],
-        "offsets": [getattr(structs.Gain, name).offset for name in (*_FIELDS, *_MARKS)],
-        "itemsize": sizeof(structs.Gain),
+        "offsets": [getattr(structs.VectorDelta, name).offset for name in (*_FIELDS, *_MARKS)],
+        "itemsize": sizeof(structs.VectorDelta),
     }
 )
 _NONE = -1
@@ -48,7 +48,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BoundGains:
+class BoundVectorDeltas:
     """At one scale; keeps the memory that its table points to."""
 
     values: Floats
@@ -64,7 +64,7 @@ class BoundGains:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gains:
+class VectorDeltas:
     """Of one adapter, at any scale. `at` is the engine thread's."""
 
     magnitude_P: Floats
@@ -78,12 +78,12 @@ class Gains:
     """Where each linear's three vectors begin in a bound piece, or `_NONE`."""
     dora_M: NDArray[np.bool_]
     instead_M: NDArray[np.bool_]
-    """Where the inward gain is all that reads what goes in."""
-    _known: dict[float, BoundGains] = field(default_factory=dict, repr=False)
+    """Where the inward vectors is all that reads what goes in."""
+    _known: dict[float, BoundVectorDeltas] = field(default_factory=dict, repr=False)
 
-    def at(self, scales: Iterable[float]) -> dict[float, BoundGains]:
+    def at(self, scales: Iterable[float]) -> dict[float, BoundVectorDeltas]:
         """For all `scales` of a step: none of them is let go of for another."""
-        found: dict[float, BoundGains] = {}
+        found: dict[float, BoundVectorDeltas] = {}
         for scale in scales:
             # The last used stand last.
             known = self._known.pop(scale, None)
@@ -93,7 +93,7 @@ class Gains:
                 del self._known[scale]
         return found
 
-    def _bind(self, scale: float) -> BoundGains:
+    def _bind(self, scale: float) -> BoundVectorDeltas:
         s, split = np.float32(scale), len(self.w_P)
         values = np.empty(split + len(self.slope_Q), dtype=np.float32)
         more_P, rest_Q = values[:split], values[split:]
@@ -109,13 +109,13 @@ class Gains:
         more_P -= 1
         np.multiply(self.slope_Q, s, out=rest_Q)
         rest_Q += self.fixed_Q
-        table_M = np.zeros(len(self.places_M3), dtype=_GAIN)
+        table_M = np.zeros(len(self.places_M3), dtype=_VECTOR_DELTA)
         for column, name in enumerate(_FIELDS):
             places_M = self.places_M3[:, column]
             address_M = values.ctypes.data + places_M * values.itemsize
             table_M[name] = np.where(places_M == _NONE, 0, address_M)
         table_M["dora"], table_M["instead"] = self.dora_M, self.instead_M
-        return BoundGains(values, table_M)
+        return BoundVectorDeltas(values, table_M)
 
     @property
     def nbytes(self) -> int:
@@ -155,9 +155,9 @@ def doras_of(deltas: Mapping[str, Sequence[Delta]]) -> dict[str, LoraPair]:
     }
 
 
-def gains_of(
+def vector_deltas_of(
     deltas: Mapping[str, Sequence[Delta]], pairs: Iterable[str], phases: Sequence[Sequence[str]]
-) -> Gains | None:
+) -> VectorDeltas | None:
     """Of deltas that fit; None where there are none. `pairs`: the linears on which the adapter
     has some. `phases`: the step's linears, in order; those of one read the same input."""
     if not deltas:
@@ -196,7 +196,7 @@ def gains_of(
         places_M3[module, column] = end
         end += len(slope_X)
     single_M = np.array([name not in shared for name in names])
-    return Gains(
+    return VectorDeltas(
         magnitude_P=_joined(_array(dora.magnitude_O) for _, dora in doras),
         w_P=_joined(_array(dora.w_O) for _, dora in doras),
         c_P=_joined(_array(dora.c_O) * np.float32(2 * dora.scaling) for _, dora in doras),

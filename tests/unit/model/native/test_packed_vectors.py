@@ -15,7 +15,7 @@ from torch import Tensor
 from lorry.model.dense import dense_weight
 from lorry.model.int8 import Int8Linear
 from lorry.model.native.adapter import codes_of
-from lorry.model.native.gains import KNOWN_SCALES, Gains, fits, gains_of
+from lorry.model.native.packed_vectors import KNOWN_SCALES, VectorDeltas, fits, vector_deltas_of
 from lorry_adapters.lora.effects import (
     Base,
     Dora,
@@ -195,16 +195,16 @@ def test_a_slot_forgets_its_vectors(built: ctypes.CDLL) -> None:
 # ---- scales
 
 
-def gains(kind: Kind, seed: int = 3) -> Gains:
+def vectors(kind: Kind, seed: int = 3) -> VectorDeltas:
     dice = torch.Generator().manual_seed(seed)
     linear = linear_of(64, 48, bias=True, dice=dice)
-    made = gains_of({"m": Held(kind, linear, dice).deltas}, [], [["n"], ["m"]])
+    made = vector_deltas_of({"m": Held(kind, linear, dice).deltas}, [], [["n"], ["m"]])
     assert made is not None
     return made
 
 
 def test_a_scale_is_bound_once() -> None:
-    mine = gains((DORA,))
+    mine = vectors((DORA,))
     first = mine.at([1.0])[1.0]
     assert mine.at([0.5, 1.0])[1.0] is first
     assert mine.at([1.0, 0.5])[0.5] is not first
@@ -236,13 +236,13 @@ def test_what_goes_in_is_replaced_where_nobody_reads_it(
 ) -> None:
     dice = torch.Generator().manual_seed(3)
     linear = linear_of(64, 48, bias=True, dice=dice)
-    made = gains_of({"m": Held(kind, linear, dice).deltas}, pairs, phases)
+    made = vector_deltas_of({"m": Held(kind, linear, dice).deltas}, pairs, phases)
     assert made is not None
     assert made.at([1.0])[1.0].table_M["instead"].tolist() == [False, instead]
 
 
 def test_scales_in_use_are_kept_and_few_others() -> None:
-    mine = gains((DORA,))
+    mine = vectors((DORA,))
     many = [0.1 * i for i in range(1, 3 * KNOWN_SCALES)]
     once = mine.at(many)
     assert mine.at(many) == once
@@ -255,7 +255,7 @@ def test_scales_in_use_are_kept_and_few_others() -> None:
 
 
 def test_a_linear_that_an_adapter_leaves_alone_has_no_vectors() -> None:
-    table_M = gains((DORA, OwnBias)).at([1.0])[1.0].table_M
+    table_M = vectors((DORA, OwnBias)).at([1.0])[1.0].table_M
     assert not any(table_M[0])
     assert table_M[1]["more_O"] and table_M[1]["shift_O"] and not table_M[1]["inward_I"]
 
@@ -295,7 +295,7 @@ OTHER = Kronecker(torch.ones(6, 8), torch.ones(8, 8), 1.0)
         "a module that it has not",
         "one that it does not know",
         "two pairs in one",
-        "two gains in one",
+        "two vectors in one",
         "two inputs in one",
         "the head's input",
     ],

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lorry.core import Row
-from lorry.model.attention import Step, attend, attending
+from lorry.model.attention import AttentionStep, attend, attending
 from lorry.model.graphs import CudaRecord, DecodeGraphs, Record
 from lorry.model.inputs import AttentionPlan, Inputs
 from lorry.model.kv_cache import KVCache, LayerShape
@@ -36,7 +36,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 it."""
 
 
-class CudaModel:
+class TritonModel:
     """The packed model's steps, with Triton's kernels; decode steps recorded. Takes inputs that
     lie on the host."""
 
@@ -74,7 +74,7 @@ class CudaModel:
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens. Steps of adapters that are more than pairs of matrices are
         not recorded."""
-        if not any(slot in self._lora.beyond_pairs for slot, _, _ in inputs.body.pairs):
+        if not any(slot in self._lora.beyond_pairs for slot in inputs.body.slots):
             logits = self._graphs.run(inputs, self._lora.slot_bytes)
             if logits is not None:
                 return logits
@@ -101,7 +101,7 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
             tuple(replace(c, context_L=c.context_L.to(device)) for c in plan.chunks),
         ),
         body=body,
-        head=body if inputs.head.pairs == inputs.body.pairs else TablePlan.on(device, inputs.head),
+        head=body if inputs.head.runs == inputs.body.runs else TablePlan.on(device, inputs.head),
         wanted_K=inputs.wanted_K.to(device),
     )
 
@@ -187,7 +187,7 @@ def _probe_attention(
     )
     made = []
     for singles in (PagedSingles(tables_of(plan)), None):
-        with attending(Step(plan, cache, singles)):
+        with attending(AttentionStep(plan, cache, singles)):
             made.append(attend(module, q, k, v, None)[0])
     return _off(made[0], made[1])
 

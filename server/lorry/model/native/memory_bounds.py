@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorry.model.guard import require
+from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
 from lorry.model.native.call import Call
 from lorry_adapters.lora.parts import LoraPair
@@ -21,7 +21,7 @@ Sizes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class MemoryBounds:
     tokens: int
     """Of one step."""
     pairs: int
@@ -42,23 +42,32 @@ class Bounds:
         body, head = inputs.body, inputs.head
         for what, count, limit in (
             ("tokens", tokens, self.tokens),
-            ("adapters", len(body.pairs), self.pairs),
-            ("adapters of the head", len(head.pairs), self.pairs),
+            ("adapters", body.num_pairs, self.pairs),
+            ("adapters of the head", head.num_pairs, self.pairs),
             ("tokens that a row sees", call.longest, self.context),
             ("tokens of the head's adapters", head.num_tokens, wanted),
         ):
-            require(count <= limit, f"{count} {what}, room for {limit}")
-        require(body.num_tokens == tokens, f"adapters of {body.num_tokens} tokens, not {tokens}")
+            if count > limit:
+                raise Unsafe(f"{count} {what}, room for {limit}")
+        if body.num_tokens != tokens:
+            raise Unsafe(f"adapters of {body.num_tokens} tokens, not {tokens}")
         for what, values, first, end in (
             ("token", call.ids, 0, self.vocab),
             ("block", call.blocks, 0, self.blocks),
             ("wanted token", call.wanted, 0, tokens),
         ):
-            require(bool(values), f"no {what} at all")
+            if not values:
+                raise Unsafe(f"no {what} at all")
             _require_within(what, values, first, end)
         for slots in call.slots:
             if slots:
                 _require_within("slot", slots, 1, self.slots + 1)
+        for plan in (body,) if head is body else (body, head):
+            for slot, start, count, _ in plan.runs:
+                if start < 0 or count < 1 or start + count > plan.num_tokens:
+                    raise Unsafe(
+                        f"slot {slot} at {count} tokens from {start}, of {plan.num_tokens}"
+                    )
 
     def check_adapter(
         self,
@@ -100,6 +109,5 @@ def _lengths(delta: Delta) -> list[int]:
 
 def _require_within(what: str, values: Sequence[int], first: int, end: int) -> None:
     lowest, highest = min(values), max(values)
-    require(
-        first <= lowest and highest < end, f"{what}s {lowest} to {highest} of {first} to {end - 1}"
-    )
+    if lowest < first or highest >= end:
+        raise Unsafe(f"{what}s {lowest} to {highest} of {first} to {end - 1}")
