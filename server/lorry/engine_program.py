@@ -33,8 +33,8 @@ from lorry.engine.wire import (
 from lorry.engine_core import EngineCore, load_core
 from lorry.errors import LorryError
 from lorry.settings import Settings
+from lorry_adapters.registry.content_reader import ContentReader
 from lorry_adapters.registry.host_cache import HostCache
-from lorry_adapters.registry.reader import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class _Served:
         settings = core.settings
         self._server = server
         self._cache = HostCache(
-            Reader(settings.home, core.layout).load,
+            ContentReader(settings.home, core.layout).load,
             max_bytes=settings.host_cache_memory,
             max_entries=settings.max_cpu_loras,
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lorry.model.layout import layout_of
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.layers import plain_weight
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
 from support import tiny
@@ -119,7 +119,9 @@ def test_refused_or_served(method: str, data: st.DataObject) -> None:
         weights = load(folder, "digest", layout)
     for path, effects in weights.effects.items():
         module = base().get_submodule(path)
-        bare = Base(module, partial(plain_weight, module), torch.float32, torch.device("cpu"))
+        bare = EffectTarget(
+            module, partial(plain_weight, module), torch.float32, torch.device("cpu")
+        )
         y_MO = torch.zeros(2, layout.modules[path].out_features)
         for effect in effects:
             delta = effect.bind(bare)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta, Indivisible
+from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
 
 
 class Reads(StrEnum):
@@ -79,7 +79,7 @@ class Remembered(Indivisible):
     def nbytes(self) -> int:
         return 0
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         def delta(r_MH: Tensor, y_MH: Tensor, scale_M1: Tensor) -> Tensor:
             self.stream.leave(r_MH)
             return torch.zeros_like(y_MH)
@@ -108,7 +108,7 @@ class Bottleneck(Indivisible):
         every = (self.down_RH, self.down_R, self.up_HR, self.up_H, self.strength)
         return sum(one.nbytes for one in every)
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         down_RH, down_R = base.held(self.down_RH), base.held(self.down_R)
         strength_H1 = self.strength.float()[:, None]
         up_HR = base.held(self.up_HR.float() * strength_H1)

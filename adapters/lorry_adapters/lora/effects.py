@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 __all__ = [
-    "Base",
     "Delta",
     "Dora",
     "Effect",
+    "EffectTarget",
     "InputGain",
     "Kronecker",
     "OutputGain",
@@ -44,7 +44,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class EffectTarget:
     """The module that an effect is for."""
 
     module: nn.Module
@@ -68,7 +68,7 @@ class Effect(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def bind(self, base: Base) -> Delta | None:
+    def bind(self, base: EffectTarget) -> Delta | None:
         """None where it is what the base does anyway."""
         ...
 
@@ -107,7 +107,7 @@ class Dora:
         outputs = slice(start, stop)
         return Dora(self.a_RI, self.b_OR[outputs], self.magnitude_O[outputs], self.scaling)
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         weight_OI = base.weight()
         a_RI, b_OR = (one.to(weight_OI.device).float() for one in (self.a_RI, self.b_OR))
         product_OR = weight_OI @ a_RI.T
@@ -148,7 +148,7 @@ class PairBias:
     def cut(self, start: int, stop: int) -> PairBias:
         return PairBias(self.bias_O[start:stop], self.scaling)
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         return Shift(base.held(self.bias_O.float() * self.scaling), scaled=True)
 
 
@@ -165,7 +165,7 @@ class OwnBias:
     def cut(self, start: int, stop: int) -> OwnBias:
         return OwnBias(self.bias_O[start:stop])
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         difference_O = self.bias_O.float().to(base.device)
         if base.bias is not None:
             difference_O = difference_O - base.bias.float()
@@ -185,7 +185,7 @@ class InputGain:
     def cut(self, start: int, stop: int) -> InputGain:
         return self
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         return InwardGain(base.held(self.gain_I.float() - 1), base.module)
 
 
@@ -202,7 +202,7 @@ class OutputGain:
     def cut(self, start: int, stop: int) -> OutputGain:
         return OutputGain(self.gain_O[start:stop])
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         return OutwardGain(base.held(self.gain_O.float() - 1))
 
 
@@ -218,7 +218,7 @@ class Kronecker(Indivisible):
     def nbytes(self) -> int:
         return self.w1_ac.nbytes + self.w2_bd.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         w1_ac, w2_db = base.held(self.w1_ac.float() * self.scaling), base.held(self.w2_bd.T)
         c, d = w1_ac.shape[1], w2_db.shape[0]
 
@@ -239,7 +239,7 @@ class Projections:
         default_factory=dict, repr=False
     )
 
-    def held(self, base: Base) -> tuple[Tensor, Tensor]:
+    def held(self, base: EffectTarget) -> tuple[Tensor, Tensor]:
         """On the base's device, once for all of its linears."""
         key = (base.device, base.dtype)
         if key not in self._held:
@@ -264,7 +264,7 @@ class Vera(Indivisible):
         """Held once for the whole adapter."""
         return self.projections.a_RI, self.projections.b_OR
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         a_RI, b_OR = self.projections.held(base)
         d_R, b_O = base.held(self.d_R), base.held(self.b_O)
         outputs = b_O.shape[0]

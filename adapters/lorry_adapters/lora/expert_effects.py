@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorry_adapters.lora.effects import Base, Delta, Effect, Indivisible
+from lorry_adapters.lora.effects import Delta, Effect, EffectTarget, Indivisible
 from lorry_adapters.lora.wrapped import ModuleSlots, SlotEffects, Wrapped, add
 
 Runs = Sequence[tuple[int, int, int]]
@@ -64,7 +64,7 @@ class ExpertLora(Indivisible):
     def nbytes(self) -> int:
         return sum(one.nbytes for mine in self.pairs.values() for one in mine)
 
-    def bind(self, base: Base) -> ExpertDeltas:
+    def bind(self, base: EffectTarget) -> ExpertDeltas:
         return ExpertDeltas(
             {
                 name: tuple(
@@ -145,7 +145,7 @@ class RouterPair(Indivisible):
     def nbytes(self) -> int:
         return self.a_RI.nbytes + self.b_OR.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         a_IR = base.held(self.a_RI.T.contiguous())
         b_RO = base.held((self.b_OR.float() * self.scaling).T.contiguous())
         return lambda x_MI, y_MO, scale_M1: ((x_MI @ a_IR) @ b_RO) * scale_M1

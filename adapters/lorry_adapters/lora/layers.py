@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lorry_adapters.lora.arrays import zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
-from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.expert_effects import LoraExperts, LoraRouter
 from lorry_adapters.lora.kernels import Kernel, grouped
 from lorry_adapters.lora.plan import Plan
@@ -241,7 +241,7 @@ class LoraModel:
         deltas = {}
         for path, effects in weights.effects.items():
             module = self._bare(path)
-            base = Base(module, partial(self._weight, module), self._dtype, self._device)
+            base = EffectTarget(module, partial(self._weight, module), self._dtype, self._device)
             every = (effect.bind(base) for effect in stacked(effects))
             bound = [delta for delta in every if delta is not None]
             if bound:

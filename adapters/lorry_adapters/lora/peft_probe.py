@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseModule, ModuleKind
-from lorry_adapters.lora.effects import Base, Delta, Indivisible
+from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
 from lorry_adapters.lora.low_rank import factors
 from lorry_adapters.lora.problems import shown, some
 
@@ -152,7 +152,7 @@ class Measured(Indivisible):
     def changes_nothing(self) -> bool:
         return self.peft_probe.changes_nothing(self.name)
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         bias_O = None if base.bias is None else base.bias.detach().float().cpu()
         weight_OI = base.weight().cpu()
         change_OI, offset_O = self.peft_probe.measure(self.name, weight_OI, bias_O)

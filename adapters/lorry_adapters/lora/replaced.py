@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorry_adapters.errors import InvalidAdapter
-from lorry_adapters.lora.effects import Base, Delta, Dora, Effect, Indivisible, PairBias
+from lorry_adapters.lora.effects import Delta, Dora, Effect, EffectTarget, Indivisible, PairBias
 
 _NEVER: Final = -1e30
 """The logit of a token that is never answered."""
@@ -33,7 +33,7 @@ class EmbeddingPair(Indivisible):
     def nbytes(self) -> int:
         return self.a_RV.nbytes + self.b_HR.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         a_VR = base.held(self.a_RV.T.contiguous())
         b_RH = base.held(self.b_HR.T.float() * self.scaling)
         factor = _embedding_factor(base.module)
@@ -62,7 +62,7 @@ class EmbeddingDora(Indivisible):
     def nbytes(self) -> int:
         return self.a_RV.nbytes + self.b_HR.nbytes + self.magnitude_H.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         table_VH = base.weight()
         a_RV, b_HR = (one.to(table_VH.device).float() for one in (self.a_RV, self.b_HR))
         w_H = table_VH.double().square().sum(0)
@@ -94,7 +94,7 @@ class TokenRows(Indivisible):
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
 
-    def bind(self, base: Base) -> Delta | None:
+    def bind(self, base: EffectTarget) -> Delta | None:
         if not len(self.ids_K):
             return None
         # Sorted: an adapter may bring a row for every token, and a step asks for many of them.
@@ -125,7 +125,7 @@ class TokenLogits(Indivisible):
     def nbytes(self) -> int:
         return self.ids_K.nbytes + self.rows_KH.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         rows_KH, ids_K = base.held(self.rows_KH), self.ids_K.to(base.device)
         less_V = None if base.bias is None else -base.held(base.bias)
 
@@ -159,7 +159,7 @@ class OwnModule(Indivisible):
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.weight, self.bias) if part is not None)
 
-    def bind(self, base: Base) -> Delta | None:
+    def bind(self, base: EffectTarget) -> Delta | None:
         if self._is_copy(base):
             return None
         weight = None if self.weight is None else base.held(self.weight)
@@ -182,11 +182,11 @@ class OwnModule(Indivisible):
         return lambda x, y, scale: mine(x) - y
 
     def as_linear(self) -> Tensor:
-        """Its weight as `Base.weight` gives the base's."""
+        """Its weight as `EffectTarget.weight` gives the base's."""
         assert self.weight is not None
         return self.weight.float().T if self.transposed else self.weight.float()
 
-    def _is_copy(self, base: Base) -> bool:
+    def _is_copy(self, base: EffectTarget) -> bool:
         """PEFT saves the embeddings beside some adapters although nobody trained them."""
         if self.weight is None or self.bias is not None or self.weight.dim() != 2:
             return False
@@ -240,7 +240,7 @@ class OnTop(Indivisible):
     def nbytes(self) -> int:
         return self.own.nbytes + sum(effect.nbytes for effect in self.rest)
 
-    def bind(self, base: Base) -> Delta | None:
+    def bind(self, base: EffectTarget) -> Delta | None:
         """Raises InvalidAdapter where something would still see the base's module."""
         below = self.own.bind(base)
         if below is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta
+from lorry_adapters.lora.effects import Delta, EffectTarget
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,7 @@ class Sparse:
         rows_N, columns_N = self.rows_N[mine_N] - start, self.columns_N[mine_N]
         return Sparse(rows_N, columns_N, self.values_N[mine_N], (stop - start, self.shape[1]))
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         places_2N = torch.stack([self.rows_N, self.columns_N]).long()
         summed = torch.sparse_coo_tensor(
             places_2N, self.values_N.float(), self.shape, check_invariants=True

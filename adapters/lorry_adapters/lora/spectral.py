@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Base, Delta, Indivisible
+from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
 
 
 def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ class WithoutTail(Indivisible):
     def nbytes(self) -> int:
         return 0
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         left_OL, right_LI = tail(base.weight(), self.count)
         left_LO, right_IL = base.held(-left_OL.T), base.held(right_LI.T)
         return lambda x_MI, y, scale: (x_MI @ right_IL) @ left_LO
@@ -59,7 +59,7 @@ class NewTail(Indivisible):
     def nbytes(self) -> int:
         return self.u_OL.nbytes + self.s_L.nbytes + self.v_LI.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         weight_OI = base.weight()
         u_OL, s_L, v_LI = (
             one.to(weight_OI.device).float() for one in (self.u_OL, self.s_L, self.v_LI)
@@ -96,7 +96,7 @@ class Turned(Indivisible):
     def nbytes(self) -> int:
         return self.turn_RR.nbytes
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         r = self.turn_RR.shape[0]
         weight_OI = base.weight().cpu()
         if self.passes is None:
@@ -162,7 +162,7 @@ class InBasis(Indivisible):
         """Held once for the whole adapter."""
         return (self.basis,)
 
-    def bind(self, base: Base) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta:
         weight_OI = base.weight().cpu().double()
         v_II = self.basis.v_II.double()
         try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lorry_adapters.errors import ToolError
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 from lorry_adapters.lora.bottleneck import Bottleneck
-from lorry_adapters.lora.effects import Base, Delta, Effect
+from lorry_adapters.lora.effects import Delta, Effect, EffectTarget
 from lorry_adapters.lora.expert_effects import AnyEffect, ExpertLora, RouterPair
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.weights import AdapterWeights
@@ -142,7 +142,7 @@ def _table_norm(table_VH: Tensor, effects: Sequence[Effect]) -> float:
 
 
 def _bound(module: nn.Module, weight: Tensor, effects: Sequence[Effect]) -> list[Delta]:
-    base = Base(module, lambda: weight.detach().clone(), torch.float32, torch.device("cpu"))
+    base = EffectTarget(module, lambda: weight.detach().clone(), torch.float32, torch.device("cpu"))
     return [delta for effect in effects if (delta := effect.bind(base)) is not None]
 
 

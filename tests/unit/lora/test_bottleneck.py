@@ -15,7 +15,7 @@ from torch import nn
 
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.bottleneck import Bottleneck, Reads, Remembered, Stream
-from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect, load
 from support import families
 from support.spoilt import told
@@ -176,7 +176,7 @@ def test_the_delta_is_the_published_formula(reads: Reads) -> None:
         reads,
         stream,
     )
-    base = Base(nn.Linear(H, H), lambda: torch.eye(H), torch.float32, torch.device("cpu"))
+    base = EffectTarget(nn.Linear(H, H), lambda: torch.eye(H), torch.float32, torch.device("cpu"))
     delta = effect.bind(base)
     x, r, y, scale = torch.randn(5, H), torch.randn(5, H), torch.randn(5, H), torch.rand(5, 1)
     if stream is not None:

@@ -13,7 +13,7 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
-from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.layers import plain_weight
 from lorry_adapters.lora.spectral import Basis, InBasis
 from lorry_adapters.lora.weights import inspect, load
@@ -71,7 +71,9 @@ def test_frod(rate: float, shape: tuple[int, int], tmp_path: Path) -> None:
 def test_a_basis_that_is_none_binds_as_in_peft() -> None:
     """A stranger's file may hold any numbers: no answer is not an answer."""
     base = Model(4, 3)
-    bare = Base(base.lin, partial(plain_weight, base.lin), torch.float32, torch.device("cpu"))
+    bare = EffectTarget(
+        base.lin, partial(plain_weight, base.lin), torch.float32, torch.device("cpu")
+    )
     places = torch.zeros(0, dtype=torch.int32)
     basis = Basis(torch.zeros(4, 4), places, places)
     delta = InBasis(basis, torch.ones(4), torch.zeros(0)).bind(bare)
@@ -98,7 +100,9 @@ def agree(config: PeftConfig, shape: tuple[int, int], folder: Path) -> None:
     layout = BaseLayout("tiny", "Model", 1, None, {"lin": module})
     inspect(folder, layout, 64)
     weights = load(folder, "d", layout)
-    bare = Base(base.lin, partial(plain_weight, base.lin), torch.float32, torch.device("cpu"))
+    bare = EffectTarget(
+        base.lin, partial(plain_weight, base.lin), torch.float32, torch.device("cpu")
+    )
     x_MI = torch.randn(6, shape[0])
     with torch.no_grad():
         y_MO = base(x_MI)

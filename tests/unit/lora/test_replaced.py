@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from lorry_adapters.lora.effects import Base, Dora
+from lorry_adapters.lora.effects import Dora, EffectTarget
 from lorry_adapters.lora.layers import plain_weight
 from lorry_adapters.lora.replaced import EmbeddingDora, TokenRows
 
 TABLE = nn.Embedding(50, 4)
 
 
-def base() -> Base:
-    return Base(TABLE, lambda: plain_weight(TABLE), torch.float32, torch.device("cpu"))
+def base() -> EffectTarget:
+    return EffectTarget(TABLE, lambda: plain_weight(TABLE), torch.float32, torch.device("cpu"))
 
 
 def test_the_last_row_of_a_token_counts_and_others_are_the_base_s() -> None:
@@ -52,7 +52,7 @@ def test_norms_are_taken_on_the_device_of_the_base(kind: type[Dora | EmbeddingDo
     table = kind is EmbeddingDora
     module = nn.Embedding(8, 6, device=meta) if table else nn.Linear(8, 6, device=meta)
     effect = kind(torch.ones(2, 8), torch.ones(6, 2), torch.ones(6), 1.0)
-    delta = effect.bind(Base(module, lambda: plain_weight(module), torch.float32, meta))
+    delta = effect.bind(EffectTarget(module, lambda: plain_weight(module), torch.float32, meta))
     x_M = torch.zeros(3, dtype=torch.int64) if table else torch.zeros(3, 8)
     y_MO = torch.zeros(3, 6, device=meta)
     assert delta(x_M.to(meta), y_MO, torch.ones(1, 1, device=meta)).device == meta

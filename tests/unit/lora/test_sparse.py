@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lorry_adapters.lora.effects import Base
+from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.sparse import Sparse
 
 ROWS = torch.tensor([0, 4, 2, 2], dtype=torch.int32)
@@ -17,7 +17,7 @@ X = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
 
 
 def delta(sparse: Sparse, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    base = Base(nn.Linear(3, 5), lambda: torch.zeros(5, 3), dtype, torch.device("cpu"))
+    base = EffectTarget(nn.Linear(3, 5), lambda: torch.zeros(5, 3), dtype, torch.device("cpu"))
     y_MO = torch.zeros(7, sparse.shape[0], dtype=dtype)
     return sparse.bind(base)(X.to(dtype), y_MO, scale)
 

@@ -17,9 +17,9 @@ from lorry.model.int8 import Int8Linear
 from lorry.model.native.adapter import codes_of
 from lorry.model.native.packed_vectors import KNOWN_SCALES, VectorDeltas, fits, vector_deltas_of
 from lorry_adapters.lora.effects import (
-    Base,
     Dora,
     Effect,
+    EffectTarget,
     InputGain,
     Kronecker,
     OutputGain,
@@ -56,7 +56,9 @@ class Held:
     """An adapter on one linear: for the compiled step, and for torch."""
 
     def __init__(self, kind: Kind, linear: Int8Linear, dice: torch.Generator) -> None:
-        base = Base(linear, lambda: dense_weight(linear), torch.float32, torch.device("cpu"))
+        base = EffectTarget(
+            linear, lambda: dense_weight(linear), torch.float32, torch.device("cpu")
+        )
         out = linear.out_features
         rank = int(torch.randint(1, 25, (), generator=dice))
         pair = LoraPair(
@@ -265,7 +267,7 @@ def test_a_linear_that_an_adapter_leaves_alone_has_no_vectors() -> None:
 
 def bound(*effects: Effect) -> list[Delta]:
     linear = linear_of(64, 48, bias=False, dice=torch.Generator().manual_seed(1))
-    base = Base(linear, lambda: dense_weight(linear), torch.float32, torch.device("cpu"))
+    base = EffectTarget(linear, lambda: dense_weight(linear), torch.float32, torch.device("cpu"))
     return [delta for effect in effects if (delta := effect.bind(base)) is not None]
 
 

@@ -10,27 +10,27 @@ import pytest
 from lorry_adapters.errors import AdapterBroken
 from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.registry.blobs import digest_of, folder_in
-from lorry_adapters.registry.reader import Reader
+from lorry_adapters.registry.content_reader import ContentReader
 from support.adapter_files import layout, save_adapter
 
 
 @pytest.fixture
 def stored(
     tmp_path: Path,
-) -> tuple[Reader, str, Path]:
+) -> tuple[ContentReader, str, Path]:
     made = save_adapter(tmp_path / "made", seed=1)
     digest = digest_of(made)
     folder = folder_in(tmp_path, digest)
     shutil.copytree(made, folder)
-    return Reader(tmp_path, layout()), digest, folder
+    return ContentReader(tmp_path, layout()), digest, folder
 
 
-def test_it_reads_a_stored_content(stored: tuple[Reader, str, Path]) -> None:
+def test_it_reads_a_stored_content(stored: tuple[ContentReader, str, Path]) -> None:
     reader, digest, _ = stored
     assert reader.load(digest).digest == digest
 
 
-def test_changed_files_are_bad_and_say_whose(stored: tuple[Reader, str, Path]) -> None:
+def test_changed_files_are_bad_and_say_whose(stored: tuple[ContentReader, str, Path]) -> None:
     reader, digest, folder = stored
     with (folder / WEIGHTS_FILE).open("r+b") as file:
         file.seek(-1, 2)
@@ -42,7 +42,7 @@ def test_changed_files_are_bad_and_say_whose(stored: tuple[Reader, str, Path]) -
     assert caught.value.bad_files == digest
 
 
-def test_files_that_are_gone_are_bad(stored: tuple[Reader, str, Path]) -> None:
+def test_files_that_are_gone_are_bad(stored: tuple[ContentReader, str, Path]) -> None:
     reader, digest, folder = stored
     shutil.rmtree(folder)
     with pytest.raises(AdapterBroken, match="missing") as caught:
@@ -51,24 +51,24 @@ def test_files_that_are_gone_are_bad(stored: tuple[Reader, str, Path]) -> None:
 
 
 def test_files_that_cannot_be_read_now_are_not_remembered_as_bad(
-    stored: tuple[Reader, str, Path], monkeypatch: pytest.MonkeyPatch
+    stored: tuple[ContentReader, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, digest, _ = stored
 
     def busy(*given: object) -> bool:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("lorry_adapters.registry.reader.intact", busy)
+    monkeypatch.setattr("lorry_adapters.registry.content_reader.intact", busy)
     with pytest.raises(AdapterBroken, match="Too many open files") as caught:
         reader.load(digest)
     assert caught.value.bad_files is None
 
 
 def test_what_has_its_digest_and_fits_another_base_is_bad(
-    stored: tuple[Reader, str, Path],
+    stored: tuple[ContentReader, str, Path],
 ) -> None:
     _, digest, folder = stored
-    other = Reader(folder.parent.parent, layout(hidden=8))
+    other = ContentReader(folder.parent.parent, layout(hidden=8))
     with pytest.raises(AdapterBroken, match="no longer load") as caught:
         other.load(digest)
     assert caught.value.bad_files == digest

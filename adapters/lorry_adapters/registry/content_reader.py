@@ -16,7 +16,7 @@ from lorry_adapters.lora.weights import AdapterWeights, load
 from lorry_adapters.registry.blobs import folder_in, intact
 
 
-class Reader:
+class ContentReader:
     """Thread-safe. The reason in an AdapterBroken with `bad_files` has no advice yet."""
 
     def __init__(self, home: Path, layout: BaseLayout) -> None:
