@@ -60,6 +60,9 @@ pytest: $(DEV_STAMP)
 	@echo '==> pytest'
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
+	@echo '==> pytest tests/api, the engine in a process of its own'
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal tests/api --engine-process on
 
 clients: $(DEV_STAMP)
 	@PYTHONPATH=tests TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m clients $(ARGS)

@@ -10,7 +10,7 @@ they hold: the engine may be in another process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -250,8 +250,11 @@ class Sample:
     answer: AbstractSequence[int]
     """Tokens drawn so far; its length is the position in the answer."""
     allowed: AbstractSequence[int] | None
-    """The mask of a request with a grammar: 32-bit words, bit i of word w is token 32 * w + i.
-    None where any token may come."""
+    """The mask of what may come: 32-bit words, bit i of word w is token 32 * w + i. None where
+    any token may come, and as long as `mask` was not called."""
+    mask: Callable[[], AbstractSequence[int] | None] | None = None
+    """Of a request with a constraint: gives `allowed`. It is made while the model runs, so call
+    it afterwards. Whatever it raises is the request's own error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +306,8 @@ class RowResult:
     """One per `prompt_targets`."""
     vector: tuple[float, ...] = ()
     """Of a row with a `pooling`; of MEAN the sum over the row's tokens."""
+    error: Exception | None = None
+    """What the row's `Sample.mask` raised."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,11 @@ class ToyRunner:
         )
         if row.sample is None:
             return RowResult((), prompt)
+        if row.sample.mask is not None:
+            try:
+                row.sample.mask()
+            except Exception as error:  # noqa: BLE001 - as the executor
+                return RowResult((), prompt, error=error)
         assert [t for t in tokens if t >= 0] == [*row.sample.prompt, *row.sample.answer]
         adapters = []
         for use in row.adapters:

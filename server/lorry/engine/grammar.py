@@ -23,10 +23,12 @@ from lorry.engine.grammar_process import (
     CALL,
     COMPILE_SECONDS,
     DROP,
+    HEADER,
+    LOST,
+    MASK,
     MEMORY,
     NEW,
     OVER,
-    STATUS,
     TAKE,
     WRONG,
 )
@@ -56,7 +58,10 @@ class Compiled:
         self._connection = connection
         self._lock = threading.Lock()
         self._begun = 0
-        self._over = 0
+        self._live: set[int] = set()
+        """Answers that are followed, as far as the process knows."""
+        self._came: dict[int, tuple[int, memoryview]] = {}
+        """MASK or LOST of some of them, read while something else was waited for."""
         # Answers that are over, which the process does not know yet: the last reference to
         # one may go anywhere, in the midst of a call, too.
         self._dropped: deque[int] = deque()
@@ -66,7 +71,7 @@ class Compiled:
     @property
     def answers(self) -> int:
         """So many are followed now."""
-        return self._begun - self._over - len(self._dropped)
+        return len(self._live) - len(self._dropped)
 
     def begin(self) -> int:
         """The number of a new answer."""
@@ -74,28 +79,51 @@ class Compiled:
             index = self._begun
             self._begun += 1
             self._send(NEW, index)
+            self._live.add(index)
             return index
 
     def drop(self, index: int) -> None:
         self._dropped.append(index)
 
     def take(self, index: int, token: int) -> tuple[int, memoryview]:
-        """Status, and the next mask or a reason. Raises EOFError where the process has ended."""
+        """OK, OVER, or WRONG and a reason. Raises EOFError where the process has ended."""
         with self._lock:
             self._send(TAKE, index, token)
-            try:
-                if self.lost:
-                    raise EOFError
-                return _received(self._connection, _CALL_PATIENCE)
-            except EOFError:
-                self.lost = True
-                raise
+            while True:
+                what, of, rest = self._read()
+                if what not in (MASK, LOST):
+                    assert of == index, "TAKEs are answered in order"
+                    return what, rest
+                self._keep(what, of, rest)
+
+    def next_mask(self, index: int) -> tuple[int, memoryview]:
+        """After a TAKE that was not WRONG: MASK and the mask, or LOST and a reason. EOFError."""
+        with self._lock:
+            while index not in self._came:
+                self._keep(*self._read())
+            return self._came.pop(index)
+
+    def _read(self) -> tuple[int, int, memoryview]:
+        try:
+            if self.lost:
+                raise EOFError
+            return _received(self._connection, _CALL_PATIENCE)
+        except EOFError:
+            self.lost = True
+            raise
+
+    def _keep(self, what: int, index: int, rest: memoryview) -> None:
+        # One that is over is never asked for.
+        if index in self._live:
+            self._came[index] = what, rest
 
     def _send(self, kind: bytes, index: int, token: int = 0) -> None:
         try:
             while self._dropped:
-                self._connection.send_bytes(CALL.pack(DROP, self._dropped.popleft(), 0))
-                self._over += 1
+                over = self._dropped.popleft()
+                self._live.discard(over)
+                self._came.pop(over, None)
+                self._connection.send_bytes(CALL.pack(DROP, over, 0))
             self._connection.send_bytes(CALL.pack(kind, index, token))
         except OSError:
             self.lost = True
@@ -108,7 +136,8 @@ class TokenConstraint:
         self._compiled = compiled
         self._grammar = grammar
         self._index = compiled.begin()
-        self._mask = compiled.mask
+        self._mask: memoryview | None = compiled.mask
+        """None while the process computes it."""
         self._finished = False
 
     def __del__(self) -> None:
@@ -116,32 +145,45 @@ class TokenConstraint:
 
     def allowed(self) -> Sequence[int]:
         """The next token's mask, 32 tokens a word; as wide as the tokenizer's vocabulary,
-        past which a model's may be padded."""
+        past which a model's may be padded. Waits until it is computed. Raises InvalidRequest where
+        the grammar is too much to follow."""
+        if self._mask is None:
+            try:
+                what, rest = self._compiled.next_mask(self._index)
+            except EOFError:
+                raise self._unfollowed(None) from None
+            if what == LOST:
+                raise self._unfollowed(rest)
+            self._mask = rest.cast("I")
         return self._mask
 
     def advance(self, token_id: int) -> None:
         """Raises GenerationFailed for a token outside the mask, InvalidRequest where the
         grammar is too much to follow."""
-        word = token_id // 32
-        if not (word < len(self._mask) and self._mask[word] >> token_id % 32 & 1):
+        mask, word = self.allowed(), token_id // 32
+        if not (word < len(mask) and mask[word] >> token_id % 32 & 1):
             raise GenerationFailed(f"token {token_id} does not follow the grammar")
-        reason = "it takes too much time or memory"
         try:
             status, rest = self._compiled.take(self._index, token_id)
-            if status == WRONG:
-                reason = _first_line(bytes(rest).decode(errors="replace"))
         except EOFError:
-            status = WRONG
+            raise self._unfollowed(None) from None
         if status == WRONG:
-            raise InvalidRequest(
-                f"{self._grammar.what} could not be followed to the end: {reason}; make it simpler",
-                param=self._grammar.param,
-            )
-        self._mask = rest.cast("I")
+            raise self._unfollowed(rest)
         self._finished = status == OVER
+        self._mask = None
 
     def finished(self) -> bool:
         return self._finished
+
+    def _unfollowed(self, said: memoryview | None) -> InvalidRequest:
+        """`said`: the process's reason; None where it has ended."""
+        reason = "it takes too much time or memory"
+        if said is not None:
+            reason = _first_line(bytes(said).decode(errors="replace"))
+        return InvalidRequest(
+            f"{self._grammar.what} could not be followed to the end: {reason}; make it simpler",
+            param=self._grammar.param,
+        )
 
 
 class GrammarCompiler:
@@ -229,7 +271,7 @@ class GrammarCompiler:
             raise UnsupportedParameter(f"{grammar.param}: {error}", param=grammar.param) from error
         try:
             connection.send_bytes(asked)
-            status, rest = _received(connection, _PATIENCE)
+            status, _, rest = _received(connection, _PATIENCE)
         except (EOFError, OSError):
             raise InvalidRequest(
                 f"{grammar.what} takes more than {COMPILE_SECONDS:g} s of processor time or "
@@ -251,16 +293,17 @@ def _described(tokenizer: Tokenizer, ends: list[int]) -> bytes:
     return json.dumps({"tokenizer": backend.to_str(), "ends": ends or None}).encode()
 
 
-def _received(connection: Connection, seconds: float) -> tuple[int, memoryview]:
-    """Status, and a mask or a reason. Raises EOFError where the process has ended."""
+def _received(connection: Connection, seconds: float) -> tuple[int, int, memoryview]:
+    """What is said, of which answer, and a mask or a reason. Raises EOFError where the process
+    has ended."""
     try:
         if not connection.poll(seconds):
             raise EOFError
         answer = connection.recv_bytes()
     except OSError:
         raise EOFError from None
-    (status,) = STATUS.unpack_from(answer)
-    return status, memoryview(answer)[STATUS.size :]
+    what, index = HEADER.unpack_from(answer)
+    return what, index, memoryview(answer)[HEADER.size :]
 
 
 def _first_line(text: str) -> str:

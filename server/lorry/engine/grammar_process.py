@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -38,12 +39,15 @@ CALL = struct.Struct("=cII")
 NEW, TAKE, DROP = b"n", b"t", b"d"
 """Only TAKE is answered."""
 
-STATUS = struct.Struct("=I")
-"""What the grammar and every TAKE are answered with, before the next token's mask, or the
-reason where it is WRONG. OVER: nothing but the end may follow. Four bytes, so that the
-mask's words are aligned."""
+HEADER = struct.Struct("=II")
+"""Of what is said: one of those below, and the answer's number. Eight bytes, so that the words of
+a mask behind it are aligned."""
 
-OK, OVER, WRONG = range(3)
+OK, OVER, WRONG, MASK, LOST = range(5)
+"""Every TAKE is answered at once: OK; OVER, if nothing but the end may follow; or WRONG with a
+reason. After OK and OVER comes the next token's MASK, or LOST with a reason, once it is computed,
+while the model runs. TAKEs go first. The grammar itself is answered with its first MASK, or
+WRONG."""
 
 
 class Follower:
@@ -55,13 +59,14 @@ class Follower:
         self._start = self._matcher(source_of(asked))
         self._asked = asked
         self._answers: dict[int, llguidance.LLMatcher] = {}
+        self._due: deque[int] = deque()
 
     def first(self) -> bytes:
         """What is said of the grammar."""
-        answer = _answer(self._start)
+        mask: bytes = b"" if self._start.is_error() else self._start.compute_bitmask()
         if self._start.is_error():
-            return _wrong(reason_of(self._start.get_error(), self._asked, self._refusal))
-        return answer
+            return said(WRONG, 0, reason_of(self._start.get_error(), self._asked, self._refusal))
+        return HEADER.pack(MASK, 0) + mask
 
     def _matcher(self, source: str) -> llguidance.LLMatcher:
         limits = llguidance.LLParserLimits(verbose_errors=False)
@@ -81,21 +86,33 @@ class Follower:
         else:
             matcher = self._answers[index]
             matcher.consume_token(token)
-            return _answer(matcher)
+            if matcher.is_error():
+                return said(WRONG, index, matcher.get_error())
+            self._due.append(index)
+            return said(OVER if matcher.is_stopped() else OK, index)
         return None
 
+    @property
+    def is_due(self) -> bool:
+        """True if there is a mask to compute."""
+        return bool(self._due)
 
-def _answer(matcher: llguidance.LLMatcher) -> bytes:
-    mask: bytes = b"" if matcher.is_error() else matcher.compute_bitmask()
-    if matcher.is_error():
-        return _wrong(matcher.get_error())
-    return STATUS.pack(OVER if matcher.is_stopped() else OK) + mask
+    def next_mask(self) -> bytes | None:
+        """Of the answer that has waited longest; None if it is over by now."""
+        index = self._due.popleft()
+        matcher = self._answers.get(index)
+        if matcher is None:
+            return None
+        mask: bytes = matcher.compute_bitmask()
+        if matcher.is_error():
+            return said(LOST, index, matcher.get_error())
+        return HEADER.pack(MASK, index) + mask
 
 
-def _wrong(reason: str) -> bytes:
+def said(what: int, index: int, reason: str = "") -> bytes:
     if reason.startswith("NoExtension"):
         reason = "no text matches it"
-    return STATUS.pack(WRONG) + reason.encode()
+    return HEADER.pack(what, index) + reason.encode()
 
 
 def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
@@ -107,19 +124,21 @@ def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
             follower = Follower(tokenizer, asked)
             answer = follower.first()
         except ValueError as error:
-            connection.send_bytes(_wrong(str(error)))
+            connection.send_bytes(said(WRONG, 0, str(error)))
             return
     connection.send_bytes(answer)
     begun = time.process_time()
     allowance = 0.0
     while True:
-        message = connection.recv_bytes()
-        allowance += {NEW: ANSWER_SECONDS, TAKE: TOKEN_SECONDS}.get(message[:1], 0.0)
+        message = None
+        if not follower.is_due or connection.poll():
+            message = connection.recv_bytes()
+            allowance += {NEW: ANSWER_SECONDS, TAKE: TOKEN_SECONDS}.get(message[:1], 0.0)
         left = allowance - (time.process_time() - begun)
         with at_most(min(CALL_SECONDS, left)):
-            said = follower.call(message)
-        if said is not None:
-            connection.send_bytes(said)
+            told = follower.next_mask() if message is None else follower.call(message)
+        if told is not None:
+            connection.send_bytes(told)
 
 
 def load(message: bytes) -> llguidance.LLTokenizer:

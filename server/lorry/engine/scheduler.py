@@ -37,7 +37,6 @@ from lorry.core import (
     FinishReason,
     Pooling,
     Request,
-    Row,
     RowResult,
     TokenEvent,
     TokenLogprob,
@@ -163,8 +162,7 @@ class Scheduler:
             self._admit(rows, budget, tokens)
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
-        made = [self._row(s, rows[s.request.id]) for s in running]
-        batch = Batch(tuple(row for row in made if row is not None))
+        batch = Batch(tuple(s.row(rows[s.request.id]) for s in running))
         return batch if batch.rows else None
 
     def commit(
@@ -180,7 +178,9 @@ class Scheduler:
             sequence.started = sequence.started or began
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
-            if overflowed(result):
+            if result.error is not None:
+                self._finish(sequence, FinishReason.ERROR, failure=grammar_failure(result.error))
+            elif overflowed(result):
                 failure = Failure(FailureCode.OVERFLOW)
                 self._finish(sequence, FinishReason.ERROR, failure=failure)
             elif row.pooling is not None:
@@ -321,14 +321,6 @@ class Scheduler:
                 assert isinstance(error, Exception)
                 self._finish(sequence, FinishReason.ERROR, failure=grammar_failure(error))
 
-    def _row(self, sequence: Sequence, count: int) -> Row | None:
-        """None where the request has just ended: its constraint failed."""
-        try:
-            return sequence.row(count)
-        except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
-            self._finish(sequence, FinishReason.ERROR, failure=grammar_failure(error))
-            return None
-
     def _take_vector(self, sequence: Sequence, pooling: Pooling, vector: tuple[float, ...]) -> None:
         if pooling is Pooling.MEAN:
             sequence.add_to_mean(vector)
@@ -356,7 +348,7 @@ class Scheduler:
                 try:
                     following.advance(token_id)
                     ends = following.finished()
-                except Exception as error:  # noqa: BLE001 - as in `_row`
+                except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
                     failure = grammar_failure(error)
                     break
             taken += 1

@@ -86,15 +86,15 @@ class Sequence:
         return tuple(SlotUse(slot, one.scale, one.start) for slot, one in used)
 
     def row(self, count: int) -> Row:
-        """Its next `count` tokens as a part of a step. Raises what its constraint raises."""
+        """Its next `count` tokens as a part of a step."""
         request, start = self.request, self.num_computed
         prompt = request.prompt_ids
         sample: Sample | None = None
         ends = start + count == self.num_tokens
         pooling = request.pooling if ends or request.pooling is Pooling.MEAN else None
         if ends and request.pooling is None:
-            allowed = None if self.following is None else self.following.allowed()
-            sample = Sample(request.params, prompt, self.answer, allowed)
+            mask = None if self.following is None else self.following.allowed
+            sample = Sample(request.params, prompt, self.answer, None, mask)
         virtual = min(max(self.virtual - start, 0), count)
         targets: AbstractSequence[int] | None = None
         first = start + virtual - self.virtual

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from lorry.core import Batch, Drawn, Row, RowResult, Sample, TokenLogprob
+from lorry.core import Batch, Drawn, Row, RowResult, Sample
 from lorry.model.drawing import Drawing
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.logits import Logits
@@ -71,17 +73,16 @@ class Executor:
             first, _ = inputs.wanted[place]
             targets = row.prompt_targets or ()
             prompt = logprobs_of(logits[first : first + len(targets)], targets, row.prompt_top)
-            if place in drawn:
-                token, top = drawn[place]
-                results[index] = RowResult((Drawn(token, top),), prompt)
+            one = drawn.get(place)
+            if isinstance(one, Exception):
+                results[index] = RowResult((), prompt, error=one)
             else:
-                results[index] = RowResult((), prompt)
+                results[index] = RowResult(() if one is None else (one,), prompt)
         return [result for result in results if result is not None]
 
-    def _draw(
-        self, batch: Batch, inputs: Inputs, logits: Logits
-    ) -> dict[int, tuple[TokenLogprob, tuple[TokenLogprob, ...]]]:
-        """By place in the packed row: the drawn token and the likeliest."""
+    def _draw(self, batch: Batch, inputs: Inputs, logits: Logits) -> dict[int, Drawn | Exception]:
+        """By place in the packed row: the drawn token, or what its mask raised."""
+        drawn: dict[int, Drawn | Exception] = {}
         places: list[int] = []
         samples: list[Sample] = []
         lasts: list[int] = []
@@ -91,10 +92,18 @@ class Executor:
             if wish is not None:
                 known = self.placement.known_tokens(row.adapters) if row.adapters else None
                 first, count = inputs.wanted[place]
+                if wish.mask is not None:
+                    # It was made while the model ran.
+                    try:
+                        wish = replace(wish, allowed=wish.mask())
+                    except Exception as error:  # noqa: BLE001 - a grammar is its user's
+                        drawn[place] = error
+                        continue
                 places.append(place)
                 samples.append(wish if known is None else among(wish, known))
                 lasts.append(first + count - 1)
-        if not places:
-            return {}
-        chosen = logits if len(lasts) == len(logits) else logits[lasts]
-        return dict(zip(places, sample(chosen, samples, self._selection), strict=True))
+        if places:
+            chosen = logits if len(lasts) == len(logits) else logits[lasts]
+            made = sample(chosen, samples, self._selection)
+            drawn |= {at: Drawn(*one) for at, one in zip(places, made, strict=True)}
+        return drawn
