@@ -28,7 +28,8 @@ HEADS = ("modules_to_save=head", "modules_to_save=both", "trainable_token_indice
 WORST, MEAN = 0.4, 0.12
 """Of a log-probability. Both paths round activations to 13 bits, where a difference in a sum's last
 digit can flip a code, and these adapters double what follows from it: as much as between the
-paths for a plain LoRA, whose pair is in 8 bits on one. `test_edges.py` has the exact arithmetic."""
+paths for a plain LoRA, whose pair is in 8 bits on one. `test_embedding_head.py` below
+`tests/unit/model/native` has the exact arithmetic."""
 
 
 @dataclass(frozen=True)
