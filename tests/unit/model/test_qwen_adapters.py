@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from unit.model.test_qwen import folder, load_folder, reference, weights
 
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE, inspect
 from support.executor_driver import Ask, ExecutorDriver
 from support.prompts import random_prompt
+from unit.model.test_first_qwen import folder, load_folder, reference, weights
 
 __all__ = ["folder"]
 
