@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from lorry.bench.connection import Connections, Place
+from lorry.bench.connection import Address, Connections
 
 REQUESTS, TOKENS, IN_FLIGHT = 200, 64, 8
 STEP_SECONDS = 0.005
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 async def _ours(url: str) -> None:
-    connections = Connections(Place.of(url))
+    connections = Connections(Address.of(url))
 
     async def one() -> None:
         answer = await connections.send("POST", "/generate", b"{}")

@@ -22,13 +22,13 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
-from lorry.bench import adapters, machine, own_server
+from lorry.bench import machine, own_server, random_adapters
 from lorry.bench.administration import Administration, ServerRefused
-from lorry.bench.answer import Answer
-from lorry.bench.connection import Connections, Place
+from lorry.bench.answer import BenchAnswer
+from lorry.bench.connection import Address, Connections
 from lorry.bench.served_base import ServedBase
 from lorry.bench.targets import LorryTarget
-from lorry.bench.workload import Ask, Row, plan
+from lorry.bench.workload import Ask, WorkloadRow, plan
 from lorry.configuration import load_settings
 from lorry.errors import LorryError
 from lorry.model.progress import meter_of
@@ -83,7 +83,7 @@ def main() -> None:
     ):
         folders = []
         for index in range(STREAMS + given.rounds):
-            folders.append(Path(scratch) / adapters.name_of(index, RANK))
+            folders.append(Path(scratch) / random_adapters.name_of(index, RANK))
             base.write_adapter(folders[-1], index, RANK)
         for folder in folders[:STREAMS]:
             administration.upload(folder.name, folder)
@@ -109,10 +109,12 @@ def main() -> None:
 
 async def _rounds(url: str, administration: Administration, folders: list[Path]) -> list[Round]:
     target = LorryTarget([folder.name for folder in folders])
-    connections = Connections(Place.of(url), {"content-type": "application/json"})
-    asks = plan(Row("hot load", len(folders), concurrency=1, adapters=len(folders)), repeat=0)
+    connections = Connections(Address.of(url), {"content-type": "application/json"})
+    asks = plan(
+        WorkloadRow("hot load", len(folders), concurrency=1, adapters=len(folders)), repeat=0
+    )
 
-    async def ask(index: int, tokens: int) -> Answer:
+    async def ask(index: int, tokens: int) -> BenchAnswer:
         one = asks[index]
         body = target.body(Ask(one.prompt, index, 1.0, tokens, 0.0))
         answer = await connections.send("POST", target.path, body)
@@ -152,19 +154,19 @@ async def _rounds(url: str, administration: Administration, folders: list[Path])
     return rounds
 
 
-def _first(answer: Answer) -> float:
+def _first(answer: BenchAnswer) -> float:
     return next(answer.events())[0]
 
 
-def _gaps(answer: Answer) -> list[tuple[float, float]]:
+def _gaps(answer: BenchAnswer) -> list[tuple[float, float]]:
     return list(pairwise(time for time, _ in answer.events()))
 
 
-def _usual(answers: list[Answer]) -> float:
+def _usual(answers: list[BenchAnswer]) -> float:
     return statistics.median(after - before for one in answers for before, after in _gaps(one))
 
 
-def _longest(answers: list[Answer], start: float, end: float) -> float:
+def _longest(answers: list[BenchAnswer], start: float, end: float) -> float:
     """Of the waits that overlap with start ... end."""
     waits = [
         after - before

@@ -28,9 +28,9 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lorry.bench import adapters, machine, preset, workload
+from lorry.bench import machine, preset, random_adapters, workload
 from lorry.bench.served_base import ServedBase
-from lorry.bench.workload import Row
+from lorry.bench.workload import WorkloadRow
 from lorry.configuration import load_settings
 from lorry.errors import LorryError
 from lorry.model.progress import meter_of
@@ -57,7 +57,7 @@ def main() -> None:
     base = ServedBase(settings.model, settings.home, say, meter_of(say))
     document: dict[str, Any] = {"machine": asdict(machine.look()), "rows": {}}
     with tempfile.TemporaryDirectory(prefix="lorry-bench-") as scratch:
-        folders = [Path(scratch) / adapters.name_of(index, RANK) for index in range(8)]
+        folders = [Path(scratch) / random_adapters.name_of(index, RANK) for index in range(8)]
         for index, folder in enumerate(folders):
             base.write_adapter(folder, index, RANK)
         for kind in kinds:
@@ -143,7 +143,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _prompts(row: Row, batch: int) -> tuple[list[str], int]:
+def _prompts(row: WorkloadRow, batch: int) -> tuple[list[str], int]:
     asks = workload.plan(row, repeat=0)[:batch]
     return [ask.prompt for ask in asks], asks[0].new_tokens
 

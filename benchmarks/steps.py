@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lorry.bench import adapters as made
+from lorry.bench import random_adapters as made
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model import paths
 from lorry.model.base_loader import load

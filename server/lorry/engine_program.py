@@ -21,14 +21,14 @@ from lorry.engine.wire import (
     Broke,
     Cached,
     Discard,
-    Events,
     Pin,
     Ready,
-    Refused,
-    Said,
+    StartLine,
+    StartRefused,
     Stats,
     StepTaken,
     Stop,
+    TokenEvents,
 )
 from lorry.engine_core import EngineCore, load_core
 from lorry.errors import LorryError
@@ -46,9 +46,9 @@ def run(connection: Connection, settings: Settings) -> None:
     logs.setup(settings.log_level, settings.log_format)
     server = _Server(connection)
     try:
-        core = load_core(settings, lambda line: server.send(Said(line)))
+        core = load_core(settings, lambda line: server.send(StartLine(line)))
     except LorryError as error:
-        server.send(Refused(type(error).__name__, error.message))
+        server.send(StartRefused(type(error).__name__, error.message))
         return
     served = _Served(core, server)
     server.send(Ready(core.base, core.layout, served.engine.capacity))
@@ -106,7 +106,7 @@ class _Served:
         self.engine.stop()
 
     def _emit(self, events: Sequence[TokenEvent]) -> None:
-        self._server.send(Events(tuple(events)))
+        self._server.send(TokenEvents(tuple(events)))
 
     def _show(self, stats: EngineStats) -> None:
         self._server.send(Stats(stats))

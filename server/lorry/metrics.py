@@ -24,8 +24,8 @@ from prometheus_client import (
 )
 
 import lorry
+from lorry.counters import Count, Tally
 from lorry.scrape import Scrape, Sources
-from lorry.tally import Count, Tally
 from lorry_adapters.registry.record import AdapterRef
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

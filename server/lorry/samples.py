@@ -26,7 +26,7 @@ OFFERED_FILE = "samples-offered.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleAdapter:
     name: str
     description: str
     folder: Path
@@ -39,7 +39,7 @@ def folder() -> Path:
     return installed if installed.is_dir() else package.parent / "samples"
 
 
-def samples_for(base: str) -> tuple[Sample, ...]:
+def samples_for(base: str) -> tuple[SampleAdapter, ...]:
     """The samples trained on `base`, the alias or path as the user gave it."""
     index = folder() / "samples.json"
     if not index.is_file():
@@ -48,7 +48,7 @@ def samples_for(base: str) -> tuple[Sample, ...]:
     if content["base"] != base:
         return ()
     return tuple(
-        Sample(entry["name"], entry["description"], folder() / entry["name"])
+        SampleAdapter(entry["name"], entry["description"], folder() / entry["name"])
         for entry in content["samples"]
     )
 
@@ -84,7 +84,7 @@ def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
     return tuple(added)
 
 
-def _offered(path: Path, samples: tuple[Sample, ...]) -> set[str]:
+def _offered(path: Path, samples: tuple[SampleAdapter, ...]) -> set[str]:
     try:
         value = document.read(path)
     except (document.DamagedDocument, OSError) as error:
@@ -94,7 +94,7 @@ def _offered(path: Path, samples: tuple[Sample, ...]) -> set[str]:
     return {name for name in value or () if isinstance(name, str)}
 
 
-def _lost(registry: Registry, samples: tuple[Sample, ...]) -> set[str]:
+def _lost(registry: Registry, samples: tuple[SampleAdapter, ...]) -> set[str]:
     """Those whose records were lost, where records were: what a user removes takes its files
     with it, so files that are there were not removed."""
     if registry.storage.ledger.remembers:

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from lorry.core import EngineStats
+from lorry.counters import Count, Tally
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
-from lorry.tally import Count, Tally
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, AdapterRef, VersionRecord
 

@@ -26,7 +26,7 @@ from lorry.api.adapter_state import FIELDS, State, state_of
 from lorry.api.bodies import drop_unread, media_type, read_body
 from lorry.api.docs import json_body
 from lorry.api.errors import InvalidFields, UnsupportedMediaType, documented
-from lorry.api.residency import Residencies
+from lorry.api.residencies import Residencies
 from lorry.api.uploads import Form, raise_problems, read_form
 from lorry.api.voices import Voices
 from lorry.errors import UnsupportedParameter

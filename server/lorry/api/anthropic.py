@@ -17,7 +17,7 @@ from lorry.api.anthropic_schema import (
     TokenCount,
 )
 from lorry.api.bodies import read_body
-from lorry.api.chat import Asked, Chat, Deltas
+from lorry.api.chat import Chat, ChatRequest, Deltas
 from lorry.api.chat_fields import chat_body, sent_as, taken
 from lorry.api.chat_schema import ChatBody
 from lorry.api.disconnect import until_gone
@@ -96,7 +96,9 @@ class Messages:
             frames = MessageFrames(self._chat.deltas(asked), self._begun(body, runs[0]))
             return await stream(request, runs, frames, self._openai.metrics)
 
-    async def _whole(self, request: Request, asked: Asked, body: MessagesBody) -> dict[str, Any]:
+    async def _whole(
+        self, request: Request, asked: ChatRequest, body: MessagesBody
+    ) -> dict[str, Any]:
         runs = await self._chat.start(asked, place_of(request))
         made = self._begun(body, runs[0])
         every = await answers(runs)

@@ -50,7 +50,7 @@ from lorry.api.prompts import Prompts
 from lorry.api.reasoning import choice_of
 from lorry.api.remarks import Remarking
 from lorry.api.request_id import RequestId
-from lorry.api.residency import Residencies
+from lorry.api.residencies import Residencies
 from lorry.api.response_store import ResponseStore
 from lorry.api.responses import Responses
 from lorry.api.responses_schema import ResponseEvent, ResponsesBody

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from lorry.api.bounds import FirstMistake
-from lorry.api.shape import NotEmpty, Shape
+from lorry.api.shape import BodyShape, NotEmpty
 
 
 class TextBlock(BaseModel):
@@ -60,12 +60,12 @@ class SystemTurn(BaseModel):
 
 
 Turns = Annotated[
-    list[Annotated[dict[str, Any], Shape(UserTurn | AssistantTurn | SystemTurn)]],
+    list[Annotated[dict[str, Any], BodyShape(UserTurn | AssistantTurn | SystemTurn)]],
     FirstMistake(),
     NotEmpty,
 ]
 
-SystemBlocks = Annotated[list[Annotated[dict[str, Any], Shape(TextBlock)]], FirstMistake()]
+SystemBlocks = Annotated[list[Annotated[dict[str, Any], BodyShape(TextBlock)]], FirstMistake()]
 
 
 class SchemaTool(BaseModel):
@@ -84,7 +84,7 @@ class HostedTool(BaseModel):
 
 
 SchemaTools = Annotated[
-    list[Annotated[dict[str, Any], Shape(SchemaTool | HostedTool)]], FirstMistake()
+    list[Annotated[dict[str, Any], BodyShape(SchemaTool | HostedTool)]], FirstMistake()
 ]
 
 
@@ -99,7 +99,7 @@ class NamedTool(BaseModel):
     disable_parallel_tool_use: bool | None = None
 
 
-BlockChoice = Annotated[dict[str, Any], Shape(AnyTool | NamedTool)]
+BlockChoice = Annotated[dict[str, Any], BodyShape(AnyTool | NamedTool)]
 
 
 class Thinking(BaseModel):
@@ -107,7 +107,7 @@ class Thinking(BaseModel):
     budget_tokens: int | None = None
 
 
-ThinkingField = Annotated[dict[str, Any], Shape(Thinking)]
+ThinkingField = Annotated[dict[str, Any], BodyShape(Thinking)]
 
 
 class OutputFormat(BaseModel):
@@ -119,7 +119,7 @@ class OutputConfig(BaseModel):
     format: OutputFormat | None = None
 
 
-OutputField = Annotated[dict[str, Any], Shape(OutputConfig)]
+OutputField = Annotated[dict[str, Any], BodyShape(OutputConfig)]
 
 
 class BlockDelta(BaseModel):

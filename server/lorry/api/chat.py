@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from lorry.api.adapters_used import used
 from lorry.api.bodies import read_body
 from lorry.api.chat_schema import ChatAnswer, ChatBody
-from lorry.api.chat_template import Ending
+from lorry.api.chat_template import TemplateEnding
 from lorry.api.completions import shown
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import events_of, json_body
@@ -46,7 +46,7 @@ from lorry_adapters.registry.record import AdapterChoice
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChatRequest:
     """A body, resolved."""
 
     choices: tuple[AdapterChoice, ...]
@@ -116,13 +116,13 @@ class Chat:
         frames = ChatFrames(self.deltas(asked), chunks, prompt)
         return await stream(request, runs, frames, self._openai.metrics)
 
-    async def start(self, asked: Asked, place: Place) -> list[Run]:
+    async def start(self, asked: ChatRequest, place: Place) -> list[Run]:
         """The answers in the making."""
         return await self._openai.runs.start(
             asked.jobs, asked.choices, place, param="messages", each=len(asked.jobs)
         )
 
-    async def whole(self, asked: Asked, place: Place) -> dict[str, Any]:
+    async def whole(self, asked: ChatRequest, place: Place) -> dict[str, Any]:
         """Whole answers: `choices`, `usage` and `adapters`."""
         runs = await self.start(asked, place)
         made = await answers(runs)
@@ -142,10 +142,10 @@ class Chat:
             "adapters": used(runs[0].refs),
         }
 
-    def deltas(self, asked: Asked) -> Deltas:
+    def deltas(self, asked: ChatRequest) -> Deltas:
         return Deltas(asked)
 
-    def _choice(self, asked: Asked, telling: Telling, answer: Answer) -> dict[str, Any]:
+    def _choice(self, asked: ChatRequest, telling: Telling, answer: Answer) -> dict[str, Any]:
         deltas = [one for step in answer.steps for one in telling.push(step.text)]
         deltas += telling.end()
         choice = {
@@ -157,7 +157,7 @@ class Chat:
         }
         return choice_to(choice) if asked.functions else choice
 
-    async def asked(self, body: ChatBody) -> Asked:
+    async def asked(self, body: ChatBody) -> ChatRequest:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         openai = self._openai
         if body.modalities not in (None, ["text"]):
@@ -202,7 +202,7 @@ class Chat:
             openai.prompts,
             tools,
             rendered,
-            begun=_last(messages) if ending is Ending.OPEN else "",
+            begun=_last(messages) if ending is TemplateEnding.OPEN else "",
             bound=tools.forced or grammar is not None,
         )
         # The template has put every special token where it belongs.
@@ -231,7 +231,7 @@ class Chat:
             silent=body.include_reasoning is False,
             echo=_last(messages) if body.echo else "",
         )
-        return Asked(
+        return ChatRequest(
             choices,
             jobs,
             bool(body.logprobs),
@@ -246,7 +246,7 @@ class Chat:
 class Deltas:
     """The choices of a stream's chunks, from its steps."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: ChatRequest) -> None:
         self._asked = asked
         self._tellings: dict[int, Telling] = {}
         self._held: dict[int, list[Step]] = {}
@@ -321,10 +321,12 @@ def _variables(body: ChatBody) -> dict[str, Any]:
     return variables
 
 
-def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> Ending:
+def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> TemplateEnding:
     """Raises InvalidRequest."""
     if not body.continue_final_message:
-        return Ending.MESSAGE if body.add_generation_prompt is False else Ending.TURN
+        return (
+            TemplateEnding.MESSAGE if body.add_generation_prompt is False else TemplateEnding.TURN
+        )
     if body.add_generation_prompt:
         raise InvalidRequest(
             "continue_final_message and add_generation_prompt exclude each other; set one",
@@ -335,7 +337,7 @@ def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> Ending:
             "continue_final_message: the last message must be the assistant's, with a content",
             param="continue_final_message",
         )
-    return Ending.OPEN
+    return TemplateEnding.OPEN
 
 
 def _last(messages: Sequence[Mapping[str, Any]]) -> str:

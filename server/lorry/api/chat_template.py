@@ -47,7 +47,7 @@ _LONG_ID = "call_0123456789abcdef01234567"
 """As clients send it."""
 
 
-class Form(Enum):
+class TemplateForm(Enum):
     """What a template takes as a message's content."""
 
     TEXT = auto()
@@ -57,7 +57,7 @@ class Form(Enum):
     """A list, of which it reads the first."""
 
 
-class Place(Enum):
+class TemplatePlace(Enum):
     """Where a template looks for tools."""
 
     VARIABLE = auto()
@@ -67,7 +67,7 @@ class Place(Enum):
     NOWHERE = auto()
 
 
-class Ending(Enum):
+class TemplateEnding(Enum):
     """What a rendered chat ends with."""
 
     TURN = auto()
@@ -84,12 +84,12 @@ class ChatTemplate:
     def __init__(self, source: str, render: Callable[..., str]) -> None:
         """`render` takes messages and, by name, `tools`; it may raise any of `REFUSALS`."""
         self._render = render
-        self._texts: dict[str, Form] = {}
-        self._parts: dict[str, Form] = {}
+        self._texts: dict[str, TemplateForm] = {}
+        self._parts: dict[str, TemplateForm] = {}
         self._arguments_as_json: bool | None = None
         self._short_ids: bool | None = None
         self._system: bool | None = None
-        self._place: Place | None = None
+        self._place: TemplatePlace | None = None
         self._knows_developer = re.search(r"""['"]developer['"]""", source) is not None
 
     def fitted(self, messages: Messages) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ class ChatTemplate:
             self._system = any(self._shows("system", content) for content in contents)
         return self._system
 
-    def tools_place(self) -> Place:
+    def tools_place(self) -> TemplatePlace:
         """Where tools must be for the template to show them. Some speak of tools and show none."""
         if self._place is None:
             system = {"role": "system", "content": "a"}
@@ -112,11 +112,11 @@ class ChatTemplate:
             tool = {"type": "function", "function": function}
             in_system = {**system, "tools": json.dumps([function])}
             if any(self._names(one, [tool]) for one in ([_ASKED], [system, _ASKED])):
-                self._place = Place.VARIABLE
+                self._place = TemplatePlace.VARIABLE
             elif self._names([in_system, _ASKED], None):
-                self._place = Place.SYSTEM
+                self._place = TemplatePlace.SYSTEM
             else:
-                self._place = Place.NOWHERE
+                self._place = TemplatePlace.NOWHERE
         return self._place
 
     def _names(self, messages: Messages, tools: list[dict[str, Any]] | None) -> bool:
@@ -140,9 +140,9 @@ class ChatTemplate:
             return fitted
         texts = [content] if isinstance(content, str) else [part["text"] for part in content]
         form = self._form(fitted["role"], self._texts if isinstance(content, str) else self._parts)
-        if form is Form.TEXT:
+        if form is TemplateForm.TEXT:
             fitted["content"] = "".join(texts)
-        elif form is Form.PART:
+        elif form is TemplateForm.PART:
             fitted["content"] = _parts("".join(texts))
         else:
             fitted["content"] = _parts(*texts)
@@ -194,13 +194,17 @@ class ChatTemplate:
             return False
         return _ONE in text and _TWO in text and re.search(rf"""['\\]['"]?{_ONE}""", text) is None
 
-    def _form(self, role: str, forms: dict[str, Form]) -> Form:
+    def _form(self, role: str, forms: dict[str, TemplateForm]) -> TemplateForm:
         if role not in forms:
             text = self._shows(role, _ONE + _TWO)
             parts = self._shows(role, _parts(_ONE, _TWO))
-            one = Form.PART if self._shows(role, _parts(_ONE + _TWO)) and not text else Form.TEXT
-            self._texts[role] = Form.TEXT if text else Form.PARTS if parts else one
-            self._parts[role] = Form.PARTS if parts else one
+            one = (
+                TemplateForm.PART
+                if self._shows(role, _parts(_ONE + _TWO)) and not text
+                else TemplateForm.TEXT
+            )
+            self._texts[role] = TemplateForm.TEXT if text else TemplateForm.PARTS if parts else one
+            self._parts[role] = TemplateForm.PARTS if parts else one
         return forms[role]
 
     def _shows(self, role: str, content: object) -> bool:

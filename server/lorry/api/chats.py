@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from lorry.api.calls.choice import notation_of
 from lorry.api.calls.hermes import HERMES
 from lorry.api.calls.notation import Notation
-from lorry.api.chat_template import REFUSALS, ChatTemplate, Ending, Messages, Place
+from lorry.api.chat_template import REFUSALS, ChatTemplate, Messages, TemplateEnding, TemplatePlace
 from lorry.api.control_tokens import ControlTokens, unmarked
 from lorry.api.own_template import TooMuch
 from lorry.api.reasoning import Choice, Thoughts
@@ -94,7 +94,7 @@ class Chats:
         variables: Mapping[str, Any],
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
-        ending: Ending = Ending.TURN,
+        ending: TemplateEnding = TemplateEnding.TURN,
         tool_prompt: str | None = None,
         parse_special: bool = False,
     ) -> Rendered:
@@ -135,14 +135,14 @@ class Chats:
             self._render,
             source,
             documents=None if documents is None else [dict(one) for one in documents],
-            add_generation_prompt=ending is Ending.TURN,
-            continue_final_message=ending is Ending.OPEN,
+            add_generation_prompt=ending is TemplateEnding.TURN,
+            continue_final_message=ending is TemplateEnding.OPEN,
             **variables,
         )
 
         def work() -> Rendered:
             form = self._form(source, keep=template is None)
-            place = form.tools_place() if tools is not None else Place.VARIABLE
+            place = form.tools_place() if tools is not None else TemplatePlace.VARIABLE
             in_words = with_tools and self._in_words(source, tools, place)
             given: Messages = messages
             if in_words:
@@ -153,9 +153,9 @@ class Chats:
                     "tool_prompt: this base's chat template has words of its own; leave it out",
                     param="tool_prompt",
                 )
-            elif tools is not None and place is Place.SYSTEM:
+            elif tools is not None and place is TemplatePlace.SYSTEM:
                 given = in_system(messages, tools)
-            render_with = None if in_words or place is not Place.VARIABLE else tools
+            render_with = None if in_words or place is not TemplatePlace.VARIABLE else tools
             fitted = form.fitted(given)
             try:
                 text = render(fitted, tools=render_with)
@@ -198,12 +198,16 @@ class Chats:
         return self._controls[source]
 
     def _in_words(
-        self, source: str, tools: Sequence[Mapping[str, Any]] | None, place: Place
+        self, source: str, tools: Sequence[Mapping[str, Any]] | None, place: TemplatePlace
     ) -> bool:
         """Whether tools, calls and results reach this template in words.
 
         Raises UnsupportedParameter."""
-        missing = place is Place.NOWHERE if tools is not None else not _takes("tool_calls", source)
+        missing = (
+            place is TemplatePlace.NOWHERE
+            if tools is not None
+            else not _takes("tool_calls", source)
+        )
         if self._tool_prompt is ToolPrompt.GENERIC:
             return True
         if self._tool_prompt is ToolPrompt.AUTO:

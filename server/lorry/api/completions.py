@@ -46,7 +46,7 @@ MAX_PROMPTS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CompletionsRequest:
     """A body, resolved: `each` jobs for every prompt, `n` of them shown."""
 
     prompts: list[Prompt]
@@ -123,7 +123,7 @@ class Logprobs:
 class Texts:
     """The frames of one stream."""
 
-    def __init__(self, asked: Asked, chunks: Chunks) -> None:
+    def __init__(self, asked: CompletionsRequest, chunks: Chunks) -> None:
         self._asked = asked
         self._chunks = chunks
         self._columns = [Logprobs(asked.words) for _ in asked.jobs]
@@ -222,7 +222,9 @@ class Completions:
         frames = Texts(asked, chunks)
         return await stream(request, runs, frames, self._openai.metrics)
 
-    async def _whole(self, asked: Asked, place: Place, envelope: dict[str, Any]) -> dict[str, Any]:
+    async def _whole(
+        self, asked: CompletionsRequest, place: Place, envelope: dict[str, Any]
+    ) -> dict[str, Any]:
         runs = await self._openai.runs.start(
             asked.jobs, asked.choices, place, param="prompt", each=asked.each
         )
@@ -240,7 +242,9 @@ class Completions:
             "adapters": used(runs[0].refs),
         }
 
-    def _choice(self, asked: Asked, prompt: Prompt, answer: Answer, index: int) -> dict[str, Any]:
+    def _choice(
+        self, asked: CompletionsRequest, prompt: Prompt, answer: Answer, index: int
+    ) -> dict[str, Any]:
         text = prompt.text if asked.echo else ""
         columns = Logprobs(asked.words)
         if asked.logprobs and asked.echo:
@@ -260,7 +264,7 @@ class Completions:
             **asked.report.answer([] if asked.silent else answer.steps),
         }
 
-    async def _asked(self, body: CompletionsBody) -> Asked:
+    async def _asked(self, body: CompletionsBody) -> CompletionsRequest:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         openai = self._openai
         if body.suffix:
@@ -295,7 +299,7 @@ class Completions:
             return replace(params, max_new_tokens=max(1, new), seed=seed_of(body.seed))
 
         jobs = await openai.jobs_of_all(body, [(one.ids, of(one.ids)) for one in prompts], each)
-        return Asked(
+        return CompletionsRequest(
             prompts=prompts,
             choices=choices,
             jobs=jobs,

@@ -111,7 +111,7 @@ class InvalidFields(InvalidRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ErrorRow:
     status: int
     code: str
     """Ours, stable: what a program looks at."""
@@ -124,44 +124,46 @@ class Row:
 _REQUEST = "invalid_request_error"
 _SERVER = "server_error"
 
-TABLE: Mapping[type[Exception], Row] = {
-    MalformedBody: Row(400, "malformed_body", _REQUEST, "validation"),
-    MalformedHost: Row(400, "malformed_host", _REQUEST, "validation"),
-    PreviousNotFound: Row(400, "previous_response_not_found", _REQUEST, "validation"),
-    Unauthorized: Row(401, "unauthorized", "authentication_error", "unauthorized"),
-    ForeignHost: Row(403, "foreign_host", "permission_error", "forbidden"),
-    CrossSite: Row(403, "cross_site_request", "permission_error", "forbidden"),
-    adapters.ForbiddenSource: Row(403, "forbidden_source", "permission_error", "forbidden"),
-    NoSuchRoute: Row(404, "no_such_route", "not_found_error", "not_found"),
-    ResponseNotFound: Row(404, "response_not_found", "not_found_error", "not_found"),
-    served.ModelNotFound: Row(404, "model_not_found", "not_found_error", "not_found"),
-    adapters.UnknownAdapter: Row(404, "unknown_adapter", "not_found_error", "not_found"),
-    WrongMethod: Row(405, "method_not_allowed", _REQUEST, "validation"),
-    BodyTooSlow: Row(408, "body_too_slow", _REQUEST, "validation"),
-    adapters.AdapterDisabled: Row(409, "adapter_disabled", "conflict_error", "adapter_disabled"),
-    adapters.AdapterConflict: Row(409, "adapter_conflict", "conflict_error", "conflict"),
-    adapters.DigestMismatch: Row(412, "digest_mismatch", "precondition_error", "conflict"),
-    BodyTooLarge: Row(413, "body_too_large", _REQUEST, "validation"),
-    adapters.UploadTooLarge: Row(413, "upload_too_large", _REQUEST, "validation"),
-    UnsupportedMediaType: Row(415, "unsupported_media_type", _REQUEST, "validation"),
-    adapters.UnsupportedUpload: Row(415, "unsupported_upload", _REQUEST, "validation"),
-    InvalidRequest: Row(422, "invalid_request", _REQUEST, "validation"),
-    served.UnsupportedParameter: Row(422, "unsupported_parameter", _REQUEST, "validation"),
-    served.PromptTooLong: Row(422, "context_length_exceeded", _REQUEST, "validation"),
-    served.InvocationMissing: Row(422, "invocation_missing", _REQUEST, "validation"),
-    served.DoesNotFit: Row(422, "does_not_fit", _REQUEST, "validation"),
-    adapters.InvalidAdapter: Row(422, "invalid_adapter", _REQUEST, "validation"),
-    adapters.InvalidAdapterName: Row(422, "invalid_adapter_name", _REQUEST, "validation"),
-    adapters.InvalidScale: Row(422, "invalid_scale", _REQUEST, "validation"),
-    adapters.InvalidSelection: Row(422, "invalid_selection", _REQUEST, "validation"),
-    adapters.AdapterBroken: Row(422, "adapter_broken", _REQUEST, "adapter_broken"),
-    served.QueueFull: Row(429, "queue_full", "rate_limit_error", "overloaded"),
-    served.GenerationFailed: Row(500, "generation_failed", _SERVER, "generation"),
-    served.ShuttingDown: Row(503, "shutting_down", _SERVER, "overloaded"),
-    adapters.HomeUnusable: Row(503, "home_unusable", _SERVER, "overloaded"),
-    adapters.StorageFull: Row(507, "storage_full", _SERVER, "overloaded"),
-    adapters.OutOfMemory: Row(507, "out_of_memory", _SERVER, "overloaded"),
-    Exception: Row(500, "internal_error", _SERVER, "generation"),
+TABLE: Mapping[type[Exception], ErrorRow] = {
+    MalformedBody: ErrorRow(400, "malformed_body", _REQUEST, "validation"),
+    MalformedHost: ErrorRow(400, "malformed_host", _REQUEST, "validation"),
+    PreviousNotFound: ErrorRow(400, "previous_response_not_found", _REQUEST, "validation"),
+    Unauthorized: ErrorRow(401, "unauthorized", "authentication_error", "unauthorized"),
+    ForeignHost: ErrorRow(403, "foreign_host", "permission_error", "forbidden"),
+    CrossSite: ErrorRow(403, "cross_site_request", "permission_error", "forbidden"),
+    adapters.ForbiddenSource: ErrorRow(403, "forbidden_source", "permission_error", "forbidden"),
+    NoSuchRoute: ErrorRow(404, "no_such_route", "not_found_error", "not_found"),
+    ResponseNotFound: ErrorRow(404, "response_not_found", "not_found_error", "not_found"),
+    served.ModelNotFound: ErrorRow(404, "model_not_found", "not_found_error", "not_found"),
+    adapters.UnknownAdapter: ErrorRow(404, "unknown_adapter", "not_found_error", "not_found"),
+    WrongMethod: ErrorRow(405, "method_not_allowed", _REQUEST, "validation"),
+    BodyTooSlow: ErrorRow(408, "body_too_slow", _REQUEST, "validation"),
+    adapters.AdapterDisabled: ErrorRow(
+        409, "adapter_disabled", "conflict_error", "adapter_disabled"
+    ),
+    adapters.AdapterConflict: ErrorRow(409, "adapter_conflict", "conflict_error", "conflict"),
+    adapters.DigestMismatch: ErrorRow(412, "digest_mismatch", "precondition_error", "conflict"),
+    BodyTooLarge: ErrorRow(413, "body_too_large", _REQUEST, "validation"),
+    adapters.UploadTooLarge: ErrorRow(413, "upload_too_large", _REQUEST, "validation"),
+    UnsupportedMediaType: ErrorRow(415, "unsupported_media_type", _REQUEST, "validation"),
+    adapters.UnsupportedUpload: ErrorRow(415, "unsupported_upload", _REQUEST, "validation"),
+    InvalidRequest: ErrorRow(422, "invalid_request", _REQUEST, "validation"),
+    served.UnsupportedParameter: ErrorRow(422, "unsupported_parameter", _REQUEST, "validation"),
+    served.PromptTooLong: ErrorRow(422, "context_length_exceeded", _REQUEST, "validation"),
+    served.InvocationMissing: ErrorRow(422, "invocation_missing", _REQUEST, "validation"),
+    served.DoesNotFit: ErrorRow(422, "does_not_fit", _REQUEST, "validation"),
+    adapters.InvalidAdapter: ErrorRow(422, "invalid_adapter", _REQUEST, "validation"),
+    adapters.InvalidAdapterName: ErrorRow(422, "invalid_adapter_name", _REQUEST, "validation"),
+    adapters.InvalidScale: ErrorRow(422, "invalid_scale", _REQUEST, "validation"),
+    adapters.InvalidSelection: ErrorRow(422, "invalid_selection", _REQUEST, "validation"),
+    adapters.AdapterBroken: ErrorRow(422, "adapter_broken", _REQUEST, "adapter_broken"),
+    served.QueueFull: ErrorRow(429, "queue_full", "rate_limit_error", "overloaded"),
+    served.GenerationFailed: ErrorRow(500, "generation_failed", _SERVER, "generation"),
+    served.ShuttingDown: ErrorRow(503, "shutting_down", _SERVER, "overloaded"),
+    adapters.HomeUnusable: ErrorRow(503, "home_unusable", _SERVER, "overloaded"),
+    adapters.StorageFull: ErrorRow(507, "storage_full", _SERVER, "overloaded"),
+    adapters.OutOfMemory: ErrorRow(507, "out_of_memory", _SERVER, "overloaded"),
+    Exception: ErrorRow(500, "internal_error", _SERVER, "generation"),
 }
 
 _UNFORESEEN = "the server failed at this request; its log says how"
@@ -197,7 +199,7 @@ class TgiErrorBody(BaseModel):
     error_type: str
 
 
-def row_of(error: Exception) -> Row:
+def row_of(error: Exception) -> ErrorRow:
     for kind in type(error).__mro__:
         if kind in TABLE:
             return TABLE[kind]

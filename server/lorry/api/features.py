@@ -57,7 +57,7 @@ class FeaturesBody(Body):
     stream: Idle = None
 
 
-class Embeddings(BaseModel):
+class FeatureRows(BaseModel):
     """LoRAX's answer: one vector for a text, a list of them for a list."""
 
     embeddings: list[list[float]] | list[float]
@@ -109,7 +109,7 @@ class Features:
             methods=["POST"],
             summary="Embed texts, as TEI and LoRAX do",
             responses={
-                200: {"model": list[list[float]] | Embeddings, "description": "The vectors"},
+                200: {"model": list[list[float]] | FeatureRows, "description": "The vectors"},
                 **documented(400, 404, 409, 413, 415, 422, 429, 503, 507, tgi=True),
             },
             openapi_extra=json_body(FeaturesBody, {"inputs": "How do I cook rice?"}),

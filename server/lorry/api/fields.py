@@ -31,7 +31,7 @@ class Strays(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FieldRow:
     """Fields that are treated alike."""
 
     names: tuple[str, ...]
@@ -48,8 +48,8 @@ ANY = None
 
 _LIMIT = "Use `max_tokens`, or `max_new_tokens` in `/generate`"
 
-TABLE: tuple[Row, ...] = (
-    Row(
+TABLE: tuple[FieldRow, ...] = (
+    FieldRow(
         _names(
             "max_retries num_retries timeout request_timeout api_base base_url api_key api_type "
             "api_version organization custom_llm_provider drop_params extra_headers headers "
@@ -59,7 +59,7 @@ TABLE: tuple[Row, ...] = (
         "Meant for a client or a proxy",
         ANY,
     ),
-    Row(
+    FieldRow(
         _names(
             "request_id rid chat_id session_id conversation_id message_id parent_message_id "
             "thread_id run_id trace_id tool_ids filter_ids features "
@@ -68,7 +68,7 @@ TABLE: tuple[Row, ...] = (
         "Identifiers of other systems",
         ANY,
     ),
-    Row(
+    FieldRow(
         _names(
             "keep_alive num_ctx num_gpu num_thread num_batch main_gpu low_vram use_mmap use_mlock "
             "numa f16_kv cache_prompt id_slot slot_id n_keep n_threads timings_per_token "
@@ -77,7 +77,7 @@ TABLE: tuple[Row, ...] = (
         "Options of other servers",
         ANY,
     ),
-    Row(
+    FieldRow(
         _names(
             "reasoning_effort reasoning include_reasoning separate_reasoning verbosity thinking "
             "thinking_budget enable_thinking"
@@ -85,7 +85,7 @@ TABLE: tuple[Row, ...] = (
         "How much to reason and to write, for models that have a switch for it",
         ANY,
     ),
-    Row(
+    FieldRow(
         _names(
             "mirostat_tau mirostat_eta xtc_threshold dry_base dry_allowed_length "
             "dry_penalty_last_n dry_range dry_sequence_breakers dynatemp_exponent smoothing_curve"
@@ -93,10 +93,10 @@ TABLE: tuple[Row, ...] = (
         "Parameters of samplers that are not served; alone they have no effect",
         ANY,
     ),
-    Row(_names("use_beam_search early_stopping"), "Beam search", (False,)),
-    Row(_names("num_beams num_beam_groups length_penalty"), "Beam search", (1,)),
-    Row(_names("diversity_penalty"), "Beam search", (0,)),
-    Row(
+    FieldRow(_names("use_beam_search early_stopping"), "Beam search", (False,)),
+    FieldRow(_names("num_beams num_beam_groups length_penalty"), "Beam search", (1,)),
+    FieldRow(_names("diversity_penalty"), "Beam search", (0,)),
+    FieldRow(
         _names(
             "mirostat mirostat_mode xtc_probability dry_multiplier dynatemp_range "
             "smoothing_factor top_a epsilon_cutoff eta_cutoff no_repeat_ngram_size penalty_alpha"
@@ -104,50 +104,50 @@ TABLE: tuple[Row, ...] = (
         "Samplers of other servers",
         (0,),
     ),
-    Row(_names("top_n_sigma nsigma"), "Samplers of other servers", (-1, 0)),
-    Row(
+    FieldRow(_names("top_n_sigma nsigma"), "Samplers of other servers", (-1, 0)),
+    FieldRow(
         _names("tfs tfs_z encoder_repetition_penalty guidance_scale cfg_scale"),
         "Samplers of other servers",
         (1,),
     ),
-    Row(
+    FieldRow(
         _names("penalize_nl dynamic_temperature temperature_last watermark"),
         "Samplers of other servers",
         (False,),
     ),
-    Row(
+    FieldRow(
         _names("samplers sampler_order sampler_seed logits_processors negative_prompt"),
         "Samplers of other servers",
     ),
-    Row(_names("do_sample"), "Use `temperature: 0` for a greedy answer", (True,)),
-    Row(_names("typical"), "Use `typical_p`", (1,)),
-    Row(_names("repeat_penalty"), "Use `repetition_penalty`", (1,)),
-    Row(
+    FieldRow(_names("do_sample"), "Use `temperature: 0` for a greedy answer", (True,)),
+    FieldRow(_names("typical"), "Use `typical_p`", (1,)),
+    FieldRow(_names("repeat_penalty"), "Use `repetition_penalty`", (1,)),
+    FieldRow(
         _names("repeat_last_n penalty_last_n"),
         "`repetition_penalty` covers the whole context",
         (-1,),
     ),
-    Row(_names("n_predict num_predict"), _LIMIT, (-1, -2)),
-    Row(_names("max_length max_new_tokens max_output_tokens"), _LIMIT),
-    Row(_names("num_return_sequences"), "Use `n`", (1,)),
-    Row(
+    FieldRow(_names("n_predict num_predict"), _LIMIT, (-1, -2)),
+    FieldRow(_names("max_length max_new_tokens max_output_tokens"), _LIMIT),
+    FieldRow(_names("num_return_sequences"), "Use `n`", (1,)),
+    FieldRow(
         _names("lora lora_id lora_name lora_path adapter_id adapters"),
         "Use `adapter`",
     ),
-    Row(
+    FieldRow(
         _names(
             "format grammar regex ebnf json_schema guided_json guided_regex guided_choice "
             "guided_grammar guided_whitespace_pattern structured_outputs"
         ),
         "Use `response_format`",
     ),
-    Row(_names("min_tokens min_new_tokens min_length"), "Minimum length of the answer", (0,)),
-    Row(
+    FieldRow(_names("min_tokens min_new_tokens min_length"), "Minimum length of the answer", (0,)),
+    FieldRow(
         _names("stop_token_ids bad_words bad_words_ids allowed_token_ids"),
         "Tokens that end the answer or must not be in it",
     ),
-    Row(_names("best_of"), "Several answers, of which the best is returned", (1,)),
-    Row(
+    FieldRow(_names("best_of"), "Several answers, of which the best is returned", (1,)),
+    FieldRow(
         _names(
             "echo continue_final_message include_stop_str_in_output return_token_ids "
             "return_tokens_as_token_ids raw"
@@ -155,23 +155,23 @@ TABLE: tuple[Row, ...] = (
         "Changes the form of the prompt or of the answer",
         (False,),
     ),
-    Row(
+    FieldRow(
         _names("skip_special_tokens spaces_between_special_tokens add_generation_prompt"),
         "Changes the form of the prompt or of the answer",
         (True,),
     ),
-    Row(
+    FieldRow(
         _names("prompt_logprobs truncate_prompt_tokens chat_template tool_prompt suffix options"),
         "Changes the form of the prompt or of the answer",
     ),
-    Row(
+    FieldRow(
         _names("audio images web_search_options plugins mm_processor_kwargs kv_transfer_params"),
         "Features that this server does not have",
     ),
 )  # fmt: skip
 
-MESSAGES: tuple[Row, ...] = (
-    Row(
+MESSAGES: tuple[FieldRow, ...] = (
+    FieldRow(
         _names(
             "id annotations cache_control created_at timestamp status type model usage metadata "
             "example weight additional_kwargs response_metadata usage_metadata "
@@ -181,8 +181,10 @@ MESSAGES: tuple[Row, ...] = (
         "Parts of an earlier answer that is sent back",
         ANY,
     ),
-    Row(_names("prefix partial"), "Asks for an answer that begins with this message", (False,)),
-    Row(_names("audio images image_url files"), "Only text is read"),
+    FieldRow(
+        _names("prefix partial"), "Asks for an answer that begins with this message", (False,)
+    ),
+    FieldRow(_names("audio images image_url files"), "Only text is read"),
 )
 """Of the messages of a chat."""
 
@@ -221,7 +223,7 @@ def refusal_in_message(name: str, value: object, where: str, served: Collection[
 
 
 def _judge(
-    table: Mapping[str, Row],
+    table: Mapping[str, FieldRow],
     name: str,
     value: object,
     where: str,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorry.api.shape import Shape, one_of
+from lorry.api.shape import BodyShape, one_of
 
 Schema = dict[str, Any] | str
 """Of JSON, or the same as text."""
@@ -110,7 +110,7 @@ AnyFormat = (
     | NotationFormat
 )
 
-Format = Annotated[dict[str, Any], Shape(AnyFormat)]
+Format = Annotated[dict[str, Any], BodyShape(AnyFormat)]
 
 
 class FlatSchemaFormat(NamedSchema):
@@ -119,7 +119,7 @@ class FlatSchemaFormat(NamedSchema):
     type: Literal["json_schema"]
 
 
-ResponseFormat = Annotated[dict[str, Any], Shape(FlatSchemaFormat | AnyFormat)]
+ResponseFormat = Annotated[dict[str, Any], BodyShape(FlatSchemaFormat | AnyFormat)]
 
 
 class StructuredOutputs(BaseModel):
@@ -137,4 +137,4 @@ class StructuredOutputs(BaseModel):
     disable_additional_properties: bool | None = None
 
 
-StructuredField = Annotated[dict[str, Any], Shape(StructuredOutputs)]
+StructuredField = Annotated[dict[str, Any], BodyShape(StructuredOutputs)]

@@ -16,7 +16,7 @@ from lorry.api.bodies import read_body, read_one_of
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, tgi_body
-from lorry.api.features import Embeddings, Features, FeaturesBody, SimilarityBody, asked_at_root
+from lorry.api.features import FeatureRows, Features, FeaturesBody, SimilarityBody, asked_at_root
 from lorry.api.generate_schema import (
     GenerateAnswer,
     GenerateBody,
@@ -49,7 +49,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerateRequest:
     """A body, resolved."""
 
     prompt: str
@@ -104,7 +104,7 @@ class Generate:
                 response_model=None,
             )
 
-        either = list[GenerateAnswer] | list[list[float]] | list[float] | Embeddings
+        either = list[GenerateAnswer] | list[list[float]] | list[float] | FeatureRows
         add("/", self.compatible, either, "Generate text, or vectors, as TGI's clients expect")
         add("/generate", self.generate, GenerateAnswer, "Generate text")
         add("/generate_stream", self.generate_stream, None, "Generate text as a stream of events")
@@ -179,9 +179,9 @@ class Generate:
         runs = await self._runs.start(
             asked.jobs, asked.choices, place_of(request), param="inputs", each=len(asked.jobs)
         )
-        return await stream(request, runs, Events(asked, runs[0]), self._metrics)
+        return await stream(request, runs, GenerateEvents(asked, runs[0]), self._metrics)
 
-    async def _asked(self, body: GenerateBody) -> Asked:
+    async def _asked(self, body: GenerateBody) -> GenerateRequest:
         """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         given = body.parameters or Parameters()
         _refuse_unserved(given)
@@ -232,7 +232,7 @@ class Generate:
             prompt_logprobs=0 if given.decoder_input_details else None,
         )
         constraint = voice.constraint(grammar)
-        return Asked(
+        return GenerateRequest(
             prompt=body.inputs,
             choices=choices,
             merged_of=None if made is None else made.of,
@@ -254,7 +254,7 @@ class Generate:
             words=voice.prompts,
         )
 
-    def _details(self, asked: Asked, answer: Answer, index: int) -> dict[str, Any]:
+    def _details(self, asked: GenerateRequest, answer: Answer, index: int) -> dict[str, Any]:
         steps = answer.steps
         job = asked.jobs[index]
         details: dict[str, Any] = {
@@ -279,14 +279,14 @@ class Generate:
             ]
         return details
 
-    def _text(self, asked: Asked, answer: Answer) -> str:
+    def _text(self, asked: GenerateRequest, answer: Answer) -> str:
         return asked.prompt + answer.text if asked.full_text else answer.text
 
 
-class Events:
+class GenerateEvents:
     """The frames of one stream."""
 
-    def __init__(self, asked: Asked, run: Run) -> None:
+    def __init__(self, asked: GenerateRequest, run: Run) -> None:
         self._asked = asked
         self._run = run
         self._index = 0
@@ -339,7 +339,7 @@ class Events:
         return frame(event, space=False)
 
 
-def _used(asked: Asked, run: Run) -> list[dict[str, Any]]:
+def _used(asked: GenerateRequest, run: Run) -> list[dict[str, Any]]:
     adapters = used(run.refs)
     if asked.merged_of is not None:
         adapters[0]["of"] = asked.merged_of

@@ -103,7 +103,7 @@ class Token(BaseModel):
     """LoRAX's clients ask for it; never true here."""
 
 
-class Sequence(BaseModel):
+class BestOfSequence(BaseModel):
     """One of the answers that `best_of` made and did not choose."""
 
     generated_text: str
@@ -124,7 +124,7 @@ class Details(BaseModel):
     prefill: list[PrefillToken]
     tokens: list[Token]
     top_tokens: list[list[Token]] | None = None
-    best_of_sequences: list[Sequence] | None = None
+    best_of_sequences: list[BestOfSequence] | None = None
 
 
 class GenerateAnswer(BaseModel):

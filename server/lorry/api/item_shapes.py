@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from lorry.api.bounds import FirstMistake
 from lorry.api.chat_schema import TopLogprob
 from lorry.api.message_shapes import RefusalPart, Text, TextPart
-from lorry.api.shape import Shape
+from lorry.api.shape import BodyShape
 
 
-class TokenLogprob(TopLogprob):
+class ItemLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
@@ -21,7 +21,7 @@ class GivenText(TextPart):
     """`annotations` and `logprobs` are those of an answer that is sent back."""
 
     annotations: list[dict[str, Any]] | None = None
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: list[ItemLogprob] | None = None
 
 
 Parts = list[GivenText | RefusalPart]
@@ -71,7 +71,7 @@ Items = Annotated[
     list[
         Annotated[
             dict[str, Any],
-            Shape(MessageItem | CallItem | CallOutputItem | ReasoningItem | ItemReference),
+            BodyShape(MessageItem | CallItem | CallOutputItem | ReasoningItem | ItemReference),
         ]
     ],
     FirstMistake(),
@@ -104,7 +104,7 @@ class HostedService(BaseModel):
 ResponseTool = ResponseFunction | Namespace
 
 ResponseTools = Annotated[
-    list[Annotated[dict[str, Any], Shape(ResponseTool | HostedService)]], FirstMistake()
+    list[Annotated[dict[str, Any], BodyShape(ResponseTool | HostedService)]], FirstMistake()
 ]
 
 
@@ -122,7 +122,7 @@ class ChosenTools(BaseModel):
 
 ResponseChoice = Annotated[
     str | dict[str, Any],
-    Shape(Literal["none", "auto", "required"] | ChosenFunction | ChosenTools),
+    BodyShape(Literal["none", "auto", "required"] | ChosenFunction | ChosenTools),
 ]
 
 
@@ -131,14 +131,14 @@ class Reasoning(BaseModel):
     summary: str | None = None
 
 
-ReasoningField = Annotated[dict[str, Any], Shape(Reasoning)]
+ReasoningField = Annotated[dict[str, Any], BodyShape(Reasoning)]
 
 
 class OutputText(BaseModel):
     type: Literal["output_text"]
     text: str
     annotations: list[None] = Field(description="There are none.")
-    logprobs: list[TokenLogprob]
+    logprobs: list[ItemLogprob]
 
 
 class ReasoningText(BaseModel):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from lorry.api.bounds import FirstMistake
-from lorry.api.shape import NotEmpty, Shape
+from lorry.api.shape import BodyShape, NotEmpty
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -85,7 +85,7 @@ class FunctionMessage(BaseModel):
 
 Message = PromptMessage | AssistantMessage | ToolMessage | FunctionMessage
 
-Messages = Annotated[list[Annotated[dict[str, Any], Shape(Message)]], FirstMistake(), NotEmpty]
+Messages = Annotated[list[Annotated[dict[str, Any], BodyShape(Message)]], FirstMistake(), NotEmpty]
 
 
 class Function(BaseModel):
@@ -100,9 +100,9 @@ class FunctionTool(BaseModel):
     function: Function
 
 
-Tools = Annotated[list[Annotated[dict[str, Any], Shape(FunctionTool)]], FirstMistake()]
+Tools = Annotated[list[Annotated[dict[str, Any], BodyShape(FunctionTool)]], FirstMistake()]
 
-Functions = Annotated[list[Annotated[dict[str, Any], Shape(Function)]], FirstMistake()]
+Functions = Annotated[list[Annotated[dict[str, Any], BodyShape(Function)]], FirstMistake()]
 
 
 class FunctionName(BaseModel):
@@ -126,10 +126,12 @@ class AllowedToolsChoice(BaseModel):
 
 ToolChoice = Annotated[
     str | dict[str, Any],
-    Shape(Literal["none", "auto", "required"] | FunctionChoice | AllowedToolsChoice),
+    BodyShape(Literal["none", "auto", "required"] | FunctionChoice | AllowedToolsChoice),
 ]
 
-FunctionCallChoice = Annotated[str | dict[str, Any], Shape(Literal["none", "auto"] | FunctionName)]
+FunctionCallChoice = Annotated[
+    str | dict[str, Any], BodyShape(Literal["none", "auto"] | FunctionName)
+]
 
 
 class Document(BaseModel):
@@ -139,4 +141,4 @@ class Document(BaseModel):
     text: str | None = None
 
 
-Documents = Annotated[list[Annotated[dict[str, Any], Shape(Document)]], FirstMistake()]
+Documents = Annotated[list[Annotated[dict[str, Any], BodyShape(Document)]], FirstMistake()]

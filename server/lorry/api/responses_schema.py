@@ -15,6 +15,7 @@ from lorry.api.item_shapes import (
     CallOutputItem,
     ChosenFunction,
     ChosenTools,
+    ItemLogprob,
     Items,
     MessageItem,
     OutputItem,
@@ -26,7 +27,6 @@ from lorry.api.item_shapes import (
     ResponseChoice,
     ResponseTool,
     ResponseTools,
-    TokenLogprob,
 )
 from lorry.api.openai_schema import Idle, SharedBody
 from lorry.api.shape import one_of
@@ -158,7 +158,7 @@ class ResponseEvent(BaseModel):
     name: str | None = None
     """Of response.function_call_arguments.done."""
     arguments: str | None = None
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: list[ItemLogprob] | None = None
 
 
 class ResponseItems(BaseModel):

@@ -270,7 +270,7 @@ async def answers(runs: Sequence[Run]) -> list[Answer]:
         await close_all(runs)
 
 
-class Merged:
+class MergedSteps:
     """The steps of several runs as they come, each with the index of its run.
 
     No generators: a stream takes this way at every token, and each would add to it.

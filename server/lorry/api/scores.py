@@ -28,7 +28,7 @@ from lorry.api.openai import chosen
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import Prompt
 from lorry.api.selection import AdapterField, BaseNames
-from lorry.api.shape import NotEmpty, Shape, one_of
+from lorry.api.shape import BodyShape, NotEmpty, one_of
 from lorry.api.vectors import MAX_INPUTS, Pooled, Vectors, VectorsUsage
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
@@ -43,7 +43,7 @@ class RerankDocument(BaseModel):
     text: str
 
 
-Document = Annotated[dict[str, Any], Shape(RerankDocument)]
+Document = Annotated[dict[str, Any], BodyShape(RerankDocument)]
 
 
 class _PairsBody(Body):

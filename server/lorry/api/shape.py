@@ -14,7 +14,7 @@ from pydantic_core import core_schema
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class BodyShape:
     """Shows a value of any type as one of `kind`; what is accepted does not change."""
 
     kind: Any

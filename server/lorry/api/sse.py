@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorry.api.disconnect import until_gone
 from lorry.api.errors import count, row_of
-from lorry.api.runs import Merged, Run, Step, close_all
+from lorry.api.runs import MergedSteps, Run, Step, close_all
 from lorry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class EventStream(Response):
     def __init__(
         self,
         first: tuple[int, Step],
-        steps: Merged,
+        steps: MergedSteps,
         frames: Frames,
         *,
         close: Callable[[], Awaitable[None]],
@@ -111,7 +111,7 @@ async def stream(
     request: Request, runs: Sequence[Run], frames: Frames, metrics: Metrics
 ) -> EventStream:
     """`runs` as a response, once the first token is there. Closes them, whatever happens."""
-    steps = Merged(runs)
+    steps = MergedSteps(runs)
 
     async def close() -> None:
         await steps.close()

@@ -20,7 +20,7 @@ class MalformedAnswer(Exception):
 
 
 @dataclass(slots=True)
-class Answer:
+class BenchAnswer:
     """Times are those of the clock that the caller feeds with."""
 
     status: int = 0
@@ -63,7 +63,7 @@ class AnswerReader:
     """Feed it bytes; `done` once the answer is whole."""
 
     def __init__(self) -> None:
-        self.answer = Answer()
+        self.answer = BenchAnswer()
         self.done = False
         self._rest = b""
         self._read = self._head

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorry.bench.connection import Connections
-from lorry.bench.load import OnDone, Sample, run
+from lorry.bench.load import LoadSample, OnDone, run
 from lorry.bench.targets import Reading, Target
 from lorry.bench.workload import Ask
 
@@ -36,7 +36,7 @@ class Difference:
 
 
 async def check(
-    samples: Sequence[Sample],
+    samples: Sequence[LoadSample],
     *,
     target: Target,
     connections: Connections,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorry.bench import adapters, own_server, report
+from lorry.bench import own_server, random_adapters, report
 from lorry.bench.administration import Administration, ServerRefused
 from lorry.bench.answers import Difference
 from lorry.bench.machine import resident_bytes
@@ -129,7 +129,7 @@ class Campaign:
         names = self.adapter_names
         if names is not None and len(names) < wanted:
             raise ServerRefused(f"{wanted} adapters are asked for and {len(names)} are named")
-        usual = [adapters.name_of(index, self.rank) for index in range(wanted)]
+        usual = [random_adapters.name_of(index, self.rank) for index in range(wanted)]
         match self.api:
             case "openai":
                 model = self.model_name or administration.first_model()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from urllib.parse import SplitResult, urlsplit
 
-from lorry.bench.answer import Answer, AnswerReader, MalformedAnswer
+from lorry.bench.answer import AnswerReader, BenchAnswer, MalformedAnswer
 from lorry.errors import LorryError
 
 
@@ -27,7 +27,7 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Address:
     """Where a server is."""
 
     host: str
@@ -37,7 +37,7 @@ class Place:
     """Path that comes before every route."""
 
     @classmethod
-    def of(cls, url: str) -> Place:
+    def of(cls, url: str) -> Address:
         """Raises BadUrl."""
         try:
             parts: SplitResult = urlsplit(url)
@@ -63,7 +63,7 @@ class Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._reader = AnswerReader()
-        self._whole: asyncio.Future[Answer] | None = None
+        self._whole: asyncio.Future[BenchAnswer] | None = None
 
     @property
     def open(self) -> bool:
@@ -100,7 +100,7 @@ class Wire(asyncio.Protocol):
         else:
             self._finish()
 
-    async def exchange(self, request: bytes) -> Answer:
+    async def exchange(self, request: bytes) -> BenchAnswer:
         """Send and wait for the whole answer. Raises Broken."""
         assert self._transport is not None and self._whole is None
         self._reader = AnswerReader()
@@ -138,12 +138,12 @@ class Wire(asyncio.Protocol):
 class Connections:
     """As many connections to one place as there are requests in flight."""
 
-    place: Place
+    place: Address
     headers: Mapping[str, str] = field(default_factory=dict)
     _free: list[Wire] = field(default_factory=list)
     _all: set[Wire] = field(default_factory=set)
 
-    async def send(self, method: str, path: str, body: bytes = b"") -> Answer:
+    async def send(self, method: str, path: str, body: bytes = b"") -> BenchAnswer:
         """Raises Broken."""
         request = self.place.head(method, path, self.headers, len(body)) + body
         while self._free:
@@ -179,7 +179,7 @@ class Connections:
         self._all.add(wire)
         return wire
 
-    async def _exchange(self, wire: Wire, request: bytes) -> Answer:
+    async def _exchange(self, wire: Wire, request: bytes) -> BenchAnswer:
         try:
             answer = await wire.exchange(request)
         except Broken:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from lorry.bench.load import Run, Sample
+from lorry.bench.load import LoadRun, LoadSample
 
 NOWHERE = math.nan
 """A figure of nothing: no request succeeded."""
@@ -55,7 +55,7 @@ class Figures:
     """`tokens_per_second` of each repeat, in order."""
 
 
-def of(run: Run) -> Figures:
+def of(run: LoadRun) -> Figures:
     good = [sample for sample in run.samples if sample.reading.problem is None]
     problems = Counter(
         sample.reading.problem for sample in run.samples if sample.reading.problem is not None
@@ -121,11 +121,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def _per_token(sample: Sample) -> float:
+def _per_token(sample: LoadSample) -> float:
     times = sample.reading.times
     return (times[-1] - times[0]) / (sample.reading.tokens - 1)
 
 
-def _longest_pause(sample: Sample) -> float:
+def _longest_pause(sample: LoadSample) -> float:
     times = sample.reading.times
     return max((after - before for before, after in pairwise(times)), default=0)

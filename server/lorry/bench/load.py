@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
 
-from lorry.bench.answer import Answer
+from lorry.bench.answer import BenchAnswer
 from lorry.bench.connection import Broken, Connections
 from lorry.bench.targets import Reading, Target, read
 from lorry.bench.workload import Ask
@@ -16,7 +16,7 @@ OnDone = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class LoadSample:
     """One request and what became of it. Times are seconds on one clock."""
 
     ask: Ask
@@ -26,10 +26,10 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LoadRun:
     """One repeat of a row."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[LoadSample, ...]
     seconds: float
     """From the first request sent to the last answer whole."""
     client_seconds: float
@@ -43,7 +43,7 @@ class _Exchange:
     ask: Ask
     sent: float
     ended: float
-    answer: Answer | None
+    answer: BenchAnswer | None
     problem: str
 
 
@@ -55,7 +55,7 @@ async def run(
     connections: Connections,
     timeout: float,
     on_done: OnDone,
-) -> Run:
+) -> LoadRun:
     """Closed where `concurrency` is given; else each request goes out at its time."""
     # Bodies first: while the clock ticks nothing is encoded, and no answer is taken apart.
     bodies = [target.body(ask) for ask in asks]
@@ -94,12 +94,12 @@ async def run(
     client_seconds = process_time() - cpu
     seconds = max((item.ended for item in exchanges), default=start) - start
     samples = tuple(_sample(item, target) for item in exchanges)
-    return Run(samples, seconds, client_seconds, late)
+    return LoadRun(samples, seconds, client_seconds, late)
 
 
-def _sample(item: _Exchange, target: Target) -> Sample:
+def _sample(item: _Exchange, target: Target) -> LoadSample:
     if item.answer is None:
         reading = Reading((), 0, "", problem=item.problem)
     else:
         reading = read(target, item.answer, item.ask.new_tokens)
-    return Sample(item.ask, item.sent, item.ended, reading)
+    return LoadSample(item.ask, item.sent, item.ended, reading)

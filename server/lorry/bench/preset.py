@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lorry.bench.popularity import Popularity
-from lorry.bench.workload import Row
+from lorry.bench.workload import WorkloadRow
 
 NAMES = ("W",)
 
@@ -30,7 +30,7 @@ _MANY_FLAGS = ("--max-lora-rank", "16", "--max-cpu-loras", "64", "--host-cache-m
 class Stage:
     """Rows that one server answers."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[WorkloadRow, ...]
     flags: tuple[str, ...] = ()
     """Of `lorry serve`, where the server is ours."""
 
@@ -38,15 +38,15 @@ class Stage:
 def workload_w(*, zipf: bool, own_server: bool) -> tuple[Stage, ...]:
     """Five rows; with `zipf` two more, on servers with few and with enough slots."""
     rows = (
-        Row(BASE_ONE, 6, concurrency=1, warm_up=1),
-        Row(BASE_EIGHT, 24, concurrency=8, warm_up=8),
-        Row(ADAPTER_ONE, 6, concurrency=1, warm_up=1, adapters=1),
-        Row(ADAPTER_EIGHT, 24, concurrency=8, warm_up=8, adapters=1),
-        Row(DISTINCT, 24, concurrency=8, warm_up=8, adapters=8),
+        WorkloadRow(BASE_ONE, 6, concurrency=1, warm_up=1),
+        WorkloadRow(BASE_EIGHT, 24, concurrency=8, warm_up=8),
+        WorkloadRow(ADAPTER_ONE, 6, concurrency=1, warm_up=1, adapters=1),
+        WorkloadRow(ADAPTER_EIGHT, 24, concurrency=8, warm_up=8, adapters=1),
+        WorkloadRow(DISTINCT, 24, concurrency=8, warm_up=8, adapters=8),
     )
     if not zipf:
         return (Stage(rows),)
-    slots = Row(SLOTS, 48, concurrency=8, warm_up=48, adapters=MANY, popularity=ZIPF)
+    slots = WorkloadRow(SLOTS, 48, concurrency=8, warm_up=48, adapters=MANY, popularity=ZIPF)
     if not own_server:
         # How many slots the server has is its owner's affair.
         return (Stage((*rows, slots)),)

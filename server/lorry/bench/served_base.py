@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lorry.bench import adapters
-from lorry.bench.adapters import Shapes
+from lorry.bench import random_adapters
+from lorry.bench.random_adapters import Shapes
 from lorry.model.progress import Meter, Say
 
 
@@ -42,8 +42,8 @@ class ServedBase:
     @cached_property
     def shapes(self) -> Shapes:
         """Raises ModelError, NoProjections."""
-        return adapters.shapes_of(self.folder)
+        return random_adapters.shapes_of(self.folder)
 
     def write_adapter(self, folder: Path, index: int, rank: int) -> None:
         """Raises ModelError, NoProjections."""
-        adapters.write(folder, self.shapes, index, rank, base=self.name)
+        random_adapters.write(folder, self.shapes, index, rank, base=self.name)

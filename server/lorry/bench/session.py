@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 
 from lorry.bench import answers, figures, workload
 from lorry.bench.answers import Difference
-from lorry.bench.connection import Connections, Place
+from lorry.bench.connection import Address, Connections
 from lorry.bench.figures import Figures
-from lorry.bench.load import OnDone, Run, Sample, run
+from lorry.bench.load import LoadRun, LoadSample, OnDone, run
 from lorry.bench.targets import Target
-from lorry.bench.workload import Row
+from lorry.bench.workload import WorkloadRow
 
 
 @dataclass(slots=True)
 class Result:
     """A row, measured."""
 
-    row: Row
+    row: WorkloadRow
     repeats: list[Figures] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[LoadSample] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
     """Bytes the server held before the first repeat and after each; empty if not ours to see."""
 
@@ -48,7 +48,7 @@ class Session:
 
     def measure(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[WorkloadRow],
         *,
         keep_samples: bool,
         began: Callable[[str], None],
@@ -61,12 +61,16 @@ class Session:
         """Every sample kept by `measure` once more, alone."""
         return asyncio.run(self._check(results, on_done))
 
-    def requests(self, rows: Sequence[Row]) -> int:
+    def requests(self, rows: Sequence[WorkloadRow]) -> int:
         """How often `measure` will call `on_done`."""
         return sum(row.warm_up + row.requests * self.repeats for row in rows)
 
     async def _measure(
-        self, rows: Sequence[Row], keep_samples: bool, began: Callable[[str], None], on_done: OnDone
+        self,
+        rows: Sequence[WorkloadRow],
+        keep_samples: bool,
+        began: Callable[[str], None],
+        on_done: OnDone,
     ) -> list[Result]:
         results = [Result(row) for row in rows]
         connections = self._connections()
@@ -112,7 +116,7 @@ class Session:
         concurrency: int | None,
         connections: Connections,
         on_done: OnDone,
-    ) -> Run:
+    ) -> LoadRun:
         return await run(
             asks,
             concurrency=concurrency,
@@ -123,4 +127,6 @@ class Session:
         )
 
     def _connections(self) -> Connections:
-        return Connections(Place.of(self.url), {"content-type": "application/json", **self.headers})
+        return Connections(
+            Address.of(self.url), {"content-type": "application/json", **self.headers}
+        )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lorry.bench.answer import Answer
+from lorry.bench.answer import BenchAnswer
 from lorry.bench.workload import Ask
 
 
@@ -56,7 +56,7 @@ class Target(Protocol):
 
     def body(self, ask: Ask) -> bytes: ...
 
-    def read(self, answer: Answer) -> Reading: ...
+    def read(self, answer: BenchAnswer) -> Reading: ...
 
 
 class Refused(Exception):
@@ -83,7 +83,7 @@ class LorryTarget:
         }
         return _json(inputs=ask.prompt, adapter=chosen, parameters=parameters, stream=True)
 
-    def read(self, answer: Answer) -> Reading:
+    def read(self, answer: BenchAnswer) -> Reading:
         times, ids, text = [], [], ""
         try:
             for time, event in _events(answer):
@@ -117,7 +117,7 @@ class OpenAITarget:
             **{"temperature": 0, **self.sampling.fields(ask)},
         )
 
-    def read(self, answer: Answer) -> Reading:
+    def read(self, answer: BenchAnswer) -> Reading:
         times: list[float] = []
         text, tokens = "", None
         try:
@@ -162,7 +162,7 @@ class LlamaCppTarget:
             **({"top_k": 0, "min_p": 0, **sampled} if sampled else {"temperature": 0}),
         )
 
-    def read(self, answer: Answer) -> Reading:
+    def read(self, answer: BenchAnswer) -> Reading:
         times: list[float] = []
         text, tokens = "", None
         try:
@@ -177,7 +177,7 @@ class LlamaCppTarget:
         return Reading(tuple(times), len(times) if tokens is None else tokens, text)
 
 
-def read(target: Target, answer: Answer, wanted: int) -> Reading:
+def read(target: Target, answer: BenchAnswer, wanted: int) -> Reading:
     """`target.read`, with everything that can be wrong with the answer as its `problem`."""
     if answer.status != 200:
         return Reading((), 0, "", problem=answer.reason())
@@ -198,7 +198,7 @@ def _json(**fields: object) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
-def _events(answer: Answer) -> list[tuple[float, dict[str, Any]]]:
+def _events(answer: BenchAnswer) -> list[tuple[float, dict[str, Any]]]:
     """Raises Refused at an event that is an error."""
     found = []
     for time, data in answer.events():

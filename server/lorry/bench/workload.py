@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from lorry.bench import arrivals, prompts
+from lorry.bench import arrivals, prompt_texts
 from lorry.bench.popularity import DISTINCT, Popularity
 
 
@@ -30,7 +30,7 @@ _LENGTH = Span(64, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WorkloadRow:
     """A load. Closed (`concurrency` requests in flight) or open (`rate` requests a second)."""
 
     name: str
@@ -77,7 +77,7 @@ SCALES = (0.25, 0.5, 1.0, 1.5)
 WARM_UP_TOKENS = 8
 
 
-def plan(row: Row, repeat: int, seed: int = 0) -> tuple[Ask, ...]:
+def plan(row: WorkloadRow, repeat: int, seed: int = 0) -> tuple[Ask, ...]:
     """The requests of one repeat. The same for the same arguments, on every machine.
 
     Repeats differ in their prompts: a server that keeps prompts (llama.cpp, vLLM) would
@@ -86,7 +86,7 @@ def plan(row: Row, repeat: int, seed: int = 0) -> tuple[Ask, ...]:
     return _drawn(row, row.requests, f"{seed}:{repeat}")
 
 
-def warm_up(row: Row, seed: int = 0) -> tuple[Ask, ...]:
+def warm_up(row: WorkloadRow, seed: int = 0) -> tuple[Ask, ...]:
     """Short requests with the row's adapters and prompts of its length."""
     return tuple(
         Ask(ask.prompt, ask.adapter, ask.scale, min(ask.new_tokens, WARM_UP_TOKENS), 0.0)
@@ -94,13 +94,13 @@ def warm_up(row: Row, seed: int = 0) -> tuple[Ask, ...]:
     )
 
 
-def _drawn(row: Row, count: int, salt: str) -> tuple[Ask, ...]:
+def _drawn(row: WorkloadRow, count: int, salt: str) -> tuple[Ask, ...]:
     dice = random.Random(f"{salt}:{row.name}")
     adapters = row.popularity.draw(count, row.adapters, dice) if row.adapters else None
     times = [0.0] * count if row.rate is None else arrivals.times(count, row.rate, row.cv, dice)
     return tuple(
         Ask(
-            prompt=prompts.draw(row.prompt_words.draw(dice), dice),
+            prompt=prompt_texts.draw(row.prompt_words.draw(dice), dice),
             adapter=None if adapters is None else adapters[index],
             scale=dice.choice(SCALES) if row.random_scales else 1.0,
             new_tokens=row.new_tokens.draw(dice),

@@ -21,14 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lorry.bench import adapters as made_adapters
-from lorry.bench import machine, plot, popularity, preset, report
+from lorry.bench import machine, plot, popularity, preset, random_adapters, report
 from lorry.bench.campaign import APIS, Campaign, Ticker
-from lorry.bench.connection import Place
+from lorry.bench.connection import Address
 from lorry.bench.preset import Stage
 from lorry.bench.served_base import ServedBase
 from lorry.bench.targets import Sampling
-from lorry.bench.workload import Row, Span
+from lorry.bench.workload import Span, WorkloadRow
 from lorry.cli.output import metered, report_error, write_line, write_table
 from lorry.cli.output import report as tell
 from lorry.cli.server_connection import ApiKey
@@ -235,7 +234,7 @@ def bench(
     if top_p < 1 and temperature == 0:
         raise SettingsError("--top-p is for sampled answers; give --temperature too")
     if url is not None:
-        Place.of(url)
+        Address.of(url)
     if preset_name is not None:
         stages = _preset(preset_name, zipf, own_server=url is None)
     else:
@@ -243,7 +242,7 @@ def bench(
         if rate is not None and concurrency is not None:
             raise SettingsError("--concurrency and --rate are two kinds of load; give one")
         what = "base" if not adapters else f"{adapters} adapters, {popular}"
-        row = Row(
+        row = WorkloadRow(
             what,
             requests=requests,
             concurrency=load[0],
@@ -266,7 +265,7 @@ def bench(
         base = ServedBase(settings.model, settings.home, say, meter)
         if write_adapters is not None:
             for index in range(most):
-                folder = write_adapters / made_adapters.name_of(index, rank)
+                folder = write_adapters / random_adapters.name_of(index, rank)
                 base.write_adapter(folder, index, rank)
                 write_line(str(folder))
             return

@@ -25,14 +25,14 @@ from lorry.engine.wire import (
     Broke,
     Cached,
     Discard,
-    Events,
     Pin,
     Ready,
-    Refused,
-    Said,
+    StartLine,
+    StartRefused,
     Stats,
     StepTaken,
     Stop,
+    TokenEvents,
 )
 from lorry.settings import Settings
 from lorry_adapters.registry.host_cache import HostCacheStats
@@ -135,9 +135,9 @@ class RemoteEngine:
     def _started(self, say: Callable[[str], None]) -> Ready:
         while True:
             match self._received():
-                case Said(text):
+                case StartLine(text):
                     say(text)
-                case Refused(kind, message):
+                case StartRefused(kind, message):
                     raise getattr(errors, kind)(message)
                 case Ready() as ready:
                     return ready
@@ -158,7 +158,7 @@ class RemoteEngine:
     def _read(self) -> None:
         while (message := self._received()) is not None:
             match message:
-                case Events(events):
+                case TokenEvents(events):
                     with self._writing:
                         self._running -= {one.request_id for one in events if one.finish}
                     self._emit(events)

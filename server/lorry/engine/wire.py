@@ -36,7 +36,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class StartLine:
     """A line for people, while it starts."""
 
     text: str
@@ -52,7 +52,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class StartRefused:
     """It cannot start; `kind` is a class of `lorry.errors`."""
 
     kind: str
@@ -60,7 +60,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
+class TokenEvents:
     events: tuple[TokenEvent, ...]
 
 
@@ -115,4 +115,4 @@ class Codec:
 
 
 TO_ENGINE = Codec((Submit, Cancel, Forget, Pin, Discard, Stop))
-FROM_ENGINE = Codec((Said, Ready, Refused, Events, Stats, StepTaken, Cached, Broke))
+FROM_ENGINE = Codec((StartLine, Ready, StartRefused, TokenEvents, Stats, StepTaken, Cached, Broke))

@@ -9,22 +9,24 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.api.generate import Asked, Events
+from lorry.api.generate import GenerateEvents, GenerateRequest
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Run, Step
 from lorry.core import TokenLogprob
 from support.tokenizer import build_tokenizer
 
 PROMPTS = Prompts(build_tokenizer(add_bos=False))
-ASKED = Asked("", (), (), full_text=False, details=False, prefill=False, top=False, words=PROMPTS)
+ASKED = GenerateRequest(
+    "", (), (), full_text=False, details=False, prefill=False, top=False, words=PROMPTS
+)
 
 
 def step(text: str, logprob: float, token_id: int = 7) -> Step:
     return Step(TokenLogprob(token_id, logprob), text, False, (), (), None)
 
 
-def events() -> Events:
-    return Events(ASKED, cast(Run, SimpleNamespace(refs=(), prompt_tokens=3)))
+def events() -> GenerateEvents:
+    return GenerateEvents(ASKED, cast(Run, SimpleNamespace(refs=(), prompt_tokens=3)))
 
 
 @given(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorry.bench.answer import Answer, AnswerReader, MalformedAnswer
+from lorry.bench.answer import AnswerReader, BenchAnswer, MalformedAnswer
 
 EVENTS = (
     b'data:{"a":1}\n\n',
@@ -53,7 +53,7 @@ def test_pieces_of_any_size_read_the_same(pieces: list[bytes]) -> None:
 
 
 def test_an_event_has_the_time_of_its_last_byte() -> None:
-    answer = Answer(200, True, [(1.0, b"data:"), (2.0, b"1\n\ndata:2\r"), (3.0, b"\n\r\n")])
+    answer = BenchAnswer(200, True, [(1.0, b"data:"), (2.0, b"1\n\ndata:2\r"), (3.0, b"\n\r\n")])
     assert list(answer.events()) == [(2.0, b"1"), (3.0, b"2")]
 
 
@@ -107,4 +107,4 @@ def test_an_answer_cut_short_is_no_answer(data: bytes) -> None:
     ],
 )
 def test_a_refusal_is_one_line(body: bytes, said: str) -> None:
-    assert Answer(404, True, [(0.0, body)]).reason() == said
+    assert BenchAnswer(404, True, [(0.0, body)]).reason() == said

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from lorry.bench.connection import BadUrl, Broken, Connections, Place
+from lorry.bench.connection import Address, BadUrl, Broken, Connections
 from support.patience import PATIENCE
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -37,7 +37,7 @@ def with_server(serve: Serve, act: Callable[[Connections], Awaitable[None]]) -> 
     async def run() -> None:
         server = await asyncio.start_server(counted, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        connections = Connections(Place.of(f"http://127.0.0.1:{port}/under/"), {"x-key": "abc"})
+        connections = Connections(Address.of(f"http://127.0.0.1:{port}/under/"), {"x-key": "abc"})
         async with asyncio.timeout(PATIENCE):
             await act(connections)
         await connections.close()
@@ -134,18 +134,18 @@ def test_an_answer_that_was_given_up_does_not_come_to_the_next_request() -> None
 def test_nobody_there_is_told_of() -> None:
     async def act() -> None:
         with pytest.raises(Broken):
-            await Connections(Place.of("http://127.0.0.1:9")).send("GET", "/")
+            await Connections(Address.of("http://127.0.0.1:9")).send("GET", "/")
 
     asyncio.run(act())
 
 
 def test_places() -> None:
-    assert Place.of("http://a.example") == Place("a.example", 80, False, "")
-    assert Place.of("https://a.example/v/") == Place("a.example", 443, True, "/v")
-    assert b"host: [::1]:81\r\n" in Place.of("http://[::1]:81").head("GET", "/", {}, 0)
+    assert Address.of("http://a.example") == Address("a.example", 80, False, "")
+    assert Address.of("https://a.example/v/") == Address("a.example", 443, True, "/v")
+    assert b"host: [::1]:81\r\n" in Address.of("http://[::1]:81").head("GET", "/", {}, 0)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://", "http://x:port"])
 def test_no_place(url: str) -> None:
     with pytest.raises(BadUrl):
-        Place.of(url)
+        Address.of(url)

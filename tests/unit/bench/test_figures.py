@@ -8,20 +8,20 @@ import pytest
 from lorry.bench import figures, machine, plot, report
 from lorry.bench.answers import Difference
 from lorry.bench.figures import percentile
-from lorry.bench.load import Run, Sample
+from lorry.bench.load import LoadRun, LoadSample
 from lorry.bench.session import Result
 from lorry.bench.targets import Reading
-from lorry.bench.workload import Ask, Row
+from lorry.bench.workload import Ask, WorkloadRow
 
 ASK = Ask("one two three four five six seven", 2, 0.5, 3, 0.0)
 
 
-def sample(sent: float, *times: float, problem: str | None = None) -> Sample:
+def sample(sent: float, *times: float, problem: str | None = None) -> LoadSample:
     reading = Reading(times, len(times), "text", problem=problem)
-    return Sample(ASK, sent, times[-1] if times else sent, reading)
+    return LoadSample(ASK, sent, times[-1] if times else sent, reading)
 
 
-RUN = Run(
+RUN = LoadRun(
     samples=(
         sample(0.0, 1.0, 1.5, 3.0),
         sample(0.0, 2.0, 3.0, 4.0),
@@ -54,8 +54,8 @@ def test_figures_of_a_run() -> None:
 
 
 def test_the_middle_of_repeats_is_their_median_and_errors_add_up() -> None:
-    quick = Run(RUN.samples[:2], seconds=2.0, client_seconds=0.0, late=0.0)
-    slow = Run(RUN.samples, seconds=12.0, client_seconds=0.0, late=0.0)
+    quick = LoadRun(RUN.samples[:2], seconds=2.0, client_seconds=0.0, late=0.0)
+    slow = LoadRun(RUN.samples, seconds=12.0, client_seconds=0.0, late=0.0)
     found = figures.middle([figures.of(quick), figures.of(RUN), figures.of(slow)])
     assert found.tokens_per_second == pytest.approx(1.5)
     assert found.throughputs == pytest.approx((3.0, 1.5, 0.5))
@@ -63,10 +63,10 @@ def test_the_middle_of_repeats_is_their_median_and_errors_add_up() -> None:
 
 
 def test_a_report_says_everything_and_has_no_nan() -> None:
-    failed = Run((RUN.samples[2],), seconds=1.0, client_seconds=0.0, late=0.0)
+    failed = LoadRun((RUN.samples[2],), seconds=1.0, client_seconds=0.0, late=0.0)
     results = [
-        Result(Row("good", 3, concurrency=1), [figures.of(RUN)], memory=[1, 2]),
-        Result(Row("<bad>", 1, rate=2.0, adapters=2), [figures.of(failed)]),
+        Result(WorkloadRow("good", 3, concurrency=1), [figures.of(RUN)], memory=[1, 2]),
+        Result(WorkloadRow("<bad>", 1, rate=2.0, adapters=2), [figures.of(failed)]),
     ]
     alone = Reading((1.0,), 1, "test")
     different = Difference(ASK, Reading((1.0,), 1, "text"), alone)

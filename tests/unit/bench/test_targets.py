@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorry.bench.answer import Answer
+from lorry.bench.answer import BenchAnswer
 from lorry.bench.targets import (
     LlamaCppTarget,
     LorryTarget,
@@ -23,12 +23,12 @@ BASE = Ask("hello there", None, 1.0, 3, 0.0)
 SECOND = Ask("hello there", 1, 0.5, 3, 0.0)
 
 
-def answer(*events: object, status: int = 200) -> Answer:
+def answer(*events: object, status: int = 200) -> BenchAnswer:
     pieces = []
     for time, event in enumerate(events):
         text = event if isinstance(event, str) else json.dumps(event)
         pieces.append((float(time), f"data: {text}\n\n".encode()))
-    return Answer(status, True, pieces)
+    return BenchAnswer(status, True, pieces)
 
 
 def token(number: int, text: str | None = None) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def test_an_error_in_the_stream_is_no_success(target: Target, error: object) -> 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.api)
 def test_a_refusal_is_no_success(target: Target) -> None:
-    refused = Answer(429, True, [(0.0, b'{"error": "the queue is full"}')])
+    refused = BenchAnswer(429, True, [(0.0, b'{"error": "the queue is full"}')])
     assert read(target, refused, 3).problem == "429: the queue is full"
 
 

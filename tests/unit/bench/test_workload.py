@@ -7,7 +7,7 @@ import pytest
 
 from lorry.bench import arrivals, preset, workload
 from lorry.bench.popularity import parse
-from lorry.bench.workload import Row, Span
+from lorry.bench.workload import Span, WorkloadRow
 
 
 @pytest.mark.parametrize("cv", [0.0, 0.5, 1.0, 3.0])
@@ -23,7 +23,7 @@ def test_arrivals_are_in_order() -> None:
     assert times == sorted(times) and len(times) == 100
 
 
-ROW = Row(
+ROW = WorkloadRow(
     "row",
     requests=40,
     rate=2.0,
@@ -54,12 +54,12 @@ def test_a_plan_keeps_to_its_lengths_adapters_and_scales() -> None:
 
 
 def test_the_base_gets_no_adapter_and_a_closed_load_no_times() -> None:
-    asks = workload.plan(Row("base", requests=5, concurrency=2), 0)
+    asks = workload.plan(WorkloadRow("base", requests=5, concurrency=2), 0)
     assert {(ask.adapter, ask.scale, ask.at) for ask in asks} == {(None, 1.0, 0.0)}
 
 
 def test_warm_up_is_short_and_asks_nothing_that_is_measured() -> None:
-    row = Row("row", requests=20, concurrency=4, warm_up=4, adapters=4)
+    row = WorkloadRow("row", requests=20, concurrency=4, warm_up=4, adapters=4)
     warm = workload.warm_up(row)
     assert [ask.adapter for ask in warm] == [0, 1, 2, 3]
     assert all(ask.new_tokens == workload.WARM_UP_TOKENS for ask in warm)

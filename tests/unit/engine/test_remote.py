@@ -18,14 +18,14 @@ from lorry.engine.wire import (
     TO_ENGINE,
     Broke,
     Cached,
-    Events,
     Pin,
     Ready,
-    Refused,
-    Said,
+    StartLine,
+    StartRefused,
     Stats,
     StepTaken,
     Stop,
+    TokenEvents,
 )
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.settings import Settings
@@ -50,7 +50,7 @@ def receive(connection: Connection) -> object:
 def echo(connection: Connection, settings: Settings) -> None:
     """Starts, then tells the number of each request's prompt, until it is told to stop. A
     cancelled request kills it."""
-    send(connection, Said("loading"), Ready(BASE, LAYOUT, CAPACITY))
+    send(connection, StartLine("loading"), Ready(BASE, LAYOUT, CAPACITY))
     while True:
         match receive(connection):
             case Submit(asked):
@@ -58,7 +58,7 @@ def echo(connection: Connection, settings: Settings) -> None:
                     connection,
                     Stats(EngineStats(running=1)),
                     StepTaken(len(asked.prompt_ids), 0.5),
-                    Events((TokenEvent(asked.id),)),
+                    TokenEvents((TokenEvent(asked.id),)),
                 )
             case Pin(digests):
                 send(connection, Cached(1, 2, 3, 4, 5, digests))
@@ -72,7 +72,7 @@ def echo(connection: Connection, settings: Settings) -> None:
 
 
 def refuse(connection: Connection, settings: Settings) -> None:
-    send(connection, Refused("UnsupportedModel", f"{settings.model} is odd"))
+    send(connection, StartRefused("UnsupportedModel", f"{settings.model} is odd"))
 
 
 def die(connection: Connection, settings: Settings) -> None:

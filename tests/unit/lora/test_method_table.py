@@ -31,7 +31,7 @@ ALLOWED = {
     # `methods/lora_method.py`, which declares the name, imports it.
     "lora/methods/initialisation.py": {"LORA"},
     # The load generator writes adapters as a client would, and imports nothing of the server.
-    "bench/adapters.py": {"LORA"},
+    "bench/random_adapters.py": {"LORA"},
 }
 
 
