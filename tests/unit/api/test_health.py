@@ -20,7 +20,8 @@ def health(trouble: str | None = None, warning: str | None = None) -> Health:
         ready=lambda: True,
         trouble=lambda: trouble,
         warning=lambda: warning,
-        info=dict,
+        about={},
+        slot_bytes=lambda: 0,
         metrics=Metrics(CollectorRegistry(), base_name="base"),
         settings=Settings(),
         max_model_len=128,
@@ -31,10 +32,10 @@ def test_nothing_waits_for_the_threads_of_uploads() -> None:
     free = threading.Event()
 
     async def asked() -> list[Response]:
+        one = health()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         upload = loop.run_in_executor(None, free.wait)
-        one = health()
         try:
             async with asyncio.timeout(PATIENCE):
                 return [await one.ready(), await one.live(), await one.metrics()]
