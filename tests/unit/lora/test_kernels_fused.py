@@ -124,7 +124,10 @@ def test_without_a_pair_nothing_is_touched() -> None:
 
 
 scales = st.sampled_from([1.0, 0.5, -2.0, 16.0, 1e-3])
-uses = st.lists(st.tuples(st.integers(1, NUM_SLOTS), scales), max_size=3)
+# No request has one adapter twice. Two that cancel each other out leave their rounding alone.
+uses = st.lists(
+    st.tuples(st.integers(1, NUM_SLOTS), scales), max_size=3, unique_by=lambda use: use[0]
+)
 
 
 @settings(max_examples=30)
