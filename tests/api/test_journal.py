@@ -33,8 +33,13 @@ def lines(caplog: pytest.LogCaptureFixture) -> Lines:
 
 def one(lines: Lines, message: str) -> dict[str, Any]:
     """The only line; it is written a moment after its answer is there."""
-    wait_until(lambda: bool(lines()), "the line")
-    (line,) = lines()
+
+    def its() -> list[dict[str, Any]]:
+        # The line of an earlier request may still be on its way.
+        return [line for line in lines() if line["message"] == message]
+
+    wait_until(lambda: bool(its()), "the line")
+    (line,) = its()
     assert line["message"] == message
     return line
 

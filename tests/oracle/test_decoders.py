@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bitsandbytes.functional import has_avx512bf16
 
 from support import decoder_lists as lists
 from support import decoder_outcomes as outcomes
@@ -22,8 +23,9 @@ from support.decoder_outcomes import Case, Question
 from support.decoders import Decoder
 
 TOLERANCE = 1e-4
-INT8 = 0.05
-"""Activations are rounded to 8 bits, and a difference in the last digit of a sum can flip a
+ROUNDED = 0.05
+"""Activations are rounded to 8 bits, and by bitsandbytes' 4-bit product to bfloat16 on processors
+that have it (0.028 seen there). A difference in the last digit of a sum can flip a
 code: 0.012 seen. What is served wrong is 0.4 off at least."""
 
 
@@ -41,8 +43,13 @@ def test_decoder(case: Case, tmp_path: Path) -> None:
         assert case.refused in outcome.reason
         return
     assert case.refused is None, f"{case.name} is served now: take it off the list"
-    assert outcome.error < (INT8 if case.question is Question.INT8 else TOLERANCE)
+    assert outcome.error < tolerance_of(case.question)
     assert outcome.way == (Way.PADDED if case.padded else Way.PACKED)
+
+
+def tolerance_of(question: Question) -> float:
+    rounded = question is Question.INT8 or (question is Question.NF4 and has_avx512bf16())
+    return ROUNDED if rounded else TOLERANCE
 
 
 def ask(case: Case, tmp_path: Path) -> Outcome:

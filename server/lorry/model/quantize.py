@@ -126,6 +126,17 @@ def is_quantized(module: nn.Module) -> bool:
     return isinstance(module, Linear4bit | Linear8bitLt)
 
 
+def rounds_to_bfloat16(model: nn.Module) -> bool:
+    """True if a layer rounds its activations to bfloat16 whatever their type: bitsandbytes' 4-bit
+    product does so on processors with AVX512-BF16."""
+    return any(
+        isinstance(module, Linear4bit)
+        and module.weight.device.type == "cpu"
+        and module.support_avx512bf16_for_cpu
+        for module in model.modules()
+    )
+
+
 def settle(model: nn.Module, precision: Precision) -> None:
     """Bring every quantized layer into the storage in which it will stay.
 

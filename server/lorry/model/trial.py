@@ -22,6 +22,7 @@ from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
 from lorry.model.padded import UNSUITED
 from lorry.model.plain_attention import plain
+from lorry.model.quantize import rounds_to_bfloat16
 
 SINGLES = 2
 """Tokens of each sequence that come one at a time, as an answer's do."""
@@ -30,8 +31,8 @@ TOLERANCE = 1e-3
 """Of a log-probability, where nothing is rounded to less than fp32."""
 
 ROUNDED = 0.03
-"""The same where activations are rounded to 8 bits. A code flips so seldom that moved embeddings
-may show none: 0.012 seen on tiny models, and 0.4 where something is wrong."""
+"""The same where activations are rounded to 8 bits, or to bfloat16. A code flips so seldom that
+moved embeddings may show none: 0.012 seen on tiny models, and 0.4 where something is wrong."""
 
 NOISES = 3
 """How often the embeddings are moved."""
@@ -74,7 +75,8 @@ class Trial:
         except UNSUITED as error:
             return f"sequences that run together fail ({str(error).strip() or repr(error)})"
         off = (have - _joined(alone or self.alone(loaded, sequences))).abs()
-        least = ROUNDED if loaded.quantization == "int8" else TOLERANCE
+        rounded = loaded.quantization == "int8" or rounds_to_bfloat16(loaded.model)
+        least = ROUNDED if rounded else TOLERANCE
         if float(off.max()) <= least:
             return None
         moved, beside = self.noise(executor, loaded)

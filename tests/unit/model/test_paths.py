@@ -137,7 +137,7 @@ def test_the_cache_is_in_half_precision_where_the_compiled_step_runs_and_nowhere
     )
     said: list[str] = []
     server = assemble(settings, said.append, on_broken=lambda: None)
-    cache = server.executor.paths.cache
+    cache = server.core.executor.paths.cache
     server.close()
     assert cache.dtype is expected
     # As many tokens as fit: twice as many of half the size.

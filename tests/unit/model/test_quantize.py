@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear8bitLt
 from transformers import BitsAndBytesConfig, LlamaConfig, PreTrainedModel
 
@@ -16,6 +18,7 @@ from lorry.model.quantize import (
     Quantization,
     bitsandbytes_config,
     resolve,
+    rounds_to_bfloat16,
     stored_quantization,
 )
 from lorry.settings import Settings
@@ -229,3 +232,11 @@ def test_a_bitsandbytes_checkpoint_loads_as_it_is(quantize: str, tmp_path: Path)
     stored = load_tiny(tmp_path / "stored", "auto")
     assert stored.quantization == quantize
     assert torch.equal(logits_of(stored.model), logits_of(load_tiny(plain, quantize).model))
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
+def test_a_4_bit_product_rounds_to_bfloat16_where_the_processor_has_it(
+    quantize: str, tiny_model: Callable[[str], Path]
+) -> None:
+    loaded = load_tiny(tiny_model("llama"), quantize)
+    assert rounds_to_bfloat16(loaded.model) == (quantize == "nf4" and has_avx512bf16())
