@@ -72,7 +72,14 @@ class Constraints:
             assert constraint.rules is not None
             future.set_result(Restriction(constraint.rules))
         else:
-            self._threads.submit(self._serve, constraint)
+            try:
+                self._threads.submit(self._serve, constraint)
+            except RuntimeError as error:
+                # No thread can be had: an exception here would lose the request.
+                with self._lock:
+                    line = self._lines.pop(constraint)
+                for one in line:
+                    one.set_exception(error)
         return future
 
     def close(self) -> None:

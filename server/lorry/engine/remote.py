@@ -174,9 +174,6 @@ class RemoteEngine:
             # From here on nothing more is sent: `_running` is complete.
             self.broken = True
             left, self._running = self._running, set()
-        if not self._stopping:
-            self._process.join(0 if message is not None else GRACE)
-            logger.critical("the engine's process %s", _end_of(self._process.exitcode))
         code = FailureCode.ENGINE_STOPPED if self._stopping else FailureCode.ENGINE_LOST
         self._stats = replace(self._stats, running=0, waiting=0)
         if left:
@@ -187,6 +184,9 @@ class RemoteEngine:
                 ]
             )
         if not self._stopping:
+            # After the requests' ends: a process that lingers must not hold them up.
+            self._process.join(0 if message is not None else GRACE)
+            logger.critical("the engine's process %s", _end_of(self._process.exitcode))
             self._on_broken()
 
 

@@ -132,6 +132,15 @@ def test_a_grammar_that_is_refused_is_refused_once_for_all_that_wait() -> None:
     assert compiler.compiled == ["("]
 
 
+def test_a_thread_that_cannot_be_had_is_the_request_s_error() -> None:
+    constraints = Constraints(lambda vocabulary: pytest.fail("no thread"), wake=Bell())
+    constraints.close()
+    for _ in range(2):
+        assert isinstance(
+            constraints.begin(Constraint(regex("a"))).exception(PATIENCE), RuntimeError
+        )
+
+
 def test_a_few_compilers_are_kept() -> None:
     made: list[Vocabulary] = []
 

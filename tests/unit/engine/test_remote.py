@@ -65,6 +65,9 @@ def echo(connection: Connection, settings: Settings) -> None:
                 send(connection, Stats(EngineStats(waiting=7)))
             case Cancel("give up"):
                 send(connection, Broke())
+            case Cancel("linger"):
+                connection.close()
+                threading.Event().wait()
             case Cancel():
                 os._exit(3)
             case Stop():
@@ -144,6 +147,16 @@ def test_an_end_that_nobody_asked_for_ends_every_request(
     assert ends == dict.fromkeys(("r", "s"), Failure(FailureCode.ENGINE_LOST))
     assert remote.broken and (remote.stats.running, remote.stats.waiting) == (0, 0)
     assert not remote.offer(Submit(request("late")))
+
+
+def test_a_process_that_lingers_holds_no_request_up(remote: RemoteEngine, told: Told) -> None:
+    remote.offer(Submit(request("r")))
+    remote.offer(Cancel("linger"))
+    wait_until(lambda: any(one.finish for one in told.events))
+    assert not told.broken.is_set()
+    assert remote._process.is_alive()
+    remote._process.kill()
+    assert told.broken.wait(PATIENCE)
 
 
 def test_stopping_ends_its_requests_and_is_no_failure(remote: RemoteEngine, told: Told) -> None:
