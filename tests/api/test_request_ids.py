@@ -77,6 +77,8 @@ def test_a_fault_of_the_server_s_has_it_too(
     monkeypatch.setattr(live.server.registry, "records", broken)
     answer = live.http.get("/adapters", headers={HEADER: "kitchen-4"})
     assert (answer.status_code, answer.headers[HEADER]) == (500, "kitchen-4")
+    # The connection ends with the fault, and the client knows.
+    assert answer.headers["connection"] == "close"
 
     def traced() -> list[dict[str, object]]:
         entries = [json.loads(line) for line in lines.getvalue().splitlines()]

@@ -376,6 +376,9 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def unforeseen(request: Request, error: Exception) -> Response:
         # Starlette answers it outside of all our middleware.
         response = await known(request, error)
+        # The web server closes the connection once it has logged the error. A client that was
+        # not told would send its next request on it and find it reset.
+        response.headers["Connection"] = "close"
         name = request_id_of(request.scope)
         if name is not None:
             response.headers[REQUEST_ID] = name
