@@ -20,7 +20,7 @@ RUN python -m venv /opt/lorry \
     && /opt/lorry/bin/pip install --no-deps --index-url "${TORCH_INDEX}" \
         "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md LICENSE ./
-COPY server/build_native.py server/
+COPY server/build_compiled.py server/
 COPY server/lorry server/lorry
 COPY adapters adapters
 # Then out with what nothing here runs: torch's own tests and headers, other makers' GPU kernels,

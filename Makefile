@@ -36,7 +36,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
 # What the installation compiles, where there is a C compiler.
-COMPILED := server/build_native.py $(wildcard server/lorry/model/native/*.[ch]) server/lorry/model/native/recipe.py
+COMPILED := server/build_compiled.py $(wildcard server/lorry/model/compiled/*.[ch]) server/lorry/model/compiled/recipe.py
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint fmt docs pytest clients clients-quick bench install install-dev clean

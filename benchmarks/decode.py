@@ -1,8 +1,8 @@
 """The decode step alone, over and over: what it takes, and something to point a profiler at.
 
-    python -m benchmarks.decode --kernels native
+    python -m benchmarks.decode --kernels compiled
     py-spy record --native --rate 150 --format raw --output decode.txt -- \\
-      python -m benchmarks.decode --kernels native --threads 1 --seconds 10
+      python -m benchmarks.decode --kernels compiled --threads 1 --seconds 10
     python -m benchmarks.decode --phases decode.txt
     python -m benchmarks.flame decode.txt decode.svg --below step_by_step
 
@@ -57,7 +57,9 @@ MARK = "step_by_step"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--kernels", default="native", help="native or torch, as of lorry serve")
+    parser.add_argument(
+        "--kernels", default="compiled", help="compiled or torch, as of lorry serve"
+    )
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=8, help="among which the rows take turns")
     parser.add_argument("--context", type=int, default=100, help="tokens in the cache")

@@ -43,7 +43,7 @@ def main() -> None:
         save_random_base(Path(scratch), hidden=64, inner=128, heads=1, kv_heads=1)
         steps = Steps(
             Path(scratch),
-            kernels="native",
+            kernels="compiled",
             slots=ADAPTERS,
             rank=8,
             max_tokens=MAX_TOKENS,

@@ -33,11 +33,11 @@ from benchmarks.steps import LAYERS, Steps, save_random_base
 from lorry.bench import machine
 from lorry.core import Sample, SamplingParams
 from lorry.model import int8
+from lorry.model.compiled import library
+from lorry.model.compiled.compiled_drawing import CompiledDrawing
 from lorry.model.drawing import Drawing, TorchDrawing
 from lorry.model.int8 import Int8Linear
 from lorry.model.logits import Logits
-from lorry.model.native import library
-from lorry.model.native.compiled_drawing import CompiledDrawing
 from lorry.model.sampler import sample
 from lorry_adapters.lora.kernels import grouped, reference
 from lorry_adapters.lora.plan import build_plan
@@ -201,12 +201,12 @@ def paths() -> tuple[str, ...]:
     except library.Missing as missing:
         print(f"no compiled step: {missing}", file=sys.stderr)
         return ("torch",)
-    return ("torch", "native")
+    return ("torch", "compiled")
 
 
 def compiled_linears(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
     """Through the modules of a base whose weights the compiled step has taken over."""
-    if by != "native":
+    if by != "compiled":
         return
     steps = Steps(base, kernels=by, slots=0, rank=1)
     found = [module for module in steps.loaded.model.modules() if isinstance(module, Int8Linear)]
@@ -279,8 +279,8 @@ def attention(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
 
 def sampler(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
     selections: dict[str, Drawing] = {"torch": TorchDrawing()}
-    if device.type == "cpu" and "native" in paths():
-        selections["native"] = CompiledDrawing(library.find()[1])
+    if device.type == "cpu" and "compiled" in paths():
+        selections["compiled"] = CompiledDrawing(library.find()[1])
     for by, selection in selections.items():
         for rows in (1, 8):
             dice = torch.Generator(device).manual_seed(0)

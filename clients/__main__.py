@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clients import environment, outcomes, table
-from clients.catalogue import CLIENTS, QUICK, groups
+from clients.catalog import CLIENTS, QUICK, groups
 from clients.served import default_base, tiny_base
 
 FOREIGN = ("OPENAI_", "ANTHROPIC_", "HF_", "LORRY_", "LITELLM_", "PYTHONPATH")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clients.catalogue import HERE
+from clients.catalog import HERE
 
 BUILT = HERE.parent / "build" / "clients"
 

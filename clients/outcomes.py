@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clients.catalogue import CLIENTS, HERE, Client
+from clients.catalog import CLIENTS, HERE, Client
 
 FILE = HERE / "results.json"
 
@@ -44,7 +44,7 @@ def renewed(rows: Mapping[str, Row], ran: Mapping[str, Row | None]) -> dict[str,
     """`rows` with the outcomes of `ran` in place of older ones.
 
     A run that ended before it told anything is None and leaves its client no row. A client that
-    is in the catalogue no more has none either.
+    is in the catalog no more has none either.
     """
     known = [client.name for client in CLIENTS]
     found = {name: ran[name] if name in ran else rows.get(name) for name in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from clients.catalogue import CLIENTS, FEATURES, HERE, feature
+from clients.catalog import CLIENTS, FEATURES, HERE, feature
 from clients.outcomes import Row
 
 README = HERE / "README.md"

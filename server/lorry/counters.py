@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.utils import floatToGoString
 
 
-class Count:
+class PlainCounter:
     """A counter of one series. One thread adds."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Count:
         return [family]
 
 
-class Tally:
+class PlainHistogram:
     """A histogram of one series. One thread observes."""
 
     def __init__(

@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 
 import lorry
-from lorry.counters import Count, Tally
+from lorry.counters import PlainCounter, PlainHistogram
 from lorry.scrape import Scrape, Sources
 from lorry_adapters.registry.record import AdapterRef
 
@@ -52,7 +52,7 @@ class Metrics:
             Counter("vllm:prompt_tokens", "Prompt tokens accepted.", **base)  # type: ignore[arg-type]
         )
         own = {"model_name": base_name, "engine": "0"}
-        self._generation_tokens = Count(
+        self._generation_tokens = PlainCounter(
             "vllm:generation_tokens", "Tokens generated.", own, collectors
         )
 
@@ -65,7 +65,7 @@ class Metrics:
         self._first = histogram(
             "vllm:time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST
         )
-        self._between = Tally(
+        self._between = PlainHistogram(
             "vllm:inter_token_latency_seconds",
             "Time between one token and the next.",
             _EACH,
@@ -108,10 +108,10 @@ class Metrics:
         self._answers = histogram(
             "vllm:request_params_n", "Number of answers that a request asked for.", _COUNT
         )
-        self._step_tokens = Tally(
+        self._step_tokens = PlainHistogram(
             "vllm:iteration_tokens_total", "Tokens in one forward pass.", _TOKENS, own, collectors
         )
-        self._step_seconds = Tally(
+        self._step_seconds = PlainHistogram(
             "lorry_engine_step_seconds",
             "Time of one forward pass, sampling included.",
             _EACH,

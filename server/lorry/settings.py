@@ -160,10 +160,10 @@ class Settings:
     kernels: str = _option(
         "auto",
         Kind.CHOICE,
-        "What runs the steps. native: the compiled step, for an int8 base on a CPU. torch: "
-        "PyTorch's operations. auto: native if it was built and knows the model, Triton's kernels "
-        "on CUDA if they pass their check, otherwise torch.",
-        choices=("auto", "native", "torch"),
+        "What runs the steps. compiled: the compiled step, for an int8 base on a CPU. torch: "
+        "PyTorch's operations. auto: compiled if it was built and knows the model, Triton's "
+        "kernels on CUDA if they pass their check, otherwise torch.",
+        choices=("auto", "compiled", "torch"),
     )
     max_loras: int = _option(
         8, Kind.INT, "Most adapters on the device at once.", minimum=1, maximum=4096

@@ -29,7 +29,7 @@ Give = Callable[..., None]
     scope="module",
     params=[
         (quantize, kernels, apart)
-        for quantize, kernels in (("none", "torch"), ("int8", "native"))
+        for quantize, kernels in (("none", "torch"), ("int8", "compiled"))
         for apart in ("off", "on")
     ],
     ids=lambda one: f"{one[1]}, engine process {one[2]}",
@@ -41,7 +41,7 @@ def served(
     archives: Callable[[int], Path],
 ) -> Iterator[Live]:
     quantize, kernels, apart = request.param
-    if kernels == "native":
+    if kernels == "compiled":
         require_compiled_step()
     home = tmp_path_factory.mktemp("home")
     settings = settings_for(home, quantize=quantize, kernels=kernels, engine_process=apart)

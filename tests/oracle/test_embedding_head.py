@@ -29,12 +29,12 @@ WORST, MEAN = 0.4, 0.12
 """Of a log-probability. Both paths round activations to 13 bits, where a difference in a sum's last
 digit can flip a code, and these adapters double what follows from it: as much as between the
 paths for a plain LoRA, whose pair is in 8 bits on one. `test_embedding_head.py` below
-`tests/unit/model/native` has the exact arithmetic."""
+`tests/unit/model/compiled` has the exact arithmetic."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    native: ExecutorDriver
+    compiled: ExecutorDriver
     packed: ExecutorDriver
     made: Mapping[str, Path]
     plain: Path
@@ -67,11 +67,11 @@ def ground(
         name: make(KINDS[name], request.param, model, root / str(i)).folder
         for i, name in enumerate(EMBEDDINGS + HEADS)
     }
-    native = ExecutorDriver(base, quantization="int8", kernels="native", threads=2)
+    compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
     packed = ExecutorDriver(base, quantization="int8")
     plain = make(KINDS["lora"], request.param, model, root / "plain").folder
-    yield Ground(native, packed, made, plain)
-    native.close()
+    yield Ground(compiled, packed, made, plain)
+    compiled.close()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def apart(want: Sequence[float], have: Sequence[float]) -> list[float]:
 def compare(ground: Ground, asks: list[Ask]) -> None:
     for chunk in (None, 3, 1):
         expected = ground.packed.score(asks)
-        for want, have in zip(expected, ground.native.score(asks, chunk=chunk), strict=True):
+        for want, have in zip(expected, ground.compiled.score(asks, chunk=chunk), strict=True):
             wrong = apart(want, have)
             assert max(wrong) < WORST
             assert fmean(wrong) < MEAN
@@ -105,17 +105,17 @@ def test_a_head_in_a_sum(ground: Ground) -> None:
 
 def test_others_do_not_notice(ground: Ground) -> None:
     mine = [Ask([], random_prompt(12, 40)), Ask([(ground.plain, -0.5)], random_prompt(17, 42))]
-    alone = ground.native.score(mine)
+    alone = ground.compiled.score(mine)
     for asks in (ground.alone(), ground.summed(HEADS)):
-        assert ground.native.score([*asks, *mine])[-2:] == alone
+        assert ground.compiled.score([*asks, *mine])[-2:] == alone
 
 
 def test_they_are_loud(ground: Ground) -> None:
     """Or the tolerance could hide that nothing was done."""
     for ask in ground.alone():
         (adapted,), (base,) = (
-            ground.native.score([ask]),
-            ground.native.score([Ask([], ask.token_ids)]),
+            ground.compiled.score([ask]),
+            ground.compiled.score([Ask([], ask.token_ids)]),
         )
         wrong = apart(adapted, base)
         assert max(wrong) > 3 * WORST
@@ -124,7 +124,7 @@ def test_they_are_loud(ground: Ground) -> None:
 
 def test_what_a_sum_brought_to_the_packed_model_can_go_again(tiny_model, ground: Ground) -> None:
     """Its slots there were made in the middle of a step."""
-    fresh = ExecutorDriver(tiny_model("llama"), quantization="int8", kernels="native")
+    fresh = ExecutorDriver(tiny_model("llama"), quantization="int8", kernels="compiled")
     ask = Ask([(ground.plain, 1.0)], random_prompt(9, 52))
     before = fresh.score([ask])
     fresh.score(ground.summed(HEADS[:1]))
@@ -136,11 +136,11 @@ def test_what_a_sum_brought_to_the_packed_model_can_go_again(tiny_model, ground:
 
 
 def test_a_slot_forgets_its_edges(ground: Ground) -> None:
-    slot = ground.native.slot_of(ground.plain)
+    slot = ground.compiled.slot_of(ground.plain)
     ask = Ask([(ground.plain, 1.0)], [*trained_tokens(), *random_prompt(9, 52)])
-    before = ground.native.score([ask])
+    before = ground.compiled.score([ask])
     for folder in ground.made.values():
-        ground.native.place(slot, folder)
-        assert ground.native.score([Ask([(folder, 1.0)], ask.token_ids)]) != before
-        ground.native.place(slot, ground.plain)
-        assert ground.native.score([ask]) == before
+        ground.compiled.place(slot, folder)
+        assert ground.compiled.score([Ask([(folder, 1.0)], ask.token_ids)]) != before
+        ground.compiled.place(slot, ground.plain)
+        assert ground.compiled.score([ask]) == before

@@ -156,7 +156,7 @@ def lorry(
         oracle.multiply_exactly()
     base = dequantized(oracle.base) if ground.plain else oracle.base
     home = tmp_path_factory.mktemp(ground.name)
-    # The compiled step holds plain pairs in 8 bits, which test_native.py is about; these
+    # The compiled step holds plain pairs in 8 bits, which test_compiled.py is about; these
     # adapters are loud, and the kinds here do not run on it.
     more = {"quantize": ground.quantization, "kernels": "torch"}
     with bench(tiny_model(BASE), BASE, home, base=base, **more) as found:

@@ -26,7 +26,7 @@ REQUESTS = 64
 TEXT = "the lorry waited at the gate and nobody knew what was in it until the morning came"
 
 
-@pytest.fixture(scope="module", params=[("none", "torch"), ("int8", "native")], ids=" ".join)
+@pytest.fixture(scope="module", params=[("none", "torch"), ("int8", "compiled")], ids=" ".join)
 def live(
     request: pytest.FixtureRequest,
     tiny_model: Callable[[str], Path],
@@ -34,7 +34,7 @@ def live(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Live]:
     quantize, kernels = request.param
-    if kernels == "native":
+    if kernels == "compiled":
         require_compiled_step()
     home = tmp_path_factory.mktemp("neighbours")
     settings = Settings(
@@ -46,7 +46,7 @@ def live(
         kernels=kernels,
         # Too small for all that may run: some requests are preempted and start over. The
         # compiled step's cache is of half the bytes.
-        kv_cache_memory=(256 if kernels == "native" else 512) << 10,
+        kv_cache_memory=(256 if kernels == "compiled" else 512) << 10,
         samples=False,
         max_loras=5,
         max_num_seqs=24,

@@ -292,9 +292,9 @@ WORST, MEAN = 0.03, 0.006
 
 
 @pytest.fixture(scope="module")
-def native(tiny_model: Callable[[str], Path]) -> Iterator[House]:
+def compiled(tiny_model: Callable[[str], Path]) -> Iterator[House]:
     require_compiled_step()
-    house = House(tiny_model("llama"), quantization="int8", kernels="native")
+    house = House(tiny_model("llama"), quantization="int8", kernels="compiled")
     yield house
     house.executor.paths.close()
 
@@ -319,7 +319,7 @@ def near(
 @pytest.mark.parametrize("budget", [512, 11])
 def test_on_the_compiled_step(
     budget: int,
-    native: House,
+    compiled: House,
     both: Callable[[str], Both],
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
@@ -328,9 +328,9 @@ def test_on_the_compiled_step(
     """Nothing of it runs on the packed model."""
     forbid_packed(monkeypatch)
     pair = both("llama")
-    native.forget_slots()
+    compiled.forget_slots()
     lora, alora = (
-        rounded(pair.folder(name), tmp_path / name, native.loaded.layout)
+        rounded(pair.folder(name), tmp_path / name, compiled.loaded.layout)
         for name in ("lora", "alora")
     )
     asks, exact = [], []
@@ -347,37 +347,37 @@ def test_on_the_compiled_step(
         ids = calling(5 + 2 * row, 3 + row, 2) if name == "alora" else random_prompt(9 + row, row)
         asks.append(Ask(ids, () if name is None else [(pair.folder(name), 1.0)]))
         exact.append(folder)
-    near(native, asks, exact, tiny_model("llama"), budget=budget)
+    near(compiled, asks, exact, tiny_model("llama"), budget=budget)
 
 
 def test_on_the_compiled_step_a_row_has_its_bits_in_any_company(
-    native: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
+    compiled: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However its prompt and its virtual tokens are cut, and after starting over."""
     forbid_packed(monkeypatch)
     pair = both("llama")
-    native.forget_slots()
+    compiled.forget_slots()
     names = ("prompt tuning", "prefix tuning", "p-tuning")
     asks = [
         Ask(random_prompt(9 + row, row), [(pair.folder(name), 1.0), (pair.folder("lora"), 0.5)])
         for row, name in enumerate(names)
     ]
-    alone = [native.run([ask], 4)[0] for ask in asks]
+    alone = [compiled.run([ask], 4)[0] for ask in asks]
     company = [Ask(random_prompt(12, 9)), *asks, Ask(random_prompt(5, 8), asks[0].adapters[1:])]
-    assert native.run(company, 4)[1:4] == alone
-    assert native.run(company, 4, budget=11)[1:4] == alone
-    assert native.run(company, 4, budget=16, blocks=8)[1:4] == alone
-    assert native.preemptions > 0
+    assert compiled.run(company, 4)[1:4] == alone
+    assert compiled.run(company, 4, budget=11)[1:4] == alone
+    assert compiled.run(company, 4, budget=16, blocks=8)[1:4] == alone
+    assert compiled.preemptions > 0
 
 
 def test_alora_runs_on_the_compiled_step_and_only_from_its_call_on(
-    native: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
+    compiled: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit the base before it."""
     forbid_packed(monkeypatch)
     pair, ids = both("llama"), calling(12, 5, 2)
     start = len(ids) - 5 - len(invocation_tokens())
-    (base,) = native.run([Ask(ids)])
-    (called,) = native.run([Ask(ids, [(pair.folder("alora"), 1.0)])])
+    (base,) = compiled.run([Ask(ids)])
+    (called,) = compiled.run([Ask(ids, [(pair.folder("alora"), 1.0)])])
     assert called.prompt[:start] == base.prompt[:start]
     assert called.prompt[start:] != base.prompt[start:]

@@ -58,7 +58,7 @@ def transformers(quality: Quality) -> Callable[[str], Said]:
 def served(quality: Quality) -> Callable[[str, str], Said]:
     @cache
     def served(quantization: str, kernels: str) -> Said:
-        if kernels == "native":
+        if kernels == "compiled":
             require_compiled_step()
         return quality.served(quantization, kernels)
 
@@ -90,4 +90,4 @@ def test_int8_is_near_the_unquantized_base(
 
 
 def test_both_paths_of_int8_say_the_same(served: Callable[[str, str], Said]) -> None:
-    check(served("int8", "native"), served("int8", "torch"), Limits(0.998, 1.002, 0.02, 0.97))
+    check(served("int8", "compiled"), served("int8", "torch"), Limits(0.998, 1.002, 0.02, 0.97))

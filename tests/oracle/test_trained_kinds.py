@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from lorry.model.native import library
+from lorry.model.compiled import library
 from support.quality import base_of_run
 from support.stepped import Ask, House
 
@@ -53,7 +53,7 @@ def test_each_does_what_it_was_trained_for(pytestconfig: pytest.Config) -> None:
     base = base_of_run(pytestconfig)
     try:
         library.find()
-        kernels = "native"
+        kernels = "compiled"
     except library.Missing:
         kernels = "torch"
     house = House(base, quantization="int8", kernels=kernels)

@@ -1,10 +1,10 @@
 """DoRA, (IA)3 and biases on the compiled step, against PEFT over the same int8 weights.
 
-`test_native.py` says what is compared with what: exact products of the same integers, and
+`test_compiled.py` says what is compared with what: exact products of the same integers, and
 pairs in 8 bits on both sides, as these adapters are as loud as the base. They are rounded in
 PEFT's own model, whose DoRA then takes its norm from the rounded ones; ours takes it from the
 file's, and where that is done for both, the two are as near as for the other kinds (0.0035 in
-the mean, 0.010 at worst; `tests/unit/model/native/test_packed_vectors.py` has the arithmetic).
+the mean, 0.010 at worst; `tests/unit/model/compiled/test_packed_vectors.py` has the arithmetic).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SCALES = (1.0, 0.5, -0.7, 1.5)
 
 @dataclass(frozen=True)
 class Ground:
-    native: ExecutorDriver
+    compiled: ExecutorDriver
     packed: ExecutorDriver
     made: Mapping[str, Made]
     rounded: Mapping[Path, Path]
@@ -110,9 +110,9 @@ def ground(
         round_pairs(made.model)
         rounded[made.folder] = root / f"{index}" / "rounded"
         made.model.save_pretrained(rounded[made.folder])
-    native = ExecutorDriver(base, quantization="int8", kernels="native", threads=2)
-    yield Ground(native, ExecutorDriver(base, quantization="int8"), found, rounded)
-    native.close()
+    compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
+    yield Ground(compiled, ExecutorDriver(base, quantization="int8"), found, rounded)
+    compiled.close()
 
 
 @pytest.fixture(autouse=True)
@@ -135,33 +135,35 @@ def test_peft_says_the_same(ground: Ground, name: str) -> None:
         ask = Ask([(made.folder, scale)], ids)
         expected = made.logprobs(ids, scale)
         for chunk in (None, 1, 7):
-            check(ground.native.score([ask], chunk=chunk)[0], expected)
+            check(ground.compiled.score([ask], chunk=chunk)[0], expected)
 
 
 def test_the_packed_model_says_the_same(ground: Ground) -> None:
     """Sums included, whose deltas PEFT takes one after the other and we from the base's answer."""
     asks = ground.asks()
     theirs = [Ask([(ground.rounded[f], s) for f, s in ask.adapters], ask.token_ids) for ask in asks]
-    for mine, expected in zip(ground.native.score(asks), ground.packed.score(theirs), strict=True):
+    for mine, expected in zip(
+        ground.compiled.score(asks), ground.packed.score(theirs), strict=True
+    ):
         check(mine, expected)
 
 
 def test_a_row_does_not_know_its_neighbours(ground: Ground) -> None:
     """Bit for bit: alone, among all the others, in another order, token by token."""
     asks = ground.asks()
-    together = ground.native.score(asks)
-    assert [ground.native.score([ask])[0] for ask in asks] == together
-    assert ground.native.score(asks[::-1], chunk=3)[::-1] == together
-    drawn = [token_ids(one) for one in ground.native.greedy(asks, 8, chunk=7)]
-    assert [token_ids(ground.native.greedy([ask], 8)[0]) for ask in asks] == drawn
+    together = ground.compiled.score(asks)
+    assert [ground.compiled.score([ask])[0] for ask in asks] == together
+    assert ground.compiled.score(asks[::-1], chunk=3)[::-1] == together
+    drawn = [token_ids(one) for one in ground.compiled.greedy(asks, 8, chunk=7)]
+    assert [token_ids(ground.compiled.greedy([ask], 8)[0]) for ask in asks] == drawn
 
 
 def test_scale_zero_is_the_base_exactly(ground: Ground) -> None:
     ids = random_prompt(20, 1)
-    base = ground.native.score([Ask([], ids)])
+    base = ground.compiled.score([Ask([], ids)])
     for made in ground.made.values():
-        assert ground.native.score([Ask([(made.folder, 0.0)], ids)]) == base
-        assert ground.native.score([Ask([(made.folder, 1.0)], ids)]) != base
+        assert ground.compiled.score([Ask([(made.folder, 0.0)], ids)]) == base
+        assert ground.compiled.score([Ask([(made.folder, 1.0)], ids)]) != base
 
 
 def test_a_sum_does_not_know_its_slots(ground: Ground) -> None:
@@ -170,6 +172,6 @@ def test_a_sum_does_not_know_its_slots(ground: Ground) -> None:
     answers = []
     for order in (folders, folders[::-1], folders[3:] + folders[:3]):
         for slot, folder in enumerate(order, start=1):
-            ground.native.place(slot, folder)
-        answers.append(ground.native.score(asks))
+            ground.compiled.place(slot, folder)
+        answers.append(ground.compiled.score(asks))
     assert answers[0] == answers[1] == answers[2]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorry.core import Sample, SamplingParams
+from lorry.model.compiled import recipe
+from lorry.model.compiled.compiled_drawing import CompiledDrawing
 from lorry.model.drawing import Drawing, TorchDrawing
 from lorry.model.logits import Logits
-from lorry.model.native import recipe
-from lorry.model.native.compiled_drawing import CompiledDrawing
 from lorry.model.sampler import filtered, sample, uniform
 from support.compiled import compiled
 

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lorry.model import paged
-from lorry_adapters.lora.kernels import fused
+from lorry_adapters.lora.kernels import triton_kernels
 
 TARGETS = ((80, "bf16"), (90, "bf16"), (90, "fp16"), (90, "fp32"))
 """Compute capability of an A100 and of an H100, and the type of the activations."""
@@ -48,18 +48,18 @@ def main() -> None:
 def kernels(dtype: str) -> Iterator[tuple[str, Any, Mapping[str, str], Mapping[str, Any]]]:
     """(name, kernel, types of its pointers, constants)."""
     tables = {"tiles_X3": "i32", "token_P": "i32", "rank_S": "i32", "h_CPR": "fp32"}
-    fixed = {"TILE": fused.TILE, "BLOCK_R": fused.BLOCK_R, "INTERPRETED": False}
+    fixed = {"TILE": triton_kernels.TILE, "BLOCK_R": triton_kernels.BLOCK_R, "INTERPRETED": False}
     yield (
         "shrink",
-        fused._shrink,
+        triton_kernels._shrink,
         {**tables, "x_TI": dtype, "a_SRI": dtype},
-        {**fixed, "BLOCK_I": fused.BLOCK_I},
+        {**fixed, "BLOCK_I": triton_kernels.BLOCK_I},
     )
     yield (
         "expand",
-        fused._expand,
+        triton_kernels._expand,
         {**tables, "y_TO": dtype, "b_SRO": dtype, "scale_P": "fp32"},
-        {**fixed, "BLOCK_O": fused.BLOCK_O, "CUTS": 4},
+        {**fixed, "BLOCK_O": triton_kernels.BLOCK_O, "CUTS": 4},
     )
     parts = {"sum_BQZV": "fp32", "top_BQZ": "fp32", "mass_BQZ": "fp32", "length_B": "i32"}
     for size in (64, 128, 256):

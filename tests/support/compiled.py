@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from lorry.model.compiled import library, recipe
+from lorry.model.compiled.compiled_model import CompiledModel, unsuited
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
-from lorry.model.native import library, recipe
-from lorry.model.native.compiled_model import CompiledModel, unsuited
 from lorry.model.packed import PackedModel
 from lorry.model.paths import FirstPass, Kernels, build
 from support.executor_driver import (
@@ -53,7 +53,7 @@ def require_compiled_step() -> None:
         library.find()
     except library.Missing as missing:
         if library.instructions() and shutil.which("cc") is not None:
-            pytest.fail(f"{missing}: build it with python server/build_native.py")
+            pytest.fail(f"{missing}: build it with python server/build_compiled.py")
         pytest.skip(f"no compiled step ({missing}), and no C compiler for this processor")
 
 
@@ -81,7 +81,7 @@ class CompiledDriver(ExecutorDriver):
         max_tokens: int = MAX_TOKENS,
     ) -> None:
         self._built, self._max_tokens = built, max_tokens
-        super().__init__(folder, quantization="int8", kernels="native", threads=num_threads)
+        super().__init__(folder, quantization="int8", kernels="compiled", threads=num_threads)
 
     def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
         assert unsuited(self.loaded) is None

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lorry.model.compiled import structs
+from lorry.model.compiled.adapter import pack_adapter, padded
+from lorry.model.compiled.call import PairArrays
+from lorry.model.compiled.pack import pack
+from lorry.model.compiled.packed_slots import AdapterSlots
+from lorry.model.compiled.packed_vectors import doras_of, vector_deltas_of
 from lorry.model.int8 import Int8Linear
-from lorry.model.native import structs
-from lorry.model.native.adapter import pack_adapter, padded
-from lorry.model.native.call import PairArrays
-from lorry.model.native.pack import pack
-from lorry.model.native.packed_slots import AdapterSlots
-from lorry.model.native.packed_vectors import doras_of, vector_deltas_of
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.lora.vector_deltas import Delta

@@ -87,7 +87,7 @@ class ExecutorDriver:
         threads: int = 1,
         is_checked: bool = False,
     ) -> None:
-        """`kernels`: torch or native, as `--kernels` has them; `threads` of the native ones.
+        """`kernels`: torch or compiled, as `--kernels` has them; `threads` of the compiled ones.
         `is_checked`: by the self-check, as the server's are."""
         self.loaded = load_tiny(folder, quantization=quantization)
         self._slots: dict[Path, int] = {}

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorry.core import Batch, Row, Sample, SamplingParams
 from lorry.errors import ModelError
-from lorry.model import catalogue
+from lorry.model import known_bases
 from lorry.settings import DEFAULT_MODEL
 from support.executor_driver import BLOCK_SIZE, Ask, ExecutorDriver
 from support.peft_oracle import PeftOracle
@@ -49,11 +49,11 @@ def default_base(home: Path) -> Path:
 
     Raises ModelError where it has to be fetched and cannot be.
     """
-    base = catalogue.find(DEFAULT_MODEL)
+    base = known_bases.find(DEFAULT_MODEL)
     assert base is not None
     own = platformdirs.user_data_path("lorry", appauthor=False)
-    there = catalogue.folder_of(base, own).is_dir()
-    return catalogue.pull(base, own if there else home, lambda _: None, lambda *_: None)
+    there = known_bases.folder_of(base, own).is_dir()
+    return known_bases.pull(base, own if there else home, lambda _: None, lambda *_: None)
 
 
 def base_of_run(pytestconfig: pytest.Config) -> Path:
@@ -175,7 +175,7 @@ class Quality:
             yield [one.token.token_id for result in results for one in result.drawn]
 
 
-PATHS = (("int8", "native"), ("int8", "torch"), ("nf4", "torch"))
+PATHS = (("int8", "compiled"), ("int8", "torch"), ("nf4", "torch"))
 """Quantization and kernels of what is served on a CPU."""
 
 

@@ -1,7 +1,7 @@
 """Adapters as the compiled step holds them, in 8 bits, for those who compute in fp32.
 
 Compared with these, the compiled step's arithmetic shows by itself;
-`tests/unit/model/native/test_adapter.py` says what the rounding costs.
+`tests/unit/model/compiled/test_adapter.py` says what the rounding costs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from lorry.model.native.adapter import codes_of
+from lorry.model.compiled.adapter import codes_of
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.parts import LoraPair

@@ -10,11 +10,11 @@ import pytest
 
 from clients import __main__ as program
 from clients import environment, outcomes, table
-from clients.catalogue import CLIENTS, HERE, QUICK, Client, feature, groups, pins, tried
+from clients.catalog import CLIENTS, HERE, QUICK, Client, feature, groups, pins, tried
 from clients.outcomes import Row
 
 
-def test_every_file_of_tests_is_in_the_catalogue() -> None:
+def test_every_file_of_tests_is_in_the_catalog() -> None:
     files = [*HERE.glob("*/test_*.py"), *HERE.glob("*/test_*.mjs")]
     assert {str(file.relative_to(HERE)) for file in files} == {client.file for client in CLIENTS}
     assert QUICK in groups()

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from lorry.core import EngineStats
-from lorry.counters import Count, Tally
+from lorry.counters import PlainCounter, PlainHistogram
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
 from lorry_adapters.registry.host_cache import HostCacheStats
@@ -182,9 +182,9 @@ def test_what_every_token_counts_looks_as_prometheus_would_have_it() -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     labels = {"model_name": "base", "engine": "0"}
     buckets = (0.005, 1, 2.5)
-    tally = Tally("vllm:pace_seconds", "Pace.", buckets, labels, ours)
-    bare = Tally("steps_total", "Steps.", (1, 2), {}, ours)
-    count = Count("vllm:tokens", "Tokens.", labels, ours)
+    tally = PlainHistogram("vllm:pace_seconds", "Pace.", buckets, labels, ours)
+    bare = PlainHistogram("steps_total", "Steps.", (1, 2), {}, ours)
+    count = PlainCounter("vllm:tokens", "Tokens.", labels, ours)
     histogram = Histogram("vllm:pace_seconds", "Pace.", labels, registry=theirs, buckets=buckets)
     bare_histogram = Histogram("steps_total", "Steps.", registry=theirs, buckets=(1, 2))
     counter = Counter("vllm:tokens", "Tokens.", labels, registry=theirs)
@@ -204,4 +204,4 @@ def test_what_every_token_counts_looks_as_prometheus_would_have_it() -> None:
     assert scraped(ours) == scraped(theirs)
     assert ours.get_sample_value("vllm:pace_seconds_created", labels)
     with pytest.raises(ValueError, match="Duplicated"):
-        Count("vllm:tokens", "Again.", labels, ours)
+        PlainCounter("vllm:tokens", "Again.", labels, ours)

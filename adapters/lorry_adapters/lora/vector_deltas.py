@@ -3,7 +3,7 @@
 What they add is `more * base(x) + shift`, or the base's answer to another input, and a
 DoRA's own pair times its gain. Other deltas are functions and nothing else; these tell
 their numbers too, so that a step which does not call functions can apply them
-(`lorry.model.native.packed_vectors`).
+(`lorry.model.compiled.packed_vectors`).
 
 Letters: M tokens of one adapter, I in, O out, R rank.
 """

@@ -283,7 +283,7 @@ def _bitsandbytes(settings: Settings) -> Iterator[Finding]:
 
 
 def _kernels(settings: Settings) -> Iterator[Finding]:
-    from lorry.model.native import library
+    from lorry.model.compiled import library
 
     try:
         best, _ = library.find()
@@ -295,11 +295,11 @@ def _kernels(settings: Settings) -> Iterator[Finding]:
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
-    from lorry.model import catalogue
+    from lorry.model import known_bases
 
-    for base in catalogue.KNOWN:
+    for base in known_bases.KNOWN:
         if base.alias == DEFAULT_MODEL:
-            folder = catalogue.folder_of(base, settings.home)
+            folder = known_bases.folder_of(base, settings.home)
             text = f"{base.alias} is cached"
             if not folder.is_dir():
                 text = (

@@ -30,9 +30,9 @@ def build_app() -> typer.Typer:
 def list_models(home: Home = None, as_json: AsJson = False) -> None:
     """List bases with an alias, and the content of the cache."""
     settings = load_settings({"home": home}, os.environ)
-    from lorry.model import catalogue
+    from lorry.model import known_bases
 
-    rows = catalogue.entries(settings.home)
+    rows = known_bases.entries(settings.home)
     if as_json:
         write_json(
             [

@@ -100,12 +100,12 @@ def _look(settings: Settings) -> None:
 
 def _fetch(settings: Settings) -> None:
     """The long download of a first start, with a bar; a server on its own says it in lines."""
-    from lorry.model import catalogue
+    from lorry.model import known_bases
 
-    base = catalogue.find(settings.model)
+    base = known_bases.find(settings.model)
     if base is not None:
         with metered() as (say, meter):
-            catalogue.pull(base, settings.home, say, meter)
+            known_bases.pull(base, settings.home, say, meter)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorry.errors import ModelError, UnsupportedModel
-from lorry.model import catalogue, first_qwen, gguf
+from lorry.model import first_qwen, gguf, known_bases
 from lorry.model.naming import missing_path
 from lorry.model.progress import Meter, Say
 from lorry.model.store import build_once, models_folder, sha256_of, storage_error
@@ -76,11 +76,11 @@ def fetch(
     Raises ModelError where it cannot be had, UnsupportedModel where it holds only
     pickled weights or needs code of its own.
     """
-    base = catalogue.find(model)
+    base = known_bases.find(model)
     path = Path(model).expanduser()
     if base is not None:
         source = BaseSource(
-            catalogue.pull(base, home, say, meter), base.alias, model, None, base.repository
+            known_bases.pull(base, home, say, meter), base.alias, model, None, base.repository
         )
     elif path.is_dir():
         source = BaseSource(path.resolve(), path.resolve().name, model, None)
@@ -157,7 +157,7 @@ def _converted(file: Path, home: Path, say: Say, meter: Meter) -> Path:
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror or error}") from error
     return build_once(
-        catalogue.converted_folder(home, "gguf", digest),
+        known_bases.converted_folder(home, "gguf", digest),
         lambda staging: gguf.convert(file, staging, say),
         source=str(file),
         say=say,
@@ -187,7 +187,7 @@ def _from_hub(
     except RevisionNotFoundError:
         raise ModelError(f"{model} has no revision {revision}") from None
     except RepositoryNotFoundError:
-        known = ", ".join(base.alias for base in catalogue.KNOWN)
+        known = ", ".join(base.alias for base in known_bases.KNOWN)
         raise ModelError(
             f"{model} is no alias ({known}), no folder here and no model on the hub; "
             "a private one needs a token in LORRY_HF_TOKEN"
@@ -195,7 +195,7 @@ def _from_hub(
     except HFValidationError as error:
         raise ModelError(f"{model!r} is no hub id: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError) as error:
-        known = ", ".join(base.alias for base in catalogue.KNOWN)
+        known = ", ".join(base.alias for base in known_bases.KNOWN)
         raise ModelError(
             f"{model}{at} is no alias ({known}) and no folder here, it is not in the cache, and "
             f"the hub cannot be reached: {str(error).splitlines()[0]}"

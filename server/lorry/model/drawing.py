@@ -1,7 +1,7 @@
 """Which tokens hold a mass of probability, and on which token a number falls.
 
 `TorchDrawing` says what is meant, in PyTorch's operations, on any device; on a CPU
-`lorry.model.native.compiled_drawing` gives the same bits in a small part of the time.
+`lorry.model.compiled.compiled_drawing` gives the same bits in a small part of the time.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A row runs on one path, and its own adapters alone decide which, so that its tokens do not
 depend on its neighbours:
 
-compiled   (`lorry.model.native`) where the model allows it: for the base, and for rows all of
+compiled   (`lorry.model.compiled`) where the model allows it: for the base, and for rows all of
            whose adapters are pairs of matrices and vectors (LoRA, DoRA, (IA)3, biases), virtual
            tokens, or changes of the embeddings and the head
 packed     (`lorry.model.packed`) transformers' modeling code. It serves every kind of adapter,
@@ -24,10 +24,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lorry.model.compiled.compiled_model import CompiledModel
 from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
-from lorry.model.native.compiled_model import CompiledModel
 from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.layers import LoraModel
@@ -86,7 +86,7 @@ class PathSet:
 
     @property
     def kernels(self) -> str:
-        """Of the main path: `native`, `triton` (or `triton, not recorded`), `torch`."""
+        """Of the main path: `compiled`, `triton` (or `triton, not recorded`), `torch`."""
         return self.main.name
 
     @property

@@ -24,13 +24,13 @@ import torch
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import packed, padded, selfcheck
 from lorry.model.base_loader import LoadedModel
+from lorry.model.compiled import library
+from lorry.model.compiled.compiled_drawing import CompiledDrawing
+from lorry.model.compiled.compiled_model import KV_DTYPE, CompiledModel, unsuited
 from lorry.model.dense import dense_weight
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.kv_cache import KVCache, Shapes, bytes_per_token
-from lorry.model.native import library
-from lorry.model.native.compiled_drawing import CompiledDrawing
-from lorry.model.native.compiled_model import KV_DTYPE, CompiledModel, unsuited
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
@@ -114,10 +114,10 @@ def first_pass_padded(loaded: LoadedModel, unpackable: str) -> FirstPass:
 
 
 def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
-    """The kernels for a model. `asked`: auto, native or torch, as `--kernels` has them.
+    """The kernels for a model. `asked`: auto, compiled or torch, as `--kernels` has them.
 
     Raises:
-        ModelError: `native` was asked for and cannot be had.
+        ModelError: `compiled` was asked for and cannot be had.
     """
     if asked == "torch":
         return Kernels("torch", loaded.dtype, "PyTorch's operations, as asked for")
@@ -130,9 +130,9 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
         if why is not None:
             raise library.Missing(why)
     except library.Missing as missing:
-        if asked == "native":
+        if asked == "compiled":
             raise ModelError(
-                f"--kernels native: the compiled step cannot run here: {missing}"
+                f"--kernels compiled: the compiled step cannot run here: {missing}"
             ) from missing
         said = f"PyTorch's operations; not the compiled step: {missing}"
         return Kernels("torch", loaded.dtype, said, built)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorry.core import Row, SlotUse
-from lorry.model.native.adapter import PackedAdapter
+from lorry.model.compiled.adapter import PackedAdapter
 from lorry.model.path_set import PathSet
 from lorry_adapters.lora.layers import BoundAdapter
 from lorry_adapters.lora.parts import ClassifierHead

@@ -24,7 +24,7 @@ from lorry.model.logits import Logits
 from lorry.model.packed import PackedModel
 from lorry.model.paged import PagedSingles, tables_of
 from lorry_adapters.lora.device_upload import DeviceUpload
-from lorry_adapters.lora.kernels import fused, reference
+from lorry_adapters.lora.kernels import reference, triton_kernels
 from lorry_adapters.lora.kernels.table import TablePlan, table_of
 from lorry_adapters.lora.layers import LoraModel
 from lorry_adapters.lora.plan import build_plan
@@ -54,7 +54,7 @@ class TritonModel:
         self._packed, self._lora, self._device = packed, lora, device
         # Fewer copies bring them to the device here than one for each tensor would.
         self.inputs_on = torch.device("cpu")
-        lora.use(fused.add_planned)
+        lora.use(triton_kernels.add_planned)
         self.bring = DeviceUpload(device, dtype)
         """Called by the threads that fetch adapters."""
         self._graphs = DecodeGraphs(
@@ -150,7 +150,7 @@ def _probe_lora(dtype: torch.dtype, device: torch.device) -> float:
     want_TO = y_TO.to(torch.float32, copy=True)
     reference.add_delta(want_TO, x_TI, a_SRI, b_SRO, plan.pairs)
     rank_S = torch.tensor(ranks, dtype=torch.int32, device=device)
-    fused.add_delta(y_TO, x_TI, a_SRI, b_SRO, rank_S, table_of(plan), max_rank=max(ranks))
+    triton_kernels.add_delta(y_TO, x_TI, a_SRI, b_SRO, rank_S, table_of(plan), max_rank=max(ranks))
     return _off(y_TO, want_TO)
 
 

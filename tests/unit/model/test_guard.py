@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from lorry.model import guard
+from lorry.model.compiled.compiled_drawing import _address
+from lorry.model.compiled.embedding_head import rows_of
 from lorry.model.guard import Unsafe, require
-from lorry.model.native.compiled_drawing import _address
-from lorry.model.native.embedding_head import rows_of
 from lorry_adapters.lora import kernels
 
 STEP = "test_a_step_beyond_its_bounds_does_not_begin"
-NATIVE = Path(guard.__file__).parent / "native"
+COMPILED = Path(guard.__file__).parent / "compiled"
 
 KERNELS = Path(kernels.__file__).parent
 FILES = [
-    *NATIVE.glob("*.py"),
+    *COMPILED.glob("*.py"),
     *KERNELS.glob("*.py"),
-    *(NATIVE.parent / name for name in ("int8.py", "paged.py", "inputs.py", "virtual_tokens.py")),
+    *(COMPILED.parent / name for name in ("int8.py", "paged.py", "inputs.py", "virtual_tokens.py")),
 ]
 """Between Python and memory that nobody guards."""
 
@@ -66,7 +66,7 @@ def test_no_address_depends_on_an_assertion() -> None:
 def test_without_assertions_the_bounds_hold() -> None:
     """The bounds' own tests once more, by an interpreter that has none: what they expect to be
     raised has to be raised still."""
-    here = Path(__file__).parent / "native"
+    here = Path(__file__).parent / "compiled"
     tests = [str(here / "test_memory_bounds.py"), f"{here / 'test_step.py'}::{STEP}"]
     done = subprocess.run(
         [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],

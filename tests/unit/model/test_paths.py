@@ -15,8 +15,8 @@ from lorry.bootstrap import assemble
 from lorry.errors import ModelError
 from lorry.model import selfcheck
 from lorry.model.base_loader import LoadedModel, load
-from lorry.model.native import library, recipe
-from lorry.model.native.compiled_model import STATIC_ROPES, CompiledModel, unsuited
+from lorry.model.compiled import library, recipe
+from lorry.model.compiled.compiled_model import STATIC_ROPES, CompiledModel, unsuited
 from lorry.model.paths import FirstPass, Kernels, Sizes, build, checked, choose, first_pass, problem
 from lorry.settings import Settings
 from support import tiny
@@ -102,22 +102,22 @@ def test_a_model_that_does_not_fit_is_served_on_the_generic_path(name: str, tmp_
     assert why is not None and reason in why
     said = f"PyTorch's operations; not the compiled step: {why}"
     assert served("auto", loaded) == (said, "torch")
-    with pytest.raises(ModelError, match="--kernels native: the compiled step cannot run here"):
-        kernels_of("native", loaded)
+    with pytest.raises(ModelError, match="--kernels compiled: the compiled step cannot run here"):
+        kernels_of("compiled", loaded)
 
 
-@pytest.mark.parametrize("asked", ["auto", "native"])
+@pytest.mark.parametrize("asked", ["auto", "compiled"])
 def test_what_fits_runs_on_the_compiled_step(asked: str, tiny_model: Model) -> None:
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
     said = f"the compiled step, {library.instructions()[0]}, 1 thread"
-    assert served(asked, loaded) == (said, "native")
+    assert served(asked, loaded) == (said, "compiled")
 
 
 @pytest.mark.parametrize(
     ("kernels", "quantization", "expected"),
     [
         ("auto", "int8", torch.float16),
-        ("native", "int8", torch.float16),
+        ("compiled", "int8", torch.float16),
         ("torch", "int8", torch.float32),
         ("auto", "none", torch.float32),
     ],
@@ -177,7 +177,7 @@ def test_without_the_library_the_reason_is_said(
                          "Lorry again")  # fmt: skip
     assert kernels == "torch"
     with pytest.raises(ModelError, match="install a C compiler"):
-        kernels_of("native", loaded)
+        kernels_of("compiled", loaded)
 
 
 def test_a_wrong_answer_of_the_compiled_step_is_refused(
@@ -185,7 +185,7 @@ def test_a_wrong_answer_of_the_compiled_step_is_refused(
 ) -> None:
     # The self-check is what stands between a model that only looks like Llama and a user.
     loaded = load_tiny(tiny_model("llama"), quantization="int8")
-    found, kernels = kernels_of("native", loaded)
+    found, kernels = kernels_of("compiled", loaded)
     executor = build(loaded, found, kernels, SIZES)
     with torch.no_grad():
         loaded.model.model.layers[1].post_attention_layernorm.weight.neg_()
@@ -203,7 +203,7 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_tiny(save(tmp_path, "mistral", sliding_window=300), quantization="int8")
-    served("native", loaded)
+    served("compiled", loaded)
 
     fill = CompiledModel._fill_layer
 
@@ -214,7 +214,7 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     monkeypatch.setattr(CompiledModel, "_fill_layer", dropped)
     loaded = load_tiny(tmp_path, quantization="int8")
     with pytest.raises(ModelError, match=r"not served: .* differ"):
-        served("native", loaded)
+        served("compiled", loaded)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_the_smallest_server_starts(
         device="cpu",
         quantize="int8",
         kv_cache_memory=1 << 20,
-        kernels="native",
+        kernels="compiled",
         **limits,
     )
     said: list[str] = []

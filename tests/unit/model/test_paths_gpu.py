@@ -25,7 +25,7 @@ from support.prompts import random_prompt
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
 from lorry.model import paged, triton_model
-from lorry_adapters.lora.kernels import fused
+from lorry_adapters.lora.kernels import triton_kernels
 
 SHAPES = [
     LayerShape(2, 16, 16),
@@ -68,13 +68,13 @@ def probed(shapes: list[LayerShape] = SHAPES) -> str:
 
 
 def test_a_wrong_delta_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fused.add_delta
+    right = triton_kernels.add_delta
 
     def forgets_the_last_pair(y_TO, x_TI, a_SRI, b_SRO, rank_S, table, **rest):  # type: ignore[no-untyped-def]
         table.scale_P[-1] = 0
         right(y_TO, x_TI, a_SRI, b_SRO, rank_S, table, **rest)
 
-    monkeypatch.setattr(fused, "add_delta", forgets_the_last_pair)
+    monkeypatch.setattr(triton_kernels, "add_delta", forgets_the_last_pair)
     assert probed().startswith("the adapters' kernels differ from PyTorch's by ")
 
 
@@ -91,7 +91,10 @@ def test_a_wrong_context_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_that_are_none_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "add_delta", lambda y_TO, *rest, **more: y_TO.fill_(float("nan")))
+    def none(y_TO: torch.Tensor, *rest: object, **more: object) -> None:
+        y_TO.fill_(float("nan"))
+
+    monkeypatch.setattr(triton_kernels, "add_delta", none)
     assert probed() == "the adapters' kernels differ from PyTorch's by nan"
 
 

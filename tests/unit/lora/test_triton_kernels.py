@@ -23,11 +23,11 @@ from support.lora_batches import NUM_SLOTS, POPULARITIES, RANKS, WORKS, Rows, Sl
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux on x86-64 only")
 
-from lorry_adapters.lora.kernels import fused
+from lorry_adapters.lora.kernels import triton_kernels
 
 MAX_RANK, IN, OUT = 24, 136, 200
 """More than a block of each, and no multiple of one."""
-LONG = fused.CUT + 200
+LONG = triton_kernels.CUT + 200
 """An `in` that is cut."""
 
 NAN = float("nan")
@@ -58,7 +58,7 @@ def plan_of(rows: Rows, dtype: torch.dtype, digests: dict[int, str] | None = Non
 
 def added(y_TO: Tensor, x_TI: Tensor, at: Slots, plan: Plan) -> Tensor:
     mine = y_TO.to(DEVICE, copy=True)
-    fused.add_delta(
+    triton_kernels.add_delta(
         mine,
         x_TI.to(DEVICE),
         at.a_SRI.to(DEVICE),
@@ -106,17 +106,17 @@ def test_every_way_to_ask(work: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_long_sum_is_cut(dtype: torch.dtype) -> None:
-    assert fused.cut_of(LONG)[1] == 2
+    assert triton_kernels.cut_of(LONG)[1] == 2
     rows: Rows = [(1, [(1, 1.0)]), (5, [(2, -0.5), (3, 2.0)]), (1, [])]
     check(rows, slots([16, 4, 24], dtype, 4, LONG), dtype, seed=4)
 
 
 def test_cuts_cover_the_sum_and_are_few() -> None:
     for num_in in (1, 127, 128, 1024, 1025, 4096, 11008, 14336, 53248):
-        cut, cuts = fused.cut_of(num_in)
+        cut, cuts = triton_kernels.cut_of(num_in)
         assert (cuts - 1) * cut < num_in <= cuts * cut
-        assert cuts <= fused.MAX_CUTS
-        assert cut % fused.BLOCK_I == 0
+        assert cuts <= triton_kernels.MAX_CUTS
+        assert cut % triton_kernels.BLOCK_I == 0
 
 
 def test_without_a_pair_nothing_is_touched() -> None:

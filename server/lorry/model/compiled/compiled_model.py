@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from lorry.core import SlotUse
 from lorry.errors import ModelError
 from lorry.model.base_loader import LoadedModel
+from lorry.model.compiled import structs
+from lorry.model.compiled.adapter import PackedAdapter, pack_adapter, padded
+from lorry.model.compiled.call import Angles, Call
+from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
+from lorry.model.compiled.memory_bounds import MemoryBounds
+from lorry.model.compiled.pack import BLOCK, PackedLinear, pack
+from lorry.model.compiled.packed_slots import AdapterSlots
+from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
 from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
-from lorry.model.native import structs
-from lorry.model.native.adapter import PackedAdapter, pack_adapter, padded
-from lorry.model.native.call import Angles, Call
-from lorry.model.native.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
-from lorry.model.native.memory_bounds import MemoryBounds
-from lorry.model.native.pack import BLOCK, PackedLinear, pack
-from lorry.model.native.packed_slots import AdapterSlots
-from lorry.model.native.packed_vectors import doras_of, fits, vector_deltas_of
 from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.registry.record import MAX_SELECTION
@@ -104,7 +104,7 @@ class CompiledModel:
         Raises:
             ModelError: no memory for the activations, or no threads.
         """
-        self.name = "native"
+        self.name = "compiled"
         self.inputs_on = torch.device("cpu")
         self._library = library
         self._prompts = prompts

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorry.model.compiled.structs import Linear
 from lorry.model.guard import require
 from lorry.model.int8 import Int8Linear
-from lorry.model.native.structs import Linear
 
 BLOCK = 16
 """Outputs of one block."""

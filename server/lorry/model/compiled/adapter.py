@@ -10,7 +10,7 @@ is chosen to be lost where it counts least:
 A column of B' carries what its row of A can contribute, so an output's few codes go to the
 ranks that matter. `scale` is a bfloat16, rounded up and then divided by, and so no
 source of error. A delta is off by about 0.5 % of itself; the base's own int8 rows are by 0.8 %
-of the base's part, which is many times the delta's (tests/oracle/test_native.py).
+of the base's part, which is many times the delta's (tests/oracle/test_compiled.py).
 
 The order of the pieces is that in which a step comes to them.
 """
@@ -28,12 +28,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorry.model.compiled.embedding_head import EmbeddingHead
+from lorry.model.compiled.pack import BLOCK
 from lorry.model.guard import require
-from lorry.model.native.embedding_head import EmbeddingHead
-from lorry.model.native.pack import BLOCK
 
 if TYPE_CHECKING:
-    from lorry.model.native.packed_vectors import VectorDeltas
+    from lorry.model.compiled.packed_vectors import VectorDeltas
     from lorry_adapters.lora.parts import LoraPair
 
 GROUP = 8
@@ -155,7 +155,7 @@ class Codes:
     b_OR: Tensor
     """int8."""
     scale_O: Tensor
-    """bfloat16, what a code of B' is worth."""
+    """bfloat16, the scale of a code of B'."""
 
     def delta(self, x_TI: Tensor) -> Tensor:
         """In fp64, for what the compiled step is compared with."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorry import samples
-from lorry.model.native.adapter import Codes, PackedAdapter, codes_of, pack_adapter
+from lorry.model.compiled.adapter import Codes, PackedAdapter, codes_of, pack_adapter
 from lorry_adapters.lora.parts import LoraPair
 from support.compiled_module import CompiledModule, silent
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorry.model.compiled.adapter import codes_of
+from lorry.model.compiled.packed_vectors import KNOWN_SCALES, VectorDeltas, fits, vector_deltas_of
 from lorry.model.dense import dense_weight
 from lorry.model.int8 import Int8Linear
-from lorry.model.native.adapter import codes_of
-from lorry.model.native.packed_vectors import KNOWN_SCALES, VectorDeltas, fits, vector_deltas_of
 from lorry_adapters.lora.effects import (
     Dora,
     Effect,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
+from lorry.model.compiled.call import Angles, Call
+from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.guard import Unsafe
 from lorry.model.inputs import Inputs, build_inputs
-from lorry.model.native.call import Angles, Call
-from lorry.model.native.memory_bounds import MemoryBounds
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan, Run, build_plan
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift

@@ -9,7 +9,7 @@ import resource
 import psutil
 import torch
 
-from lorry.model.native import structs
+from lorry.model.compiled import structs
 from support.patience import wait_until
 
 WIDTH = 512

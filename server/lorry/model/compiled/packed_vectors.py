@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorry.model.native import structs
+from lorry.model.compiled import structs
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 

@@ -1,6 +1,6 @@
 /* The adapters' deltas: shrink h = A x, expand y += B h, over pairs sorted by slot.
  *
- * Both are 8-bit (`lorry.model.native.adapter` packs them) and run on integer dot
+ * Both are 8-bit (`lorry.model.compiled.adapter` packs them) and run on integer dot
  * products. A meets the codes that the base's own linear multiplies anyway; h gets codes
  * of its own, two rows of 7 bits as the activations have. Sums of integers are exact, so
  * the tiles below may take tokens and rows in any number and a delta keeps its bits.

@@ -1,7 +1,7 @@
 """The slots of the compiled step: for every linear and slot, where the adapter's part lies.
 
 Placing an adapter writes addresses. What they point to was packed elsewhere
-(`lorry.model.native.adapter`), and is kept here as long as a step may read it.
+(`lorry.model.compiled.adapter`), and is kept here as long as a step may read it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from ctypes import sizeof
 
 import numpy as np
 
+from lorry.model.compiled import structs
+from lorry.model.compiled.adapter import PackedAdapter
+from lorry.model.compiled.packed_vectors import BoundVectorDeltas
 from lorry.model.guard import require
-from lorry.model.native import structs
-from lorry.model.native.adapter import PackedAdapter
-from lorry.model.native.packed_vectors import BoundVectorDeltas
 from lorry_adapters.lora.plan import Plan
 
 _LORA = np.dtype(

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorry.model.compiled import structs
+from lorry.model.compiled.packed_vectors import BoundVectorDeltas
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
-from lorry.model.native import structs
-from lorry.model.native.packed_vectors import BoundVectorDeltas
 from lorry_adapters.lora.plan import Plan
 
 Bound = Mapping[tuple[int, float], BoundVectorDeltas]

@@ -1,5 +1,5 @@
 /* An adapter's A and B to the codes that a step reads: the arithmetic of
- * `lorry.model.native.adapter.codes_of`, bit for bit.
+ * `lorry.model.compiled.adapter.codes_of`, bit for bit.
  */
 #ifndef LORRY_PACK_H
 #define LORRY_PACK_H

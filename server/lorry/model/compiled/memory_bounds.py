@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lorry.model.compiled.call import Call
 from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
-from lorry.model.native.call import Call
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 

@@ -16,8 +16,8 @@ from statistics import fmean
 import pytest
 
 from lorry.errors import ModelError
+from lorry.model.compiled import library, recipe
 from lorry.model.memory import digest_of_base
-from lorry.model.native import library, recipe
 from support import families
 from support.compiled import require_compiled_step
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, drawn, load_tiny, token_ids
@@ -51,8 +51,8 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @contextmanager
-def native(folder: Path, threads: int = 1) -> Iterator[ExecutorDriver]:
-    driver = ExecutorDriver(folder, quantization="int8", kernels="native", threads=threads)
+def compiled(folder: Path, threads: int = 1) -> Iterator[ExecutorDriver]:
+    driver = ExecutorDriver(folder, quantization="int8", kernels="compiled", threads=threads)
     yield driver
     driver.close()
 
@@ -109,7 +109,7 @@ def test_mixed_batch(
 ) -> None:
     asks = mixed(adapter_of(family))
     theirs = exact(family, asks)
-    with native(tiny_model(family), threads) as driver:
+    with compiled(tiny_model(family), threads) as driver:
         for chunk in (None, 1, 5, 16):
             check(driver.score(asks, chunk=chunk), theirs)
 
@@ -122,7 +122,7 @@ def test_every_variant(
     folders = [adapter_of(family)(variant) for variant in VARIANTS]
     asks = [Ask([(folder, 1.0)], random_prompt(20, 1)) for folder in folders]
     theirs = exact(family, asks)
-    with native(tiny_model(family)) as driver:
+    with compiled(tiny_model(family)) as driver:
         for start in range(0, len(folders), NUM_SLOTS):
             part = slice(start, start + NUM_SLOTS)
             driver.forget_slots()
@@ -145,7 +145,7 @@ def test_a_row_does_not_know_its_neighbours(
 ) -> None:
     """Bit for bit: the same row alone, in any company, in any order, token by token."""
     asks = mixed(adapter_of(family))
-    with native(tiny_model(family), threads) as driver:
+    with compiled(tiny_model(family), threads) as driver:
         together = driver.score(asks)
         assert [driver.score([ask])[0] for ask in asks] == together
         assert driver.score(asks[::-1])[::-1] == together
@@ -153,7 +153,7 @@ def test_a_row_does_not_know_its_neighbours(
         assert [token_ids(driver.greedy([ask], 24)[0]) for ask in asks] == drawn
 
 
-@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("kernels", ["compiled", "torch"])
 def test_a_sum_does_not_know_its_slots(
     kernels: str, tiny_model: Callable[[str], Path], adapter_of: Callable
 ) -> None:
@@ -176,9 +176,9 @@ def test_rounded_adapters_are_near_the_exact_ones(
     family: str, tiny_model: Callable[[str], Path], peft_adapter: Callable[..., Path]
 ) -> None:
     """Against PEFT with the files' own numbers: a delta is off by 0.5 to 1 % of itself
-    (`tests/unit/model/native/test_adapter.py`), and so is what it does to an answer."""
+    (`tests/unit/model/compiled/test_adapter.py`), and so is what it does to an answer."""
     asks = mixed(partial(peft_adapter, family))[1:]
-    with native(tiny_model(family)) as driver:
+    with compiled(tiny_model(family)) as driver:
         mine = driver.score(asks)
     theirs = unrounded(tiny_model(family), asks)
     base = unrounded(tiny_model(family), [Ask([], ask.token_ids) for ask in asks])
@@ -201,7 +201,7 @@ def test_decode_is_prefill(
 ) -> None:
     """A token's logprob when it is drawn is the one it has as part of a prompt."""
     asks = mixed(adapter_of(family))
-    with native(tiny_model(family)) as driver:
+    with compiled(tiny_model(family)) as driver:
         for ask, results in zip(asks, driver.greedy(asks, 12, chunk=7), strict=True):
             ids = [*ask.token_ids, *token_ids(results)]
             again = driver.score([Ask(ask.adapters, ids)])[0][len(ask.token_ids) - 1 :]
@@ -213,7 +213,7 @@ def test_scale_zero_is_the_base_exactly(
     tiny_model: Callable[[str], Path], adapter_of: Callable
 ) -> None:
     folder, ids = adapter_of("llama")("all_linear"), random_prompt(20, 1)
-    with native(tiny_model("llama")) as driver:
+    with compiled(tiny_model("llama")) as driver:
         base = driver.score([Ask([], ids)])
         driver.slot_of(folder)
         assert driver.score([Ask([], ids)]) == base
@@ -225,7 +225,7 @@ def test_a_slot_forgets_what_it_held(
 ) -> None:
     """A small adapter in the slot of a large one with more targets, and back; the base's
     bytes stay as they were."""
-    with native(tiny_model("llama")) as driver:
+    with compiled(tiny_model("llama")) as driver:
         before = digest_of_base(driver.loaded.model)
         for variant in ("large", "one_module", "all_linear", "rank_one", "head", "small", "regex"):
             folder = adapter_of("llama")(variant, seed=3)
@@ -238,4 +238,4 @@ def test_a_slot_forgets_what_it_held(
 @pytest.mark.parametrize("family", sorted({*families.REQUIRED, *families.EXTRA} - set(FAMILIES)))
 def test_other_shapes_are_refused_by_name(family: str, tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(ModelError, match="is not of a shape that it knows"):
-        ExecutorDriver(tiny_model(family), quantization="int8", kernels="native")
+        ExecutorDriver(tiny_model(family), quantization="int8", kernels="compiled")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
+from lorry.model.compiled.call import Angles, Call, PairArrays
+from lorry.model.compiled.packed_vectors import BoundVectorDeltas
 from lorry.model.inputs import build_inputs
-from lorry.model.native.call import Angles, Call, PairArrays
-from lorry.model.native.packed_vectors import BoundVectorDeltas
 from lorry_adapters.lora.plan import build_plan
 
 VOCAB = 50

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from lorry.model.native import library, recipe
+from lorry.model.compiled import library, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = Path("server/lorry/model/native")
-SOURCES = ("recipe.py", "step.c", *sorted(path.name for path in (ROOT / NATIVE).glob("*.h")))
+COMPILED = Path("server/lorry/model/compiled")
+SOURCES = ("recipe.py", "step.c", *sorted(path.name for path in (ROOT / COMPILED).glob("*.h")))
 NAMES = [recipe.file_name(instructions) for instructions in recipe.INSTRUCTIONS]
 
 LINUX = sysconfig.get_platform() == "linux-x86_64"
@@ -33,10 +33,10 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The part of a checkout that is compiled."""
-    (tmp_path / NATIVE).mkdir(parents=True)
+    (tmp_path / COMPILED).mkdir(parents=True)
     for name in SOURCES:
-        shutil.copy(ROOT / NATIVE / name, tmp_path / NATIVE / name)
-    shutil.copy(ROOT / "server/build_native.py", tmp_path / "server/build_native.py")
+        shutil.copy(ROOT / COMPILED / name, tmp_path / COMPILED / name)
+    shutil.copy(ROOT / "server/build_compiled.py", tmp_path / "server/build_compiled.py")
     return tmp_path
 
 
@@ -45,9 +45,9 @@ def build(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
     monkeypatch.delenv("CC", raising=False)
 
     def built() -> list[str]:
-        made: list[Path] = _module(checkout / "server/build_native.py").build()
-        assert all(path.parent == checkout / NATIVE for path in made)
-        leftovers = {path.name for path in (checkout / NATIVE).iterdir()} - {*SOURCES, *NAMES}
+        made: list[Path] = _module(checkout / "server/build_compiled.py").build()
+        assert all(path.parent == checkout / COMPILED for path in made)
+        leftovers = {path.name for path in (checkout / COMPILED).iterdir()} - {*SOURCES, *NAMES}
         assert leftovers <= {"__pycache__"}
         return [path.name for path in made]
 
@@ -80,7 +80,7 @@ def test_each_instruction_set_is_built_and_runs(
     build: Callable[[], list[str]], checkout: Path
 ) -> None:
     assert build() == NAMES
-    name, built = library.find(checkout / NATIVE)
+    name, built = library.find(checkout / COMPILED)
     assert name == library.instructions()[0]
     assert built.lorry_sources().decode() == recipe.sources()
 
@@ -94,12 +94,12 @@ def test_a_library_that_is_open_is_replaced_and_not_written_over(
 ) -> None:
     monkeypatch.setenv("CC", str(pretender(tmp_path)))
     assert build() == NAMES
-    with (checkout / NATIVE / NAMES[0]).open("rb") as old:
+    with (checkout / COMPILED / NAMES[0]).open("rb") as old:
         before = old.read()
         assert build() == NAMES
         old.seek(0)
         assert old.read() == before
-        assert os.fstat(old.fileno()).st_ino != (checkout / NATIVE / NAMES[0]).stat().st_ino
+        assert os.fstat(old.fileno()).st_ino != (checkout / COMPILED / NAMES[0]).stat().st_ino
 
 
 @needs_linux
@@ -111,7 +111,7 @@ def test_the_compiler_may_come_with_arguments(
 ) -> None:
     monkeypatch.setenv("CC", f"env LANG=C {pretender(tmp_path)} '-D A=1'")
     assert build() == NAMES
-    assert (checkout / NATIVE / NAMES[1]).read_text().startswith("-D A=1 -std=gnu11")
+    assert (checkout / COMPILED / NAMES[1]).read_text().startswith("-D A=1 -std=gnu11")
 
 
 @needs_linux
@@ -138,7 +138,7 @@ def test_a_broken_compiler_costs_the_step_and_nothing_else(
     assert build() == []
     assert "lorry: " in capfd.readouterr().err
     with pytest.raises(library.Missing, match=r"it was not built; install a C compiler"):
-        library.find(checkout / NATIVE)
+        library.find(checkout / COMPILED)
 
 
 def test_without_a_compiler_it_is_said(
@@ -154,10 +154,10 @@ def test_without_a_compiler_it_is_said(
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_counts_in_what_a_library_was_made_from(name: str, checkout: Path) -> None:
-    assert _module(checkout / NATIVE / "recipe.py").sources() == recipe.sources()
-    with (checkout / NATIVE / name).open("a") as source:
+    assert _module(checkout / COMPILED / "recipe.py").sources() == recipe.sources()
+    with (checkout / COMPILED / name).open("a") as source:
         source.write("\n")
-    assert _module(checkout / NATIVE / "recipe.py").sources() != recipe.sources()
+    assert _module(checkout / COMPILED / "recipe.py").sources() != recipe.sources()
 
 
 def test_make_builds_again_when_a_source_changes() -> None:
@@ -171,7 +171,7 @@ def test_make_builds_again_when_a_source_changes() -> None:
     for stamp in (".venv/.installed", ".venv/.installed-dev"):
         (rule,) = (line for line in rules.splitlines() if line.startswith(f"{stamp}: "))
         for name in SOURCES:
-            assert str(NATIVE / name) in rule.split(), name
+            assert str(COMPILED / name) in rule.split(), name
 
 
 # ---- what an installation is made from
@@ -209,10 +209,10 @@ def test_the_wheel_has_the_step_and_says_for_which_machines(
     wheel = package(source_tree, "wheel", tmp_path / "dist", CC=str(compiler))
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert {f"lorry/model/native/{name}" for name in NAMES} <= set(archive.namelist())
+        assert {f"lorry/model/compiled/{name}" for name in NAMES} <= set(archive.namelist())
         archive.extractall(tmp_path / "out")
     # The server looks at what lies beside the libraries.
-    installed = tmp_path / "out/lorry/model/native"
+    installed = tmp_path / "out/lorry/model/compiled"
     assert _module(installed / "recipe.py").sources() == recipe.sources()
     assert recipe.sources() in (installed / NAMES[0]).read_text()
 
@@ -222,17 +222,17 @@ def test_without_a_compiler_the_wheel_is_for_every_machine(
 ) -> None:
     # Nor does it take along what an earlier build has left in the tree.
     for name in NAMES:
-        (source_tree / NATIVE / name).write_bytes(b"old")
+        (source_tree / COMPILED / name).write_bytes(b"old")
     wheel = package(source_tree, "wheel", tmp_path / "dist", CC="/bin/false")
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
-        assert "lorry/model/native/step.c" in archive.namelist()
+        assert "lorry/model/compiled/step.c" in archive.namelist()
 
 
 def test_the_source_distribution_can_be_built_from(source_tree: Path, tmp_path: Path) -> None:
     with tarfile.open(package(source_tree, "sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {str(NATIVE / name) for name in SOURCES} <= names
-    assert "server/build_native.py" in names
+    assert {str(COMPILED / name) for name in SOURCES} <= names
+    assert "server/build_compiled.py" in names
     assert not [name for name in names if name.endswith(".so")]

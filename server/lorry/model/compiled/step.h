@@ -1,4 +1,4 @@
-/* The native step: what Python hands over. Mirrored, field by field, in structs.py.
+/* The compiled step: what Python hands over. Mirrored, field by field, in structs.py.
  *
  * All pointers belong to Python and outlive the call. Letters: T tokens of the step,
  * S slots, R rank, I in, O out, N cache cells, H key heads, D head size.

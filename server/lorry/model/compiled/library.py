@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from lorry.model.native import recipe
-from lorry.model.native.structs import Linear, LinearSlots, Model, Pairs, StepArguments
+from lorry.model.compiled import recipe
+from lorry.model.compiled.structs import Linear, LinearSlots, Model, Pairs, StepArguments
 
 FOLDER = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from lorry.model.native import recipe
+from lorry.model.compiled import recipe
 from support.compiled import compiled
 
 

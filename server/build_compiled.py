@@ -1,7 +1,7 @@
 """Builds the compiled step when Lorry is installed, where a C compiler is at hand.
 
 Without one the installation goes on: the server then runs on PyTorch's operations and
-says so. Called by hatchling; `python server/build_native.py` builds into the checkout.
+says so. Called by hatchling; `python server/build_compiled.py` builds into the checkout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NATIVE = HERE / "lorry" / "model" / "native"
+COMPILED = HERE / "lorry" / "model" / "compiled"
 
 
 def build() -> list[Path]:
@@ -37,7 +37,7 @@ def build() -> list[Path]:
     recipe = _recipe()
     made = []
     for instructions in recipe.INSTRUCTIONS:
-        target = NATIVE / recipe.file_name(instructions)
+        target = COMPILED / recipe.file_name(instructions)
         fresh = target.with_suffix(f".{os.getpid()}.tmp")
         problem = _run(recipe.command(compiler, instructions, fresh))
         if problem:
@@ -52,7 +52,7 @@ def build() -> list[Path]:
 
 def _recipe() -> Any:
     """The module, by its path: Lorry and torch may not be installed yet."""
-    spec = importlib.util.spec_from_file_location("recipe", NATIVE / "recipe.py")
+    spec = importlib.util.spec_from_file_location("recipe", COMPILED / "recipe.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

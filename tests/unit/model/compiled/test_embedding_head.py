@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
-from lorry.model.native.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry_adapters.lora.plan import Plan, build_plan
 
 VOCAB, WIDTH, TOKENS = 50, 8, 7

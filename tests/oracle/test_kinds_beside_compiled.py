@@ -33,9 +33,9 @@ def folder(tiny_model: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def native(folder: Path) -> Iterator[ExecutorDriver]:
+def compiled(folder: Path) -> Iterator[ExecutorDriver]:
     require_compiled_step()
-    driver = ExecutorDriver(folder, quantization="int8", kernels="native", threads=2)
+    driver = ExecutorDriver(folder, quantization="int8", kernels="compiled", threads=2)
     yield driver
     driver.close()
 
@@ -88,7 +88,7 @@ def company(known: dict[str, Path], plain: Path) -> list[Ask]:
 
 
 def test_the_answers_are_those_of_the_packed_model_alone(
-    native: ExecutorDriver,
+    compiled: ExecutorDriver,
     torch_only: ExecutorDriver,
     made: dict[str, Path],
     known: dict[str, Path],
@@ -97,41 +97,41 @@ def test_the_answers_are_those_of_the_packed_model_alone(
     plain = peft_adapter(FAMILY, "plain")
     wanted = asks(made, known, plain)
     expected = torch_only.score(wanted)
-    # The company's adapters are rounded to 8 bits: `test_native.py` says what that costs.
-    found = native.score([*wanted, *company(known, plain)])[: len(wanted)]
+    # The company's adapters are rounded to 8 bits: `test_compiled.py` says what that costs.
+    found = compiled.score([*wanted, *company(known, plain)])[: len(wanted)]
     for want, have in zip(expected, found, strict=True):
         assert max(abs(w - h) for w, h in zip(want, have, strict=True)) < APART
 
 
 def test_rows_on_the_compiled_step_do_not_notice(
-    native: ExecutorDriver,
+    compiled: ExecutorDriver,
     made: dict[str, Path],
     known: dict[str, Path],
     peft_adapter: Callable[..., Path],
 ) -> None:
     plain = peft_adapter(FAMILY, "plain")
     mine = company(known, plain)
-    alone = native.score(mine)
-    among = native.score([*asks(made, known, plain), *mine])
+    alone = compiled.score(mine)
+    among = compiled.score([*asks(made, known, plain), *mine])
     assert among[-len(alone) :] == alone
-    drawn = native.greedy(mine, 6)
-    beside = native.greedy([*asks(made, known, plain), *mine], 6)
+    drawn = compiled.greedy(mine, 6)
+    beside = compiled.greedy([*asks(made, known, plain), *mine], 6)
     assert [token_ids(row) for row in beside[-len(drawn) :]] == [token_ids(row) for row in drawn]
 
 
 def test_a_slot_that_changes_its_kind_changes_its_path(
-    native: ExecutorDriver,
+    compiled: ExecutorDriver,
     made: dict[str, Path],
     known: dict[str, Path],
     peft_adapter: Callable[..., Path],
 ) -> None:
     plain = peft_adapter(FAMILY, "plain")
-    slot = native.slot_of(plain)
+    slot = compiled.slot_of(plain)
     order = (plain, made["lokr"], known["dora"], made["bottleneck"], known["ia3"])
     answers: dict[Path, list[list[float]]] = {}
     for path in (*order, *order[::-1], *order):
-        native.place(slot, path)
-        answer = native.score([Ask([(path, 1.0)], random_prompt(9, seed=50))])
+        compiled.place(slot, path)
+        answer = compiled.score([Ask([(path, 1.0)], random_prompt(9, seed=50))])
         assert answers.setdefault(path, answer) == answer
     assert len({tuple(answer[0]) for answer in answers.values()}) == len(order)
-    native.place(slot, plain)
+    compiled.place(slot, plain)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lorry.model import int8
+from lorry.model.compiled import structs
+from lorry.model.compiled.pack import pack
 from lorry.model.int8 import Int8Linear
-from lorry.model.native import structs
-from lorry.model.native.pack import pack
 
 TOKENS = (*range(1, 10), 16, 65)
 MOST_TOKENS = 70
