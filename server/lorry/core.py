@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from lorry.constraint import Constraint
+from lorry_adapters.errors import Problem, Remedy
 
 
 class FinishReason(StrEnum):
@@ -103,6 +104,15 @@ class Failure:
     """The request's field that is at fault."""
     digests: tuple[str, ...] = ()
     """Of the adapters that are at fault."""
+    remedy: Remedy | None = None
+    """What would help, if `reason` is for people."""
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    """The remedy's facts."""
+
+    @property
+    def problem(self) -> Problem:
+        """`reason` with its remedy."""
+        return Problem(self.reason, self.remedy, **self.facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,15 @@
-"""Reads stored contents in a process that has no registry: the engine's.
+"""Reads stored contents in the engine's own process, which has no registry.
 
-The registry is in another process. It keeps a content's files while anybody has a lease on it.
-Nothing is remembered here: the registry is told of files that are bad, and knows whether the home
-folder itself is at fault.
+The registry is in the server's process. It keeps a content's files while there is a lease on it.
+This reader remembers nothing: the registry learns of bad files from its errors and decides
+whether the home folder itself is at fault.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lorry_adapters.errors import AdapterBroken, InvalidAdapter
+from lorry_adapters.errors import AdapterBroken, InvalidAdapter, Problem
 from lorry_adapters.lora import room, spot_check
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import AdapterWeights, load
@@ -17,17 +17,19 @@ from lorry_adapters.registry.blobs import folder_in, intact
 
 
 class ContentReader:
-    """Thread-safe. The reason in an AdapterBroken with `bad_files` has no advice yet."""
+    """Thread-safe. The message of an AdapterBroken with `bad_files` is only the reason: the
+    registry adds the adapter's name and the advice."""
 
     def __init__(self, home: Path, layout: BaseLayout) -> None:
         self._home = home
         self._layout = layout
 
     def load(self, digest: str) -> AdapterWeights:
-        """The weights of a content that somebody holds.
+        """Return the weights of a content on which there is a lease.
 
         Raises:
-            AdapterBroken, OutOfMemory.
+            AdapterBroken: with `bad_files` if the files are at fault.
+            OutOfMemory: there is too little memory to read them now.
         """
         folder = folder_in(self._home, digest)
         try:
@@ -37,10 +39,10 @@ class ContentReader:
                     spot_check.check(folder, weights)
                     return weights
         except InvalidAdapter as error:
-            why = f"its files no longer load: {error.message}"
+            why = Problem.within(f"its files no longer load: {error.message}", error.message)
             raise AdapterBroken(why, bad_files=digest) from error
         except OSError as error:
-            # Perhaps only for now (too many open files, a network disk).
+            # It may be temporary (too many open files, a network disk).
             raise AdapterBroken(
                 f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
             ) from error

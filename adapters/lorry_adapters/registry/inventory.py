@@ -181,8 +181,10 @@ class Inventory:
         """Return the generation of a held content's files. Raises AdapterBroken if they are bad."""
         with self._lock:
             content = self._contents.known(digest)
-            if content.broken is not None:
-                raise AdapterBroken(f"{self._owners(digest)} cannot be served: {content.broken}")
+            why = content.broken
+            if why is not None:
+                said = f"{self._owners(digest)} cannot be served: {why}"
+                raise AdapterBroken(Problem.within(said, why))
             return content.generation
 
     def mark_broken(self, digest: str, why: str) -> AdapterBroken:
@@ -283,8 +285,10 @@ class Inventory:
         content = self._contents.find(digest)
         if content is None:
             raise UnknownAdapter("the merged adapter is no longer kept; send the request again")
-        if content.broken is not None:
-            raise AdapterBroken(f"the merged adapter cannot be served: {content.broken}")
+        why = content.broken
+        if why is not None:
+            said = f"the merged adapter cannot be served: {why}"
+            raise AdapterBroken(Problem.within(said, why))
         scale = 1.0 if choice.scale is None else check_scale(choice.scale)
         return AdapterRef(choice.name, 0, digest, scale)
 

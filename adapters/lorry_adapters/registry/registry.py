@@ -325,17 +325,17 @@ class Registry:
         return self._inventory.acquire(choices)
 
     def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
-        """Positions that `choices` take in front of a prompt; what is not there takes none."""
+        """Return the positions that `choices` take before a prompt; unknown adapters take none."""
         return self._inventory.virtual_tokens(choices)
 
     def merged(
         self, parts: Sequence[tuple[AdapterChoice, float]], recipe: Recipe
     ) -> tuple[AdapterChoice, tuple[AdapterRef, ...]]:
-        """One adapter of several, each at its weight: what to acquire, and what it is of.
+        """Merge several adapters, each at its weight. Return the choice to acquire and its parts.
 
-        A weight multiplies the trained strength; default scales do not count. Merged once,
-        then kept for a while (`merges`). What `acquire` raises for the parts; InvalidAdapter
-        where they cannot be merged, ToolError for a weight, StorageFull.
+        A weight multiplies the trained strength; default scales do not count. The merged content
+        is kept for a while (`merges`). Raises what `acquire` raises for the parts, InvalidAdapter
+        if they cannot be merged, ToolError for a bad weight, and StorageFull.
         """
         lease = self.acquire([changed(choice, scale=1.0) for choice, _ in parts])
         try:
@@ -347,33 +347,32 @@ class Registry:
             lease.release()
 
     def weights(self, digest: str) -> AdapterWeights:
-        """From the host cache, else from disk after the digest was checked there; one load
-        per digest at a time. Call it with a lease on `digest`. AdapterBroken."""
-        # Or a removal could free the files during the load, and never find the host copy.
+        """Return a content's weights from the host cache, or from disk if their digest is right.
+        Call it with a lease on `digest`. Concurrent calls share one load. Raises AdapterBroken."""
+        # Otherwise a removal could free the files during a load and miss the host copy.
         with self._inventory.holding(digest):
             assert isinstance(self._cache, HostCache), "the engine's process has its own"
             return self._cache.get(digest)
 
     def mark_broken(self, digest: str, why: str) -> AdapterBroken:
-        """Refuse a content that somebody holds until the same files are uploaded again, or the
-        next start. The error for whoever has it now. No I/O."""
-        error = self._inventory.mark_broken(digest, f"{why}; upload it again, or another version")
+        """Refuse a held content until the same files are uploaded again or the server restarts.
+        Return the error for the requests that hold it. No I/O."""
+        why = Problem.within(f"{why}; upload it again, or another version", why)
+        error = self._inventory.mark_broken(digest, why)
         self._cache.discard(digest)
         return error
 
     def subscribe(self, gone: Callable[[str], None]) -> None:
-        """`gone(digest)` when a content has no version and no lease left: free your copy.
+        """Call `gone(digest)` when a content has no version and no lease left.
 
-        It is called under the registry's lock, in the order in which things happen, by
-        whichever thread gave back the last lease: take a note and return, never call the
-        registry from it, and never raise.
+        It is called under the registry's lock, in order, by the thread that released the last
+        lease. It must return at once, must not call the registry, and must not raise.
         """
         with self.storage.lock:
             self._subscribers = (*self._subscribers, gone)
 
     def close(self) -> None:
-        """Let go of the home folder. A lease given back later frees nothing; the next
-        start does."""
+        """Release the home folder. A lease released later frees nothing; the next start does."""
         with self.storage.lock:
             self._opened.close()
 

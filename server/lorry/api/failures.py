@@ -11,7 +11,7 @@ from lorry.errors import (
     QueueFull,
     UnsupportedParameter,
 )
-from lorry_adapters.errors import AdapterBroken, HomeUnusable, OutOfMemory
+from lorry_adapters.errors import AdapterBroken, HomeUnusable, OutOfMemory, Problem
 from lorry_adapters.registry.record import AdapterRef
 
 
@@ -30,16 +30,17 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
                 f"({reason}); upload it again, or another version"
             )
         case FailureCode.FILES_BROKEN:
-            return AdapterBroken(
+            said = (
                 f"adapter {_named(failure, refs)} cannot be served: {reason}; upload it again, or "
                 "another version"
             )
+            return AdapterBroken(Problem.within(said, failure.problem))
         case FailureCode.ADAPTER_BROKEN:
-            return AdapterBroken(reason)
+            return AdapterBroken(failure.problem)
         case FailureCode.STORE_UNUSABLE:
-            return HomeUnusable(reason)
+            return HomeUnusable(failure.problem)
         case FailureCode.OUT_OF_MEMORY:
-            return OutOfMemory(reason)
+            return OutOfMemory(failure.problem)
         case FailureCode.OVERFLOW:
             return GenerationFailed(_overflow([repr(ref.name) for ref in refs]))
         case FailureCode.GRAMMAR_REFUSED:

@@ -1,4 +1,4 @@
-"""`lorry chat` and `lorry ask`: talk to a running server's base or to an adapter of it."""
+"""`lorry chat` and `lorry ask`: talk to a running server's base or one of its adapters."""
 
 from __future__ import annotations
 
@@ -27,8 +27,16 @@ Scale = Annotated[
 System = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="Instructions before the first turn.")
 ]
+DEFAULT_MAX_TOKENS = 1024
+"""A small base may never end its answer by itself."""
+
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", metavar="N", help="Most tokens of an answer.")
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="N",
+        help=f"The most tokens of an answer. By default {DEFAULT_MAX_TOKENS}.",
+    ),
 ]
 Temperature = Annotated[
     float | None,
@@ -53,7 +61,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(slots=True)
 class Talk:
-    """One conversation, and how its answers are made."""
+    """One conversation and the settings of its answers."""
 
     adapter: str | None = None
     scale: float | None = None
@@ -69,13 +77,13 @@ class Talk:
         self.messages = [] if not system else [{"role": "system", "content": system}]
 
     def body(self) -> dict[str, Any]:
-        asked: dict[str, Any] = {"messages": self.messages, "stream": True}
+        limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        asked: dict[str, Any] = {"messages": self.messages, "stream": True, "max_tokens": limit}
         if self.adapter is not None:
             one: dict[str, Any] = {"name": self.adapter}
             asked["adapter"] = one if self.scale is None else {**one, "scale": self.scale}
-        for name in ("max_tokens", "temperature"):
-            if getattr(self, name) is not None:
-                asked[name] = getattr(self, name)
+        if self.temperature is not None:
+            asked["temperature"] = self.temperature
         return asked
 
 
@@ -91,7 +99,7 @@ def chat(
     """Chat line by line; answers are streamed. /help lists the commands."""
     talk = Talk(adapter, scale, max_tokens, temperature, system)
     with Connection(url, api_key) as server:
-        # A name that means nothing is told before anybody has typed a question.
+        # An unknown name is an error before the first question is typed.
         _know(server, adapter)
         if sys.stdin.isatty():
             report(f"{_whom(talk)} at {url}; /help for commands, Ctrl-D to leave")
@@ -143,7 +151,7 @@ def _turn(server: Connection, talk: Talk, line: str) -> None:
         talk.messages.pop()
         report_error(str(error))
     except KeyboardInterrupt:
-        # It ends this answer; the conversation goes on as if nothing had been asked.
+        # Ctrl-C ends this answer only; the conversation goes on without the question.
         talk.messages.pop()
         typer.echo()
     else:
@@ -151,17 +159,25 @@ def _turn(server: Connection, talk: Talk, line: str) -> None:
 
 
 def _answer(server: Connection, talk: Talk) -> str:
-    """Written as it comes; the whole of it. Raises ServerError."""
-    said = ""
-    for delta in _deltas(server, talk.body()):
+    """Write the answer as it arrives and return all of it. Raises ServerError."""
+    said, reason = "", None
+    for choice in _choices(server, talk.body()):
+        delta = choice["delta"].get("content") or ""
         typer.echo(delta, nl=False)
         sys.stdout.flush()
         said += delta
+        reason = choice["finish_reason"] or reason
     typer.echo()
+    if reason == "length" and talk.max_tokens is None:
+        report(
+            f"the answer was cut off after {DEFAULT_MAX_TOKENS} tokens or at the end of the "
+            "context; --max-tokens N sets another limit"
+        )
     return said
 
 
-def _deltas(server: Connection, body: dict[str, Any]) -> Iterator[str]:
+def _choices(server: Connection, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the choices of a stream's chunks."""
     with server.stream("POST", "/v1/chat/completions", json=body) as response:
         for line in response.iter_lines():
             data = line.removeprefix("data:").strip()
@@ -170,12 +186,11 @@ def _deltas(server: Connection, body: dict[str, Any]) -> Iterator[str]:
             event = json.loads(data)
             if "error" in event:
                 raise ServerError(str(event["error"].get("message", event["error"])))
-            for choice in event["choices"]:
-                yield choice["delta"].get("content") or ""
+            yield from event["choices"]
 
 
 def _obey(server: Connection, talk: Talk, line: str) -> None:
-    """A line that begins with a slash. Raises ServerError."""
+    """Run a command: a line that begins with a slash. Raises ServerError."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if command == "/adapter":
@@ -199,7 +214,10 @@ def _obey(server: Connection, talk: Talk, line: str) -> None:
     elif command in ("/exit", "/quit"):
         raise typer.Exit
     else:
-        report_error(f"{command} is no command; /help lists them, and // begins a line with /")
+        report_error(
+            f"{command} is not a command; /help lists them, and a line that begins with // is "
+            "sent with one /"
+        )
 
 
 def _typed(talk: Talk) -> Iterator[str]:
@@ -215,7 +233,7 @@ def _typed(talk: Talk) -> Iterator[str]:
 
 
 def _know(server: Connection, adapter: str | None) -> None:
-    """Raises ServerError where there is no such adapter."""
+    """Raise ServerError if the server has no such adapter."""
     if adapter is not None:
         server.request("GET", f"/v1/models/{adapter}")
 

@@ -267,8 +267,8 @@ class EngineClient:
                 # If the home folder is in trouble, perhaps nothing is wrong with the files.
                 trouble = self._registry.storage.trouble()
                 if trouble is not None:
-                    return Failure(FailureCode.STORE_UNUSABLE, str(trouble))
-                self._registry.mark_broken(digest, failure.reason)
+                    return Failure(FailureCode.STORE_UNUSABLE, trouble)
+                self._registry.mark_broken(digest, failure.problem)
         return failure
 
     def _drop(self, generation: Generation) -> None:

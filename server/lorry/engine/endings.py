@@ -6,7 +6,14 @@ from math import isfinite
 
 from lorry.core import Failure, FailureCode, RowResult
 from lorry.errors import InvalidRequest, QueueFull, RequestError, UnsupportedParameter
-from lorry_adapters.errors import AdapterBroken, AdapterError, HomeUnusable, OutOfMemory
+from lorry_adapters.errors import (
+    AdapterBroken,
+    AdapterError,
+    HomeUnusable,
+    OutOfMemory,
+    Problem,
+    Remedy,
+)
 
 
 def grammar_failure(error: Exception) -> Failure:
@@ -26,18 +33,24 @@ def grammar_failure(error: Exception) -> Failure:
 
 
 def adapter_failure(error: AdapterError) -> Failure:
-    """Of an adapter that could not be brought to a slot."""
+    """Return the failure of a request whose adapter could not be placed in a slot."""
+    digests: tuple[str, ...] = ()
     match error:
         case AdapterBroken(bad_files=str() as digest):
-            return Failure(FailureCode.FILES_BROKEN, str(error.message), digests=(digest,))
+            code, digests = FailureCode.FILES_BROKEN, (digest,)
         case OutOfMemory():
             code = FailureCode.OUT_OF_MEMORY
         case HomeUnusable():
             code = FailureCode.STORE_UNUSABLE
         case _:
             code = FailureCode.ADAPTER_BROKEN
-    # A message that names a remedy is more than text.
-    return Failure(code, str(error.message))
+    # A Problem is a str with attributes, which would be lost on the way to another process.
+    message = error.message
+    if isinstance(message, Problem) and isinstance(message.remedy, Remedy):
+        return Failure(
+            code, str(message), digests=digests, remedy=message.remedy, facts=message.facts
+        )
+    return Failure(code, str(message), digests=digests)
 
 
 def step_failure(error: Exception) -> Failure:

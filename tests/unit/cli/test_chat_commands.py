@@ -7,11 +7,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api.live import Live, serve
 from lorry.cli import main
+from lorry.cli.server_connection import Connection
 from lorry.settings import Settings
 from support.peft_adapters import pack
 
@@ -102,6 +104,28 @@ def test_mistakes_in_a_conversation_do_not_end_it(
     unknown, scale, command = err.splitlines()
     assert "'nobody'" in unknown and "'loud'" in scale and "/dance" in command
     assert all(line.startswith("error: ") for line in err.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [("ask", "Ahoy"), ("chat",)])
+def test_an_answer_without_a_limit_ends_at_the_default(
+    lorry: Callable[..., tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    asked: list[dict[str, object]] = []
+    stream = Connection.stream
+
+    def watched(server: Connection, method: str, path: str, **more: Any) -> Any:
+        asked.append(more["json"])
+        return stream(server, method, path, **more)
+
+    monkeypatch.setattr(Connection, "stream", watched)
+    monkeypatch.setattr("lorry.cli.chat_commands.DEFAULT_MAX_TOKENS", 6)
+    greedy = (*arguments, "--temperature", "0")
+    out, err = lorry(*greedy, typed="Ahoy\n")
+    assert (out, "") == lorry(*greedy, "--max-tokens", "6", typed="Ahoy\n")
+    assert "cut off after 6 tokens" in err and "--max-tokens" in err
+    assert [body["max_tokens"] for body in asked] == [6, 6]
 
 
 def test_an_unknown_adapter_is_told_at_once(lorry: Callable[..., tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Contents as the engine's own process reads them: only what has its digest."""
+"""The engine's own process reads a stored content only if its digest is right."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from lorry_adapters.errors import AdapterBroken
+from lorry_adapters.errors import AdapterBroken, Problem, Remedy
 from lorry_adapters.lora.weights import WEIGHTS_FILE
 from lorry_adapters.registry.blobs import digest_of, folder_in
 from lorry_adapters.registry.content_reader import ContentReader
@@ -64,7 +65,7 @@ def test_files_that_cannot_be_read_now_are_not_remembered_as_bad(
     assert caught.value.bad_files is None
 
 
-def test_what_has_its_digest_and_fits_another_base_is_bad(
+def test_files_with_the_right_digest_that_do_not_fit_the_base_are_bad(
     stored: tuple[ContentReader, str, Path],
 ) -> None:
     _, digest, folder = stored
@@ -72,3 +73,18 @@ def test_what_has_its_digest_and_fits_another_base_is_bad(
     with pytest.raises(AdapterBroken, match="no longer load") as caught:
         other.load(digest)
     assert caught.value.bad_files == digest
+
+
+def test_the_remedy_of_files_that_no_longer_load_is_kept(tmp_path: Path) -> None:
+    made = save_adapter(tmp_path / "made", seed=1)
+    tensors = load_file(made / WEIGHTS_FILE)
+    for half in "AB":
+        q_proj = tensors[f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight"]
+        tensors[f"base_model.model.model.vision_tower.fc1.lora_{half}.weight"] = q_proj.clone()
+    save_file(tensors, made / WEIGHTS_FILE)
+    digest = digest_of(made)
+    shutil.copytree(made, folder_in(tmp_path, digest))
+    with pytest.raises(AdapterBroken, match="no longer load") as caught:
+        ContentReader(tmp_path, layout()).load(digest)
+    assert isinstance(caught.value.message, Problem)
+    assert caught.value.message.remedy is Remedy.KEEP_TEXT
