@@ -16,7 +16,7 @@
 /* Scores of one head are padded to whole vectors. */
 #define PADDED(length) (((size_t)(length) + BLOCK - 1) / BLOCK * BLOCK)
 
-/* mine[l] = q . k[l] * scale for every key, minus infinity in the padding. */
+/* mine[l] = q . k[l] * scale for every key. */
 static void score_keys(const float *q_D, const uint16_t *k_NHD, const int32_t *cells, int length,
                        int size, size_t cell_stride, float scale, float *mine) {
     /* As many keys at once as a vector has lanes: one reduction makes all their sums. */
@@ -34,20 +34,32 @@ static void score_keys(const float *q_D, const uint16_t *k_NHD, const int32_t *c
         }
         store(mine + first, sums(acc) * splat(scale));
     }
+}
+
+/* The cap and the slope of a query head; the last key is its own position's. */
+static void adjust(const Attention *how, int head, float *mine, int length) {
+    for (int l = 0; how->cap && l < length; l += WIDTH) {
+        const Floats twice = load(mine + l) * splat(2 / how->cap);
+        const Floats tangent = splat(1) - splat(2) / (exponential(twice) + splat(1));
+        store(mine + l, splat(how->cap) * tangent);
+    }
+    for (int l = 0; how->slope_Q && l < length; l++)
+        mine[l] -= how->slope_Q[head] * (float)(length - 1 - l);
     for (size_t l = (size_t)length; l < PADDED(length); l++) mine[l] = -INFINITY;
 }
 
 /* Scores to weights, in place; gives 1 / their sum. */
-static float weigh(float *mine, int length) {
+static float weigh(const float *sink, float *mine, int length) {
     Floats most = load(mine), totals = splat(0);
     for (int l = WIDTH; l < length; l += WIDTH) most = greater(most, load(mine + l));
+    if (sink) most = greater(splat(*sink), most);
     const Floats best = splat(largest(most));
     for (int l = 0; l < length; l += WIDTH) {
         const Floats e = exponential(load(mine + l) - best);
         store(mine + l, e);
         totals += e;
     }
-    return 1.0f / sum(totals);
+    return 1.0f / (sum(totals) + (sink ? exponential(splat(*sink) - best)[0] : 0));
 }
 
 /* out[g] = factor[g] * sum over l of weights[g][l] * v[l], for `group` heads and `vectors` of
@@ -71,19 +83,20 @@ INLINE void mix_values(const uint16_t *v_NHD, const int32_t *cells, int length, 
             store(out_GD + g * size + i * WIDTH, acc[g][i] * splat(factor[g]));
 }
 
-/* q_GD, out_GD: `group` query heads, contiguous. k_NHD, v_NHD: in half precision, at this key
+/* q_GD, out_GD: query heads `head` to `head` + `group` - 1, contiguous. k_NHD, v_NHD: in half precision, at this key
  * head already. cells: the `length` cells to see. scores: room for [group, PADDED(length)]. */
-static void attend(const float *q_GD, const uint16_t *k_NHD, const uint16_t *v_NHD,
-                   float *out_GD, const int32_t *cells, int length, int group, int size,
-                   size_t cell_stride, float scale, float *scores) {
+static void attend(const Attention *how, const float *q_GD, const uint16_t *k_NHD,
+                   const uint16_t *v_NHD, float *out_GD, const int32_t *cells, int length,
+                   int head, int group, int size, size_t cell_stride, float *scores) {
     for (int first = 0; first < group; first += HEADS) {
         const int heads = group - first < HEADS ? group - first : HEADS;
         float factor[HEADS];
         for (int g = 0; g < heads; g++) {
             float *mine = scores + g * PADDED(length);
-            score_keys(q_GD + (first + g) * size, k_NHD, cells, length, size, cell_stride, scale,
-                       mine);
-            factor[g] = weigh(mine, length);
+            score_keys(q_GD + (first + g) * size, k_NHD, cells, length, size, cell_stride,
+                       how->scale, mine);
+            adjust(how, head + first + g, mine, length);
+            factor[g] = weigh(how->sink_Q ? how->sink_Q + head + first + g : NULL, mine, length);
         }
         for (int d = 0; d < size;) {
             const int vectors = size - d >= SPAN * WIDTH ? SPAN : 1;

@@ -144,7 +144,6 @@ class CompiledModel:
             vocab=config.vocab_size,
             max_rank=padded(max_rank),
             epsilon=config.rms_norm_eps,
-            attention_scale=attention.scaling,
             embedding=self._pointer(model.model.embed_tokens.weight),
             norm=self._pointer(model.model.norm.weight),
             head=self._linear(model.lm_head),
@@ -274,7 +273,7 @@ class CompiledModel:
         target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
         sight = cache.shape(attention).sight
         require(sight.chunk is None, "no architecture of this path has chunks")
-        target.window = sight.window or 0
+        target.attention = structs.Attention(scale=attention.scaling, window=sight.window or 0)
         target.rotary = 1
 
     def _linear(self, *layers: nn.Module) -> structs.Linear:

@@ -24,7 +24,8 @@ struct Engine {
     float *inward_scale, *answers;
     float *spare; /* a row for each thread, as wide as any */
     Ahead *ahead; /* one for each thread */
-    /* For `lorry_linear` and `lorry_module`. */
+    /* For `lorry_linear`, `lorry_module` and `lorry_attend`. */
+    const Layer *layer;
     const Linear *linear;
     const Slots *slots;
     const Pairs *pairs;

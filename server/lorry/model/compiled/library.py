@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorry.model.compiled import recipe
-from lorry.model.compiled.structs import Linear, LinearSlots, Model, Pairs, StepArguments
+from lorry.model.compiled.structs import Layer, Linear, LinearSlots, Model, Pairs, StepArguments
 
 FOLDER = Path(__file__).parent
 
@@ -82,6 +82,11 @@ def load(path: Path) -> ctypes.CDLL:
         *(c_void_p, c_void_p, c_int32),
     ]
     library.lorry_module.restype = None
+    library.lorry_attend.argtypes = [
+        *(c_void_p, POINTER(Layer), POINTER(StepArguments)),
+        *(c_void_p, c_void_p),
+    ]
+    library.lorry_attend.restype = None
     library.lorry_pack.argtypes = [
         *(c_void_p, c_void_p, c_float),
         *(c_int32, c_int32, c_int32),

@@ -56,12 +56,13 @@ static void attend_share(Engine *e, const Layer *layer, int thread) {
     for (int unit = thread; unit < step->num_tokens * m->kv_heads; unit += e->pool.size) {
         const int t = unit / m->kv_heads, h = unit % m->kv_heads;
         const int end = step->position[t] + 1;
-        const int begin = layer->window && end > layer->window ? end - layer->window : 0;
-        attend(e->qkv + (size_t)t * (queries + 2 * keys) + h * group * size,
+        const int window = layer->attention.window;
+        const int begin = window && end > window ? end - window : 0;
+        attend(&layer->attention, e->qkv + (size_t)t * (queries + 2 * keys) + h * group * size,
                layer->k_NHD + h * size, layer->v_NHD + h * size,
                e->attended + (size_t)t * queries + h * group * size,
-               step->cells + step->context[step->row[t]] + begin, end - begin, group, size, keys,
-               m->attention_scale,
+               step->cells + step->context[step->row[t]] + begin, end - begin, h * group, group,
+               size, keys,
                e->scores + (size_t)thread * HEADS * PADDED(e->max_context));
     }
 }
@@ -213,6 +214,11 @@ static void run_module(void *argument, int thread) {
     add_deltas(e, &alone, e->output, out, thread);
 }
 
+static void run_attention(void *argument, int thread) {
+    Engine *e = argument;
+    attend_share(e, e->layer, thread);
+}
+
 /* recipe.sources() of what this was compiled from. */
 const char *lorry_sources(void) { return LORRY_SOURCES; }
 
@@ -238,6 +244,17 @@ void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, cons
     engine->output = y;
     engine->tokens = tokens;
     pool_run(&engine->pool, run_module, engine);
+}
+
+void lorry_attend(Engine *engine, const Layer *layer, const Step *step, const float *qkv,
+                  float *attended) {
+    const Model *m = engine->model;
+    const size_t queries = (size_t)m->heads * m->head_size, keys = (size_t)m->kv_heads * m->head_size;
+    engine->layer = layer;
+    engine->step = step;
+    memcpy(engine->qkv, qkv, step->num_tokens * (queries + 2 * keys) * sizeof *qkv);
+    pool_run(&engine->pool, run_attention, engine);
+    memcpy(attended, engine->attended, step->num_tokens * queries * sizeof *attended);
 }
 
 int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank, int32_t in,

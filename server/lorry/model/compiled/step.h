@@ -46,20 +46,29 @@ typedef struct {
     int32_t module; /* its place among an adapter's vectors */
 } Slots;
 
+/* What a layer's attention is beside softmax(scale * q . k) v. */
+typedef struct {
+    float scale;
+    float cap;            /* a score becomes cap * tanh(score / cap); 0: it stays */
+    const float *slope_Q; /* per query head: its scores lose slope * distance (ALiBi); or NULL */
+    const float *sink_Q;  /* per query head: the score of a token more, without a value; or NULL */
+    int32_t window;       /* last tokens that one sees, its own included; 0: all */
+} Attention;
+
 typedef struct {
     Linear qkv, o, gate_up, down;
     Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
     const float *attention_norm, *mlp_norm;
     const float *q_norm, *k_norm; /* or NULL */
     uint16_t *k_NHD, *v_NHD; /* half precision */
-    int32_t window; /* 0: none */
+    Attention attention;
     int32_t rotary; /* 0: no positions in this layer */
 } Layer;
 
 typedef struct {
     int32_t num_layers, hidden, heads, kv_heads, head_size, inner, vocab;
     int32_t max_rank; /* a multiple of 8 */
-    float epsilon, attention_scale;
+    float epsilon;
     const float *embedding;
     const float *norm;
     Linear head;
@@ -113,6 +122,10 @@ void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y
 /* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */
 void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, const Pairs *pairs,
                   const float *x, float *y, int32_t tokens);
+/* attended [T, heads * D] of qkv [T, (heads + 2 * kv_heads) * D], whose keys and values are in the
+ * cache; for tests. */
+void lorry_attend(Engine *engine, const Layer *layer, const Step *step, const float *qkv,
+                  float *attended);
 /* kept [count] = the weights, 1 in all, of the most preferred tokens that first reach `mass`, at
  * least one; 0 elsewhere. None with a preference up to `floor` is among them. Any thread, as the
  * next; `room`: 20 bytes for each of count. */

@@ -43,6 +43,16 @@ class LinearSlots(Structure):
     ]
 
 
+class Attention(Structure):
+    _fields_ = [
+        ("scale", c_float),
+        ("cap", c_float),
+        ("slope_Q", c_void_p),
+        ("sink_Q", c_void_p),
+        ("window", c_int32),
+    ]
+
+
 LINEARS = ("qkv", "o", "gate_up", "down")
 
 
@@ -59,7 +69,7 @@ class Layer(Structure):
         ("k_norm", c_void_p),
         ("k_NHD", c_void_p),
         ("v_NHD", c_void_p),
-        ("window", c_int32),
+        ("attention", Attention),
         ("rotary", c_int32),
     ]
 
@@ -75,7 +85,6 @@ class Model(Structure):
         ("vocab", c_int32),
         ("max_rank", c_int32),
         ("epsilon", c_float),
-        ("attention_scale", c_float),
         ("embedding", c_void_p),
         ("norm", c_void_p),
         ("head", Linear),
