@@ -155,7 +155,7 @@ def test_pairs_of_the_vision_part_that_were_not_trained_are_left_out(
 ) -> None:
     folder, model = of_the_whole(whole, tmp_path / "a", acts=False)
     (warning,) = served(lorry, Made(folder, KINDS["lora"], model))["warnings"]
-    assert "no text reaches these modules of the base" in warning and "is left out" in warning
+    assert "no text reaches these modules of the base" in warning and "are left out" in warning
     assert "model.vision_tower.encoder.layers.0.self_attn." in warning
 
 

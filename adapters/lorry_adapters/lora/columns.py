@@ -1,16 +1,16 @@
 """Which columns of a stacked lora_B belong to which expert.
 
-PEFT keeps the pairs of all experts in two matrices, A [E r, in] and B [out, r E]: the rows of A
-expert by expert, the columns of B rank by rank, so that column j is of expert j mod E. Unsloth
-trained them expert by expert in B as well, from February 2026 until its release 2026.9.6, which
-trains PEFT's order and writes in the config which of the two a file has:
+PEFT keeps the pairs of all experts in two matrices, A [E r, in] and B [out, r E]. The rows of A
+are grouped by expert. The columns of B are ordered by rank, so that column j belongs to expert
+j mod E. From February 2026 until its release 2026.9.6, Unsloth also grouped the columns of B by
+expert. That release trains in PEFT's order and writes the order of a file to its config:
 
-    lora_B_layout                        "rank_major" or "grouped_by_expert", of all parameters
+    lora_B_layout                        "rank_major" or "grouped_by_expert", for all parameters
     unsloth_fused_expert_lora            the same for each: {"parameters": {"down_proj":
                                          {"lora_B_layout": "rank_major"}}}
 
-both in the config itself or in its `auto_mapping`, whose `unsloth_fixed` is Unsloth's older mark.
-Shapes do not tell one order from the other.
+Both are in the config itself or in its `auto_mapping`, whose `unsloth_fixed` is Unsloth's older
+mark. The shapes are the same in both orders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lorry_adapters.lora.problems import UNKNOWN_COLUMN_ORDER, shown
 ORDER: Final = "lora_B_layout"
 DETAIL: Final = "unsloth_fused_expert_lora"
 BY_RANK: Final = "rank_major"
-"""PEFT's."""
+"""PEFT's order."""
 BY_EXPERT: Final = "grouped_by_expert"
 _MARK: Final = "unsloth_fixed"
 
@@ -67,7 +67,7 @@ def columns_of(config: Mapping[str, Any]) -> Columns:
         if source.get(ORDER) is not None:
             return Columns(every=_order(source[ORDER]))
     if mapping.get(_MARK):
-        return Columns(doubt=f"the config has {_MARK}, and no {ORDER} beside it")
+        return Columns(doubt=f"the config has {_MARK}, but no {ORDER} beside it")
     if not mapping and config.get("peft_version") is None:
         return Columns(doubt="the config has neither a peft_version nor an auto_mapping")
     return Columns()
@@ -92,8 +92,8 @@ def by_rank(b_OR: Tensor, experts: int) -> Tensor:
 def doubts(doubt: str) -> str:
     """Return the warning about stacked experts whose order is uncertain."""
     return (
-        "the order of the columns of its experts' lora_B is not certain, as files of both orders "
-        f"look alike: {doubt}. {UNKNOWN_COLUMN_ORDER}"
+        "the order of the columns of its experts' lora_B is not certain, as files with either "
+        f"order look alike: {doubt}. {UNKNOWN_COLUMN_ORDER}"
     )
 
 

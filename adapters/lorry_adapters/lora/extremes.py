@@ -1,9 +1,9 @@
-"""Numbers that no training leaves and no step survives, found before an adapter exists.
+"""Refuses numbers that training never produces and that would overflow in a step.
 
-A number can be finite where it is stored and overflow where it is used: in half precision, as
-a product of two matrices, in a norm that squares. So an adapter's numbers, and what its pairs of
-matrices can make of an input, have a bound that is the same on every base: the largest number
-of half precision. Trained weights are thousands of times smaller.
+A number can be finite in the file and overflow in use: in half precision, in a product of two
+matrices, in a norm that squares. So an adapter's numbers, and the largest output of its pairs of
+matrices, have a bound that is the same on every base: the largest number of half precision.
+Trained weights are thousands of times smaller.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LARGEST: Final = torch.finfo(torch.float16).max
 
 
 def extreme(key: str, values: Tensor, *, places: bool = False) -> str | None:
-    """What is wrong with the numbers of a tensor; None where nothing is. `places`: they are
-    whole numbers that name places in a weight, however they are stored."""
+    """Return the problem with the numbers of a tensor, or None. `places`: they are indices into a
+    weight, whatever their dtype."""
     if not values.numel():
         return None
     low, high = (float(one) for one in torch.aminmax(values))
@@ -35,8 +35,8 @@ def extreme(key: str, values: Tensor, *, places: bool = False) -> str | None:
     largest = max(-low, high)
     if largest > LARGEST and not places:
         return (
-            f"{shown(key)} holds a number of {largest:.4g} in magnitude; at most {LARGEST:g} is "
-            "served, which trained weights do not come near"
+            f"{shown(key)} contains a number of magnitude {largest:.4g}; at most {LARGEST:g} is "
+            "served, which is far above trained weights"
         )
     return None
 
@@ -44,8 +44,9 @@ def extreme(key: str, values: Tensor, *, places: bool = False) -> str | None:
 def too_strong(
     pairs: Mapping[str, LoraPair], effects: Mapping[str, Sequence[AnyEffect]]
 ) -> Iterator[str]:
-    """Modules where an input of length 1 could get a delta of over LARGEST, or whose B, times
-    the trained strength, does not fit in half precision. Of numbers that `extreme` let pass."""
+    """Yield modules where an input of length 1 could get a delta above LARGEST, or where B times
+    the
+    trained strength overflows half precision. The numbers must have passed `extreme`."""
     for module, a_ERI, b_EOR, scaling_E in _pairs(pairs, effects):
         strength_E = scaling_E.abs().float()
         lengths_E = _length(a_ERI.flatten(1)) * _length(b_EOR).amax(1)
@@ -60,7 +61,7 @@ def too_strong(
 
 
 def _length(vectors: Tensor, ord: float = 2) -> Tensor:
-    """Of the last dimension, in fp32."""
+    """Return norms over the last dimension, in fp32."""
     lengths: Tensor = torch.linalg.vector_norm(vectors, ord, dim=-1, dtype=torch.float32)
     return lengths
 
@@ -68,7 +69,7 @@ def _length(vectors: Tensor, ord: float = 2) -> Tensor:
 def _pairs(
     pairs: Mapping[str, LoraPair], effects: Mapping[str, Sequence[AnyEffect]]
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """(module, A, B, strength), each with a dimension for experts in front."""
+    """Yield (module, A, B, strength), each with a leading dimension for experts."""
     for module, pair in pairs.items():
         yield module, *_single(pair.a_RI, pair.b_OR, pair.scaling)
     for module, mine in effects.items():

@@ -1,8 +1,8 @@
 """Detects parts of an adapter that have no effect or cannot be applied.
 
-An adapter as it was before the first step of training, or one whose config takes its strength
-away (`lora_alpha` 0), adds nothing to any base: it would be the base under another name. And what
-is for the vision or audio part of a base, no text reaches.
+An adapter saved before the first step of training, or with a strength of zero in its config
+(`lora_alpha` 0), adds nothing to any base: it would be the base under another name. No text
+reaches the parts of an adapter for a vision or audio model.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def why_idle(parts: Parts) -> str | None:
         if not all(_adds_nothing(one) or _is_beside(one) for one in every):
             return None
         return (
-            "its strength is zero in every module, as lora_alpha, alpha, scaling and "
-            "alpha_pattern have it: give it the one that it was trained with"
+            "lora_alpha, alpha, scaling or alpha_pattern in its config make its strength zero in "
+            "every module: restore the values that it was trained with"
         )
     if not all(map(_adds_nothing, every)):
         return None
     if parts.pairs and len(every) == len(parts.pairs):
-        return "every lora_B is zero, as before any training"
-    return "every number that it adds is zero, as before any training"
+        return "every lora_B is zero, as before training"
+    return "every number that it adds is zero, as before training"
 
 
 def leave_out_unseen(parts: Parts, layout: BaseLayout, problems: list[str]) -> list[str]:
-    """Takes out of `parts` what no text reaches; what of that would act elsewhere goes to
-    `problems`. Warnings for people.
+    """Remove the parts that no text reaches from `parts`. Return warnings for people.
 
-    Trained on text, with targets that name modules of other parts as well (`q_proj`), an adapter
-    has pairs for those that stayed as they were; trained on images, it has others.
+    An adapter trained on text whose targets match modules of other parts too (`q_proj`) has
+    unchanged pairs for them, which are removed. One trained on images has pairs that would act
+    there; these are added to `problems`.
     """
     unseen = [name for name in (*parts.pairs, *parts.effects) if is_beside(layout, name)]
     if not unseen:
@@ -68,18 +68,18 @@ def leave_out_unseen(parts: Parts, layout: BaseLayout, problems: list[str]) -> l
     if acting:
         problems.append(
             Problem(
-                "no text reaches these modules of the base, and the adapter changes them "
-                f"({len(acting)}): {some(acting)}. Served as it is, that part of it would never "
-                "act: make an adapter of its text part, or train it with target_modules within "
-                f"{layout.text} alone",
+                "no text reaches these modules of the base, but the adapter changes them "
+                f"({len(acting)}): {some(acting)}. That part of it would have no effect: make an "
+                "adapter of its text part, or train it with target_modules within "
+                f"{layout.text} only",
                 Remedy.KEEP_TEXT,
             )
         )
     if not idle:
         return []
     return [
-        "no text reaches these modules of the base, so what the adapter has for them "
-        f"({len(idle)}) is left out; it was not trained, and adds nothing: {some(idle)}"
+        "no text reaches these modules of the base, so the adapter's tensors for them "
+        f"({len(idle)}) are left out; they were not trained and add nothing: {some(idle)}"
     ]
 
 
@@ -89,13 +89,13 @@ def why_apart(parts: Parts, layout: BaseLayout) -> list[str]:
     if not names:
         return []
     return [
-        "the adapter changes modules that are not handed a step's tokens one by one, which is not "
+        "the adapter changes modules that do not receive a step's tokens one by one, which is not "
         f"served ({len(names)}): {some(names)}"
     ]
 
 
 def _strengths(one: LoraPair | AnyEffect) -> Iterator[float]:
-    """Those that a config gives."""
+    """Yield the strengths that come from the config."""
     if isinstance(one, LoraPair | EmbeddingPair | PairBias | Kronecker | RouterPair):
         yield one.scaling
     elif isinstance(one, ExpertLora):
@@ -143,12 +143,13 @@ def _adds_nothing(one: LoraPair | AnyEffect) -> bool:
             return True
         case Measured():
             return one.changes_nothing()
-    # DoRA's norm, biases, tables and spectra are against numbers that only the base has.
+    # DoRA's norm, biases, tables and spectra depend on numbers of the base.
     return False
 
 
 def _is_beside(one: LoraPair | AnyEffect) -> bool:
-    """An embedding table that PEFT saves on its own beside a targeted one."""
+    """Return whether this is an embedding table that PEFT saved on its own beside a targeted
+    one."""
     return isinstance(one, OwnModule) and not one.asked
 
 

@@ -1,6 +1,6 @@
-"""The tensors of an adapter's file, sorted by module and by what they are to it.
+"""The tensors in an adapter's file, sorted by module and parameter.
 
-A key is `<prefix><module>.<parameter>`, and the parameter's own spelling varies with who
+A key is `<prefix><module>.<parameter>`. The spelling of the parameter depends on the program that
 wrote the file:
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight            PEFT
@@ -8,7 +8,7 @@ wrote the file:
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight    a raw state dict
     base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight  torch.compile
 
-A file holds one adapter, so one name at most stands between.
+A file contains one adapter, so at most one adapter name appears in its keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ WRAPPERS: Final = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
     r"|^module\.|(?<=^base_model\.model\.)module\."
 )
-"""What torch.compile, FSDP, activation checkpointing and data parallel training put into paths."""
+"""Components that torch.compile, FSDP, activation checkpointing and data parallelism add to
+paths."""
 _SEES: Final = re.compile(r"vision|visual|audio|multi_modal_projector")
 _PREFIXES: Final = re.compile(rf"^(?:{re.escape(PREFIX)})+")
 _ENDS: Final = ("weight", "bias")
@@ -37,15 +38,15 @@ _ENDS: Final = ("weight", "bias")
 
 @dataclass(slots=True)
 class Keys:
-    """What `sort_keys` found."""
+    """The result of `sort_keys`."""
 
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By path in the base, then by parameter: the key."""
+    """Keys by path in the base, then by parameter."""
     rest: list[str] = field(default_factory=list)
-    """Keys that are no parameter of the method's."""
+    """Keys that are no parameter of the method."""
 
     def of(self, parameter: str) -> dict[str, str]:
-        """By module: its key of this parameter, where it has one."""
+        """Return the keys of one parameter, by module."""
         return {
             module: found[parameter] for module, found in self.modules.items() if parameter in found
         }
@@ -59,8 +60,8 @@ def sort_keys(
     *,
     places: Iterable[str] = (),
 ) -> Keys:
-    """`parameters`: as `lora_A.weight` or `ia3_l`; `places`: those of them that hold whole
-    numbers. What names no module of the base, and what is there twice, goes to `problems`."""
+    """Sort the keys of a file. `parameters` are names like `lora_A.weight` or `ia3_l`; `places` are
+    those that contain indices. Keys of unknown modules and duplicates are added to `problems`."""
     known, whole = frozenset(parameters), frozenset(places)
     stems = "|".join(sorted({re.escape(_stem(one)) for one in known}, key=len, reverse=True))
     pattern = re.compile(
@@ -94,17 +95,17 @@ def sort_keys(
         problems.append(f"the keys name more than one adapter: {some(every)}")
     problems.extend(_unknown_modules(list(unknown), bool(keys.modules), layout))
     if not file.entries:
-        problems.append("adapter_model.safetensors holds no tensors")
+        problems.append("adapter_model.safetensors contains no tensors")
     return keys
 
 
 def bare_path(path: str) -> str:
-    """Without PEFT's prefix and a trainer's wrappers."""
+    """Return a path without PEFT's prefix and wrappers of a trainer."""
     return _PREFIXES.sub("", WRAPPERS.sub("", path))
 
 
 def module_of(path: str, layout: BaseLayout) -> BaseModule | None:
-    # A base whose own paths began with the prefix would be meant literally.
+    # If the base's own paths began with the prefix, it would be meant literally.
     bare = bare_path(path)
     # An adapter for hidden states was trained on the model without its head.
     for name in (path, bare, f"{layout.body}.{bare}"):
@@ -133,7 +134,7 @@ def unexpected(keys: Iterable[str], expected: str) -> Iterator[str]:
 def check_shapes(
     file: TensorFile, wanted: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> None:
-    """`wanted`: by key."""
+    """Add a problem for every shape that differs from `wanted`, which is by key."""
     for key, shape in wanted.items():
         found = file.entries[key].shape
         if found != shape:
@@ -146,7 +147,7 @@ def _stem(parameter: str) -> str:
 
 
 def _read_tail(match: re.Match[str], known: frozenset[str]) -> tuple[str | None, str | None]:
-    """(parameter, the adapter's name) of a key; no parameter where it is none of `known`."""
+    """Return the parameter and the adapter's name in a key. The parameter is None if unknown."""
     stem, parts = match["stem"], match["tail"].split(".")[1:]
     end = parts.pop() if parts and parts[-1] in _ENDS else None
     if len(parts) > 1:
@@ -164,7 +165,7 @@ def _unknown_modules(unknown: list[str], any_known: bool, layout: BaseLayout) ->
     if unknown and any_known:
         yield Problem(
             f"the file has {len(unknown)} module{'s' if len(unknown) > 1 else ''} that the base "
-            f"{layout.name} has not: {some(unknown)}",
+            f"{layout.name} does not have: {some(unknown)}",
             Remedy.KEEP_TEXT if any(map(_SEES.search, unknown)) else None,
         )
     elif unknown:

@@ -62,7 +62,7 @@ class FileContents:
     """A file whose keys and shapes were checked against the base and the config."""
 
     modules: tuple[str, ...]
-    """Paths of the modules that it changes."""
+    """Paths of the changed modules."""
     read: Callable[[], Parts]
     """Reads the tensors. Must be called only if there were no problems."""
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class FileContents:
     labels: int = 0
     """Number of labels of a classifier."""
     warnings: tuple[str, ...] = ()
-    """Notes about what was accepted although it may be meant differently."""
+    """Notes about things that were accepted but may be mistakes."""
 
 
 class AdapterSpec(Protocol):
@@ -93,14 +93,15 @@ class AdapterSpec(Protocol):
     ) -> FileContents:
         """Match the file's tensors with the base. Adds everything that does not fit to `problems`.
 
-        Not `sound`: the config had problems, so where the file disagrees with it is not told.
+        If not `sound`, the config had problems, so its disagreements with the file are not
+        reported.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SpecBase:
-    """The fields that most methods' configs have in common."""
+    """The fields that most methods' configs share."""
 
     peft_type: str
     base_model: str | None

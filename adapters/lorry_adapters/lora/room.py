@@ -1,7 +1,7 @@
-"""Memory of this process: what is left, and an error with numbers where something finds too little.
+"""This process's memory: the amount that is left, and an error with numbers if it is too little.
 
-What is left is the least of what the machine has, what the process's control group may still
-take, and what its own limit of address space (`ulimit -v`) leaves.
+The amount left is the least of the machine's available memory, the rest of the control group's
+limit, and the rest of the process's address space limit (`ulimit -v`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ASKED: Final = re.compile(r"allocate (\d+) bytes")
 
 
 def available() -> int:
-    """Bytes that this process can still take."""
+    """Return the bytes that this process can still allocate."""
     left = [int(psutil.virtual_memory().available)]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
@@ -36,7 +36,7 @@ def available() -> int:
 
 
 def require(needed: int, what: str) -> None:
-    """OutOfMemory unless `needed` bytes are left for `what`."""
+    """Raise OutOfMemory unless `needed` bytes are left for `what`."""
     left = available()
     if needed > left:
         raise OutOfMemory(_said(what, needed, left))
@@ -44,13 +44,13 @@ def require(needed: int, what: str) -> None:
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Has a memory that runs out in the block told as OutOfMemory."""
+    """Raise OutOfMemory, naming `what`, if the block runs out of memory."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(_said(what, None, available())) from error
     except RuntimeError as error:
-        # PyTorch's own allocator for a CPU has no class for it.
+        # PyTorch's CPU allocator raises a plain RuntimeError.
         if _TORCH.search(str(error)) is None:
             raise
         asked = _ASKED.search(str(error))
@@ -61,20 +61,20 @@ def named(what: str) -> Iterator[None]:
 def _said(what: str, needed: int | None, left: int) -> str:
     wants = f"needs {needed} bytes of memory" if needed is not None else "needs more memory"
     return (
-        f"{what} {wants}, and {left} are left to the server; try again when it has less to do, "
-        "or give it more"
+        f"{what} {wants}, but the server has {left} left; try again when it has less to do, "
+        "or give it more memory"
     )
 
 
 def _left_in_group() -> int | None:
-    """Of the second version of control groups, as containers have it; None without a limit."""
+    """Return what is left of a version 2 control group, as in containers; None without a limit."""
     try:
         most = (_CGROUP / "memory.max").read_text().strip()
         if not most.isdigit():
             return None
         used = int((_CGROUP / "memory.current").read_text())
         stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # Files that were read count as used, and give way.
+        # The page cache counts as used, but can be reclaimed.
         return int(most) - used + int(stat.get("inactive_file", 0))
     except (OSError, ValueError):
         return None

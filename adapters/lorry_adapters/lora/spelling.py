@@ -1,15 +1,15 @@
-"""The text model of a base, under the names that adapters have for it.
+"""The names that adapters use for the text model of a base.
 
-A model with a vision or audio part wraps a text model. What transformers calls that one's modules
-has changed, and a text model that is served alone has a third name for them:
+A model with a vision or audio part wraps a text model. transformers has changed the names of that
+text model's modules, and a text model that is served alone has a third set of names:
 
     wrapper     model.language_model.layers.0    since transformers 4.52
     older       language_model.model.layers.0    before; its head is language_model.lm_head
     text        model.layers.0                   the text model by itself
 
-The weights are the same, so an adapter of any of them fits them all. The keys of a file tell
-whose names it has: `spelled` shows the base as such an adapter knows it, with its other parts
-where that model has them, and leads back to the base's own names.
+The weights are the same, so an adapter with any of these names fits all three. `spelled` detects
+the names from a file's keys and returns the base under those names, with its other parts if that
+model has them. `Spelled.back` converts to the base's own names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Spelling(StrEnum):
-    """By the path of the text model."""
+    """The path of the text model."""
 
     WRAPPER = "model.language_model"
     OLDER = "language_model.model"
@@ -37,20 +37,20 @@ class Spelling(StrEnum):
 HEAD: Final = "lm_head"
 _OLDER_HEAD: Final = f"language_model.{HEAD}"
 _AROUND: Final = "model."
-"""Where a wrapper has its other parts; before transformers 4.52 they stood by themselves."""
+"""The prefix of a wrapper's other parts, which had none before transformers 4.52."""
 LANGUAGE: Final = "language_model."
 
 
 @dataclass(frozen=True, slots=True)
 class Spelled:
-    """A base as an adapter knows it."""
+    """A base under an adapter's names."""
 
     layout: BaseLayout
     own: Mapping[str, str]
-    """The base's own names, by those of `layout`; empty where they are the same."""
+    """The base's own names, by the names in `layout`; empty if they are the same."""
 
     def back(self, parts: Parts) -> Parts:
-        """`parts` by the base's own names."""
+        """Return `parts` under the base's own names."""
         if not self.own:
             return parts
         return replace(
@@ -61,8 +61,8 @@ class Spelled:
 
 
 def spelled(layout: BaseLayout, keys: Iterable[str]) -> Spelled:
-    """`keys` of an adapter's file. Where they are of the base's own names, of none that is known,
-    or of more than one, the base is shown as it is."""
+    """Return the base under the names in `keys`, which are those of an adapter's file. If they are
+    the base's own, unknown, or mixed, the base is returned as it is."""
     root = _root(layout)
     if root is None or layout.aliases:
         return Spelled(layout, {})
@@ -78,8 +78,8 @@ def spelled(layout: BaseLayout, keys: Iterable[str]) -> Spelled:
 
 
 def spellings(keys: Iterable[str], parts: Iterable[str] | None = None) -> Iterator[Spelling]:
-    """Of every key of a text model. `parts`: what such a model has at its top; None: whatever it
-    may be."""
+    """Yield the spelling of every key of a text model. `parts` are the names at the top of such a
+    model, or None if any name may be."""
     known = None if parts is None else frozenset(parts)
     for key in keys:
         path = bare_path(key)
@@ -87,20 +87,20 @@ def spellings(keys: Iterable[str], parts: Iterable[str] | None = None) -> Iterat
             yield Spelling.OLDER
         elif path.startswith((f"{Spelling.WRAPPER}.", LANGUAGE)):
             yield Spelling.WRAPPER
-        # Of an adapter for hidden states the outermost `model` is left out.
+        # An adapter for hidden states omits the outermost `model`.
         elif known is not None and path.removeprefix(_AROUND).partition(".")[0] in known:
             yield Spelling.TEXT
 
 
 def is_beside(layout: BaseLayout, module: str) -> bool:
-    """A module of the base's own that no text reaches."""
+    """Return whether a module of the base receives no text."""
     return bool(layout.text) and not (
         module == layout.output_embedding or f"{module}.".startswith(f"{layout.text}.")
     )
 
 
 def _root(layout: BaseLayout) -> Spelling | None:
-    """What the base itself calls its text model."""
+    """Return the base's own spelling of its text model."""
     path = (layout.input_embedding or "").rpartition(".")[0]
     return Spelling(path) if path in [*Spelling] else None
 

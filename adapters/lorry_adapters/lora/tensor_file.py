@@ -1,10 +1,10 @@
-"""A safetensors file, read with distrust: the header first, then tensors in memory of their own.
+"""Reads untrusted safetensors files: first the header, then tensors into memory of their own.
 
 Format: 8 bytes, the header's length N, little-endian; N bytes of JSON, name -> {"dtype",
 "shape", "data_offsets": [begin, end)} counted from the header's end; then the data, which
 the tensors cover without gap or overlap (https://huggingface.co/docs/safetensors).
 
-Nothing is mapped: a tensor that aliased a file would change, or crash the process, with it.
+Files are not mapped: a tensor that aliased a file would change with it or crash the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_HEADER: Final = 16 << 20
 """Bytes. The format itself allows 100 MB."""
 
 MAX_TENSORS: Final = 100_000
-"""As many as the largest mixtures of experts need, with a pair for each expert."""
+"""Enough for the largest mixtures of experts, with a pair for each expert."""
 
 MAX_NAME: Final = 1024
 """Characters of a tensor's name."""
@@ -38,8 +38,8 @@ _MARKS: Final = {
     b":": 4 * MAX_TENSORS + _BESIDE,
     b",": 8 * MAX_TENSORS + _BESIDE,
 }
-"""How often they stand in a header of that many tensors, with something over for __metadata__.
-What is made of a header takes many times its bytes, in one call that holds the interpreter."""
+"""The most punctuation of a header with that many tensors, with a margin for __metadata__. A
+parsed header takes many times its bytes, and parsing it is one call that holds the interpreter."""
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F32": torch.float32,
@@ -49,19 +49,19 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""What an adapter may be stored in."""
+"""The dtypes of an adapter's tensors."""
 
 PLACES: Final[Mapping[str, torch.dtype]] = {
     "I32": torch.int32,
     "I64": torch.int64,
     "F32": torch.float32,
 }
-"""What places in a weight may be stored in; as floats by PEFT on Windows."""
+"""The dtypes of indices into a weight. PEFT on Windows stores them as floats."""
 
 _READ: Final = {**DTYPES, **PLACES}
 
 _NOT_COMPUTED: Final = frozenset({"F64", "F8_E4M3", "F8_E5M2"})
-"""Read as float32, as PEFT's own parameters hold them."""
+"""Dtypes that are read as float32, like PEFT's own parameters."""
 
 _SIZES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2,
@@ -72,7 +72,7 @@ _SIZES: Final = {
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     dtype: str
-    """As the file spells it: `F32`, ..."""
+    """The file's own spelling: `F32`, ..."""
     shape: tuple[int, ...]
     begin: int
     """Bytes from the start of the file."""
@@ -87,16 +87,16 @@ class TensorEntry:
 
 
 class TensorFile:
-    """An open file whose header has been checked against the file's size.
+    """An open file whose header was checked against the file's size.
 
-    Raises InvalidAdapter with every lie found in the header; OSError as `open` does.
+    Opening raises InvalidAdapter with every error in the header, and OSError as `open` does.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.places: set[str] = set()
-        """Names that `read_places` was asked for."""
-        # Unbuffered: tensors are read into their own memory in one go.
+        """Names that were read by `read_places`."""
+        # Unbuffered: tensors are read directly into their own memory.
         self._file = path.open("rb", buffering=0)
         try:
             self.entries: Mapping[str, TensorEntry] = self._header()
@@ -117,32 +117,32 @@ class TensorFile:
 
     @property
     def memory(self) -> int:
-        """Bytes that its tensors take once they are read."""
+        """Return the bytes that its tensors take in memory."""
         return sum(
             4 * entry.elements if entry.dtype in _NOT_COMPUTED else entry.bytes
             for entry in self.entries.values()
         )
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in host memory that belongs to nothing else, in a type to compute in.
+        """Return a tensor in memory of its own, in a dtype for computing.
 
-        Raises InvalidAdapter where the file has become shorter than it was.
+        Raises InvalidAdapter if the file has become shorter since it was opened.
         """
         return self._read(self.entries[name])
 
     def read_places(self, name: str, end: int) -> torch.Tensor:
-        """Places in something of `end` places, as int64.
+        """Return indices from 0 to `end` - 1, as int64.
 
-        Raises InvalidAdapter where one is no whole number from 0 on and below `end`.
+        Raises InvalidAdapter if one is not an integer or is out of range.
         """
         self.places.add(name)
         stored = self._read(self.entries[name])
         if not stored.is_floating_point():
-            stored = stored.to(torch.int64)  # `end` may be more than 32 bits hold
-        # NaN is within no bounds.
+            stored = stored.to(torch.int64)  # `end` may not fit in 32 bits
+        # NaN fails every comparison.
         if not bool(((stored >= 0) & (stored < end) & (stored == stored.floor())).all()):
             raise InvalidAdapter(
-                [f"{shown(name)} holds numbers that are no places from 0 to {end - 1}"]
+                [f"{shown(name)} contains numbers that are no indices from 0 to {end - 1}"]
             )
         return stored.to(torch.int64)
 
@@ -172,8 +172,8 @@ class TensorFile:
         if length > size - 8:
             raise InvalidAdapter(
                 [
-                    f"{name} is not a safetensors file, or is truncated: its first bytes promise "
-                    f"a header of {length} bytes, the file has {size}"
+                    f"{name} is not a safetensors file, or is truncated: its first bytes announce "
+                    f"a header of {length} bytes, but the file has {size}"
                 ]
             )
         if length > MAX_HEADER:
@@ -189,11 +189,11 @@ def _parsed(name: str, text: bytearray) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a name stands in it twice")
+            raise ValueError("it contains a name twice")
         return found
 
     if any(text.count(mark) > most for mark, most in _MARKS.items()):
-        raise InvalidAdapter([f"{name}: the header is of more than {MAX_TENSORS} tensors"])
+        raise InvalidAdapter([f"{name}: the header lists more than {MAX_TENSORS} tensors"])
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except RecursionError:
@@ -206,11 +206,11 @@ def _parsed(name: str, text: bytearray) -> dict[str, Any]:
     if metadata is not None and not isinstance(metadata, dict):
         raise InvalidAdapter([f"{name}: __metadata__ in the header is not an object"])
     if len(header) > MAX_TENSORS:
-        raise InvalidAdapter([f"{name}: the header is of more than {MAX_TENSORS} tensors"])
+        raise InvalidAdapter([f"{name}: the header lists more than {MAX_TENSORS} tensors"])
     longest = max(map(len, header), default=0)
     if longest > MAX_NAME:
         raise InvalidAdapter(
-            [f"{name}: the header has a name of {longest} characters; at most {MAX_NAME} are read"]
+            [f"{name}: a tensor's name has {longest} characters; at most {MAX_NAME} are allowed"]
         )
     return header
 
@@ -223,7 +223,7 @@ def _entries(
     for key, value in header.items():
         try:
             entries[key] = _entry(value, start, file_size)
-        except _Lie as lie:
+        except _BadEntry as lie:
             problems.append(f"{shown(key)}: {lie}")
     if not problems:
         end = start
@@ -234,33 +234,35 @@ def _entries(
             end = max(end, entry.begin + entry.bytes)
         if end != file_size and not problems:
             problems.append(
-                f"{name} has {file_size} bytes, its header accounts for {end}: "
-                "the file is truncated, or has something else appended"
+                f"{name} has {file_size} bytes, but its header accounts for {end}: "
+                "the file is truncated, or something was appended to it"
             )
     if problems:
         raise refusal(problems)
     return entries
 
 
-class _Lie(Exception):
-    """What an entry of the header says that cannot be."""
+class _BadEntry(Exception):
+    """An impossible entry in the header."""
 
 
 def _entry(value: Any, start: int, file_size: int) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _Lie("its header entry must have dtype, shape and data_offsets")
+        raise _BadEntry("its header entry must have dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _SIZES:
-        raise _Lie(f"unknown dtype {shown(dtype)}")
+        raise _BadEntry(f"unknown dtype {shown(dtype)}")
     if not _sizes(shape) or len(shape) > 8:
-        raise _Lie(f"{shown(shape)} is not a shape")
+        raise _BadEntry(f"{shown(shape)} is not a shape")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _Lie(f"{shown(offsets)} are not data offsets")
+        raise _BadEntry(f"{shown(offsets)} are not data offsets")
     entry = TensorEntry(dtype, tuple(shape), start + offsets[0], offsets[1] - offsets[0])
     if entry.begin + entry.bytes > file_size:
-        raise _Lie(f"its data ends at byte {entry.begin + entry.bytes}, the file at {file_size}")
+        raise _BadEntry(
+            f"its data ends at byte {entry.begin + entry.bytes}, the file at {file_size}"
+        )
     if entry.elements * _SIZES[dtype] != entry.bytes:
-        raise _Lie(f"{dtype} of shape {shown(shape)} does not take {entry.bytes} bytes")
+        raise _BadEntry(f"{dtype} of shape {shown(shape)} does not take {entry.bytes} bytes")
     return entry
 
 

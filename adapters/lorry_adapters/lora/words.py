@@ -1,15 +1,15 @@
-"""What an adapter's folder says beside its weights: chat template, end tokens, added tokens,
-defaults of generation, names of labels.
+"""An adapter folder's text beside its weights: chat template, end tokens, added tokens, defaults
+of generation, names of labels.
 
-Trainers leave the tokenizer's files beside the adapter's. What counts of them is read once,
-within bounds, and kept as one small file of the adapter's content:
+Trainers save the tokenizer's files with the adapter. The parts that matter are read once, within
+bounds, and stored with the adapter's content as one small file:
 
     adapter_words.json    {"chat_templates": {"default": ...}, "end_tokens": [...],
                            "end_token_ids": [...], "special_tokens": {"bos_token": ...},
                            "added_tokens": [...], "generation": {...}, "labels": [...]}
 
-A key is there only where the folder says something. The files are a stranger's and none of
-them is needed: what cannot be read is passed over with a warning.
+A key is present only if the folder defines it. The files are untrusted and optional: a file that
+cannot be read is ignored with a warning.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ SOURCES: Final[tuple[str, ...]] = (
     GENERATION_FILE,
     MODEL_CONFIG,
 )
-"""The files that are looked into. Where the first is there, the others say nothing new."""
+"""The files that are read. If the first exists, the others are ignored."""
 
 MAX_FILE: Final = 2 << 20
-"""Bytes of each that are read; of a tokenizer.json the beginning, where its tokens are listed."""
+"""The most bytes read from each file. A tokenizer.json lists its tokens at its start."""
 
 MAX_TEMPLATE: Final = 256 << 10
 """Characters."""
@@ -55,7 +55,7 @@ _MAX_TEXT: Final = 256
 """Characters of a token or a label."""
 
 NAMED: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
-"""Special tokens that a chat template may write by their names."""
+"""Special tokens that a chat template may refer to by name."""
 
 GENERATION: Final[Mapping[str, Callable[[float], bool]]] = {
     "temperature": lambda value: 0 <= value <= 100,
@@ -65,12 +65,12 @@ GENERATION: Final[Mapping[str, Callable[[float], bool]]] = {
     "typical_p": lambda value: 0 < value <= 1,
     "repetition_penalty": lambda value: 0 < value <= 100,
 }
-"""Defaults that are taken from a generation config, and what they may be."""
+"""Defaults that are read from a generation config, with their bounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """As tokenizer.json lists it."""
+    """A token as tokenizer.json lists it."""
 
     id: int
     content: str
@@ -83,23 +83,23 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """All of it; what the folder does not say is empty."""
+    """All of these texts. Fields that the folder does not define are empty."""
 
     chat_templates: Mapping[str, str] = field(default_factory=dict)
-    """By name; `default` is the one for everything without a template of its own."""
+    """By name; `default` is used wherever there is no template of that name."""
     end_tokens: tuple[str, ...] = ()
     end_token_ids: tuple[int, ...] = ()
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Of `NAMED`."""
+    """By a name of `NAMED`."""
     added_tokens: tuple[AddedToken, ...] = ()
     generation: Mapping[str, float] = field(default_factory=dict)
-    """Of `GENERATION`."""
+    """By a name of `GENERATION`."""
     labels: tuple[str, ...] = ()
-    """Of a classifier's head, in the order of its rows."""
+    """The labels of a classifier's head, in the order of its rows."""
 
     @property
     def brings(self) -> tuple[str, ...]:
-        """What there is, by the names that people see."""
+        """Return the names, for people, of everything that is defined."""
         there = {
             "chat_template": self.chat_templates,
             "end_tokens": self.end_tokens or self.end_token_ids,
@@ -111,7 +111,7 @@ class Words:
 
 
 def read(folder: Path) -> tuple[Words, tuple[str, ...]]:
-    """What the files in `folder` say, and what is wrong with them."""
+    """Read the files in `folder`. Return the texts and the warnings."""
     reader = _Reader(folder)
     if (folder / WORDS_FILE).is_file():
         return _stored(reader.json(WORDS_FILE), reader), tuple(reader.warnings)
@@ -132,7 +132,7 @@ def read(folder: Path) -> tuple[Words, tuple[str, ...]]:
 
 
 def write(words: Words, folder: Path) -> None:
-    """The file of a content; none where there is nothing to say."""
+    """Write the content's file; nothing is written if nothing is defined."""
     if words.brings:
         there = {name: value for name, value in asdict(words).items() if value}
         text = json.dumps(there, indent=1, sort_keys=True, ensure_ascii=True)
@@ -140,7 +140,7 @@ def write(words: Words, folder: Path) -> None:
 
 
 def load(folder: Path) -> Words:
-    """What `write` left in a content's folder."""
+    """Read the file that `write` wrote to a content's folder."""
     if not (folder / WORDS_FILE).is_file():
         return Words()
     words, _ = read(folder)
@@ -153,19 +153,19 @@ class _Reader:
         self.warnings: list[str] = []
 
     def json(self, name: str) -> Mapping[str, Any]:
-        """The object of a JSON file; empty where there is none."""
+        """Return the object in a JSON file, or an empty one if there is no file."""
         text = self._text(name)
         try:
             value = json.loads(text) if text else {}
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            self._passed_over(name, "it is no JSON object")
+            self._passed_over(name, "it is not a JSON object")
             return {}
         return value
 
     def templates(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """A file of its own counts before what the tokenizer's config has in it."""
+        """Read the templates. A file of its own overrides the tokenizer's config."""
         text = self._text(TEMPLATE_FILE)
         given = text or config.get("chat_template")
         if given is None:
@@ -176,7 +176,7 @@ class _Reader:
         for one in named if isinstance(named, list) else [None]:
             name, template = _dict(one).get("name"), _dict(one).get("template")
             if not isinstance(name, str) or not isinstance(template, str) or len(found) == 16:
-                self._passed_over(where, "it is no template")
+                self._passed_over(where, "it is not a template")
             elif len(template) > MAX_TEMPLATE:
                 self._passed_over(where, f"it has more than {MAX_TEMPLATE} characters")
             else:
@@ -196,11 +196,13 @@ class _Reader:
         made = [_added(one) for one in listed[:MAX_TOKENS]]
         found = [one for one in made if one is not None]
         if len(found) < len(listed):
-            self._passed_over("added tokens", f"{len(listed) - len(found)} of them make no sense")
+            self._passed_over(
+                "part of the added tokens", f"{len(listed) - len(found)} of them are malformed"
+            )
         return tuple(found)
 
     def generation(self, config: Mapping[str, Any]) -> dict[str, float]:
-        # As transformers reads it: without do_sample it is greedy, whatever else it says.
+        # Like transformers: without do_sample the answer is greedy, whatever the other fields say.
         sampled = config.get("do_sample") is True
         found: dict[str, float] = {}
         for name, fits in GENERATION.items():
@@ -217,7 +219,7 @@ class _Reader:
         there = [value for value in values if value is not None]
         found = [value for value in there if type(value) is int and 0 <= value < 1 << 31]
         if len(found) < len(there) or len(found) > 64:
-            self._passed_over(f"{where}: eos_token_id", "it is no list of a few token ids")
+            self._passed_over(f"{where}: eos_token_id", "it is not a list of a few token ids")
             return ()
         return tuple(found)
 
@@ -227,12 +229,12 @@ class _Reader:
         named = {_number(key): label for key, label in _items(given)}
         labels = [named.get(at) for at in range(len(named))]
         if not named or len(named) > MAX_LABELS or not all(map(_is_label, labels)):
-            self._passed_over(f"{MODEL_CONFIG}: id2label", "it names no labels from 0 on")
+            self._passed_over(f"{MODEL_CONFIG}: id2label", "it does not name labels from 0 on")
             return ()
         return tuple(str(label) for label in labels)
 
     def _listed(self) -> list[Any]:
-        """Of a tokenizer.json, which has them before its large parts."""
+        """Read the tokens listed in a tokenizer.json, which come before its large parts."""
         text = self._text(TOKENIZER_FILE)
         at = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)
         if at is None:
@@ -245,7 +247,7 @@ class _Reader:
         return listed if isinstance(listed, list) else []
 
     def _text(self, name: str) -> str:
-        """The file's text; empty where it is not there or too large."""
+        """Return the file's text, empty if it is missing or too large."""
         path = self._folder / name
         if not path.is_file():
             return ""
@@ -267,7 +269,7 @@ class _Reader:
 
 
 def _stored(value: Mapping[str, Any], reader: _Reader) -> Words:
-    """Its own file, which may have come with an upload: checked like the others."""
+    """Check a stored file like the others, since it may have come with an upload."""
     generation = value.get("generation")
     added = value.get("added_tokens")
     special = _dict(value.get("special_tokens"))
@@ -304,13 +306,13 @@ def _added(value: object) -> AddedToken | None:
 
 
 def _content(value: object) -> str | None:
-    """Of a special token, as a text or in the older form of an object."""
+    """Return a special token given as a string or, in older files, as an object."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) and 0 < len(content) <= _MAX_TEXT else None
 
 
 def _number(text: object) -> int:
-    """Of a key; -1 where it is no number."""
+    """Return a key as a number, or -1 if it is not one."""
     return int(str(text)) if re.fullmatch(r"[0-9]{1,9}", str(text)) else -1
 
 

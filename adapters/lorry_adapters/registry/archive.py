@@ -1,12 +1,11 @@
-"""An untrusted upload -> a folder with an adapter's files in it, and nothing else.
+"""Unpacks an untrusted upload into a folder that contains an adapter's files and nothing else.
 
-Zip, tar and tar.gz are read member by member; what is written has one of our own names, so
-no path of a stranger ever reaches the file system. The archive may hold the adapter's folder
-at any depth, and other files, which are never unpacked; of a trainer's whole output that is the
-adapter at its top, and not those of its checkpoints and starts. Else it may not hold two
-adapters, nor links, devices or paths that lead out of it. Sizes are counted as bytes arrive;
-declared ones are not believed. What the files say is not this file's business:
-`lora.weights.inspect` reads them.
+Zip, tar and tar.gz are read member by member. Files are written under our own names, so no
+untrusted path reaches the file system. The adapter's folder may be at any depth of the archive,
+and other files are never unpacked. From a trainer's whole output the adapter at its top is taken,
+not those of its checkpoints and starting points. Otherwise two adapters, links, devices and paths
+that lead out of the archive are refused. Sizes are counted while reading; declared sizes are not
+trusted. `lora.weights.inspect` checks the files' contents.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from lorry_adapters.registry.tar_members import ByteSpan, MemberKind, TarMember,
 
 MAX_MEMBERS: Final = 10_000
 MAX_PATH: Final = 4096
-"""Characters; Linux has the same bound, in bytes."""
+"""Characters; Linux has the same limit in bytes."""
 
 _BESIDES: Final = 16 << 20
-"""Bytes of other files (a tokenizer, ...) that a compressed tar may have beside its adapter."""
+"""The most bytes of other files (a tokenizer, ...) beside the adapter in a compressed tar."""
 
 _CHUNK: Final = 1 << 20
 _ACCEPTED: Final = (
@@ -51,13 +50,13 @@ _ACCEPTED: Final = (
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_STARTS: Final = (b"\x80\x02", b"\x80\x04", b"\x80\x05")
 _TRAINER: Final = ("training_args.", "optimizer.", "scheduler.", "rng_state", "scaler.")
-"""Starts of names that a trainer leaves in a checkpoint; pickles, and no weights."""
+"""Starts of the names of a trainer's checkpoint files, which are pickles but not weights."""
 
 _BELOW: Final = re.compile(
     r"checkpoint-\d+|pissa_(?:init|backup|converted)|(?:olora|corda|loftq)_init", re.ASCII
 )
-"""Folders inside a trainer's output with adapters of their own: stages of the one at its top,
-and what it started from (Trainer, LLaMA-Factory)."""
+"""Folders in a trainer's output with other adapters: stages of the one at its top, and its
+starting point (Trainer, LLaMA-Factory)."""
 
 _FOREIGN: Final = {
     b"BZh": "a bzip2 archive",
@@ -77,18 +76,18 @@ _DAMAGED: Final = (
     OverflowError,
     RuntimeError,
 )
-"""What the standard library raises for archives that are not what they claim to be."""
+"""Exceptions that the standard library raises for malformed archives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Where the bytes of an upload lie: `archive`, or both of the others."""
+    """The files of an upload: `archive`, or both of the others."""
 
     archive: Path | None = None
     config: Path | None = None
     weights: Path | None = None
     words: Mapping[str, Path] = field(default_factory=dict)
-    """Beside the two: files of `lora.words.SOURCES`, by their names there."""
+    """Optional files from `lora.words.SOURCES`, by name."""
 
     def __post_init__(self) -> None:
         files = (self.config is not None, self.weights is not None)
@@ -109,11 +108,11 @@ class _Member:
 
 
 def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
-    """Leaves CONFIG_FILE and WEIGHTS_FILE in `into`, of the files of `lora.words.SOURCES` as
-    much as is read, and nothing else.
+    """Write CONFIG_FILE, WEIGHTS_FILE, and the parts of the files of `lora.words.SOURCES` that are
+    read to `into`, and nothing else.
 
-    `max_bytes` bounds the weights. Raises UnsupportedUpload, UploadTooLarge, InvalidAdapter
-    (a file is missing), and OSError as writing does; `into` is then to be thrown away.
+    `max_bytes` limits the weights. Raises UnsupportedUpload, UploadTooLarge, InvalidAdapter (a file
+    is missing), and OSError from writing; `into` must then be deleted.
     """
     if upload.archive is None:
         assert upload.config is not None and upload.weights is not None
@@ -128,7 +127,7 @@ def unpack(upload: Upload, into: Path, *, max_bytes: int) -> None:
         return
     with _members(upload.archive, max_bytes) as members:
         config, weights = _choose(members)
-        for member in members:  # in the archive's order: a compressed tar starts over to go back
+        for member in members:  # in the archive's order: going back in a compressed tar starts over
             if member is config:
                 _extract(member, into / CONFIG_FILE, MAX_CONFIG)
             elif member is weights:
@@ -150,7 +149,7 @@ def _copy(read: Callable[[int], bytes], to: Path, limit: int) -> None:
 
 
 def _copy_start(read: Callable[[int], bytes], to: Path) -> None:
-    """What `lora.words` looks at, and a byte that shows there is more."""
+    """Copy the part that `lora.words` reads and one more byte, which shows that there is more."""
     left = words.MAX_FILE + 1
     with to.open("xb") as out:
         while left and (chunk := read(min(_CHUNK, left))):
@@ -159,13 +158,13 @@ def _copy_start(read: Callable[[int], bytes], to: Path) -> None:
 
 
 def _extract(member: _Member, to: Path, limit: int | None) -> None:
-    """Without a `limit` its start, however long it is."""
+    """Unpack a member. Without a `limit` only its start is unpacked."""
     what = f"member {shown(member.path)} of the archive"
     with _reading(what):
         file = member.open()
 
     def read(size: int) -> bytes:
-        with _reading(what):  # not around the writing: a full disk is no fault of the archive
+        with _reading(what):  # without the writing: a full disk is not the archive's fault
             return file.read(size)
 
     with file:
@@ -206,7 +205,7 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
         raise InvalidAdapter([*problems[:-1], last])
     if configs[0].folder != weights[0].folder:
         raise UnsupportedUpload(
-            f"{shown(configs[0].path)} and {shown(weights[0].path)} lie in different folders: "
+            f"{shown(configs[0].path)} and {shown(weights[0].path)} are in different folders: "
             "pack one adapter's folder"
         )
     head = head_beside(member.name for member in members)
@@ -216,7 +215,7 @@ def _choose(members: list[_Member]) -> tuple[_Member, _Member]:
 
 
 def _topmost(found: list[_Member]) -> list[_Member]:
-    """Without those of checkpoints and starts below the folder of another one."""
+    """Leave out the files of checkpoints and starting points below another adapter's folder."""
     above = {member.folder for member in found}
 
     def is_stage(folder: str) -> bool:
@@ -229,7 +228,7 @@ def _topmost(found: list[_Member]) -> list[_Member]:
 
 @contextmanager
 def _members(archive: Path, max_bytes: int) -> Iterator[list[_Member]]:
-    """Every regular file of the archive, in its order; the archive is open meanwhile."""
+    """Yield all regular files of the archive in order. It stays open in the block."""
     with archive.open("rb") as file:
         start = file.read(512)
         file.seek(0)
@@ -271,7 +270,7 @@ def _refuse_pickle(weights: Path) -> None:
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Around calls that only read the archive: whatever breaks in them, the archive did."""
+    """Blame the archive for errors in the block, which must only read it."""
     try:
         yield
     except _DAMAGED as error:
@@ -285,7 +284,7 @@ def _zip_members(packed: zipfile.ZipFile) -> list[_Member]:
     for info in packed.infolist():
         if len(members) >= MAX_MEMBERS:
             raise _too_many()
-        # ZipInfo.filename ends at a NUL and has this machine's separators; this is what it says.
+        # ZipInfo.filename ends at a NUL and uses this machine's separators; orig_filename does not.
         name = info.orig_filename
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -303,7 +302,9 @@ def _zip_members(packed: zipfile.ZipFile) -> list[_Member]:
 def _zip_opener(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
     def opened() -> IO[bytes]:
         if info.flag_bits & 0x1:
-            raise UnsupportedUpload(f"{shown(info.filename)} is encrypted: upload it without")
+            raise UnsupportedUpload(
+                f"{shown(info.filename)} is encrypted: pack it without a password"
+            )
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UnsupportedUpload(
                 f"{shown(info.filename)} is compressed by method {info.compress_type}; "
@@ -330,7 +331,7 @@ def _tar_members(file: Bounded, what: str) -> list[_Member]:
                 raise _twice(member.path)
             seen.add(folder_and_name)
             members.append(_Member(*folder_and_name, _tar_opener(file, member)))
-        while file.read(_CHUNK):  # a compressed one has its checksum at the end
+        while file.read(_CHUNK):  # a compressed tar has its checksum at the end
             pass
     return members
 
@@ -340,7 +341,7 @@ def _tar_opener(file: Bounded, member: TarMember) -> Callable[[], ByteSpan]:
 
 
 def _safe(path: str) -> tuple[str, str]:
-    """Folder and name of a member. Raises UnsupportedUpload where the path leads elsewhere."""
+    """Return a member's folder and name. Raises UnsupportedUpload if the path leads elsewhere."""
     if len(path) > MAX_PATH:
         raise UnsupportedUpload(
             f"the archive has a member whose path has {len(path)} characters: {shown(path)}"

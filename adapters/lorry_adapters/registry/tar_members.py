@@ -1,14 +1,14 @@
-"""The members of an untrusted tar, by its headers; nothing of it is unpacked here.
+"""Reads the members of an untrusted tar from its headers, without unpacking anything.
 
-Python's `tarfile` believes an archive: it searches a header of any size with regular
-expressions, builds a sparse file's map before anyone asks for the file, follows a header to the
-next by calling itself. Here every number is bounded before something is read by it
-(server/decisions/0020). What is understood is what tars of plain files are made of:
+Python's `tarfile` trusts an archive: it searches headers of any size with regular expressions,
+builds a sparse file's map before it is needed, and calls itself for each header that follows
+another. Here every number is checked before it is used (server/decisions/0020). This subset
+covers tars of plain files:
 
     ustar, GNU and pax headers; sizes in octal or base 256; GNU's long names; pax's `path`
-    and `size`, all else in a pax header being passed over
+    and `size`. Other fields of a pax header are ignored.
 
-A sparse file is refused: its bytes are not what the member holds.
+A sparse file is refused, because the member does not contain the file's bytes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from lorry_adapters.registry.streams import Bounded
 
 BLOCK: Final = 512
 MAX_EXTENSION: Final = 256 << 10
-"""Bytes of one long name or pax header. Attributes that a file system keeps beside a file
-take the most of it."""
+"""The most bytes of one long name or pax header. Extended attributes of files take the most."""
 
 MAX_EXTENSIONS: Final = 8 << 20
-"""Bytes of all of them together."""
+"""The most bytes of all extensions together."""
 
 _MAX_SIZE: Final = 1 << 40
-"""Bytes; no upload has that many, and no file system minds a position up to there."""
+"""Bytes. No upload is this large, and every file system accepts positions up to it."""
 
 _MAX_IN_FRONT: Final = 8
-"""Extensions in front of one member: a long name, a long link, two pax headers, and room."""
+"""The most extensions before one member: a long name, a long link, two pax headers, and spare."""
 
 _REGULAR: Final = (b"0", b"\0", b"7")
 _FOLDER: Final = b"5"
@@ -44,11 +43,11 @@ _PAX_GLOBAL: Final = b"g"
 _SPARSE: Final = b"S"
 _SPARSE_KEYS: Final = b"GNU.sparse."
 _DIGITS: Final = 8
-"""Of a pax record's length; 256 KiB has six."""
+"""Digits of a pax record's length; 256 KiB has six."""
 
 
 class DamagedTar(ValueError):
-    """What the archive says of itself cannot be."""
+    """The archive contradicts itself."""
 
 
 class MemberKind(Enum):
@@ -60,7 +59,7 @@ class MemberKind(Enum):
 @dataclass(frozen=True, slots=True)
 class TarMember:
     path: str
-    """As the archive spells it; undecodable bytes as lone surrogates."""
+    """The archive's own spelling, with undecodable bytes as lone surrogates."""
     kind: MemberKind
     start: int
     """Bytes from the archive's beginning."""
@@ -68,10 +67,10 @@ class TarMember:
 
 
 def tar_members(file: Bounded) -> Iterator[TarMember]:
-    """In the archive's order, up to its end mark, or the end of the file where there is none.
+    """Yield the members in order, up to the end mark or the end of the file.
 
-    Each member's bytes are there when it is given. Raises Damaged, UnsupportedUpload (a sparse
-    file; more extensions than there are bounds for), and what `file` raises.
+    A member's bytes can be read when it is yielded. Raises DamagedTar, UnsupportedUpload (a sparse
+    file, or extensions beyond the limits), and whatever `file` raises.
     """
     headers = _Headers(file)
     while (member := headers.next()) is not None:
@@ -87,7 +86,8 @@ class ByteSpan:
         self._left = member.size
 
     def read(self, size: int) -> bytes:
-        """Fewer than `size` at the end only. Raises Damaged where the archive ends first."""
+        """Returns fewer than `size` bytes only at the end. Raises DamagedTar if the archive ends
+        early."""
         wanted = min(size, self._left)
         self._file.seek(self._at)
         data = self._file.read(wanted) if wanted else b""
@@ -98,7 +98,7 @@ class ByteSpan:
         return data
 
     def close(self) -> None:
-        """Whoever opened the archive closes it."""
+        """Do nothing: whoever opened the archive closes it."""
 
     def __enter__(self) -> ByteSpan:
         return self
@@ -143,7 +143,7 @@ class _Headers:
         if kind == _SPARSE:
             raise _sparse(name)
         if kind not in _REGULAR or (kind == b"\0" and name.endswith(b"/")):
-            # Nothing lies behind those, whatever their size says.
+            # No data follows those, whatever their size field contains.
             is_folder = kind in (_FOLDER, b"\0")
             return TarMember(
                 _text(name), MemberKind.FOLDER if is_folder else MemberKind.OTHER, self._next, 0
@@ -156,12 +156,12 @@ class _Headers:
         return TarMember(_text(name), MemberKind.FILE, start, size)
 
     def _block(self) -> bytes | None:
-        """The next header; None at the end."""
+        """Return the next header, or None at the end."""
         self._file.seek(self._next)
         block = self._file.read(BLOCK)
         if not block or block == bytes(BLOCK):
             if self._next == 0:
-                raise DamagedTar("it holds nothing")
+                raise DamagedTar("it is empty")
             return None
         if len(block) < BLOCK:
             raise DamagedTar("it ends in the middle of a header")
@@ -180,7 +180,7 @@ class _Headers:
         return data
 
     def _skip(self, size: int) -> None:
-        """Past `size` bytes and what fills their last block up."""
+        """Skip `size` bytes and the padding of their last block."""
         if size:
             self._file.seek(self._next + size - 1)
             if not self._file.read(1):
@@ -189,7 +189,7 @@ class _Headers:
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
-    """A pax header's: `<length> <key>=<value>\\n`, the length that of the whole record."""
+    """Parse a pax header: `<length> <key>=<value>\\n`, with the length of the whole record."""
     found: dict[bytes, bytes] = {}
     at = 0
     while at < len(data) and data[at]:
@@ -197,7 +197,7 @@ def _records(data: bytes) -> dict[bytes, bytes]:
         end = at + _decimal(data[at:space]) if space > at else at
         equals = data.find(b"=", space, end)
         if equals < 0 or end > len(data) or data[end - 1 : end] != b"\n":
-            raise DamagedTar("a pax header is no list of records")
+            raise DamagedTar("a pax header is not a list of records")
         key = data[space + 1 : equals]
         if key.startswith(_SPARSE_KEYS):
             raise _sparse(found.get(b"path", b""))
@@ -209,23 +209,23 @@ def _records(data: bytes) -> dict[bytes, bytes]:
 
 def _decimal(text: bytes) -> int:
     if not text.isdigit() or len(text) > 19:
-        raise DamagedTar("a number in a pax header is none")
+        raise DamagedTar("a number in a pax header is malformed")
     return int(text)
 
 
 def _number(field: bytes) -> int:
-    """Octal, or what begins with 0x80: the rest is big-endian."""
+    """Parse an octal number, or a big-endian one after the byte 0x80."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.partition(b"\0")[0].strip(b" ")
     if text.strip(b"01234567"):
-        raise DamagedTar("a number in a header is none")
+        raise DamagedTar("a number in a header is malformed")
     return int(text or b"0", 8)
 
 
 def _sums(block: bytes) -> tuple[int, int]:
-    """The checksum, its own field counted as blanks: of unsigned bytes, and of signed ones, which
-    some old programs added up."""
+    """Return the checksums of a header with its checksum field read as blanks: the sum of unsigned
+    bytes, and that of signed bytes, which some old programs wrote."""
     rest = block[:148] + block[156:]
     unsigned = sum(rest) + 8 * 32
     return unsigned, unsigned - 256 * sum(byte > 127 for byte in rest)
@@ -233,7 +233,7 @@ def _sums(block: bytes) -> tuple[int, int]:
 
 def _name(block: bytes) -> bytes:
     name = block[:100].partition(b"\0")[0]
-    # GNU's own headers have other things where POSIX' have the first part of a long path.
+    # GNU's own headers use the bytes of POSIX' path prefix for other fields.
     prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 

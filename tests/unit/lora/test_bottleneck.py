@@ -93,11 +93,11 @@ def test_facts(tmp_path: Path, llama: BaseLayout) -> None:
         ({"residual_before_ln": False}, "would be added twice"),
         ({"original_ln_after": False}, "would be lost"),
         ({"original_ln_before": False, "original_ln_after": False}, "would be lost"),
-        ({"reduction_factor": {"0": 16}}, "no number for the layer 1"),
+        ({"reduction_factor": {"0": 16}}, "neither a number for layer 1 nor a default"),
         ({"reduction_factor": 8}, "this base needs [8, 64]"),
         ({"reduction_factor": None}, "reduction_factor is missing"),
         ({"mh_adapter": True}, "the config asks for attention_adapters in layer 0"),
-        ({"leave_out": [1]}, "the file has output_adapters in layer 1"),
+        ({"leave_out": [1]}, "the file contains output_adapters in layer 1"),
         ({"output_adapter": False}, "both false"),
         ({"architecture": "union"}, "of the architecture 'union' are not served"),
         ({"wings": 2}, "unknown key 'wings'"),
@@ -137,9 +137,9 @@ def test_every_key_of_the_file_counts(tmp_path: Path, llama: BaseLayout) -> None
     found = told(write(tmp_path, held), llama)
     assert "gate.weight': unexpected key" in found
     assert "more than one adapter: mine, other" in found
-    assert "no adapter_up.bias beside it" in found
+    assert "without adapter_up.bias" in found
     assert "the config's scaling is 1.0" in found
-    assert "the file has the layers 7; the base" in found
+    assert "the file has layers 7; the base" in found
 
 
 def test_one_that_does_nothing(tmp_path: Path, llama: BaseLayout) -> None:

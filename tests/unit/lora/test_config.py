@@ -155,8 +155,8 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
     ("fields", "said"),
     [
         ({"use_dora": 1}, "use_dora is 1"),
-        ({"use_dora": True, "lora_bias": True}, "not a thing that PEFT makes"),
-        ({"use_dora": True, "alora_invocation_tokens": [1]}, "together are not served"),
+        ({"use_dora": True, "lora_bias": True}, "PEFT does not make a LoRA with both"),
+        ({"use_dora": True, "alora_invocation_tokens": [1]}, "are not served together"),
         ({"bias": "some"}, "bias is 'some': must be one of none, all, lora_only"),
         ({"modules_to_save": "lm_head"}, "must be a list of module names"),
         ({"trainable_token_indices": [-1]}, "must be a list of token ids"),
@@ -235,7 +235,7 @@ def test_what_means_something_else_is_refused_by_name(fields: dict[str, Any], sa
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"arrow_config": {"top_k": 2}}, "name several with their scales in a request"),
+        ({"arrow_config": {"top_k": 2}}, "name several of them with their scales in a request"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "train it on the layers that the base has"),
         ({"loftq_config": {"loftq_bits": 4}}, "train it as a LoRA"),
         ({"megatron_config": {"x": 1}}, "on transformers' own linears"),

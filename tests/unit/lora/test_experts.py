@@ -109,7 +109,7 @@ def test_a_headless_adapter_is_found(expert_adapter: Callable[..., Path], layout
         ({"use_dora": True}, "use_dora on experts and routers is not served"),
         ({"lora_bias": True}, "lora_bias on experts and routers is not served"),
         ({"alora_invocation_tokens": [5]}, "activated LoRA"),
-        ({"r": 3}, "has rank 4 in the file and 3 by the config"),
+        ({"r": 3}, "has rank 4 in the file and 3 in the config"),
         ({"target_parameters": None}, "the file has"),
     ],
 )
@@ -123,7 +123,7 @@ def test_every_problem_is_told(expert_adapter: Callable[..., Path], layout: Any)
     folder = expert_adapter("qwen3_moe", "target_parameters", peft_version=None, r=3)
     said = told(folder, layout("qwen3_moe"), max_rank=2)
     assert "peft_version is missing" in said
-    assert "has rank 4 in the file and 3 by the config" in said
+    assert "has rank 4 in the file and 3 in the config" in said
     assert "over this server's limit of 2" in said
 
 

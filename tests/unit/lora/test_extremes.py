@@ -34,10 +34,10 @@ def filled(key: str, value: float, dtype: torch.dtype = torch.float32) -> Edit:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (filled(A, 1e38), "q_proj.lora_A.weight' holds a number of 1e+38"),
-        (filled(B, -1e38), "q_proj.lora_B.weight' holds a number of 1e+38"),
-        (filled(A, 3e38, torch.bfloat16), "holds a number of 3.004e+38"),
-        (filled(B, 65505.0), "holds a number of 6.55"),
+        (filled(A, 1e38), "q_proj.lora_A.weight' contains a number of magnitude 1e+38"),
+        (filled(B, -1e38), "q_proj.lora_B.weight' contains a number of magnitude 1e+38"),
+        (filled(A, 3e38, torch.bfloat16), "contains a number of magnitude 3.004e+38"),
+        (filled(B, 65505.0), "contains a number of magnitude 6.55"),
         (filled(B, 1e300, torch.float64), "NaN or infinite"),
         (filled(A, float("nan")), "NaN or infinite"),
         (filled(A, float("-inf"), torch.float16), "NaN or infinite"),
@@ -53,7 +53,7 @@ def test_one_number_among_many(folder: Path) -> None:
         tensors[B][3, 1] = -7e4
 
     spoil(folder, change)
-    assert "holds a number of 7e+04" in told(folder, layout())
+    assert "contains a number of magnitude 7e+04" in told(folder, layout())
 
 
 def test_the_largest_of_half_precision_is_a_number_like_another(folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_dora_is_no_way_around(folder: Path, config: dict[str, object]) -> None:
 def test_a_prompt_of_huge_numbers(tmp_path: Path) -> None:
     folder = save_prompt(tmp_path / "prompt", 1)
     spoil(folder, lambda tensors: tensors.update(prompt_embeddings=torch.full((3, 6), 1e30)))
-    assert "'prompt_embeddings' holds a number of 1e+30" in told(folder, layout())
+    assert "'prompt_embeddings' contains a number of magnitude 1e+30" in told(folder, layout())
 
 
 def test_a_loud_adapter_is_served(folder: Path) -> None:
@@ -134,4 +134,6 @@ def test_places_are_no_weights_however_large(tmp_path: Path) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(config))
     assert inspect(folder, layout(hidden=300), 64).peft_type == "SUPERTUNING"
     spoil(folder, filled(f"{name}values", 1e6))
-    assert "supertuning_values' holds a number of 1e+06" in told(folder, layout(hidden=300))
+    assert "supertuning_values' contains a number of magnitude 1e+06" in told(
+        folder, layout(hidden=300)
+    )

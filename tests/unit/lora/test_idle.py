@@ -96,7 +96,7 @@ def test_no_strength_is_refused(kind: str, made, tiny_model, llama: BaseLayout) 
     said = problem(folder, llama)
     assert said.startswith("the adapter changes nothing: ")
     if KINDS[kind].group == "LoRA":
-        assert "its strength is zero in every module, as lora_alpha" in said
+        assert "make its strength zero in every module" in said
     base = load_base(tiny_model("llama"))
     without = prompt_logprobs(base, IDS)
     assert prompt_logprobs(PeftModel.from_pretrained(base, folder).eval(), IDS) == without
@@ -105,7 +105,7 @@ def test_no_strength_is_refused(kind: str, made, tiny_model, llama: BaseLayout) 
 @pytest.mark.parametrize("kind", ["target_parameters", "target_parameters, router"])
 def test_experts_of_no_strength_are_refused(kind: str, made, layout) -> None:
     said = problem(made(kind, lora_alpha=0), layout("mixtral"))
-    assert "its strength is zero in every module" in said
+    assert "make its strength zero in every module" in said
 
 
 @pytest.mark.parametrize("kind", STRONG)

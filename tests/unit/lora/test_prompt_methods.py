@@ -130,8 +130,8 @@ def test_a_prefix_is_sorted_by_layer(peft_type: str, layout: Layout, tmp_path: P
         ({"num_virtual_tokens": 0}, "num_virtual_tokens is 0: must be a whole number from 1"),
         ({"num_virtual_tokens": True}, "num_virtual_tokens is True"),
         ({"num_virtual_tokens": 4}, r"is [3, 64]; this needs [4, 64]"),
-        ({"num_transformer_submodules": 2}, "only models with a decoder and nothing else"),
-        ({"token_dim": 32}, "token_dim is 32; the embeddings of the base tiny-llama have 64"),
+        ({"num_transformer_submodules": 2}, "only decoder-only models"),
+        ({"token_dim": 32}, "token_dim is 32; the embeddings of the base tiny-llama are 64 wide"),
         ({"modules_to_save": ["lm_head"]}, "full weights beside the virtual tokens"),
         ({"task_type": "SEQ_2_SEQ_LM"}, "task_type 'SEQ_2_SEQ_LM'"),
         ({"something": 1}, "unknown key 'something'"),
@@ -208,7 +208,7 @@ def test_a_base_whose_layers_differ_takes_no_prefix(layout: Layout, tmp_path: Pa
 def test_a_base_without_a_table_takes_no_prompt(layout: Layout, tmp_path: Path) -> None:
     folder = save(tmp_path / "p", "PROMPT_TUNING", prompt())
     odd = replace(layout("llama"), input_embedding=None)
-    assert "has no table of embeddings" in problems(folder, odd)
+    assert "has no embeddings to put" in problems(folder, odd)
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def test_activated_lora_beside_parts_of_the_base(
     tensors["base_model.model.lm_head.weight"] = torch.randn(384, HIDDEN)
     save_file(tensors, file)
     edit_config(folder, alora_invocation_tokens=[7, 8, 9], modules_to_save=["lm_head"])
-    assert "on linear modules alone" in problems(folder, layout("llama"))
+    assert "on linear modules only" in problems(folder, layout("llama"))

@@ -126,7 +126,7 @@ def test_and_says_what_to_do_with_the_other_part_s(adapter: Path, llama: BaseLay
         inspect(adapter, llama, 64)
     (said,) = caught.value.problems
     assert isinstance(said, Problem)
-    assert "14 modules that the base tiny-llama has not: model.visual.blocks.0" in said
+    assert "14 modules that the base tiny-llama does not have: model.visual.blocks.0" in said
     assert said.remedy is Remedy.KEEP_TEXT
 
 

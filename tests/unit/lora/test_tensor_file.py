@@ -27,8 +27,8 @@ def entry(begin: int, end: int, shape: Any = None, dtype: Any = "F32") -> dict[s
 LIES: Mapping[str, tuple[bytes, str]] = {
     "empty": (b"", "not a safetensors file"),
     "short": (b"\0\0\0", "not a safetensors file"),
-    "longer than the file": (raw({}, length=1 << 40), "promise a header of"),
-    "all ones": (b"\xff" * 64, "promise a header of"),
+    "longer than the file": (raw({}, length=1 << 40), "announce a header of"),
+    "all ones": (b"\xff" * 64, "announce a header of"),
     "pickle": (b"\x80\x04\x95" + bytes(100), "not a safetensors file"),
     "html": (b"<!DOCTYPE html><html>Not found</html>", "not a safetensors file"),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file"),
@@ -58,7 +58,7 @@ LIES: Mapping[str, tuple[bytes, str]] = {
     "twice the same": (raw({"a": entry(0, 8), "b": entry(0, 8)}, bytes(8)), "overlaps"),
     "gap": (raw({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12)), "leaves a gap"),
     "gap at the start": (raw({"a": entry(4, 8)}, bytes(8)), "leaves a gap"),
-    "appended": (raw({"a": entry(0, 4)}, bytes(9)), "something else appended"),
+    "appended": (raw({"a": entry(0, 4)}, bytes(9)), "something was appended"),
 }
 
 

@@ -81,7 +81,7 @@ def test_beside_bitsandbytes_linears_it_is_plain(saved: Path, llama: BaseLayout)
 
 
 SPOILT: list[tuple[str, Callable[[dict[str, Tensor]], object], str]] = [
-    ("kasa", lambda t: t.pop(first(t, "diag")), "has no lora_diag, and other modules have"),
+    ("kasa", lambda t: t.pop(first(t, "diag")), "has no lora_diag, but other modules have one"),
     ("kasa", lambda t: t.update({first(t, "diag"): torch.ones(4)}), "this base needs [8]"),
     ("blocks in a", lambda t: t.update({first(t, "A"): torch.ones(8, 16)}), "needs [rank, 32]"),
     ("blocks in b", lambda t: t.update({first(t, "B"): torch.ones(32, 4)}), "4 columns, not 2"),
@@ -107,14 +107,14 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
     ("kasa", {"kasa_config": None}, "unexpected key"),
     ("kasa", {"kasa_config": [3]}, "kasa_config is [3]: must be an object"),
     ("kasa", {"kasa_config": {"beta": 1, "more": 2}}, "unknown key 'more'"),
-    ("kasa", {"use_dora": True}, "kasa_config and use_dora together"),
-    ("kasa", {"velora_config": {"num_groups": 4}}, "kasa_config and velora_config together"),
+    ("kasa", {"use_dora": True}, "with both kasa_config and use_dora"),
+    ("kasa", {"velora_config": {"num_groups": 4}}, "with kasa_config and velora_config"),
     ("velora", {"velora_config": None}, "unexpected key"),
     ("velora", {"alora_invocation_tokens": [5]}, "velora_config and alora_invocation_tokens"),
     ("blocks in a", {"use_bdlora": None}, "needs [rank, 64]"),
     ("blocks in a", {"use_bdlora": {**BLOCKS, "nblocks": 4}}, "needs [rank, 16]"),
     ("blocks in a", {"use_bdlora": {**BLOCKS, "nblocks": 0}}, "nblocks is 0"),
-    ("blocks in a", {"use_bdlora": {**BLOCKS, "target_modules_bd_b": ["k"]}}, "in A and in B"),
+    ("blocks in a", {"use_bdlora": {**BLOCKS, "target_modules_bd_b": ["k"]}}, "in both A and B"),
     ("blocks in a", {"use_bdlora": {**BLOCKS, "target_modules_bd_a": "k"}}, "must be a list"),
 ]
 

@@ -139,7 +139,7 @@ NAN[3, 3] = float("nan")
         (lambda t: t.pop(B), ["q_proj' has lora_A and no lora_B", "targets 1 modules that the"]),
         (lambda t: t.pop(A), ["q_proj' has lora_B and no lora_A", "targets 1 modules that the"]),
         (lambda t: (t.pop(A), t.pop(B)), ["targets 1 modules that the file lacks: model.layers.0"]),
-        (lambda t: t.clear(), ["holds no tensors", "that the file lacks"]),
+        (lambda t: t.clear(), ["contains no tensors", "that the file lacks"]),
         (
             lambda t: t.update({A: t[A][:, :63].contiguous()}),
             ["is [8, 63]; this base needs [rank, 64]"],
@@ -154,7 +154,7 @@ NAN[3, 3] = float("nan")
         (lambda t: t.update({A: t[A][:4].contiguous()}), ["lora_A has rank 4, lora_B has rank 8"]),
         (
             lambda t: t.update({A: t[A][:4].contiguous(), B: t[B][:, :4].contiguous()}),
-            ["has rank 4 in the file and 8 by the config"],
+            ["has rank 4 in the file and 8 in the config"],
         ),
         (
             lambda t: t.update({A: t[A].to(torch.int8)}),
@@ -169,11 +169,11 @@ NAN[3, 3] = float("nan")
         ),
         (
             lambda t: t.update({f"{Q0}.lora_magnitude_vector": torch.ones(64)}),
-            ["lora_magnitude_vector and the config no use_dora"],
+            ["lora_magnitude_vector, but the config has no use_dora"],
         ),
         (
             lambda t: t.update({f"{Q0}.lora_B.bias": torch.ones(64)}),
-            ["lora_B.bias and the config no lora_bias"],
+            ["lora_B.bias, but the config has no lora_bias"],
         ),
         (lambda t: t.update({f"{Q0}.lora_C.weight": torch.ones(64)}), ["unexpected key; expected"]),
         (
@@ -202,7 +202,7 @@ NAN[3, 3] = float("nan")
             lambda t: t.update(
                 {k.replace("layers.1", "layers.9"): v.clone() for k, v in t.items()}
             ),
-            ["the file has 7 modules that the base tiny-llama has not: model.layers.9"],
+            ["the file has 7 modules that the base tiny-llama does not have: model.layers.9"],
         ),
         (
             lambda t: t.update(

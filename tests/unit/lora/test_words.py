@@ -76,15 +76,15 @@ def test_without_sampling_a_generation_config_says_only_its_penalty(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        (words.TOKENIZER_CONFIG, "{", "tokenizer_config.json is not used: it is no JSON object"),
+        (words.TOKENIZER_CONFIG, "{", "tokenizer_config.json is not used: it is not a JSON object"),
         (words.TOKENIZER_CONFIG, {"chat_template": 5}, "chat_template is not used"),
         (words.TEMPLATE_FILE, "a" * (words.MAX_TEMPLATE + 1), "262144 characters"),
         (words.TEMPLATE_FILE, "a" * (words.MAX_FILE + 1), "2097152 bytes"),
-        (words.GENERATION_FILE, {"eos_token_id": "end"}, "no list of a few token ids"),
+        (words.GENERATION_FILE, {"eos_token_id": "end"}, "not a list of a few token ids"),
         (words.GENERATION_FILE, {"do_sample": True, "top_p": 7}, "top_p is not used"),
-        (words.MODEL_CONFIG, {"id2label": {"1": "a"}}, "names no labels from 0 on"),
+        (words.MODEL_CONFIG, {"id2label": {"1": "a"}}, "does not name labels from 0 on"),
         (words.TOKENIZER_FILE, '{"added_tokens": [{"id": ', "added_tokens is not used"),
-        (words.ADDED_FILE, {"<a>": -5}, "1 of them make no sense"),
+        (words.ADDED_FILE, {"<a>": -5}, "1 of them are malformed"),
     ],
 )
 def test_what_cannot_be_read_is_passed_over_by_name(

@@ -87,7 +87,7 @@ def nested(folder: str) -> list[tuple[str, bytes]]:
         ([*nested("a"), *nested("b")], "2 files adapter_config.json (a/adapter_config.json, b/"),
         ([*FILES.items(), ("b/" + CONFIG, b"{}")], "2 files adapter_config.json"),
         ([*FILES.items(), ("b/" + WEIGHTS, b"")], "2 files adapter_model.safetensors"),
-        ([("a/" + CONFIG, b"{}"), ("b/" + WEIGHTS, b"")], "lie in different folders"),
+        ([("a/" + CONFIG, b"{}"), ("b/" + WEIGHTS, b"")], "are in different folders"),
         ([(CONFIG, b"{}"), ("adapter_model.bin", b"PK")], "'adapter_model.bin' is a pickle"),
         ([(CONFIG, b"{}"), ("pytorch_adapter.bin", b"")], "'pytorch_adapter.bin' is a pickle"),
         ([*FILES.items(), (HUB, b"")], f"2 files {WEIGHTS} (adapter_model"),
@@ -227,7 +227,7 @@ def test_an_encrypted_zip(upload: Path, into: Path) -> None:
         at = data.index(signature)
         data[at + offset] |= 1
     upload.write_bytes(data)
-    assert "is encrypted: upload it without" in refused(upload, into)
+    assert "is encrypted: pack it without" in refused(upload, into)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -31,7 +31,9 @@ def test_it_is_told_from_the_header_before_anything_is_read(
         patch.setattr(room, "available", lambda: 100)
         patch.setattr(torch, "empty", lambda *args, **more: pytest.fail("a tensor was read"))
         # 2 x 6 + 6 x 2 and 2 x 10 + 6 x 2 numbers of four bytes.
-        with pytest.raises(OutOfMemory, match=r"needs 224 bytes of memory, and 100 are left"):
+        with pytest.raises(
+            OutOfMemory, match=r"needs 224 bytes of memory, but the server has 100 left"
+        ):
             registry.add("new", upload(files(1)))
     assert registry.records() == () and blobs(home) == set()
     assert list((home / "staging").iterdir()) == []
@@ -48,7 +50,7 @@ def test_it_runs_out_in_the_middle(
     for place in ("unpack", "inspect"):
         with monkeypatch.context() as patch:
             patch.setattr(intake, place, fail)
-            with pytest.raises(OutOfMemory, match=r"needs .* memory, and \d+ are left"):
+            with pytest.raises(OutOfMemory, match=r"needs .* memory, but the server has \d+ left"):
                 if place == "unpack":
                     # It takes its bound by name.
                     patch.setattr(intake, place, lambda *args, **more: fail())

@@ -26,7 +26,7 @@ REFUSED: Mapping[str, str] = {
     "alora": "activated LoRA acts on some tokens only",
     "layer_replication": "layer replication makes layers that this base has not",
     **dict.fromkeys(("pissa", "olora", "corda", "lora-ga"), _START),
-    "lily": "LILY cannot be baked: it weighs its matrices by the mean over all tokens",
+    "lily": "LILY cannot be baked: it weights its matrices by the mean over all tokens",
     "poly": "POLY cannot be baked: it mixes its matrices by the task of a request",
     "adaption_prompt": "ADAPTION_PROMPT cannot be baked: it changes how layers attend",
     "shadow": "SHADOW cannot be baked: it runs a second model",

@@ -1,10 +1,10 @@
-"""AdaLoRA: a LoRA with singular values between its matrices, of a rank that training chose.
+"""AdaLoRA: a LoRA with singular values between its matrices, whose ranks training chose.
 
     <linear>.lora_A     [r, in]
     <linear>.lora_E     [r, 1]
     <linear>.lora_B     [out, r]
 
-y += alpha / (init_r + 1e-5) B (E A x), whatever is left of the rank: so PEFT scales it.
+PEFT's formula: y += alpha / (init_r + 1e-5) B (E A x), whatever rank is left after pruning.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _DEFAULT_RANK: Final = 12
-"""PEFT's own, of init_r."""
+"""PEFT's default of init_r."""
 
 _TRAINING: Final = frozenset(
     {
         "beta1", "beta2", "deltaT", "fan_in_fan_out", "init_lora_weights", "lora_dropout",
         "megatron_core", "orth_reg_weight", "qalora_group_size", "r", "target_r", "tfinal",
         "tinit", "total_step",
-        # Which singular values were kept; the file has no others.
+        # The kept singular values; the file contains no others.
         "rank_pattern",
     }
 )  # fmt: skip
@@ -40,7 +40,7 @@ _TRAINING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AdaLoraSpec(TargetedSpec):
-    """Made by `read_adalora` only."""
+    """Created by `read_adalora` only."""
 
     scaling: float
     parameters: ClassVar = ("lora_A", "lora_B", "lora_E")
@@ -63,7 +63,7 @@ class AdaLoraSpec(TargetedSpec):
     ) -> None:
         for one in found:
             a_key, b_key, e_key = (one.keys[parameter] for parameter in self.parameters)
-            if _rank(file, a_key):  # else pruned away
+            if _rank(file, a_key):  # otherwise all of it was pruned
                 a_RI = file.read(a_key) * file.read(e_key)
                 parts.pairs[one.module.name] = LoraPair(a_RI, file.read(b_key), self.scaling)
 

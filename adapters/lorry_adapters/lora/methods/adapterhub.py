@@ -2,14 +2,13 @@
 
     <layers>.<i>.attention_adapters.adapters.<name>.adapter_down.0.weight   [R, H]
     <layers>.<i>.output_adapters.adapters.<name>.adapter_up.weight          [H, R]
-    ... and their biases, and `scaling` where that is trained
+    ... and their biases, and `scaling` if it is trained
 
 Houlsby's (`double_seq_bn`), Pfeiffer's (`seq_bn`), He's parallel ones (`par_bn`) and
-AdapterPlus are settings of one config. In a model whose norms come first, as all that are
-served here, the layer's own norm has no part in any of them, and what is left of
-`original_ln_before`, `original_ln_after` and `residual_before_ln` is what the bottleneck
-reads and how often the residual stream is added. Where it would be added never or twice the
-adapter is refused.
+AdapterPlus are settings of one config. Every model served here has its norms before its
+sublayers. There, no adapter uses the layer's own norm, and `original_ln_before`,
+`original_ln_after` and `residual_before_ln` only decide what the bottleneck reads and how often
+the residual stream is added. An adapter that would add it twice or never is refused.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ _OUTPUT: Final = "output_adapters"
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Where the library puts bottlenecks in an architecture."""
+    """The positions of the library's bottlenecks in an architecture."""
 
     layers: str
     """Path of the list of layers below the model's body."""
     norms: Mapping[str, str]
-    """By place: the norm whose input is the residual stream."""
+    """By position: the norm whose input is the residual stream."""
     linears: Mapping[str, str]
-    """By place: the linear whose answer is added to that."""
+    """By position: the linear whose output is added to the stream."""
 
 
 _LLAMA: Final = Sites(
@@ -61,7 +60,7 @@ SITES: Final[Mapping[str, Sites]] = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
 }
-"""The decoders that the library itself has adapters for, by the base's class."""
+"""The decoders for which the library itself has adapters, by the base's class."""
 
 _PARAMETERS: Final = (
     "adapter_down.0.weight",
@@ -72,7 +71,7 @@ _PARAMETERS: Final = (
 _SCALING: Final = "scaling"
 
 _RENAMED: Final = {"gelu": "gelu_new", "gelu_orig": "gelu"}
-"""Activations in configs from before the library wrote its version."""
+"""Activations in configs older than the library's version field."""
 
 _NOT_SERVED: Final = {
     "cross_adapter": "an adapter after cross-attention",
@@ -85,13 +84,13 @@ _NOT_SERVED: Final = {
 }
 _HARMLESS: Final = frozenset(
     {
-        "adapter_residual_before_ln",  # of ln_after
+        "adapter_residual_before_ln",  # belongs to ln_after
         "dropout",
         "init_weights",
         "init_weights_seed",
-        "inv_adapter_reduction_factor",  # of inv_adapter
+        "inv_adapter_reduction_factor",  # belongs to inv_adapter
         "stochastic_depth",
-        # Of phm_layer.
+        # These belong to phm_layer.
         "factorized_phm_W",
         "factorized_phm_rule",
         "hypercomplex_nonlinearity",
@@ -106,12 +105,12 @@ _HARMLESS: Final = frozenset(
     }
 )
 _ABOUT: Final = frozenset({"config_id", "hidden_size", "label2id", "model_type", "name", "version"})
-"""Around the config proper: who made it, of what."""
+"""Metadata beside the config itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class BottleneckSpec(SpecBase):
-    """Made by `read_bottleneck` only."""
+    """Created by `read_bottleneck` only."""
 
     places: tuple[str, ...]
     activation: str
@@ -119,7 +118,7 @@ class BottleneckSpec(SpecBase):
     reductions: Mapping[str, float]
     """By the layer's number; `default` for the others."""
     strength: float | str
-    """A number, or `learned` or `channel`: trained, one or one for each output."""
+    """A number, or `learned` or `channel`: trained, one in all or one per output."""
     leave_out: frozenset[int]
 
     def contents(
@@ -189,17 +188,20 @@ class BottleneckSpec(SpecBase):
         missing = sorted(wanted - found.keys())
         more = sorted(found.keys() - wanted)
         if missing:
-            yield f"the config asks for {_names(missing)}, which the file has not"
+            yield f"the config asks for {_names(missing)}, which the file does not contain"
         if more:
-            yield f"the file has {_names(more)}, which the config does not ask for"
+            yield f"the file contains {_names(more)}, which the config does not ask for"
 
     def _shapes(
         self, layer: int, mine: Mapping[str, str], width: int, problems: list[str]
     ) -> dict[str, tuple[int, ...]]:
-        """By key. What is missing, or not asked for, goes to `problems`."""
+        """Return the expected shapes by key. Missing and superfluous tensors are added to
+        `problems`."""
         reduction = self.reductions.get(str(layer), self.reductions.get("default"))
         if reduction is None:
-            problems.append(f"reduction_factor has no number for the layer {layer}, and no default")
+            problems.append(
+                f"reduction_factor has neither a number for layer {layer} nor a default"
+            )
             reduction = 1.0
         inner = max(1, int(width // reduction))
         shapes: dict[str, tuple[int, ...]] = dict(
@@ -210,7 +212,7 @@ class BottleneckSpec(SpecBase):
         missing = sorted(shapes.keys() - mine.keys())
         if missing:
             beside = shown(next(iter(mine.values())))
-            problems.append(f"the file has {beside}, but no {some(missing)} beside it")
+            problems.append(f"the file has {beside} without {some(missing)}")
         if _SCALING in mine and _SCALING not in shapes:
             problems.append(f"{shown(mine[_SCALING])}: the config's scaling is {self.strength}")
         return {mine[one]: shape for one, shape in shapes.items() if one in mine}
@@ -227,9 +229,9 @@ def _root(layout: BaseLayout, sites: Sites) -> str:
 def _sorted(
     file: TensorFile, layout: BaseLayout, sites: Sites, problems: list[str]
 ) -> dict[tuple[int, str], dict[str, str]]:
-    """By layer and place, then by parameter: the key."""
+    """Return the keys by layer and position, then by parameter."""
     root = _root(layout, sites)
-    # An adapter of a model without its head names no body.
+    # An adapter of a model without a head does not name the body.
     pattern = re.compile(
         rf"(?:{re.escape(layout.body)}\.)?{re.escape(sites.layers)}\.(?P<layer>0|[1-9][0-9]{{0,5}})\."
         rf"(?P<place>{_ATTENTION}|{_OUTPUT})\.adapters\.(?P<name>[^.]+)\."
@@ -248,7 +250,7 @@ def _sorted(
         if match is None:
             problems.append(
                 f"{shown(key)}: unexpected key; expected {root}<layer>.{_OUTPUT}.adapters.<name>."
-                f"{_PARAMETERS[0]} and its like"
+                f"{_PARAMETERS[0]} or similar"
             )
             continue
         layer = int(match["layer"])
@@ -264,16 +266,16 @@ def _sorted(
         problems.append(f"the keys name more than one adapter: {some(sorted(names))}")
     if unknown:
         problems.append(
-            f"the file has the layers {some(map(str, unknown))}; the base {layout.name} has "
-            f"{layout.num_layers}, from 0 on"
+            f"the file has layers {some(map(str, unknown))}; the base {layout.name} has "
+            f"{layout.num_layers}, numbered from 0"
         )
     if not file.entries:
-        problems.append("the file holds no tensors")
+        problems.append("the file contains no tensors")
     return found
 
 
 def is_adapterhub(config: Mapping[str, Any]) -> bool:
-    """Whether a config without a `peft_type` is one of AdapterHub's library."""
+    """Return whether a config without a `peft_type` comes from AdapterHub's library."""
     version = config.get("version")
     return isinstance(config.get("config"), dict) or (
         isinstance(version, str) and version.startswith("adapters.")
@@ -303,7 +305,9 @@ def read_bottleneck(fields: Fields, name: str) -> BottleneckSpec | None:
     in_output = own.take("output_adapter", check.boolean, False)
     places = (_ATTENTION,) * in_attention + (_OUTPUT,) * in_output
     if not places and not own.complains_of("mh_adapter") and not own.complains_of("output_adapter"):
-        own.problems.append("mh_adapter and output_adapter are both false: it changes nothing")
+        own.problems.append(
+            "mh_adapter and output_adapter are both false: the adapter changes nothing"
+        )
     activation = own.take("non_linearity", lambda value: _activation(value, is_old), "relu")
     reductions = own.take("reduction_factor", _reductions, {"default": 16.0})
     strength = own.take("scaling", _strength, 1.0)
@@ -316,7 +320,8 @@ def read_bottleneck(fields: Fields, name: str) -> BottleneckSpec | None:
 
 
 def _reads(own: Fields) -> Reads:
-    """The library's `pre_forward` and `post_forward` for models without a norm after a layer."""
+    """Follow the library's `pre_forward` and `post_forward` for models without a norm after a
+    layer."""
     is_parallel = own.take("is_parallel", check.boolean, False)
     before = own.take("original_ln_before", check.boolean, False)
     after = own.take("original_ln_after", check.boolean, True)
@@ -324,7 +329,7 @@ def _reads(own: Fields) -> Reads:
     if is_parallel:
         wanted, reads = True, Reads.RESIDUAL
     elif before:
-        # Not `around`: the adapter's own residual has the stream in it already.
+        # Not `around`: the adapter's own residual already contains the stream.
         wanted, reads = around, Reads.SUM
     else:
         wanted, reads = True, Reads.ANSWER
@@ -358,7 +363,7 @@ def _reductions(value: Any) -> dict[str, float]:
     given = value if isinstance(value, dict) else {"default": value}
     for one in given.values():
         if isinstance(one, bool) or not isinstance(one, int | float) or not 1e-6 <= one <= 1e6:
-            raise Wrong("must be a number above zero, or an object of layers and such numbers")
+            raise Wrong("must be a number above zero, or an object with such a number per layer")
     return {str(layer): float(one) for layer, one in given.items()}
 
 

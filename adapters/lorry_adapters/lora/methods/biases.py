@@ -23,7 +23,7 @@ from lorry_adapters.lora.tensor_file import TensorFile
 
 @dataclass(frozen=True, slots=True)
 class BiasesSpec(TargetedSpec):
-    """Made by `read_beft` only."""
+    """Created by `read_beft` only."""
 
     parameters: ClassVar = ("beft_bias",)
 

@@ -1,15 +1,15 @@
-"""FRoD: a linear's weight in a basis that all linears of one role share, with new lengths and a few
-numbers beside the diagonal.
+"""FRoD: a linear's weight in a basis that all linears of one role share, with a new diagonal and
+a few elements beside it.
 
     base_model.frod_V.<role>            [in, in]    the basis
-    base_model.frod_s_indices.<role>    [2, n]      (row, column) of what is beside the diagonal
+    base_model.frod_s_indices.<role>    [2, n]      (row, column) of the elements off the diagonal
     base_model.frod_s_size.<role>       [2]         in and in
     <linear>.frod_lambda_l              [in]        the diagonal
     <linear>.frod_lambda_s_values       [n]
 
 A role is the end of a linear's path: `self_attn_q_proj`. A file without the basis
-(save_projection false) is refused: PEFT finds one again by decompositions whose signs are not
-the same everywhere.
+(save_projection false) is refused: PEFT computes it again by decompositions whose signs differ
+between machines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TRAINING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FrodSpec(TargetedSpec):
-    """Made by `read_frod` only."""
+    """Created by `read_frod` only."""
 
     parameters: ClassVar = ("frod_lambda_l", "frod_lambda_s_values")
 
@@ -89,17 +89,18 @@ class FrodSpec(TargetedSpec):
             allowed = DTYPES if key.startswith(_V) else PLACES
             if file.entries[key].dtype not in allowed:
                 problems.append(
-                    f"{shown(key)} is {file.entries[key].dtype}; served are {', '.join(allowed)}"
+                    f"{shown(key)} is {file.entries[key].dtype}; the dtype must be one of "
+                    f"{', '.join(allowed)}"
                 )
             elif role not in inputs:
-                problems.append(f"{shown(key)} belongs to no linear of the file")
+                problems.append(f"{shown(key)} belongs to no linear in the file")
             elif key.startswith(_PLACES):
                 file.read_places(key, inputs[role])
             elif key.startswith(_SIZE) and not self._is_size(file, key, inputs[role]):
                 problems.append(f"{shown(key)} must be {[inputs[role], inputs[role]]}")
 
     def _is_size(self, file: TensorFile, key: str, inputs: int) -> bool:
-        # Before it is read: as a list, a large tensor would take ten times its memory.
+        # Checked before reading: as a list, a large tensor would take ten times its memory.
         if file.entries[key].shape != (2,):
             return False
         return file.read_places(key, inputs + 1).tolist() == [inputs, inputs]
@@ -118,7 +119,7 @@ class FrodSpec(TargetedSpec):
 
 
 def role_of(module: str) -> str:
-    """As PEFT names it by the path's last parts."""
+    """Return PEFT's name of a role: the last parts of the path."""
     parts = module.split(".")
     if len(parts) == 1 or parts[-2].isdigit():
         return parts[-1]
@@ -132,8 +133,8 @@ def read_frod(fields: Fields, name: str) -> FrodSpec:
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     if not fields.take("save_projection", check.boolean, True):
         fields.problems.append(
-            "save_projection is false, and the basis that the trained numbers belong to is not in "
-            "the file: save it again with save_projection=True"
+            "save_projection is false, so the file lacks the basis that the trained numbers "
+            "belong to; save it again with save_projection=True"
         )
     fields.refuse_the_rest(_TRAINING, {})
     return FrodSpec(name, base_model, task_type, targets, own)

@@ -1,6 +1,6 @@
 """(IA)3: each targeted linear's input or output is multiplied by a trained vector.
 
-<linear>.ia3_l      [out, 1], or [1, in] for those among feedforward_modules
+<linear>.ia3_l      [out, 1], or [1, in] for a linear of feedforward_modules
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY: Final = "ia3_l"
 
 @dataclass(frozen=True, slots=True)
 class Ia3Spec(TargetedSpec):
-    """Made by `read_ia3` only."""
+    """Created by `read_ia3` only."""
 
     _feedforward: Pattern | tuple[str, ...] = field(repr=False)
     parameters: ClassVar = (_KEY,)

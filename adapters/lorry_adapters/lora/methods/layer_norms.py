@@ -1,4 +1,4 @@
-"""LN tuning: the base's norms (or whatever modules are targeted), trained and saved whole.
+"""LN tuning: the base's norms (or other target modules), trained and saved whole.
 
 <module>.ln_tuning_layers.weight, <module>.ln_tuning_layers.bias
 """
@@ -25,7 +25,7 @@ from lorry_adapters.lora.tensor_file import TensorFile
 
 @dataclass(frozen=True, slots=True)
 class NormsSpec(TargetedSpec):
-    """Made by `read_norms` only."""
+    """Created by `read_norms` only."""
 
     parameters: ClassVar = ()
     optional: ClassVar = ("ln_tuning_layers.weight", "ln_tuning_layers.bias")

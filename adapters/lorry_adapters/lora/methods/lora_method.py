@@ -6,9 +6,9 @@
     <linear>.lora_magnitude_vector [out]    use_dora
     <embedding>.lora_embedding_A [r, vocabulary], lora_embedding_B [width, r]
     <embedding>.lora_magnitude_vector [width]    use_dora
-    <experts>.lora_A.weight, ...        of all experts: `parameters`
+    <experts>.lora_A.weight, ...        of all experts: see `parameters`
 
-and the base's own parts, trained (`own_parts`): biases, saved modules, token rows.
+and the base's own parts, trained (`own_parts`): biases, saved modules and token rows.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from lorry_adapters.lora.target_modules import Targets, read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _PEFT_DEFAULT: Final = 8
-"""PEFT's own default of both `r` and `lora_alpha`, for a config that leaves them out."""
+"""PEFT's default of both `r` and `lora_alpha`, for a config without them."""
 
 _HARMLESS: Final = frozenset(
     {
         "corda_config",  # only with init_lora_weights "corda", refused below
         "eva_config",
         "lora_dropout",  # training only
-        "lora_dtype",  # ms-swift: what A and B were trained in; the file has its own
+        "lora_dtype",  # ms-swift: the dtype of A and B during training; the file has its own
         "lorap_emb_lr",  # ms-swift: learning rates
         "lorap_lr_ratio",
         "lora_ga_config",
@@ -64,10 +64,10 @@ _HARMLESS: Final = frozenset(
 
 _NOT_SERVED: Final = {
     "arrow_config": "Arrow routing; upload the adapters that it routes between, and name several "
-    "with their scales in a request",
+    "of them with their scales in a request",
     "layer_replication": "layer replication; train it on the layers that the base has",
-    "loftq_config": "LoftQ; it is relative to a quantized base of its own: train it as a LoRA",
-    "megatron_config": "Megatron; save it from PEFT on transformers' own linears",
+    "loftq_config": "LoftQ; it is relative to its own quantized base: train it as a LoRA",
+    "megatron_config": "Megatron; train it with PEFT on transformers' own linears",
 }
 
 _PARAMETERS: Final = (
@@ -84,7 +84,7 @@ _EXPECTED: Final = f"{PREFIX}<module>.lora_A.weight or .lora_B.weight"
 
 @dataclass(frozen=True, slots=True)
 class LoraSpec:
-    """Made by `read_lora` only."""
+    """Created by `read_lora` only."""
 
     peft_type: str
     base_model: str | None
@@ -106,13 +106,13 @@ class LoraSpec:
     _alphas: SuffixRules[float] = field(repr=False, compare=False)
 
     def rank_of(self, module: str, budget: Budget | None = None) -> int:
-        """The rank of `module`, a dotted path of the base."""
+        """Return the rank of `module`, a dotted path in the base."""
         budget = Budget() if budget is None else budget
         rank = self._ranks.find(module, budget)
         return self.r if rank is None else rank
 
     def scaling_of(self, module: str, budget: Budget | None = None) -> float:
-        """What multiplies B·A·x at scale 1: alpha/r, or alpha/sqrt(r) for rsLoRA."""
+        """Return the factor of B·A·x at scale 1: alpha/r, or alpha/sqrt(r) for rsLoRA."""
         budget = Budget() if budget is None else budget
         rank = self.rank_of(module, budget)
         alpha = self._alphas.find(module, budget)
@@ -137,13 +137,11 @@ class LoraSpec:
         ranks |= _table_ranks(file, tables, problems)
         experts = [name for name in pairs if known.is_special(name)]
         if self.variant.name not in ("", "use_qalora") and tables:
-            problems.append(
-                f"{self.variant.name} on embeddings is not a thing that PEFT makes: {some(tables)}"
-            )
+            problems.append(f"PEFT does not make {self.variant.name} on embeddings: {some(tables)}")
         if self.invocation and (own.modules or tables or experts):
             problems.append(
-                "activated LoRA (alora_invocation_tokens) is served on linear modules alone; this "
-                f"one changes others: {some([*own.modules, *tables, *experts])}"
+                "activated LoRA (alora_invocation_tokens) is served on linear modules only; this "
+                f"adapter changes others: {some([*own.modules, *tables, *experts])}"
             )
         head = self._tied_head(layout, {**pairs, **tables})
         if head is not None:
@@ -184,10 +182,14 @@ class LoraSpec:
         ):
             found = keys.of(parameter)
             if found and not wanted:
-                problems.append(f"the file has {parameter} and the config no {name}: {some(found)}")
+                problems.append(
+                    f"the file has {parameter}, but the config has no {name}: {some(found)}"
+                )
             missing = [module for module in carriers if module not in found]
             if wanted and missing:
-                problems.append(f"the config sets {name} and the file lacks it for {some(missing)}")
+                problems.append(
+                    f"the config sets {name}, but the file lacks it for {some(missing)}"
+                )
             stray = [module for module in found if module not in carriers]
             if stray:
                 problems.append(f"{parameter} without a pair of matrices: {some(stray)}")
@@ -223,12 +225,13 @@ class LoraSpec:
             if self.rank_of(name, budget) != rank:
                 problems.append(
                     f"{shown(name)} has rank {rank} in the file and "
-                    f"{self.rank_of(name, budget)} by the config"
+                    f"{self.rank_of(name, budget)} in the config"
                 )
 
     def _tied_head(self, layout: BaseLayout, found: Container[str]) -> str | None:
-        """The head, where ensure_weight_tying gives it the embedding's own pair, transposed:
-        PEFT saves it there, too, and takes it out of the targets."""
+        """Return the head if ensure_weight_tying gives it the embedding's own pair, transposed.
+        PEFT
+        saves the pair there, too, and removes the head from the targets."""
         table, head = layout.input_embedding, layout.output_embedding
         if not (self.own.tied and layout.tied and table in found and head in found):
             return None
@@ -277,7 +280,7 @@ class LoraSpec:
 
 
 def read_lora(fields: Fields, name: str) -> LoraSpec:
-    """With problems in `fields`, what can be told of the config all the same."""
+    """Read a config. If `fields` get problems, return what is known of the config nevertheless."""
     task_type = fields.task_type()
     check_initialisation(fields)
     r = fields.take("r", check.rank, _PEFT_DEFAULT, required=True)
@@ -285,7 +288,7 @@ def read_lora(fields: Fields, name: str) -> LoraSpec:
     use_rslora = fields.take("use_rslora", check.boolean, False)
     use_dora = fields.take("use_dora", check.boolean, False)
     lora_bias = fields.take("lora_bias", check.boolean, False)
-    # How the base stores its weights; says nothing of A and B.
+    # How the base stores its weights; it does not matter for A and B.
     fields.take("fan_in_fan_out", check.boolean, False)
     base_model = fields.base_model()
     rank_pattern = fields.take("rank_pattern", check.mapping(check.rank), {})
@@ -295,15 +298,13 @@ def read_lora(fields: Fields, name: str) -> LoraSpec:
     targets = read_targets(fields, optional=bool(parameters.targets))
     own = OwnPartsFields.read(fields)
     if use_dora and lora_bias:
-        fields.problems.append("use_dora and lora_bias together are not a thing that PEFT makes")
+        fields.problems.append("PEFT does not make a LoRA with both use_dora and lora_bias")
     if use_dora and invocation:
-        fields.problems.append("use_dora and alora_invocation_tokens together are not served")
+        fields.problems.append("use_dora and alora_invocation_tokens are not served together")
     variant = read_variant(fields)
     if variant.name and (use_dora or invocation):
         other = "use_dora" if use_dora else "alora_invocation_tokens"
-        fields.problems.append(
-            f"{variant.name} and {other} together are not a thing that PEFT makes"
-        )
+        fields.problems.append(f"PEFT does not make a LoRA with both {variant.name} and {other}")
     ranks = read_rules(fields, "rank_pattern", rank_pattern)
     alphas = read_rules(fields, "alpha_pattern", alpha_pattern)
     fields.refuse_the_rest(_HARMLESS, _NOT_SERVED)
@@ -329,19 +330,19 @@ def read_lora(fields: Fields, name: str) -> LoraSpec:
 
 
 def _tables(keys: Keys, layout: BaseLayout, problems: list[str]) -> dict[str, PairKeys]:
-    """The pairs on embeddings, by module."""
+    """Return the pairs on embeddings by module."""
     found = {}
     a_keys, b_keys = keys.of("lora_embedding_A"), keys.of("lora_embedding_B")
     for name in dict.fromkeys([*a_keys, *b_keys]):
         module = layout.modules[name]
         if module.kind is not ModuleKind.EMBEDDING:
-            problems.append(f"{shown(name)} has lora_embedding_A or _B and is no embedding")
+            problems.append(f"{shown(name)} has lora_embedding_A or _B, but is not an embedding")
         elif name in a_keys and name in b_keys:
             found[name] = PairKeys(module, a_keys[name], b_keys[name])
         else:
             half, other = ("A", "B") if name in a_keys else ("B", "A")
             problems.append(
-                f"{shown(name)} has lora_embedding_{half} and no lora_embedding_{other}"
+                f"{shown(name)} has lora_embedding_{half}, but no lora_embedding_{other}"
             )
     return found
 

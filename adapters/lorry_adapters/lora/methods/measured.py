@@ -1,16 +1,16 @@
 """PEFT's other methods that change linears, measured once with PEFT's own layers.
 
-OFT, HRA, FourierFT, VB-LoRA, ... each have a formula of their own, but all of them make of a
-linear y = W x + b another one, y = (W + D) x + b + e. So PEFT's own layer is built around the
-base's weight when the adapter is loaded, asked for its answer to every unit vector, and D
-and e are served like any delta. Nothing of PEFT runs in a step.
+OFT, HRA, FourierFT, VB-LoRA and others each have their own formula, but all of them turn a
+linear y = W x + b into another one, y = (W + D) x + b + e. So when the adapter is loaded, PEFT's
+own layer is built around the base's weight and applied to every unit vector, and the resulting D
+and e are served like any other delta. PEFT is not involved in a step.
 
-D is as large as the weight that it changes, so there is a bound (`targeted.MAX_DENSE`); where it
-turns out to be of low rank, two small matrices are kept instead (`low_rank`). A method whose answer
-is not of this form (checked with random inputs) is refused.
+D is as large as the weight that it changes, so its size is limited (`targeted.MAX_DENSE`). If
+D has a low rank, two small matrices are kept instead (`low_rank`). A method whose output does
+not have this form (checked with random inputs) is refused.
 
-The config is a stranger's, and PEFT builds from it: only its own fields, plain values, and
-no sizes that the file's tensors do not have.
+The config is untrusted, and PEFT builds layers from it. So it may contain only its own fields,
+plain values, and no sizes that the file's tensors do not have.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lorry_adapters.lora.target_modules import Targets, read_targets
 from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
 
 MAX_SIZE: Final = 1024
-"""Whole numbers in a config up to this are believed; larger ones must be a tensor's size."""
+"""Integers in a config up to this are accepted; a larger one must be the size of a tensor."""
 
 _TEXT: Final = re.compile(r"[A-Za-z0-9_.:-]{0,64}", re.ASCII)
 _SEEDS: Final = ("seed", "key")
@@ -48,12 +48,12 @@ _REPLACED: Final = frozenset(
         "revision", "runtime_config", "target_modules", "task_type",
     }
 )  # fmt: skip
-"""What we say ourselves, or nobody asks of a served layer."""
+"""Fields that we set ourselves or that do not matter for a served layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSpec(SpecBase):
-    """Made by `read_measured` only."""
+    """Created by `read_measured` only."""
 
     targets: Targets
     own: OwnPartsFields
@@ -109,19 +109,19 @@ class MeasuredSpec(SpecBase):
         other = [module.name for module in modules if module.kind not in LINEAR]
         if other:
             problems.append(
-                f"{self.peft_type} is served on linear modules only, and the config targets "
+                f"{self.peft_type} is served on linear modules only, but the config targets "
                 f"{some(other)}"
             )
         problems.extend(too_large(self.peft_type, modules))
 
     def _check_sizes(self, file: TensorFile, problems: list[str]) -> None:
-        # A side of a tensor without numbers may be of any size, and costs the file nothing.
+        # A side of an empty tensor may have any size at no cost to the file.
         sides = (max(e.shape, default=1) for e in file.entries.values() if e.elements)
         largest = max(sides, default=1)
         for key, value in self.values.items():
             seed = any(word in key for word in _SEEDS)
             if isinstance(value, int) and abs(value) > max(MAX_SIZE, largest) and not seed:
-                problems.append(f"{key} is {shown(value)}, and no tensor in the file is that large")
+                problems.append(f"{key} is {shown(value)}, but no tensor in the file is that large")
 
 
 def read_measured(fields: Fields, name: str) -> MeasuredSpec:
@@ -138,7 +138,7 @@ def read_measured(fields: Fields, name: str) -> MeasuredSpec:
         if value is None:
             continue
         if not _is_plain(value):
-            fields.problems.append(f"{one.name} is {shown(value)}: not a value that is served")
+            fields.problems.append(f"{one.name} is {shown(value)}: this value is not served")
         else:
             values[one.name] = value
     fields.refuse_the_rest(frozenset(), {})

@@ -11,26 +11,27 @@ from lorry_adapters.lora.config_fields import Fields
 from lorry_adapters.lora.parts import AdapterSpec
 
 Reader = Callable[[Fields, str], AdapterSpec | None]
-"""Takes its fields of a config and refuses the rest by name. The second argument is the name of
-the method, for modules that read several. None where not even the spec can be told."""
+"""Takes its fields from a config and refuses the others by name. The second argument is the
+method's name, for modules that read several. Returns None if the config is too damaged for a
+spec."""
 
 
 class VirtualTokenKind(Enum):
-    """What a method puts in front of the prompt."""
+    """The kinds of virtual tokens before the prompt."""
 
     NONE = auto()
     EMBEDDINGS = auto()
     """They run through the model like tokens."""
     KEYS_AND_VALUES = auto()
-    """They are put in the cache as they are."""
+    """They are written to the cache as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The parameter that PEFT starts at a value at which the method changes nothing."""
+    """The parameter that PEFT initialises to a value at which the method changes nothing."""
 
     parameter: str
-    """How its name begins: `lora_B`."""
+    """The start of its name: `lora_B`."""
     idle: float = 0.0
 
 
@@ -39,30 +40,30 @@ class Method:
     """A kind of adapter that is served. `methods.method_table` lists all of them."""
 
     name: str
-    """PEFT's `peft_type`, which a record has too."""
+    """PEFT's `peft_type`, which is also in a record."""
     title: str
     """For people."""
     read: Reader
     parameters: tuple[str, ...] = ()
-    """How the names of the tensors begin that it has for a module of the base."""
+    """Starts of the names of its tensors for a module of the base."""
     gate: Gate | None = None
-    """None where its tensors alone do not tell whether it changes anything."""
+    """None if its tensors alone do not show whether it changes anything."""
     virtual_tokens: VirtualTokenKind = VirtualTokenKind.NONE
     scalable: bool = True
-    """False where a scale other than 0 and 1 means nothing."""
+    """False if only the scales 0 and 1 have a meaning."""
     recognizes: Callable[[Mapping[str, Any]], bool] | None = None
-    """Of a format whose configs have no `peft_type`: whether a config is one of its own."""
+    """For a format whose configs have no `peft_type`: returns whether a config has that format."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedMethod:
-    """A kind of adapter of PEFT's that is not served."""
+    """A kind of PEFT adapter that is not served."""
 
     name: str
     """Its `peft_type`."""
     parameters: tuple[str, ...]
     """As in `Method`: the tools read its files."""
     reason: str
-    """Why it is refused, and what to train in its place."""
+    """Why it is refused, and what to train instead."""
     now: str | None = None
-    """The method that it is under its present name."""
+    """The method's present name, if it was renamed."""

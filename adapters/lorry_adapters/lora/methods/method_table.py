@@ -33,13 +33,13 @@ _MODULES: Final = (
 METHODS: Final[Mapping[str, Method]] = {
     method.name: method for module in _MODULES for method in module.METHODS
 }
-"""All that are served."""
+"""All served methods."""
 
 REFUSED_METHODS: Final[Mapping[str, RefusedMethod]] = {method.name: method for method in REFUSED}
 
 
 def method_of(config: Mapping[str, Any]) -> Method | None:
-    """The method that a config is of; None where it is of none that is served."""
+    """Return the method of a config, or None if it is not served."""
     name = config.get("peft_type")
     if name is None:
         return next(
@@ -50,7 +50,7 @@ def method_of(config: Mapping[str, Any]) -> Method | None:
 
 
 def is_prefix(peft_type: str) -> bool:
-    """Whether the virtual tokens of a record's method are keys and values."""
+    """Return whether a record's method has keys and values as virtual tokens."""
     method = METHODS.get(peft_type)
     return method is not None and method.virtual_tokens is VirtualTokenKind.KEYS_AND_VALUES
 
@@ -61,8 +61,8 @@ def has_virtual_tokens(peft_type: str) -> bool:
 
 
 def parameter_prefixes() -> tuple[str, ...]:
-    """How the names of tensors begin that any of PEFT's methods, or AdapterHub's, has for a
-    module of the base; the longest of two that begin alike comes first."""
+    """Return the starts of all names that PEFT's methods or AdapterHub's give to tensors for a
+    module of the base. Of two with the same start, the longer comes first."""
     served = (one for method in METHODS.values() for one in method.parameters)
     every = {*served, *(one for method in REFUSED for one in method.parameters)}
     return tuple(sorted(every, key=lambda one: (-len(one), one)))

@@ -1,18 +1,18 @@
 """The base's own parts, trained beside an adapter and saved whole with it.
 
-    <module>.weight, <module>.bias        modules_to_save, and whatever lies below its names
+    <module>.weight, <module>.bias        modules_to_save, and everything below those names
     <module>.bias, <linear>.base_layer.bias       bias "all" or "lora_only"
     <embedding>.token_adapter.trainable_tokens_delta   [tokens, width]   trainable_token_indices
     score.weight [labels, width], score.bias      a classifier's head (SEQ_CLS)
-    <embedding>.weight, <embedding>.base_layer.weight  what `save_embedding_layers` adds: a
-                                          copy of the base's, or a table that was trained
+    <embedding>.weight, <embedding>.base_layer.weight  from `save_embedding_layers`: a copy of
+                                          the base's table, or a trained one
 
-`save_embedding_layers`, which PEFT sets by itself for a resized vocabulary, writes all that
-lies below an embedding's name: a module that was saved as `modules_to_save.weight` as well,
-what it stands for as `original_module.weight`, and the table below its trained tokens as
+PEFT sets `save_embedding_layers` by itself for a resized vocabulary. It then writes everything
+below an embedding's name: a saved module again as `modules_to_save.weight`, the module that it
+replaces as `original_module.weight`, and the table below trained tokens as
 `token_adapter.base_layer.weight`.
 
-All of them stand in place of the base's numbers, for this adapter's rows alone.
+All of these replace the base's numbers, for this adapter's rows only.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _WRAPPED: Final = re.compile(
     r"(?P<module>.+?)(?:\.(?P<trained>modules_to_save)(?:\.[^.]+)?|\.(?P<spare>original_module)"
     r"|(?:\.token_adapter)?\.(?P<below>base_layer))?"
 )
-"""A path of the file, and what PEFT put around the base's module."""
+"""A path in the file, with PEFT's wrappers around the base's module."""
 _BIASES: Final = ("none", "all", "lora_only")
 _SCORES: Final = ("score", "classifier")
-"""What transformers calls the head of a classifier."""
+"""transformers' names for the head of a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnPartsFields:
-    """What a config says of them."""
+    """The config's fields about the base's own parts."""
 
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class OwnPartsFields:
     """ensure_weight_tying."""
     classifies: bool = False
     names: frozenset[str] = field(init=False, repr=False, compare=False)
-    """modules_to_save, to be looked up: a stranger may list very many."""
+    """modules_to_save as a set: an untrusted config may list very many."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", frozenset(self.modules_to_save))
@@ -70,7 +70,8 @@ class OwnPartsFields:
         )
 
     def saves(self, module: str) -> bool:
-        """PEFT's rule: the path, or a parent's, ends with one of the names."""
+        """Return whether the path, or a parent's, ends with one of the names. This is PEFT's
+        rule."""
         return not self.names.isdisjoint(_ends(module))
 
 
@@ -82,7 +83,7 @@ def read_own_parts(
     keys: Iterable[str],
     problems: list[str],
 ) -> OwnParts:
-    """`keys`: those that are no parameter of the method's own."""
+    """Find the base's own parts. `keys` are the keys that no parameter of the method has."""
     own = OwnParts(file, layout, wanted.tied)
     missing_tokens = dict(wanted.token_ids)
     rows = []
@@ -102,7 +103,7 @@ def read_own_parts(
         saved = wanted.saves(module.name)
         table = module.name in (layout.input_embedding, layout.output_embedding)
         if saved and wrapped["spare"]:
-            continue  # the base's, which the saved module stands for
+            continue  # the base's module, which the saved one replaces
         if saved and not wrapped["below"]:
             own.saved.add(module.name)
         elif parameter == "bias" and wanted.bias != "none":
@@ -117,7 +118,7 @@ def read_own_parts(
         elif twin != key:
             problems.append(f"{shown(key)} and {shown(twin)} name the same tensor")
         _check(own, key, module, parameter, problems)
-    # The table's first: a tied head may repeat them.
+    # The table's rows first: a tied head may repeat them.
     for key in sorted(rows, key=lambda key: layout.input_embedding != _module_name(key, layout)):
         _tokens(own, missing_tokens, key, layout, problems)
     for name in own.biases.keys() & own.weights.keys():
@@ -132,21 +133,21 @@ def read_own_parts(
         if _shares_rows(own, name, ids):
             continue
         problems.append(
-            f"trainable_token_indices names {shown(name or 'the input embedding')}, and the file "
+            f"trainable_token_indices names {shown(name or 'the input embedding')}, but the file "
             "has no rows for it"
         )
     if wanted.bias != "none" and not own.biases and targets is not None:
-        # PEFT says `all` of bases that have no bias at all.
+        # PEFT also writes `all` for bases without any bias.
         biased = [
             m.name for m in layout.modules.values() if m.bias and m.kind is not ModuleKind.OTHER
         ]
         if biased and wanted.bias == "all":
-            problems.append(f"bias is {shown(wanted.bias)} and the file has none: {some(biased)}")
+            problems.append(f"bias is {shown(wanted.bias)}, but the file has none: {some(biased)}")
     return own
 
 
 def _ends(module: str) -> Iterator[str]:
-    """Of a module's path and of its parents': all that a name to save may be."""
+    """Yield all names to save that match a module: the ends of its path and of its parents'."""
     path = module
     while path:
         yield from (path[at:] for at in range(len(path)))
@@ -154,13 +155,14 @@ def _ends(module: str) -> Iterator[str]:
 
 
 def _not_saved(wanted: OwnPartsFields, own: OwnParts) -> Iterator[str]:
-    """What no module of the base is called, PEFT passes over."""
+    """Yield a problem for each module to save that is missing from the file. PEFT ignores names
+    that no module of the base has."""
     there = {end for module in own.layout.modules for end in _ends(module)}
     saved = {end for module in own.saved for end in _ends(module)}
     for name in wanted.modules_to_save:
         of_classifier = wanted.classifies and name in _SCORES
         if name in there and name not in saved and not of_classifier:
-            yield f"modules_to_save names {shown(name)}, and the file has no such module"
+            yield f"modules_to_save names {shown(name)}, but the file has no such module"
 
 
 def _module_name(key: str, layout: BaseLayout) -> str | None:
@@ -176,8 +178,8 @@ def _is_score(path: str) -> bool:
 def _check_score(own: OwnParts, layout: BaseLayout, problems: list[str]) -> None:
     if "weight" not in own.score:
         problems.append(
-            "task_type is SEQ_CLS and the file has no score.weight, the classifier's head: save it "
-            'with modules_to_save=["score"]'
+            "task_type is SEQ_CLS, but the file has no score.weight, the classifier's head: save "
+            'it with modules_to_save=["score"]'
         )
         return
     width = 0
@@ -218,7 +220,7 @@ def _tokens(
 
 
 def _shares_rows(own: OwnParts, name: str, ids: tuple[int, ...]) -> bool:
-    """A head whose rows are the table's: PEFT saves those once."""
+    """Return whether a head shares its rows with the table. PEFT saves those once."""
     table, head = own.layout.input_embedding, own.layout.output_embedding
     if not own.layout.tied or table is None or head is None or not name:
         return False
@@ -233,7 +235,8 @@ def check_rows(
     field: str,
     problems: list[str],
 ) -> None:
-    """One row a token, of a table or of a head. `field`: where the config lists them."""
+    """Check one row per token, of a table or a head. `field` is the config's field that lists
+    them."""
     is_table = module.kind is ModuleKind.EMBEDDING
     vocabulary = module.in_features if is_table else module.out_features
     width = module.out_features if is_table else module.in_features

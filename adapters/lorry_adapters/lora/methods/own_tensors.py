@@ -1,6 +1,6 @@
 """The keys of the base's own parts in an adapter's file, and their effect.
 
-`own_parts` finds them by their keys.
+`own_parts` finds these keys.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _TIED: Final = ("embed_tokens", "lm_head")
-"""PEFT's EMBEDDING_LAYER_NAMES: ensure_weight_tying of a module of another name ties nothing."""
+"""PEFT's EMBEDDING_LAYER_NAMES: ensure_weight_tying ties no module with another name."""
 _LEAST: Final = 0.9
-"""The part of a base's tokens that a table without the padding still has; with less, it is a
-table of something else."""
+"""The least part of a base's tokens in a table that was saved without the padding. A smaller
+table belongs to something else."""
 
 
 @dataclass(slots=True, eq=False)
 class OwnParts:
-    """Where the file keeps them."""
+    """The keys of the base's own parts in the file."""
 
     file: TensorFile
     layout: BaseLayout
@@ -36,16 +36,16 @@ class OwnParts:
     weights: dict[str, str] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
     same: list[tuple[str, str]] = field(default_factory=list)
-    """Keys of one tensor, that is there twice."""
+    """Pairs of keys of one tensor that is in the file twice."""
     transposed: list[tuple[str, str]] = field(default_factory=list)
-    """The same, one of them the other way round."""
+    """Like `same`, with one of the two transposed."""
     saved: set[str] = field(default_factory=set)
-    """Modules that are replaced as wholes."""
+    """Modules that are replaced entirely."""
     tokens: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     score: dict[str, str] = field(default_factory=dict)
     """A classifier's head: the keys of its `weight` and `bias`."""
     unknown: list[str] = field(default_factory=list)
-    """Keys that are none of this."""
+    """Keys of nothing that is known here."""
 
     @property
     def labels(self) -> int:
@@ -56,8 +56,9 @@ class OwnParts:
         return tuple(dict.fromkeys([*self.weights, *self.biases, *self.tokens]))
 
     def is_shorter_table(self, module: BaseModule, parameter: str, shape: tuple[int, ...]) -> bool:
-        """Of fewer tokens than the base: `vocabulary`. A base that caps its logits would make
-        answers of the tokens that are not there."""
+        """Return whether the table has fewer tokens than the base: see `vocabulary`. If the base
+        caps
+        its logits, the missing tokens could become answers."""
         is_head = module.name == self.layout.output_embedding
         if module.name != self.layout.input_embedding and not is_head:
             return False
@@ -67,10 +68,10 @@ class OwnParts:
         return shorter and not (is_head and self.layout.caps_logits)
 
     def read(self, parts: Parts) -> None:
-        """Raises InvalidAdapter where what should be there twice is not the same."""
+        """Add the effects to `parts`. Raises InvalidAdapter if two copies of a tensor differ."""
         problems = [
-            f"{shown(one)} and {shown(other)} are one trained tensor, and the file has two that "
-            "differ: which of them was trained, it does not say"
+            f"{shown(one)} and {shown(other)} are one trained tensor, but the file contains two "
+            "that differ, and does not say which of them was trained"
             for pairs, turned in ((self.same, False), (self.transposed, True))
             for one, other in pairs
             if not self._equal(one, other, turned)
@@ -117,8 +118,8 @@ class OwnParts:
         return found
 
     def _twins(self, name: str) -> Iterator[str]:
-        """The module, and what shares its table with it: with ensure_weight_tying where it was
-        saved as a module; always where it is the base's table itself that was changed."""
+        """Yield the module and the modules that share its table: with ensure_weight_tying if it was
+        saved as a module; always if the base's table itself was changed."""
         yield name
         pair = (self.layout.input_embedding, self.layout.output_embedding)
         named = name.rpartition(".")[2] in _TIED
@@ -130,7 +131,7 @@ class OwnParts:
 
 
 def shape_of(module: BaseModule, parameter: str) -> tuple[int, ...]:
-    """Of the base's own `weight` or `bias`, as it is stored."""
+    """Return the shape of the base's own `weight` or `bias` as it is stored."""
     if parameter == "bias" or module.kind is ModuleKind.OTHER:
         return (module.out_features,)
     if module.kind is ModuleKind.LINEAR:

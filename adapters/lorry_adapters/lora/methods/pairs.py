@@ -1,4 +1,4 @@
-"""Pairs of matrices in a file: the part that LoRA and its relatives have in common."""
+"""Pairs of matrices in a file, which LoRA and related methods share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorry_adapters.lora.tensor_file import TensorFile
 
 @dataclass(frozen=True, slots=True)
 class PairKeys:
-    """Where the file keeps the two matrices of one module."""
+    """The keys of one module's two matrices."""
 
     module: BaseModule
     a_key: str
@@ -34,7 +34,7 @@ def find_pairs(
     b: str,
     kinds: tuple[ModuleKind, ...] = LINEAR,
 ) -> dict[str, PairKeys]:
-    """By module, where both halves are there. `a` and `b` are parameters of `Keys`."""
+    """Return the complete pairs by module. `a` and `b` are parameters of `Keys`."""
     found = {}
     for name, mine in keys.modules.items():
         halves = [half for half in (a, b) if half in mine]
@@ -62,9 +62,10 @@ def find_ranks(
     problems: list[str],
     widths: Callable[[BaseModule, tuple[int, int], int], tuple[int, int]] = _plain_widths,
 ) -> dict[str, int]:
-    """By module, as its tensors have it; shapes that do not fit are added to `problems`.
+    """Return the ranks in the file by module; shapes that do not fit are added to `problems`.
 
-    `widths`: what A and B must have, from the module, what they have, and A's rank.
+    `widths` returns the widths that A and B must have, from the module, their widths in the file,
+    and A's rank.
     """
     ranks = {}
     empty = []
@@ -92,7 +93,7 @@ def find_ranks(
     if empty:
         shape = list(file.entries[empty[0]].shape)
         problems.append(
-            f"{shown(empty[0])} is {shape}, without a number in it ({len(empty)} modules): the "
+            f"{shown(empty[0])} is {shape}, so it contains no number ({len(empty)} modules): the "
             "parts of DeepSpeed ZeRO-3 or FSDP were not gathered when it was saved; save again "
             "with stage3_gather_16bit_weights_on_model_save or full_state_dict"
         )
@@ -109,10 +110,10 @@ def disagreements(
     also: Iterable[str] = (),
     refused: Callable[[BaseModule], str],
 ) -> Iterator[str]:
-    """Where the config targets one set of modules and the file has another. `also`: what is
-    targeted by other fields than target_modules.
+    """Yield the differences between the config's target modules and the modules in the file. `also`
+    are modules targeted by fields other than target_modules.
 
-    Raises InvalidAdapter when the config's expressions take too long to match.
+    Raises InvalidAdapter if the config's regular expressions take too long to match.
     """
     wanted = {module.name: module for module in targets.select(layout, budget)}
     wanted |= {name: layout.modules[name] for name in also}
@@ -136,8 +137,8 @@ def disagreements(
 def not_linear(module: BaseModule) -> str:
     if module.kind is ModuleKind.EMBEDDING:
         return (
-            f"{shown(module.name)} is an embedding: this method is not served on it, or its "
-            "tensors are not named lora_embedding_A and lora_embedding_B"
+            f"{shown(module.name)} is an embedding: this method is not served on embeddings, or "
+            "its tensors are not named lora_embedding_A and lora_embedding_B"
         )
     return f"{shown(module.name)} is not a linear module: a LoRA on it is not served"
 
@@ -151,7 +152,7 @@ def _short(parameter: str) -> str:
 
 
 def read_rules(fields: Fields, key: str, values: Mapping[str, Any]) -> SuffixRules[Any]:
-    """Of a `rank_pattern` or `alpha_pattern`; problems go to `fields`."""
+    """Read a `rank_pattern` or `alpha_pattern`; problems are added to `fields`."""
     try:
         return SuffixRules(values, where=key)
     except InvalidAdapter as error:

@@ -1,8 +1,8 @@
-"""Prefix tuning (and Cartridges): keys and values in front of the prompt, for every layer.
+"""Prefix tuning (and Cartridges): keys and values before the prompt, for every layer.
 
     prompt_embeddings           [N, 2 * layers * heads * head size]
 
-A projection that was trained with it is applied when PEFT saves.
+If a projection was trained with it, PEFT has applied that before saving.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lorry_adapters.lora.tensor_file import TensorFile
 
 @dataclass(frozen=True, slots=True)
 class PrefixSpec(PromptSpecBase):
-    """Made by `read_prefix` only."""
+    """Created by `read_prefix` only."""
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True

@@ -5,9 +5,9 @@
     <linear>.lokr_w1 [a, c] or lokr_w1_a [a, r], lokr_w1_b [r, c]; lokr_w2 [b, d] or its two
                         W = w1 (x) w2, out = a b, in = c d: arXiv:2309.14859, section 3.2
 
-An element-wise product of two matrices of rank r has rank r^2 and is a pair of that rank,
-exactly: row (i, j) of A is w1_b[i] * w2_b[j]. A Kronecker product is applied as it is, in two
-small steps, since its rank is that of its factors multiplied.
+An element-wise product of two matrices of rank r has rank r^2 and equals a pair of that rank:
+row (i, j) of A is w1_b[i] * w2_b[j]. The rank of a Kronecker product is the product of its
+factors' ranks, so it is applied in two small steps instead.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from lorry_adapters.lora.tensor_file import TensorFile
 
 _TRAINING: Final = frozenset(
     {
-        "decompose_both",  # the file's keys and shapes say it, too
+        "decompose_both",  # the file's keys and shapes show it
         "decompose_factor",
         "init_weights",
         "module_dropout",
         "rank_dropout",
         "rank_dropout_scale",
-        "use_effective_conv2d",  # of convolutions
+        "use_effective_conv2d",  # for convolutions only
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ProductSpec(TargetedSpec):
-    """What LoHa and LoKr have in common."""
+    """Shared by LoHa and LoKr."""
 
     r: int
     alpha: float
@@ -64,7 +64,7 @@ class ProductSpec(TargetedSpec):
 
 
 class LoHaSpec(ProductSpec):
-    """Made by `read_loha` only."""
+    """Created by `read_loha` only."""
 
     __slots__ = ()
     parameters: ClassVar = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -91,7 +91,7 @@ class LoHaSpec(ProductSpec):
 
 
 class LoKrSpec(ProductSpec):
-    """Made by `read_lokr` only."""
+    """Created by `read_lokr` only."""
 
     __slots__ = ()
     parameters: ClassVar = ()
@@ -112,7 +112,7 @@ class LoKrSpec(ProductSpec):
         shared: Sequence[str],
         problems: list[str],
     ) -> None:
-        # Of two low-rank matrices: a small file may hold a factor as large as the weight.
+        # Factors made of two matrices: a small file may describe a factor as large as the weight.
         made = [
             a * b * 4
             for one in found
@@ -122,8 +122,8 @@ class LoKrSpec(ProductSpec):
         ]
         if sum(made) > MAX_DENSE:
             problems.append(
-                f"LOKR's factors, multiplied out, would take {sum(made) >> 20} MiB; at most "
-                f"{MAX_DENSE >> 20} are taken. Train it with a decompose_factor that makes both "
+                f"LOKR's factors would take {sum(made) >> 20} MiB when multiplied out; at most "
+                f"{MAX_DENSE >> 20} are allowed. Train it with a decompose_factor that makes both "
                 "factors small"
             )
 

@@ -1,11 +1,11 @@
-"""Prompt tuning and its relatives: trained embeddings in front of the prompt.
+"""Prompt tuning and related methods: trained embeddings before the prompt.
 
     prompt_embeddings           [N, H]          PROMPT_TUNING, P_TUNING, CPT
-    prefix_task_cols            [1, N, rank]    MULTITASK_PROMPT_TUNING has two more
+    prefix_task_cols            [1, N, rank]    also in MULTITASK_PROMPT_TUNING
     prefix_task_rows            [1, rank, H]
 
-P-tuning trains a small network and CPT a bounded change, but what PEFT saves is what came
-out of them. Multitask prompts are multiplied when they are used, by the task's own part.
+P-tuning trains a small network and CPT a bounded change, but PEFT saves the resulting
+embeddings. Multitask prompts are multiplied by the task's own part when they are used.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TRAINING: Final = frozenset(
         "tokenizer_name_or_path",
     }
 )
-"""How the virtual tokens began and were trained; of all methods that have some."""
+"""Fields about the initialisation and training of virtual tokens, for all methods with some."""
 
 NOT_SERVED: Final = {
     "modules_to_save": "full weights beside the virtual tokens (modules_to_save)",
@@ -63,7 +63,7 @@ NOT_SERVED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PromptSpecBase(SpecBase):
-    """What the configs of all methods with virtual tokens have in common."""
+    """The fields that all methods with virtual tokens share."""
 
     count: int
     token_dim: int | None
@@ -74,15 +74,15 @@ class PromptSpecBase(SpecBase):
 def read_shared(
     fields: Fields, name: str
 ) -> tuple[str, str | None, str, int, int | None, int | None, int | None]:
-    """The fields of `PromptSpecBase`, in their order."""
+    """Return the fields of `PromptSpecBase` in their order."""
     count = fields.take("num_virtual_tokens", _count, 0, required=True)
     if count == 0 and not fields.complains_of("num_virtual_tokens"):
-        fields.problems.append("num_virtual_tokens is missing: how many are there?")
+        fields.problems.append("num_virtual_tokens is missing: give the number of virtual tokens")
     submodules = fields.raw("num_transformer_submodules")
     if submodules not in (None, 1):
         fields.problems.append(
-            f"num_transformer_submodules is {shown(submodules)}: only models with a decoder and "
-            "nothing else are served, which have 1"
+            f"num_transformer_submodules is {shown(submodules)}: only decoder-only models are "
+            "served, for which it is 1"
         )
     return (
         name,
@@ -97,10 +97,10 @@ def read_shared(
 
 @dataclass(frozen=True, slots=True)
 class PromptSpec(PromptSpecBase):
-    """Made by `read_prompt` and `read_multitask` only."""
+    """Created by `read_prompt` and `read_multitask` only."""
 
     rank: int | None = None
-    """Of multitask prompts: that of the task's own part."""
+    """For multitask prompts: the rank of the task's own part."""
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
@@ -112,8 +112,8 @@ class PromptSpec(PromptSpecBase):
         check_tensors(file, wanted, problems, sound=sound)
         if self.token_dim not in (None, width):
             problems.append(
-                f"token_dim is {self.token_dim}; the embeddings of the base {layout.name} have "
-                f"{width} numbers"
+                f"token_dim is {self.token_dim}; the embeddings of the base {layout.name} are "
+                f"{width} wide"
             )
 
         def read() -> Parts:
@@ -139,7 +139,7 @@ def read_multitask(fields: Fields, name: str) -> PromptSpec:
         fields.problems.append(
             Problem(
                 f"the prompts of {tasks} tasks in one adapter are not served, since a request "
-                "names adapters and no task: make an adapter of each",
+                "names an adapter and no task: make one adapter for each task",
                 Remedy.KEEP_TASK,
             )
         )
@@ -154,7 +154,8 @@ def check_tensors(
     *,
     sound: bool,
 ) -> None:
-    """Exactly `wanted` is in the file; of what shape, only a `sound` config can tell."""
+    """Check that the file contains exactly `wanted`. Shapes are checked only if the config is
+    `sound`."""
     for key, shape in wanted.items():
         entry = file.entries.get(key)
         if entry is None:
@@ -173,7 +174,7 @@ def check_tensors(
 
 def _width(layout: BaseLayout, problems: list[str]) -> int:
     if layout.input_embedding is None:
-        problems.append(f"the base {layout.name} has no table of embeddings to put tokens behind")
+        problems.append(f"the base {layout.name} has no embeddings to put virtual tokens beside")
         return 0
     return layout.modules[layout.input_embedding].out_features
 

@@ -1,4 +1,4 @@
-"""PEFT's methods that are not served, as they are not a delta of a module's own output."""
+"""PEFT's methods that are not served because they are not a delta of a module's own output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ POLY: Final = RefusedMethod(
     "POLY",
     ("poly_",),
     Problem(
-        "it mixes its matrices by the task of a request, and requests have none; make a LoRA "
-        "of each task",
+        "it mixes its matrices by the task of a request, and requests have none; train one "
+        "LoRA for each task",
         Remedy.KEEP_TASK,
     ),
 )
@@ -21,26 +21,26 @@ REFUSED: Final = (
     RefusedMethod(
         "ADAMSS",
         ("adamss_",),
-        "where its numbers belong is not in its file, but in a clustering of the base's "
-        "weights that other versions of its library make otherwise; train a LoRA or an OSF adapter",
+        "the positions of its numbers are not in its file: they come from a clustering of the "
+        "base's weights that depends on its library's version; train a LoRA or an OSF adapter",
     ),
     RefusedMethod(
         "ADAPTION_PROMPT",
         ("adaption_prompt_",),
-        "it changes how layers attend, which no change of a module does; train "
-        "prefix tuning (PREFIX_TUNING), which reaches the same place",
+        "it changes how layers attend, which no change of a module can do; train prefix tuning "
+        "(PREFIX_TUNING), which works in the same place",
     ),
     RefusedMethod(
         "BONE",
         ("bone_",),
-        Problem("it is MiSS under its name of before PEFT 0.19", Remedy.CONVERT),
+        Problem("it is MiSS under its name before PEFT 0.19", Remedy.CONVERT),
         now="MISS",
     ),
     RefusedMethod(
         "LILY",
         ("lily_",),
-        "it weighs its matrices by the mean over all tokens of a batch, so that a token's "
-        "answer would depend on those after it and on other requests; train a LoRA",
+        "it weights its matrices by the mean over all tokens of a batch, so a token's answer "
+        "would depend on later tokens and on other requests; train a LoRA",
     ),
     RefusedMethod(
         "SHADOW",
@@ -51,6 +51,6 @@ REFUSED: Final = (
         "XLORA",
         ("xlora_",),
         "it routes between other adapters, which are not in its file; upload those, and name "
-        "several with their scales in a request",
+        "several of them with their scales in a request",
     ),
 )

@@ -4,9 +4,9 @@
     <linear>.shira_indices          [2, n]      (row, column), whole numbers: arXiv:2406.13175
     <linear>.supertuning_values     [n]         added at
     <linear>.supertuning_indices    [n]         row * in + column: arXiv:2607.09287
-    <linear>.supertuning_lora_A.weight [r, in], supertuning_lora_B.weight [out, r]    where r is set
+    <linear>.supertuning_lora_A.weight [r, in], supertuning_lora_B.weight [out, r]    if r is set
 
-Places outside of the weight are refused, when the file is checked and whenever it is read.
+Indices outside the weight are refused when the file is checked and whenever it is read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _SHIRA_TRAINING: Final = frozenset(
-    # How the places were chosen; the file has them.
+    # How the indices were chosen; the file contains them.
     {"fan_in_fan_out", "init_weights", "mask_type", "r", "random_seed"}
 )
 _SUPER_TRAINING: Final = frozenset({"init_weights", "lora_dropout", "select_top", "sparsity"})
@@ -39,7 +39,7 @@ _SUPER_TRAINING: Final = frozenset({"init_weights", "lora_dropout", "select_top"
 
 @dataclass(frozen=True, slots=True)
 class ShiraSpec(TargetedSpec):
-    """Made by `read_shira` only."""
+    """Created by `read_shira` only."""
 
     parameters: ClassVar = ("shira_weight", "shira_indices")
     places: ClassVar = ("shira_indices",)
@@ -57,7 +57,7 @@ class ShiraSpec(TargetedSpec):
             for axis, size in enumerate((rows, columns)):
                 if bool((both[axis] >= size).any()):
                     problems.append(
-                        f"{shown(places)} names places outside of the weight, which is "
+                        f"{shown(places)} contains indices outside the weight, which is "
                         f"{[rows, columns]} in this base"
                     )
         return 0
@@ -74,10 +74,10 @@ class ShiraSpec(TargetedSpec):
 
 @dataclass(frozen=True, slots=True)
 class SupertuningSpec(TargetedSpec):
-    """Made by `read_supertuning` only."""
+    """Created by `read_supertuning` only."""
 
     r: int
-    """Of the pair beside; 0: there is none."""
+    """The rank of the pair beside it; 0 if there is none."""
     alpha: float
     parameters: ClassVar = ("supertuning_values", "supertuning_indices")
     optional: ClassVar = ("supertuning_lora_A.weight", "supertuning_lora_B.weight")
@@ -92,7 +92,7 @@ class SupertuningSpec(TargetedSpec):
         there = [found.keys[one] for one in self.optional if one in found.keys]
         if len(there) != (2 if self.r else 0):
             problems.append(
-                f"{shown(module.name)} has {len(there)} matrices of a pair, and r is "
+                f"{shown(module.name)} has {len(there)} matrices of a pair, but r is "
                 f"{self.r or 'not set'}"
             )
         elif self.r:
@@ -132,8 +132,8 @@ def read_supertuning(fields: Fields, name: str) -> SupertuningSpec:
     alpha = fields.take("lora_alpha", check.alpha, 2.0 * r)
     if not fields.take("save_precomputed_indices", check.boolean, True):
         fields.problems.append(
-            "save_precomputed_indices is false: which numbers were trained is then guessed from "
-            "the base's, and one that is rounded gives others; save it again with true"
+            "save_precomputed_indices is false: the trained indices would be derived from the "
+            "base's weights, and rounded weights give others; save it again with true"
         )
     fields.refuse_the_rest(_SUPER_TRAINING, {})
     return SupertuningSpec(name, base_model, task_type, targets, own, r, alpha)

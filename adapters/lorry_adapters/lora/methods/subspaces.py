@@ -1,11 +1,11 @@
 """OSF and PSOFT: training in subspaces of a weight's singular vectors.
 
-    <linear>.osf_svd_params.U_low [out, l], S_low [l], V_low [l, in]      in place of the l smallest
+    <linear>.osf_svd_params.U_low [out, l], S_low [l], V_low [l, in]      replace the l smallest
     <linear>.psoft_R.weight     [r (r - 1) / 2], above the diagonal of a skew matrix; or [r, r]
     <linear>.psoft_R.vector_a [r], vector_b [r]     factors of R's columns and rows
 
-PSOFT means the base's own singular vectors with the signs that they came out with; those of a
-weight that is rounded may have others, so it is refused on quantized bases, as by PEFT.
+PSOFT depends on the signs that the decomposition gave to the base's singular vectors. Those of
+a rounded weight may differ, so PSOFT is refused on quantized bases, as in PEFT.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from lorry_adapters.lora.target_modules import read_targets
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _MAX_TERMS: Final = 64
-"""Of a series, and passes of an iteration; PEFT's defaults are 5 and 10."""
+"""The most terms of a series and passes of an iteration; PEFT's defaults are 5 and 10."""
 _OSF_TRAINING: Final = frozenset(
-    # How many singular values were trained; the file's shapes say it.
+    # How many singular values were trained; the file's shapes show it.
     {"effective_rank", "init_weights", "rank_pattern", "target_svd_config"}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class OsfSpec(TargetedSpec):
-    """Made by `read_osf` only."""
+    """Created by `read_osf` only."""
 
     parameters: ClassVar = (
         "osf_svd_params.U_low",
@@ -62,7 +62,7 @@ class OsfSpec(TargetedSpec):
         }
         check_shapes(file, wanted, problems)
         if count > min(module.out_features, module.in_features):
-            problems.append(f"{shown(s)} has {count} singular values, more than the weight has")
+            problems.append(f"{shown(s)} has {count} singular values, more than the weight")
         return 0
 
     def check_shared(
@@ -84,14 +84,14 @@ class OsfSpec(TargetedSpec):
 
 @dataclass(frozen=True, slots=True)
 class PsoftSpec(TargetedSpec):
-    """Made by `read_psoft` only."""
+    """Created by `read_psoft` only."""
 
     r: int
     skew: bool
     terms: int | None
-    """Of Neumann's series; None: Cayley's transform exactly."""
+    """The terms of Neumann's series; None for Cayley's exact transform."""
     longest: float | None
-    """Norm that the skew matrix is cut down to before the series."""
+    """The norm to which the skew matrix is clipped before the series."""
     vectors: tuple[str, ...]
     halved: bool
     passes: int | None
@@ -105,13 +105,13 @@ class PsoftSpec(TargetedSpec):
         if not layout.exact:
             problems.append(
                 Problem(
-                    "PSOFT turns the singular vectors of the base's own weights, and this base is "
-                    "quantized, so that they are others: serve the base unquantized, or convert "
-                    "the adapter to a LoRA with peft's convert_to_lora",
+                    "PSOFT rotates the singular vectors of the base's own weights, and those of a "
+                    "quantized base differ: serve the base unquantized, or convert the adapter to "
+                    "a LoRA with peft's convert_to_lora",
                     Remedy.UNQUANTIZED_BASE,
                 )
             )
-        # Named explicitly: a dataclass with slots is not the class that `super()` remembers.
+        # Named explicitly: a dataclass with slots is not the class that `super()` refers to.
         return TargetedSpec.contents(self, file, layout, problems, sound=sound)
 
     def check(
@@ -129,7 +129,7 @@ class PsoftSpec(TargetedSpec):
                 wanted[found.keys[one]] = (r,)
         check_shapes(file, wanted, problems)
         if r > min(module.in_features, module.out_features):
-            problems.append(f"r is {r}, more than {shown(module.name)} has singular values")
+            problems.append(f"r is {r}, more than the singular values of {shown(module.name)}")
         return 0
 
     def read(
@@ -145,8 +145,8 @@ class PsoftSpec(TargetedSpec):
             parts.add(one.module.name, turned)
 
     def _turn(self, weight: Tensor) -> Tensor:
-        """R = (1 + Q) (1 - Q)^-1, or its series 1 + 2 Q + 2 Q^2 + ... + Q^terms; R itself
-        where it is not to be orthogonal."""
+        """Return R = (1 + Q) (1 - Q)^-1, or its series 1 + 2 Q + 2 Q^2 + ... + Q^terms; R itself if
+        it need not be orthogonal."""
         if not self.skew:
             return weight
         one_RR = torch.eye(self.r)
@@ -180,7 +180,7 @@ def read_psoft(fields: Fields, name: str) -> PsoftSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
     targets, own = read_targets(fields), OwnPartsFields.read(fields)
     r = fields.take("r", check.rank, 32)
-    # It is in A and B as a divisor, and before them as a factor.
+    # A and B contain it as a divisor, and the sum as a factor.
     if fields.take("psoft_alpha", check.alpha, 32.0) <= 0:
         fields.problems.append("psoft_alpha must be above 0")
     series = fields.take("use_cayley_neumann", check.boolean, False)

@@ -1,8 +1,8 @@
 """Shared by methods that target modules and save tensors for each of them.
 
-A method defines which tensors a module has, whether their shapes fit, and what they become. The
-rest is shared: sorting the keys, finding parts of the base itself beside them, comparing the
-config's targets with the modules in the file, and reporting every problem.
+A method defines the tensors of a module, their shapes, and their effect. The rest is shared:
+sorting the keys, finding parts of the base itself beside them, comparing the config's targets
+with the modules in the file, and reporting every problem.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lorry_adapters.lora.target_modules import Targets
 from lorry_adapters.lora.tensor_file import PLACES, TensorFile
 
 MAX_DENSE: Final = 4 << 30
-"""Largest size in bytes, in fp32, of an adapter that is served as full weights."""
+"""The largest size in bytes, in fp32, of an adapter that is served as full weights."""
 
 
 def too_large(peft_type: str, modules: Iterable[BaseModule]) -> Iterator[str]:
@@ -34,14 +34,14 @@ def too_large(peft_type: str, modules: Iterable[BaseModule]) -> Iterator[str]:
     if size > MAX_DENSE:
         yield (
             f"{peft_type} is served as full weights, which would take {size >> 20} MiB for these "
-            f"modules; at most {MAX_DENSE >> 20} are taken. Train it as a LoRA, or convert it to "
+            f"modules; at most {MAX_DENSE >> 20} are allowed. Train it as a LoRA, or convert it to "
             "one with peft's convert_to_lora"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModule:
-    """One module of the file: what the base has there, and the keys of its tensors."""
+    """One module in the file: the base's module, and the keys of its tensors."""
 
     module: BaseModule
     keys: Mapping[str, str]
@@ -50,27 +50,27 @@ class FoundModule:
 
 @dataclass(frozen=True, slots=True)
 class TargetedSpec(SpecBase, ABC):
-    """A config of such a method."""
+    """The config of such a method."""
 
     targets: Targets
     own: OwnPartsFields
 
     parameters: ClassVar[tuple[str, ...]]
-    """What every module has, as `sort_keys` takes them."""
+    """The parameters of every module, as `sort_keys` takes them."""
     optional: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
-    """Those of them that hold whole numbers: places in a weight."""
+    """The parameters that contain integers: indices into a weight."""
     kinds: ClassVar[tuple[ModuleKind, ...]] = LINEAR
 
     def claims(self, key: str) -> bool:
-        """A tensor of the adapter as a whole, of no module."""
+        """Return whether a tensor belongs to the adapter as a whole and not to a module."""
         return False
 
     @abstractmethod
     def check(
         self, file: TensorFile, found: FoundModule, budget: Budget, problems: list[str]
     ) -> int:
-        """The rank of the pair that it becomes, 0 where it becomes none. May raise
+        """Return the rank of the resulting pair, or 0 if there is none. May raise
         InvalidAdapter."""
 
     def check_shared(
@@ -80,13 +80,13 @@ class TargetedSpec(SpecBase, ABC):
         shared: Sequence[str],
         problems: list[str],
     ) -> None:
-        """`shared`: the keys that were claimed."""
+        """Check the tensors of the whole adapter. `shared` are the keys that were claimed."""
 
     @abstractmethod
     def read(
         self, file: TensorFile, found: Sequence[FoundModule], shared: Sequence[str], parts: Parts
     ) -> None:
-        """All that `check` let pass."""
+        """Add the effects of everything that `check` accepted to `parts`."""
 
     def contents(
         self, file: TensorFile, layout: BaseLayout, problems: list[str], *, sound: bool = True
@@ -137,7 +137,7 @@ class TargetedSpec(SpecBase, ABC):
         if missing:
             problems.append(f"{shown(found.module.name)} has no {' and no '.join(missing)}")
             return False
-        # Of what is stored as something else, `sort_keys` has told.
+        # `sort_keys` has reported tensors with other dtypes.
         return all(
             file.entries[found.keys[one]].dtype in PLACES
             for one in self.places
@@ -147,7 +147,7 @@ class TargetedSpec(SpecBase, ABC):
 
 @contextmanager
 def told(problems: list[str]) -> Iterator[None]:
-    """What is raised inside is added to `problems`."""
+    """Add an InvalidAdapter raised inside to `problems`."""
     try:
         yield
     except InvalidAdapter as error:

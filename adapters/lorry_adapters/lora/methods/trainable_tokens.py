@@ -1,9 +1,9 @@
-"""Trainable tokens as a method of its own: rows of an embedding, in place of the base's.
+"""Trainable tokens as a method of their own: rows of an embedding that replace the base's.
 
 <embedding>.trainable_tokens_delta      [tokens, width]
 <head>.trainable_tokens_delta           the same rows of an output head
 
-Where the base ties the two, PEFT saves one tensor under both names.
+If the base ties the two, PEFT saves one tensor under both names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY: Final = "trainable_tokens_delta"
 
 @dataclass(frozen=True, slots=True)
 class TokensSpec(SpecBase):
-    """Made by `read_tokens` only."""
+    """Created by `read_tokens` only."""
 
     token_ids: tuple[int, ...]
 
@@ -42,7 +42,7 @@ class TokensSpec(SpecBase):
         for name, key in found.items():
             module = layout.modules[name]
             if module.kind is not ModuleKind.EMBEDDING and name != head:
-                problems.append(f"{shown(name)} is no embedding: it has no rows of tokens")
+                problems.append(f"{shown(name)} is not an embedding, so it has no rows of tokens")
                 continue
             check_rows(file, key, module, self.token_ids, "token_indices", problems)
             if layout.tied and name == head and table in found:
@@ -61,7 +61,7 @@ def _read(own: OwnParts) -> Parts:
 
 def read_tokens(fields: Fields, name: str) -> TokensSpec:
     base_model, task_type = fields.base_model(), fields.task_type()
-    # Which embedding, the file's key says.
+    # The file's key names the embedding.
     fields.take("target_modules", check.names, ())
     ids = fields.take("token_indices", check.token_ids, ())
     if not ids and not fields.complains_of("token_indices"):

@@ -2,11 +2,11 @@
 
 kasa_config     <linear>.lora_diag [r] stands between the two matrices, and the base loses the
                 r smallest singular values of its weight: arXiv:2412.06071
-use_bdlora      A [r, in / blocks] or B [out, r / blocks]: blocks on a diagonal, one below the
-                other in the file; of which modules, parts of their paths say
-use_qalora      A [r, in / group] sees the sums of groups of inputs, in / group^2 times; where A
-                has a column for every input, as beside linears that are not GPTQ's, a plain pair
-velora_config, monteclora_config    a plain pair; what else is in the file was for the training
+use_bdlora      A [r, in / blocks] or B [out, r / blocks]: the blocks of a block-diagonal matrix,
+                stacked in the file; parts of paths select the modules
+use_qalora      A [r, in / group] reads the sums of groups of inputs, times in / group^2. If A has
+                a column for every input, as beside linears that are not GPTQ's, a plain pair
+velora_config, monteclora_config    a plain pair; the file's other tensors served the training
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TRAINING: Final = {
         }
     ),
 }  # fmt: skip
-"""What is in them, all of it for the training."""
+"""Their fields, all of which matter for training only."""
 _LEFT: Final = {
     "velora_config": ("lora_velora_embed",),
     "monteclora_config": tuple(
@@ -45,31 +45,31 @@ _LEFT: Final = {
         for one in ("expert_weights", "expert_weights_prior", "gaussian_var_prior", "std_prior")
     ),
 }
-"""Tensors that training left behind."""
+"""Tensors left over from training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Made by `read_variant` only; a plain LoRA is the default."""
+    """Created by `read_variant` only; a plain LoRA is the default."""
 
     name: str = ""
-    """The field that asks for it; empty: none does."""
+    """The field that selects it; empty for a plain LoRA."""
     diagonal: bool = False
     blocks: int = 1
     in_a: tuple[str, ...] = ()
-    """Parts of the paths of modules whose A is in blocks."""
+    """Parts of the paths of modules whose A consists of blocks."""
     in_b: tuple[str, ...] = ()
     group: int = 1
-    """Inputs that A sees as one."""
+    """The number of inputs that A reads as one."""
     left: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Beside the pair's own."""
+        """The parameters beside the pair's own."""
         return (_DIAGONAL,) if self.diagonal else self.left
 
     def widths(self, module: BaseModule, pair: tuple[int, int], rank: int) -> tuple[int, int]:
-        """The columns that A and B must have in the file, where they have those of `pair`."""
+        """Return the columns of A and B in the file, given those of the plain `pair`."""
         inputs, (a_width, b_width) = module.in_features, pair
         if self._in(self.in_a, module) and a_width != inputs:
             return inputs // self.blocks, rank
@@ -86,13 +86,15 @@ class Variant:
         modules: Mapping[str, BaseModule],
         ranks: Mapping[str, int],
     ) -> Iterator[str]:
-        """`modules`: those with a pair, by path; `ranks`: those whose pair fits."""
+        """Yield the problems. `modules` are those with a pair, by path; `ranks` are the ranks of
+        pairs
+        that fit."""
         shapes: dict[str, tuple[int, ...]] = {}
         diagonals = keys.of(_DIAGONAL)
         for name, rank in ranks.items():
             module, found = modules[name], diagonals.get(name)
             if diagonals and found is None:
-                yield f"{shown(name)} has no {_DIAGONAL}, and other modules have"
+                yield f"{shown(name)} has no {_DIAGONAL}, but other modules have one"
             elif found is not None:
                 shapes[found] = (rank,)
             if found is not None and rank >= min(module.in_features, module.out_features):
@@ -100,7 +102,7 @@ class Variant:
             both = self._in(self.in_a, module), self._in(self.in_b, module)
             whole = module.in_features if both[0] else module.out_features
             if all(both):
-                yield f"use_bdlora puts {shown(name)} among those with blocks in A and in B"
+                yield f"use_bdlora lists {shown(name)} for blocks in both A and B"
             elif any(both) and (rank % self.blocks or whole % self.blocks):
                 yield (
                     f"{shown(name)}: {self.blocks} blocks do not divide rank {rank} and "
@@ -122,7 +124,7 @@ class Variant:
         keys: Mapping[str, str],
         pair: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """(A `[R, I]`, B `[O, R]`) of the plain pair that it is."""
+        """Return the equivalent plain pair: A `[R, I]`, B `[O, R]`."""
         a, b = pair
         if _DIAGONAL in keys:
             return a * file.read(keys[_DIAGONAL])[:, None], b
@@ -137,7 +139,7 @@ class Variant:
         return a, b
 
     def effect(self, keys: Mapping[str, str], rank: int) -> WithoutTail | None:
-        """What it does beside."""
+        """Return the effect beside the pair."""
         return WithoutTail(rank) if _DIAGONAL in keys else None
 
     def _in(self, parts: tuple[str, ...], module: BaseModule) -> bool:
@@ -145,7 +147,7 @@ class Variant:
 
 
 def read_variant(fields: Fields) -> Variant:
-    """Takes the fields of all of them; problems go to `fields`."""
+    """Take the fields of all variants; problems are added to `fields`."""
     found: list[Variant] = []
     for name, training in _TRAINING.items():
         inner = _inside(fields, name)
@@ -157,26 +159,27 @@ def read_variant(fields: Fields) -> Variant:
         blocks = inner.take("nblocks", check.rank, 1)
         in_a = inner.take("target_modules_bd_a", check.listed("parts of modules' paths"), ())
         in_b = inner.take("target_modules_bd_b", check.listed("parts of modules' paths"), ())
-        # Whether a module without blocks was an error, when it was made.
+        # Whether training refused a module without blocks.
         inner.refuse_the_rest(frozenset({"match_strict"}), {})
         found.append(Variant("use_bdlora", blocks=blocks, in_a=in_a, in_b=in_b))
     group = fields.take("qalora_group_size", check.rank, 16)
     if fields.take("use_qalora", check.boolean, False):
         if group == 1:
             fields.problems.append(
-                "use_qalora with groups of one input (qalora_group_size 1) is one thing beside "
-                "GPTQ's linears and another beside plain ones, and the file does not say which"
+                "use_qalora with groups of one input (qalora_group_size 1) means different things "
+                "beside GPTQ's linears and beside plain ones, and the file does not say which "
+                "linears it is for"
             )
         found.append(Variant("use_qalora", group=group))
     if len(found) > 1:
         fields.problems.append(
-            f"{' and '.join(one.name for one in found)} together are not a thing that PEFT makes"
+            f"PEFT does not make a LoRA with {' and '.join(one.name for one in found)}"
         )
     return found[0] if found else Variant()
 
 
 def _inside(fields: Fields, name: str) -> Fields | None:
-    """None where it says nothing, or what it says is no object; that is a problem."""
+    """Return None if the field is missing or is not an object; the latter is a problem."""
     fields.take(name, _object, None)
     inner = fields.inside(name)
     return inner if inner is not None and fields.raw(name) else None
@@ -188,7 +191,7 @@ def _object(value: Any) -> None:
 
 
 def _diagonal(stacked: Tensor, blocks: int) -> Tensor:
-    """Blocks that stand one below the other, along a diagonal."""
+    """Return a block-diagonal matrix of the stacked blocks."""
     rows, columns = stacked.shape
     whole = stacked.new_zeros(blocks, rows // blocks, blocks, columns)
     at = torch.arange(blocks)

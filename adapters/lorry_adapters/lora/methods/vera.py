@@ -1,7 +1,7 @@
 """VeRA: one pair of random matrices for all linears, and two trained vectors for each.
 
-    base_model.vera_A       [r, widest input]       drawn from projection_prng_key where the
-    base_model.vera_B       [widest output, r]      file has none (save_projection false)
+    base_model.vera_A       [r, widest input]       drawn from projection_prng_key if the
+    base_model.vera_B       [widest output, r]      file lacks them (save_projection false)
     <linear>.vera_lambda_d  [r]
     <linear>.vera_lambda_b  [out]
 
@@ -37,7 +37,7 @@ _B: Final = "base_model.vera_B"
 
 @dataclass(frozen=True, slots=True)
 class VeraSpec(TargetedSpec):
-    """Made by `read_vera` only."""
+    """Created by `read_vera` only."""
 
     r: int
     seed: int
@@ -62,7 +62,7 @@ class VeraSpec(TargetedSpec):
         problems: list[str],
     ) -> None:
         if self.saved and len(shared) < 2:
-            problems.append("save_projection is true, and the file has no vera_A and vera_B")
+            problems.append("save_projection is true, but the file has no vera_A and vera_B")
         elif self.saved:
             inputs, outputs = _widest(found)
             check_shapes(file, {_A: (self.r, inputs), _B: (outputs, self.r)}, problems)
@@ -84,7 +84,7 @@ class VeraSpec(TargetedSpec):
 
 
 def _widest(found: Sequence[FoundModule]) -> tuple[int, int]:
-    """(inputs, outputs) of the widest linears: both projections serve all."""
+    """Return (inputs, outputs) of the widest linears: the projections serve all linears."""
     inputs = max((one.module.in_features for one in found), default=0)
     return inputs, max((one.module.out_features for one in found), default=0)
 
@@ -102,7 +102,7 @@ def read_vera(fields: Fields, name: str) -> VeraSpec:
 
 
 def _drawn(seed: int, r: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """As PEFT draws them: uniform, within sqrt(6 / columns) (He et al., arXiv:1502.01852)."""
+    """Draw as PEFT does: uniform, within sqrt(6 / columns) (He et al., arXiv:1502.01852)."""
     generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(rows: int, columns: int) -> Tensor:
