@@ -97,7 +97,7 @@ def test_they_take_room(name: str, own: Live) -> None:
     assert clipped.json()["usage"]["total_tokens"] == ROOM - VIRTUAL
     error = refused(own, "/v1/completions", **{**exactly, "prompt": [9] * ROOM})["error"]
     assert error["code"] == "context_length_exceeded"
-    assert f"its adapter puts {VIRTUAL} virtual ones in front" in error["message"]
+    assert f"its adapter puts {VIRTUAL} virtual ones before them" in error["message"]
 
 
 def test_what_has_no_strength_has_no_scale(own: Live) -> None:

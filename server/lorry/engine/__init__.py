@@ -1,1 +1,1 @@
-"""The engine: who runs in this step, and the one thread that runs it."""
+"""The engine: chooses the rows of each step and runs them in one thread."""

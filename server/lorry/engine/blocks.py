@@ -1,4 +1,4 @@
-"""KV accounting: which blocks of the cache belong to whom. No torch: numbers only.
+"""KV accounting: which sequence owns which blocks of the cache. No torch: numbers only.
 
 A block holds the keys and values of `block_size` consecutive tokens of one
 sequence, in every layer.
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 
 class BlockPool:
-    """Hands out blocks and takes them back; never more than there are."""
+    """Allocates and frees blocks."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         assert num_blocks >= 1 and block_size >= 1
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # The block freed last is used first: its memory is the likeliest to be in cache.
+        # The block freed last is used first: its memory is the most likely to be cached.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._taken: set[int] = set()
 
@@ -29,11 +29,12 @@ class BlockPool:
         return len(self._taken)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens."""
+        """Return the number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def grow(self, blocks: list[int], num_tokens: int) -> bool:
-        """Extend `blocks` until it holds `num_tokens`; False, and nothing taken, if it can't be."""
+        """Extend `blocks` to hold `num_tokens`. Return False and take nothing if there are too
+        few."""
         missing = self.blocks_for(num_tokens) - len(blocks)
         if missing > len(self._free):
             return False

@@ -1,8 +1,8 @@
-"""The asyncio side of the engine: requests go in, each comes back as a stream of events.
+"""The asyncio side of the engine: accepts requests and returns each as a stream of events.
 
-Lives in the event loop's thread. The engine's thread hands it a step's events at
-once; they are sorted into one queue a request here. Only values go to the engine and come
-back (`lorry.core`). A request's lease stays here until its final event.
+It lives in the event loop's thread. The engine's thread delivers all events of a step at once,
+and they are sorted into one queue per request here. Only values cross to the engine and back
+(`lorry.core`). A request's lease stays here until its final event.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Generation(AsyncIterator[TokenEvent]):
         self._place = place
         self._id = request_id
         self._events: deque[TokenEvent] = deque()
-        # Of the one listener, while it waits.
+        # Set while the only listener waits.
         self._listener: asyncio.Future[None] | None = None
         self._ended = False
 
@@ -70,7 +70,7 @@ class Generation(AsyncIterator[TokenEvent]):
         if self._ended:
             raise StopAsyncIteration
         while not self._events:
-            assert self._listener is None, "one listener a generation"
+            assert self._listener is None, "one listener per generation"
             self._listener = asyncio.get_running_loop().create_future()
             try:
                 await self._listener
@@ -84,44 +84,44 @@ class Generation(AsyncIterator[TokenEvent]):
         self._place.leave()
         self._events.append(event)
         listener = self._listener
-        # Done: it was called already, or has been cancelled and will not look.
+        # Done: it was set already, or the listener was cancelled and will not look.
         if listener is not None and not listener.done():
             listener.set_result(None)
 
     async def aclose(self) -> None:
-        """Cancel, if it has not ended. The lease goes back when the engine says so: a row may
-        still run."""
+        """Cancel the request unless it has ended. The lease is released when the engine reports the
+        end, as a row may still be running."""
         if not self._ended:
             self._ended = True
-            # It waits for nothing any more; until the engine says so, nobody is to be refused
-            # for it.
+            # It no longer waits for anything, so it must not keep other requests out of the queue
+            # until the engine reports the end.
             self._place.leave()
             self._client._cancel(self._id)
 
 
 class Link(Protocol):
-    """The engine, wherever it runs. Any thread may use it."""
+    """The engine, in this process or another. Any thread may use it."""
 
     @property
     def capacity(self) -> Capacity: ...
 
     @property
     def stats(self) -> EngineStats:
-        """As of the last step."""
+        """The numbers as of the last step."""
         ...
 
     @property
     def broken(self) -> bool:
-        """True if it has given up."""
+        """True if it has failed for good."""
         ...
 
     def offer(self, letter: Letter) -> bool:
-        """False if the engine has ended: nobody will ever read the letter."""
+        """Deliver a letter. Return False if the engine has ended and nobody will read it."""
         ...
 
 
 class EngineClient:
-    """What the HTTP side sees of the engine."""
+    """The engine's interface for the HTTP side."""
 
     def __init__(self, engine: Link, registry: Registry, *, max_queue: int) -> None:
         self.capacity = engine.capacity
@@ -143,18 +143,19 @@ class EngineClient:
         return not (self._draining or self._engine.broken)
 
     def room(self, choices: Sequence[AdapterChoice]) -> int:
-        """Tokens that prompt and answer can have together beside these adapters' own."""
+        """Return the tokens that prompt and answer can have together beside these adapters' own."""
         limit = min(self.capacity.max_model_len, self.capacity.kv_tokens)
         return limit - self._registry.virtual_tokens(choices)
 
     def check_room(self, caller: str) -> None:
-        """Raises QueueFull, ShuttingDown where `enter` would."""
+        """Raise QueueFull or ShuttingDown if `enter` would."""
         self._check_open()
         self._places.check(caller)
 
     def enter(self, caller: str) -> Place:
-        """A place in the queue for a request that is still to be made tokens. Raises
-        QueueFull, ShuttingDown."""
+        """Take a place in the queue for a request whose prompt is not tokenized yet. Raises
+        QueueFull
+        or ShuttingDown."""
         self._check_open()
         return self._places.enter(caller)
 
@@ -167,16 +168,17 @@ class EngineClient:
         pooling: Pooling | None = None,
         place: Place | None = None,
     ) -> Generation:
-        """Accept a request, or say why not. With a `pooling` its one event has a vector.
-        `place`: what `enter` gave, for all sequences of one request; None takes another.
+        """Accept a request, or raise the reason against it. With a `pooling` its only event has a
+        vector. `place`: the result of `enter`, shared by all sequences of one request; None takes
+        a new one.
 
         Raises:
             AdapterError: what `Registry.acquire` and `check_task` raise.
             InvalidRequest: an empty prompt.
             InvocationMissing: the prompt does not call an activated LoRA.
             PromptTooLong: virtual tokens, prompt and answer exceed the model's length, or the
-                prompt alone the whole KV cache.
-            DoesNotFit: they exceed the whole KV cache, or the slots.
+                prompt alone exceeds the whole KV cache.
+            DoesNotFit: the request exceeds the whole KV cache, or the slots.
             QueueFull: too many requests wait.
             ShuttingDown: the server drains.
         """
@@ -214,16 +216,16 @@ class EngineClient:
             place.caller,
         )
         if not self._engine.offer(Submit(request)):
-            # It ended since we looked: nobody would ever answer.
+            # It ended after the check above: nobody would ever answer.
             place.leave()
             self._drop(generation)
             raise ShuttingDown(SHUTTING_DOWN)
         return generation
 
     async def drain(self, grace: float) -> bool:
-        """Refuse new requests and wait until those accepted have ended, or `grace` seconds.
+        """Refuse new requests and wait up to `grace` seconds until those accepted have ended.
 
-        True when all of them ended by themselves."""
+        Return True if all of them ended by themselves."""
         self._draining = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
@@ -233,23 +235,23 @@ class EngineClient:
         return not left
 
     def forget(self, digest: str) -> None:
-        """The registry has let go of this content. Any thread."""
+        """The registry has freed this content. Any thread may call it."""
         self._engine.offer(Forget(digest))
 
     def emit(self, events: Sequence[TokenEvent]) -> None:
-        """Any thread brings the engine's news here."""
+        """Take the engine's events. Any thread may call it."""
         if self._loop is None:
             return
         try:
             self._loop.call_soon_threadsafe(self._deliver, events)
         except RuntimeError:
-            # The loop has closed: nobody listens, and nobody else touches what is here.
+            # The loop has closed: nobody listens, and no other thread touches this object.
             self._deliver(events)
 
     def _deliver(self, events: Sequence[TokenEvent]) -> None:
         for event in events:
             generation = self._generations.get(event.request_id)
-            assert generation is not None, "one final event a request"
+            assert generation is not None, "one final event per request"
             failure = event.failure
             if failure is not None:
                 event = replace(event, failure=self._noted(failure))
@@ -258,13 +260,13 @@ class EngineClient:
                 self._drop(generation)
 
     def _noted(self, failure: Failure) -> Failure:
-        """The registry refuses the adapters that are at fault from now on."""
+        """Tell the registry to refuse the adapters at fault. Return the failure for the request."""
         if failure.code is FailureCode.ADAPTER_FAILED:
             for digest in failure.digests:
                 self._registry.mark_broken(digest, f"computing it failed ({failure.reason})")
         if failure.code is FailureCode.FILES_BROKEN:
             for digest in failure.digests:
-                # If the home folder is in trouble, perhaps nothing is wrong with the files.
+                # If the home folder is in trouble, the files may be fine.
                 trouble = self._registry.storage.trouble()
                 if trouble is not None:
                     return Failure(FailureCode.STORE_UNUSABLE, trouble)
@@ -278,7 +280,7 @@ class EngineClient:
             self._idle.set()
 
     def _cancel(self, request_id: str) -> None:
-        # An engine that has ended needs no news.
+        # An engine that has ended needs no cancellation.
         self._engine.offer(Cancel(request_id))
 
     def _check_open(self) -> None:
@@ -295,24 +297,24 @@ class EngineClient:
             if virtual + num_prompt + min(max_new_tokens, 1) > capacity:
                 text = _too_long(num_prompt, virtual, max_new_tokens, capacity)
                 raise PromptTooLong(Problem(text, EngineRemedy.MORE_CACHE))
-            text = f"the request needs {total} tokens of KV cache, the server has {capacity} in all"
+            text = f"the request needs {total} tokens of KV cache, but the server has {capacity}"
             raise DoesNotFit(Problem(f"{text}; shorten it", EngineRemedy.MORE_CACHE))
 
     def _check_slots(self, lease: Lease) -> None:
         needed = len({ref.digest for ref in lease.refs if ref.scale != 0.0})
         slots = self.capacity.slots
         if needed > slots:
-            text = f"the request sums {needed} adapters, the server has {slots} slots"
+            text = f"the request sums {needed} adapters, but the server has {slots} slots"
             problem = Problem(f"{text}; ask for fewer", EngineRemedy.MORE_SLOTS)
             raise DoesNotFit(problem, param="adapter")
 
 
 def _too_long(num_prompt: int, virtual: int, new: int, limit: int) -> str:
-    """Clients know this error by two of its phrases: "prompt is too long" and "this model's
-    maximum context length is N tokens"."""
-    before = f", its adapter puts {virtual} virtual ones in front" if virtual else ""
+    """Return a message. Clients detect this error by two phrases: "prompt is too long" and "this
+    model's maximum context length is N tokens"."""
+    before = f", its adapter puts {virtual} virtual ones before them" if virtual else ""
     context = f"this model's maximum context length is {limit} tokens"
-    # An answer has one token at least; vectors have none.
+    # An answer has at least one token; vectors have none.
     if virtual + num_prompt + min(new, 1) > limit:
         left = " and an answer needs one more" if new and virtual + num_prompt == limit else ""
         return (

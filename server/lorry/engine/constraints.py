@@ -1,7 +1,6 @@
-"""Brings a request's constraint to life: its grammar is compiled beside the engine's thread.
+"""Compiles the grammars of requests outside the engine's thread.
 
-A grammar may take seconds. The request waits outside of the queue meanwhile, and nobody
-waits for it.
+A grammar may take seconds. Its request waits outside the queue meanwhile and delays no other.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ _COMPILERS = 5
 """Each has a process with its tokenizer."""
 
 _THREADS = 2
-"""Grammars that take long must not take every core."""
+"""Slow grammars must not take every core."""
 
 
 def compilers(
     tokenizer: PreTrainedTokenizerBase, *, vocab_size: int, closed: bool
 ) -> Callable[[Vocabulary], GrammarCompiler]:
-    """Makes the compiler of a vocabulary over the base's `tokenizer`.
+    """Return a function that makes the compiler of a vocabulary over the base's `tokenizer`.
 
-    `vocab_size`: tokens that the base has logits for. `closed`: as `GrammarCompiler`."""
+    `vocab_size` is the number of tokens with logits. `closed` is as in `GrammarCompiler`."""
 
     def compiler_of(vocabulary: Vocabulary) -> GrammarCompiler:
         known, _ = with_tokens(tokenizer.backend_tokenizer, vocabulary.added, vocab_size)
@@ -42,28 +41,28 @@ def compilers(
 
 
 class Constraints:
-    """`begin` may be called by any thread."""
+    """Any thread may call `begin`."""
 
     def __init__(
         self, compiler_of: Callable[[Vocabulary], GrammarCompiler], *, wake: Callable[[], None]
     ) -> None:
-        """`wake` is called when a constraint is there, or has failed."""
+        """`wake` is called when a constraint is ready or has failed."""
         self._compiler_of = compiler_of
         self._wake = wake
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lorry-grammar")
         self._lock = threading.Lock()
-        # Of each constraint that a thread is busy with, those who wait for one like it.
+        # For each constraint in progress, the futures of all requests that wait for it.
         self._lines: dict[Constraint, deque[Future[Following]]] = {}
         self._choosing = threading.Lock()
         self._compilers: OrderedDict[Vocabulary, GrammarCompiler] = OrderedDict()
 
     def begin(self, constraint: Constraint) -> Future[Following]:
-        """A new answer's. The future raises what `GrammarCompiler.compile` raises."""
+        """Begin a new answer. The future raises whatever `GrammarCompiler.compile` raises."""
         future: Future[Following] = Future()
         with self._lock:
             line = self._lines.get(constraint)
             if line is not None:
-                # One thread for all of them: the same grammar is compiled once.
+                # One thread serves all of them: the same grammar is compiled once.
                 line.append(future)
                 return future
             if constraint.grammar is not None:
@@ -75,7 +74,7 @@ class Constraints:
             try:
                 self._threads.submit(self._serve, constraint)
             except RuntimeError as error:
-                # No thread can be had: an exception here would lose the request.
+                # No thread could be started: an exception here would lose the request.
                 with self._lock:
                     line = self._lines.pop(constraint)
                 for one in line:
@@ -89,7 +88,7 @@ class Constraints:
                 compiler.close()
 
     def _serve(self, constraint: Constraint) -> None:
-        """Everybody in the line of `constraint`, until it is empty."""
+        """Serve the line of `constraint` until it is empty."""
         while True:
             with self._lock:
                 line = self._lines[constraint]
@@ -99,8 +98,8 @@ class Constraints:
                 future = line.popleft()
             try:
                 future.set_result(self._made(constraint))
-            except Exception as error:  # noqa: BLE001 - whoever waits for it is told
-                # It would fail for the others as well, after as long.
+            except Exception as error:  # noqa: BLE001 - the waiting requests get it
+                # It would fail for the others too, after as long.
                 with self._lock:
                     failed = [future, *line]
                     line.clear()
@@ -114,7 +113,7 @@ class Constraints:
         return grammar if constraint.rules is None else Restriction(constraint.rules, grammar)
 
     def _compiler(self, vocabulary: Vocabulary) -> GrammarCompiler:
-        # A lock of its own: to make a compiler takes longer than the engine's thread may wait.
+        # A lock of its own: making a compiler takes longer than the engine's thread may wait.
         with self._choosing:
             made = self._compilers.pop(vocabulary, None) or self._compiler_of(vocabulary)
             self._compilers[vocabulary] = made

@@ -1,4 +1,4 @@
-"""Why a request ends with an error of its own, while the others go on."""
+"""Errors that end one request while the others go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorry_adapters.errors import (
 
 
 def grammar_failure(error: Exception) -> Failure:
-    """Of a constraint that could not be compiled or followed."""
+    """Return the failure of a request whose constraint could not be compiled or followed."""
     match error:
         case UnsupportedParameter():
             code = FailureCode.GRAMMAR_UNSUPPORTED
@@ -54,12 +54,12 @@ def adapter_failure(error: AdapterError) -> Failure:
 
 
 def step_failure(error: Exception) -> Failure:
-    """Of a row that no adapter is blamed for."""
+    """Return the failure of a row for which no adapter is blamed."""
     return Failure(FailureCode.STEP_FAILED, type(error).__name__)
 
 
 def overflowed(result: RowResult) -> bool:
-    """True if one of its numbers is not finite."""
+    """Return whether one of its numbers is not finite."""
     drawn = (one.token for one in result.drawn)
     numbers = (entry.logprob for entry in (*result.prompt, *drawn))
     return not all(map(isfinite, (*numbers, *result.vector)))

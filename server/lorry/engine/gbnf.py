@@ -1,4 +1,4 @@
-"""GBNF, llama.cpp's notation of grammars, as Lark's, which llguidance takes."""
+"""Converts GBNF, llama.cpp's grammar notation, to Lark's notation for llguidance."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
 
 
 def lark_of(text: str) -> str:
-    """Raises ValueError."""
+    """Return the grammar in Lark's notation. Raises ValueError."""
     text = _ESCAPE.sub(_character, text)
     with _refusals():
-        # Whatever is wrong is said with its place in what was sent.
+        # Its errors name a position in the text that the client sent.
         GrammarParser().parse(text)
-    # The converter makes one automaton of a rule without recursion, except of the root. Apart,
-    # its parts would each take all that they can, and `[a-z]* "x"` would never end.
+    # The converter merges a rule without recursion into one automaton, except the root. Left
+    # separate, the root's parts would each match greedily, and `[a-z]* "x"` would never end.
     inner = "inner-root"
     while inner in text:
         inner += "-0"
@@ -36,12 +36,12 @@ def _refusals() -> Iterator[None]:
         yield
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except Exception as error:  # its own kinds are plain `Exception`s
+    except Exception as error:  # its own errors are plain `Exception`s
         raise ValueError(str(error)) from error
 
 
 def _character(escape: re.Match[str]) -> str:
-    """The converter loses the zeros of a code point."""
+    """Restore the leading zeros of a code point, which the converter drops."""
     digits = escape[1] or escape[2]
     if digits is None:
         return escape[0]
@@ -49,5 +49,5 @@ def _character(escape: re.Match[str]) -> str:
     if code < 0x80:
         return f"\\x{code:02x}"
     if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-        raise ValueError(f"{escape[0]} is no character")
+        raise ValueError(f"{escape[0]} is not a character")
     return chr(code)

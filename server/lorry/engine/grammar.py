@@ -1,9 +1,8 @@
-"""Answers that must match a JSON schema, an expression or a grammar, through llguidance.
+"""Answers that must match a JSON schema, a regular expression or a grammar, through llguidance.
 
-Every grammar has a process of its own, with bounds on its time and its memory
-(`grammar_process`): whatever somebody sends, the server goes on. Compiling is slow, so
-`GrammarCompiler.compile` blocks and belongs in a thread (`lorry.engine.constraints`). What it
-gives is touched by the engine thread only.
+Every grammar has its own process with limits on time and memory (`grammar_process`), so that no
+grammar can stop the server. Compiling is slow: `GrammarCompiler.compile` blocks and must run in a
+thread (`lorry.engine.constraints`). Only the engine's thread touches its results.
 """
 
 from __future__ import annotations
@@ -36,45 +35,45 @@ from lorry.errors import GenerationFailed, InvalidRequest, QueueFull, Unsupporte
 from lorry.forks import ForkFailed, Forks
 
 MAX_LIVE = 64
-"""Different grammars at once: each is a process."""
+"""The most different grammars at once: each is a process."""
 
 _KEPT = 16
 """Compiled grammars that are kept after their last answer."""
 
 _SHARED = 32
-"""Answers that one process follows at most: they share its memory."""
+"""The most answers that one process follows: they share its memory."""
 
 _PATIENCE, _CALL_PATIENCE = 120.0, 30.0
-"""Seconds, for a grammar and for a token. The processes end themselves by the processor's
-time; this is for one that the machine does not run at all."""
+"""Seconds, for a grammar and for a token. The processes limit their own processor time; this is
+for a process that the machine does not run at all."""
 
 
 class Compiled:
-    """A compiled grammar: the other end is its process, which ends with this object."""
+    """A compiled grammar. It owns the grammar's process, which ends with this object."""
 
     def __init__(self, connection: Connection, mask: memoryview) -> None:
         self.mask = mask
-        """Of an answer's first token."""
+        """The mask of an answer's first token."""
         self._connection = connection
         self._lock = threading.Lock()
         self._begun = 0
         self._live: set[int] = set()
-        """Answers that are followed, as far as the process knows."""
+        """The answers that are followed, as far as the process knows."""
         self._came: dict[int, tuple[int, memoryview]] = {}
-        """MASK or LOST of some of them, read while something else was waited for."""
-        # Answers that are over, which the process does not know yet: the last reference to
-        # one may go anywhere, in the midst of a call, too.
+        """MASK or LOST for some of them, read while waiting for something else."""
+        # Answers that are over, which the process does not know yet. The last reference to an
+        # answer may be dropped at any moment, even in the midst of a call.
         self._dropped: deque[int] = deque()
         self.lost = False
-        """The process has ended: its grammar took too much, or it was killed."""
+        """True if the process has ended: its grammar took too much, or it was killed."""
 
     @property
     def answers(self) -> int:
-        """So many are followed now."""
+        """The number of answers that are followed now."""
         return len(self._live) - len(self._dropped)
 
     def begin(self) -> int:
-        """The number of a new answer."""
+        """Return the number of a new answer."""
         with self._lock:
             index = self._begun
             self._begun += 1
@@ -86,7 +85,7 @@ class Compiled:
         self._dropped.append(index)
 
     def take(self, index: int, token: int) -> tuple[int, memoryview]:
-        """OK, OVER, or WRONG and a reason. Raises EOFError where the process has ended."""
+        """Return OK, OVER, or WRONG and a reason. Raises EOFError if the process has ended."""
         with self._lock:
             self._send(TAKE, index, token)
             while True:
@@ -97,7 +96,8 @@ class Compiled:
                 self._keep(what, of, rest)
 
     def next_mask(self, index: int) -> tuple[int, memoryview]:
-        """After a TAKE that was not WRONG: MASK and the mask, or LOST and a reason. EOFError."""
+        """Return MASK and the mask, or LOST and a reason. Call it after a TAKE that was not WRONG.
+        Raises EOFError."""
         with self._lock:
             while index not in self._came:
                 self._keep(*self._read())
@@ -113,7 +113,7 @@ class Compiled:
             raise
 
     def _keep(self, what: int, index: int, rest: memoryview) -> None:
-        # One that is over is never asked for.
+        # Nobody asks for an answer that is over.
         if index in self._live:
             self._came[index] = what, rest
 
@@ -130,7 +130,7 @@ class Compiled:
 
 
 class TokenConstraint:
-    """One answer's place in its grammar."""
+    """One answer's position in its grammar."""
 
     def __init__(self, compiled: Compiled, grammar: Grammar) -> None:
         self._compiled = compiled
@@ -144,9 +144,9 @@ class TokenConstraint:
         self._compiled.drop(self._index)
 
     def allowed(self) -> Sequence[int]:
-        """The next token's mask, 32 tokens a word; as wide as the tokenizer's vocabulary,
-        past which a model's may be padded. Waits until it is computed. Raises InvalidRequest where
-        the grammar is too much to follow."""
+        """Return the next token's mask, 32 tokens per word, as wide as the tokenizer's vocabulary,
+        which may be smaller than the model's. Waits until it is computed. Raises InvalidRequest if
+        the grammar takes too much to follow."""
         if self._mask is None:
             try:
                 what, rest = self._compiled.next_mask(self._index)
@@ -158,8 +158,9 @@ class TokenConstraint:
         return self._mask
 
     def advance(self, token_id: int) -> None:
-        """Raises GenerationFailed for a token outside the mask, InvalidRequest where the
-        grammar is too much to follow."""
+        """Take a token. Raises GenerationFailed if it is outside the mask, and InvalidRequest if
+        the
+        grammar takes too much to follow."""
         mask, word = self.allowed(), token_id // 32
         if not (word < len(mask) and mask[word] >> token_id % 32 & 1):
             raise GenerationFailed(f"token {token_id} does not follow the grammar")
@@ -176,7 +177,7 @@ class TokenConstraint:
         return self._finished
 
     def _unfollowed(self, said: memoryview | None) -> InvalidRequest:
-        """`said`: the process's reason; None where it has ended."""
+        """`said` is the process's reason, or None if it has ended."""
         reason = "it takes too much time or memory"
         if said is not None:
             reason = _first_line(bytes(said).decode(errors="replace"))
@@ -189,8 +190,8 @@ class TokenConstraint:
 class GrammarCompiler:
     """Compiles grammars for one tokenizer. Thread-safe.
 
-    The process that holds the tokenizer is started at the first grammar. The grammars that
-    were asked for last are kept compiled.
+    The process that holds the tokenizer starts at the first grammar. The grammars used last stay
+    compiled.
     """
 
     def __init__(
@@ -200,8 +201,9 @@ class GrammarCompiler:
         *,
         closed: bool = True,
     ) -> None:
-        """`ends`: tokens that end an answer. `closed`: whether schemas that leave their objects
-        open have them closed."""
+        """`ends` are the tokens that end an answer. `closed`: objects of a schema that are left
+        open
+        are closed."""
         self._closed = closed
         self._host = Forks(
             "lorry.engine.grammar_process",
@@ -213,11 +215,11 @@ class GrammarCompiler:
         self._live: weakref.WeakSet[Compiled] = weakref.WeakSet()
 
     def compile(self, grammar: Grammar, count: int = 1) -> list[TokenConstraint]:
-        """One constraint for each of `count` answers, compiled once. Blocks.
+        """Compile a grammar once and return one constraint for each of `count` answers. Blocks.
 
         Raises:
             InvalidRequest: the schema or the expression is wrong, too large or too slow.
-            UnsupportedParameter: this tokenizer cannot be followed.
+            UnsupportedParameter: grammars cannot follow this tokenizer.
             QueueFull: too many other grammars are in use.
         """
         if len(grammar.text) > MAX_GRAMMAR:
@@ -240,7 +242,7 @@ class GrammarCompiler:
                 self._kept.move_to_end(key)
                 return kept
             if len(self._live) >= MAX_LIVE:
-                # Those that nobody uses make room first.
+                # Unused grammars make room first.
                 self._kept.clear()
             if len(self._live) >= MAX_LIVE:
                 raise QueueFull(
@@ -257,7 +259,7 @@ class GrammarCompiler:
         return made
 
     def _asked(self, grammar: Grammar) -> bytes:
-        """What the grammar's process is told: all that makes one grammar another."""
+        """Return the message to the grammar's process, which identifies the grammar."""
         asked: dict[str, object] = {"kind": grammar.kind.value, "text": grammar.text}
         if grammar.kind is GrammarKind.JSON:
             asked["closed"] = self._closed if grammar.closed is None else grammar.closed
@@ -285,8 +287,8 @@ class GrammarCompiler:
 
 
 def _described(tokenizer: Tokenizer, ends: list[int]) -> bytes:
-    # As llguidance.hf does it: with the tokens that only the configuration has, without
-    # padding and truncation.
+    # Like llguidance.hf: with tokens that only the configuration has, without padding and
+    # truncation.
     backend = copy(tokenizer)
     backend.no_padding()
     backend.no_truncation()
@@ -294,8 +296,8 @@ def _described(tokenizer: Tokenizer, ends: list[int]) -> bytes:
 
 
 def _received(connection: Connection, seconds: float) -> tuple[int, int, memoryview]:
-    """What is said, of which answer, and a mask or a reason. Raises EOFError where the process
-    has ended."""
+    """Return the kind of a message, its answer, and a mask or a reason. Raises EOFError if the
+    process has ended."""
     try:
         if not connection.poll(seconds):
             raise EOFError

@@ -1,10 +1,10 @@
-"""The program in which grammars are compiled and followed: `python -m`, not imported.
+"""The program that compiles and follows grammars: run with `python -m`, not imported.
 
-A grammar comes from anybody, and llguidance does its work in calls that nobody can
-interrupt: its limits stop most of what is too large, not a multiple of a large prime, nor
-`a{1000}{1000}`. So the work is done here, where the kernel ends it. One process holds the
-tokenizer and forks another for each grammar (`lorry.fork_server`), which sets itself bounds on
-time and memory. `lorry.engine.grammar` is the other end.
+Grammars are untrusted, and llguidance works in calls that cannot be interrupted. Its own limits
+stop most oversized grammars, but not a multiple of a large prime or `a{1000}{1000}`. So the work
+is done in processes that the kernel ends. One process holds the tokenizer and forks another for
+each grammar (`lorry.fork_server`), which limits its own time and memory. `lorry.engine.grammar`
+is the other end.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ COMPILE_SECONDS = 5.0
 """Processor time for a grammar: reading, compiling, and the mask of the first token."""
 
 CALL_SECONDS = 1.0
-"""Of one mask, or one token taken: so long the other requests may have to wait for it."""
+"""For one mask or one token taken. The other requests may have to wait that long."""
 
 ANSWER_SECONDS, TOKEN_SECONDS = 1.0, 0.02
-"""Of all calls together, for each answer and each of its tokens."""
+"""For all calls together: per answer, plus per token of it."""
 
 MEMORY = 512 << 20
 """Bytes of a grammar and its answers."""
 
 CALL = struct.Struct("=cII")
-"""What is asked: NEW, TAKE or DROP, the answer's number, a token."""
+"""A request: NEW, TAKE or DROP, the answer's number, a token."""
 
 NEW, TAKE, DROP = b"n", b"t", b"d"
-"""Only TAKE is answered."""
+"""Only TAKE has a reply."""
 
 HEADER = struct.Struct("=II")
-"""Of what is said: one of those below, and the answer's number. Eight bytes, so that the words of
-a mask behind it are aligned."""
+"""A reply's header: one of the codes below, and the answer's number. It takes eight bytes, so that
+the words of a mask behind it are aligned."""
 
 OK, OVER, WRONG, MASK, LOST = range(5)
-"""Every TAKE is answered at once: OK; OVER, if nothing but the end may follow; or WRONG with a
-reason. After OK and OVER comes the next token's MASK, or LOST with a reason, once it is computed,
-while the model runs. TAKEs go first. The grammar itself is answered with its first MASK, or
+"""Every TAKE is answered at once with OK, with OVER if only the end may follow, or with WRONG and
+a reason. After OK and OVER comes the next token's MASK, or LOST with a reason, once it is computed,
+while the model runs. TAKEs go first. The grammar itself is answered with its first MASK or
 WRONG."""
 
 
 class Follower:
-    """One grammar and the places of answers in it."""
+    """One grammar and the positions of answers in it."""
 
     def __init__(self, tokenizer: llguidance.LLTokenizer, asked: dict[str, Any]) -> None:
-        """Raises ValueError."""
+        """Raises ValueError if the grammar is refused."""
         self._tokenizer = tokenizer
         self._start = self._matcher(source_of(asked))
         self._asked = asked
@@ -62,7 +62,7 @@ class Follower:
         self._due: deque[int] = deque()
 
     def first(self) -> bytes:
-        """What is said of the grammar."""
+        """Return the reply to the grammar."""
         mask: bytes = b"" if self._start.is_error() else self._start.compute_bitmask()
         if self._start.is_error():
             return said(WRONG, 0, reason_of(self._start.get_error(), self._asked, self._refusal))
@@ -77,7 +77,7 @@ class Follower:
         return matcher.get_error() if matcher.is_error() else ""
 
     def call(self, message: bytes) -> bytes | None:
-        """The answer, where one is waited for."""
+        """Return the reply, or None if the message has none."""
         kind, index, token = CALL.unpack(message)
         if kind == NEW:
             self._answers[index] = self._start.deep_copy()
@@ -94,11 +94,11 @@ class Follower:
 
     @property
     def is_due(self) -> bool:
-        """True if there is a mask to compute."""
+        """Return whether there is a mask to compute."""
         return bool(self._due)
 
     def next_mask(self) -> bytes | None:
-        """Of the answer that has waited longest; None if it is over by now."""
+        """Return the mask of the answer that has waited longest, or None if that is over by now."""
         index = self._due.popleft()
         matcher = self._answers.get(index)
         if matcher is None:
@@ -116,7 +116,7 @@ def said(what: int, index: int, reason: str = "") -> bytes:
 
 
 def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
-    """Compile the grammar that comes first, say what is wrong with it, and take calls."""
+    """Compile the grammar that arrives first, reply with its mask or error, and serve calls."""
     asked = json.loads(connection.recv_bytes())
     bound_memory(MEMORY)
     with at_most(COMPILE_SECONDS):
@@ -142,7 +142,7 @@ def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
 
 
 def load(message: bytes) -> llguidance.LLTokenizer:
-    """Raises ValueError where this tokenizer cannot be followed."""
+    """Read a tokenizer. Raises ValueError if it cannot follow a grammar."""
     asked = json.loads(message)
     try:
         return llguidance.LLTokenizer(asked["tokenizer"], eos_token=asked["ends"])

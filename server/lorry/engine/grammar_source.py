@@ -1,6 +1,6 @@
-"""Grammars of every kind as llguidance takes them, and what it says against one, for people.
+"""Converts grammars of every kind for llguidance, and its errors for people.
 
-Runs in a grammar's own process, under its bounds.
+It runs in a grammar's own process, within its limits.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from lorry.engine.gbnf import lark_of
 from lorry.engine.json_schema import held, target, within
 
 _ANY_SPACE = r"[\x20\x0A\x0D\x09]{0,20}"
-"""Bounded: a model that likes blanks would otherwise fill the whole answer with them."""
+"""Bounded: otherwise a model that likes blanks would fill the whole answer with them."""
 
 _LITTLE_SPACE = r"\x20?"
 
 _LOOKING = 1.0
-"""Seconds of processor time to look for the place of a mistake."""
+"""Seconds of processor time to look for the position of a mistake."""
 
 _DEEP = "recursion limit exceeded: it is nested too deeply"
 _IMPOSSIBLE = "Unsatisfiable schema:"
 _SAME_VALUE = ("/allOf/", "/anyOf/", "/oneOf/")
 
 Refusal = Callable[[str], str]
-"""What llguidance has against a source; empty for nothing."""
+"""Returns llguidance's error for a source, or an empty string."""
 
 
 def source_of(asked: dict[str, Any]) -> str:
-    """`asked`: `kind` and `text` of a grammar; of a schema also `closed`, and `whitespace`, an
-    expression or None. Raises ValueError."""
+    """Return a source for llguidance. `asked` has the `kind` and `text` of a grammar; for a schema
+    also `closed`, and `whitespace`, which is an expression or None. Raises ValueError."""
     kind, text = asked["kind"], asked["text"]
     if kind == "json":
         return _of_schema(_read(text), asked)
@@ -45,12 +45,12 @@ def source_of(asked: dict[str, Any]) -> str:
         return _of_regex(text)
     if kind == "gbnf":
         text = lark_of(text)
-    # Bare, a text that begins with `{` would be taken for llguidance's own notation.
+    # A bare text that begins with `{` would be read as llguidance's own notation.
     return json.dumps({"grammars": [{"lark_grammar": text}]})
 
 
 def reason_of(error: str, asked: dict[str, Any], refusal: Refusal) -> str:
-    """One line for whoever sent the grammar; of a schema with the place of the mistake."""
+    """Return one line for the client; for a schema it contains the position of the mistake."""
     if asked["kind"] != "json" or error.startswith("NoExtension"):
         return _in_words(error)
     try:
@@ -72,7 +72,7 @@ class _Fault:
         self._seen = {"#"}
 
     def place(self, error: str) -> tuple[str, str]:
-        """Its JSON pointer, and what is said against it."""
+        """Return its JSON pointer and its error."""
         place, schema = "#", self._root
         while (deeper := self._deeper(place, schema, error)) is not None:
             place, schema, error = deeper
@@ -89,7 +89,8 @@ class _Fault:
         return None
 
     def _parts(self, place: str, schema: Any) -> Iterator[tuple[str, Any, bool]]:
-        """Schemas in `schema`: where, what, and whether nothing matches it without them."""
+        """Yield the schemas in `schema`: pointer, schema, and whether it is required for a
+        match."""
         required = schema.get("required") if isinstance(schema, dict) else None
         wanted = {f"/properties/{name}" for name in required or ()}
         for end, part in within(schema):
@@ -116,7 +117,7 @@ def _of_schema(schema: Any, asked: dict[str, Any]) -> str:
         space = asked["whitespace"]
     options: llguidance.JsonCompileOptions = {"whitespace_pattern": space}
     if asked["closed"]:
-        # As everywhere else: an answer matches one of them, and may match another, too.
+        # As everywhere else: an answer matches one of them and may match another.
         options["coerce_one_of"] = True
     if not space:
         options = {**options, "whitespace_pattern": None, "whitespace_flexible": False}
@@ -137,10 +138,10 @@ def _in_words(error: str) -> str:
         return "no text matches it"
     unknown = re.match(r"Unimplemented keys: \[(.*)\]", lines[0])
     if unknown is not None:
-        return f"the keywords {unknown[1]} are not known here"
+        return f"the keywords {unknown[1]} are not supported"
     if lines[0].startswith(_IMPOSSIBLE):
         return "no value matches it:" + lines[0].removeprefix(_IMPOSSIBLE)
-    # What is wrong with an expression stands at the end, below a picture of it.
+    # The error of an expression is at the end, below a picture of the expression.
     told = [line.strip() for line in lines if line.startswith("error: ")]
     if lines[0].endswith("regex parse error:") and told:
         return f"{lines[0].removesuffix(':')}: {told[0].removeprefix('error: ')}"

@@ -1,9 +1,9 @@
 """Finds the rows that make a step raise, so that the others keep their answers.
 
 The rows of a failed step run again: first by adapter set, then one by one within a set that
-fails again. That is safe because a row writes to its own blocks alone, the same keys and values
-each time. A row that fails alone is tried once more without its adapters. If that works, its
-adapters are at fault; each of several is tried on its own.
+fails again. That is safe because a row writes to its own blocks only, and the same keys and
+values each time. A row that fails alone is tried once more without its adapters. If that works,
+its adapters are at fault; if it has several, each is tried separately.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ class Fault:
     row: Row
     error: Exception
     slots: tuple[int, ...]
-    """Of the adapters that are at fault."""
+    """The slots of the adapters at fault."""
     base: bool
-    """True if it fails without its adapters, too."""
+    """True if it also fails without its adapters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Isolated:
     batch: Batch
-    """The rows that are well."""
+    """The rows that succeed."""
     results: Sequence[RowResult]
-    """Theirs."""
+    """Their results."""
     faults: tuple[Fault, ...] = ()
 
 
 def isolate(batch: Batch, run: Run) -> Isolated:
-    """What each row of `batch`, which has just failed, gives or fails with."""
+    """Run the rows of `batch`, which has just failed, apart. Return their results and faults."""
     well: list[tuple[Row, RowResult]] = []
     faults: list[Fault] = []
     parts = deque(_parts(batch))
@@ -67,7 +67,7 @@ def _parts(batch: Batch) -> Iterator[Batch]:
 def _attempt(batch: Batch, run: Run) -> tuple[Sequence[RowResult], Exception | None]:
     try:
         return run(batch), None
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told of the row
+    except Exception as error:  # noqa: BLE001 - it becomes the row's error
         return (), error
 
 
@@ -76,7 +76,7 @@ def _fault(row: Row, error: Exception, run: Run) -> Fault:
         return _attempt(Batch((_with(row, adapters),)), run)[1] is not None
 
     if isinstance(error, OutOfMemory):
-        # Nobody's fault: it may fit next time.
+        # Nobody is at fault: it may fit next time.
         return Fault(row, error, (), base=False)
     if not row.adapters or fails(()):
         return Fault(row, error, (), base=True)
@@ -87,7 +87,7 @@ def _fault(row: Row, error: Exception, run: Run) -> Fault:
 
 
 def _with(row: Row, adapters: tuple[SlotUse, ...]) -> Row:
-    """`row` with other adapters. Its virtual tokens and its labels are its own adapters', so it
-    has neither."""
+    """Return `row` with other adapters. Virtual tokens and labels belong to its own adapters, so
+    the result has neither."""
     pooling = Pooling.LAST if row.pooling is Pooling.CLASSIFY else row.pooling
     return replace(row, adapters=adapters, pooling=pooling, virtual=0)

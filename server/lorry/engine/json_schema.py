@@ -1,10 +1,10 @@
-"""JSON schemas as answers are held to them: closed objects, annotations that assert nothing.
+"""Prepares JSON schemas for answers: closes objects and drops annotations.
 
-By the letter, an object may have any property beside those that its schema names, and a
-small model goes on to invent some until its tokens are used up. So an object is closed
-unless the schema says otherwise (`additionalProperties`, `unevaluatedProperties: true`), as
-if it had `unevaluatedProperties: false`: what `allOf`, `anyOf`, `oneOf` and `$ref` say of
-the same object counts. Keywords keep their order, which is the order of the answer.
+In JSON Schema, an object may have any property beside those that its schema names, and a small
+model goes on inventing some until its tokens are used up. So an object is closed unless the
+schema says otherwise (`additionalProperties`, `unevaluatedProperties: true`), as if it had
+`unevaluatedProperties: false`: properties that `allOf`, `anyOf`, `oneOf` and `$ref` name for the
+same object are allowed. Keywords keep their order, which is the order of the answer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from urllib.parse import unquote
 Schema = Mapping[str, Any]
 
 Names = frozenset[str]
-"""Properties that a schema knows of."""
+"""Properties that a schema names."""
 
 _FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 )
-"""Those that llguidance holds a text to; any other is an annotation."""
+"""Formats that llguidance enforces; any other is an annotation."""
 
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _OF_LISTS = ("prefixItems",)
@@ -33,8 +33,9 @@ _SAME = ("allOf", "anyOf", "oneOf")
 
 
 def held(schema: Any, *, closed: bool) -> Any:
-    """`schema` as llguidance is to read it. With `closed` False it is the letter's, but for
-    unknown formats. Raises RecursionError for one nested too deeply."""
+    """Return `schema` for llguidance. If `closed` is False, only unknown formats are dropped.
+    Raises
+    RecursionError if it is nested too deeply."""
     reading = _Reading(schema, closed)
     made = reading.whole(schema)
     if reading.copies:
@@ -43,7 +44,7 @@ def held(schema: Any, *, closed: bool) -> Any:
 
 
 def within(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly in `schema`, with the end of each one's JSON pointer."""
+    """Yield the schemas directly in `schema`, each with the end of its JSON pointer."""
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
@@ -56,7 +57,7 @@ def within(schema: Any) -> Iterator[tuple[str, Any]]:
 
 
 def target(root: Any, reference: object) -> Any:
-    """What `#` and a JSON pointer refer to in `root`. Raises LookupError."""
+    """Return what `#` or a JSON pointer refers to in `root`. Raises LookupError."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise LookupError(reference)
     found = root
@@ -68,7 +69,7 @@ def target(root: Any, reference: object) -> Any:
             found = found[part]
         else:
             raise LookupError(reference)
-    # An anchor has no slash: it is none of these.
+    # An anchor has no slash, so it is not a pointer.
     if reference != "#" and not reference.startswith("#/"):
         raise LookupError(reference)
     return found
@@ -83,12 +84,12 @@ class _Reading:
         """Definitions beside those of the schema."""
 
     def whole(self, schema: Any) -> Any:
-        """`schema` where nothing else is said of the same value."""
+        """Convert `schema` if no other schema describes the same value."""
         return self._part(schema, frozenset())
 
     def _part(self, schema: Any, beside: Names | None) -> Any:
-        """`beside`: the properties that other schemas of the same value name; None where one
-        of them says that it is open."""
+        """`beside`: properties named by other schemas of the same value; None if one of them is
+        open."""
         if not isinstance(schema, dict):
             return schema
         made = {
@@ -125,8 +126,8 @@ class _Reading:
         return made
 
     def _referred(self, reference: Any, beside: Names | None) -> Any:
-        """What is referred to is closed by itself: where more is said of the same value, a
-        copy stands for it, which knows that."""
+        """Convert a reference. A definition is closed by itself; if other schemas describe the same
+        value, the reference points to a copy that allows their properties."""
         if beside == frozenset():
             return reference
         try:
@@ -163,14 +164,14 @@ class _Reading:
         return self.whole(value) if key in _OF_ONE else value
 
     def _is_idle(self, key: str, value: Any) -> bool:
-        """Whether a keyword is only a note to the reader."""
+        """Return whether a keyword is only a note to the reader."""
         if key == "format":
             return isinstance(value, str) and value not in _FORMATS
         return key == "uniqueItems" and (self._closed or value is False)
 
     def _names(self, *schemas: Any) -> Names | None:
-        """The properties that `schemas` of one value name; None where one of them says that
-        there may be others."""
+        """Return the properties that `schemas` of one value name, or None if one of them allows
+        others."""
         names: set[str] = set()
         seen: set[str] = set()
         left = list(schemas)
@@ -194,7 +195,7 @@ class _Reading:
         return frozenset(names)
 
     def _said(self, schema: Schema) -> Names | None:
-        """As `_names`, of the schema's own words."""
+        """Like `_names`, from the schema's own keywords only."""
         more = schema.get("additionalProperties", schema.get("unevaluatedProperties", False))
         if more is not False or "patternProperties" in schema:
             return None

@@ -1,4 +1,4 @@
-"""Letters to the engine, and the mailbox where any thread puts them."""
+"""Messages to the engine, called letters, and the mailbox for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorry.core import Request
 
 PATIENCE = 0.5
-"""Seconds an idle engine sleeps when nobody wakes it."""
+"""Seconds that an idle engine sleeps if nothing wakes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """The registry has let go of this content."""
+    """The registry has freed this content."""
 
     digest: str
 
@@ -32,7 +32,7 @@ Letter = Submit | Cancel | Forget
 
 
 class Mailbox:
-    """Letters to the engine; any thread puts, the engine takes."""
+    """Letters to the engine. Any thread puts, the engine takes."""
 
     def __init__(self) -> None:
         self._letters: list[Letter] = []
@@ -41,11 +41,11 @@ class Mailbox:
         self._changed = threading.Condition()
 
     def put(self, letter: Letter) -> None:
-        """An engine that has ended needs no news."""
+        """Deliver a letter that an engine which has ended does not need."""
         self.offer(letter)
 
     def offer(self, letter: Letter) -> bool:
-        """False where the engine has ended: nobody will ever read it."""
+        """Deliver a letter. Return False if the engine has ended and nobody will read it."""
         with self._changed:
             if self._closed:
                 return False
@@ -54,7 +54,7 @@ class Mailbox:
             return True
 
     def wake(self) -> None:
-        """Something else has changed that the engine should look at."""
+        """Wake the engine for a change other than a letter."""
         with self._changed:
             self._woken = True
             self._changed.notify()
@@ -66,7 +66,7 @@ class Mailbox:
             return letters
 
     def close(self) -> None:
-        """No more letters; those that are here can still be taken."""
+        """Accept no more letters. Those delivered before can still be taken."""
         with self._changed:
             self._closed = True
 

@@ -1,4 +1,4 @@
-"""How much a step and a sequence may have."""
+"""Upper limits of a step and a sequence."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class Limits:
     """Waiting requests whose adapters are fetched ahead."""
 
     def __post_init__(self) -> None:
-        # Or the rows at the end of a full batch would never decode.
+        # Otherwise the last rows of a full batch would never decode.
         assert self.max_num_batched_tokens >= self.max_num_seqs

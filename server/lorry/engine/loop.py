@@ -1,11 +1,11 @@
-"""`Engine.step`, and the one thread that takes it. Nothing else touches the model.
+"""`Engine.step` and the only thread that calls it. Nothing else touches the model.
 
-Requests, cancellations and removals arrive through the mailbox, from any thread,
-and are taken between two steps. Events leave through `emit`, a step's worth at a
-time. When a run of the model raises, its rows run again apart (`lorry.engine.isolation`):
-those that fail alone end, and an adapter that is at fault is refused from then on. A
-failure outside of the model ends all requests. `MAX_FAILURES` steps in a row in which
-the base itself fails, and the engine calls itself broken and stops.
+Requests, cancellations and removals arrive through the mailbox from any thread and are taken
+between two steps. All events of a step leave together through `emit`. If running the model raises,
+its rows run again separately (`lorry.engine.isolation`): those that fail alone end, and an adapter
+at fault is refused from then on. A failure outside the model ends all requests. After
+`MAX_FAILURES` steps in a row in which the base itself fails, the engine reports itself broken and
+stops.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lorry.engine.scheduler import Scheduler
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Steps in a row that the base itself may fail in before the engine gives up."""
+"""Steps in a row in which the base itself may fail before the engine gives up."""
 
 
 class Runner(Protocol):
@@ -63,7 +63,8 @@ class Engine:
         on_stats: Callable[[EngineStats], None] = lambda stats: None,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
-        """`emit` and the rest are called in the engine's thread; `on_stats` with each change."""
+        """`emit` and the other callbacks are called in the engine's thread; `on_stats` is called at
+        each change."""
         self.scheduler = scheduler
         self.residency = residency
         self.runner = runner
@@ -84,11 +85,11 @@ class Engine:
         self._steps = 0
         self._failed_steps = 0
         self._failures = 0
-        # Letters taken and not yet read, events not yet told: what a failure must not lose.
+        # Letters taken but not read, and events not sent: a failure must not lose them.
         self._letters: deque[Letter] = deque()
         self._news: list[TokenEvent] = []
-        # Letters read and requests ended: with what the others count, it tells whether
-        # anything but the pace has changed since the last snapshot.
+        # Letters read and requests ended. With the others' counts it shows whether anything but the
+        # speed has changed since the last snapshot.
         self._turns = 0
         self._seen: tuple[int, ...] = ()
         self._snapshot = (EngineStats(), 0, 0)
@@ -98,19 +99,19 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """As of the last step. Any thread may ask."""
+        """The numbers as of the last step. Any thread may ask."""
         stats, steps, blocks = self._snapshot
         return replace(stats, steps=steps, kv_blocks_used=blocks)
 
     def offer(self, letter: Letter) -> bool:
-        """False if the engine has ended: nobody will ever read it."""
+        """Deliver a letter. Return False if the engine has ended and nobody will read it."""
         return self.mailbox.offer(letter)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the step it is in; requests still there get an error."""
+        """End the thread after the current step; remaining requests get an error."""
         self._stopping.set()
         self.mailbox.wake()
         if self._thread.is_alive():
@@ -119,7 +120,7 @@ class Engine:
         self.residency.close()
 
     def step(self) -> None:
-        """Take the letters, run one batch, tell the news. Sleeps when there is no batch."""
+        """Take the letters, run one batch, send the events. Sleeps if there is no batch."""
         self._drain_mailbox()
         batch = self.scheduler.schedule()
         if batch is not None:
@@ -152,8 +153,8 @@ class Engine:
                 self._end(fault)
             self._news += self.scheduler.commit(found.batch, found.results, began)
         except Exception as error:
-            # Not the model but we ourselves: whatever it is, only this batch ends.
-            logger.exception("what a step gave could not be told")
+            # The error is in our own code, not in the model: only this batch ends.
+            logger.exception("the results of a step could not be reported")
             self.scheduler.fail([row.request_id for row in batch.rows], step_failure(error))
             self._failed_steps = failed + 1
             self._failures += 1
@@ -167,7 +168,7 @@ class Engine:
         try:
             return Isolated(batch, self.runner.run(batch))  # the only line that touches the model
         except Exception:
-            logger.exception("a step of %d rows raised; they run again apart", len(batch.rows))
+            logger.exception("a step of %d rows raised; they run again separately", len(batch.rows))
             self._failed_steps += 1
             return isolate(batch, self.runner.run)
 
@@ -178,7 +179,8 @@ class Engine:
         return bool(news)
 
     def _end(self, fault: Fault) -> None:
-        """End the request of a row that fails alone, and what waits for its guilty adapters."""
+        """End the request of a row that fails alone, and the requests that wait for its
+        adapters."""
         failure = step_failure(fault.error)
         digests = tuple(map(self.residency.slots.digest_in, fault.slots))
         if digests:
@@ -186,7 +188,7 @@ class Engine:
         for digest in digests:
             logger.error("adapter %s: computing it failed", digest, exc_info=fault.error)
             self.scheduler.fail_waiting(digest, failure)
-            # Mended files shall be read anew.
+            # Repaired files must be read again.
             self.residency.forget(digest)
         self.scheduler.fail([fault.row.request_id], failure)
 
@@ -196,7 +198,7 @@ class Engine:
                 try:
                     self.step()
                 except Exception:
-                    # Not the model but we ourselves: nobody knows whose fault it was.
+                    # The error is in our own code, not in the model: no request can be blamed.
                     logger.exception("the engine failed between two runs of the model")
                     self._failed_steps += 1
                     self._failures += 1
@@ -218,14 +220,14 @@ class Engine:
             try:
                 self.scheduler.fail_all(Failure(code))
             except Exception:
-                # Every call ends one request at least, so this comes to an end.
-                logger.exception("a request ended untidily")
+                # Every call ends at least one request, so this loop ends.
+                logger.exception("a request could not be ended cleanly")
         self._news += self.scheduler.take_events()
         self._look()
         self._tell()
 
     def _look(self) -> None:
-        """Renew the snapshot. Names are gathered only when somebody came, went or moved."""
+        """Renew the snapshot. Names are collected only if a request came, ended or moved."""
         scheduler, residency = self.scheduler, self.residency
         self._turns += sum(event.finish is not None for event in self._news)
         seen = (

@@ -1,7 +1,7 @@
-"""Places in the queue: who waits, from the door to the first token. Event loop only.
+"""Places in the queue for requests, from their arrival to their first token. Event loop only.
 
-A place is taken before a request's body is read, so that nobody is refused after the work
-of reading a prompt, and the prompts in preparation are no more than the queue holds.
+A place is taken before a request's body is read. So no request is refused after its prompt was
+read, and no more prompts are in preparation than the queue holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lorry.errors import QueueFull
 
 
 class Place:
-    """One request's place. To leave it twice does nothing."""
+    """One request's place. Leaving it twice does nothing."""
 
     def __init__(self, places: Places, caller: str) -> None:
         self.caller = caller
@@ -21,8 +21,9 @@ class Place:
         self._used = False
 
     def use(self) -> Place:
-        """For one sequence in the engine: this place, or another where one request becomes
-        several. Raises QueueFull."""
+        """Return a place for one sequence in the engine: this one, or a new one if the request
+        becomes
+        several sequences. Raises QueueFull."""
         if self._used:
             return self._places.enter(self.caller).use()
         self._used = True
@@ -35,8 +36,9 @@ class Place:
 
 
 class Places:
-    """`size` of them. Who has none yet gets one though all are taken by others, until there
-    are twice as many: no caller can keep the rest out."""
+    """`size` places. A caller without a place gets one even if all are taken, up to twice `size`,
+    so
+    that no caller can keep the others out."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -48,16 +50,16 @@ class Places:
         return self._total
 
     def check(self, caller: str) -> None:
-        """Raises QueueFull where `enter` would."""
+        """Raise QueueFull if `enter` would."""
         newcomer = not self._taken[caller] and self._total < 2 * self.size
         if self._total >= self.size and not newcomer:
             raise QueueFull(
-                f"{self._total} requests wait already, the limit is {self.size}; try again later",
+                f"{self._total} requests are waiting, the limit is {self.size}; try again later",
                 retry_after=1,
             )
 
     def enter(self, caller: str) -> Place:
-        """Raises QueueFull."""
+        """Take a place. Raises QueueFull."""
         self.check(caller)
         self._taken[caller] += 1
         self._total += 1
@@ -67,5 +69,5 @@ class Places:
         self._total -= 1
         self._taken[caller] -= 1
         if not self._taken[caller]:
-            # Callers are strangers: nothing is kept of those who have gone.
+            # There may be any number of callers: nothing is kept for those that have left.
             del self._taken[caller]

@@ -1,8 +1,8 @@
-"""The engine in a process of its own, as the HTTP side sees it.
+"""The engine in a process of its own, for the HTTP side.
 
-A connection leads to the process. A thread here reads what comes from it; what goes to it
-is written by whoever has something to say. When the connection ends, for whatever reason,
-every request ends with an error, and the engine counts as broken.
+A connection leads to the process. A thread here reads from it; any thread writes to it. When the
+connection ends, for whatever reason, every request ends with an error and the engine counts as
+broken.
 """
 
 from __future__ import annotations
@@ -40,36 +40,36 @@ from lorry_adapters.registry.host_cache import HostCacheStats
 logger = logging.getLogger(__name__)
 
 GRACE = 30.0
-"""Seconds that the process has to end, once it was told to."""
+"""Seconds that the process has to end after it was told to."""
 
 Program = Callable[[Connection, Settings], None]
 """Runs in the new process: starts an engine and serves it over the connection."""
 
 
 class RemoteEngine:
-    """A `Link` of the client's."""
+    """The client's `Link` to an engine in another process."""
 
     def __init__(self, program: Program, settings: Settings, say: Callable[[str], None]) -> None:
         """Start the process and wait until the base is loaded.
 
         Raises:
-            SettingsError, ModelError: as the process says, or if it ends before it has started.
+            SettingsError, ModelError: the process reports one, or ends before it has started.
         """
-        # Spawned: a fork of a process with threads may hang, and CUDA does not work in one.
+        # Spawned: a fork of a process with threads may hang, and CUDA does not work in a fork.
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=program, args=(theirs, settings), name="lorry-engine", daemon=True
         )
         self._process.start()
-        # Or the end of the process would not be the end of the connection.
+        # Otherwise the connection would not end with the process.
         theirs.close()
         self._writing = threading.Lock()
         self._stats = EngineStats()
         self.cache = RemoteCache(self._send)
         self._stopping = False
         self.broken = False
-        # Of requests that were sent and have not ended.
+        # Requests that were sent and have not ended.
         self._running: set[str] = set()
         try:
             ready = self._started(say)
@@ -97,21 +97,21 @@ class RemoteEngine:
         on_step: Callable[[int, float], None],
         on_broken: Callable[[], None],
     ) -> None:
-        """Who is told what comes. The callbacks are called in a thread."""
+        """Set the callbacks, which are called in a thread."""
         self._emit, self._on_step, self._on_broken = emit, on_step, on_broken
 
     def start(self) -> None:
-        """Tell everything that comes from now on."""
+        """Report everything that arrives from now on."""
         self._reader = threading.Thread(target=self._read, name="lorry-engine-reader", daemon=True)
         self._reader.start()
 
     def stop(self) -> None:
-        """End the process; requests still there get an error."""
+        """End the process; remaining requests get an error."""
         self._stopping = True
         self._send(Stop())
         self._process.join(GRACE)
         if self._process.is_alive():
-            logger.error("the engine's process did not end when it was told to; it is killed")
+            logger.error("the engine's process did not end in time; it is killed")
             self._process.kill()
             self._process.join()
         if self._reader is not None:
@@ -124,7 +124,7 @@ class RemoteEngine:
                 return False
             if isinstance(letter, Submit):
                 self._running.add(letter.request.id)
-        # A connection that breaks now is found by the reader, which ends the request.
+        # If the connection breaks now, the reader notices and ends the request.
         self._send(letter)
         return True
 
@@ -144,12 +144,12 @@ class RemoteEngine:
                 case None:
                     self._process.join()
                     raise errors.ModelError(
-                        "the engine's process ended while it started "
+                        "the engine's process ended during its start "
                         f"({_end_of(self._process.exitcode)}); see the log above"
                     )
 
     def _received(self) -> Any:
-        """None where the process has ended."""
+        """Return None if the process has ended."""
         try:
             return FROM_ENGINE.decode(self._connection.recv_bytes())
         except (EOFError, OSError):
@@ -171,7 +171,7 @@ class RemoteEngine:
                 case Broke():
                     break
         with self._writing:
-            # From here on nothing more is sent: `_running` is complete.
+            # Nothing is sent from here on, so `_running` is complete.
             self.broken = True
             left, self._running = self._running, set()
         code = FailureCode.ENGINE_STOPPED if self._stopping else FailureCode.ENGINE_LOST
@@ -184,14 +184,14 @@ class RemoteEngine:
                 ]
             )
         if not self._stopping:
-            # After the requests' ends: a process that lingers must not hold them up.
+            # After the requests' ends, so that a process that lingers does not delay them.
             self._process.join(0 if message is not None else GRACE)
             logger.critical("the engine's process %s", _end_of(self._process.exitcode))
             self._on_broken()
 
 
 class RemoteCache:
-    """The process's host cache; an `AdapterCache` of the registry's."""
+    """The process's host cache, as an `AdapterCache` for the registry."""
 
     def __init__(self, send: Callable[[object], None]) -> None:
         self._send = send
@@ -199,7 +199,7 @@ class RemoteCache:
         self._digests: frozenset[str] = frozenset()
 
     def show(self, cached: Cached) -> None:
-        """News from the process."""
+        """Take the process's report."""
         self._cached, self._digests = cached, frozenset(cached.digests)
 
     def pin(self, digests: frozenset[str]) -> None:

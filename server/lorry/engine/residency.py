@@ -1,10 +1,9 @@
 """Brings adapters to their slots: fetched in the background, placed between steps.
 
-    disk --fetch (a thread of ours)--> host, prepared --place (the engine's thread)--> slot
+    disk --fetch (one of our threads)--> host, prepared --place (the engine's thread)--> slot
 
-`acquire` never waits. A request whose adapter is not there yet is asked for again
-in the next step, and `wake` calls the engine when a fetch has ended, so that an
-idle engine looks again.
+`acquire` never waits. A request whose adapter is not in a slot yet is tried again in the next
+step. `wake` is called at the end of each fetch, so that an idle engine tries again.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from lorry_adapters.lora.slot_table import SlotTable
 logger = logging.getLogger(__name__)
 
 Prepared = TypeVar("Prepared")
-"""An adapter ready to be placed; what that is, the runner knows."""
+"""An adapter ready to be placed. Its type is the runner's."""
 
 FETCHERS = 2
 """Threads that read adapters; more would take the processor from the steps."""
 
 NICENESS = 5
-"""Of those threads, beyond the process's: where both want a core, a step's threads get three
-times as much of it."""
+"""Niceness of those threads, added to the process's. If both want a core, a step's threads get
+three times as much of it."""
 
 
 class SlotResidency(Generic[Prepared]):
-    """The `Residency` that the scheduler asks. Engine thread only, but for the fetches."""
+    """The scheduler's `Residency`. Engine thread only, except the fetches."""
 
     def __init__(
         self,
@@ -52,14 +51,14 @@ class SlotResidency(Generic[Prepared]):
         self._pool = ThreadPoolExecutor(
             FETCHERS, thread_name_prefix="lorry-fetch", initializer=_step_aside
         )
-        # Under way or landed, and not in a slot yet. They hold memory beside the host
-        # cache's, so they are few; what a request needs fits in the slots, and so in here.
+        # In progress or done, but not in a slot yet. They take memory in addition to the host
+        # cache, so they are few. The adapters of a request fit in the slots, and so also here.
         self._fetches: dict[str, Future[Prepared]] = {}
         self._max_fetches = slots.num_slots + FETCHERS
         self._wanted: frozenset[str] = frozenset()
 
     def acquire(self, digests: Sequence[str]) -> tuple[int, ...] | None:
-        # Two names may have one content: it needs one slot.
+        # Two names may refer to one content, which needs one slot.
         missing = [d for d in dict.fromkeys(digests) if self.slots.slot_of(d) is None]
         absent = False
         for digest in missing:
@@ -69,7 +68,7 @@ class SlotResidency(Generic[Prepared]):
                 continue
             error = future.exception()
             if error is not None:
-                # Not remembered: the files may be mended before the next request.
+                # The error is not kept: the files may be repaired before the next request.
                 del self._fetches[digest]
                 if isinstance(error, AdapterError):
                     raise error
@@ -98,7 +97,7 @@ class SlotResidency(Generic[Prepared]):
             self._begin(digest)
 
     def forget(self, digest: str) -> None:
-        """The registry no longer has `digest`, and nothing runs with it."""
+        """The registry has freed `digest`, and nothing runs with it."""
         future = self._fetches.pop(digest, None)
         if future is not None:
             future.cancel()
@@ -108,13 +107,13 @@ class SlotResidency(Generic[Prepared]):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin(self, digest: str, *, keep: Sequence[str] = ()) -> None:
-        """Fetch `digest`, unless too many are under way that are wanted as well."""
+        """Fetch `digest` unless too many other wanted digests are being fetched."""
         if digest in self._fetches:
             return
         if len(self._fetches) >= self._max_fetches:
             for other, future in list(self._fetches.items()):
                 unwanted = other not in self._wanted and other not in keep
-                # The host cache may still have it, if it is asked for again.
+                # If it is needed again, the host cache may still have it.
                 if unwanted and (future.done() or future.cancel()):
                     del self._fetches[other]
         if len(self._fetches) < self._max_fetches:
@@ -130,7 +129,7 @@ class SlotResidency(Generic[Prepared]):
         try:
             self._place(claim.slot, weights)
         except Exception as error:
-            # Half an adapter must never answer.
+            # A partly placed adapter must never be used.
             self.slots.forget(digest)
             raise AdapterBroken(f"adapter {digest} could not be placed: {error}") from error
         self.loads += 1
@@ -138,7 +137,7 @@ class SlotResidency(Generic[Prepared]):
 
 
 def _step_aside() -> None:
-    """Steps that run go before the thread that calls this. On Linux alone a thread has a
+    """Lower the priority of the calling thread below the steps. Only on Linux does a thread have a
     niceness of its own."""
     if sys.platform == "linux":
         os.nice(NICENESS)

@@ -1,7 +1,7 @@
-"""Tokens that may not come: of an answer with a least length, with words or tokens kept out.
+"""Rules about the tokens of an answer: a minimum length, banned words, allowed or banned tokens.
 
-A `Restriction` stands before the request's grammar, if it has one. Requests without rules
-never meet this room.
+A `Restriction` comes before the request's grammar, if there is one. Requests without rules do not
+use this module.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Words = NDArray[np.uint32]
 
 
 class Following(Protocol):
-    """One answer's place in what it must follow. Engine thread only."""
+    """One answer's position in its grammar or rules. Engine thread only."""
 
     def allowed(self) -> Sequence[int] | None:
-        """The next token's mask, as `Sample.allowed`."""
+        """Return the next token's mask, as in `Sample.allowed`."""
         ...
 
     def advance(self, token_id: int) -> None:
@@ -31,7 +31,7 @@ class Following(Protocol):
         ...
 
     def finished(self) -> bool:
-        """True when nothing but the end of the text may follow."""
+        """True if only the end of the text may follow."""
         ...
 
 
@@ -45,22 +45,24 @@ class Restriction:
         self._always = _all(rules.vocab_size) if rules.only is None else _of(rules.only, rules)
         _clear(self._always, (one[0] for one in rules.banned if len(one) == 1))
         self._endless = _all(rules.vocab_size)
-        """All but the tokens that end the answer."""
+        """All tokens but those that end the answer."""
         _clear(self._endless, rules.ends)
         self._after: dict[tuple[int, ...], list[int]] = {}
-        """By an answer's last tokens, those that may not follow."""
+        """By the last tokens of an answer: the tokens that may not follow."""
         for one in rules.banned:
             if len(one) > 1:
                 self._after.setdefault(one[:-1], []).append(one[-1])
         self._lasting = rules.only is not None or bool(rules.banned)
-        """True if the rules hold longer than the answer's least length."""
+        """True if the rules apply beyond the minimum length."""
         self._lengths = sorted({len(one) for one in self._after})
         self._tail: tuple[int, ...] = ()
-        """As much of the answer's end as a banned sequence has before its last token."""
+        """The end of the answer, as long as the longest banned sequence without its last token."""
         self._mask: Words | None = None
 
     def allowed(self) -> Sequence[int] | None:
-        """The next token's mask; None where any may come. Raises InvalidRequest where none may."""
+        """Return the next token's mask, or None if any token may come. Raises InvalidRequest if
+        none
+        may."""
         theirs = None if self._grammar is None else self._grammar.allowed()
         early = self._count < self.rules.least
         if not early and not self._lasting:
@@ -69,7 +71,7 @@ class Restriction:
         words = self._words(theirs)
         mask = words & self._endless[: len(words)] if early else words
         if early and theirs is not None and not mask.any():
-            # The grammar is at its end: it goes before the least length.
+            # The grammar has ended, which takes precedence over the minimum length.
             mask = words
         if not mask.any():
             raise self._none_left()
@@ -77,7 +79,8 @@ class Restriction:
         return mask.data
 
     def advance(self, token_id: int) -> None:
-        """Raises InvalidRequest for a token that is not in the mask: the model has none of it."""
+        """Take a token. Raises InvalidRequest if it is not in the mask: the model allows none of
+        them."""
         if self._mask is not None:
             word = token_id // 32
             if not (word < len(self._mask) and int(self._mask[word]) >> token_id % 32 & 1):

@@ -1,23 +1,23 @@
-"""Who runs in this step. Pure Python: `schedule() -> Batch`, `commit() -> events`.
+"""Chooses the rows of each step. Pure Python: `schedule() -> Batch`, `commit() -> events`.
 
-A step's token budget goes first to the rows that decode (one token each, so that
-nobody's stream stalls), then to prompts half in the cache, then to new requests, of
-which `Waiting` says who is next. Two things make a new request wait:
+A step's token budget goes first to the rows that decode (one token each, so that no stream
+stalls), then to prompts partly in the cache, then to new requests in the order of `Waiting`.
+A new request waits for one of two reasons:
 
-memory    its prompt does not fit in the free KV blocks. Nobody overtakes it, or a
-          long prompt would starve.
-adapters  its weights are on their way to a slot, or all slots are in use. Others
-          overtake it, but only `MAX_OVERTAKEN` times.
+    memory      its prompt does not fit in the free KV blocks. No request overtakes it, or a
+                long prompt would starve.
+    adapters    its weights are not in a slot yet, or all slots are in use. Others overtake it,
+                but only `MAX_OVERTAKEN` times.
 
-When a decode finds no block, the youngest running sequence of the caller with the most gives its
-blocks up and starts over later from its prompt and its answer so far; its tokens are drawn by
-position, so the answer does not change. The same makes room for a new request whose caller has
-fewer running by two at least, so that nothing goes back and forth. The sequence that has run
-longest never gives way, unless it is alone: something always ends.
+If a decode finds no block, the youngest running sequence of the caller with the most sequences is
+preempted: it frees its blocks and later starts over from its prompt and its answer so far. Its
+tokens are drawn by position, so the answer does not change. A new request also preempts if its
+caller has at least two fewer running sequences, so that preemptions do not alternate. The sequence
+that has run longest is never preempted unless it is alone, so some sequence always ends.
 
-Virtual tokens (prompt tuning, prefix tuning) are positions in front of the prompt:
-they take room in the cache, the step and the model's length like any token. Those of
-a prefix are put in the cache ready made, so that the sequence begins behind them.
+Virtual tokens (prompt tuning, prefix tuning) are positions before the prompt. They count in the
+cache, the step and the model's length like any token. Those of a prefix are written to the cache
+directly, so that the sequence begins behind them.
 """
 
 from __future__ import annotations
@@ -51,17 +51,18 @@ from lorry.engine.waiting import Waiting
 from lorry_adapters.errors import AdapterError
 
 MAX_OVERTAKEN = 64
-"""Admissions that may pass a request which waits for its adapters."""
+"""Admissions that may overtake a request which waits for its adapters."""
 
 OUTWEIGHED = 8
-"""As many passes counts one by a caller that has more running: the slots may be all theirs."""
+"""An admission of a caller that has more running sequences counts as this many: that caller may
+hold all the slots."""
 
 
 class Residency(Protocol):
-    """Puts adapters in slots; the scheduler's view of it."""
+    """The scheduler's view of adapters and slots."""
 
     def acquire(self, digests: AbstractSequence[str]) -> tuple[int, ...] | None:
-        """Pin all of `digests` in slots, or none of them and say None: not yet.
+        """Pin all of `digests` in slots. Return None and pin nothing if they are not ready.
 
         Raises:
             AdapterError: one of them cannot be loaded, now or ever.
@@ -71,8 +72,8 @@ class Residency(Protocol):
     def release(self, digests: AbstractSequence[str]) -> None: ...
 
     def prefetch(self, digests: AbstractSequence[str]) -> None:
-        """These will be wanted, the most urgent first: begin to bring them nearer. What
-        was asked for earlier and is not among them may be let go."""
+        """Announce the digests wanted next, the most urgent first, so that they can be fetched.
+        Digests announced earlier and not among them may be dropped."""
         ...
 
 
@@ -88,17 +89,18 @@ class Scheduler:
         self._arrivals = 0
         # In order of admission: the last is the youngest.
         self._running: list[Sequence] = []
-        # Of requests whose grammar is being compiled: nobody waits for it.
+        # Requests whose grammar is being compiled. No other request waits for them.
         self._compiling: dict[Sequence, Future[Following]] = {}
         self._by_id: dict[str, Sequence] = {}
         self._events: list[TokenEvent] = []
 
-    # ---- what comes in
+    # ---- input
 
     def add(self, request: Request, following: Future[Following] | None = None) -> None:
         """Accept a request. The client has checked that it can fit at all.
 
-        `following`: its constraint, where it has one; it takes no part before it is there."""
+        `following` is its constraint, if it has one. The request is not scheduled before it is
+        ready."""
         assert request.id not in self._by_id
         sequence = Sequence.of(request, self._arrivals)
         self._arrivals += 1
@@ -109,7 +111,7 @@ class Scheduler:
             self._compiling[sequence] = following
 
     def cancel(self, request_id: str) -> None:
-        """End a request now; unknown and finished ones are no mistake: the client may be late."""
+        """End a request now. Unknown and finished ones are ignored: the client may be late."""
         sequence = self._by_id.get(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
@@ -121,7 +123,7 @@ class Scheduler:
                 self._finish(sequence, FinishReason.ERROR, failure=failure)
 
     def fail_waiting(self, digest: str, failure: Failure) -> None:
-        """End what waits with an adapter."""
+        """End the requests that wait with an adapter."""
         waiting = [*self._waiting, *self._compiling]
         self.fail([one.request.id for one in waiting if digest in one.digests], failure)
 
@@ -129,14 +131,14 @@ class Scheduler:
         self.fail(list(self._by_id), failure)
 
     def take_events(self) -> list[TokenEvent]:
-        """Final events of requests that ended outside a commit."""
+        """Return the final events of requests that ended outside a commit."""
         events, self._events = self._events, []
         return events
 
     # ---- the step
 
     def schedule(self) -> Batch | None:
-        """The next step's batch; None when nothing can run now."""
+        """Return the next step's batch, or None if nothing can run now."""
         if self._compiling:
             self._take_compiled()
         budget = self.limits.max_num_batched_tokens
@@ -149,7 +151,7 @@ class Scheduler:
                 rows[sequence.request.id] = 1
                 budget -= 1
         if halves or self._waiting:
-            # Not in a step where all decode: most do, and there is nothing to share out.
+            # Not if all rows decode, as in most steps: then there is nothing to share.
             tokens = PromptTokens(self._running, halves, self._waiting.callers, budget)
             for sequence in halves:
                 count = min(sequence.missing, budget, tokens.for_half(sequence.request.caller))
@@ -168,7 +170,8 @@ class Scheduler:
     def commit(
         self, batch: Batch, results: AbstractSequence[RowResult], began: float = 0.0
     ) -> list[TokenEvent]:
-        """What the runner made of `batch` from `began` (`time.monotonic()`) on, as events."""
+        """Turn the results of `batch`, which ran from `began` (`time.monotonic()`) on, into
+        events."""
         assert len(batch.rows) == len(results)
         for row, result in zip(batch.rows, results, strict=True):
             sequence = self._by_id.get(row.request_id)
@@ -189,7 +192,7 @@ class Scheduler:
                 self._take_tokens(sequence, result.drawn)
         return self.take_events()
 
-    # ---- what it looks like from outside
+    # ---- inspection
 
     @property
     def num_waiting(self) -> int:
@@ -201,11 +204,11 @@ class Scheduler:
 
     @property
     def num_requests(self) -> int:
-        """Accepted, and without a final event yet."""
+        """The number of accepted requests without a final event."""
         return len(self._by_id)
 
     def stats(self) -> EngineStats:
-        """The part of the snapshot that the scheduler knows."""
+        """The scheduler's part of the snapshot."""
 
         def names(sequences: Iterable[Sequence]) -> tuple[str, ...]:
             return tuple(sorted({one.name for s in sequences for one in s.request.adapters}))
@@ -221,7 +224,7 @@ class Scheduler:
             preemptions=self.preemptions,
         )
 
-    # ---- inside
+    # ---- internals
 
     def _admit(self, rows: dict[str, int], budget: int, tokens: PromptTokens) -> None:
         if not self._waiting:
@@ -260,7 +263,7 @@ class Scheduler:
             sequence.uses = sequence.uses_of(slots)
             count = min(sequence.missing, tokens.for_new(caller, budget))
             tokens.take(caller, count)
-            # The whole prompt's blocks at once: half a prompt in the cache helps nobody.
+            # All blocks of the prompt at once: half a prompt in the cache is useless.
             grown = self.blocks.grow(sequence.blocks, sequence.num_tokens)
             assert grown
             rows[sequence.request.id] = count
@@ -273,7 +276,7 @@ class Scheduler:
                 break
 
     def _yielding(self, sequence: Sequence, running: Counts) -> list[Sequence] | None:
-        """Who must give way for `sequence` to be admitted; None where it has to wait."""
+        """Return the sequences to preempt for `sequence`, or None if it has to wait."""
         needed = self.blocks.blocks_for(sequence.num_tokens)
         return giving_way(
             sequence,
@@ -284,9 +287,9 @@ class Scheduler:
         )
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for `num_tokens` of a running sequence, if need be those of others.
+        """Allocate blocks for `num_tokens` of a running sequence, preempting others if necessary.
 
-        False where it was its own turn to give way."""
+        Return False if it was preempted itself."""
         while not self.blocks.grow(sequence.blocks, num_tokens):
             other = youngest_of_most(self._running, counted(self._running))
             self._preempt(other)
@@ -308,7 +311,7 @@ class Scheduler:
         sequence.uses = ()
 
     def _take_compiled(self) -> None:
-        """Requests whose constraint is there wait for a step from now on."""
+        """Queue the requests whose constraints are ready."""
         for sequence, following in list(self._compiling.items()):
             if not following.done():
                 continue
@@ -331,7 +334,7 @@ class Scheduler:
             self._finish(sequence, done, event)
 
     def _take_tokens(self, sequence: Sequence, drawn: tuple[Drawn, ...]) -> None:
-        """As many of `drawn` as the answer has room for, up to the one that ends it."""
+        """Take as many of `drawn` as the answer has room for, up to a token that ends it."""
         request, following = sequence.request, sequence.following
         prompt: tuple[TokenLogprob | None, ...] = ()
         if sequence.prompt_logprobs is not None:
@@ -348,7 +351,7 @@ class Scheduler:
                 try:
                     following.advance(token_id)
                     ends = following.finished()
-                except Exception as error:  # noqa: BLE001 - a grammar is its user's: only they end
+                except Exception as error:  # noqa: BLE001 - a bad grammar ends only its own request
                     failure = grammar_failure(error)
                     break
             taken += 1
@@ -380,7 +383,7 @@ class Scheduler:
     ) -> None:
         request = sequence.request
         del self._by_id[request.id]
-        # First of all: whatever may go wrong below, nobody waits for ever.
+        # First, so that no client waits forever if something below fails.
         self._events.append(event or TokenEvent(request.id, finish=finish, failure=failure))
         if sequence in self._running:
             self._stop_running(sequence)

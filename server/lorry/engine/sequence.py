@@ -1,4 +1,4 @@
-"""One request on its way: what the scheduler knows of it. Pure Python."""
+"""The scheduler's state of one request. Pure Python."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lorry.engine.restriction import Following
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request on its way: what the scheduler knows of it."""
+    """The scheduler's state of one request."""
 
     request: Request
     adapters: tuple[AdapterUse, ...]
-    """Those of the request that are used at a scale other than 0."""
+    """The request's adapters with a scale other than 0."""
     arrival: int
-    """How many came before it."""
+    """The number of requests before it."""
     virtual: int = 0
     """Virtual tokens before the prompt, at positions 0 to `virtual` - 1."""
     prefix: int = 0
-    """So many of them come to the cache ready made: all or none."""
+    """How many of them are written to the cache directly: all or none."""
     answer: list[int] = field(default_factory=list)
     num_computed: int = 0
     """Tokens whose keys and values are in the cache, or will be when the first row runs."""
@@ -29,18 +29,18 @@ class Sequence:
     uses: tuple[SlotUse, ...] = ()
     """Set while it runs: its digests are pinned."""
     prompt_logprobs: list[TokenLogprob] | None = None
-    """Collected chunk by chunk; None when not asked for, or already sent."""
+    """Collected chunk by chunk; None if not requested or already sent."""
     overtaken: int = 0
     started: float = 0.0
-    """When the step began in which it first ran; 0 before that."""
+    """When the first step that ran it began; 0 before that."""
     following: Following | None = None
-    """Of a request with a constraint, once it is there."""
+    """For a request with a constraint, once that is ready."""
     pooled: list[float] = field(default_factory=list)
-    """Pooling MEAN: the sum so far."""
+    """For pooling MEAN: the sum so far."""
 
     @classmethod
     def of(cls, request: Request, arrival: int) -> Sequence:
-        """A new one; adapters at scale 0 are the base and leave no trace."""
+        """Make a new one. Adapters at scale 0 have no effect and are left out."""
         used = tuple(one for one in request.adapters if one.scale != 0.0)
         virtual = sum(one.virtual_tokens for one in used)
         prefix = sum(one.virtual_tokens for one in used if one.is_prefix)
@@ -61,16 +61,16 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Virtual ones included."""
+        """The number of tokens, including virtual ones."""
         return self.virtual + len(self.request.prompt_ids) + len(self.answer)
 
     @property
     def missing(self) -> int:
-        """Tokens that are not in the cache yet: one where it decodes."""
+        """The number of tokens that are not in the cache yet: 1 if it decodes."""
         return self.num_tokens - self.num_computed
 
     def next_tokens(self, count: int) -> AbstractSequence[int]:
-        """The first `count` tokens that are not in the cache; 0 stands for a virtual one."""
+        """Return the first `count` tokens that are not in the cache; 0 stands for a virtual one."""
         prompt = self.request.prompt_ids
         done = self.num_computed - self.virtual
         if done >= len(prompt):
@@ -81,12 +81,12 @@ class Sequence:
         return [*[0] * virtual, *real]
 
     def uses_of(self, slots: tuple[int, ...]) -> tuple[SlotUse, ...]:
-        """`slots`: where its adapters are."""
+        """Return its uses, given the `slots` of its adapters."""
         used = zip(slots, self.adapters, strict=True)
         return tuple(SlotUse(slot, one.scale, one.start) for slot, one in used)
 
     def row(self, count: int) -> Row:
-        """Its next `count` tokens as a part of a step."""
+        """Return its next `count` tokens as a row of a step."""
         request, start = self.request, self.num_computed
         prompt = request.prompt_ids
         sample: Sample | None = None
@@ -114,14 +114,14 @@ class Sequence:
         )
 
     def forget_cache(self) -> None:
-        """Everything is computed anew."""
+        """Compute everything again."""
         self.num_computed = self.prefix
         self.pooled = []
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = []
 
     def add_to_mean(self, vector: AbstractSequence[float]) -> None:
-        """The sum over some more tokens of the prompt."""
+        """Add the sum over some more tokens of the prompt."""
         self.pooled = [
             a + b for a, b in zip(self.pooled or [0.0] * len(vector), vector, strict=True)
         ]

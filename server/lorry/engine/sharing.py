@@ -1,7 +1,7 @@
-"""What callers may have of the steps, where there are several: pure functions of who runs.
+"""How several callers share the steps: pure functions of the running sequences.
 
-With a single caller none of them changes anything: nobody gives way to a new request, the
-youngest gives way to a decode, and a prompt may have the whole step.
+With a single caller none of them has an effect: no sequence is preempted for a new request, the
+youngest is preempted for a decode, and a prompt may use the whole step.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Sequence as AbstractSequence
 from lorry.engine.sequence import Sequence
 
 MARGIN = 2
-"""A caller gives way to another that has so many fewer, and nothing goes back and forth."""
+"""A caller gives way to one with this many fewer sequences, so that preemptions do not
+alternate."""
 
 PART = 8
-"""One in so many of a step's tokens are for prompts of who outweighs another caller."""
+"""1 / PART of a step's tokens are for prompts of callers that outweigh another caller."""
 
 Counts = Counter[str]
 """Running sequences of each caller."""
@@ -27,8 +28,9 @@ def counted(running: Iterable[Sequence]) -> Counts:
 
 
 def youngest_of_most(running: AbstractSequence[Sequence], counts: Counts) -> Sequence:
-    """Who gives way first: the youngest of the caller that has the most; of several such
-    callers, of all theirs. `running` is in order of admission, and not empty."""
+    """Return the sequence to preempt first: the youngest of the caller with the most; if several
+    callers have the most, the youngest of all theirs. `running` is in order of admission and not
+    empty."""
     most = max(counts.values())
     return next(s for s in reversed(running) if counts[s.request.caller] == most)
 
@@ -41,10 +43,10 @@ def giving_way(
     blocks: int,
     seats: int,
 ) -> list[Sequence] | None:
-    """Who of `running` must give way for `sequence`, if that needs so many `blocks` more than
-    are free and so many `seats`; None where it has to wait.
+    """Return the sequences of `running` to preempt for `sequence`, which needs `blocks` more blocks
+    than are free and `seats` seats. Return None if it has to wait.
 
-    After that a caller that gave way still has as many as the other, or more."""
+    Afterwards every preempted caller still has at least as many as the other."""
     counts, left = counts.copy(), list(running)
     chosen: list[Sequence] = []
     while blocks > 0 or seats > 0:
@@ -62,11 +64,11 @@ def giving_way(
 
 
 class PromptTokens:
-    """Tokens of prompts that each caller may still have in a step of `budget`.
+    """The prompt tokens that each caller may still have in a step of `budget`.
 
-    Prompts half in the cache leave something for those of others, `waiting` ones included.
-    Who would give way to another has a small part of the step, or the other's answer would
-    take a long prompt's time for each of its tokens."""
+    Prompts partly in the cache leave something for those of other callers, including `waiting`
+    ones. A caller that would give way to another gets a small part of the step only. Otherwise each
+    token of the other's answer would take as long as a part of a long prompt."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class PromptTokens:
         waiting: Iterable[str],
         budget: int,
     ) -> None:
-        """`halves`: those of `running` that are half in the cache; `waiting`: callers."""
+        """`halves` are those of `running` that are partly in the cache; `waiting` are callers."""
         counts, new = counted(running), set(waiting)
         asking = new.union(sequence.request.caller for sequence in halves)
         fewest = min((counts[caller] for caller in new.union(counts)), default=0)
@@ -89,7 +91,7 @@ class PromptTokens:
         return most - self._taken[caller]
 
     def for_new(self, caller: str, budget: int) -> int:
-        """Of the `budget` that the others have left."""
+        """Return the part of `budget`, which is what the others have left."""
         if caller not in self._heavy:
             return budget
         return min(budget, max(0, self._part - self._taken[caller]))

@@ -1,4 +1,4 @@
-"""Which adapters can do what a request asks for: text, labels or vectors."""
+"""Checks that adapters can do the task of a request: text, labels or vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ VECTORS = "FEATURE_EXTRACTION"
 
 
 def check_task(refs: Sequence[AdapterRef], pooling: Pooling | None) -> None:
-    """Raises InvalidSelection, with the remedy that serves the adapter."""
-    # At scale 0 it is not there.
+    """Raise InvalidSelection, with the remedy that serves the adapter, if they cannot."""
+    # At scale 0 an adapter has no effect.
     used = [ref for ref in refs if ref.scale != 0.0]
     classifiers = [ref.name for ref in used if ref.task_type == CLASSIFIER]
     if pooling is Pooling.CLASSIFY:
@@ -26,7 +26,9 @@ def check_task(refs: Sequence[AdapterRef], pooling: Pooling | None) -> None:
                 f"scale other than 0; the request names {named or 'none'}"
             )
     elif classifiers:
-        text = f"adapter {classifiers[0]!r} is a classifier (task_type {CLASSIFIER}), of labels"
+        text = (
+            f"adapter {classifiers[0]!r} is a classifier (task_type {CLASSIFIER}) and gives labels"
+        )
         raise InvalidSelection(Problem(text, EngineRemedy.ASK_FOR_LABELS))
     vectors = [ref.name for ref in used if ref.task_type == VECTORS]
     if vectors and pooling not in (Pooling.LAST, Pooling.MEAN):

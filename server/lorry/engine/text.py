@@ -1,8 +1,8 @@
-"""Token ids to text as they come, and the strings that end it.
+"""Converts streamed token ids to text and finds the strings that end it.
 
-`Detokenizer` never shows half a character, `StopStrings` never shows a stop string (or
-anything after one), wherever the borders between tokens fall. Both are fed piece by
-piece, and what they give back does not depend on how the pieces were cut.
+`Detokenizer` never returns half a character, and `StopStrings` never returns a stop string or
+anything after one, wherever the borders between tokens fall. Both are fed piece by piece, and
+their output does not depend on how the pieces were cut.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 Decode = Callable[[Sequence[int]], str]
-"""Token ids to text, special tokens included, nothing tidied up."""
+"""Converts token ids to text, with special tokens and without cleanup."""
 
 Whole = Callable[[int], str | None]
-"""The text that a token adds wherever it stands; None where its neighbours have a say."""
+"""Returns a token's text if it does not depend on its neighbours, else None."""
 
 REPLACEMENT = "\ufffd"
 
 _CONTEXT = 6
-"""Prompt tokens kept before the answer: decoders that strip the first token's leading
-space must not strip the answer's."""
+"""Prompt tokens kept before the answer: decoders that strip the first token's leading space must
+not strip the answer's."""
 
 _PATIENCE = 256
-"""Tokens held back at most. A character is four bytes, so a longer wait is noise, and
+"""The most tokens held back. A character has at most four bytes, so a longer wait is noise, and
 decoding an ever longer window would be quadratic."""
 
 
 class Detokenizer:
-    """Turns one answer's token ids into text. Special tokens are no text."""
+    """Turns one answer's token ids into text. Special tokens have no text."""
 
     def __init__(
         self,
@@ -38,18 +38,19 @@ class Detokenizer:
         whole: Whole = lambda token_id: None,
     ) -> None:
         """`context` is the prompt (its tail is enough); its text is not repeated. Tokens that
-        `whole` knows need no decoding, where nothing is held back."""
+        `whole`
+        knows are not decoded if nothing is held back."""
         self._decode = decode
         self._whole = whole
         self._special_ids = special_ids
         self._ids = [one for one in context[-_CONTEXT:] if one not in special_ids]
-        # Text up to `_read` is out. The window to decode starts at `_start`, one step
+        # Text up to `_read` has been returned. The window to decode starts at `_start`, one step
         # earlier: a token's text can depend on the token before it.
         self._start = 0
         self._read = len(self._ids)
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now; empty while a character is incomplete."""
+        """Return the text that is certain now; empty while a character is incomplete."""
         if token_id in self._special_ids:
             return ""
         settled = self._read == len(self._ids)
@@ -65,7 +66,7 @@ class Detokenizer:
         return fresh
 
     def flush(self) -> str:
-        """What was held back, with U+FFFD for bytes that never became a character."""
+        """Return the text held back, with U+FFFD for bytes that never became a character."""
         if self._read == len(self._ids):
             return ""
         fresh = self._fresh()
@@ -77,8 +78,8 @@ class Detokenizer:
         window = self._decode(self._ids[self._start :])
         if window.startswith(shown):
             return window[len(shown) :]
-        # Bytes that spoil the character before them, in decoders that join a run of
-        # byte tokens: what is out stays out, the rest is decoded by itself.
+        # In decoders that join a run of byte tokens, a byte can spoil the character before it. The
+        # text that was returned stays; the rest is decoded by itself.
         return self._decode(self._ids[self._read :])
 
     def _advance(self) -> None:
@@ -88,14 +89,14 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Watches a text for the first stop string to be completed.
+    """Watches a text for the first completed stop string.
 
-    With `keep` the stop string itself is given out (TGI's way); without, it is not
-    (OpenAI's), and text that may turn out to begin one is held back until it does not.
+    With `keep` the stop string itself is returned (as in TGI). Without, it is not (as in OpenAI's
+    API), and text that may begin one is held back until it is certain.
 
-    Special tokens are never given out. The stop strings in `marked` have the text of one in
-    them, so they are looked for in the text with special tokens, too; the others are not,
-    and a special token in the midst of one does not break it.
+    Special tokens are never returned. The stop strings in `marked` contain the text of one, so they
+    are searched for in the text with special tokens too. The others are not, and a special token
+    in the midst of one does not break it.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class StopStrings:
         self._stops = tuple(stops)
         self._marked = tuple(one for one in stops if one in marked)
         self._keep = keep
-        # What may still belong to a stop string: as given out, and with special tokens,
-        # where `_visible` says which characters are given out.
+        # Text that may still belong to a stop string: without special tokens, and with them in
+        # `_whole`, where `_visible` marks the characters to return.
         self._buffer = ""
         self._whole = ""
         self._visible = bytearray()
@@ -115,7 +116,7 @@ class StopStrings:
         """The stop string that was found; nothing may be pushed after that."""
 
     def push(self, text: str, special: str = "") -> str:
-        """`special` is the text of a special token that stands before `text`."""
+        """Take text. `special` is the text of a special token before `text`."""
         assert self.hit is None
         if not self._stops:
             return text
@@ -137,15 +138,16 @@ class StopStrings:
         return out
 
     def flush(self) -> str:
-        """The text is over: what was held back is no stop string after all."""
+        """End the text. What was held back is not a stop string."""
         out = "" if self.hit is not None else self._buffer[self._sent :]
         self._buffer = ""
         self._sent = 0
         return out
 
     def _first(self) -> tuple[int, int, str] | None:
-        """The stop string that ends first (the longest of those): start and end in the
-        buffer, itself."""
+        """Return the stop string that ends first (the longest of those), with its start and end in
+        the
+        buffer."""
         found = []
         for stop in self._stops:
             start = self._buffer.find(stop)
@@ -158,12 +160,12 @@ class StopStrings:
         return min(found, key=lambda one: (one[1], one[0]), default=None)
 
     def _place(self, index: int) -> int:
-        """Where a character of `_whole` is in the buffer, or would be."""
+        """Return the index in the buffer at which a character of `_whole` is, or would be."""
         return len(self._buffer) - self._visible.count(1, index)
 
     def _held(self) -> int:
-        """Length of the end of the buffer that may belong to a stop string, after dropping
-        what cannot from `_whole`."""
+        """Return the length of the buffer's end that may belong to a stop string. Drops what cannot
+        from `_whole`."""
         held = _begun(self._buffer, self._stops)
         if not self._marked:
             return held
@@ -174,7 +176,7 @@ class StopStrings:
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins one of `stops`."""
+    """Return the length of the longest end of `text` that begins one of `stops`."""
     longest = 0
     for stop in stops:
         for length in range(min(len(stop) - 1, len(text)), longest, -1):

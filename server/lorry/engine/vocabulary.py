@@ -1,4 +1,4 @@
-"""A tokenizer that knows an adapter's added tokens."""
+"""Adds an adapter's tokens to a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from lorry_adapters.lora.words import AddedToken
 def with_tokens(
     backend: Tokenizer, added: Sequence[AddedToken], vocab_size: int
 ) -> tuple[Tokenizer, tuple[AddedToken, ...]]:
-    """A copy of `backend` that knows `added`, each by its own id, and those of them that do not
-    fit: past `vocab_size`, in the place of an ordinary token, or known by another id. Where it
-    knows them all, `backend` itself."""
+    """Return a copy of `backend` that knows `added`, each by its own id, and the tokens that do not
+    fit: beyond `vocab_size`, at the id of an ordinary token, or known by another id. If it knows
+    all
+    of them, `backend` itself is returned."""
     known = backend.get_added_tokens_decoder()
     added = [one for one in added if one.id not in known or known[one.id].content != one.content]
     if not added:
-        # Most adapters: their trainer saved the base's own tokenizer beside them.
+        # Most adapters: the trainer saved the base's own tokenizer beside them.
         return backend, ()
     tree = json.loads(backend.to_str())
     listed: dict[int, dict[str, Any]] = {token["id"]: token for token in tree["added_tokens"]}
@@ -35,7 +36,7 @@ def with_tokens(
         (fits if fit else left_out).append(token)
     while fits:
         made = _listing(tree, listed, fits)
-        # The library numbers tokens that its model does not have one after the other.
+        # The library numbers tokens that its model does not have consecutively.
         moved = [token for token in fits if made.token_to_id(token.content) != token.id]
         if not moved:
             return made, tuple(left_out)
@@ -48,13 +49,13 @@ def _listing(
     tree: Mapping[str, Any], listed: Mapping[int, Mapping[str, Any]], fits: Sequence[AddedToken]
 ) -> Tokenizer:
     names = {token.content for token in fits}
-    # One that is known by another id, and a reserved one in its place, are not written any more.
+    # Tokens known by another id and reserved tokens at their ids are left out.
     rest = {number: token for number, token in listed.items() if token["content"] not in names}
     whole = {**rest, **{token.id: asdict(token) for token in fits}}
     made = {**tree, "added_tokens": [whole[number] for number in sorted(whole)]}
     vocab = tree["model"].get("vocab")
     if isinstance(vocab, dict):
-        # Some tokenizers have their reserved tokens in the model as well.
+        # Some tokenizers have their reserved tokens in the model too.
         renamed = {
             listed[token.id]["content"]: token.content for token in fits if token.id in listed
         }

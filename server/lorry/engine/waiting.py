@@ -1,8 +1,8 @@
-"""The sequences that wait, a line for each caller, and which of them is next.
+"""Waiting sequences, in one line per caller.
 
-The next one is of the caller with the fewest running; of equals the one that came first.
-So whoever has much to do waits behind their own requests and not before those of others,
-and with a single caller it is first come, first served.
+The next sequence is the first of the caller with the fewest running ones; among equals, the one
+that arrived first. So a caller with many requests delays its own and not those of others, and a
+single caller is served first come, first served.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Waiting:
         self._count += 1
 
     def put_back(self, sequence: Sequence) -> None:
-        """It has run already: it comes before the others of its caller."""
+        """Put back a sequence that has run already, before the others of its caller."""
         self._line(sequence).appendleft(sequence)
         self._count += 1
 
@@ -47,8 +47,9 @@ class Waiting:
             del self._lines[sequence.request.caller]
 
     def in_order(self, running: Mapping[str, int]) -> Iterator[Sequence]:
-        """Those that wait now, the next one first; `running`, sequences of each caller, may
-        grow by the one that was given out last, which may also leave."""
+        """Yield the waiting sequences, the next one first. `running` counts each caller's
+        sequences. It
+        may grow by the sequence yielded last, which may also be removed."""
         lines = {caller: iter(tuple(line)) for caller, line in self._lines.items()}
         heads = [_entry(next(line), running) for line in lines.values()]
         heapify(heads)
@@ -64,5 +65,5 @@ class Waiting:
 
 
 def _entry(sequence: Sequence, running: Mapping[str, int]) -> tuple[int, int, Sequence]:
-    # Arrivals are all different: sequences themselves are never compared.
+    # Arrivals are all different, so sequences themselves are never compared.
     return running.get(sequence.request.caller, 0), sequence.arrival, sequence

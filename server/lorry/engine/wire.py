@@ -1,4 +1,4 @@
-"""The boundary's values as bytes, for an engine in another process. MessagePack by msgspec.
+"""Encodes the values that cross to an engine in another process, as MessagePack by msgspec.
 
 A message is a pair: the name of its class, and the value.
 """
@@ -18,33 +18,33 @@ from lorry_adapters.lora.base import BaseLayout
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """These contents are never evicted from the host cache."""
+    """Never evict these contents from the host cache."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The host cache lets this content go."""
+    """Drop this content from the host cache."""
 
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End after the step that runs now."""
+    """End after the current step."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartLine:
-    """A line for people, while it starts."""
+    """A line for people during the start."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """It has started."""
+    """The engine has started."""
 
     base: Base
     layout: BaseLayout
@@ -53,7 +53,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class StartRefused:
-    """It cannot start; `kind` is a class of `lorry.errors`."""
+    """The engine cannot start; `kind` is a class of `lorry.errors`."""
 
     kind: str
     message: str
@@ -66,7 +66,7 @@ class TokenEvents:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Something has changed since the last one."""
+    """The numbers have changed since the last message."""
 
     stats: EngineStats
 
@@ -79,7 +79,7 @@ class StepTaken:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """What the host cache has. The first three count since the start."""
+    """The state of the host cache. The first three count since the start."""
 
     hits: int
     misses: int
@@ -95,7 +95,7 @@ class Broke:
 
 
 class Codec:
-    """Of one direction. Thread-safe."""
+    """Encodes and decodes the messages of one direction. Thread-safe."""
 
     def __init__(self, kinds: Iterable[type]) -> None:
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {

@@ -137,12 +137,12 @@ async def test_what_can_never_run_is_refused_and_holds_nothing() -> None:
             await house.submit([1] * 60, 5)
         with pytest.raises(PromptTooLong, match=r"has 64 tokens and an answer.* is 64 tokens"):
             await house.submit([1] * 64, 1)
-        with pytest.raises(DoesNotFit, match="33 tokens of KV cache, the server has 32"):
+        with pytest.raises(DoesNotFit, match="33 tokens of KV cache, but the server has 32"):
             await house.submit([1] * 30, 3)
         with pytest.raises(PromptTooLong, match=r"length is 32 tokens") as long:
             await house.submit([1] * 40, 3)
         assert "--kv-cache-memory" in message_of(long.value)
-        with pytest.raises(DoesNotFit, match="sums 3 adapters, the server has 2 slots") as many:
+        with pytest.raises(DoesNotFit, match="sums 3 adapters, but the server has 2 slots") as many:
             await house.submit((1,), 1, "a", "b", "c")
         assert "--max-loras" in message_of(many.value)
         with pytest.raises(UnknownAdapter):
@@ -159,7 +159,7 @@ async def test_virtual_tokens_take_room() -> None:
         none_taken = [AdapterChoice("prompt", scale=0.0), AdapterChoice("a")]
         assert house.client.room([]) == house.client.room(none_taken) == MAX_LEN
         assert house.client.room(whole_room) == MAX_LEN - VIRTUAL
-        words = "has 50 tokens, its adapter puts 10 virtual ones in front.* 65 together"
+        words = "has 50 tokens, its adapter puts 10 virtual ones before them.* 65 together"
         with pytest.raises(PromptTooLong, match=words):
             await house.submit([1] * 50, 5, "prompt")
         events = await whole(await house.submit([1] * 50, 4, "prompt"))
@@ -169,7 +169,7 @@ async def test_virtual_tokens_take_room() -> None:
         assert house.shelf.out == 0
     with opened(blocks=8) as house:
         assert house.client.room(whole_room) == 8 * BLOCK - VIRTUAL
-        with pytest.raises(DoesNotFit, match="33 tokens of KV cache, the server has 32"):
+        with pytest.raises(DoesNotFit, match="33 tokens of KV cache, but the server has 32"):
             await house.submit([1] * 20, 3, "prompt")
         assert house.shelf.out == 0
 

@@ -11,7 +11,7 @@ from lorry.errors import QueueFull
 def test_as_many_as_there_are_and_again_when_one_is_left() -> None:
     places = Places(3)
     held = [places.enter("a") for _ in range(3)]
-    with pytest.raises(QueueFull, match="3 requests wait already, the limit is 3") as refused:
+    with pytest.raises(QueueFull, match="3 requests are waiting, the limit is 3") as refused:
         places.enter("a")
     assert refused.value.retry_after >= 1
     with pytest.raises(QueueFull):

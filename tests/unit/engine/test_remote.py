@@ -174,5 +174,5 @@ def test_what_keeps_it_from_starting_is_the_error_that_it_would_be_here() -> Non
 
 
 def test_a_process_that_dies_while_it_starts_is_told() -> None:
-    with pytest.raises(ModelError, match=r"ended while it started .ended with code 7."):
+    with pytest.raises(ModelError, match=r"ended during its start .ended with code 7."):
         RemoteEngine(die, Settings(), lambda line: None)
