@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorry.model.compiled import library, recipe
-from lorry.model.compiled.compiled_model import CompiledModel, unsuited
+from lorry.model.compiled.compiled_model import CompiledModel
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.packed import PackedModel
@@ -84,11 +84,12 @@ class CompiledDriver(ExecutorDriver):
         super().__init__(folder, quantization="int8", kernels="compiled", threads=num_threads)
 
     def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:
-        assert unsuited(self.loaded) is None
+        assert kernels.described is not None
         paths = build(self.loaded, found, replace(kernels, kind="torch"), SIZES).paths
         self.model = CompiledModel(
             self._built,
             self.loaded,
+            kernels.described,
             paths.cache,
             paths.virtual_tokens,
             num_slots=NUM_SLOTS,

@@ -67,6 +67,22 @@ class SinglesKernel(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """Stands in for the cache where somebody looks at what the modules around attention do."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        q_1QTD: Tensor,
+        k_1HTD: Tensor,
+        v_1HTD: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """`[1, T, Q, D]`, which the layer goes on with."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
     plan: AttentionPlan
@@ -75,13 +91,13 @@ class AttentionStep:
     """None: torch's operations, here."""
 
 
-_current: ContextVar[AttentionStep | Recorder | None] = ContextVar(
+_current: ContextVar[AttentionStep | Recorder | Observer | None] = ContextVar(
     "lorry_attention_step", default=None
 )
 
 
 @contextmanager
-def attending(step: AttentionStep | Recorder) -> Iterator[None]:
+def attending(step: AttentionStep | Recorder | Observer) -> Iterator[None]:
     """Attention layers called inside belong to `step`. Does not nest."""
     assert _current.get() is None, "steps do not nest"
     token = _current.set(step)
@@ -118,6 +134,8 @@ def attend(
         step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3], sight)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if not isinstance(step, AttentionStep):
+        return step.attend(module, query, key, value, scale, softcap), None
     plan, kv, sight = step.plan, step.cache.layer(module), step.cache.shape(module).sight
     dtype = step.cache.dtype
     kept_k_THD, kept_v_THD = key[0].transpose(0, 1).to(dtype), value[0].transpose(0, 1).to(dtype)

@@ -4,9 +4,8 @@
 2. `choose` takes the best kernels that the setting, the device and the model allow.
 3. `build` connects them: a `PathSet` that never changes, and the `Executor` that runs it.
 4. `checked` has `lorry.model.selfcheck` compare the result with transformers' own answers. Where
-   they differ it builds the next best: PyTorch's operations in place of Triton's kernels, padded
-   rows in place of packed ones. The compiled step has nothing below it: a model that it answers
-   wrongly is refused.
+   they differ it builds the next best: PyTorch's operations in place of Triton's kernels or the
+   compiled step, padded rows in place of packed ones.
 """
 
 from __future__ import annotations
@@ -26,7 +25,11 @@ from lorry.model import packed, padded, selfcheck
 from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import library
 from lorry.model.compiled.compiled_drawing import CompiledDrawing
-from lorry.model.compiled.compiled_model import KV_DTYPE, CompiledModel, unsuited
+from lorry.model.compiled.compiled_model import CompiledModel, unsuited, unsuited_linears
+from lorry.model.compiled.description import ModelDescription
+from lorry.model.compiled.model_structs import KV_DTYPE
+from lorry.model.compiled.survey_model import describe
+from lorry.model.compiled.witness import Unknown
 from lorry.model.dense import dense_weight
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
@@ -67,6 +70,10 @@ class Kernels:
     operations run the steps."""
     threads: int = 1
     """Of the compiled step."""
+    described: ModelDescription | None = None
+    """What the compiled step runs."""
+    required: bool = False
+    """They were asked for: nothing else will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +133,8 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     built: ctypes.CDLL | None = None
     try:
         name, built = library.find()
-        why = unsuited(loaded)
-        if why is not None:
-            raise library.Missing(why)
-    except library.Missing as missing:
+        described = _described(loaded, found)
+    except (library.Missing, Unknown) as missing:
         if asked == "compiled":
             raise ModelError(
                 f"--kernels compiled: the compiled step cannot run here: {missing}"
@@ -139,7 +144,21 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     threads = torch.get_num_threads()
     said = f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"
     # Half precision for all rows, those too that run packed beside the compiled step.
-    return Kernels("compiled", KV_DTYPE, said, built, threads)
+    return Kernels("compiled", KV_DTYPE, said, built, threads, described, asked == "compiled")
+
+
+def _described(loaded: LoadedModel, found: FirstPass) -> ModelDescription:
+    """Raises Unknown where the compiled step cannot run the model."""
+    why = unsuited(loaded)
+    if why is None and found.unpackable is not None:
+        why = f"rows are padded: {found.unpackable}"
+    if why is not None:
+        raise Unknown(why)
+    described = describe(loaded, found.shapes, max(loaded.max_model_len, selfcheck.MAX_TOKENS))
+    why = unsuited_linears(loaded, described)
+    if why is not None:
+        raise Unknown(why)
+    return described
 
 
 def choose_for_gpu(loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
@@ -168,6 +187,12 @@ def _unfit_for_triton(loaded: LoadedModel, found: FirstPass, block_size: int) ->
 def _without_triton(loaded: LoadedModel, why: str) -> Kernels:
     logger.warning("PyTorch's operations run the steps, not Triton's kernels: %s", why)
     return Kernels("torch", loaded.dtype, f"PyTorch's operations; not Triton's kernels: {why}")
+
+
+def _without_compiled(loaded: LoadedModel, kernels: Kernels, why: str) -> Kernels:
+    logger.warning("PyTorch's operations run the steps, not the compiled step: %s", why)
+    said = f"PyTorch's operations; not the compiled step: {why}"
+    return Kernels("torch", loaded.dtype, said, kernels.library)
 
 
 def build(loaded: LoadedModel, found: FirstPass, kernels: Kernels, sizes: Sizes) -> Executor:
@@ -205,6 +230,18 @@ def checked(
         before = executor.paths
         executor = _connect(loaded, found, kernels, sizes, before.cache, before.lora)
         del before
+    if kernels.kind == "compiled" and not kernels.required:
+        wrong = problem(executor, loaded, kernels, sizes)
+        if wrong is None:
+            say(f"steps run on {kernels.said}")
+            hand_over(executor)
+            return executor
+        kernels = _without_compiled(loaded, kernels, wrong)
+        executor.paths.close()
+        lora, nbytes = executor.paths.lora, executor.paths.cache.nbytes
+        # Memory has no room for two caches.
+        del executor
+        sizes, executor = _anew(loaded, found, kernels, sizes, lora, nbytes)
     say(f"steps run on {kernels.said}")
     wrong = problem(executor, loaded, kernels, sizes)
     if wrong is not None and kernels.kind == "torch" and found.unpackable is None:
@@ -212,14 +249,7 @@ def checked(
         # A device has no room for two caches.
         del executor
         found = first_pass_padded(loaded, wrong)
-        block = bytes_per_token(found.shapes, kernels.kv_dtype) * sizes.block_size
-        sizes = replace(sizes, kv_blocks=min(sizes.kv_blocks, nbytes // block))
-        if sizes.kv_blocks < selfcheck.SHORT.blocks_needed(sizes.block_size):
-            raise ModelError(
-                "--kv-cache-memory is too small for this model's padded rows; give more"
-            )
-        cache = _cache_of(loaded, found, kernels, sizes)
-        executor = _connect(loaded, found, kernels, sizes, cache, lora)
+        sizes, executor = _anew(loaded, found, kernels, sizes, lora, nbytes)
         wrong = problem(executor, loaded, kernels, sizes)
     if wrong is not None:
         executor.paths.close()
@@ -259,6 +289,24 @@ def problem(executor: Executor, loaded: LoadedModel, kernels: Kernels, sizes: Si
     if kernels.kind == "compiled":
         kinds.append(kernels)
     return selfcheck.problem(executor, loaded, [partial(build_copy, of=kind) for kind in kinds])
+
+
+def _anew(
+    loaded: LoadedModel,
+    found: FirstPass,
+    kernels: Kernels,
+    sizes: Sizes,
+    lora: LoraModel,
+    nbytes: int,
+) -> tuple[Sizes, Executor]:
+    """Other paths, with a cache of `nbytes` at most. Raises ModelError where that is too small."""
+    block = bytes_per_token(found.shapes, kernels.kv_dtype) * sizes.block_size
+    sizes = replace(sizes, kv_blocks=min(sizes.kv_blocks, nbytes // block))
+    if sizes.kv_blocks < selfcheck.SHORT.blocks_needed(sizes.block_size):
+        rows = "rows" if found.unpackable is None else "padded rows"
+        raise ModelError(f"--kv-cache-memory is too small for this model's {rows}; give more")
+    cache = _cache_of(loaded, found, kernels, sizes)
+    return sizes, _connect(loaded, found, kernels, sizes, cache, lora)
 
 
 def _cache_of(loaded: LoadedModel, found: FirstPass, kernels: Kernels, sizes: Sizes) -> KVCache:
@@ -316,10 +364,11 @@ def _connect(
         )
         paths = replace(paths, general=triton, upload=triton.bring)
     if kernels.kind == "compiled":
-        assert kernels.library is not None and found.unpackable is None
+        assert kernels.library is not None and kernels.described is not None
         compiled = CompiledModel(
             kernels.library,
             loaded,
+            kernels.described,
             cache,
             virtual_tokens,
             num_slots=sizes.max_slots,

@@ -16,7 +16,7 @@ from lorry.errors import ModelError
 from lorry.model import selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.compiled import library, recipe
-from lorry.model.compiled.compiled_model import STATIC_ROPES, CompiledModel, unsuited
+from lorry.model.compiled.model_structs import ModelStructs
 from lorry.model.paths import FirstPass, Kernels, Sizes, build, checked, choose, first_pass, problem
 from lorry.settings import Settings
 from support import tiny
@@ -68,24 +68,36 @@ def rope(kind: str, **more: Any) -> dict[str, Any]:
 
 
 UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "architecture": ("phi3", {}, {}, "Phi3ForCausalLM is not of a shape that it knows"),
+    "experts": ("mixtral", {}, {}, "its layers have experts"),
     "unquantized": ("llama", {}, {"quantize": "none"}, "it runs int8 weights on a CPU"),
     "4 bits": ("llama", {}, {"quantize": "nf4"}, "it runs int8 weights on a CPU"),
-    "activation": ("llama", {"hidden_act": "gelu"}, {}, "the activation is gelu"),
-    "positions": (
+    "activation": (
         "llama",
-        rope("dynamic", factor=2.0),
+        {"hidden_act": "mish"},
         {},
-        "positions are of type dynamic",
+        "its MLP has an activation that is not known",
     ),
-    "part of a head": (
+    "angles": (
         "llama",
-        rope("default", partial_rotary_factor=0.5),
+        rope("dynamic", factor=2.0) | {"max_position_embeddings": 64},
+        {"max_model_len": 64},
+        "its angles depend on the length of the sequence",
+    ),
+    "norms after sums": (
+        "opt",
+        {"do_layer_norm_before": False},
         {},
-        "only a part of each head is rotated",
+        "its norms and residuals are in an unknown order",
+    ),
+    "a projected embedding": (
+        "opt",
+        {"word_embed_proj_dim": 32},
+        {},
+        "something is done to its embeddings",
     ),
     "width": ("llama", {"intermediate_size": 136}, {}, "is not a multiple of 16"),
     "outliers": ("llama", {}, {"int8_threshold": 6.0}, "some of its linears are not int8"),
+    "padded": ("bloom", {}, {}, "rows are padded: its attention does not go through"),
 }
 
 
@@ -98,10 +110,9 @@ def load_with(folder: Path, **settings: Any) -> LoadedModel:
 def test_a_model_that_does_not_fit_is_served_on_the_generic_path(name: str, tmp_path: Path) -> None:
     family, config, settings, reason = UNSUITED[name]
     loaded = load_with(save(tmp_path, family, **config), **settings)
-    why = unsuited(loaded)
-    assert why is not None and reason in why
-    said = f"PyTorch's operations; not the compiled step: {why}"
-    assert served("auto", loaded) == (said, "torch")
+    said, kernels = served("auto", loaded)
+    assert said.startswith("PyTorch's operations; not the compiled step: ") and reason in said
+    assert kernels == "torch"
     with pytest.raises(ModelError, match="--kernels compiled: the compiled step cannot run here"):
         kernels_of("compiled", loaded)
 
@@ -205,16 +216,45 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     loaded = load_tiny(save(tmp_path, "mistral", sliding_window=300), quantization="int8")
     served("compiled", loaded)
 
-    fill = CompiledModel._fill_layer
+    fill = ModelStructs._fill
 
-    def dropped(model: CompiledModel, target: Any, *rest: Any) -> None:
-        fill(model, target, *rest)
-        target.window = 0
+    def dropped(model: ModelStructs, target: Any, layer: Any) -> None:
+        fill(model, target, layer)
+        target.attention.window = 0
 
-    monkeypatch.setattr(CompiledModel, "_fill_layer", dropped)
+    monkeypatch.setattr(ModelStructs, "_fill", dropped)
     loaded = load_tiny(tmp_path, quantization="int8")
     with pytest.raises(ModelError, match=r"not served: .* differ"):
         served("compiled", loaded)
+
+
+def test_a_wrong_description_is_served_by_pytorch_unless_the_compiled_step_was_asked_for(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with it, no number of it reaches a user."""
+    fill = ModelStructs._fill
+
+    def unturned(model: ModelStructs, target: Any, layer: Any) -> None:
+        fill(model, target, layer)
+        target.rope = -1
+
+    monkeypatch.setattr(ModelStructs, "_fill", unturned)
+    folder = tiny_model("llama")
+    with pytest.raises(ModelError, match=r"not served: .* differ"):
+        served("compiled", load_tiny(folder, quantization="int8"))
+    loaded = load_tiny(folder, quantization="int8")
+    found, kernels = kernels_of("auto", loaded)
+    said: list[str] = []
+    executor = checked(loaded, found, kernels, SIZES, said.append)
+    assert executor.paths.kernels == "torch" and executor.paths.compiled is None
+    assert executor.paths.cache.dtype is torch.float32
+    # Of the size that was paid for.
+    assert executor.paths.cache.num_blocks < SIZES.kv_blocks
+    (line,) = said
+    assert line.startswith("steps run on PyTorch's operations; not the compiled step: ")
+    assert "differ" in line
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "not the compiled step" in warning.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -242,10 +282,6 @@ def test_the_smallest_server_starts(
     server = assemble(settings, said.append, on_broken=lambda: None)
     server.close()
     assert any("the compiled step" in line for line in said)
-
-
-def test_every_rope_that_is_let_through_is_compared_elsewhere() -> None:
-    assert {"default", "linear", "llama3", "yarn"} == STATIC_ROPES  # test_step.py
 
 
 # ---- the library itself

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import accumulate
 
 import numpy as np
@@ -28,38 +28,37 @@ Bound = Mapping[tuple[int, float], BoundVectorDeltas]
 """By (slot, scale), of the adapters that do more than add a pair."""
 
 Rope = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Positions [1, T] to cosines and sines [1, T, head size]."""
+"""Positions [1, T] to cosines and sines [1, T, A], each angle once."""
 
 
 class Angles:
     """Cosines and sines of positions, computed once each."""
 
-    def __init__(self, rope: Rope) -> None:
-        self._rope = rope
+    def __init__(self, ropes: Sequence[Rope], longest: int) -> None:
+        """`longest`: tokens of a sequence. Some kinds of angles change beyond."""
+        self._ropes, self._longest = ropes, longest
         self._known = 0
         """Positions."""
-        self._size = 0
-        """Bytes of one position."""
-        self._cos = self._sin = b""
+        self._tables: list[tuple[bytes, bytes, int]] = []
+        """Of each rope, with the bytes of one position."""
 
     def of(self, spans: Sequence[tuple[int, int]]) -> tuple[array[float], array[float]]:
-        """[T, head size / 2] each, of the positions of each span (first, one past the last); both
-        halves of a head turn alike."""
+        """[ropes, T, A] each, of the positions of each span (first, one past the last)."""
         needed = max([end for _, end in spans])
         if needed > self._known:
-            self._known = max(256, 2 * needed)
+            self._known = max(needed, min(self._longest, max(256, 2 * needed)))
             ids_1T = torch.arange(self._known).unsqueeze(0)
-            self._cos, self._sin = (
-                one[0, :, : one.shape[-1] // 2].contiguous().numpy().tobytes()
-                for one in self._rope(ids_1T)
-            )
-            self._size = len(self._cos) // self._known
-        cos, sin, size = self._cos, self._sin, self._size
-        places = [(first * size, end * size) for first, end in spans]
-        return (
-            array("f", b"".join([cos[first:end] for first, end in places])),
-            array("f", b"".join([sin[first:end] for first, end in places])),
-        )
+            self._tables = [self._table(rope, ids_1T) for rope in self._ropes]
+        all_cos, all_sin = [], []
+        for cos, sin, size in self._tables:
+            places = [(first * size, end * size) for first, end in spans]
+            all_cos += [cos[first:end] for first, end in places]
+            all_sin += [sin[first:end] for first, end in places]
+        return array("f", b"".join(all_cos)), array("f", b"".join(all_sin))
+
+    def _table(self, rope: Rope, ids_1T: Tensor) -> tuple[bytes, bytes, int]:
+        cos, sin = (one[0].contiguous().numpy().tobytes() for one in rope(ids_1T))
+        return cos, sin, len(cos) // self._known
 
 
 class Call:
@@ -73,9 +72,12 @@ class Call:
         vectors: Bound,
         own: Mapping[int, int],
         seen_KH: Tensor | None = None,
+        *,
+        raw: Set[int] = frozenset(),
     ) -> None:
         """`own`: addresses of embeddings, by the token that has one instead of the table's; the
-        caller keeps them. `seen_KH`: gets what the head is given."""
+        caller keeps them. `seen_KH`: gets what the head is given. `raw`: wanted
+        tokens whose logits stay as the head answers, whatever the model makes of them."""
         size = inputs.attention.block_size
         self.ids: list[int] = []
         self.blocks: list[int] = []
@@ -114,7 +116,9 @@ class Call:
         rows_at = array("Q", [own.get(token, 0) for token in range(len(self.ids))] if own else [])
         self.slots = (body.slots,) if head is body else (body.slots, head.slots)
         """Of the adapters of the body and of the head."""
+        raw_K = array("i", [token in raw for token in range(len(self.wanted))] if raw else [])
         self._keep = (
+            raw_K,
             cells,
             cell,
             ids,
@@ -147,6 +151,7 @@ class Call:
             seen=None if seen_KH is None else seen_KH.data_ptr(),
             logits=self._logits_KV.ctypes.data,
             norm=self._norm_K.ctypes.data,
+            raw=_address(raw_K) if raw else None,
             best=self._best_K.ctypes.data,
         )
 

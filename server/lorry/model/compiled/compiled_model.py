@@ -1,8 +1,7 @@
-"""A Llama-shaped int8 model for the compiled step: recognised, packed, run.
+"""An int8 model on the compiled step: packed, given adapters, run.
 
-Recognition looks at the modules and not at a name alone: `unsuited` says what does
-not fit, and the self-check at start-up compares every answer with transformers' own
-layers before the first request.
+`lorry.model.compiled.survey_model` describes what it does, and the self-check at start-up compares
+every answer with transformers' own layers before the first request.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import structs
 from lorry.model.compiled.adapter import PackedAdapter, pack_adapter, padded
 from lorry.model.compiled.call import Angles, Call
+from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
-from lorry.model.compiled.pack import BLOCK, PackedLinear, pack
+from lorry.model.compiled.model_structs import ModelStructs, bare, rope_of
+from lorry.model.compiled.pack import PackedLinear, pack
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
 from lorry.model.guard import require
@@ -33,51 +34,27 @@ from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
 from lorry.model.virtual_tokens import VirtualTokenSlots
-from lorry_adapters.lora.layers import LoraLinear
 from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.layers import BoundAdapter
 
-ARCHITECTURES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
-PHASES = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-"""The linears of a layer in the order in which they run; those of one read the same input."""
-
-HEAD = "lm_head"
-EMBEDDING = "model.embed_tokens"
-
-KV_DTYPE = torch.float16
-"""Of the cache that a compiled step reads and writes."""
-
-STATIC_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
-"""Kinds whose frequencies do not depend on the length of the sequence."""
-
 
 def unsuited(loaded: LoadedModel) -> str | None:
-    """Why the compiled step cannot run this model; None where it can."""
-    config: Any = loaded.config
-    if loaded.layout.architecture not in ARCHITECTURES:
-        return f"{loaded.layout.architecture} is not of a shape that it knows"
+    """Why the compiled step cannot hold this model's weights; None where it can. What it does
+    with them is `lorry.model.compiled.survey_model`'s."""
     if loaded.quantization != "int8" or loaded.device.type != "cpu":
         return "it runs int8 weights on a CPU"
-    if config.hidden_act != "silu":
-        return f"the activation is {config.hidden_act}"
-    if config.rope_parameters.get("rope_type", "default") not in STATIC_ROPES:
-        return f"positions are of type {config.rope_parameters['rope_type']}"
-    if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        return "only a part of each head is rotated"
-    attention = loaded.model.model.layers[0].self_attn
-    sizes = (config.hidden_size, config.intermediate_size, attention.head_dim, config.vocab_size)
-    if any(size % BLOCK for size in sizes):
-        return f"a width of {sizes} is not a multiple of {BLOCK}"
-    if not all(isinstance(_bare(m), Int8Linear) for m in _linears(loaded.model)):
+    return None
+
+
+def unsuited_linears(loaded: LoadedModel, described: ModelDescription) -> str | None:
+    """The same of its linears."""
+    paths = [
+        described.head,
+        *(p for layer in described.layers for phase in layer.phases for p in phase),
+    ]
+    if not all(isinstance(bare(loaded.model.get_submodule(path)), Int8Linear) for path in paths):
         return "some of its linears are not int8"
     return None
 
@@ -90,6 +67,7 @@ class CompiledModel:
         self,
         library: ctypes.CDLL,
         loaded: LoadedModel,
+        described: ModelDescription,
         cache: KVCache,
         prompts: VirtualTokenSlots,
         *,
@@ -108,48 +86,28 @@ class CompiledModel:
         self.inputs_on = torch.device("cpu")
         self._library = library
         self._prompts = prompts
-        # Everything the compiled side points to.
-        self._keep: list[object] = []
         self._packed: list[PackedLinear] = []
         self._sources: list[tuple[Int8Linear, PackedLinear, int]] = []
-        rope = loaded.model.model.rotary_emb
-        self._angles = Angles(lambda ids_1T: rope(torch.zeros(()), position_ids=ids_1T))
-        layers = len(loaded.model.model.layers)
+        self._described = described
+        count = int(loaded.config.get_text_config().num_hidden_layers)
+        layers = described.layers[:count]
         self._slots = AdapterSlots(
-            [
-                *(
-                    [f"model.layers.{index}.{path}" for path in phase]
-                    for index in range(layers)
-                    for phase in PHASES
-                ),
-                [HEAD],
-            ],
-            num_slots,
+            [*(phase for layer in layers for phase in layer.phases), [described.head]], num_slots
         )
-        self._embedding_head = EmbeddingHeadSlots(loaded.model.model.embed_tokens.weight)
-        self._vocab = int(loaded.config.vocab_size)
-        model: Any = loaded.model
-        self._structs = (structs.Layer * len(model.model.layers))()
-        for index, layer in enumerate(model.model.layers):
-            self._fill_layer(self._structs[index], layer, index, cache)
-        config: Any = loaded.config
-        attention = model.model.layers[0].self_attn
-        self._model = structs.Model(
-            num_layers=len(self._structs),
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_size=attention.head_dim,
-            inner=config.intermediate_size,
-            vocab=config.vocab_size,
-            max_rank=padded(max_rank),
-            epsilon=config.rms_norm_eps,
-            embedding=self._pointer(model.model.embed_tokens.weight),
-            norm=self._pointer(model.model.norm.weight),
-            head=self._linear(model.lm_head),
-            layers=self._structs,
+        self._angles = Angles(
+            [rope_of(loaded.model, rope) for rope in described.ropes], max_context
         )
-        self._model.head_slots = self._slots_of(HEAD, model.lm_head)
+        self._embedding_head = EmbeddingHeadSlots(
+            loaded.model.get_input_embeddings().weight,
+            described.embedding_factors[0],
+            described.logit_factor,
+            described.logit_cap,
+        )
+        self._structs = ModelStructs(
+            loaded.model, described, layers, cache, self._linear, self._slots_of, padded(max_rank)
+        )
+        self._model = self._structs.model
+        self._vocab = described.vocab
         self._bounds = MemoryBounds(
             tokens=max_tokens,
             pairs=max_tokens * MAX_SELECTION,
@@ -179,10 +137,13 @@ class CompiledModel:
         step does not know. Any thread."""
         pairs, names = bound.weights.modules, self._slots.names
         deltas = dict(bound.deltas)
-        embedding, head = tuple(deltas.pop(EMBEDDING, ())), ()
-        if HEAD not in pairs and not fits({HEAD: deltas.get(HEAD, ())}, pairs, names, HEAD):
-            head = tuple(deltas.pop(HEAD))
-        if not fits(deltas, pairs, names, HEAD):
+        at_head = self._described.head
+        embedding, head = tuple(deltas.pop(self._described.embedding, ())), ()
+        if at_head not in pairs and not fits(
+            {at_head: deltas.get(at_head, ())}, pairs, names, at_head
+        ):
+            head = tuple(deltas.pop(at_head))
+        if not fits(deltas, pairs, names, at_head):
             return None
         vectors = vector_deltas_of(deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(deltas)}
@@ -229,11 +190,12 @@ class CompiledModel:
         embeddings_TH = self._embedding_head.embeddings(inputs)
         own = {} if embeddings_TH is None else rows_of(embeddings_TH)
         own |= self._prompts.addresses(inputs.virtual, self._model.hidden)
-        seen_KH = None
+        seen_KH, headed = None, frozenset[int]()
         if self._embedding_head.wants_hidden(inputs):
             seen_KH = torch.empty(len(inputs.wanted_K), self._model.hidden)
+            headed = self._embedding_head.headed(inputs)
         vectors = self._slots.vectors(inputs.body)
-        call = Call(inputs, self._angles, self._vocab, vectors, own, seen_KH)
+        call = Call(inputs, self._angles, self._vocab, vectors, own, seen_KH, raw=headed)
         require(bool(self._engine), "the engine is closed")
         self._bounds.check_step(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))
@@ -250,60 +212,13 @@ class CompiledModel:
             self._library.lorry_engine_free(self._engine)
             self._engine = None
 
-    def _fill_layer(self, target: structs.Layer, layer: Any, index: int, cache: KVCache) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        prefix = f"model.layers.{index}"
-        target.qkv = self._linear(attention.q_proj, attention.k_proj, attention.v_proj)
-        target.o = self._linear(attention.o_proj)
-        target.gate_up = self._linear(mlp.gate_proj, mlp.up_proj)
-        target.down = self._linear(mlp.down_proj)
-        qkv, o, gate_up, down = (
-            [self._slots_of(f"{prefix}.{path}", layer.get_submodule(path)) for path in phase]
-            for phase in PHASES
-        )
-        target.qkv_slots[:], target.o_slots = qkv, o[0]
-        target.gate_up_slots[:], target.down_slots = gate_up, down[0]
-        target.attention_norm = self._pointer(layer.input_layernorm.weight)
-        target.mlp_norm = self._pointer(layer.post_attention_layernorm.weight)
-        if hasattr(attention, "q_norm"):
-            target.q_norm = self._pointer(attention.q_norm.weight)
-            target.k_norm = self._pointer(attention.k_norm.weight)
-        kv = cache.layer(attention)
-        target.k_NHD = self._pointer(kv.k_NHD, KV_DTYPE)
-        target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
-        sight = cache.shape(attention).sight
-        require(sight.chunk is None, "no architecture of this path has chunks")
-        target.attention = structs.Attention(scale=attention.scaling, window=sight.window or 0)
-        target.rotary = 1
-
     def _linear(self, *layers: nn.Module) -> structs.Linear:
-        bare = [base for base in map(_bare, layers) if isinstance(base, Int8Linear)]
-        require(len(bare) == len(layers), "a linear that is not int8")
-        packed = pack(*bare)
+        int8 = [layer for layer in layers if isinstance(layer, Int8Linear)]
+        require(len(int8) == len(layers), "a linear that is not int8")
+        packed = pack(*int8)
         self._packed.append(packed)
-        self._sources += [(linear, packed, i) for i, linear in enumerate(bare)]
+        self._sources += [(linear, packed, i) for i, linear in enumerate(int8)]
         return packed.struct
 
     def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:
         return self._slots.struct(name, linear.in_features, linear.out_features)
-
-    def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-        require(
-            tensor.dtype is dtype and tensor.is_contiguous(),
-            f"a tensor of {tensor.dtype} with strides {tensor.stride()} where {dtype} is read",
-        )
-        self._keep.append(tensor)
-        return tensor.data_ptr()
-
-
-def _bare(layer: nn.Module) -> nn.Module:
-    return layer.base if isinstance(layer, LoraLinear) else layer
-
-
-def _linears(model: Any) -> Sequence[nn.Module]:
-    found: list[nn.Module] = [model.lm_head]
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        found += [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        found += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    return found

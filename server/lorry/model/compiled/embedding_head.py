@@ -41,8 +41,16 @@ class EmbeddingHead:
 class EmbeddingHeadSlots:
     """By slot. Engine thread only."""
 
-    def __init__(self, table_VH: Tensor) -> None:
-        self._table_VH = table_VH
+    def __init__(
+        self,
+        table_VH: Tensor,
+        table_factor: float = 1.0,
+        logit_factor: float = 1.0,
+        logit_cap: float | None = None,
+    ) -> None:
+        """What the base does to rows of its table, and to what the head answers."""
+        self._table_VH, self._table_factor = table_VH, table_factor
+        self._logit_factor, self._logit_cap = logit_factor, logit_cap
         self._embedding = SlotEffects()
         self._head = SlotEffects()
 
@@ -60,7 +68,7 @@ class EmbeddingHeadSlots:
             return None
         ids_T = inputs.ids_1T[0]
         # Its answer is changed in place.
-        y_TH = F.embedding(ids_T, self._table_VH).clone()
+        y_TH = F.embedding(ids_T, self._table_VH) * self._table_factor
         add(y_TH, self._embedding.of(ids_T, y_TH, inputs.body))
         return y_TH
 
@@ -68,15 +76,33 @@ class EmbeddingHeadSlots:
         """Whether `answers` has something to do, and needs what the head saw."""
         return _wanted(self._head, inputs.head)
 
+    def headed(self, inputs: Inputs) -> frozenset[int]:
+        """The wanted tokens whose logits `answers` changes."""
+        return frozenset(
+            token
+            for slot, first, count, _ in inputs.head.runs
+            if self.has_head(slot)
+            for token in range(first, first + count)
+        )
+
     def answers(self, hidden_KH: Tensor, logits: Logits, plan: Plan) -> Logits:
-        """The logits with what the adapters' heads make of them; in place."""
+        """The logits with what the adapters' heads make of them; in place. Those of `headed` are
+        the head's own, which the base's factor and cap are still to come to."""
         deltas = self._head.of(hidden_KH, logits.values_KV, plan)
         add(logits.values_KV, deltas)
         for tokens, _ in deltas:
+            logits.values_KV[tokens] = self._scaled(logits.values_KV[tokens])
             changed = Logits.of(logits.values_KV[tokens])
             logits.norm_K[tokens] = changed.norm_K
             logits.best_K[tokens] = changed.best_K
         return logits
+
+    def _scaled(self, values_MV: Tensor) -> Tensor:
+        if self._logit_factor != 1.0:
+            values_MV = values_MV * self._logit_factor
+        if self._logit_cap is not None:
+            values_MV = torch.tanh(values_MV / self._logit_cap) * self._logit_cap
+        return values_MV
 
 
 def _wanted(effects: SlotEffects, plan: Plan) -> bool:

@@ -16,7 +16,7 @@ struct Engine {
     int max_tokens, max_pairs, max_context;
     int widest; /* the widest row of any linear */
     const Step *step;
-    float *x_TH, *normed_TH, *qkv, *attended, *gate, *up, *scale_T, *hidden, *scores;
+    float *x_TH, *normed_TH, *branch_TH, *qkv, *attended, *gate, *up, *scale_T, *hidden, *scores;
     uint8_t *codes;
     int8_t *hidden_codes;
     /* Of tokens with vectors: inward inputs and the base's answers to them. */
@@ -60,6 +60,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->widest = larger(rows, model->vocab);
     e->x_TH = reserve(tokens * model->hidden, sizeof(float));
     e->normed_TH = reserve(tokens * model->hidden, sizeof(float));
+    e->branch_TH = reserve(tokens * model->hidden, sizeof(float));
     e->qkv = reserve(tokens * (queries + 2 * keys), sizeof(float));
     e->attended = reserve(tokens * queries, sizeof(float));
     e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
@@ -73,7 +74,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->answers = reserve(tokens * rows, sizeof(float));
     e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
     e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
-    if (!e->x_TH || !e->normed_TH || !e->qkv || !e->attended || !e->gate || !e->scale_T ||
+    if (!e->x_TH || !e->normed_TH || !e->branch_TH || !e->qkv || !e->attended || !e->gate || !e->scale_T ||
         !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->inward_codes ||
         !e->inward_scale || !e->answers || !e->spare || !e->ahead ||
         pool_start(&e->pool, num_threads)) {
@@ -88,6 +89,7 @@ void lorry_engine_free(Engine *e) {
     if (e->pool.size) pool_stop(&e->pool);
     free(e->x_TH);
     free(e->normed_TH);
+    free(e->branch_TH);
     free(e->qkv);
     free(e->attended);
     free(e->gate);

@@ -1,4 +1,4 @@
-/* One step of a Llama-shaped model on a CPU: every layer, every row, in one call.
+/* One step of a model on a CPU: every layer, every row, in one call.
  *
  * The phases of a layer are separated by barriers. Within a phase the threads share
  * the work by token, by key head or by block of outputs; nothing is written by two.
@@ -6,46 +6,14 @@
 #include "step.h"
 #include "attention.h"
 #include "draw.h"
+#include "ends.h"
 #include "engine.h"
+#include "heads.h"
+#include "mlp.h"
 #include "modules.h"
+#include "norms.h"
 #include "pack.h"
 #include "vectors.h"
-
-static void rms_norm(const float *x, const float *weight, float *out, int size, float epsilon) {
-    Floats squares = splat(0);
-    for (int i = 0; i < size; i += WIDTH) squares = fused(load(x + i), load(x + i), squares);
-    Floats factor = splat(1.0f / sqrtf(sum(squares) / size + epsilon));
-    for (int i = 0; i < size; i += WIDTH)
-        store(out + i, load(weight + i) * (load(x + i) * factor));
-}
-
-static void rotate(float *head, const float *cos, const float *sin, int size) {
-    const int half = size / 2;
-    for (int d = 0; d < half; d++) {
-        const float first = head[d], second = head[d + half];
-        head[d] = first * cos[d] - second * sin[d];
-        head[d + half] = second * cos[d] + first * sin[d];
-    }
-}
-
-static void prepare_heads(Engine *e, const Layer *layer, int t) {
-    const Model *m = e->model;
-    const Step *step = e->step;
-    const int size = m->head_size, queries = m->heads * size, keys = m->kv_heads * size;
-    float *q = e->qkv + (size_t)t * (queries + 2 * keys), *k = q + queries, *v = k + keys;
-    const float *cos = step->cos + (size_t)t * size / 2, *sin = step->sin + (size_t)t * size / 2;
-    for (int h = 0; h < m->heads + m->kv_heads; h++) {
-        const float *norm = h < m->heads ? layer->q_norm : layer->k_norm;
-        if (norm) rms_norm(q + h * size, norm, q + h * size, size, m->epsilon);
-        if (layer->rotary) rotate(q + h * size, cos, sin, size);
-    }
-    uint16_t *const kept_k = layer->k_NHD + (size_t)step->cell[t] * keys;
-    uint16_t *const kept_v = layer->v_NHD + (size_t)step->cell[t] * keys;
-    for (int i = 0; i < keys; i += WIDTH) {
-        store_half(kept_k + i, load(k + i));
-        store_half(kept_v + i, load(v + i));
-    }
-}
 
 static void attend_share(Engine *e, const Layer *layer, int thread) {
     const Model *m = e->model;
@@ -67,19 +35,6 @@ static void attend_share(Engine *e, const Layer *layer, int thread) {
     }
 }
 
-static void activate(Engine *e, int thread) {
-    const int tokens = e->step->num_tokens, inner = e->model->inner;
-    const int first = SHARE(inner / BLOCK, thread, e->pool.size) * BLOCK;
-    const int last = SHARE(inner / BLOCK, thread + 1, e->pool.size) * BLOCK;
-    for (int t = 0; t < tokens; t++) {
-        float *gate = e->gate + (size_t)t * 2 * inner, *up = gate + inner;
-        for (int i = first; i < last; i += WIDTH) {
-            Floats g = load(gate + i);
-            store(gate + i, g / (splat(1.0f) + exponential(-g)) * load(up + i));
-        }
-    }
-}
-
 static void add_share(Engine *e, const float *delta, int thread) {
     const int tokens = e->step->num_tokens, size = e->model->hidden;
     const int first = SHARE(size / BLOCK, thread, e->pool.size) * BLOCK;
@@ -91,6 +46,27 @@ static void add_share(Engine *e, const float *delta, int thread) {
         }
 }
 
+/* x += factor * after(delta), of tokens `first` to `last` - 1, whole rows. */
+static __attribute__((noinline)) void add_rows(Engine *e, const Norm *after, float factor,
+                                               float *delta, int first, int last) {
+    const int size = e->model->hidden;
+    for (int t = first; t < last; t++) {
+        float *x = e->x_TH + (size_t)t * size, *mine = delta + (size_t)t * size;
+        if (after->weight) normalise(after, mine, mine, size);
+        for (int i = 0; i < size; i += WIDTH)
+            store(x + i, load(x + i) + load(mine + i) * splat(factor));
+    }
+}
+
+/* What a linear reads of tokens `first` to `last` - 1: x, or its norm. */
+static const float *normed(Engine *e, const Norm *norm, int first, int last) {
+    const size_t row = (size_t)e->model->hidden;
+    if (!norm->weight) return e->x_TH;
+    for (int t = first; t < last; t++)
+        normalise(norm, e->x_TH + t * row, e->normed_TH + t * row, e->model->hidden);
+    return e->normed_TH;
+}
+
 static void run_layer(Engine *e, const Layer *layer, int thread) {
     const Model *m = e->model;
     const Step *step = e->step;
@@ -98,65 +74,68 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     Pool *pool = &e->pool;
     const int threads = pool->size, tokens = step->num_tokens, hidden = m->hidden;
     const int queries = m->heads * m->head_size, keys = m->kv_heads * m->head_size;
-    const int stride = queries + 2 * keys, inner = m->inner;
+    const int stride = queries + 2 * keys, inner = m->inner, wide = m->gated ? 2 * inner : inner;
     const int first = SHARE(tokens, thread, threads), last = SHARE(tokens, thread + 1, threads);
-    const size_t row = (size_t)hidden;
-    const Modules qkv = {&layer->qkv, layer->qkv_slots, 3, pairs};
+    const Modules qkv = {&layer->qkv, layer->qkv_slots, layer->qkv_parts, pairs};
     const Modules o = {&layer->o, &layer->o_slots, 1, pairs};
-    const Modules gate_up = {&layer->gate_up, layer->gate_up_slots, 2, pairs};
+    const Modules gate_up = {&layer->gate_up, layer->gate_up_slots, layer->gate_up_parts, pairs};
     const Modules down = {&layer->down, &layer->down_slots, 1, pairs};
+    /* Of attention: the MLP beside it reads what it read. */
+    float *const answer = layer->parallel ? e->branch_TH : e->normed_TH;
 
-    for (int t = first; t < last; t++)
-        rms_norm(e->x_TH + t * row, layer->attention_norm, e->normed_TH + t * row, hidden,
-                 m->epsilon);
-    encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
-    encode_inwards(e, &qkv, e->normed_TH, hidden, first, last, thread);
+    const float *x = normed(e, &layer->attention_norm, first, last);
+    encode_tokens(e, x, hidden, hidden, first, last);
+    encode_inwards(e, &qkv, x, hidden, first, last, thread);
     barrier(pool);
     multiply(e, &qkv, &o, e->qkv, stride, tokens, thread);
     add_deltas(e, &qkv, e->qkv, stride, thread);
     barrier(pool);
-    for (int t = first; t < last; t++) prepare_heads(e, layer, t);
+    if (layer->plain_heads)
+        for (int t = first; t < last; t++) prepare_heads(e, layer, t);
+    else
+        for (int t = first; t < last; t++)
+            prepare_other_heads(e, layer, t, e->spare + (size_t)thread * e->widest);
     barrier(pool);
     attend_share(e, layer, thread);
     barrier(pool);
     encode_tokens(e, e->attended, queries, queries, first, last);
     encode_inwards(e, &o, e->attended, queries, first, last, thread);
     barrier(pool);
-    multiply(e, &o, &gate_up, e->normed_TH, hidden, tokens, thread);
-    add_deltas(e, &o, e->normed_TH, hidden, thread);
-    add_share(e, e->normed_TH, thread);
+    multiply(e, &o, &gate_up, answer, hidden, tokens, thread);
+    add_deltas(e, &o, answer, hidden, thread);
+    if (layer->plain_sums) add_share(e, answer, thread);
     barrier(pool);
 
-    for (int t = first; t < last; t++)
-        rms_norm(e->x_TH + t * row, layer->mlp_norm, e->normed_TH + t * row, hidden, m->epsilon);
-    encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
-    encode_inwards(e, &gate_up, e->normed_TH, hidden, first, last, thread);
+    if (!layer->plain_sums && !layer->parallel)
+        add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
+    x = normed(e, &layer->mlp_norm, first, last);
+    encode_tokens(e, x, hidden, hidden, first, last);
+    encode_inwards(e, &gate_up, x, hidden, first, last, thread);
+    if (layer->parallel)
+        add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
     barrier(pool);
-    multiply(e, &gate_up, &down, e->gate, 2 * inner, tokens, thread);
-    add_deltas(e, &gate_up, e->gate, 2 * inner, thread);
-    activate(e, thread);
+    multiply(e, &gate_up, &down, e->gate, wide, tokens, thread);
+    add_deltas(e, &gate_up, e->gate, wide, thread);
+    if (layer->gate_up_parts == 2 && m->activation == SILU) activate(e, thread);
+    else {
+        /* A gate and what it meets are two threads' where they are one module's. */
+        if (m->gated && layer->gate_up_parts == 1) barrier(pool);
+        activate_other(e, thread);
+    }
     barrier(pool);
-    encode_tokens(e, e->gate, 2 * inner, inner, first, last);
-    encode_inwards(e, &down, e->gate, 2 * inner, first, last, thread);
+    encode_tokens(e, e->gate, wide, inner, first, last);
+    encode_inwards(e, &down, e->gate, wide, first, last, thread);
     barrier(pool);
-    const Modules next = {NULL, layer[1].qkv_slots, 3, pairs};
+    const Modules next = {NULL, layer[1].qkv_slots, layer[1].qkv_parts, pairs};
     multiply(e, &down, layer + 1 < m->layers + m->num_layers ? &next : NULL, e->normed_TH, hidden,
              tokens, thread);
     add_deltas(e, &down, e->normed_TH, hidden, thread);
-    add_share(e, e->normed_TH, thread);
+    if (layer->plain_sums) add_share(e, e->normed_TH, thread);
     barrier(pool);
-}
-
-/* What every sampled row needs of its logits, while they are still in a near cache. */
-static void summarise(const float *logits, int vocab, float *norm, int32_t *best) {
-    Floats most = load(logits), totals = splat(0);
-    for (int v = WIDTH; v < vocab; v += WIDTH) most = greater(most, load(logits + v));
-    const float top = largest(most);
-    int found = 0;
-    while (found < vocab - 1 && logits[found] != top) found++;
-    for (int v = 0; v < vocab; v += WIDTH) totals += exponential(load(logits + v) - splat(top));
-    *norm = top + logf(sum(totals));
-    *best = found;
+    if (!layer->plain_sums) {
+        add_rows(e, &layer->after_mlp, layer->mlp_residual, e->normed_TH, first, last);
+        barrier(pool);
+    }
 }
 
 static void run_step(void *argument, int thread) {
@@ -164,29 +143,33 @@ static void run_step(void *argument, int thread) {
     const Model *m = e->model;
     const Step *step = e->step;
     const int threads = e->pool.size, hidden = m->hidden;
-    for (int t = SHARE(step->num_tokens, thread, threads);
-         t < SHARE(step->num_tokens, thread + 1, threads); t++) {
-        const float *own = step->own == NULL ? NULL : step->own[t];
-        const float *row = own ? own : m->embedding + (size_t)step->ids[t] * hidden;
-        memcpy(e->x_TH + (size_t)t * hidden, row, sizeof(float) * hidden);
-    }
+    const int begin = SHARE(step->num_tokens, thread, threads);
+    const int end = SHARE(step->num_tokens, thread + 1, threads);
+    if (m->plain_embedding)
+        for (int t = begin; t < end; t++) embed(e, t);
+    else
+        for (int t = begin; t < end; t++) embed_scaled(e, t);
     barrier(&e->pool);
     for (int l = 0; l < m->num_layers; l++) run_layer(e, &m->layers[l], thread);
     const int first = SHARE(step->num_wanted, thread, threads);
     const int last = SHARE(step->num_wanted, thread + 1, threads);
     for (int k = first; k < last; k++) {
         float *normed = e->normed_TH + (size_t)k * hidden;
-        rms_norm(e->x_TH + (size_t)step->wanted[k] * hidden, m->norm, normed, hidden, m->epsilon);
+        const float *x = e->x_TH + (size_t)step->wanted[k] * hidden;
+        if (m->norm.weight) normalise(&m->norm, x, normed, hidden);
+        else memcpy(normed, x, sizeof(float) * hidden);
         if (step->seen) memcpy(step->seen + (size_t)k * hidden, normed, sizeof(float) * hidden);
     }
     encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
     barrier(&e->pool);
     const Modules head = {&m->head, &m->head_slots, 1, &step->head};
-    multiply(e, &head, NULL, step->logits, m->vocab, step->num_wanted, thread);
-    add_deltas(e, &head, step->logits, m->vocab, thread);
+    const int stride = m->head_slots.out;
+    multiply(e, &head, NULL, step->logits, stride, step->num_wanted, thread);
+    add_deltas(e, &head, step->logits, stride, thread);
+    if (!m->plain_logits) scale_logits(e, thread);
     barrier(&e->pool);
     for (int k = first; k < last; k++)
-        summarise(step->logits + (size_t)k * m->vocab, m->vocab, step->norm + k, step->best + k);
+        summarise(step->logits + (size_t)k * stride, stride, step->norm + k, step->best + k);
 }
 
 static void run_linear(void *argument, int thread) {

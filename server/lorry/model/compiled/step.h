@@ -55,22 +55,51 @@ typedef struct {
     int32_t window;       /* last tokens that one sees, its own included; 0: all */
 } Attention;
 
+/* y = weight * (x - m) / sqrt(mean((x - m)^2) + epsilon) + bias. */
+typedef struct {
+    const float *weight; /* NULL: there is no such norm */
+    const float *bias;   /* or NULL */
+    float epsilon;
+    int32_t centred; /* m is the mean of x, else 0 */
+    int32_t size;    /* of heads: numbers that are normed together, */
+    int32_t each;    /* and whether each such group has its own weight */
+} Norm;
+
+/* In the order of `formulas.ACTIVATIONS`. */
+enum { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
+
+/* `description.py` says what a layer does. */
 typedef struct {
     Linear qkv, o, gate_up, down;
     Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
-    const float *attention_norm, *mlp_norm;
-    const float *q_norm, *k_norm; /* or NULL */
+    int32_t qkv_parts, gate_up_parts; /* modules: 3 or 1, 2 or 1 */
+    Norm attention_norm, after_attention, mlp_norm, after_mlp;
+    Norm q_norm, k_norm;
+    const int32_t *heads_at; /* where the queries' heads begin in qkv's answer, then the keys', then
+                              * the values'; NULL: they lie in this order */
     uint16_t *k_NHD, *v_NHD; /* half precision */
     Attention attention;
-    int32_t rotary; /* 0: no positions in this layer */
+    int32_t rope;            /* which of the step's angles; -1: heads are not rotated */
+    int32_t parallel;        /* the MLP reads the x that attention read */
+    float attention_residual, mlp_residual;
+    int32_t plain_heads; /* in order, rotated whole in halves by the first angles; norms of each
+                          * head, if any, are not centred and have one weight */
+    int32_t plain_sums;  /* answers are added as they are, one after the other */
 } Layer;
 
 typedef struct {
     int32_t num_layers, hidden, heads, kv_heads, head_size, inner, vocab;
     int32_t max_rank; /* a multiple of 8 */
-    float epsilon;
+    int32_t rotated;  /* of a head, its first ones */
+    int32_t pairs;    /* neighbours turn together, else each with the one half of them away */
+    int32_t activation, gated;
     const float *embedding;
-    const float *norm;
+    const float *positions;             /* learned, from position 0 on; or NULL */
+    float embedding_factor, own_factor; /* of rows of the table, and of a token's own */
+    int32_t plain_embedding;            /* neither is there */
+    float logit_factor, logit_cap;      /* cap 0: none */
+    int32_t plain_logits;               /* neither is there */
+    Norm norm;
     Linear head;
     Slots head_slots;
     const Layer *layers;
@@ -97,12 +126,13 @@ typedef struct {
     const float *const *own;              /* per token: its embedding, or NULL: the table's; or NULL */
     const int64_t *context;               /* per row: first of its cells in `cells` */
     const int32_t *cells;
-    const float *cos, *sin; /* per token, head_size / 2 */
+    const float *cos, *sin; /* of each rope, per token, rotated / 2 */
     Pairs body, head;       /* head's tokens count the wanted ones */
     const int32_t *wanted;  /* tokens, ascending */
     float *seen;            /* [num_wanted, hidden]: what the head is given; or NULL */
     float *logits;          /* [num_wanted, vocab] */
     float *norm;            /* [num_wanted]: log of the sum of e^logit */
+    const int32_t *raw;     /* per wanted token: its logits are to stay as the head answers; or NULL */
     int32_t *best;          /* [num_wanted]: the largest logit's token, the first of equals */
 } Step;
 

@@ -53,6 +53,19 @@ class Attention(Structure):
     ]
 
 
+class Norm(Structure):
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("epsilon", c_float),
+        ("centred", c_int32),
+        ("size", c_int32),
+        ("each", c_int32),
+    ]
+
+
+NORMS = ("attention_norm", "after_attention", "mlp_norm", "after_mlp", "q_norm", "k_norm")
+
 LINEARS = ("qkv", "o", "gate_up", "down")
 
 
@@ -63,14 +76,19 @@ class Layer(Structure):
         ("o_slots", LinearSlots),
         ("gate_up_slots", LinearSlots * 2),
         ("down_slots", LinearSlots),
-        ("attention_norm", c_void_p),
-        ("mlp_norm", c_void_p),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
+        ("qkv_parts", c_int32),
+        ("gate_up_parts", c_int32),
+        *((name, Norm) for name in NORMS),
+        ("heads_at", c_void_p),
         ("k_NHD", c_void_p),
         ("v_NHD", c_void_p),
         ("attention", Attention),
-        ("rotary", c_int32),
+        ("rope", c_int32),
+        ("parallel", c_int32),
+        ("attention_residual", c_float),
+        ("mlp_residual", c_float),
+        ("plain_heads", c_int32),
+        ("plain_sums", c_int32),
     ]
 
 
@@ -84,9 +102,19 @@ class Model(Structure):
         ("inner", c_int32),
         ("vocab", c_int32),
         ("max_rank", c_int32),
-        ("epsilon", c_float),
+        ("rotated", c_int32),
+        ("pairs", c_int32),
+        ("activation", c_int32),
+        ("gated", c_int32),
         ("embedding", c_void_p),
-        ("norm", c_void_p),
+        ("positions", c_void_p),
+        ("embedding_factor", c_float),
+        ("own_factor", c_float),
+        ("plain_embedding", c_int32),
+        ("logit_factor", c_float),
+        ("logit_cap", c_float),
+        ("plain_logits", c_int32),
+        ("norm", Norm),
         ("head", Linear),
         ("head_slots", LinearSlots),
         ("layers", POINTER(Layer)),
@@ -129,5 +157,6 @@ class StepArguments(Structure):
         ("seen", c_void_p),
         ("logits", c_void_p),
         ("norm", c_void_p),
+        ("raw", c_void_p),
         ("best", c_void_p),
     ]

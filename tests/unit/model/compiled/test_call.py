@@ -28,9 +28,8 @@ class Rope:
 
     def __call__(self, ids_1T: Tensor) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        half = ids_1T.float().unsqueeze(-1) + torch.tensor([0.25, 0.5])
-        whole = torch.cat([half, half], -1)
-        return whole, -whole
+        angles = ids_1T.float().unsqueeze(-1) + torch.tensor([0.25, 0.5])
+        return angles, -angles
 
 
 def row(ids: Sequence[int], start: int, blocks: Sequence[int], *uses: SlotUse) -> Row:
@@ -46,7 +45,7 @@ def call(rope: Rope, *rows: Row) -> Call:
         device=torch.device("cpu"),
         digest_of={1: "a", 2: "b"}.__getitem__,
     )
-    return Call(inputs, Angles(rope), VOCAB, {}, {})
+    return Call(inputs, Angles([rope], 1000), VOCAB, {}, {})
 
 
 def read(kind: Any, address: int, count: int) -> list[Any]:
@@ -85,7 +84,7 @@ def test_every_token_finds_its_cell_and_every_row_its_context() -> None:
 
 def test_angles_are_those_of_the_positions_and_are_computed_once() -> None:
     rope = Rope()
-    angles = Angles(rope)
+    angles = Angles([rope], 1000)
     for spans in ([(3, 4), (0, 1)], [(255, 256)], [(1, 2)], [(7, 10), (2, 4)]):
         cos, sin = angles.of(spans)
         positions = [at for first, end in spans for at in range(first, end)]
@@ -95,6 +94,28 @@ def test_angles_are_those_of_the_positions_and_are_computed_once() -> None:
     angles.of([(300, 301)])
     angles.of([(590, 600)])
     assert rope.calls == 2
+
+
+def test_angles_of_every_rope_lie_one_after_the_other() -> None:
+    first, second = Rope(), Rope()
+    cos, sin = Angles([first, lambda ids: second(ids + 100)], 1000).of([(3, 4), (7, 9)])
+    positions = [3, 7, 8, 103, 107, 108]
+    assert list(cos) == [at + part for at in positions for part in (0.25, 0.5)]
+    assert list(sin) == [-number for number in cos]
+
+
+def test_angles_are_not_asked_for_beyond_the_longest_sequence() -> None:
+    """Some kinds are others from there on."""
+    asked: list[int] = []
+
+    def rope(ids_1T: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(int(ids_1T.max()))
+        return Rope()(ids_1T)
+
+    angles = Angles([rope], 400)
+    angles.of([(0, 300)])
+    angles.of([(399, 400)])
+    assert asked == [399]
 
 
 def test_what_comes_back_is_where_the_step_wrote_it() -> None:

@@ -1,0 +1,110 @@
+"""A model as the compiled step runs it: plain data, with modules by their paths.
+
+    x += residual * after(attention(before(x)))
+    x += residual * after(mlp(before(x)))
+
+is a layer, and any of the norms may be missing; where it is `parallel`, the MLP reads the x that
+attention reads. `lorry.model.compiled.survey` finds out what a model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class NormDescription:
+    """y = weight * (x - m) / sqrt(mean((x - m)^2) + epsilon) + bias; m is 0 or the mean of x."""
+
+    modules: tuple[str, ...]
+    """One; or one for each head."""
+    centred: bool
+    """Whether m is the mean."""
+    epsilon: float
+    from_one: bool = False
+    """The module's weight counts from one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """Of the queries, or of the keys, before they are rotated."""
+
+    norm: NormDescription
+    whole: bool
+    """Over all heads together, not over each."""
+
+
+Rotation = Literal["halves", "pairs"]
+"""Number i of a head turns with i + size / 2, or 2 i with 2 i + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopeDescription:
+    """Where cosines and sines come from."""
+
+    module: str
+    more: tuple[object, ...] = ()
+    keywords: Mapping[str, object] = field(default_factory=dict)
+    """What it is called with beside the positions."""
+    angles: Rotation | None = None
+    """How its rows have each angle twice; None: once."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDescription:
+    attention: str
+    qkv: tuple[str, ...]
+    """Three linears, or one that is all of them."""
+    heads_at: tuple[int, ...] | None
+    """Where each head of queries, keys and values begins among all their outputs; None: in this
+    order, without gaps."""
+    o: str
+    inner: tuple[str, ...]
+    """Of the MLP: gate and up, both in one, or, where it has no gate, up."""
+    down: str
+    attention_norm: NormDescription | None
+    after_attention: NormDescription | None
+    mlp_norm: NormDescription | None
+    after_mlp: NormDescription | None
+    q_norm: HeadNorm | None
+    k_norm: HeadNorm | None
+    rope: int | None
+    """Which of the model's; None: heads are not rotated."""
+    parallel: bool
+    residuals: tuple[float, float]
+    """What attention's answer counts, and the MLP's."""
+    attention_scale: float
+    softcap: float | None
+
+    @property
+    def phases(self) -> tuple[tuple[str, ...], ...]:
+        """The linears in the order in which they run; those of one phase read the same input."""
+        return (self.qkv, (self.o,), self.inner, (self.down,))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    layers: tuple[LayerDescription, ...]
+    embedding: str
+    embedding_factors: tuple[float, float]
+    """On the table's rows within the embedding, and on its answers outside."""
+    positions: tuple[str, int] | None
+    """The table of learned positions, and the row of position 0."""
+    norm: NormDescription | None
+    head: str
+    logit_factor: float
+    logit_cap: float | None
+    ropes: tuple[RopeDescription, ...]
+    rotated: int
+    """Numbers of a head, its first ones; 0: none."""
+    rotation: Rotation
+    activation: str
+    gated: bool
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    inner: int
+    vocab: int

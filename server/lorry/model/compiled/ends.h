@@ -1,0 +1,64 @@
+/* Where a step begins and ends: embeddings and logits. */
+#ifndef LORRY_ENDS_H
+#define LORRY_ENDS_H
+
+#include "engine.h"
+#include "mlp.h"
+#include "modules.h"
+#include "norms.h"
+#include "step.h"
+#include "vectors.h"
+#include <string.h>
+
+static void embed(Engine *e, int t) {
+    const Step *step = e->step;
+    const int hidden = e->model->hidden;
+    const float *own = step->own == NULL ? NULL : step->own[t];
+    const float *row = own ? own : e->model->embedding + (size_t)step->ids[t] * hidden;
+    memcpy(e->x_TH + (size_t)t * hidden, row, sizeof(float) * hidden);
+}
+
+/* Factors and learned positions, too. */
+static __attribute__((noinline)) void embed_scaled(Engine *e, int t) {
+    const Model *m = e->model;
+    const Step *step = e->step;
+    float *x = e->x_TH + (size_t)t * m->hidden;
+    const float factor = step->own && step->own[t] ? m->own_factor : m->embedding_factor;
+    embed(e, t);
+    for (int i = 0; i < m->hidden; i += WIDTH) store(x + i, load(x + i) * splat(factor));
+    if (!m->positions) return;
+    const float *position = m->positions + (size_t)step->position[t] * m->hidden;
+    for (int i = 0; i < m->hidden; i += WIDTH) store(x + i, load(x + i) + load(position + i));
+}
+
+/* The factor and the cap of this thread's blocks of logits. */
+static __attribute__((noinline)) void scale_logits(Engine *e, int thread) {
+    const Model *m = e->model;
+    const Step *step = e->step;
+    const int stride = m->head_slots.out, blocks = stride / BLOCK;
+    const int first = SHARE(blocks, thread, e->pool.size) * BLOCK;
+    const int last = SHARE(blocks, thread + 1, e->pool.size) * BLOCK;
+    for (int k = 0; k < step->num_wanted; k++) {
+        if (step->raw && step->raw[k]) continue;
+        for (int v = first; v < last; v += WIDTH) {
+            float *logits = step->logits + (size_t)k * stride + v;
+            Floats y = load(logits) * splat(m->logit_factor);
+            if (m->logit_cap > 0) y = tangent(y / splat(m->logit_cap)) * splat(m->logit_cap);
+            store(logits, y);
+        }
+    }
+}
+
+/* What every sampled row needs of its logits, while they are still in a near cache. */
+static void summarise(const float *logits, int vocab, float *norm, int32_t *best) {
+    Floats most = load(logits), totals = splat(0);
+    for (int v = WIDTH; v < vocab; v += WIDTH) most = greater(most, load(logits + v));
+    const float top = largest(most);
+    int found = 0;
+    while (found < vocab - 1 && logits[found] != top) found++;
+    for (int v = 0; v < vocab; v += WIDTH) totals += exponential(load(logits + v) - splat(top));
+    *norm = top + logf(sum(totals));
+    *best = found;
+}
+
+#endif

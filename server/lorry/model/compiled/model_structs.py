@@ -1,0 +1,190 @@
+"""A described model in the structures of `step.h`, and the memory that they point to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lorry.model.compiled import structs
+from lorry.model.compiled.call import Rope
+from lorry.model.compiled.description import (
+    HeadNorm,
+    LayerDescription,
+    ModelDescription,
+    NormDescription,
+    RopeDescription,
+)
+from lorry.model.compiled.formulas import ACTIVATIONS, angles_of, bias_of, called, weight_of
+from lorry.model.guard import require
+from lorry.model.kv_cache import KVCache
+
+KV_DTYPE = torch.float16
+"""Of the cache that a compiled step reads and writes."""
+
+Pack = Callable[..., structs.Linear]
+"""Linears that read the same input, in one."""
+
+SlotsOf = Callable[[str, nn.Module], structs.LinearSlots]
+
+
+def rope_of(model: nn.Module, rope: RopeDescription) -> Rope:
+    module = model.get_submodule(rope.module)
+
+    def of(ids_1T: Tensor) -> tuple[Tensor, Tensor]:
+        cos_1TR, sin_1TR = called(module, rope, ids_1T)
+        return angles_of(cos_1TR, rope.angles), angles_of(sin_1TR, rope.angles)
+
+    return of
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The base's own, where adapters are wrapped around it."""
+    base = getattr(module, "base", None)
+    return base if isinstance(base, nn.Module) else module
+
+
+class ModelStructs:
+    """Keeps everything that `model` points to."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        described: ModelDescription,
+        layers: Sequence[LayerDescription],
+        cache: KVCache,
+        pack: Pack,
+        slots_of: SlotsOf,
+        max_rank: int,
+    ) -> None:
+        self._keep: list[object] = []
+        self._modules: Mapping[str, nn.Module] = dict(model.named_modules())
+        self._described, self._cache, self._pack, self._slots_of = described, cache, pack, slots_of
+        self._layers = (structs.Layer * len(layers))()
+        for target, layer in zip(self._layers, layers, strict=True):
+            self._fill(target, layer)
+        within, outside = described.embedding_factors
+        cap = described.logit_cap or 0.0
+        self.model = structs.Model(
+            num_layers=len(layers),
+            hidden=described.hidden,
+            heads=described.heads,
+            kv_heads=described.kv_heads,
+            head_size=described.head_size,
+            inner=described.inner,
+            vocab=described.vocab,
+            max_rank=max_rank,
+            rotated=described.rotated,
+            pairs=described.rotation == "pairs",
+            activation=list(ACTIVATIONS).index(described.activation),
+            gated=described.gated,
+            embedding=self._pointer(self._weight(described.embedding)),
+            embedding_factor=within * outside,
+            own_factor=outside,
+            plain_embedding=described.positions is None and within * outside == outside == 1.0,
+            logit_factor=described.logit_factor,
+            logit_cap=cap,
+            plain_logits=described.logit_factor == 1.0 and not cap,
+            norm=self._norm(described.norm, described.hidden),
+            head=self._linear(described.head),
+            head_slots=self._slot(described.head),
+            layers=self._layers,
+        )
+        if described.positions is not None:
+            path, first = described.positions
+            self.model.positions = self._pointer(self._weight(path)[first:])
+
+    def _fill(self, target: structs.Layer, layer: LayerDescription) -> None:
+        described = self._described
+        target.qkv, target.o = self._linear(*layer.qkv), self._linear(layer.o)
+        target.gate_up, target.down = self._linear(*layer.inner), self._linear(layer.down)
+        target.qkv_slots[: len(layer.qkv)] = [self._slot(path) for path in layer.qkv]
+        target.gate_up_slots[: len(layer.inner)] = [self._slot(path) for path in layer.inner]
+        target.o_slots, target.down_slots = self._slot(layer.o), self._slot(layer.down)
+        target.qkv_parts, target.gate_up_parts = len(layer.qkv), len(layer.inner)
+        for name in ("attention_norm", "after_attention", "mlp_norm", "after_mlp"):
+            setattr(target, name, self._norm(getattr(layer, name), described.hidden))
+        target.q_norm = self._head_norm(layer.q_norm, described.heads)
+        target.k_norm = self._head_norm(layer.k_norm, described.kv_heads)
+        if layer.heads_at is not None:
+            heads_at = torch.tensor(layer.heads_at, dtype=torch.int32)
+            target.heads_at = self._pointer(heads_at, torch.int32)
+        attention = self._modules[layer.attention]
+        kv, shape = self._cache.layer(attention), self._cache.shape(attention)
+        stored = (shape.heads, shape.key_size, shape.value_size)
+        size = described.head_size
+        require(stored == (described.kv_heads, size, size), f"a cache of {stored}")
+        target.k_NHD = self._pointer(kv.k_NHD, KV_DTYPE)
+        target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
+        require(shape.sight.chunk is None, "no model of this path has chunks")
+        target.attention = structs.Attention(
+            scale=layer.attention_scale, cap=layer.softcap or 0.0, window=shape.sight.window or 0
+        )
+        target.rope = -1 if layer.rope is None else layer.rope
+        target.parallel = layer.parallel
+        target.attention_residual, target.mlp_residual = layer.residuals
+        whole = described.rotated == size and described.rotation == "halves"
+        target.plain_heads = (
+            layer.heads_at is None
+            and (layer.rope is None or (layer.rope == 0 and whole))
+            and all(
+                not norm.weight or not (norm.centred or norm.each or norm.size != size)
+                for norm in (target.q_norm, target.k_norm)
+            )
+        )
+        target.plain_sums = (
+            layer.residuals == (1.0, 1.0)
+            and not layer.parallel
+            and layer.after_attention is None
+            and layer.after_mlp is None
+        )
+
+    def _norm(self, norm: NormDescription | None, width: int) -> structs.Norm:
+        if norm is None:
+            return structs.Norm()
+        modules = [bare(self._modules[path]) for path in norm.modules]
+        weights = [weight_of(module, norm.from_one, width).flatten() for module in modules]
+        biases = [bias.flatten() for bias in map(bias_of, modules) if bias is not None]
+        require(len(biases) in (0, len(modules)), "some heads' norms have a bias, some none")
+        bias = self._pointer(_joined(biases)) if biases else None
+        weight = self._pointer(_joined(weights))
+        return structs.Norm(weight, bias, norm.epsilon, norm.centred, width)
+
+    def _head_norm(self, head_norm: HeadNorm | None, heads: int) -> structs.Norm:
+        if head_norm is None:
+            return structs.Norm()
+        size = self._described.head_size
+        if head_norm.whole:
+            return self._norm(head_norm.norm, heads * size)
+        found = self._norm(head_norm.norm, size)
+        weights = sum(
+            weight_of(bare(self._modules[path]), False, size).numel()
+            for path in head_norm.norm.modules
+        )
+        found.each = weights > size
+        return found
+
+    def _weight(self, path: str) -> Tensor:
+        weight = bare(self._modules[path]).weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _slot(self, path: str) -> structs.LinearSlots:
+        return self._slots_of(path, bare(self._modules[path]))
+
+    def _linear(self, *paths: str) -> structs.Linear:
+        return self._pack(*(bare(self._modules[path]) for path in paths))
+
+    def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+        require(
+            tensor.dtype is dtype and tensor.is_contiguous(),
+            f"a tensor of {tensor.dtype} with strides {tensor.stride()} where {dtype} is read",
+        )
+        self._keep.append(tensor)
+        return tensor.data_ptr()
+
+
+def _joined(vectors: Sequence[Tensor]) -> Tensor:
+    """The one vector itself, or all in one."""
+    return vectors[0] if len(vectors) == 1 else torch.cat(list(vectors))

@@ -1,0 +1,385 @@
+"""What a layer does, found out from what one forward pass handed from module to module.
+
+Every step from a layer's input to its output is a formula here, and each is compared with the
+numbers that were seen. So a layer is described rightly, or not at all, whatever its modules are
+called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorry.model.compiled.description import HeadNorm, LayerDescription, NormDescription, Rotation
+from lorry.model.compiled.formulas import (
+    ACTIVATIONS,
+    added,
+    angles_of,
+    factor,
+    kind_of,
+    norm_of,
+    rotated,
+    same,
+    starts_of,
+)
+from lorry.model.compiled.witness import Attended, LayerRun, ModuleCall, RopeCall, Unknown, flat
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSurvey:
+    """A layer, and what has to be the same in all of them."""
+
+    layer: LayerDescription
+    rotated: int
+    rotation: Rotation | None
+    activation: str
+    gated: bool
+    heads: int
+    kv_heads: int
+    head_size: int
+    inner: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Heads:
+    """Queries, keys or values, and where they come from."""
+
+    linear: ModuleCall
+    starts: list[int]
+    norm: HeadNorm | None = None
+    rope: int | None = None
+    rotated: int = 0
+    rotation: Rotation | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mlp:
+    x_TH: Tensor
+    inner: tuple[ModuleCall, ...]
+    down: ModuleCall
+    activation: str
+    gated: bool
+    size: int
+
+
+def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[float]) -> LayerSurvey:
+    """`numbers`: those of the config; a factor is one of them where it can be.
+
+    Raises:
+        Unknown: it is none that the compiled step can run.
+    """
+    if run.x_TH is None or run.y_TH is None or len(run.attended) != 1:
+        raise Unknown("its layers do not run one after the other")
+    attended = run.attended[0]
+    linears = [call for call in run.calls if call.is_linear]
+    v = _values(attended.v_HTD, linears)
+    k = _turned("keys", attended.k_HTD, run.calls, ropes)
+    q = _turned("queries", attended.q_QTD, run.calls, ropes)
+    if k.scale != 1.0 or v.norm is not None:
+        raise Unknown("its keys are scaled")
+    if k.rope != q.rope or k.rotated != q.rotated or k.rotation != q.rotation:
+        raise Unknown("its keys are rotated otherwise than its queries")
+    o = _only(_reading(linears, attended.out_TO), "attention's answer does not go to one linear")
+    qkv = _unique(heads.linear for heads in (q, k, v))
+    if len(qkv) == 2 or any(not same(call.x, qkv[0].x) for call in qkv):
+        raise Unknown("its queries, keys and values are projected in an unknown way")
+    mlp = _mlp([call for call in linears if call not in (*qkv, o)])
+    heads_at = _heads_at(q, k, v, qkv, attended)
+    branch = _branches(run, flat(qkv[0].x), o, mlp, numbers)
+    return LayerSurvey(
+        LayerDescription(
+            attention=run.attention,
+            qkv=tuple(call.path for call in qkv),
+            heads_at=heads_at,
+            o=o.path,
+            inner=tuple(call.path for call in mlp.inner),
+            down=mlp.down.path,
+            attention_norm=branch.attention_norm,
+            after_attention=branch.after_attention,
+            mlp_norm=branch.mlp_norm,
+            after_mlp=branch.after_mlp,
+            q_norm=q.norm,
+            k_norm=k.norm,
+            rope=q.rope,
+            parallel=branch.parallel,
+            residuals=branch.residuals,
+            attention_scale=attended.scale * q.scale,
+            softcap=attended.softcap,
+        ),
+        rotated=q.rotated,
+        rotation=q.rotation,
+        activation=mlp.activation,
+        gated=mlp.gated,
+        heads=len(attended.q_QTD),
+        kv_heads=len(attended.k_HTD),
+        head_size=attended.q_QTD.shape[2],
+        inner=mlp.size,
+    )
+
+
+def _unique(calls: Iterable[ModuleCall]) -> list[ModuleCall]:
+    return list(dict.fromkeys(calls))
+
+
+def _only(calls: Sequence[ModuleCall], otherwise: str) -> ModuleCall:
+    if len(calls) != 1:
+        raise Unknown(otherwise)
+    return calls[0]
+
+
+def _reading(calls: Iterable[ModuleCall], x: Tensor) -> list[ModuleCall]:
+    return [call for call in calls if same(call.x, x)]
+
+
+# ---- heads
+
+
+def _values(v_HTD: Tensor, linears: Sequence[ModuleCall]) -> _Heads:
+    for call in linears:
+        starts = starts_of(v_HTD, flat(call.y), turned=False)
+        if starts is not None:
+            return _Heads(call, starts)
+    raise Unknown("its values are not those of a projection")
+
+
+def _turned(
+    what: str, heads_XTD: Tensor, calls: Sequence[ModuleCall], ropes: Sequence[RopeCall]
+) -> _Heads:
+    """Queries or keys, which may be normed and rotated."""
+    linears = [call for call in calls if call.is_linear]
+    for call in linears:
+        starts = starts_of(heads_XTD, flat(call.y), turned=True)
+        if starts is not None:
+            plain_XTD = _cut(flat(call.y), starts, heads_XTD)
+            return _rotation_of(what, heads_XTD, plain_XTD, ropes, _Heads(call, starts))
+    for norm, x_XTD, y_XTD in _head_norms(calls, heads_XTD):
+        starts = starts_of(heads_XTD, _rows(y_XTD), turned=True)
+        if starts != list(range(0, heads_XTD.shape[0] * heads_XTD.shape[2], heads_XTD.shape[2])):
+            continue
+        for call in linears:
+            starts = starts_of(x_XTD, flat(call.y), turned=False)
+            if starts is not None:
+                heads = _Heads(call, starts, norm)
+                return _rotation_of(what, heads_XTD, y_XTD, ropes, heads)
+    raise Unknown(f"its {what} are made in an unknown way")
+
+
+def _cut(rows_TO: Tensor, starts: Sequence[int], like_XTD: Tensor) -> Tensor:
+    size = like_XTD.shape[2]
+    return torch.stack([rows_TO[:, start : start + size] for start in starts])
+
+
+def _rows(heads_XTD: Tensor) -> Tensor:
+    return heads_XTD.transpose(0, 1).flatten(1)
+
+
+def _head_norms(
+    calls: Sequence[ModuleCall], like_XTD: Tensor
+) -> Iterable[tuple[HeadNorm, Tensor, Tensor]]:
+    """Norms that answer with such heads, and what they made of what; the last ones first."""
+    heads, tokens, size = like_XTD.shape
+    single: list[ModuleCall] = []
+    for call in reversed(calls):
+        if call.is_linear or call.x.shape != call.y.shape:
+            continue
+        by_token, by_head = (1, tokens, heads, size), (1, heads, tokens, size)
+        if call.y.shape == by_token:
+            x_XTD, y_XTD = (part[0].transpose(0, 1) for part in (call.x, call.y))
+            norm = norm_of(call.path, call.module, (heads, size))
+        elif call.y.shape == by_head:
+            x_XTD, y_XTD = call.x[0], call.y[0]
+            norm = norm_of(call.path, call.module, (1, size))
+        elif flat(call.y).shape == (tokens, heads * size):
+            x_XTD, y_XTD = (
+                flat(part).view(tokens, heads, size).transpose(0, 1) for part in (call.x, call.y)
+            )
+            norm = norm_of(call.path, call.module, (heads * size,))
+            if norm is not None:
+                yield HeadNorm(norm, whole=True), x_XTD, y_XTD
+            continue
+        elif call.y.shape == (1, 1, tokens, size):
+            single.insert(0, call)
+            if len(single) == heads:
+                yield from _norm_for_each(single, size)
+                single = []
+            continue
+        else:
+            continue
+        if norm is not None:
+            yield HeadNorm(norm, whole=False), x_XTD, y_XTD
+
+
+def _norm_for_each(
+    calls: Sequence[ModuleCall], size: int
+) -> Iterable[tuple[HeadNorm, Tensor, Tensor]]:
+    norms = [norm_of(call.path, call.module, (1, size)) for call in calls]
+    first = norms[0]
+    if first is None or any(
+        norm is None
+        or (norm.centred, norm.epsilon, norm.from_one)
+        != (first.centred, first.epsilon, first.from_one)
+        for norm in norms
+    ):
+        return
+    paths = tuple(call.path for call in calls)
+    norm = NormDescription(paths, first.centred, first.epsilon, first.from_one)
+    x_XTD = torch.cat([call.x[0] for call in calls])
+    y_XTD = torch.cat([call.y[0] for call in calls])
+    yield HeadNorm(norm, whole=False), x_XTD, y_XTD
+
+
+def _rotation_of(
+    what: str, heads_XTD: Tensor, plain_XTD: Tensor, ropes: Sequence[RopeCall], found: _Heads
+) -> _Heads:
+    """How `plain_XTD` became `heads_XTD`."""
+    scale = factor(heads_XTD, plain_XTD)
+    if scale is not None:
+        return _Heads(found.linear, found.starts, found.norm, scale=scale)
+    for index, rope in enumerate(ropes):
+        cos_TA, sin_TA = (angles_of(t, kind_of(rope.cos_TR)) for t in (rope.cos_TR, rope.sin_TR))
+        if 2 * cos_TA.shape[1] > plain_XTD.shape[2]:
+            continue
+        for rotation in ("halves", "pairs"):
+            scale = factor(heads_XTD, rotated(plain_XTD, cos_TA, sin_TA, rotation))
+            if scale is not None:
+                size = 2 * cos_TA.shape[1]
+                return _Heads(found.linear, found.starts, found.norm, index, size, rotation, scale)
+    raise Unknown(f"its {what} are rotated in an unknown way")
+
+
+def _heads_at(
+    q: _Heads, k: _Heads, v: _Heads, qkv: Sequence[ModuleCall], attended: Attended
+) -> tuple[int, ...] | None:
+    """`LayerDescription.heads_at`."""
+    ends: dict[ModuleCall, int] = {}
+    end = 0
+    for call in qkv:
+        ends[call] = end
+        end += call.y.shape[-1]
+    starts = [ends[heads.linear] + start for heads in (q, k, v) for start in heads.starts]
+    size = attended.q_QTD.shape[2]
+    if size != attended.k_HTD.shape[2] or size != attended.v_HTD.shape[2]:
+        raise Unknown("its keys and values are of different sizes")
+    if end != len(starts) * size:
+        raise Unknown("its projections make more than queries, keys and values")
+    return None if starts == list(range(0, end, size)) else tuple(starts)
+
+
+# ---- the MLP
+
+
+def _mlp(linears: Sequence[ModuleCall]) -> _Mlp:
+    if len(linears) not in (2, 3):
+        raise Unknown(f"its MLP has {len(linears)} linears")
+    *inner, down = linears
+    if any(not same(call.x, inner[0].x) for call in inner):
+        raise Unknown("the linears of its MLP run in an unknown order")
+    x_TH, answers, wanted = flat(inner[0].x), [flat(call.y) for call in inner], flat(down.x)
+    size = wanted.shape[1]
+    for name, activation in ACTIVATIONS.items():
+        if len(inner) == 1 and same(activation(answers[0]), wanted):
+            return _Mlp(x_TH, tuple(inner), down, name, False, size)
+        if len(inner) == 1 and answers[0].shape[1] == 2 * size:
+            gate, up = answers[0].chunk(2, -1)
+            if same(activation(gate) * up, wanted):
+                return _Mlp(x_TH, tuple(inner), down, name, True, size)
+        if len(inner) == 2:
+            for first, second in ((0, 1), (1, 0)):
+                if same(activation(answers[first]) * answers[second], wanted):
+                    pair = (inner[first], inner[second])
+                    return _Mlp(x_TH, pair, down, name, True, size)
+    raise Unknown("its MLP has an activation that is not known")
+
+
+# ---- norms and residuals
+
+
+@dataclass(frozen=True, slots=True)
+class _Branches:
+    attention_norm: NormDescription | None
+    after_attention: NormDescription | None
+    mlp_norm: NormDescription | None
+    after_mlp: NormDescription | None
+    parallel: bool
+    residuals: tuple[float, float]
+
+
+class _Norms:
+    """Of whole rows, in one layer."""
+
+    def __init__(self, calls: Sequence[ModuleCall], width: int) -> None:
+        self._width = width
+        self._calls = [
+            call
+            for call in calls
+            if not call.is_linear
+            and call.x.shape == call.y.shape
+            and call.y.shape[-1] == width
+            and not isinstance(call.module, nn.Identity | nn.Dropout)
+            and not any(True for _ in call.module.children())
+        ]
+
+    def between(self, x: Tensor, y: Tensor) -> NormDescription | None:
+        """The norm that makes y of x."""
+        for call in self._calls:
+            if same(call.x, x) and same(call.y, y):
+                found = norm_of(call.path, call.module, (self._width,))
+                if found is not None:
+                    return found
+        return None
+
+    def of(self, x: Tensor) -> list[tuple[NormDescription, Tensor]]:
+        """Norms of x, and what they make of it."""
+        found = []
+        for call in self._calls:
+            norm = norm_of(call.path, call.module, (self._width,)) if same(call.x, x) else None
+            if norm is not None:
+                found.append((norm, flat(call.y)))
+        return found
+
+    def reading(self) -> list[tuple[Tensor, Tensor]]:
+        return [(flat(call.x), flat(call.y)) for call in self._calls]
+
+
+def _branches(
+    run: LayerRun, read_TH: Tensor, o: ModuleCall, mlp: _Mlp, numbers: Sequence[float]
+) -> _Branches:
+    assert run.x_TH is not None and run.y_TH is not None
+    x_TH, y_TH = run.x_TH, run.y_TH
+    if {x_TH.shape[1], flat(o.y).shape[1], flat(mlp.down.y).shape[1]} != {y_TH.shape[1]}:
+        raise Unknown("its layers change the width of what goes through them")
+    norms = _Norms(run.calls, x_TH.shape[1])
+    attention_norm = None if same(read_TH, x_TH) else norms.between(x_TH, read_TH)
+    if attention_norm is None and not same(read_TH, x_TH):
+        raise Unknown("attention reads what no known norm makes")
+    Answers = list[tuple[NormDescription | None, Tensor]]
+    attention: Answers = [*norms.of(flat(o.y)), (None, flat(o.y))]
+    answers: Answers = [*norms.of(flat(mlp.down.y)), (None, flat(mlp.down.y))]
+    for after_attention, a_TH in attention:
+        for after_mlp, m_TH in answers:
+            # One after the other: the MLP, or its norm, reads the sum.
+            for middle_TH in (mlp.x_TH, *(x for x, y in norms.reading() if same(y, mlp.x_TH))):
+                first = added(middle_TH, x_TH, a_TH, numbers)
+                second = added(y_TH, middle_TH, m_TH, numbers)
+                if first is None or second is None:
+                    continue
+                direct = same(middle_TH, mlp.x_TH)
+                mlp_norm = None if direct else norms.between(middle_TH, mlp.x_TH)
+                if direct or mlp_norm is not None:
+                    return _Branches(
+                        attention_norm, after_attention, mlp_norm, after_mlp, False,
+                        (first, second),
+                    )  # fmt: skip
+            direct = same(mlp.x_TH, x_TH)
+            mlp_norm = None if direct else norms.between(x_TH, mlp.x_TH)
+            if direct or mlp_norm is not None:
+                both = added(y_TH, x_TH, a_TH + m_TH, numbers)
+                if both is not None:
+                    return _Branches(
+                        attention_norm, after_attention, mlp_norm, after_mlp, True, (both, both)
+                    )
+    raise Unknown("its norms and residuals are in an unknown order")
