@@ -312,7 +312,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
     [
         ({"messages": []}, "messages", "messages is empty"),
         ({"messages": [{"role": "x", "content": "y"}]}, "messages", "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "messages", "messages[0].content must be a text"),
+        ({"messages": [{"role": "user"}]}, "messages", "messages[0].content must be a string"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages", '"image"'),
         (
             {"messages": [USER, {"role": "assistant", "content": [CALL]}]},
@@ -330,7 +330,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         (
             {"messages": [{"role": "user", "content": [{**RESULT, "content": {}}]}]},
             "messages",
-            "messages[0].content[0].content must be a text or a list",
+            "messages[0].content[0].content must be a string or a list",
         ),
         ({"n": 2}, "n", "one message"),
         ({"prompt_logprobs": 0}, "prompt_logprobs", "is not served here"),

@@ -215,7 +215,7 @@ def test_what_asks_for_nothing_asks_for_nothing(live: Live, path: str, asked: An
     [
         (
             {"guided_choice": ["a"], "response_format": {"type": "json_object"}},
-            "response_format and guided_choice each say what to match; give one",
+            "response_format and guided_choice each give a format; give one",
         ),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex and guided_choice"),
         (

@@ -137,4 +137,4 @@ def test_it_cannot_stand_beside_an_adapter(live: Live) -> None:
     body = {"inputs": PROMPT, "adapter": "pirate", "parameters": {"merged_adapters": TWO}}
     answer = live.http.post("/generate", json=body)
     assert answer.status_code == 422
-    assert "beside" in answer.json()["error"]
+    assert "both given" in answer.json()["error"]

@@ -98,7 +98,7 @@ def test_items_as_clients_send_them_back(live: Live) -> None:
     reference = {"type": "item_reference", "id": item["id"]}
     assert text_of(respond(live, input=[user, reference, more])) == text_of(whole)
     twice = post(live, input=[user, reference, more, reference])
-    assert "referred to twice" in refused(twice, 400, "invalid_request")["message"]
+    assert "referenced twice" in refused(twice, 400, "invalid_request")["message"]
     said = {"role": "assistant", "content": text_of(first)}
     assert text_of(respond(live, input=[user, said, more])) == text_of(whole)
     refusal = {"type": "refusal", "refusal": text_of(first)}

@@ -61,7 +61,7 @@ def test_what_is_not_there_is_refused(live: Live) -> None:
     answer = live.http.post("/detokenize", json={"tokens": [1], "model": "nobody"})
     refused(answer, 404, "model_not_found")
     answer = live.http.post("/detokenize", json={"tokens": [10**9]})
-    assert "no token id" in refused(answer, 400, "invalid_request")["message"]
+    assert "not a token id" in refused(answer, 400, "invalid_request")["message"]
 
 
 def test_a_client_that_makes_its_own_chats_has_what_it_needs(live: Live) -> None:

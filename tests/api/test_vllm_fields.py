@@ -139,9 +139,9 @@ def test_what_asks_for_nothing_changes_nothing(live: Live, path: str) -> None:
     [
         ({"min_tokens": 13}, "min_tokens must be at most max_tokens: 13 are more than 12"),
         ({"min_tokens": -1}, "min_tokens"),
-        ({"stop_token_ids": [384]}, "384 is no token id"),
+        ({"stop_token_ids": [384]}, "384 is not a token id"),
         ({"stop_token_ids": ["a"]}, "stop_token_ids"),
-        ({"allowed_token_ids": [-1]}, "-1 is no token id"),
+        ({"allowed_token_ids": [-1]}, "-1 is not a token id"),
         ({"allowed_token_ids": [1] * 385}, "allowed_token_ids has 385 tokens"),
         ({"bad_words": ["a"] * 257}, "the most is 256"),
         ({"bad_words": [" "]}, "1 to 1000 characters"),
@@ -286,7 +286,7 @@ def test_best_of(live: Live, path: str) -> None:
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"prompt_logprobs": -2}, "prompt_logprobs"),
         ({"prompt_logprobs": -1, "stream": True}, "prompt_logprobs cannot stream"),
-        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be -1 or from 1"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be -1, or at least 1"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
     ],
 )

@@ -45,8 +45,7 @@ def too_strong(
     pairs: Mapping[str, LoraPair], effects: Mapping[str, Sequence[AnyEffect]]
 ) -> Iterator[str]:
     """Yield modules where an input of length 1 could get a delta above LARGEST, or where B times
-    the
-    trained strength overflows half precision. The numbers must have passed `extreme`."""
+    the trained strength overflows half precision. The numbers must have passed `extreme`."""
     for module, a_ERI, b_EOR, scaling_E in _pairs(pairs, effects):
         strength_E = scaling_E.abs().float()
         lengths_E = _length(a_ERI.flatten(1)) * _length(b_EOR).amax(1)

@@ -142,7 +142,7 @@ class TensorFile:
         # NaN fails every comparison.
         if not bool(((stored >= 0) & (stored < end) & (stored == stored.floor())).all()):
             raise InvalidAdapter(
-                [f"{shown(name)} contains numbers that are no indices from 0 to {end - 1}"]
+                [f"{shown(name)} contains numbers that are not indices from 0 to {end - 1}"]
             )
         return stored.to(torch.int64)
 

@@ -10,7 +10,7 @@ from lorry.api.bodies import Body
 from lorry_adapters.registry.names import NAME
 from lorry_adapters.registry.record import MAX_SCALE
 
-# The scale's type and range are the registry's to check: one rule, one message.
+# The registry checks the scale's type and range: one rule, one message.
 Scale = Annotated[
     Any,
     WithJsonSchema(
@@ -24,7 +24,7 @@ Scale = Annotated[
     ),
 ]
 
-# Checked by the registry, as the scale is.
+# The registry checks the name, like the scale.
 Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 
 MAX_DESCRIPTION = 10_000
@@ -34,7 +34,7 @@ Description = Annotated[str, Field(max_length=MAX_DESCRIPTION)]
 
 
 class FolderBody(Body):
-    """An adapter that the server's own disk has."""
+    """An adapter on the server's own disk."""
 
     name: Name
     source: str = Field(
@@ -49,7 +49,7 @@ class FolderBody(Body):
 
 
 class PatchBody(Body):
-    """What to change; null or absent is left as it is."""
+    """The changes; fields that are null or absent stay as they are."""
 
     enabled: bool | None = None
     scale: Scale = None
@@ -68,11 +68,11 @@ class VersionView(BaseModel):
     bytes: int
     base_model: str | None
     task_type: str
-    virtual_tokens: int = Field(description="Positions that it takes in front of a prompt")
-    invocation: list[int] = Field(description="Tokens that a prompt must have to call it, if any")
+    virtual_tokens: int = Field(description="Positions that it takes before a prompt")
+    invocation: list[int] = Field(description="Tokens that activate it in a prompt, if any")
     scalable: bool = Field(description="false: only the scales 0 and 1")
-    warnings: list[str] = Field(description="What was taken, and may be meant otherwise")
-    words: list[str] = Field(description="What it brings of its own, such as chat_template")
+    warnings: list[str] = Field(description="Things that were accepted but may be mistakes")
+    words: list[str] = Field(description="Text that it brings, such as chat_template")
     created_at: str
 
 
@@ -98,10 +98,10 @@ class AdapterView(BaseModel):
     words: list[str]
     words_left_out: list[str] | None = Field(
         default=None,
-        description="What of its words is not used, and why; where it has any, and not in lists",
+        description="Words that are not used, and why; not in lists",
     )
     residency: str = Field(description="device, host or disk: where the weights are")
-    broken: str | None = Field(description="Why it cannot be served; null: it can")
+    broken: str | None = Field(description="Why it cannot be served; null if it can")
     created_at: str
     updated_at: str
     versions: list[VersionView]
@@ -115,7 +115,7 @@ class UnclaimedView(BaseModel):
     digest: str
     bytes: int
     since: str = Field(description="When a start first saw that no adapter has them")
-    kept_until: str = Field(description="The first start after that may delete them")
+    kept_until: str = Field(description="The first start after this time may delete them")
 
 
 class UnclaimedList(BaseModel):
@@ -123,14 +123,14 @@ class UnclaimedList(BaseModel):
 
 
 class RecoverBody(Body):
-    """Stored files, and what to call the adapter; by default something of the digest."""
+    """Stored files, and the adapter's name; by default it comes from the digest."""
 
     digest: str
     name: str | None = None
 
 
 class VersionForm(BaseModel):
-    """`file`, or the two files by their own names."""
+    """`file`, or the two files under their own names."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -141,7 +141,7 @@ class VersionForm(BaseModel):
         }
     )
 
-    name: str | None = Field(default=None, description="As in the path, if at all.")
+    name: str | None = Field(default=None, description="If given, the same as in the path.")
     file: str | None = Field(
         default=None,
         description="zip, tar or tar.gz of a PEFT folder",
@@ -165,7 +165,7 @@ class UploadForm(VersionForm):
 
 
 class LoadBody(Body):
-    """vLLM's."""
+    """The body of vLLM's route."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["lora_name", "lora_path"]})
 
@@ -177,7 +177,7 @@ class LoadBody(Body):
 
 
 class UnloadBody(Body):
-    """vLLM's."""
+    """The body of vLLM's route."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["lora_name"]})
 

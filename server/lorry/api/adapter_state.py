@@ -1,4 +1,4 @@
-"""What an upload says of an adapter beside its files."""
+"""The fields of an upload beside its files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from lorry.api.adapter_schema import MAX_DESCRIPTION
 from lorry.api.uploads import Form
 
 FIELDS = ("scale", "enabled", "pinned", "description", "replace")
-"""Of a form, beside the name and the files."""
+"""Fields of a form, beside the name and the files."""
 
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What comes with an upload beside the files; None: as it is, or the default."""
+    """The state that comes with an upload; None keeps a value or takes the default."""
 
     scale: float | None = None
     enabled: bool | None = None
@@ -25,7 +25,7 @@ class State:
 
 
 def state_of(form: Form) -> State:
-    """The form's fields beside the name and the files; what is wrong goes to its problems."""
+    """Read the form's fields beside the name and the files; errors are added to its problems."""
     fields, problems = form.fields, form.problems
     for name in fields:
         if name not in FIELDS:

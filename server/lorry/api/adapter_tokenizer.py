@@ -1,5 +1,5 @@
-"""The base's tokenizer with an adapter's words in it: its added tokens, its names of special
-tokens, its chat template."""
+"""The base's tokenizer with an adapter's words: its added tokens, its names of special tokens, its
+chat template."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lorry_adapters.lora.words import Words
 
 
 class AdapterTokenizer:
-    """What `Prompts` and grammars need of a tokenizer; what the adapter does not bring is the
-    base's. Thread-safe."""
+    """The part of a tokenizer that `Prompts` and grammars need. Whatever the adapter does not bring
+    is the base's. Thread-safe."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class AdapterTokenizer:
         *,
         vocab_size: int,
     ) -> None:
-        """`vocab_size`: tokens that the base has embeddings for; beyond it none is added."""
+        """`vocab_size` is the number of the base's embeddings; no token beyond it is added."""
         backend, self.left_out = with_tokens(base.backend_tokenizer, words.added_tokens, vocab_size)
         self.backend_tokenizer = backend
         self.eos_token_id = base.eos_token_id
@@ -40,7 +40,7 @@ class AdapterTokenizer:
     def get_chat_template(
         self, chat_template: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> str:
-        """As transformers chooses it. ValueError where there is none."""
+        """Choose a template like transformers. Raises ValueError if there is none."""
         if chat_template is None and tools is not None and "tool_use" in self._own:
             return self._own["tool_use"]
         if chat_template is None and "default" in self._own:
@@ -58,8 +58,7 @@ class AdapterTokenizer:
         tokenize: bool = False,
         **variables: Any,
     ) -> str:
-        """As transformers does it, in a process of its own where the template is not the
-        base's."""
+        """Render like transformers, in a process of its own if the template is not the base's."""
         assert not tokenize
         source = self.get_chat_template(chat_template, tools)
         options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""`/adapters`: upload, list, change, remove, and the files back."""
+"""`/adapters`: upload, list, change, remove and download."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.registry import Registry
 
 _AT_A_TIME = 2
-"""Uploads that are verified together: each takes a processor, and memory beyond its files."""
+"""Uploads verified at once: each takes a processor, and memory beyond its files."""
 
 
 def _form_of(kind: type[BaseModel]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Adapters:
         return await self.answer(self._registry.get(name))
 
     async def create(self, request: Request) -> Response:
-        """An archive of a PEFT folder, or its two files; or JSON with the name of a folder here."""
+        """Takes an archive of a PEFT folder, its two files, or JSON with a folder on the server."""
         if media_type(request) == "application/json":
             return await self._create_from_folder(await read_body(request, FolderBody))
         async with self._form(request) as form:
@@ -166,7 +166,7 @@ class Adapters:
         return await self.answer(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
-        """The files of a version that comes after the others and is used from now on."""
+        """Add a version, which is used from now on."""
         try:
             if_match = self._if_match(request, self._registry.get(name))
         except AdapterError:
@@ -174,7 +174,7 @@ class Adapters:
             raise
         if media_type(request) == "application/json":
             raise UnsupportedMediaType(
-                "a new version is sent as a form with Content-Type: multipart/form-data"
+                "send a new version as a form with Content-Type: multipart/form-data"
             )
         async with self._form(request) as form:
             if form.fields.pop("name", name) != name:
@@ -192,7 +192,7 @@ class Adapters:
         return await self.answer(record)
 
     async def change(self, request: Request, name: str) -> Response:
-        """What is given changes at once; running requests keep what they began with."""
+        """The given fields change at once; running requests keep what they began with."""
         body = await read_body(request, PatchBody)
         if_match = self._if_match(request, self._registry.get(name))
         record = await asyncio.to_thread(
@@ -213,12 +213,12 @@ class Adapters:
         return Response(status_code=204)
 
     async def drop(self, name: str, version: int | None = None) -> None:
-        """Remove an adapter or a version, its metrics with it. Raises UnknownAdapter."""
+        """Remove an adapter or a version, and its metrics. Raises UnknownAdapter."""
         await asyncio.to_thread(self._registry.remove, name, version=version)
         self._metrics.forget(name, version)
 
     async def content(self, name: str, version: int | None = None) -> Response:
-        """The files as they were uploaded, of the current version or of another."""
+        """The files as they were uploaded, of the current or another version."""
         tar = await asyncio.to_thread(self._registry.content, name, version)
         shown = name if version is None else f"{name}-{version}"
 
@@ -251,13 +251,14 @@ class Adapters:
         return await self.answer(record, 201 if new else 200)
 
     async def add_folder(self, name: str, source: Path, state: State) -> tuple[AdapterRecord, bool]:
-        """From a folder under an allowed root. Raises ForbiddenSource, what `Registry.add` does."""
+        """Add a folder under an allowed root. Raises ForbiddenSource and what `Registry.add`
+        raises."""
         return await self._add(name, lambda: self._registry.upload_from(source), state)
 
     async def _add(
         self, name: str, upload: Callable[[], Upload], state: State
     ) -> tuple[AdapterRecord, bool]:
-        """`Registry.add`, when its turn comes; `upload` may look at the disk."""
+        """Run `Registry.add` when it is this upload's turn. `upload` may read the disk."""
 
         def add() -> tuple[AdapterRecord, bool]:
             return self._registry.add(
@@ -275,12 +276,13 @@ class Adapters:
 
     @asynccontextmanager
     async def _form(self, request: Request) -> AsyncGenerator[Form]:
-        """The request's form, its files in a folder that is gone after the block."""
+        """Yield the request's form. Its files are in a folder that is deleted after the block."""
         staging = self._registry.staging()
         try:
             folder = await asyncio.to_thread(staging.__enter__)
         except AdapterError:
-            # A client that still sends would find a broken connection instead of the reason.
+            # Otherwise a client that is still sending would see a broken connection, not the
+            # reason.
             await drop_unread(request)
             raise
         try:
@@ -293,7 +295,7 @@ class Adapters:
             await asyncio.to_thread(staging.__exit__, None, None, None)
 
     def _if_match(self, request: Request, record: AdapterRecord) -> str | None:
-        """The digest that If-Match asks for; None where any will do."""
+        """Return the digest that If-Match requires, or None if any will do."""
         header = request.headers.get("if-match", "").strip()
         if header in ("", "*"):
             return None
@@ -301,7 +303,7 @@ class Adapters:
         return record.current.digest if record.current.digest in tags else tags[0]
 
     async def answer(self, record: AdapterRecord, status: int = 200) -> Response:
-        """A record, with its digest as `ETag`."""
+        """Return a response with a record, and its digest as `ETag`."""
         headers = {"ETag": f'"{record.current.digest}"'}
         view = self._view(record)
         if record.current.words:
@@ -327,20 +329,20 @@ class Adapters:
 
 
 def folder_of(source: str) -> Path:
-    """A `source` as a folder. Raises UnsupportedParameter for what is none."""
+    """Return a `source` as a folder. Raises UnsupportedParameter if it is anything else."""
     scheme, colon, rest = source.partition("://")
     if colon and scheme.lower() == "file":
         source = rest
     elif colon:
         raise UnsupportedParameter(
-            f"source: {scheme[:20]}:// is not served; upload the files, or name a folder of the "
+            f"source: {scheme[:20]}:// is not served; upload the files, or name a folder on the "
             "server",
             param="source",
         )
     if not source.startswith("/"):
         raise UnsupportedParameter(
             f"source: {source[:80]!r} looks like a hub id, which is not served; upload the files, "
-            "or name a folder of the server by its absolute path",
+            "or name a folder on the server by its absolute path",
             param="source",
         )
     if "\0" in source:

@@ -1,4 +1,4 @@
-"""The `adapters` of every answer: what it was made with."""
+"""The `adapters` of every answer: the adapters that made it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class AdapterUsed(BaseModel):
     digest: str
     scale: float
     of: list[AdapterMerged] | None = None
-    """What `merged_adapters` made it of; else absent."""
+    """The parts of an adapter of `merged_adapters`; otherwise absent."""
 
     words: Literal["adapter", "base"] | None = None
-    """Of an adapter that brings a chat template and the like: whose were used; else absent."""
+    """Whose chat template and other words were used, if the adapter brings some; otherwise
+    absent."""
 
 
 def used(refs: Sequence[AdapterRef]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`/v1/messages` and `/v1/messages/count_tokens`: a chat in Anthropic's words."""
+"""`/v1/messages` and `/v1/messages/count_tokens`: a chat in Anthropic's format."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from lorry.api.visit import place_of
 COUNT = "/v1/messages/count_tokens"
 
 _OWN = frozenset({"n", "stream_options", "messages", "tools", "tool_choice"})
-"""Fields of chat that are other ones here."""
+"""Chat's fields that have another form here."""
 
 _FIELDS = {
     "response_format": "output_config",
     "stop": "stop_sequences",
     "continue_final_message": "messages",
 }
-"""What chat calls the fields of a message."""
+"""Chat's names for the fields of a message."""
 
 _EXAMPLE = {"messages": [{"role": "user", "content": "How do I cook rice?"}]}
 
@@ -84,7 +84,7 @@ class Messages:
         return router
 
     async def create(self, request: Request) -> Response:
-        """The next message of a conversation; with `stream`, events as they come."""
+        """The next message of a conversation; with `stream`, events."""
         body = await read_body(request, MessagesBody)
         remarks_of(request).ignore(places(body.tools))
         with renaming(sent_as(body, _FIELDS)):
@@ -115,7 +115,7 @@ class Messages:
         return MessageObject(model, used(run.refs), run.prompt_tokens)
 
     async def count(self, request: Request) -> Response:
-        """What a message's body would be as a prompt; nothing is generated."""
+        """The number of tokens in the prompt of this body; nothing is generated."""
         body = await read_body(request, CountBody)
         remarks_of(request).ignore(places(body.tools))
         with renaming(sent_as(body, _FIELDS)):
@@ -124,7 +124,7 @@ class Messages:
 
 
 def _wanted(body: CountBody) -> ChatBody:
-    """The body in chat's words. Raises InvalidRequest, UnsupportedParameter."""
+    """Convert the body to chat's format. Raises InvalidRequest, UnsupportedParameter."""
     fields = taken(body, own=_OWN, answer="message")
     choice = body.tool_choice or {}
     fields |= {

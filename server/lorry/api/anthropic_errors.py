@@ -1,4 +1,4 @@
-"""What an error is to Anthropic's clients: the routes, the statuses, the types, the shape."""
+"""Errors for Anthropic's clients: routes, statuses, types and shape."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 from pydantic import BaseModel
 
 ROUTES: Final = "/v1/messages"
-"""What the paths of Anthropic's routes begin with."""
+"""The start of the paths of Anthropic's routes."""
 
 STATUSES: Final = {422: 400, 503: 529}
-"""Theirs for ours, where they differ."""
+"""Anthropic's statuses by ours, if they differ."""
 
 _TYPES: Final = {
     401: "authentication_error",
@@ -38,5 +38,5 @@ class AnthropicErrorBody(BaseModel):
 
 
 def type_of(status: int) -> str:
-    """`status` is one of theirs."""
+    """`status` must be one of Anthropic's."""
     return _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")

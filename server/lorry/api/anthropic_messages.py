@@ -1,4 +1,4 @@
-"""What `/v1/messages` is given, in chat's words: messages, tools, formats."""
+"""Converts the fields of `/v1/messages` to chat's: messages, tools, formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _ROLES = ("user", "assistant", "system")
 def messages_of(
     messages: Sequence[Mapping[str, Any]], system: str | Sequence[Block] | None
 ) -> list[dict[str, Any]]:
-    """Chat's messages: results of tools become messages of their own, thoughts are left out.
-
-    Raises InvalidRequest, UnsupportedParameter.
+    """Return chat's messages. Results of tools become messages of their own, and thoughts are left
+    out. Raises InvalidRequest, UnsupportedParameter.
     """
     if not messages:
         raise InvalidRequest("messages is empty; send at least one", param="messages")
@@ -40,7 +39,7 @@ def messages_of(
             made.append({"role": role, "content": content})
         elif not isinstance(content, list):
             raise InvalidRequest(
-                f"{where}.content must be a text or a list of blocks", param="messages"
+                f"{where}.content must be a string or a list of blocks", param="messages"
             )
         elif role == "assistant":
             made.append(_said(content, f"{where}.content", names))
@@ -52,7 +51,7 @@ def messages_of(
 
 
 def _said(blocks: Sequence[object], where: str, names: dict[object, str]) -> dict[str, Any]:
-    """The assistant's message. `names` learns which call has which name."""
+    """Convert the assistant's message. The names of its calls are added to `names`."""
     texts: list[dict[str, str]] = []
     calls: list[dict[str, Any]] = []
     for index, block in enumerate(blocks):
@@ -79,7 +78,7 @@ def _said(blocks: Sequence[object], where: str, names: dict[object, str]) -> dic
 def _told(
     blocks: Sequence[object], where: str, names: Mapping[object, str]
 ) -> list[dict[str, Any]]:
-    """The user's message, and what tools answered, in the order in which they stand."""
+    """Convert the user's message and the results of tools, in order."""
     made: list[dict[str, Any]] = []
     for index, block in enumerate(blocks):
         place = f"{where}[{index}]"
@@ -118,7 +117,7 @@ def _unserved(
 
 def _texts(blocks: object, where: str, param: str) -> list[dict[str, str]]:
     if not isinstance(blocks, Sequence):
-        raise InvalidRequest(f"{where} must be a text or a list of blocks", param=param)
+        raise InvalidRequest(f"{where} must be a string or a list of blocks", param=param)
     return [_part(block, f"{where}[{index}]", param) for index, block in enumerate(blocks)]
 
 
@@ -131,12 +130,12 @@ def _part(block: object, place: str, param: str) -> dict[str, str]:
 def _text(block: object, key: str, place: str, param: str = "messages") -> str:
     value = block.get(key) if isinstance(block, Mapping) else None
     if not isinstance(value, str):
-        raise InvalidRequest(f"{place}.{key} must be a text", param=param)
+        raise InvalidRequest(f"{place}.{key} must be a string", param=param)
     return value
 
 
 def tools_of(tools: Sequence[Block] | None) -> list[dict[str, Any]]:
-    """Chat's form of the tools. Raises InvalidRequest, UnsupportedParameter."""
+    """Convert the tools to chat's form. Raises InvalidRequest, UnsupportedParameter."""
     made = []
     for index, tool in enumerate(tools or ()):
         kind = tool.get("type")
@@ -157,7 +156,7 @@ def tools_of(tools: Sequence[Block] | None) -> list[dict[str, Any]]:
 
 
 def tool_choice_of(choice: Block | None) -> str | dict[str, Any] | None:
-    """Raises InvalidRequest."""
+    """Convert the choice to chat's form. Raises InvalidRequest."""
     if choice is None:
         return None
     kind = choice.get("type")
@@ -173,7 +172,7 @@ def tool_choice_of(choice: Block | None) -> str | dict[str, Any] | None:
 
 
 def format_of(config: Block | None) -> dict[str, Any] | None:
-    """`output_config.format` as `response_format`. Raises InvalidRequest."""
+    """Return `output_config.format` as `response_format`. Raises InvalidRequest."""
     format = (config or {}).get("format")
     if format is None:
         return None

@@ -1,4 +1,4 @@
-"""A chat's answer as a message of Anthropic's, and as the events of its stream."""
+"""Converts a chat's answer to a message in Anthropic's format, and to the events of its stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 
 class MessageObject:
-    """One message; it grows by the choices of a chat's chunks."""
+    """One message, built from the choices of a chat's chunks."""
 
     def __init__(self, model: str, adapters: Sequence[dict[str, Any]], prompt_tokens: int) -> None:
         self.view: dict[str, Any] = {
@@ -33,16 +33,16 @@ class MessageObject:
             "adapters": list(adapters),
         }
         self._open = False
-        """Whether the last block can still grow."""
+        """True if the last block can still grow."""
         self._arguments = ""
-        """Of the last block, where it is a call."""
+        """Arguments of the last block, if it is a call."""
 
     def begin(self) -> list[Event]:
         shown = {**self.view, "content": [], "usage": dict(self.view["usage"])}
         return [{"type": "message_start", "message": shown}, {"type": "ping"}]
 
     def grow(self, choice: dict[str, Any], stop: str | None) -> list[Event]:
-        """The events that tell of it. `stop` is the stop string that ended the answer."""
+        """Add a choice and return its events. `stop` is the stop string that ended the answer."""
         delta = choice["delta"]
         events: list[Event] = []
         if delta.get("reasoning_content"):
@@ -116,7 +116,7 @@ class MessageObject:
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """A call that was cut has no whole arguments."""
+    """Return a call's arguments; those of a call that was cut off are incomplete."""
     try:
         value = json.loads(arguments or "{}")
     except (ValueError, RecursionError):

@@ -22,17 +22,17 @@ from lorry.api.openai_schema import Idle, SharedBody
 
 
 class CountBody(SharedBody):
-    """Beside these fields it takes what chat takes for sampling."""
+    """It also takes chat's fields for sampling."""
 
     messages: Turns = Field(
-        description="`role` (user, assistant, system) and `content`, a text or blocks: text, "
-        "tool_use, tool_result, thinking (left out of the prompt). The answer goes on with a last "
-        "message of the assistant's.",
+        description="`role` (user, assistant, system) and `content`, a string or blocks: text, "
+        "tool_use, tool_result, thinking (left out of the prompt). If the last message is the "
+        "assistant's, the answer continues it.",
     )
-    system: str | SystemBlocks | None = Field(default=None, description="A text, or text blocks.")
+    system: str | SystemBlocks | None = Field(default=None, description="A string, or text blocks.")
     stop_sequences: Texts | None = Field(
         default=None,
-        description="As chat's `stop`; `stop_sequence` in the answer says which it was.",
+        description="Like chat's `stop`; the answer has it as `stop_sequence`.",
     )
     tools: SchemaTools | None = Field(
         default=None,
@@ -41,7 +41,7 @@ class CountBody(SharedBody):
     )
     tool_choice: BlockChoice | None = None
     thinking: ThinkingField | None = Field(
-        default=None, description="Where it is given, the template's `enable_thinking`."
+        default=None, description="If given, it sets the template's `enable_thinking`."
     )
     output_config: OutputField | None = Field(
         default=None, description="`format`: a `json_schema` that the answer follows."

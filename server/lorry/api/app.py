@@ -1,4 +1,4 @@
-"""The HTTP application: connects the routes to what they need. Made by `create_app`."""
+"""The HTTP application: connects the routes with their services. Made by `create_app`."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ _BODIES = (
 
 
 _ASKS_NOTHING = frozenset({"/tokenize", "/detokenize", "/tokenizer_info", COUNT})
-"""Of the engine, beside routes that do."""
+"""Routes that ask nothing of the engine, although others of their routers do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the routes stand on."""
+    """The services behind the routes."""
 
     client: EngineClient
     registry: Registry
@@ -113,17 +113,17 @@ class Services:
     metrics: Metrics
     base: Base
     give_back: Callable[[], None] = lambda: None
-    """Memory that was freed goes back to the system. Blocks."""
+    """Returns freed memory to the system. Blocks."""
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application of one server. It owns nothing that must be closed."""
+    """Return the application of one server. It owns nothing that must be closed."""
     client, registry, metrics = services.client, services.registry, services.metrics
     app = FastAPI(
         title="Lorry",
         version=lorry.__version__,
         description="One quantized base model and many LoRA adapters, every mix in one batch.",
-        # `docs` has them, and `errors` the redirects: both know of a proxy's prefix.
+        # `docs` serves them, and `errors` the redirects: both support a proxy's prefix.
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -251,7 +251,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(Journal)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    # It looks at who connects, before the line above puts the caller in the proxy's place.
+    # It checks the connecting peer, before the line above replaces it by the proxy's client.
     check_root_path(settings.root_path, own)
     app.add_middleware(
         Prefix, root_path=settings.root_path, proxies=settings.trusted_proxies, own=own

@@ -1,4 +1,4 @@
-"""The bytes of a body as they come, from a client that may be slow but does come to an end."""
+"""Reads the bytes of a body from a client that may be slow but must come to an end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PATIENCE: Final = 120.0
 """Seconds without a byte."""
 
 PACE: Final = 1 << 10
-"""Bytes a second, on the whole, that a body has to come with after that time."""
+"""Bytes per second, on average, that a body must arrive with after that time."""
 
 
 async def arriving(request: Request) -> AsyncGenerator[bytes]:
-    """The body in chunks. Raises BodyTooSlow; ClientDisconnect where the client went away."""
+    """Yield the body in chunks. Raises BodyTooSlow, and ClientDisconnect if the client is gone."""
     clock = asyncio.get_running_loop().time
     began, received = clock(), 0
     stream = request.stream()
@@ -31,19 +31,19 @@ async def arriving(request: Request) -> AsyncGenerator[bytes]:
             return
         except TimeoutError:
             raise BodyTooSlow(
-                f"the body comes too slowly: {received} bytes in {clock() - began:.0f} s; send it "
-                f"at {PACE} bytes a second or more, with no pause of over {PATIENCE:.0f} s"
+                f"the body arrives too slowly: {received} bytes in {clock() - began:.0f} s; send "
+                f"at least {PACE} bytes per second, with no pause of over {PATIENCE:.0f} s"
             ) from None
         received += len(chunk)
         yield chunk
 
 
 def check_encoding(request: Request) -> None:
-    """Raises UnsupportedMediaType for a body that is compressed as a whole."""
+    """Raise UnsupportedMediaType if the whole body is compressed."""
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         error = UnsupportedMediaType(
-            f"a body with Content-Encoding: {encoding[:40]} is not unpacked here; send it as it is"
+            f"a body with Content-Encoding: {encoding[:40]} is not decoded here; send it as it is"
         )
         error.param = "Content-Encoding"
         raise error

@@ -1,7 +1,7 @@
-"""Who may ask: the API key, and browsers on other people's pages, by whatever name.
+"""Access control: the API key, and refusal of browsers on other sites, by origin and host name.
 
-Open without a key: health (a supervisor has none), `/metrics` (a scraper has none; it
-shows names and counts, no text), and the documentation, which carries no data.
+These are open without a key: health (a supervisor has no key), `/metrics` (a scraper has none; it
+shows names and counts, no text), and the documentation, which contains no data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OWNER = "owner"
 
 
 class Guard:
-    """ASGI middleware: lets a request through, or answers it."""
+    """ASGI middleware: passes a request on or refuses it."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Guard:
         self._app = app
         self._hosts = hosts
         self._origins = origins
-        # Digests have one length: the comparison's time tells nothing about the key's.
+        # Digests have one length, so the time of the comparison reveals nothing about the key's.
         self._key = None if api_key is None else _digest(api_key.encode())
         self._metrics = metrics
 
@@ -52,7 +52,7 @@ class Guard:
         headers = Headers(scope=scope)
         refusal = (
             self._hosts.refusal(headers.getlist("host"))
-            # Before the key: a browser that asks for a page carries none.
+            # Before the key: a browser that asks for a page sends none.
             or self._origins.refusal(scope["method"], headers)
             or self._unauthorized(scope, headers)
         )
@@ -73,9 +73,9 @@ class Guard:
         }
         if not any(given.values()):
             return Unauthorized(
-                "this server asks for a key: send Authorization: Bearer KEY, or x-api-key: KEY"
+                "this server requires a key: send Authorization: Bearer KEY, or x-api-key: KEY"
             )
-        # latin-1 is what headers are decoded from: the client's bytes again.
+        # Headers are decoded from latin-1, so this restores the client's bytes.
         keys = [_digest(one.encode("latin-1")) for one in given.values() if one]
         if any(hmac.compare_digest(one, self._key) for one in keys):
             return None
@@ -84,7 +84,7 @@ class Guard:
 
 
 def owner_of(scope: Scope) -> str:
-    """To whom belongs what this request makes: to whoever has the key that it came with."""
+    """Return the owner of what this request makes: whoever has the key that it came with."""
     owner: str = scope.get("state", {}).get(_OWNER, "")
     return owner
 

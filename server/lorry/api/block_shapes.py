@@ -1,5 +1,5 @@
-"""The blocks and the tools of `/v1/messages`, as the documentation has them, and those of its
-answers. `lorry.api.anthropic_messages` reads them, `anthropic_output` makes them."""
+"""The shapes of blocks and tools of `/v1/messages` and its answers, for the documentation.
+`lorry.api.anthropic_messages` reads them, `anthropic_output` makes them."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ OutputField = Annotated[dict[str, Any], BodyShape(OutputConfig)]
 
 
 class BlockDelta(BaseModel):
-    """Of `content_block_delta`: `text`, `thinking` or `partial_json`, as its type says. Of
-    `message_delta`: why the answer ended."""
+    """The `delta` of `content_block_delta` has `text`, `thinking` or `partial_json`, according to
+    its type. That of `message_delta` has the reason for the answer's end."""
 
     type: Literal["text_delta", "thinking_delta", "input_json_delta"] | None = None
     text: str | None = None

@@ -1,6 +1,6 @@
 """JSON bodies: read with a limit, parsed strictly, refused with every wrong field named.
 
-What is accepted of fields that no schema has, `lorry.api.fields` says.
+`lorry.api.fields` defines the accepted values of fields that no schema has.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ MAX_JSON = 8 << 20
 """Bytes of a JSON body."""
 
 _LONG = 1 << 18
-"""Bytes of JSON from which on parsing holds the event loop up too long."""
+"""Bytes of JSON from which on parsing would block the event loop for too long."""
 
 _LINGER = 16 << 20
-"""Bytes of a refused body that are read and dropped, so that a client that sends first and
-reads later gets to see the answer."""
+"""Bytes of a refused body that are read and dropped, so that a client that sends everything
+before it reads sees the answer."""
 
 
 class Body(BaseModel):
-    """A request's body. No number is made from a string, no field is ignored silently."""
+    """A request's body. Strings are not converted to numbers, and no field is ignored silently."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     strays: ClassVar[Strays] = Strays.REFUSED
-    """What becomes of fields that are none of the schema's (`lorry.api.sifting`)."""
+    """The treatment of unknown fields (`lorry.api.sifting`)."""
 
 
 Kind = TypeVar("Kind", bound=Body)
 
 
 async def read_body(request: Request, kind: type[Kind]) -> Kind:
-    """The request's JSON as `kind`.
+    """Return the request's JSON as `kind`.
 
     Raises:
         UnsupportedMediaType, BodyTooLarge, BodyTooSlow, MalformedBody, InvalidFields.
         ClientDisconnect: the client went away in the middle.
-        QueueFull, ShuttingDown: before anything is made of the body.
+        QueueFull, ShuttingDown: before the body is parsed.
     """
     return await read_one_of(request, lambda data: kind)
 
 
 async def read_one_of(request: Request, choose: Callable[[dict[str, Any]], type[Kind]]) -> Kind:
-    """As `read_body`, where the fields that are given tell the kind."""
+    """Like `read_body`, with a kind that depends on the given fields."""
     check_media_type(request)
     data = await _read(request)
     await arrived(request)
@@ -93,7 +93,7 @@ def _make(content: bytes, choose: Callable[[dict[str, Any]], type[Kind]], remark
 
 
 def check_media_type(request: Request) -> None:
-    """Raises UnsupportedMediaType."""
+    """Raise UnsupportedMediaType unless the body is JSON."""
     sent = media_type(request)
     if sent != "application/json" and not (
         sent.startswith("application/") and sent.endswith("+json")
@@ -108,7 +108,7 @@ def media_type(request: Request) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Strict JSON: neither NaN nor Infinity, no half of a surrogate pair.
+    """Parse strict JSON: neither NaN nor Infinity nor half of a surrogate pair.
 
     Raises MalformedBody, BodyTooLarge.
     """
@@ -116,7 +116,7 @@ def parse_json(data: bytes) -> Any:
     try:
         value = json.loads(data, parse_constant=_refuse_constant)
         if b"\\u" in data:
-            # A lone surrogate is no text: tokenizers and encoders choke on it later.
+            # A lone surrogate is not text: tokenizers and encoders would fail on it later.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise MalformedBody("the body has an unpaired surrogate (\\ud800 to \\udfff)") from error
@@ -130,7 +130,7 @@ def parse_json(data: bytes) -> Any:
 
 
 async def drop_rest(request: Request) -> None:
-    """Read and forget what still comes, up to a limit."""
+    """Read and drop the rest of the body, up to a limit."""
     if request._stream_consumed:
         # The refused chunk was the last; Starlette's `stream` would raise.
         return
@@ -143,28 +143,27 @@ async def drop_rest(request: Request) -> None:
 
 
 async def drop_unread(request: Request) -> None:
-    """The body is not wanted: let a client that only sends now read the answer afterwards."""
+    """Drop a body that is not wanted, so that a client that only sends now reads the answer after
+    it."""
     if not waits_for_consent(request):
         await drop_rest(request)
 
 
 def announced_length(request: Request) -> int | None:
-    """Content-Length, where it is a number."""
+    """Return Content-Length if it is a number."""
     value = request.headers.get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 def waits_for_consent(request: Request) -> bool:
-    """The client sends nothing before we start to read (`Expect: 100-continue`)."""
+    """Return whether the client waits for us before it sends (`Expect: 100-continue`)."""
     return request.headers.get("expect", "").strip().lower() == "100-continue"
 
 
 async def _read(request: Request) -> bytes:
     check_encoding(request)
     length = announced_length(request)
-    refusal = BodyTooLarge(
-        f"the body is larger than {MAX_JSON} bytes, the most a JSON body may have"
-    )
+    refusal = BodyTooLarge(f"the body is larger than {MAX_JSON} bytes, the limit for JSON")
     if length is not None and length > MAX_JSON:
         await drop_unread(request)
         raise refusal
@@ -178,4 +177,4 @@ async def _read(request: Request) -> bytes:
 
 
 def _refuse_constant(name: str) -> Never:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

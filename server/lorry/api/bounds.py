@@ -1,4 +1,4 @@
-"""Types of the numbers in a request: the range is checked, documented and in the message."""
+"""Types of the numbers in a request: the range is checked, documented and in the error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """A finite number from `low` to `high`; with `above`, `low` itself is too little."""
+    """A finite number from `low` to `high`. With `above`, `low` itself is refused."""
 
     low: float
     high: float
@@ -41,7 +41,7 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A whole number may be written `5.0`, which JSON does not tell from `5`."""
+    """A whole number. It may be written `5.0`, which JSON does not distinguish from `5`."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -55,7 +55,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class FirstMistake:
-    """Of a list: its first wrong item is told, and not the million that may follow."""
+    """A list of which only the first wrong item is reported, not the million that may follow."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -66,15 +66,15 @@ class FirstMistake:
 
 
 MAX_TOKENS = 2**31 - 1
-"""Beyond any model; the model's own length is checked when the prompt is known."""
+"""Beyond any model; the model's own length is checked once the prompt is known."""
 
 ALL_ROOM = -1
 
 MAX_ANSWERS = 16
-"""Of `n` and `best_of`."""
+"""The most of `n` and `best_of`."""
 
 MAX_TOP = 20
-"""Of `top_logprobs` and its like: OpenAI's limit."""
+"""The most of `top_logprobs` and similar fields: OpenAI's limit."""
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
@@ -82,7 +82,7 @@ MAX_STOP_LENGTH = 1000
 Tokens = Annotated[int, Whole(), Within(1, MAX_TOKENS)]
 TokensOrNone = Annotated[int, Whole(), Within(0, MAX_TOKENS)]
 TokensOrAll = Annotated[int, Whole(), Within(-1, MAX_TOKENS)]
-"""`ALL_ROOM` is as many as the context has room for, as llama.cpp and LM Studio have it."""
+"""`ALL_ROOM` is as many as fit in the context, as in llama.cpp and LM Studio."""
 Temperature = Annotated[float, Within(0, 100)]
 TopK = Annotated[int, Whole(), Within(0, MAX_TOKENS)]
 TopKOrOff = Annotated[int, Whole(), Within(-1, MAX_TOKENS)]
@@ -98,7 +98,7 @@ TopOrAll = Annotated[int, Whole(), Within(-1, MAX_TOP)]
 """-1 is the whole vocabulary."""
 Texts = Annotated[list[str], FirstMistake()]
 TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
-"""Its range is the vocabulary's, which is looked at later."""
+"""The vocabulary's size is checked later."""
 Words = Annotated[list[Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]], FirstMistake()]
 Ids = Annotated[list[TokenId], FirstMistake()]
 Objects = Annotated[list[dict[str, Any]], FirstMistake()]

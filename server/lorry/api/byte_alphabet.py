@@ -1,4 +1,4 @@
-"""Tokens that are bytes: which decoders a tokenizer has, and GPT-2's alphabet."""
+"""Tokens that are bytes: a tokenizer's decoders, and GPT-2's alphabet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def decoder_kinds(backend: Any) -> list[str | None]:
-    """Of the parts of a tokenizer's decoder, in their order."""
+    """Return the types of the parts of a tokenizer's decoder, in order."""
     decoder = json.loads(backend.to_str()).get("decoder") or {}
     return [part.get("type") for part in decoder.get("decoders", [decoder])]
 
 
 def bytes_of_alphabet() -> dict[str, int]:
-    """GPT-2's: every byte as a printable character. The printable ones are themselves, the
-    others follow from U+0100 in order."""
+    """Return GPT-2's alphabet, in which every byte is a printable character. Printable bytes stand
+    for themselves; the others are U+0100 and following, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

@@ -47,19 +47,19 @@ from lorry_adapters.registry.record import AdapterChoice
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A body, resolved."""
+    """A resolved body."""
 
     choices: tuple[AdapterChoice, ...]
     jobs: list[Job]
     logprobs: bool
     prompts: Prompts
     telling: Callable[[], Telling]
-    """For each answer one."""
+    """Makes one for each answer."""
     n: int
-    """So many of the answers are given."""
+    """The number of answers that are returned."""
     report: TokenReport
     functions: bool = False
-    """Asked for and answered in the older words."""
+    """True for requests and answers with `functions`."""
 
 
 _EXAMPLE = {
@@ -70,7 +70,7 @@ _EXAMPLE = {
 
 class Chat:
     def __init__(self, openai: OpenAI, *, own_templates: bool = False) -> None:
-        """`own_templates`: a request may bring its own."""
+        """`own_templates`: a request may bring its own template."""
         self._openai = openai
         self._own_templates = own_templates
 
@@ -95,7 +95,7 @@ class Chat:
         return router
 
     async def chat(self, request: Request) -> Response:
-        """The next message of a conversation; with `stream`, chunks as they come."""
+        """The next message of a conversation; with `stream`, chunks."""
         body = await read_body(request, ChatBody)
         options = stream_options_of(body)
         asked = await until_gone(request.receive, self.asked(body))
@@ -117,13 +117,13 @@ class Chat:
         return await stream(request, runs, frames, self._openai.metrics)
 
     async def start(self, asked: ChatRequest, place: Place) -> list[Run]:
-        """The answers in the making."""
+        """Start generating the answers."""
         return await self._openai.runs.start(
             asked.jobs, asked.choices, place, param="messages", each=len(asked.jobs)
         )
 
     async def whole(self, asked: ChatRequest, place: Place) -> dict[str, Any]:
-        """Whole answers: `choices`, `usage` and `adapters`."""
+        """Return complete answers: `choices`, `usage` and `adapters`."""
         runs = await self.start(asked, place)
         made = await answers(runs)
         tellings = [asked.telling() for _ in made]
@@ -158,7 +158,7 @@ class Chat:
         return choice_to(choice) if asked.functions else choice
 
     async def asked(self, body: ChatBody) -> ChatRequest:
-        """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
+        """Resolve a body. Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         openai = self._openai
         if body.modalities not in (None, ["text"]):
             raise UnsupportedParameter("modalities: only text is served", param="modalities")
@@ -178,7 +178,7 @@ class Chat:
                     f"{grammar.param} and a forced tool_choice exclude each other",
                     param="tool_choice",
                 )
-            # It is the text's, and a forced answer has none. Instructor sends both.
+            # The format is for text, which a forced answer does not contain. Instructor sends both.
             grammar = None
         if body.chat_template and not self._own_templates:
             raise UnsupportedParameter(
@@ -205,10 +205,10 @@ class Chat:
             begun=_last(messages) if ending is TemplateEnding.OPEN else "",
             bound=tools.forced or grammar is not None,
         )
-        # The template has put every special token where it belongs.
+        # The template has already placed every special token.
         wanted = body.max_completion_tokens or body.max_tokens
         if wanted == 0:
-            raise InvalidRequest("max_tokens must be from 1, not 0", param="max_tokens")
+            raise InvalidRequest("max_tokens must be at least 1, not 0", param="max_tokens")
         ids = await openai.prompts.encode(
             manner.prompt,
             param="messages",
@@ -244,7 +244,7 @@ class Chat:
 
 
 class Deltas:
-    """The choices of a stream's chunks, from its steps."""
+    """Makes the choices of a stream's chunks from its steps."""
 
     def __init__(self, asked: ChatRequest) -> None:
         self._asked = asked
@@ -252,7 +252,7 @@ class Deltas:
         self._held: dict[int, list[Step]] = {}
         """Steps whose text is not certain yet."""
         self._untold: dict[int, list[Step]] = {}
-        """Steps that no choice has told of."""
+        """Steps that are not in any choice yet."""
 
     @property
     def reasoning_tokens(self) -> int:
@@ -273,7 +273,7 @@ class Deltas:
         if asked.logprobs and step.ending is not None and not deltas:
             deltas = [{"content": ""}]
         for delta in deltas:
-            # Those of all that was held come with the first.
+            # The first delta carries the log-probabilities of all held steps.
             held, self._held[index] = self._held[index], []
             logprobs = _logprobs(asked.prompts, held) if asked.logprobs and held else None
             made.append(_choice_of(index, delta, logprobs))
@@ -288,10 +288,10 @@ class Deltas:
 
 
 class ChatFrames:
-    """The frames of one stream."""
+    """Makes the frames of one stream."""
 
     def __init__(self, deltas: Deltas, chunks: Chunks, prompt: dict[str, Any]) -> None:
-        """`prompt`: what the first chunk tells of it."""
+        """`prompt`: the fields about the prompt in the first chunk."""
         self._deltas = deltas
         self._chunks = chunks
         self._prompt = prompt
@@ -314,7 +314,7 @@ class ChatFrames:
 
 
 def _variables(body: ChatBody) -> dict[str, Any]:
-    """Of the template."""
+    """Return the template's variables."""
     variables = dict(body.chat_template_kwargs or {})
     if body.enable_thinking is not None:
         variables.setdefault("enable_thinking", body.enable_thinking)
@@ -322,7 +322,7 @@ def _variables(body: ChatBody) -> dict[str, Any]:
 
 
 def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> TemplateEnding:
-    """Raises InvalidRequest."""
+    """Return the ending. Raises InvalidRequest."""
     if not body.continue_final_message:
         return (
             TemplateEnding.MESSAGE if body.add_generation_prompt is False else TemplateEnding.TURN
@@ -334,20 +334,20 @@ def _ending(body: ChatBody, messages: Sequence[Mapping[str, Any]]) -> TemplateEn
         )
     if messages[-1]["role"] != "assistant" or not messages[-1].get("content"):
         raise InvalidRequest(
-            "continue_final_message: the last message must be the assistant's, with a content",
+            "continue_final_message: the last message must be the assistant's and have content",
             param="continue_final_message",
         )
     return TemplateEnding.OPEN
 
 
 def _last(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text of the last message, if it is the assistant's."""
+    """Return the text of the last message if it is the assistant's."""
     last = messages[-1]
     return text_of(last.get("content")) if last["role"] == "assistant" else ""
 
 
 def _tools(body: ChatBody) -> Tools:
-    """Raises InvalidRequest, UnsupportedParameter."""
+    """Return the tools. Raises InvalidRequest, UnsupportedParameter."""
     if body.functions is None and body.function_call in (None, "none", "auto"):
         return tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     if body.tools is not None or body.tool_choice is not None:

@@ -1,4 +1,4 @@
-"""Chat's fields on the routes that ask for a chat in other words: Responses and Messages."""
+"""Chat's fields on the routes with a chat in another format: Responses and Messages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lorry.errors import UnsupportedParameter
 
 
 def taken(body: SharedBody, *, own: Set[str], answer: str) -> dict[str, Any]:
-    """The fields of `body` that say in chat what they say here; `own` are those that do not, and
-    `answer` is what one answer is called.
+    """Return the fields of `body` that mean the same in chat. `own` are those that do not; `answer`
+    is the route's name for one answer.
 
     Raises UnsupportedParameter.
     """
@@ -23,11 +23,11 @@ def taken(body: SharedBody, *, own: Set[str], answer: str) -> dict[str, Any]:
 
 
 def chat_body(fields: Mapping[str, Any]) -> ChatBody:
-    """Of fields that were checked."""
+    """Make a body of checked fields."""
     return ChatBody.model_construct(set(fields), **fields)
 
 
 def sent_as(body: SharedBody, names: Mapping[str, str]) -> dict[str, str]:
-    """Of `names`, what chat calls fields of the route, those that the client did not send under
-    chat's own name."""
+    """Return the entries of `names`, which are chat's names for the route's fields, without those
+    that the client sent under chat's own name."""
     return {name: here for name, here in names.items() if name not in body.model_fields_set}

@@ -23,8 +23,8 @@ from lorry.api.sifting import Listed
 class ChatBody(SharedBody):
     messages: Annotated[Messages, Listed({*KEYS, "function_call"})] = Field(
         description="`role` (system, developer, user, assistant, tool, function) and "
-        "`content`, a text or a list of text parts; the template gets them in the form that it "
-        "takes.",
+        "`content`, a string or a list of text parts; they are converted to the form that the "
+        "template takes.",
     )
     max_completion_tokens: TokensOrAll | None = None
     logprobs: bool | None = None
@@ -36,26 +36,26 @@ class ChatBody(SharedBody):
     )
     parallel_tool_calls: bool | None = Field(
         default=None,
-        description="false: one call at most. A forced answer has several only where it is true.",
+        description="false: at most one call. A forced answer has several only if it is true.",
     )
     tool_prompt: str | None = Field(
         default=None,
-        description="The text in front of the tools, where a prompt of Lorry's carries them.",
+        description="The text before the tools, if Lorry's own prompt describes them.",
     )
     functions: Functions | None = Field(
-        default=None, description="The older word for `tools`: each is one's `function`."
+        default=None, description="The older form of `tools`: each is a tool's `function`."
     )
     function_call: FunctionCallChoice | None = Field(
-        default=None, description="The older word for `tool_choice`: auto, none or a `name`."
+        default=None, description="The older form of `tool_choice`: auto, none or a `name`."
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="Variables of the template, as `enable_thinking`."
+        default=None, description="Variables of the template, such as `enable_thinking`."
     )
     enable_thinking: bool | None = Field(
-        default=None, description="For templates that have this switch: whether the model reasons."
+        default=None, description="For templates with this switch: whether the model reasons."
     )
     include_reasoning: bool | None = Field(
-        default=None, description="false: the reasoning is not part of the answer."
+        default=None, description="false: the answer does not contain the reasoning."
     )
     chat_template: str | None = Field(
         default=None,
@@ -64,11 +64,11 @@ class ChatBody(SharedBody):
     )
     add_generation_prompt: bool | None = Field(
         default=None,
-        description="false: the prompt ends with the last message; nobody's turn is begun.",
+        description="false: the prompt ends with the last message, and no turn is begun.",
     )
     continue_final_message: bool | None = Field(
         default=None,
-        description="The answer goes on with the last message, which is the assistant's.",
+        description="The answer continues the last message, which must be the assistant's.",
     )
     echo: bool | None = Field(
         default=None,
@@ -79,13 +79,13 @@ class ChatBody(SharedBody):
     )
     add_special_tokens: bool | None = Field(
         default=None,
-        description="Whether the tokenizer puts special tokens around what the template has made; "
-        "absent: no, templates write their own.",
+        description="Whether the tokenizer adds special tokens around the template's text. "
+        "Absent: no, as templates write their own.",
     )
     parse_special: bool | None = Field(
         default=None,
-        description="Whether special tokens in the text of messages are those tokens. Absent: no, "
-        "they are text, and nothing in a message can end it or speak for somebody else.",
+        description="Whether special tokens in the text of messages are read as such. Absent: no, "
+        "they are plain text, and no message can end itself or speak in another role.",
     )
     modalities: Texts | None = Field(default=None, description="Only text.")
     prediction: Idle = None
@@ -107,10 +107,10 @@ class ChatMessage(BaseModel):
     role: str
     content: str | None
     reasoning_content: str | None = None
-    """What a model that reasons said before it answered."""
+    """The reasoning before the answer."""
     tool_calls: list[ToolCall] | None = None
     function_call: FunctionCall | None = None
-    """Instead of `tool_calls`, where `functions` were asked for."""
+    """Instead of `tool_calls`, if the request has `functions`."""
 
 
 class TopLogprob(BaseModel):
@@ -146,15 +146,15 @@ class ChatAnswer(SharedAnswer):
 
 class FunctionDelta(BaseModel):
     name: str | None = None
-    """With the first delta of a call."""
+    """In the first delta of a call."""
     arguments: str | None = None
-    """What comes next of the JSON."""
+    """The next piece of the JSON."""
 
 
 class ToolCallDelta(BaseModel):
     index: int
     id: str | None = None
-    """With the first delta of a call; so is `type`."""
+    """In the first delta of a call, like `type`."""
     type: str | None = None
     function: FunctionDelta
 
@@ -173,11 +173,11 @@ class ChatChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None = None
-    """With the last chunk."""
+    """In the last chunk."""
     token_ids: list[int] | None = None
 
 
 class ChatChunk(SharedAnswer):
     choices: list[ChatChunkChoice]
     prompt_token_ids: list[int] | None = None
-    """With the first chunk."""
+    """In the first chunk."""

@@ -1,10 +1,10 @@
-"""In what form a chat template wants messages: content as a text or in parts, a call's
-arguments as an object or as JSON, which roles.
+"""Finds out in which form a chat template takes messages: content as a string or in parts, a
+call's arguments as an object or as JSON, and which roles.
 
-Templates differ, and nothing in a model's files says how. So each is tried with a short
-conversation of every role, once: what it writes of a text, and of the same in parts, tells
-what it can take. A part that a template would pass over, or would write as Python writes a
-list, never reaches it.
+Templates differ, and a model's files do not say how. So each template is tried once with short
+conversations of every role, with a string and with the same text in parts; its output shows which
+it supports. Parts that a template would ignore, or print like a Python list, are never given
+to it.
 """
 
 from __future__ import annotations
@@ -27,62 +27,62 @@ REFUSALS = (
     AttributeError,
     RecursionError,
 )
-"""What rendering raises where a template and messages do not fit."""
+"""Exceptions of rendering if a template and messages do not fit."""
 
 Messages = Sequence[Mapping[str, Any]]
 
 _ONE, _TWO = "lorry-first", "lorry-second"
 
 _WRITTEN_OUT = re.compile(r"""text\\?['"]: ?\\?['"]lorry-""")
-"""A part as Python or JSON writes it."""
+"""A part as Python or JSON prints it."""
 
 _CALL_ID = "call00001"
-"""Of nine characters, which is what Mistral's templates ask for."""
+"""Nine characters, as Mistral's templates require."""
 
 _ASKED = {"role": "user", "content": "a"}
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
 
 _LONG_ID = "call_0123456789abcdef01234567"
-"""As clients send it."""
+"""A typical id from a client."""
 
 
 class TemplateForm(Enum):
-    """What a template takes as a message's content."""
+    """The form of a message's content."""
 
     TEXT = auto()
     PARTS = auto()
-    """Any number of them."""
+    """A list of any number of parts."""
     PART = auto()
-    """A list, of which it reads the first."""
+    """A list of which the template reads only the first part."""
 
 
 class TemplatePlace(Enum):
-    """Where a template looks for tools."""
+    """Where a template reads tools."""
 
     VARIABLE = auto()
-    """`tools`, as most do."""
+    """`tools`, as in most templates."""
     SYSTEM = auto()
-    """The system message's `tools`, JSON in a text, as Phi-4 does."""
+    """The system message's `tools`, as a JSON string, as in Phi-4."""
     NOWHERE = auto()
 
 
 class TemplateEnding(Enum):
-    """What a rendered chat ends with."""
+    """The end of a rendered chat."""
 
     TURN = auto()
     """The beginning of the assistant's turn."""
     MESSAGE = auto()
     """The last message."""
     OPEN = auto()
-    """The last message, without what would end it: it is to be continued."""
+    """The last message without its end mark, so that the answer continues it."""
 
 
 class ChatTemplate:
-    """What one template takes. Thread-safe: to find the same twice does no harm."""
+    """The forms that one template takes. Thread-safe: finding one twice does no harm."""
 
     def __init__(self, source: str, render: Callable[..., str]) -> None:
-        """`render` takes messages and, by name, `tools`; it may raise any of `REFUSALS`."""
+        """`render` takes messages and, by name, `tools`. It may raise any of `REFUSALS`."""
         self._render = render
         self._texts: dict[str, TemplateForm] = {}
         self._parts: dict[str, TemplateForm] = {}
@@ -93,19 +93,19 @@ class ChatTemplate:
         self._knows_developer = re.search(r"""['"]developer['"]""", source) is not None
 
     def fitted(self, messages: Messages) -> list[dict[str, Any]]:
-        """The same messages as the template takes them. Content is a text, a list of text
-        parts, or absent; arguments are an object, or JSON."""
+        """Return the messages in the template's form. Content is a string, a list of text parts, or
+        absent; arguments are an object, or JSON."""
         return [self._fitted(message) for message in messages]
 
     def takes_system(self) -> bool:
-        """Whether it shows a system message at all."""
+        """Return whether it shows system messages."""
         if self._system is None:
             contents = (_ONE + _TWO, _parts(_ONE + _TWO))
             self._system = any(self._shows("system", content) for content in contents)
         return self._system
 
     def tools_place(self) -> TemplatePlace:
-        """Where tools must be for the template to show them. Some speak of tools and show none."""
+        """Return where the template reads tools. Some mention tools and show none."""
         if self._place is None:
             system = {"role": "system", "content": "a"}
             function = {"name": _ONE, "description": "a", "parameters": _NO_PARAMETERS}
@@ -120,7 +120,7 @@ class ChatTemplate:
         return self._place
 
     def _names(self, messages: Messages, tools: list[dict[str, Any]] | None) -> bool:
-        """Whether the template writes the name of the function."""
+        """Return whether the template writes the name of the function."""
         try:
             return _ONE in self._render(messages, tools=tools)
         except REFUSALS:
@@ -158,7 +158,7 @@ class ChatTemplate:
         return {**fitted, "id": self._id(call["id"])} if call.get("id") else fitted
 
     def _takes_json(self) -> bool:
-        """Whether arguments are JSON for it, and no object."""
+        """Return whether it takes arguments as JSON rather than as an object."""
         if self._arguments_as_json is None:
             self._arguments_as_json = not self._calls({_ONE: _TWO}) and self._calls(
                 json.dumps({_ONE: _TWO})
@@ -169,8 +169,8 @@ class ChatTemplate:
         return json.dumps({}) if self._takes_json() else {}
 
     def _id(self, given: str) -> str:
-        """A call's id. Mistral's templates take none that is longer than theirs, and an id means
-        nothing but that a result belongs to a call."""
+        """Return a call's id for the template. Mistral's templates refuse longer ids than their
+        own, and an id only connects a result with its call."""
         if self._short_ids is None:
             self._short_ids = not self._identifies(_LONG_ID) and self._identifies(_CALL_ID)
         if not self._short_ids or (len(given) == len(_CALL_ID) and given.isalnum()):
@@ -178,7 +178,7 @@ class ChatTemplate:
         return hashlib.sha256(given.encode()).hexdigest()[: len(_CALL_ID)]
 
     def _identifies(self, given: str) -> bool:
-        """Whether the template takes calls and results with this id."""
+        """Return whether the template takes calls and results with this id."""
         try:
             self._render(_called(self._no_arguments(), call_id=given))
         except REFUSALS:
@@ -186,8 +186,8 @@ class ChatTemplate:
         return True
 
     def _calls(self, arguments: object) -> bool:
-        """Whether the template writes a call's arguments given so, and not as Python or, once
-        more, as JSON would."""
+        """Return whether the template writes a call's arguments in this form correctly, neither as
+        Python would print them nor encoded as JSON twice."""
         try:
             text = self._render(_called(arguments))
         except REFUSALS:
@@ -208,7 +208,8 @@ class ChatTemplate:
         return forms[role]
 
     def _shows(self, role: str, content: object) -> bool:
-        """Whether the template writes all of a message with this content, and only its text."""
+        """Return whether the template writes all of a message with this content, and only its
+        text."""
         if role == "tool":
             conversation = _called(self._no_arguments(), result=content)
         else:
@@ -225,7 +226,7 @@ def _parts(*texts: str) -> list[dict[str, str]]:
 
 
 def _conversation(role: str, content: object) -> list[dict[str, Any]]:
-    """One with a message of that role where such a message stands."""
+    """Return a conversation with a message of that role in a usual position."""
     tried = {"role": role, "content": content}
     if role in ("system", "developer"):
         return [tried, _ASKED]
@@ -235,7 +236,7 @@ def _conversation(role: str, content: object) -> list[dict[str, Any]]:
 def _called(
     arguments: object, *, call_id: str = _CALL_ID, result: object = "a"
 ) -> list[dict[str, Any]]:
-    """One with a call and its result."""
+    """Return a conversation with a call and its result."""
     call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
     answered = {"role": "tool", "content": result, "name": "f", "tool_call_id": call_id}
     return [_ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, answered]

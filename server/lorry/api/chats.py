@@ -1,4 +1,4 @@
-"""Chats as the model gets them: messages through a template, and tools with them."""
+"""Renders chats for the model: messages, and tools, through a template."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A chat as the model gets it, and how that asks it to answer."""
+    """A rendered chat, and the notation that it asks the model to use."""
 
     text: str
-    """With marks of `control_tokens` in it."""
+    """Contains the marks of `control_tokens`."""
     notation: Notation
-    """Of calls that the model makes by itself."""
+    """The notation of calls that the model makes by itself."""
     thoughts: Thoughts | None
-    """The marks that it reasons in, if it does."""
+    """The marks around the model's reasoning, if it reasons."""
 
 
 _SOURCES = 32
@@ -42,7 +42,7 @@ _SOURCES = 32
 
 
 class Chats:
-    """The chat template, as requests need it. Thread-safe."""
+    """Renders requests' chats. Thread-safe."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Chats:
         rendering: Executor | None = None,
         foreign: bool = False,
     ) -> None:
-        """`notation`: what the base writes calls in; None: what its template asks for.
-        `rendering`, `foreign`: as `Prompts.with_tokenizer`; without threads of their own, requests'
-        templates take those of texts."""
+        """`notation`: the base's notation of calls; None for that of its template. `rendering`,
+        `foreign`: as in `Prompts.with_tokenizer`; without threads of their own, requests' templates
+        are rendered by those for texts."""
         self._tokenizer = tokenizer
         self._workers = workers
         self._tool_prompt = tool_prompt
@@ -65,17 +65,17 @@ class Chats:
         self._thoughts = thoughts
         self._rendering = rendering
         self._foreign = foreign
-        # An adapter's tokenizer hands them on to transformers' own.
+        # An adapter's tokenizer passes them on to transformers' own.
         parameters = inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
         self._reserved = frozenset({*parameters, "messages", "tools"})
-        """Names that are no variables of a template's own."""
+        """Names that a template cannot use for variables of its own."""
         self._forms: dict[str, ChatTemplate] = {}
         self._controls: dict[str, ControlTokens] = {}
 
     def with_tokenizer(
         self, tokenizer: PreTrainedTokenizerFast, rendering: Executor, *, foreign: bool
     ) -> Chats:
-        """As `Prompts.with_tokenizer`."""
+        """As in `Prompts.with_tokenizer`."""
         return Chats(
             tokenizer,
             self._workers,
@@ -98,12 +98,12 @@ class Chats:
         tool_prompt: str | None = None,
         parse_special: bool = False,
     ) -> Rendered:
-        """`messages` through the base's own template, or `template`, in the form that it takes,
-        ready for the answer. Control tokens in what the client sent are marked, for
-        `Prompts.encode` to make text of them, unless `parse_special`.
+        """Render `messages` through the base's own template or `template`, in the form that it
+        takes, ready for the answer. Unless `parse_special`, control tokens in the client's text are
+        marked, and `Prompts.encode` reads them as text.
 
-        Raises UnsupportedParameter where the base has no template, or one without documents, or
-        without tools where no other prompt may carry them; InvalidRequest where the template
+        Raises UnsupportedParameter if the base has no template, or if the template takes no
+        documents, or no tools and no other prompt may carry them; InvalidRequest if the template
         refuses the messages.
         """
         with_tools = tools is not None or speaks_of_tools(messages)
@@ -120,7 +120,7 @@ class Chats:
                 documents, variables = control.marked(documents), control.marked(variables)
             except RecursionError as error:
                 raise InvalidRequest(
-                    "messages: they, or what belongs to them, are nested too deeply",
+                    "messages: the messages or their tools are nested too deeply",
                     param="messages",
                 ) from error
             tool_prompt = control.marked(tool_prompt)
@@ -150,7 +150,7 @@ class Chats:
                 given = carried(messages, tools, in_system=form.takes_system(), lead=lead)
             elif tools is not None and tool_prompt:
                 raise UnsupportedParameter(
-                    "tool_prompt: this base's chat template has words of its own; leave it out",
+                    "tool_prompt: this base's chat template describes tools itself; leave it out",
                     param="tool_prompt",
                 )
             elif tools is not None and place is TemplatePlace.SYSTEM:
@@ -162,7 +162,7 @@ class Chats:
             except REFUSALS:
                 if all("content" in message for message in fitted):
                     raise
-                # A template that knows of no message without a content.
+                # For a template that cannot handle a message without content.
                 filled = [{"content": "", **message} for message in fitted]
                 text = render(filled, tools=render_with)
             notation = HERMES if in_words else self._notation or notation_of(source)
@@ -200,7 +200,7 @@ class Chats:
     def _in_words(
         self, source: str, tools: Sequence[Mapping[str, Any]] | None, place: TemplatePlace
     ) -> bool:
-        """Whether tools, calls and results reach this template in words.
+        """Return whether tools, calls and results reach this template as text.
 
         Raises UnsupportedParameter."""
         missing = (
@@ -232,7 +232,7 @@ class Chats:
     def _render(
         self, source: str, messages: Messages, /, *, tools: Messages | None = None, **more: Any
     ) -> str:
-        """`more`: what `apply_chat_template` and the template take besides."""
+        """`more`: other arguments of `apply_chat_template` and variables of the template."""
         return str(
             self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -253,5 +253,5 @@ class Chats:
 
 
 def _takes(name: str, source: str) -> bool:
-    """Whether a template reads this variable."""
+    """Return whether a template reads this variable."""
     return re.search(rf"\b{name}\b", source) is not None

@@ -1,8 +1,8 @@
-"""`POST /classify`: what a classifier adapter (PEFT's SEQ_CLS) says of a text.
+"""`POST /classify`: the labels of a text from a classifier adapter (PEFT's SEQ_CLS).
 
-PEFT's files hold a classifier's head and no names of its labels. Where a config.json beside
-them names them (`id2label`), those are the names; else labels are called as transformers calls
-them where it knows no more: LABEL_0, LABEL_1, ...
+PEFT's files contain a classifier's head but not the names of its labels. They are read from a
+config.json beside them (`id2label`). Without it, labels are named like transformers' default:
+LABEL_0, LABEL_1, ...
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from lorry.errors import InvalidRequest
 class ClassifyBody(Body):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
-    inputs: PromptField = Field(description="A text, its token ids, or a list of either.")
+    inputs: PromptField = Field(description="A string, its token ids, or a list of either.")
     adapter: AdapterField = None
     adapter_id: AdapterField = Field(default=None, description="Another name for `adapter`.")
     truncate: Tokens | None = Field(default=None, description="Keep that many of the last tokens.")
     add_special_tokens: SpecialTokens = None
     raw_scores: bool | None = Field(
-        default=None, description="Scores as the head gives them, before softmax (or sigmoid)."
+        default=None, description="Scores before softmax (or sigmoid), as the head returns them."
     )
 
 
@@ -52,7 +52,7 @@ class Label(BaseModel):
 
 class ClassifyAnswer(BaseModel):
     predictions: list[Label] | list[list[Label]] = Field(
-        description="Likeliest first; a list of them for a list of inputs."
+        description="The likeliest first; a list of such lists for a list of inputs."
     )
     adapters: list[AdapterUsed]
 
@@ -79,7 +79,7 @@ class Classify:
         return router
 
     async def classify(self, request: Request) -> Response:
-        """The labels that an adapter with a classifier's head gives a text, likeliest first."""
+        """The labels that a classifier adapter gives a text, the likeliest first."""
         body = await read_body(request, ClassifyBody)
         return JSONResponse(await until_gone(request.receive, self._answer(request, body)))
 
@@ -112,12 +112,12 @@ class Classify:
 
 
 def is_list(inputs: object) -> bool:
-    """More than one input, or a list of one."""
+    """Return whether there are several inputs, or a list of one."""
     return isinstance(inputs, list) and not all(type(one) is int for one in inputs)
 
 
 def probability(score: float) -> float:
-    """The sigmoid of a single label's score."""
+    """Return the sigmoid of a single label's score."""
     # Written so that no exponential overflows.
     small = math.exp(-abs(score))
     return 1 / (1 + small) if score >= 0 else small / (1 + small)
@@ -126,8 +126,8 @@ def probability(score: float) -> float:
 def labels(
     scores: Sequence[float], names: Sequence[str] = (), *, raw: bool
 ) -> list[dict[str, Any]]:
-    """Softmax over several labels, the sigmoid of a single one; the highest first. `names`
-    count where there is one for each."""
+    """Return softmax over several labels, or the sigmoid of a single one; the highest first.
+    `names` are used if there is one for each label."""
     values = list(scores)
     if not raw and len(values) == 1:
         values = [probability(values[0])]

@@ -40,14 +40,14 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry_adapters.registry.record import AdapterChoice
 
 DEFAULT_TOKENS = 16
-"""OpenAI's."""
+"""OpenAI's default."""
 
 MAX_PROMPTS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionsRequest:
-    """A body, resolved: `each` jobs for every prompt, `n` of them shown."""
+    """A resolved body: `each` jobs for every prompt, of which `n` are returned."""
 
     prompts: list[Prompt]
     choices: tuple[AdapterChoice, ...]
@@ -57,12 +57,12 @@ class CompletionsRequest:
     echo: bool
     logprobs: bool
     top: int
-    """How many of the likeliest they have beside each token."""
+    """How many of the likeliest tokens are listed beside each token."""
     report: TokenReport
     silent: bool
-    """No new token was asked for: only the echo is shown."""
+    """No new token was requested: only the echo is returned."""
     words: Prompts
-    """The tokenizer of all of it."""
+    """The tokenizer for all prompts and answers."""
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Logprobs:
     )
 
     def prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], top: int) -> None:
-        """`top`: so many of the likeliest stand beside each token."""
+        """Add the prompt's tokens, with the `top` likeliest beside each."""
         text = Detokenizer(self.prompts.decode, self.prompts.special_ids)
         for token_id, one in zip(ids, logprobs, strict=True):
             self._add(token_id, one, () if one is None else one.top[:top], text.push(token_id))
@@ -92,7 +92,7 @@ class Logprobs:
     def _add(
         self, token_id: int, one: TokenLogprob | None, likeliest: Sequence[TokenLogprob], text: str
     ) -> None:
-        """`one`: None for the first token of all, which nothing predicts."""
+        """`one` is None for the very first token, which nothing predicts."""
         top = None
         if one is not None:
             top = {self._label(other.token_id): logprob_of(other) for other in likeliest}
@@ -104,7 +104,7 @@ class Logprobs:
         self.offset += len(text)
 
     def _label(self, token_id: int) -> str:
-        """A token's text; `bytes:\\xf0\\x9f` for a part of a character, as OpenAI has it,
+        """Return a token's text, or `bytes:\\xf0\\x9f` for a part of a character, as OpenAI does,
         because all of those would look alike."""
         text = self.prompts.text_of(token_id)
         if "\ufffd" in text:
@@ -114,14 +114,14 @@ class Logprobs:
         return text
 
     def take(self) -> dict[str, list[Any]]:
-        """What was added since the last call."""
+        """Return the entries added since the last call."""
         taken = self.columns
         self.columns = {name: [] for name in taken}
         return taken
 
 
 class Texts:
-    """The frames of one stream."""
+    """Makes the frames of one stream."""
 
     def __init__(self, asked: CompletionsRequest, chunks: Chunks) -> None:
         self._asked = asked
@@ -130,7 +130,7 @@ class Texts:
         self._begun = [False] * len(asked.jobs)
         self._told = [False] * len(asked.jobs)
         self._untold: list[list[Step]] = [[] for _ in asked.jobs]
-        """Steps that no chunk has told of."""
+        """Steps that are not in any chunk yet."""
 
     def step(self, index: int, step: Step) -> bytes:
         asked, columns = self._asked, self._columns[index]
@@ -200,7 +200,7 @@ class Completions:
         return router
 
     async def complete(self, request: Request) -> Response:
-        """What follows a text, or each of several; with `stream`, chunks as they come."""
+        """The continuation of a text, or of each of several; with `stream`, chunks."""
         body = await read_body(request, CompletionsBody)
         options = stream_options_of(body)
         asked = await until_gone(request.receive, self._asked(body))
@@ -265,7 +265,7 @@ class Completions:
         }
 
     async def _asked(self, body: CompletionsBody) -> CompletionsRequest:
-        """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
+        """Resolve a body. Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         openai = self._openai
         if body.suffix:
             raise UnsupportedParameter("suffix is not served; leave it out", param="suffix")
@@ -276,7 +276,7 @@ class Completions:
         silent = body.max_tokens == 0
         if silent and not echo:
             raise InvalidRequest(
-                "max_tokens must be from 1 without echo, not 0", param="max_tokens"
+                "max_tokens must be at least 1 without echo, not 0", param="max_tokens"
             )
         prompts = await prompts_of(
             body.prompt,
@@ -320,5 +320,5 @@ def _most(*counts: int | None) -> int | None:
 
 
 def shown(step: Step) -> bool:
-    """An end-of-text token is counted, and is no part of what is shown."""
+    """Return whether a step is shown. An end-of-text token is counted but not shown."""
     return not (step.ending is Ending.EOS and step.special)

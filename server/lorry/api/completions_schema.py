@@ -30,7 +30,7 @@ PromptField = Annotated[
 
 
 class CompletionsBody(SharedBody):
-    prompt: PromptField = Field(description="A text, its token ids, or a list of either.")
+    prompt: PromptField = Field(description="A string, its token ids, or a list of either.")
     echo: bool | None = None
     logprobs: Top | None = None
     suffix: str | None = Field(default=None, description="Not served: refused.")

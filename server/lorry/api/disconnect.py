@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """`work`'s result. When the client goes first, `work` is cancelled and waited for.
+    """Return the result of `work`. If the client leaves first, `work` is cancelled and waited for.
 
     The request's body must have been read. Raises ClientDisconnect.
     """
@@ -25,7 +25,7 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Res
             raise ClientDisconnect
         return task.result()
     finally:
-        # Also when this coroutine is cancelled from outside: nothing outlives the request.
+        # Also if this coroutine is cancelled from outside: nothing outlives the request.
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)

@@ -1,5 +1,5 @@
-"""OpenAPI, and the page that shows it: bodies that routes read themselves, every schema they
-use, examples, and who needs a key. Nothing of the page comes from elsewhere."""
+"""OpenAPI and the page that shows it: bodies that routes read themselves, all schemas, examples,
+and the routes that need a key. The page loads nothing from other sites."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = "/docs"
 DOCUMENT = "/openapi.json"
 
 _FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-"""Swagger UI, as fastapi-offline brings it; of that package nothing else is used."""
+"""Swagger UI as packaged by fastapi-offline; nothing else of that package is used."""
 
 PATHS = (PAGE, DOCUMENT, *(f"{PAGE}/{name}" for name in _FILES))
 
@@ -36,8 +36,8 @@ _HEADER = "#/components/headers/{name}"
 
 _HEADERS: Mapping[str, Mapping[str, Any]] = {
     REQUEST_ID: {
-        "description": "What the request is called in the server's log: the name that came with "
-        "it, or a new one",
+        "description": "The request's name in the server's log: the one that came with it, or a "
+        "new one",
         "required": True,
     },
     IGNORED: {"description": "Fields of the body that were accepted and had no effect"},
@@ -48,7 +48,7 @@ _HEADERS: Mapping[str, Mapping[str, Any]] = {
     "Cache-Control": {"description": "no-cache, with events"},
     "X-Accel-Buffering": {"description": "no, with events: nginx passes each on at once"},
 }
-"""Of answers, beside those that HTTP itself has."""
+"""Headers of answers, beside those of HTTP itself."""
 
 _ALWAYS = (REQUEST_ID,)
 _OF_BODIES = (IGNORED,)
@@ -63,11 +63,12 @@ _OF_STATUS = {
 _EVENTS = "text/event-stream"
 
 PLAIN: Mapping[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
-"""The `content` of an answer that is a text."""
+"""The `content` of a plain text answer."""
 
 
 def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The `openapi_extra` of a route with that JSON body. `example` succeeds as it stands."""
+    """Return the `openapi_extra` of a route with that JSON body. `example` must succeed as it
+    is."""
     schema = {"$ref": _REF.format(model=kind.__name__)}
     media: dict[str, Any] = {"schema": schema}
     if example is not None:
@@ -76,7 +77,7 @@ def json_body(kind: type[BaseModel], example: Mapping[str, Any] | None = None) -
 
 
 def events_of(name: str) -> dict[str, Any]:
-    """The `content` of a stream; its events hold JSON of the schema `name`."""
+    """Return the `content` of a stream whose events contain JSON of the schema `name`."""
     data = {
         "type": "string",
         "contentMediaType": "application/json",
@@ -87,15 +88,15 @@ def events_of(name: str) -> dict[str, Any]:
 
 
 def headers(*names: str) -> dict[str, Any]:
-    """The `headers` of an answer that has those."""
+    """Return the `headers` of an answer."""
     return {name: {"$ref": _HEADER.format(name=name)} for name in names}
 
 
 def install(
     app: FastAPI, kinds: Sequence[type[BaseModel]], *, keyed: bool, open_paths: Collection[str]
 ) -> None:
-    """Serve an OpenAPI document that holds `kinds` beside what FastAPI finds by itself, and
-    its page. `keyed`: requests need a key, but for those of `open_paths`."""
+    """Serve an OpenAPI document, with `kinds` beside the schemas that FastAPI finds, and its page.
+    `keyed`: requests need a key, except on `open_paths`."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -119,7 +120,7 @@ def install(
             for operation in _operations(document):
                 _complete(operation)
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "description": "What --api-key says"}
+                "key": {"type": "http", "scheme": "bearer", "description": "The server's --api-key"}
             }
             document["security"] = [{"key": []}] if keyed else [{}, {"key": []}]
             for path in open_paths:
@@ -156,8 +157,8 @@ def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _complete(operation: dict[str, Any]) -> None:
-    """The headers that any answer can have; and no JSON beside what a route says of its own
-    answer: FastAPI adds it to every one."""
+    """Add the headers that any answer can have. Remove the JSON that FastAPI adds to every answer
+    even if the route declares another type."""
     for status, response in operation["responses"].items():
         content = response.get("content", {})
         if len(content) > 1 and content.get("application/json") == {"schema": {}}:
@@ -173,15 +174,15 @@ def _complete(operation: dict[str, Any]) -> None:
 def _file(name: str, kind: str) -> Any:
     def serve(request: Request) -> Response:
         content = (files("fastapi_offline") / "static" / name).read_bytes()
-        # The page's files change with the installed version only.
+        # The page's files change only with the installed version.
         return Response(content, media_type=kind, headers={"Cache-Control": "max-age=3600"})
 
     return serve
 
 
 def _drop_fastapi_s_refusals(document: dict[str, Any]) -> None:
-    """FastAPI adds a 422 of its own shape to every route with a parameter. No answer here has
-    that shape, and a path takes any text."""
+    """Remove FastAPI's own 422 from routes with a parameter. No answer here has that shape, and a
+    path takes any string."""
     for operation in _operations(document):
         refusal = operation["responses"].get("422")
         if refusal is not None and "HTTPValidationError" in str(refusal):

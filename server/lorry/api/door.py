@@ -1,8 +1,7 @@
-"""Where requests for the engine come in: a full queue refuses them here.
+"""Refuses requests for the engine if the queue is full.
 
-Before the body is read, where that can be told then; before it is parsed and made tokens
-at the latest (`visit.arrived`). A refusal costs next to nothing, so that hundreds of them
-hold nobody up.
+The check runs before the body is read if possible, otherwise at the latest before it is parsed and
+tokenized (`visit.arrived`). A refusal costs next to nothing, so hundreds of them delay nobody.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lorry.metrics import Metrics
 
 
 class Door:
-    """ASGI middleware. `paths` are those that the engine's requests are posted to."""
+    """ASGI middleware. `paths` are the paths of requests for the engine."""
 
     def __init__(
         self, app: ASGIApp, *, client: EngineClient, paths: Collection[str], metrics: Metrics

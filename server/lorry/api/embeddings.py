@@ -35,31 +35,31 @@ Dimensions = Annotated[
     int,
     Whole(),
     Within(1, MAX_TOKENS),
-    Field(description="The first so many numbers of each vector, before it is made of length 1."),
+    Field(description="Keep this many leading numbers of each vector; its length is 1 again."),
 ]
 
 
 class EmbeddingsBody(Body):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
-    input: PromptField = Field(description="A text, its token ids, or a list of either.")
+    input: PromptField = Field(description="A string, its token ids, or a list of either.")
     model: str | None = Field(
         default=None,
         description="The base's name, an adapter's, or name@version; absent: the base.",
     )
     adapter: AdapterField = Field(
         default=None,
-        description="Any adapter spec; where it is given, null too, it wins over `model`.",
+        description="Any adapter spec; if given, even as null, it takes precedence over `model`.",
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Dimensions | None = None
     pooling: Literal["last", "mean"] | None = Field(
-        default=None, description="Of the tokens' hidden states; `last` where absent."
+        default=None, description="How the tokens' hidden states are pooled; `last` by default."
     )
-    normalize: bool | None = Field(default=None, description="To length 1; true where absent.")
+    normalize: bool | None = Field(default=None, description="To length 1; true by default.")
     truncate_prompt_tokens: TokensOrAll | None = Field(
         default=None,
-        description="So many of a text's last tokens are kept; -1: as many as the context has.",
+        description="Keep this many of a text's last tokens; -1: as many as fit in the context.",
     )
     add_special_tokens: SpecialTokens = None
     user: Idle = None
@@ -139,10 +139,10 @@ class Embeddings:
 def shaped(
     vector: Sequence[float], dimensions: int | None, normalize: bool | None
 ) -> tuple[float, ...]:
-    """A vector as a request asks for it. Raises InvalidRequest."""
+    """Return a vector in the requested form. Raises InvalidRequest."""
     if dimensions is not None and dimensions > len(vector):
         raise InvalidRequest(
-            f"dimensions is {dimensions}; the vectors of this base have {len(vector)} numbers",
+            f"dimensions is {dimensions}, but the vectors of this base have {len(vector)} numbers",
             param="dimensions",
         )
     shown = tuple(vector[:dimensions])
@@ -150,11 +150,11 @@ def shaped(
 
 
 def unit(vector: Sequence[float]) -> tuple[float, ...]:
-    """The same direction, of length 1; a vector of zeros stays."""
+    """Return a vector scaled to length 1; a zero vector is returned as it is."""
     length = math.sqrt(sum(value * value for value in vector)) or 1.0
     return tuple(value / length for value in vector)
 
 
 def _base64(vector: Sequence[float]) -> str:
-    """As OpenAI has it: fp32, little-endian."""
+    """Encode like OpenAI: fp32, little-endian."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,9 +1,9 @@
-"""Errors as HTTP: one table from a class to its status, code and type; three shapes of body.
+"""Errors as HTTP: one table from a class to its status, code and type, and three body shapes.
 
-The routes that TGI's and LoRAX's clients speak answer in TGI's shape, Anthropic's in Anthropic's,
-everything else in OpenAI's. OpenAI's and Anthropic's routes say 400 where others say 422: their
-clients know no other class of error for what a request got wrong. A message never holds a
-traceback: what nobody foresaw is logged, and the client reads that it was the server's fault.
+The routes of TGI's and LoRAX's clients answer in TGI's shape, Anthropic's in Anthropic's, and all
+others in OpenAI's. OpenAI's and Anthropic's routes say 400 where others say 422, because their
+clients know no other class for a bad request. A message never contains a traceback: unforeseen
+errors are logged, and the client learns only that the server failed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from lorry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
-"""nginx's status for nobody there to read it; it shows in logs only."""
+"""nginx's status for a client that is gone; it appears in logs only."""
 
 UNREADY_RETRY = 5
 """Seconds until another server, or this one again, may take requests."""
 
 
 class HttpError(LorryError):
-    """A request that HTTP itself makes wrong; `param` names a header or a field."""
+    """A request that is wrong at the level of HTTP; `param` names a header or a field."""
 
     param: str | None = None
 
@@ -82,7 +82,7 @@ class CrossSite(HttpError):
 
 
 class NoSuchRoute(HttpError):
-    """`routes` are those that there are."""
+    """`routes` are the existing ones."""
 
     def __init__(self, message: str, routes: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class PreviousNotFound(HttpError):
 
 
 class InvalidFields(InvalidRequest):
-    """A body or a form with wrong fields: all of them, not only the first."""
+    """A body or a form with wrong fields: it lists all of them, not only the first."""
 
     def __init__(self, problems: Sequence[str], *, param: str | None = None) -> None:
         self.problems = tuple(problems)
@@ -114,7 +114,7 @@ class InvalidFields(InvalidRequest):
 class ErrorRow:
     status: int
     code: str
-    """Ours, stable: what a program looks at."""
+    """Our stable code for programs."""
     type: str
     """OpenAI's `type`."""
     tgi: str
@@ -166,13 +166,13 @@ TABLE: Mapping[type[Exception], ErrorRow] = {
     Exception: ErrorRow(500, "internal_error", _SERVER, "generation"),
 }
 
-_UNFORESEEN = "the server failed at this request; its log says how"
+_UNFORESEEN = "the server failed at this request; its log has the details"
 
 TGI_ROUTES = frozenset({"/", "/generate", "/generate_stream", "/tokenize", "/embed"})
 """Paths whose errors have TGI's shape."""
 
 OPENAI_ROUTES = ("/v1/", "/detokenize", "/score", "/rerank")
-"""What the paths begin with whose clients expect OpenAI's statuses."""
+"""Starts of the paths whose clients expect OpenAI's statuses."""
 
 
 class ErrorDetail(BaseModel):
@@ -181,9 +181,9 @@ class ErrorDetail(BaseModel):
     param: str | None
     code: str | None
     problems: list[str] | None = None
-    """Everything that is wrong, where several fields or files can be."""
+    """All problems, if several fields or files can be wrong."""
     routes: list[str] | None = None
-    """All that there are, where none is at the path."""
+    """All routes, if none has this path."""
 
 
 class ErrorBody(BaseModel):
@@ -258,7 +258,7 @@ def status_of(path: str, error: Exception) -> int:
 
 
 def count(error: Exception, metrics: Metrics) -> None:
-    """A request is answered with this error: for the metrics, and for its line in the log."""
+    """Record in the metrics and in the request's log line that it was answered with this error."""
     code = row_of(error).code
     metrics.refused(code)
     refused(code, message_of(error))
@@ -287,9 +287,9 @@ def documented(
     keyless: bool = False,
     model: type[BaseModel] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can fail so. 400, 401, 403 and 500 can come from any, 401
-    not from one that needs no key (`keyless`); 408 comes wherever a body can be too large.
-    `model` is a shape of the route's own.
+    """Return the `responses` of a route that can fail with `statuses`. Any route can fail with 400,
+    401, 403 and 500, except 401 without a key (`keyless`). 408 is added wherever a body can be too
+    large. `model` is a shape of the route's own.
 
     OpenAI's routes have no 422 (`status_of`)."""
     shape: type[BaseModel] = ErrorBody
@@ -298,21 +298,21 @@ def documented(
     elif anthropic:
         shape = anthropic_errors.AnthropicErrorBody
     meanings = {
-        400: "A body that is not JSON or not what its header says, or a malformed Host; where 422 "
-        "is not listed, a field with a wrong value, too: the message names it",
+        400: "The body is not JSON or does not match its header, or Host is malformed; if 422 is "
+        "not listed, also a field with a wrong value: the message names it",
         401: "No key, or a wrong one",
         403: "Not allowed",
         404: "No such adapter, version, model or stored response",
-        408: "The body came too slowly",
+        408: "The body arrived too slowly",
         409: "The adapter is disabled, or exists with other content",
-        412: "The adapter changed since",
+        412: "The adapter was changed since",
         413: "The body is too large",
-        415: "A content type, or a kind of file, that is not accepted here",
+        415: "A content type or a kind of file that is not accepted here",
         422: "A field with a wrong value; the message names it",
         429: "The queue is full; `Retry-After` says when to try again",
         500: "The server failed",
         503: "Not ready, shutting down, or nothing can be stored",
-        507: "No room to keep it, or no memory to check it",
+        507: "No room to store it, or no memory to check it",
         529: "Not ready, or shutting down",
     }
     can = {*statuses, 400, 403, 500}
@@ -324,7 +324,7 @@ def documented(
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Have every exception of `app` answered from the table."""
+    """Answer every exception of `app` from the table."""
 
     async def known(request: Request, error: Exception) -> Response:
         count(error, metrics)
@@ -338,7 +338,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
             query = f"?{request.url.query}" if request.url.query else ""
             return RedirectResponse(prefix_of(request.scope) + path.rstrip("/") + query)
         if error.status_code == 404:
-            # The first time it is made, which takes a while.
+            # In a thread: generating the document takes a while the first time.
             routes = routes_of(await asyncio.to_thread(app.openapi))
             meant = nearest(routes, method, path)
             hint = f"did you mean {meant}? " if meant else ""
@@ -374,10 +374,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(ClientDisconnect, of_leaving)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
-        # Starlette answers it outside of all our middleware.
+        # Starlette answers it outside all our middleware.
         response = await known(request, error)
-        # The web server closes the connection once it has logged the error. A client that was
-        # not told would send its next request on it and find it reset.
+        # The web server closes the connection after logging the error. Without this header, a
+        # client would send its next request on the connection and find it reset.
         response.headers["Connection"] = "close"
         name = request_id_of(request.scope)
         if name is not None:

@@ -1,4 +1,4 @@
-"""The engine's failures in words: each becomes an error that says what to do."""
+"""Converts the engine's failures to errors that say what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorry_adapters.registry.record import AdapterRef
 
 
 def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
-    """`refs`: the request's adapters."""
+    """`refs` are the request's adapters."""
     reason, param = failure.reason, failure.param
     match failure.code:
         case FailureCode.STEP_FAILED:
@@ -58,7 +58,7 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
         case FailureCode.ENGINE_LOST:
             return GenerationFailed(
                 "the engine's process ended while it held this request; send it again once the "
-                "server has started anew"
+                "server has restarted"
             )
 
 

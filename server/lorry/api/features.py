@@ -1,7 +1,7 @@
-"""`POST /embed`, and vectors from `POST /`: TEI's, LoRAX's and the hub client's way to ask.
+"""`POST /embed`, and vectors from `POST /`: the API of TEI, LoRAX and the hub's client.
 
-The same vectors as `/v1/embeddings`. LoRAX's client, which always sends `parameters`, reads an
-object; the others read a list of vectors.
+The vectors are those of `/v1/embeddings`. LoRAX's client, which always sends `parameters`, expects
+an object; the others expect a list of vectors.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ Vector = tuple[float, ...]
 class FeaturesBody(Body):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
-    inputs: PromptField = Field(description="A text, its token ids, or a list of either.")
+    inputs: PromptField = Field(description="A string, its token ids, or a list of either.")
     adapter: AdapterField = None
-    normalize: bool | None = Field(default=None, description="To length 1; true where absent.")
+    normalize: bool | None = Field(default=None, description="To length 1; true by default.")
     truncate: bool | None = Field(
-        default=None, description="Whether to cut a text that is too long for the model."
+        default=None, description="Whether to truncate a text that is too long for the model."
     )
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = Field(
-        default=None, description="Where to cut: off its beginning, or off its end."
+        default=None, description="Which end to truncate: Left or Right."
     )
     prompt_name: str | None = Field(default=None, description="Not served: refused.")
     dimensions: Dimensions | None = None
     pooling: Literal["last", "mean"] | None = Field(
-        default=None, description="Of the tokens' hidden states; `last` where absent."
+        default=None, description="How the tokens' hidden states are pooled; `last` by default."
     )
     add_special_tokens: SpecialTokens = None
     parameters: Parameters | None = Field(
-        default=None, description="LoRAX's; with it the answer is an object with `embeddings`."
+        default=None, description="LoRAX's; if given, the answer is an object with `embeddings`."
     )
     stream: Idle = None
 
 
 class FeatureRows(BaseModel):
-    """LoRAX's answer: one vector for a text, a list of them for a list."""
+    """LoRAX's answer: one vector for a string, a list of vectors for a list."""
 
     embeddings: list[list[float]] | list[float]
 
@@ -69,7 +69,7 @@ class Sentences(Body):
 
 
 class SimilarityBody(Body):
-    """What the hub's client sends for `sentence_similarity`."""
+    """The body of the hub's client for `sentence_similarity`."""
 
     strays: ClassVar[Strays] = Strays.HARMLESS
 
@@ -84,8 +84,8 @@ _ONLY_GENERATE = frozenset({"parameters", "stream", "adapter"})
 
 
 def asked_at_root(data: dict[str, Any], *, hub: bool) -> type[Body]:
-    """What `POST /` is asked for. `hub`: by the hub's Python client, whose generation always
-    sends `parameters`; a text alone is anybody's else's prompt."""
+    """Return the kind of a body of `POST /`. `hub`: it comes from the hub's Python client, whose
+    generation requests always have `parameters`; a lone text from any other client is a prompt."""
     inputs = data.get("inputs")
     if isinstance(inputs, dict):
         return SimilarityBody
@@ -133,7 +133,7 @@ class Features:
         return shown
 
     async def similarities(self, request: Request, body: SimilarityBody) -> list[float]:
-        """The cosine of the angle between the source's vector and each sentence's."""
+        """The cosine similarity of the source's vector and each sentence's."""
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
         source, *others = map(unit, await self._vectors(request, texts, body.adapter))
         return [sum(a * b for a, b in zip(source, one, strict=True)) for one in others]
@@ -148,7 +148,7 @@ class Features:
     ) -> list[Vector]:
         if body is not None and body.prompt_name is not None:
             raise UnsupportedParameter(
-                "prompt_name: this base has no prompts by name; put the text in inputs",
+                "prompt_name: this base has no named prompts; put the text in inputs",
                 param="prompt_name",
             )
         voice, choices = await self._voices.of(choices_of(adapter))

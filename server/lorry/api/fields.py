@@ -1,9 +1,9 @@
-"""Fields of requests that no route serves, in one table: what is accepted, and what is refused.
+"""Fields of requests that no route serves, in one table: which are accepted and which refused.
 
-A field that a route serves stands in its schema, which goes before this table. Of the others
-those are accepted whose value changes nothing that a client could miss; the answer names them
-in `X-Lorry-Ignored`. Where silence would give another answer than was asked for, the field is
-refused by its name. A name that is not in the table is judged by its words.
+A field that a route serves is in its schema, which takes precedence over this table. Of the others,
+a field is accepted if its value changes nothing that a client could miss; the answer names it in
+`X-Lorry-Ignored`. A field is refused by name if ignoring it would give another answer than the
+client asked for. A name that is not in the table is judged by the words in it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 _EMPTY: tuple[object, ...] = (None, "", [], {})
-"""Values that ask for nothing, in any field."""
+"""Values that request nothing, in any field."""
 
 
 class Strays(Enum):
-    """What an object of a body does with fields that its schema does not have."""
+    """How an object of a body treats fields that its schema does not have."""
 
     REFUSED = auto()
-    """All of them."""
+    """It refuses all of them."""
     LISTED = auto()
-    """Accepts those that the table lets pass: whatever else stands there is about the answer."""
+    """It accepts those that the table accepts. All others would concern the answer."""
     HARMLESS = auto()
-    """Accepts those, and names whose words say nothing of an answer."""
+    """It also accepts names whose words do not concern the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ MESSAGES: tuple[FieldRow, ...] = (
     ),
     FieldRow(_names("audio images image_url files"), "Only text is read"),
 )
-"""Of the messages of a chat."""
+"""For the messages of a chat."""
 
 _BY_NAME = {name: row for row in TABLE for name in row.names}
 _OF_MESSAGES = {name: row for row in MESSAGES for name in row.names}
@@ -200,25 +200,25 @@ _TELLING = re.compile(
     r"ignore|skip|repe|greedy|search|ban|bad|allow|forbid|speculat|cutoff|ngram|watermark|best|"
     r"num(?![a-z])|n$)"
 )
-"""Words of what an answer is made from, where they begin a part of a name."""
+"""Words about the answer, recognized at the start of a part of a name."""
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _CLOSE = 0.8
-"""From here on a name is another one misspelt (`difflib`'s ratio)."""
+"""Names at least this similar are misspellings (`difflib`'s ratio)."""
 
 
 def refusal(
     name: str, value: object, where: str, served: Collection[str], how: Strays
 ) -> str | None:
-    """Why the field `name`, which is none of `served`, cannot be accepted; None: it can.
+    """Return why the field `name`, which is not in `served`, is refused, or None if it is accepted.
 
-    `where` is its place in the body, `name` included; `how` is not REFUSED."""
+    `where` is its path in the body, with its name; `how` is not REFUSED."""
     return _judge(_BY_NAME, name, value, where, served, how)
 
 
 def refusal_in_message(name: str, value: object, where: str, served: Collection[str]) -> str | None:
-    """As `refusal`, of a field of a chat's message."""
+    """Like `refusal`, for a field of a chat's message."""
     return _judge(_OF_MESSAGES, name, value, where, served, Strays.HARMLESS)
 
 
@@ -248,7 +248,7 @@ def _judge(
 
 
 def markdown_table(served: Collection[str] = ()) -> str:
-    """The table for the documentation, without the fields that every route serves."""
+    """Return the table for the documentation, without the fields that every route serves."""
     lines = ["| Fields | Accepted | |", "|---|---|---|"]
     in_messages = [(row, "messages[].") for row in MESSAGES]
     for row, prefix in [*((row, "") for row in TABLE), *in_messages]:

@@ -1,4 +1,4 @@
-"""`response_format`, `grammar` and `structured_outputs`, as the documentation has them.
+"""The shapes of `response_format`, `grammar` and `structured_outputs`, for the documentation.
 
 `lorry.api.grammars` and `lorry.api.structure` read them.
 """
@@ -12,19 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorry.api.shape import BodyShape, one_of
 
 Schema = dict[str, Any] | str
-"""Of JSON, or the same as text."""
+"""A JSON schema, or the same as a string."""
 
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
 class TextFormat(BaseModel):
-    """Anything."""
+    """Any answer."""
 
     type: Literal["text"]
 
 
 class JsonFormat(BaseModel):
-    """TGI's."""
+    """TGI's form."""
 
     model_config = ConfigDict(json_schema_extra=one_of("value", "schema"))
 
@@ -36,7 +36,7 @@ class JsonFormat(BaseModel):
 
 
 class ObjectFormat(BaseModel):
-    """Any object, or one of a schema."""
+    """Any object, or one that matches a schema."""
 
     type: Literal["json_object"]
     schema_: Schema | None = Field(default=None, alias="schema", description="LoRAX's.")
@@ -51,13 +51,13 @@ class NamedSchema(BaseModel):
 
 
 class SchemaFormat(BaseModel):
-    """OpenAI's."""
+    """OpenAI's form."""
 
     model_config = ConfigDict(json_schema_extra=one_of("json_schema", "value"))
 
     type: Literal["json_schema"]
     json_schema: NamedSchema | None = None
-    value: Schema | None = Field(default=None, description="The schema alone.")
+    value: Schema | None = Field(default=None, description="The schema itself.")
 
 
 class RegexFormat(BaseModel):
@@ -71,7 +71,7 @@ class RegexFormat(BaseModel):
 
 
 class ChoiceFormat(BaseModel):
-    """One of some texts."""
+    """One of several strings."""
 
     model_config = ConfigDict(json_schema_extra=one_of("value", "choice"))
 
@@ -81,7 +81,7 @@ class ChoiceFormat(BaseModel):
 
 
 class GrammarFormat(BaseModel):
-    """A grammar, in the notation that its text tells, or `syntax`."""
+    """A grammar in the notation `syntax`, or in the one that its text shows."""
 
     model_config = ConfigDict(json_schema_extra=one_of("value", "grammar", "definition"))
 
@@ -93,7 +93,7 @@ class GrammarFormat(BaseModel):
 
 
 class NotationFormat(BaseModel):
-    """A grammar in Lark's notation, as llguidance has it, or llama.cpp's GBNF."""
+    """A grammar in llguidance's variant of Lark's notation, or in llama.cpp's GBNF."""
 
     type: Literal["lark", "gbnf"]
     value: str
@@ -114,7 +114,7 @@ Format = Annotated[dict[str, Any], BodyShape(AnyFormat)]
 
 
 class FlatSchemaFormat(NamedSchema):
-    """OpenAI's, as Responses have it."""
+    """OpenAI's form in Responses."""
 
     type: Literal["json_schema"]
 
@@ -123,7 +123,7 @@ ResponseFormat = Annotated[dict[str, Any], BodyShape(FlatSchemaFormat | AnyForma
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's: one of the first five."""
+    """vLLM's form: one of the first five fields."""
 
     json_: Schema | None = Field(default=None, alias="json", description="A JSON schema.")
     regex: str | None = None
@@ -131,7 +131,7 @@ class StructuredOutputs(BaseModel):
     grammar: str | None = Field(default=None, description="In Lark's notation or GBNF.")
     json_object: bool | None = Field(default=None, description="true: any object.")
     whitespace_pattern: str | None = Field(
-        default=None, description="What may stand between two parts of JSON."
+        default=None, description="The whitespace allowed between two parts of JSON."
     )
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None

@@ -1,6 +1,6 @@
-"""OpenAI's older words for tools: `functions`, `function_call`, messages of role `function`.
+"""OpenAI's older form of tools: `functions`, `function_call`, messages of role `function`.
 
-A request in them is made one of tools, and its answer is put in them again.
+Such a request is converted to one with tools, and its answer is converted back.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from lorry.errors import InvalidRequest
 def tools_from(
     functions: Sequence[Mapping[str, Any]], call: object
 ) -> tuple[list[dict[str, Any]], object]:
-    """`tools` and `tool_choice`. Raises InvalidRequest."""
+    """Return `tools` and `tool_choice`. Raises InvalidRequest."""
     for index, one in enumerate(functions):
         if not isinstance(one.get("name"), str) or not one["name"]:
-            raise InvalidRequest(f"functions[{index}].name must be a text", param="functions")
+            raise InvalidRequest(f"functions[{index}].name must be a string", param="functions")
         if not isinstance(one.get("parameters"), dict | None):
             raise InvalidRequest(
                 f"functions[{index}].parameters must be a JSON schema", param="functions"
@@ -33,7 +33,7 @@ def tools_from(
 
 
 def messages_from(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Results of functions as results of tools, calls of functions as calls of tools."""
+    """Convert results and calls of functions to results and calls of tools."""
     made: list[dict[str, Any]] = []
     called = 0
     for message in messages:
@@ -56,7 +56,7 @@ def _id(number: int) -> str:
 
 
 def choice_to(choice: dict[str, Any]) -> dict[str, Any]:
-    """A choice of an answer or of a chunk, its first call in the older words."""
+    """Convert a choice of an answer or chunk to the older form, with its first call."""
     made = dict(choice)
     for key in ("message", "delta"):
         said = dict(made.get(key) or {})

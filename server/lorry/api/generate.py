@@ -1,4 +1,4 @@
-"""`/generate`, `/generate_stream`, `POST /`: what TGI's and LoRAX's clients speak."""
+"""`/generate`, `/generate_stream`, `POST /`: the API of TGI's and LoRAX's clients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lorry_adapters.registry.record import AdapterChoice
 from lorry_adapters.registry.registry import Registry
 
 DEFAULT_NEW_TOKENS = 100
-"""TGI's, or less where the model's length leaves less."""
+"""TGI's default, or less if the context has less room."""
 
 _EXAMPLE = {"inputs": "How do I cook rice?", "parameters": {"max_new_tokens": 40}}
 
@@ -50,20 +50,20 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A body, resolved."""
+    """A resolved body."""
 
     prompt: str
     choices: tuple[AdapterChoice, ...]
     jobs: tuple[Job, ...]
-    """One, or `best_of` of them."""
+    """One job, or `best_of` jobs."""
     full_text: bool
     details: bool
     prefill: bool
     top: bool
     words: Prompts
-    """The tokenizer of all of it."""
+    """The tokenizer for the prompt and the answer."""
     merged_of: list[dict[str, Any]] | None = None
-    """What the one of `choices` was merged from; None where nothing was."""
+    """The parts of the merged adapter in `choices`; None if nothing was merged."""
 
 
 class Generate:
@@ -111,19 +111,19 @@ class Generate:
         return router
 
     async def generate(self, request: Request) -> Response:
-        """One answer to a prompt, by the base or by adapters; with `stream`, its events."""
+        """One answer to a prompt, by the base or by adapters; with `stream`, events."""
         body = await read_body(request, GenerateBody)
         if body.stream:
             return await self._stream(request, body)
         return JSONResponse(await until_gone(request.receive, self._whole(request, body)))
 
     async def generate_stream(self, request: Request) -> Response:
-        """An event for each token; the last one has the whole text."""
+        """One event per token; the last one has the whole text."""
         return await self._stream(request, await read_body(request, GenerateBody))
 
     async def compatible(self, request: Request) -> Response:
-        """As `/generate`, with the answer in a list; or as `/embed`, for fields or inputs that
-        only that has. Clients send both to a bare address."""
+        """Like `/generate`, with the answer in a list; or like `/embed`, for fields or inputs that
+        only that route has. Clients send both to the bare address."""
         hub = "hf_hub/" in request.headers.get("user-agent", "")
         body = await read_one_of(request, lambda data: asked_at_root(data, hub=hub))
         if isinstance(body, SimilarityBody):
@@ -168,7 +168,7 @@ class Generate:
         asked = await until_gone(request.receive, self._asked(body))
         if len(asked.jobs) > 1:
             raise InvalidRequest(
-                "parameters.best_of above 1 needs the whole answers; it cannot stream",
+                "parameters.best_of above 1 needs complete answers, so it cannot stream",
                 param="best_of",
             )
         if asked.prefill:
@@ -182,7 +182,7 @@ class Generate:
         return await stream(request, runs, GenerateEvents(asked, runs[0]), self._metrics)
 
     async def _asked(self, body: GenerateBody) -> GenerateRequest:
-        """Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
+        """Resolve a body. Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         given = body.parameters or Parameters()
         _refuse_unserved(given)
         choices = choices_of(one_of(body.adapter, given.adapter_id))
@@ -190,7 +190,7 @@ class Generate:
         if given.merged_adapters is not None:
             if choices:
                 raise InvalidRequest(
-                    "parameters.merged_adapters is given beside an adapter; give one of them",
+                    "parameters.merged_adapters and an adapter are both given; give one of them",
                     param="merged_adapters",
                 )
             made = await merged(self._registry, given.merged_adapters)
@@ -199,7 +199,7 @@ class Generate:
         stops = sampling.stops_of(given.stop, param="parameters.stop")
         if given.grammar is not None and given.response_format is not None:
             raise InvalidRequest(
-                "parameters.grammar and parameters.response_format say the same; give one",
+                "parameters.grammar and parameters.response_format mean the same; give one",
                 param="grammar",
             )
         grammar = grammar_of(given.grammar, "parameters.grammar") or grammar_of(
@@ -211,8 +211,8 @@ class Generate:
         best_of = given.best_of or 1
         if best_of > 1 and temperature == 0:
             raise InvalidRequest(
-                "parameters.best_of above 1 needs sampling: give a temperature or do_sample, "
-                "greedy answers are all the same",
+                "parameters.best_of above 1 needs sampling, as greedy answers are all the same: "
+                "give a temperature or do_sample",
                 param="best_of",
             )
         ids = await voice.prompts.encode(
@@ -284,7 +284,7 @@ class Generate:
 
 
 class GenerateEvents:
-    """The frames of one stream."""
+    """Makes the frames of one stream."""
 
     def __init__(self, asked: GenerateRequest, run: Run) -> None:
         self._asked = asked
@@ -306,7 +306,7 @@ class GenerateEvents:
         return frame(tgi_body(error), space=False)
 
     def _plain(self, step: Step) -> bytes:
-        """What `_any` would give, for nearly every step; at a tenth of its time."""
+        """Return the same as `_any` for nearly every step, in a tenth of the time."""
         return (
             f'data:{{"index":{self._index},"token":{{"id":{step.token.token_id},'
             f'"text":{encode_basestring_ascii(step.text)},"logprob":{logprob_of(step.token)!r},'
@@ -350,7 +350,7 @@ def _token(prompts: Prompts, step: Step) -> dict[str, Any]:
     token_id = step.token.token_id
     return {
         "id": token_id,
-        # A special token is no part of the text, but its event shows what it is.
+        # A special token is not part of the text, but its event shows it.
         "text": prompts.text_of(token_id) if step.special else step.text,
         "logprob": logprob_of(step.token),
         "special": step.special,
@@ -368,7 +368,7 @@ def _alternative(prompts: Prompts, token: TokenLogprob) -> dict[str, Any]:
 
 
 def _refuse_unserved(given: Parameters) -> None:
-    """Fields that exist elsewhere and would change the answer. Raises UnsupportedParameter."""
+    """Raise UnsupportedParameter for unserved fields that would change the answer."""
     if given.watermark:
         raise UnsupportedParameter(
             "parameters.watermark is not served; leave it out", param="watermark"
@@ -380,7 +380,7 @@ def _refuse_unserved(given: Parameters) -> None:
         )
     if given.adapter_source == "hub":
         raise UnsupportedParameter(
-            "parameters.adapter_source: no request fetches from a hub here, so 'hub' is refused; "
+            "parameters.adapter_source: requests cannot fetch from a hub, so 'hub' is refused; "
             "upload the adapter once (lorry adapters push, or POST /adapters), then name it and "
             "leave adapter_source out",
             param="adapter_source",

@@ -1,5 +1,5 @@
-"""Bodies and answers of `/generate` and its relatives, field by field as TGI and LoRAX have
-them. Their clients send every field they know as an explicit null."""
+"""Bodies and answers of `/generate` and similar routes, with the fields of TGI and LoRAX. Their
+clients send every field they know as an explicit null."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ class Parameters(Body):
     seed: Seed | None = None
     stop: str | Texts | None = Field(
         default=None,
-        description="Texts that end the answer and are shown, special tokens left out. One with a "
-        "special token in it, as `<|im_end|>`, is looked for in the answer with them, too.",
+        description="Strings that end the answer and are shown, without special tokens. One that "
+        "contains a special token, such as `<|im_end|>`, is also searched for in the answer with "
+        "special tokens.",
     )
     return_full_text: bool | None = None
     truncate: Tokens | None = None
@@ -56,7 +57,7 @@ class Parameters(Body):
     details: bool | None = None
     decoder_input_details: bool | None = None
     ignore_eos_token: bool | None = None
-    grammar: Format | None = Field(default=None, description="What the answer must match.")
+    grammar: Format | None = Field(default=None, description="The answer must match it.")
     response_format: Format | None = Field(
         default=None, description="LoRAX's and OpenAI's name for `grammar`."
     )
@@ -64,18 +65,18 @@ class Parameters(Body):
         default=None, description="LoRAX's and TGI's name for `adapter`."
     )
     adapter_source: str | None = Field(
-        default=None, description="Only `local`: adapters are uploaded, not fetched by a request."
+        default=None, description="Only `local`: requests cannot fetch adapters."
     )
     api_token: str | None = Field(
-        default=None, description="Of a hub; nothing is fetched, so unused."
+        default=None, description="A hub's token; unused, as nothing is fetched."
     )
     watermark: bool | None = Field(default=None, description="Not served: true is refused.")
     merged_adapters: MergedAdapters | None = Field(
         default=None,
-        description="Merged into one, as LoRAX does it; for a sum, `adapter` takes a list.",
+        description="Merged into one adapter, as in LoRAX; for a sum, give `adapter` a list.",
     )
     return_k_alternatives: int | None = Field(
-        default=None, description="Not served: `top_n_tokens` is."
+        default=None, description="Not served: use `top_n_tokens`."
     )
 
 
@@ -100,11 +101,11 @@ class Token(BaseModel):
     logprob: float
     special: bool
     skipped: bool | None = None
-    """LoRAX's clients ask for it; never true here."""
+    """LoRAX's clients require it; never true here."""
 
 
 class BestOfSequence(BaseModel):
-    """One of the answers that `best_of` made and did not choose."""
+    """An answer of `best_of` that was not chosen."""
 
     generated_text: str
     finish_reason: str
@@ -149,4 +150,4 @@ class StreamEvent(BaseModel):
     details: StreamDetails | None
     top_tokens: list[Token] | None = None
     adapters: list[AdapterUsed] | None = None
-    """With the first and the last event."""
+    """In the first and the last event."""

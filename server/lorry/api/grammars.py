@@ -1,4 +1,4 @@
-"""`grammar` and `response_format` in all their spellings, as one `Grammar`."""
+"""`grammar` and `response_format` in all their forms, as one `Grammar`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPELLINGS = {
     "gbnf": ("value",),
     "text": (),
 }
-"""The types, and the keys where clients put the schema, the expression or the grammar."""
+"""The types, with the keys under which clients put the schema, the expression or the grammar."""
 
 _SYNTAXES = {
     "lark": GrammarKind.LARK,
@@ -30,13 +30,13 @@ _SYNTAXES = {
 }
 
 _GBNF = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
-"""A rule as GBNF has it; Lark's have one colon."""
+"""A rule in GBNF; a rule in Lark's notation has one colon."""
 
 MAX_CHOICES = 10_000
 
 
 def grammar_of(value: object, param: str) -> Grammar | None:
-    """What an answer must match; None where it may be anything.
+    """Return the grammar that an answer must match, or None if it may be anything.
 
         {"type": "json", "value": SCHEMA}                          TGI
         {"type": "regex", "value": "..."}                          TGI
@@ -84,28 +84,28 @@ def any_object(param: str) -> Grammar:
 
 
 def schema(given: object, where: str, param: str) -> Grammar:
-    """`given`: a JSON schema, or one as text. Raises InvalidRequest."""
+    """Return a grammar from `given`, a JSON schema or one as a string. Raises InvalidRequest."""
     return Grammar(GrammarKind.JSON, _schema(given, "json", where, param), param)
 
 
 def expression(given: object, where: str, param: str) -> Grammar:
-    """Raises InvalidRequest."""
+    """Return a grammar from a regular expression. Raises InvalidRequest."""
     return Grammar(GrammarKind.REGEX, _text(given, where, "a regular expression", param), param)
 
 
 def choice(given: object, where: str, param: str) -> Grammar:
-    """One of some texts. Raises InvalidRequest."""
+    """Return a grammar of several strings. Raises InvalidRequest."""
     if not isinstance(given, list) or not 0 < len(given) <= MAX_CHOICES:
-        raise InvalidRequest(f"{where} must be a list of 1 to {MAX_CHOICES} texts", param=param)
+        raise InvalidRequest(f"{where} must be a list of 1 to {MAX_CHOICES} strings", param=param)
     for index, one in enumerate(given):
         if not isinstance(one, str) or not one:
-            raise InvalidRequest(f"{where}[{index}] must be a text of some length", param=param)
+            raise InvalidRequest(f"{where}[{index}] must be a string, and not empty", param=param)
     return Grammar(GrammarKind.CHOICE, json.dumps(given), param)
 
 
 def written(given: object, where: str, param: str, *, syntax: object = None) -> Grammar:
-    """A grammar in the notation `syntax`, which its text tells where it is None. Raises
-    InvalidRequest."""
+    """Return a grammar in the notation `syntax`, or if that is None, in the one that its text
+    shows. Raises InvalidRequest."""
     text = _text(given, where, "a grammar, in Lark's notation or GBNF", param)
     if syntax is None:
         syntax = "gbnf" if _GBNF.search(text) else "lark"
@@ -118,7 +118,7 @@ def written(given: object, where: str, param: str, *, syntax: object = None) -> 
 
 
 def schema_text(schema: object, param: str) -> str:
-    """A JSON schema as text. Raises InvalidRequest."""
+    """Return a JSON schema as a string. Raises InvalidRequest."""
     try:
         return json.dumps(schema)
     except RecursionError as error:
@@ -147,5 +147,5 @@ def _schema(given: Any, kind: str, where: str, param: str) -> str:
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{where} is not JSON: {error}", param=param) from error
     if not isinstance(given, dict):
-        raise InvalidRequest(f"{where} must be a JSON schema, an object", param=param)
+        raise InvalidRequest(f"{where} must be a JSON schema, which is an object", param=param)
     return schema_text(given, param)

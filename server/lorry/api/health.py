@@ -1,4 +1,4 @@
-"""`/health*`, `/info`, `/metrics`: what supervisors, people and scrapers ask."""
+"""`/health*`, `/info`, `/metrics`: for supervisors, people and scrapers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 class HealthView(BaseModel):
     status: str
     reason: str | None = Field(default=None, description="Why not, and what to do")
-    warning: str | None = Field(default=None, description="What may soon keep it from being ready")
+    warning: str | None = Field(default=None, description="What may soon make it unready")
 
 
 class ServerVersion(BaseModel):
@@ -33,7 +33,7 @@ class ServerVersion(BaseModel):
 
 
 class ServerLimits(BaseModel):
-    max_model_len: int = Field(description="Tokens, of the prompt and the answer together")
+    max_model_len: int = Field(description="Tokens of the prompt and the answer together")
     max_num_seqs: int
     max_queue: int
     max_upload: int = Field(description="Bytes")
@@ -67,7 +67,7 @@ class ServerInfo(BaseModel):
     max_lora_rank: int
     memory: dict[str, int] = Field(description="Bytes, by part")
     limits: ServerLimits
-    max_concurrent_requests: int = Field(description="TGI's, as those below")
+    max_concurrent_requests: int = Field(description="TGI's name, like those below")
     max_best_of: int
     max_stop_sequences: int
     max_input_tokens: int
@@ -95,7 +95,7 @@ class Health:
         self._metrics = metrics
         self._settings = settings
         self._max_model_len = max_model_len
-        # Others' threads may all wait for a disk or work on uploads, and health is asked then.
+        # Other threads may all wait for a disk or process uploads when health is asked for.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="lorry-health")
 
     def router(self) -> APIRouter:
@@ -136,11 +136,11 @@ class Health:
         return router
 
     async def live(self) -> Response:
-        """200 as long as the process answers, whatever state it is in."""
+        """200 as long as the process answers, whatever its state."""
         return JSONResponse({"status": "live"})
 
     async def ready(self) -> Response:
-        """200 where requests are taken; else 503, the reason, and when to ask again."""
+        """200 if requests are accepted; otherwise 503, the reason, and when to ask again."""
         answer = {"status": "ready" if self._ready() else "not ready"}
         trouble, warning = await self._apart(self._of_the_disk)
         if trouble is not None:
@@ -153,11 +153,11 @@ class Health:
         return JSONResponse(answer, status_code=503, headers=headers)
 
     async def version(self) -> Response:
-        """Of the server, as `/info` has it among much else."""
+        """The server's version, which is also in `/info`."""
         return JSONResponse({"version": self._about["version"]})
 
     async def info(self) -> Response:
-        """What is served, how, in how much memory, and every limit that a request has."""
+        """The base, how it is served, its memory, and all limits of requests."""
         limits = {
             "max_model_len": self._max_model_len,
             "max_num_seqs": self._settings.max_num_seqs,
@@ -173,7 +173,7 @@ class Health:
         }
         memory = {**self._about["memory"], "adapter_slots_reserved": self._slot_bytes()}
         info = {**self._about, "memory": memory}
-        # The names under which TGI's clients look for some of it.
+        # TGI's names for some of it.
         tgi = {
             "model_dtype": info.get("dtype"),
             "model_device_type": info.get("device"),
@@ -192,7 +192,7 @@ class Health:
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     def _of_the_disk(self) -> tuple[str | None, str | None]:
-        """What is wrong with it, and what may soon be."""
+        """Return the disk's problem, and what may soon become one."""
         trouble = self._trouble()
         return trouble, None if trouble is not None else self._warning()
 

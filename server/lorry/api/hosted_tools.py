@@ -1,7 +1,7 @@
 """Tools that run on a vendor's own machines.
 
-Clients offer them unasked (Codex its web search), and a model that is not offered one can only
-answer without it: they are left out, and the answer's header names them.
+Clients offer them without being asked (Codex its web search), and a model that does not see such a
+tool simply answers without it. So they are left out, and the answer's header names them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KINDS = (
     "image_generation",
     "tool_search",
 )
-"""What their types begin with; a date or a variant may follow."""
+"""Starts of their types; a date or a variant may follow."""
 
 
 def is_hosted(tool: Mapping[str, Any]) -> bool:
@@ -27,5 +27,5 @@ def is_hosted(tool: Mapping[str, Any]) -> bool:
 
 
 def places(tools: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """Of those that are left out, as the header names them."""
+    """Return the paths of the tools that are left out, for the header."""
     return [f"tools.{tool['type']}" for tool in tools or () if is_hosted(tool)]

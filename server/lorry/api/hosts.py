@@ -1,12 +1,12 @@
-"""The names that the server answers to, so that no web page can make it its own.
+"""The host names that the server answers to, against DNS rebinding.
 
-A page of evil.example can have its name lead to 127.0.0.1 once it is loaded (DNS
-rebinding). For the browser the server is then a part of that page, which may read, upload
-and delete; only `Host` still tells the page's name. An address cannot be made to lead
-elsewhere: where the server listens beyond the machine, every address will do.
+A page of evil.example can point its name to 127.0.0.1 after it has loaded. The browser then treats
+the server as a part of that page, which may read, upload and delete; only `Host` still shows the
+page's name. An address cannot be rebound: if the server listens beyond the machine, every
+address is accepted.
 
-Starlette's TrustedHostMiddleware looks at the first `Host` of several, takes a final dot
-for another name, wants every address listed, and says neither which name was wrong nor
+Starlette's TrustedHostMiddleware checks only the first of several `Host` headers, treats a final
+dot as another name, needs every address listed, and says neither which name was wrong nor
 what to do.
 """
 
@@ -26,7 +26,7 @@ _HOST = re.compile(r"(\[[^\[\]]+\]|[^\[\]:@/?#\\\s]+)(?::[0-9]*)?")
 
 
 class Hosts:
-    """What `Host` may say. `allowed` is `--allowed-hosts`, `bound` is `--host`."""
+    """The accepted values of `Host`. `allowed` is `--allowed-hosts`, `bound` is `--host`."""
 
     def __init__(self, allowed: Sequence[str], *, bound: str) -> None:
         self._any = ANY in allowed
@@ -39,9 +39,9 @@ class Hosts:
         self._every_address = not loopback
 
     def refusal(self, given: Sequence[str]) -> HttpError | None:
-        """Why a request with these `Host` headers gets no answer.
+        """Return why a request with these `Host` headers is refused, or None.
 
-        None of them, or an empty one, is no browser's: balancers probe in HTTP/1.0."""
+        No header, or an empty one, does not come from a browser: balancers probe in HTTP/1.0."""
         if self._any:
             return None
         if len(given) > 1:
@@ -54,11 +54,11 @@ class Hosts:
             return MalformedHost(f"Host must be a name or an address, not {text[:200]!r}")
         if self._answers_to(match[1]):
             return None
-        # What a stranger made up is not repeated where somebody may paste it into a shell.
+        # Untrusted text is not repeated where somebody may paste it into a shell.
         known = re.fullmatch(r"[\w.:\[\]-]{1,253}", match[1], re.ASCII)
         return ForeignHost(
-            f"this server does not answer to the Host {match[1][:200]!r}; if that is a name of "
-            f"its own, start it with --allowed-hosts {name_of(match[1]) if known else 'NAME'}"
+            f"this server does not answer to the Host {match[1][:200]!r}; if that is one of its "
+            f"names, start it with --allowed-hosts {name_of(match[1]) if known else 'NAME'}"
         )
 
     def _answers_to(self, host: str) -> bool:

@@ -1,7 +1,7 @@
-"""Answers to HTTP/1.0 clients end with the connection where their length is not known.
+"""Ends answers of unknown length to HTTP/1.0 clients with the connection.
 
-uvicorn sends those in chunks whatever the client speaks, which one of HTTP/1.0 takes for a
-part of the body: `ab`, old proxies, and probes.
+uvicorn sends those in chunks whatever the client speaks. An HTTP/1.0 client (`ab`, old proxies,
+probes) would read the chunk sizes as part of the body.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, for its `http` setting."""
+    """uvicorn's protocol, for its `http` setting."""
 
     def on_headers_complete(self) -> None:
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before and self.scope["http_version"] == "1.0":
-            # Its task is made and has not begun.
+            # Its task was created but has not begun.
             _end_with_connection(self.cycle)
 
 

@@ -1,5 +1,5 @@
-"""The items and the tools of `/v1/responses`, as the documentation has them, and those of its
-answers. `lorry.api.response_items` reads them, `response_output` makes them."""
+"""The shapes of items and tools of `/v1/responses` and its answers, for the documentation.
+`lorry.api.response_items` reads them, `response_output` makes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ItemLogprob(TopLogprob):
 
 
 class GivenText(TextPart):
-    """`annotations` and `logprobs` are those of an answer that is sent back."""
+    """`annotations` and `logprobs` come from an answer that is sent back."""
 
     annotations: list[dict[str, Any]] | None = None
     logprobs: list[ItemLogprob] | None = None
@@ -87,7 +87,7 @@ class ResponseFunction(BaseModel):
 
 
 class Namespace(BaseModel):
-    """Functions, each of which is called by both names."""
+    """Functions that are called by the names of the namespace and the function."""
 
     type: Literal["namespace"]
     name: str
@@ -127,7 +127,9 @@ ResponseChoice = Annotated[
 
 
 class Reasoning(BaseModel):
-    effort: str | None = Field(default=None, description="none: the template is told not to.")
+    effort: str | None = Field(
+        default=None, description="none: turns the template's reasoning off."
+    )
     summary: str | None = None
 
 

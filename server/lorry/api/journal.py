@@ -1,8 +1,8 @@
-"""One line in the log for each request: what it was, with which adapters, how many tokens,
-how long it took, and why it was refused.
+"""One log line per request: the route, its adapters, the number of tokens, the time, and the reason
+of a refusal.
 
-Nothing of a prompt or of an answer gets into it, and no query. Health checks and scrapes that
-went well are said at `debug` only.
+It contains no part of a prompt, an answer or a query. Successful health checks and scrapes are
+logged at `debug` only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Entry:
 
 
 _ENTRY: ContextVar[Entry | None] = ContextVar("entry", default=None)
-"""Of the request that the current task serves: those who run it know nothing of HTTP."""
+"""The entry of the current task's request. The code that runs requests knows no HTTP."""
 
 
 class Journal:
@@ -67,7 +67,7 @@ class Journal:
             return
         began = time.monotonic()
         entry = Entry()
-        # Never taken back: the web server gives each request a task of its own.
+        # Never reset: the web server gives each request its own task.
         _ENTRY.set(entry)
         status = 500
 
@@ -80,7 +80,7 @@ class Journal:
         try:
             await self._app(scope, receive, noted)
         except Exception:
-            # It is answered outside of all middleware, and its traceback is logged there.
+            # It is answered outside all middleware, and its traceback is logged there.
             refused("internal_error", "the server failed")
             raise
         finally:
@@ -88,17 +88,17 @@ class Journal:
 
 
 def ran(refs: tuple[AdapterRef, ...], prompt_tokens: int, meters: Sequence[RequestMeter]) -> None:
-    """The current request is in the engine."""
+    """Note that the current request is in the engine."""
     entry = _ENTRY.get()
     if entry is not None:
         entry.refs, entry.prompt_tokens, entry.meters = refs, prompt_tokens, tuple(meters)
 
 
 def refused(code: str, message: str) -> None:
-    """The current request is answered with an error, or its stream ends in one."""
+    """Note that the current request is answered with an error, or that its stream ends in one."""
     entry = _ENTRY.get()
     if entry is not None:
-        # What follows is what was sent instead, which may be a piece of a prompt.
+        # The rest of the message repeats the client's value, which may be a piece of a prompt.
         told = re.sub(r", not .*?(?=; |$)", "", message, flags=re.DOTALL)
         entry.code, entry.reason = code, told[:_LONGEST]
 

@@ -1,7 +1,7 @@
-"""What reading an upload, or a long body, took goes back to the system after it.
+"""Returns memory to the system after uploads and long bodies.
 
-glibc keeps what is freed, for each thread, and threads take turns at uploads: a hundred that were
-refused would leave the server larger by hundreds of megabytes, for good.
+glibc keeps freed memory for each thread, and threads take turns at uploads: a hundred refused ones
+would leave the server larger by hundreds of megabytes, for good.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGE: Final = 64 << 10
-"""Bytes of a body that is worth the trouble; the files of an upload always are."""
+"""Bytes of a body after which memory is returned; it always is after an upload."""
 
 PAUSE: Final = 1.0
-"""Seconds at least between two times: it takes some milliseconds of a processor."""
+"""The least seconds between two times: each takes some milliseconds of a processor."""
 
 
 class Leftovers:
     """ASGI middleware."""
 
     def __init__(self, app: ASGIApp, *, give_back: Callable[[], None]) -> None:
-        """`give_back`: what is done, in a thread."""
+        """`give_back` is called in a thread."""
         self._app = app
         self._give_back = give_back
         self._wanted = False

@@ -1,4 +1,4 @@
-"""How the model of one request writes: in what notation calls, between what marks reasoning."""
+"""How the model writes in one request: the notation of its calls and the marks of its reasoning."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Manner:
     tools: Tools
     notation: Notation
     thoughts: Thoughts | None
-    """None: an answer has none, or they are not told from it."""
+    """None if an answer has no reasoning, or if it is not separated."""
     opened: bool
-    """The prompt ends in the midst of them."""
+    """True if the prompt ends inside the reasoning."""
     visible: frozenset[int]
-    """Special tokens that are marks of calls or thoughts."""
+    """Special tokens that mark calls or reasoning."""
 
     def telling(self, *, silent: bool, echo: str) -> Telling:
-        """Of one answer."""
+        """Return the `Telling` of one answer."""
         thinking = None
         if self.thoughts is not None:
             thinking = Reader(parting(self.thoughts, opened=self.opened))
@@ -35,10 +35,10 @@ class Manner:
 
 
 def manner_of(prompts: Prompts, tools: Tools, chat: Rendered, *, begun: str, bound: bool) -> Manner:
-    """`begun` is what the answer goes on with, if anything.
+    """`begun` is the text that the answer continues, if any.
 
-    An answer that is `bound` by a grammar has no place for reasoning: where the template has
-    begun some, the prompt ends it.
+    An answer that is `bound` by a grammar has no place for reasoning: if the template has begun
+    some, the prompt ends it.
     """
     prompt, thoughts = chat.text, chat.thoughts
     opened = thoughts is not None and (thoughts.open_in(prompt) or thoughts.continued_in(begun))

@@ -1,8 +1,8 @@
-"""`merged_adapters`, LoRAX's field: several adapters as one, by averaging, TIES or DARE.
+"""`merged_adapters`, LoRAX's field: several adapters merged into one by averaging, TIES or DARE.
 
-A list in `adapter` is summed in the step, each with its own scale, and nothing is made for
-it. This is for what is no sum: the registry merges the matrices when they are first asked
-for, as PEFT does, and keeps the result under its digest.
+A list in `adapter` is summed in the step, each adapter with its own scale, and nothing is stored.
+This field is for merges that are not sums: the registry merges the matrices at the first request,
+like PEFT, and keeps the result under its digest.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Weight = Annotated[float, Within(-MAX_SCALE, MAX_SCALE)]
 class MergedAdapters(Body):
     ids: Texts = Field(description="Names, or name@version; at least two.")
     weights: Annotated[list[Weight], FirstMistake()] = Field(
-        description="One for each; 1 is the trained strength."
+        description="One per id; 1 is the trained strength."
     )
     merge_strategy: str | None = Field(
         default=None, description=f"{', '.join(STRATEGIES)}; linear by default."
     )
     density: Fraction | None = Field(
-        default=None, description="Share of numbers that are kept; linear keeps all."
+        default=None, description="Share of the numbers to keep; linear keeps all."
     )
     majority_sign_method: str | None = Field(
         default=None, description="How ties elects a sign: total (the default) or frequency."
@@ -50,15 +50,15 @@ class MergedAdapters(Body):
 class Merged:
     choice: AdapterChoice
     of: list[dict[str, Any]]
-    """What it was made of, for the answer."""
+    """Its parts, for the answer."""
 
 
 async def merged(registry: Registry, asked: MergedAdapters) -> Merged:
-    """Raises InvalidRequest, and what `Registry.acquire` does for one of the adapters."""
+    """Merge. Raises InvalidRequest, and what `Registry.acquire` raises for one of the adapters."""
     if len(asked.ids) != len(asked.weights):
         raise InvalidRequest(
             f"{_FIELD} has {len(asked.ids)} ids and {len(asked.weights)} weights; "
-            "give a weight for each",
+            "give one weight for each id",
             param="merged_adapters",
         )
     strategy = asked.merge_strategy or "linear"

@@ -1,6 +1,6 @@
-"""The messages and the tools of a chat, as the documentation has them.
+"""The shapes of a chat's messages and tools, for the documentation.
 
-`lorry.api.messages` and `lorry.api.tools` read them. Other fields of a message are those of
+`lorry.api.messages` and `lorry.api.tools` read them. Other fields of a message are in
 `lorry.api.fields`.
 """
 
@@ -32,12 +32,12 @@ Content = str | list[TextPart | RefusalPart]
 class CalledFunction(BaseModel):
     name: str
     arguments: str | dict[str, Any] = Field(
-        default="{}", description="JSON, or the object that it would be."
+        default="{}", description="A JSON object, as a string or as it is."
     )
 
 
 class GivenCall(BaseModel):
-    """A call of an earlier answer."""
+    """A call in an earlier answer."""
 
     id: str | None = None
     type: Literal["function"] = "function"
@@ -56,18 +56,18 @@ class AssistantMessage(BaseModel):
     refusal: str | None = None
     name: str | None = None
     reasoning_content: str | None = Field(
-        default=None, description="What was thought before it; for templates that read it."
+        default=None, description="The reasoning before it, for templates that read it."
     )
-    reasoning: str | None = Field(default=None, description="Another name for it.")
-    thinking: str | None = Field(default=None, description="Another name for it.")
+    reasoning: str | None = Field(default=None, description="Another name for `reasoning_content`.")
+    thinking: str | None = Field(default=None, description="Another name for `reasoning_content`.")
     tool_calls: list[GivenCall] | None = None
     function_call: CalledFunction | None = Field(
-        default=None, description="The older word for a call."
+        default=None, description="The older form of a call."
     )
 
 
 class ToolMessage(BaseModel):
-    """What a call gave."""
+    """The result of a call."""
 
     role: Literal["tool"]
     content: Content
@@ -76,7 +76,7 @@ class ToolMessage(BaseModel):
 
 
 class FunctionMessage(BaseModel):
-    """The older form of what a call gave."""
+    """The older form of the result of a call."""
 
     role: Literal["function"]
     content: Content
@@ -135,7 +135,7 @@ FunctionCallChoice = Annotated[
 
 
 class Document(BaseModel):
-    """What a template makes of it is the template's business."""
+    """The template decides how to show it."""
 
     title: str | None = None
     text: str | None = None

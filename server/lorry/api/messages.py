@@ -1,6 +1,6 @@
-"""Chat messages, checked: contents as texts or text parts, calls with JSON, roles known.
+"""Checks chat messages: contents are strings or text parts, calls have JSON, roles are known.
 
-`lorry.api.chat_template` brings them in the form that the base's template takes.
+`lorry.api.chat_template` converts them to the form that the base's template takes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
-"""What a template may read of a message beside its content."""
+"""Fields that a template may read beside the content."""
 
 KEYS = frozenset({"role", "content", "tool_calls", "refusal", *_TEXTS})
-"""What is read of a message. `lorry.api.sifting` takes others out of a body; those that come by
-another way are refused by name, except null ones."""
+"""The fields of a message that are read. `lorry.api.sifting` removes others from a body; those from
+elsewhere are refused by name unless they are null."""
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """As the template's variable has them; a content that is null is left out, as
-    transformers does it. Raises InvalidRequest, UnsupportedParameter."""
+    """Return the messages for the template's variable. Like transformers, a content that is null is
+    left out. Raises InvalidRequest, UnsupportedParameter."""
     if not messages:
         raise InvalidRequest("messages is empty; send at least one", param="messages")
     return [_message(one, f"messages[{index}]") for index, one in enumerate(messages)]
@@ -43,10 +43,10 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     result: dict[str, Any] = {"role": role}
     content = _content(message.get("content"), f"{where}.content")
     if content is None and role == "assistant" and not calls:
-        # An answer that was a refusal, or nothing.
+        # The answer was a refusal, or empty.
         content = message.get("refusal") or ""
         if not isinstance(content, str):
-            raise InvalidRequest(f"{where}.refusal must be a text", param="messages")
+            raise InvalidRequest(f"{where}.refusal must be a string", param="messages")
     if content is None and not calls:
         raise InvalidRequest(f"{where}.content is required", param="messages")
     if content is not None:
@@ -55,7 +55,7 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         value = message.get(key)
         if value is not None:
             if not isinstance(value, str):
-                raise InvalidRequest(f"{where}.{key} must be a text", param="messages")
+                raise InvalidRequest(f"{where}.{key} must be a string", param="messages")
             result[key] = value
     if calls:
         result["tool_calls"] = _calls(calls, f"{where}.tool_calls")
@@ -68,14 +68,14 @@ _PART_TEXT = {
     "output_text": "text",
     "refusal": "refusal",
 }
-"""By the type of a part, where its text is."""
+"""By the type of a part: the key of its text."""
 
 
 def _content(content: object, where: str) -> str | list[dict[str, str]] | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise InvalidRequest(f"{where} must be a text or a list of parts", param="messages")
+        raise InvalidRequest(f"{where} must be a string or a list of parts", param="messages")
     parts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
@@ -88,20 +88,20 @@ def _content(content: object, where: str) -> str | list[dict[str, str]] | None:
         key = _PART_TEXT[kind]
         text = part.get(key)
         if not isinstance(text, str):
-            raise InvalidRequest(f"{where}[{index}].{key} must be a text", param="messages")
+            raise InvalidRequest(f"{where}[{index}].{key} must be a string", param="messages")
         parts.append({"type": "text", "text": text})
     return parts
 
 
 def text_of(content: object) -> str:
-    """Of a content that is a text, text parts, or none."""
+    """Return the text of a content that is a string, text parts, or None."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content)
     return str(content or "")
 
 
 def _calls(calls: object, where: str) -> list[dict[str, Any]]:
-    """Tool calls of an earlier answer."""
+    """Check the tool calls of an earlier answer."""
     if not isinstance(calls, list):
         raise InvalidRequest(f"{where} must be a list", param="messages")
     result = []
@@ -117,7 +117,7 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
                 f"{where}[{index}].function must have a name and arguments", param="messages"
             )
         if not isinstance(call.get("id"), str | None):
-            raise InvalidRequest(f"{where}[{index}].id must be a text", param="messages")
+            raise InvalidRequest(f"{where}[{index}].id must be a string", param="messages")
         arguments = function.get("arguments", "{}")
         if isinstance(arguments, str):
             try:

@@ -1,4 +1,4 @@
-"""Methods: HEAD wherever GET is, and all that a path takes for `Allow`."""
+"""HTTP methods: HEAD wherever GET exists, and all methods of a path for `Allow`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 class Head:
-    """ASGI middleware: answers HEAD as GET, without the body. The routes know GET alone."""
+    """ASGI middleware: answers HEAD like GET, without the body. The routes know only GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,7 +29,7 @@ class Head:
 
 
 def methods_of(app: FastAPI, path: str) -> list[str]:
-    """All that `path` takes. A route knows only its own, and a path can have several."""
+    """Return all methods of `path`. A route knows only its own, and a path can have several."""
     taken = []
     for method in _METHODS:
         scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}

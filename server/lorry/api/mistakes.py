@@ -1,7 +1,7 @@
-"""What is wrong with a JSON body, in words whose length does not depend on what was sent.
+"""Describes the errors in a JSON body in messages of bounded length.
 
-A body of some megabytes can hold hundreds of thousands of mistakes. Listing them all costs
-seconds and gigabytes, on the thread that everybody waits for, and nobody reads them.
+A body of some megabytes can contain hundreds of thousands of errors. Listing them all would take
+seconds and gigabytes, on the thread of all requests, and nobody would read them.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from lorry.api.errors import BodyTooLarge, InvalidFields
 from lorry_adapters.lora.problems import MAX_PROBLEMS
 
 MAX_NUMBERS: Final = 2 << 20
-"""Commas of a JSON body: items of its lists, mostly token ids."""
+"""Commas in a JSON body: items of its lists, mostly token ids."""
 
 MAX_PARTS: Final = 1 << 18
-"""Its lists, objects and keys together; and its strings."""
+"""Lists, objects and keys together; and also strings."""
 
 _MANY: Final = 1000
-"""Mistakes from which on they are only counted: pydantic tells all of them or none."""
+"""From this many errors on they are only counted: pydantic returns all of them or none."""
 
 _LONG: Final = 80
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|$)', re.DOTALL)
-"""A JSON string, or what begins as one and does not end: no search starts again inside it."""
+"""A JSON string, or the start of one without an end, so that no search starts again inside it."""
 
 
 def check_size(data: bytes) -> None:
-    """BodyTooLarge for JSON of more values than any request has, before they are made."""
-    # At least so many quotes are none of a string's own, which have a backslash in front.
+    """Raise BodyTooLarge, before parsing, for JSON with more values than any real request."""
+    # A lower bound of the quotes outside strings: those inside have a backslash before them.
     quotes = data.count(b'"') - data.count(b'\\"')
     if quotes > 2 * MAX_PARTS or (_is_large(data) and _is_large(_STRING.sub(b"", data))):
         raise BodyTooLarge(
-            f"the body holds more than {MAX_PARTS} texts, or lists, objects and keys, or more "
+            f"the body contains more than {MAX_PARTS} strings, or lists, objects and keys, or more "
             f"than {MAX_NUMBERS} items"
         )
 
@@ -47,8 +47,8 @@ def _is_large(data: bytes) -> bool:
 
 
 def mistakes(error: ValidationError, refused: Mapping[str, str] = {}) -> InvalidFields:
-    """Every wrong field, up to a number that someone would read. `refused`: what is said of
-    fields that pydantic did not see, by their places."""
+    """List the wrong fields, up to a readable number. `refused` are messages, by path, about fields
+    that pydantic did not see."""
     count = error.error_count() + len(refused)
     if count > _MANY:
         return too_many(count)
@@ -58,7 +58,7 @@ def mistakes(error: ValidationError, refused: Mapping[str, str] = {}) -> Invalid
 
 
 def strays(refused: Mapping[str, str]) -> InvalidFields:
-    """What is said of fields, by their places, where nothing else is wrong."""
+    """Return the error for refused fields, by path, if nothing else is wrong."""
     return _listed([*refused.values()], next(iter(refused)))
 
 
@@ -90,7 +90,7 @@ def _path(loc: Sequence[int | str]) -> str:
 
 
 def described(value: object) -> str:
-    """A value as the client wrote it, not too much of it."""
+    """Return a value as the client wrote it, shortened."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
         return "a number of that size"
     if isinstance(value, str):

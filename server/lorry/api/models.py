@@ -1,4 +1,4 @@
-"""`/v1/models`: the base first, then the adapters, as OpenAI's clients and gateways list them."""
+"""`/v1/models`: the base first, then the adapters, in the form of OpenAI's clients and gateways."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str
     root: str
-    """What its content is: the base's source, an adapter's digest."""
+    """The content: the base's source, or an adapter's digest."""
     parent: str | None
     """The base, for an adapter."""
     max_model_len: int
@@ -71,7 +71,7 @@ class Models:
         return router
 
     async def listing(self) -> Response:
-        """Disabled adapters are left out: a request for one is refused."""
+        """Disabled adapters are left out, as a request for one is refused."""
         bases = [self._card_of_base(name) for name in (self._base.first, *self._base.others)]
         adapters = [self._adapter(one) for one in self._registry.records() if one.enabled]
         return JSONResponse({"object": "list", "data": [*bases, *adapters]})
@@ -79,7 +79,7 @@ class Models:
     async def show(self, model: str) -> Response:
         """The base, by any of its names, or an adapter."""
         if not model:
-            # The list with a slash at its end: it is redirected, as every route is.
+            # The list's path with a slash at its end is redirected, like every route.
             raise HTTPException(404)
         if model in self._base:
             return JSONResponse(self._card_of_base(model))

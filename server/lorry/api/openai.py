@@ -1,4 +1,4 @@
-"""What OpenAI's routes have in common: selection, sampling, usage, chunks."""
+"""Shared by OpenAI's routes: selection, sampling, usage, chunks."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ FINISH = {Ending.EOS: "stop", Ending.LENGTH: "length", Ending.STOP_STRING: "stop
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
-    """The rooms that both routes use."""
+    """The services behind the routes."""
 
     voice: Voice
-    """The base's, or in `speaking` the request's."""
+    """The base's voice; in the result of `speaking`, the request's."""
     voices: Voices
     runs: Runs
     metrics: Metrics
     registry: Registry
     base: BaseNames
     fingerprint: str
-    """`system_fingerprint` of its answers."""
+    """`system_fingerprint` of the answers."""
     clip: bool = True
-    """An answer gets what room the context has, where more was asked for."""
+    """If an answer may be longer than the context has room for, it gets the room that is left."""
 
     @property
     def prompts(self) -> Prompts:
@@ -53,12 +53,13 @@ class OpenAI:
     async def speaking(
         self, choices: tuple[AdapterChoice, ...]
     ) -> tuple[OpenAI, tuple[AdapterChoice, ...]]:
-        """The same with the voice of what was chosen, and the choices that it is of."""
+        """Return the same with the voice of the chosen adapters, and the choices with fixed
+        versions."""
         voice, fixed = await self.voices.of(choices)
         return replace(self, voice=voice), fixed
 
     def choices(self, body: SharedBody) -> tuple[AdapterChoice, ...]:
-        """As `chosen`."""
+        """Like `chosen`."""
         return chosen(body, self.base, self.registry)
 
     def new_tokens(
@@ -69,9 +70,9 @@ class OpenAI:
         *,
         default: int | None = None,
     ) -> int:
-        """Tokens that the answer may have. `ALL_ROOM` is all that the context has; `default`,
-        where none were asked for, gives way to the context; None is all its room. Where `clip`
-        is off, `wanted` can be more than the engine takes."""
+        """Return the tokens that the answer may have. `ALL_ROOM` is all the room in the context.
+        `default` is used if `wanted` is None, and is reduced to the room; None means all the room.
+        If `clip` is off, the result can be more than the engine accepts."""
         room = self.runs.room(prompt_ids, choices)
         if wanted == ALL_ROOM:
             return room
@@ -82,8 +83,8 @@ class OpenAI:
     def kept_of_prompt(
         self, body: SharedBody, choices: Sequence[AdapterChoice], wanted: int | None
     ) -> int | None:
-        """How many of a prompt's last tokens are kept; None: all. `wanted`: of the answer.
-        Raises InvalidRequest."""
+        """Return how many of a prompt's last tokens are kept; None for all. `wanted` are the
+        answer's tokens. Raises InvalidRequest."""
         room = self.runs.room((), choices)
         answer = wanted if wanted and 0 < wanted < room else 1
         return kept_of(body.truncate_prompt_tokens, room - answer)
@@ -96,7 +97,7 @@ class OpenAI:
         top_logprobs: int = 0,
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
-        """Raises InvalidRequest."""
+        """Return the sampling parameters. Raises InvalidRequest."""
         own = self.voice.defaults
         return SamplingParams(
             max_new_tokens=max_new_tokens,
@@ -125,7 +126,7 @@ class OpenAI:
         count: int,
         grammar: Grammar | None = None,
     ) -> list[Job]:
-        """`count` answers to one prompt. `grammar` is used instead of what `body` asks for."""
+        """Return `count` jobs for one prompt. `grammar` replaces the one in `body`."""
         return await self.jobs_of_all(body, [(prompt_ids, params)], count, grammar)
 
     async def jobs_of_all(
@@ -135,8 +136,8 @@ class OpenAI:
         count: int,
         grammar: Grammar | None = None,
     ) -> list[Job]:
-        """As `jobs`, for each prompt of `asked`. What `body` says is read once for all of them:
-        it may be long, and they many."""
+        """Like `jobs`, for each prompt of `asked`. The body's long fields are read only once, as
+        there may be many prompts."""
         if grammar is None:
             grammar = grammar_asked(body)
         rules = await rules_of(body, [params for _, params in asked], self.prompts)
@@ -163,7 +164,7 @@ class OpenAI:
         ]
 
     def envelope(self, prefix: str, kind: str, body: SharedBody) -> dict[str, Any]:
-        """What every answer and every chunk of one request begins with."""
+        """Return the start of every answer and every chunk of one request."""
         return {
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "object": kind,
@@ -174,7 +175,7 @@ class OpenAI:
 
 
 class Choosing(Protocol):
-    """Fields of a body that choose adapters."""
+    """Fields of a body that select adapters."""
 
     @property
     def model(self) -> str | None: ...
@@ -185,15 +186,15 @@ class Choosing(Protocol):
 
 
 def chosen(body: Choosing, base: BaseNames, registry: Registry) -> tuple[AdapterChoice, ...]:
-    """Raises ModelNotFound also where `adapter` wins: a name that means nothing is a
-    mistake. Raises InvalidSelection, InvalidScale."""
+    """Return the selected adapters. Raises ModelNotFound for an unknown `model` even if `adapter`
+    takes precedence; also InvalidSelection, InvalidScale."""
     of_model = choices_of_model(body.model, base, registry)
     return choices_of(body.adapter) if "adapter" in body.model_fields_set else of_model
 
 
 @dataclass(slots=True)
 class Chunks:
-    """The chunks of one stream: `adapters` with the first and the last, usage at the end."""
+    """The chunks of one stream: `adapters` in the first and the last, usage at the end."""
 
     envelope: dict[str, Any]
     refs: tuple[AdapterRef, ...]
@@ -202,12 +203,12 @@ class Chunks:
     choices: int
     generated: int = 0
     reasoning: int = 0
-    """Tokens of these."""
+    """How many of the tokens are reasoning."""
     _begun: bool = False
     _ended: int = 0
 
     def chunk(self, choice: dict[str, Any], more: Mapping[str, Any] | None = None) -> bytes:
-        """`more`: fields beside `choices`."""
+        """`more` are fields beside `choices`."""
         data = {**self.envelope, "choices": [choice], **(more or {})}
         self._ended += choice.get("finish_reason") is not None
         if not self._begun or self._ended == self.choices:
@@ -233,7 +234,7 @@ class Chunks:
 
 
 def stream_options_of(body: SharedBody) -> StreamOptions:
-    """Raises InvalidRequest."""
+    """Return the options. Raises InvalidRequest."""
     if body.stream_options is None:
         return StreamOptions()
     if not body.stream:
@@ -244,22 +245,22 @@ def stream_options_of(body: SharedBody) -> StreamOptions:
 
 
 def counts_of(body: SharedBody) -> tuple[int, int]:
-    """Answers to give and answers to make. Raises InvalidRequest."""
+    """Return the number of answers to give and to make. Raises InvalidRequest."""
     n = body.n or 1
     each = body.best_of or n
     if each < n:
         raise InvalidRequest(
-            f"best_of must be at least n: {each} answers cannot show {n}", param="best_of"
+            f"best_of must be at least n: {each} answers are fewer than {n}", param="best_of"
         )
     if each > n and body.stream:
         raise InvalidRequest(
-            "best_of above n needs the whole answers; it cannot stream", param="best_of"
+            "best_of above n needs complete answers, so it cannot stream", param="best_of"
         )
     return n, each
 
 
 def best(made: Sequence[Answer], n: int) -> Sequence[int]:
-    """Which answers to give: the `n` likeliest, where there are more."""
+    """Return the indices of the answers to give: the `n` likeliest, if there are more."""
     every = range(len(made))
     return every if len(made) <= n else sorted(every, key=lambda at: -made[at].mean_logprob)[:n]
 
@@ -284,5 +285,5 @@ def generated_tokens(made: Sequence[Answer]) -> int:
 
 
 def prompt_tokens(runs: Sequence[Run], each: int) -> int:
-    """Tokens of all prompts; `each` runs share one."""
+    """Return the number of tokens in all prompts; `each` runs share one."""
     return sum(run.prompt_tokens for run in runs[::each])

@@ -1,7 +1,7 @@
 """Fields that `/v1/completions` and `/v1/chat/completions` share.
 
-A field that would change the answer and is not served is refused by its name; one that
-cannot is accepted, so that OpenAI's own clients work unchanged (`lorry.api.fields`).
+A field that is not served and would change the answer is refused by name. One that would not is
+accepted, so that OpenAI's own clients work unchanged (`lorry.api.fields`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lorry.api.format_shapes import Format, StructuredField
 from lorry.api.selection import AdapterField
 from lorry.api.sifting import Unused
 
-Idle = Annotated[Any, Field(description="Accepted; it has no bearing on the answer."), Unused()]
+Idle = Annotated[Any, Field(description="Accepted; it has no effect on the answer."), Unused()]
 
 
 class StreamOptions(Body):
@@ -42,7 +42,7 @@ class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = Field(
         default=None,
-        description="With `include_usage`: usage so far in every chunk, as vLLM has it.",
+        description="With `include_usage`: the usage so far in every chunk, as in vLLM.",
     )
     include_obfuscation: Idle = None
 
@@ -56,14 +56,14 @@ class SharedBody(Body):
     )
     adapter: AdapterField = Field(
         default=None,
-        description="Any adapter spec; where it is given, null too, it wins over `model`.",
+        description="Any adapter spec; if given, even as null, it takes precedence over `model`.",
     )
     n: Answers | None = None
     best_of: Answers | None = Field(
-        default=None, description="So many answers are made, and the `n` likeliest are given."
+        default=None, description="Generate this many answers and return the `n` likeliest."
     )
     temperature: Temperature | None = None
-    top_p: Fraction | None = Field(default=None, description="0: the likeliest token alone.")
+    top_p: Fraction | None = Field(default=None, description="0: only the likeliest token.")
     top_k: TopKOrOff | None = None
     min_p: Fraction | None = None
     typical_p: Mass | None = None
@@ -73,60 +73,61 @@ class SharedBody(Body):
     seed: Seed | None = None
     stop: str | Texts | None = Field(
         default=None,
-        description="Texts that end the answer and are not shown. One with a special token in it, "
-        "as `<|im_end|>`, is looked for in the answer with special tokens, too.",
+        description="Strings that end the answer and are not shown. One that contains a special "
+        "token, such as `<|im_end|>`, is also searched for in the answer with special tokens.",
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: TokensOrAll | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: Format | None = Field(default=None, description="What the answer must match.")
+    response_format: Format | None = Field(default=None, description="The answer must match it.")
     min_tokens: TokensOrNone | None = Field(
         default=None,
-        description="Before so many tokens neither an end token nor a stop string ends the answer.",
+        description="No end token and no stop string ends the answer before this many tokens.",
     )
     stop_token_ids: Ids | None = Field(
         default=None,
         description="Tokens that end the answer, beside the base's, and are not shown.",
     )
     include_stop_str_in_output: bool | None = Field(
-        default=None, description="Show the stop string, or the token, that ended the answer."
+        default=None, description="Show the stop string or the token that ended the answer."
     )
     skip_special_tokens: bool | None = Field(
-        default=None, description="false: special tokens are shown, as they are written."
+        default=None, description="false: special tokens are shown as text."
     )
     spaces_between_special_tokens: Idle = None
     bad_words: Words | None = Field(
         default=None,
-        description="Words that are not in the answer, with or without a space before.",
+        description="Words that must not be in the answer, with or without a space before them.",
     )
     allowed_token_ids: Ids | None = Field(
-        default=None, description="No token but these comes; without an end token, to the last."
+        default=None, description="Only these tokens may come; add an end token, or none ends it."
     )
     structured_outputs: StructuredField | None = Field(
         default=None, description="vLLM's name for `response_format`."
     )
     guided_json: dict[str, Any] | str | None = Field(
-        default=None, description="vLLM's older names for it, each by itself."
+        default=None, description="vLLM's older names for it."
     )
     guided_regex: str | None = None
     guided_choice: Texts | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = Field(
-        default=None, description="What may stand between two parts of `guided_json`'s answer."
+        default=None, description="The whitespace allowed between parts of `guided_json`'s answer."
     )
     truncate_prompt_tokens: TokensOrAll | None = Field(
         default=None,
-        description="So many of the prompt's last tokens are kept; -1: as many as there is room "
-        "for beside the answer.",
+        description="Keep this many of the prompt's last tokens; -1: as many as fit beside the "
+        "answer.",
     )
     prompt_logprobs: TopOrAll | None = Field(
         default=None,
-        description="Tell how likely each of the prompt's tokens was, and so many of the likeliest "
-        "in its place (-1: the whole vocabulary, where that is not too much); not in a stream.",
+        description="Return the log-probabilities of each prompt token and of this many of the "
+        "likeliest in its place (-1: the whole vocabulary, if that is not too much). Not in a "
+        "stream.",
     )
     return_token_ids: bool | None = Field(
-        default=None, description="Tell the ids of the prompt's and the answer's tokens."
+        default=None, description="Return the ids of the prompt's and the answer's tokens."
     )
     ignore_eos: bool | None = None
     user: Idle = None
@@ -166,7 +167,7 @@ class PromptLogprob(BaseModel):
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
-"""By token id, one for each token of the prompt; null for the first."""
+"""By token id, one per token of the prompt; null for the first."""
 
 
 class SharedAnswer(BaseModel):
@@ -175,7 +176,8 @@ class SharedAnswer(BaseModel):
     created: int
     model: str
     system_fingerprint: str
-    """The server's version, the base and its quantization: what else an answer depends on."""
+    """The server's version, the base and its quantization: what an answer depends on beside the
+    request."""
     adapters: list[AdapterUsed] | None = None
-    """With every whole answer, and with the first and the last chunk of a stream."""
+    """In every complete answer, and in the first and the last chunk of a stream."""
     usage: Usage | None = None

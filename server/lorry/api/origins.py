@@ -1,7 +1,7 @@
-"""Pages of other origins: none may use the server but those of `--allowed-origins`.
+"""Refuses pages of other origins except those of `--allowed-origins`.
 
 A page in somebody's browser is not the user. A form on any page can post to a server on the
-visitor's own machine, uploads included; browsers say so in `Origin`, and nobody else sends it.
+visitor's own machine, uploads included. Browsers reveal it in `Origin`, which only they send.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lorry.hostname import ANY
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _SHOWN = ("ETag", "Retry-After", "X-Request-Id", "X-Lorry-Ignored")
-"""Headers of an answer that a page may read beside those that it always may."""
+"""Headers of an answer that a page may read in addition to the standard ones."""
 
 
 class Origins:
-    """Which origins' pages may use the server. `allowed` is `--allowed-origins`."""
+    """The origins whose pages may use the server. `allowed` is `--allowed-origins`."""
 
     def __init__(self, allowed: Collection[str]) -> None:
         self.allowed = frozenset(allowed)
@@ -33,8 +33,8 @@ class Origins:
         return ANY in self.allowed or origin in self.allowed
 
     def refusal(self, method: str, headers: Headers) -> CrossSite | None:
-        """Why the request of a page gets no answer. Reading is left to the browser, which
-        shows an answer to no page that it does not name."""
+        """Return why a page's request is refused, or None. Reading is left to the browser, which
+        shows an answer only to pages that it names."""
         origin = headers.get("origin")
         if origin is not None and origin in self:
             return None
@@ -42,7 +42,7 @@ class Origins:
             return _refused(origin)
         if method in _SAFE:
             return None
-        # A browser's own word comes first: behind a proxy, Host may be the proxy's business.
+        # The browser's own statement comes first: behind a proxy, Host may be the proxy's.
         site = headers.get("sec-fetch-site")
         if site in ("same-origin", "none"):
             return None
@@ -52,8 +52,8 @@ class Origins:
 
 
 class Sharing:
-    """ASGI middleware around the guard, whose refusals an allowed page may read, too. What
-    it does not allow goes on as it came: the guard refuses it and says why."""
+    """ASGI middleware around the guard, so that an allowed page can also read the guard's refusals.
+    Other requests pass unchanged: the guard refuses them with a reason."""
 
     def __init__(self, app: ASGIApp, *, origins: Origins) -> None:
         self._app = app
@@ -77,14 +77,14 @@ class Sharing:
 
 
 def is_preflight(method: str, headers: Headers) -> bool:
-    """A browser asks whether it may send what a page wants to send."""
+    """Return whether a browser asks if it may send a page's request."""
     return (
         method == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
     )
 
 
 def _refused(origin: str | None) -> CrossSite:
-    # What a stranger made up is not repeated where somebody may paste it into a shell.
+    # Untrusted text is not repeated where somebody may paste it into a shell.
     known = re.fullmatch(r"[\w+.:/\[\]-]{1,253}", origin or "", re.ASCII)
     return CrossSite(
         f"a page of {(origin or 'another site')[:200]} may not use this server; to let the pages "

@@ -1,6 +1,6 @@
-"""Chat templates that adapters and requests bring, each rendered in a process of its own.
+"""Renders chat templates of adapters and requests, each in a process of its own.
 
-Its source is a stranger's program: `lorry.api.template_process` says what bounds it.
+A template's source is an untrusted program; `lorry.api.template_process` lists its limits.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 from lorry.forks import ForkFailed, Forks
 
 _KEPT = 16
-"""Templates whose processes stay."""
+"""Templates whose processes are kept."""
 
 _PATIENCE = 120.0
-"""Seconds. The processes end themselves by the processor's time; this is for one that the
-machine does not run at all."""
+"""Seconds. The processes limit their own processor time; this is for a process that the machine
+does not run at all."""
 
 
 class TooMuch(InvalidRequest):
-    """Rendering took more time or memory than there is for it."""
+    """Rendering took more time or memory than the limit."""
 
 
 class OwnTemplates:
-    """Thread-safe. The process with the renderer is started at the first conversation."""
+    """Thread-safe. The process with the renderer starts at the first conversation."""
 
     def __init__(self) -> None:
         self._forks = Forks("lorry.api.template_process", lambda: b"", what="chat templates")
@@ -37,17 +37,17 @@ class OwnTemplates:
         self._kept: OrderedDict[str, _Own] = OrderedDict()
 
     def render(self, source: str, asked: Mapping[str, Any]) -> str:
-        """`asked`: `messages` and what else transformers' `render_jinja_template` takes, as JSON
-        has it. Blocks.
+        """Render a conversation. `asked` has `messages` and other arguments of transformers'
+        `render_jinja_template`, as JSON. Blocks.
 
         Raises:
-            ValueError: the template refuses the messages, or is none.
+            ValueError: the template is malformed, or refuses the messages.
             TooMuch.
         """
         with self._lock:
             own = self._kept.pop(source, None) or _Own(source)
             self._kept[source] = own
-            # A dropped one ends with its last conversation.
+            # A dropped process ends with its last conversation.
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return own.render(self._forks, json.dumps(asked).encode())

@@ -1,7 +1,7 @@
-"""The path that the server is reached under, where a proxy serves it below one of its own.
+"""The path prefix of the server behind a proxy.
 
-A proxy may pass the whole path on or cut its prefix off; both are understood. The prefix goes
-to what names paths of ours to a client: redirects, the documentation, the OpenAPI document.
+A proxy may pass the whole path on or remove its prefix; both work. The prefix is added wherever a
+client sees our paths: redirects, the documentation, the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _HEADER = "x-forwarded-prefix"
 
 
 class Prefix:
-    """ASGI middleware, around whatever looks at the path, or changes who the peer is."""
+    """ASGI middleware, around everything that reads the path or changes the peer."""
 
     def __init__(
         self, app: ASGIApp, *, root_path: str, proxies: Sequence[str], own: Collection[str]
     ) -> None:
-        """`root_path` is `--root-path`, `proxies` are `--trusted-proxies`, `own` the paths
-        that the server has."""
+        """`root_path` is `--root-path`, `proxies` is `--trusted-proxies`, `own` are the server's
+        own paths."""
         self._app = app
         self._root_path = root_path
         self._proxies = [ip_network(proxy) for proxy in proxies]
@@ -44,7 +44,8 @@ class Prefix:
         await self._app(scope, receive, send)
 
     def _forwarded(self, scope: Scope) -> str | None:
-        """What a trusted proxy says; None where it says nothing, or no path."""
+        """Return a trusted proxy's prefix, or None if it sends none or something else than a
+        path."""
         given = Headers(scope=scope).get(_HEADER)
         if given is None:
             return None
@@ -58,20 +59,20 @@ class Prefix:
 
 
 def prefix_of(scope: Scope) -> str:
-    """What stands in front of our own paths for this request's client; mostly nothing."""
+    """Return the prefix of our paths for this request's client, which is mostly empty."""
     prefix: str = scope.get("state", {}).get(_KEY, "")
     return prefix
 
 
 def begins(prefix: str, paths: Collection[str]) -> bool:
-    """Whether one of `paths` is `prefix` or below it."""
+    """Return whether one of `paths` is `prefix` or below it."""
     return any(f"{path}/".startswith(f"{prefix}/") for path in paths)
 
 
 def check_root_path(root_path: str, own: Collection[str]) -> None:
-    """Raises SettingsError."""
+    """Raise SettingsError if the server's own paths begin with it."""
     if root_path and begins(root_path, own):
         raise SettingsError(
-            f"--root-path {root_path}: paths of the server itself begin so; give only what the "
-            "proxy has in front of them"
+            f"--root-path {root_path}: paths of the server itself begin with it; give only the "
+            "prefix that the proxy adds"
         )

@@ -1,4 +1,4 @@
-"""A field that takes a text, its token ids, or a list of either, as OpenAI's do."""
+"""A field that takes a string, its token ids, or a list of either, like OpenAI's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lorry.errors import InvalidRequest
 SpecialTokens = Annotated[
     bool | None,
     Field(
-        description="Whether the tokenizer puts its special tokens around a text. Absent: yes, but "
-        "a beginning of text that the text has already is not put before it again; true puts it."
+        description="Whether the tokenizer adds its special tokens around a text. Absent: yes, "
+        "except a beginning of text that the text already has; true adds it anyway."
     ),
 ]
 
@@ -27,11 +27,11 @@ class Prompt:
 
 
 def kept_of(truncate: int | None, room: int) -> int | None:
-    """`truncate_prompt_tokens` as a number of tokens; None: all. `room`: what there is room for.
-    Raises InvalidRequest."""
+    """Return `truncate_prompt_tokens` as a number of tokens, or None for all. `room` is the number
+    that fits. Raises InvalidRequest."""
     if truncate == 0:
         raise InvalidRequest(
-            "truncate_prompt_tokens must be -1 or from 1, not 0", param="truncate_prompt_tokens"
+            "truncate_prompt_tokens must be -1, or at least 1", param="truncate_prompt_tokens"
         )
     return max(1, room) if truncate == ALL_ROOM else truncate
 
@@ -45,21 +45,24 @@ async def prompts_of(
     truncate: int | None = None,
     add_special_tokens: bool | None = None,
 ) -> list[Prompt]:
-    """`truncate`: keep that many of the last tokens; `add_special_tokens` is for texts, as
-    `Prompts.encode` has it. Raises InvalidRequest, naming `param`."""
+    """Read the prompts of a field. `truncate`: keep that many of the last tokens;
+    `add_special_tokens` is for texts, as in `Prompts.encode`. Raises InvalidRequest, naming
+    `param`."""
     if isinstance(given, str) or (
         isinstance(given, list) and given and all(type(one) is int for one in given)
     ):
         given = [given]
     if not isinstance(given, list) or not given:
         raise InvalidRequest(
-            f"{param} must be a text, a list of texts, token ids or a list of those", param=param
+            f"{param} must be a string, a list of strings, token ids or a list of those",
+            param=param,
         )
     if len(given) > most:
         raise InvalidRequest(f"{param} lists {len(given)} prompts, the most is {most}", param=param)
     if not all(isinstance(one, str | list) for one in given):
         raise InvalidRequest(
-            f"{param} must be a text, a list of texts, token ids or a list of those", param=param
+            f"{param} must be a string, a list of strings, token ids or a list of those",
+            param=param,
         )
     texts = [one for one in given if isinstance(one, str)]
     encoded = iter(

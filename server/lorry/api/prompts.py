@@ -1,4 +1,4 @@
-"""Text to token ids and back: encoding, truncation, one token's text."""
+"""Converts text to token ids and back: encoding, truncation, one token's text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Piece:
 
 
 class Prompts:
-    """The tokenizer, as requests need it. Thread-safe: the tokenizer's state never changes."""
+    """The tokenizer for requests. Thread-safe: the tokenizer's state never changes."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class Prompts:
         notation: Notation | None = None,
         thoughts: Choice = thoughts_in,
     ) -> None:
-        """`notation`: what the base writes calls in; None: what its template asks for."""
+        """`notation`: the base's notation of calls; None for that of its template."""
         self._workers = Workers()
         self.chats = Chats(
             tokenizer, self._workers, tool_prompt=tool_prompt, notation=notation, thoughts=thoughts
         )
-        # A tokenizer.json may carry a truncation and a padding; the first call drops
-        # them, and a later one finds nothing to change while another thread encodes.
+        # A tokenizer.json may set truncation and padding. The first call removes them, so that a
+        # later one has nothing to change while another thread encodes.
         tokenizer("")
         self.vocab_size = vocab_size or len(tokenizer)
         self._take(tokenizer.backend_tokenizer)
@@ -70,15 +70,15 @@ class Prompts:
         kinds = decoder_kinds(self._backend)
         self._byte_of = bytes_of_alphabet() if "ByteLevel" in kinds else None
         self._only_bytes = kinds == ["ByteLevel"]
-        # Filled as tokens come; as long as the vocabulary at most.
+        # Filled as tokens come; at most as long as the vocabulary.
         self._wholes: dict[int, str | None] = {}
         self._front = self._added_in_front()
 
     def with_tokenizer(
         self, tokenizer: AdapterTokenizer, rendering: Executor, *, foreign: bool = False
     ) -> Prompts:
-        """The same with another tokenizer, as an adapter has it. `rendering`: the threads that
-        wait for chat templates which are somebody else's program; `foreign`: its own is."""
+        """Return the same with an adapter's tokenizer. `rendering`: the threads that wait for
+        untrusted chat templates; `foreign`: its own template is one."""
         made = copy(self)
         if tokenizer.backend_tokenizer is not self._backend:
             made._take(tokenizer.backend_tokenizer)
@@ -86,22 +86,22 @@ class Prompts:
         return made
 
     def decode(self, ids: Sequence[int]) -> str:
-        """All of it, special tokens included, nothing tidied up."""
+        """Return the text of all tokens, with special tokens and without cleanup."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def text_of(self, token_id: int) -> str:
-        """One token by itself; U+FFFD where it is no whole character."""
+        """Return the text of one token by itself; U+FFFD if it is not a whole character."""
         return self.decode((token_id,))
 
     def name_of(self, token_id: int) -> str:
-        """A special token as it is written; of any other, its text."""
+        """Return a special token's name; for any other token, its text."""
         if token_id in self._added_ids:
             return str(self._backend.id_to_token(token_id))
         return self.text_of(token_id)
 
     def with_special(self, texts: Sequence[str], ends: Iterable[int]) -> frozenset[str]:
-        """Those of `texts` that have a special token, as it is written, in them; `ends` are
-        end tokens, which a tokenizer need not call special."""
+        """Return those of `texts` that contain a special token's name. `ends` are end tokens, which
+        a tokenizer need not declare as special."""
         names = [self.name_of(one) for one in ends] if texts else []
         return frozenset(
             one
@@ -110,13 +110,13 @@ class Prompts:
         )
 
     def special_ids_of(self, names: Iterable[str]) -> frozenset[int]:
-        """Those of the special tokens that are written so."""
+        """Return the ids of the special tokens with these names."""
         known = self._special_names
         return frozenset(known[name] for name in names if name in known)
 
     def whole(self, token_id: int) -> str | None:
-        """The text that a token adds wherever it stands, where that can be told: a decoder
-        that does nothing but join bytes, and bytes that are whole characters."""
+        """Return the text of a token if it is the same everywhere: the decoder only joins bytes,
+        and the token's bytes are whole characters. Otherwise None."""
         try:
             return self._wholes[token_id]
         except KeyError:
@@ -131,11 +131,11 @@ class Prompts:
         if not all(char in byte_of for char in token):
             return None
         text = bytes(byte_of[char] for char in token).decode(errors="replace")
-        # U+FFFD itself is a token of some: in a text it looks like half a character.
+        # Some vocabularies contain U+FFFD itself, which looks like half a character in a text.
         return None if "\ufffd" in text else text
 
     def bytes_of(self, token_id: int) -> list[int] | None:
-        """The bytes that one token stands for; None where the tokenizer does not tell."""
+        """Return the bytes of a token, or None if the tokenizer does not show them."""
         token = self._backend.id_to_token(token_id)
         if token is None:
             return None
@@ -158,14 +158,16 @@ class Prompts:
         truncate: int | None = None,
         marked: bool = False,
     ) -> list[int]:
-        """Token ids of a prompt. `truncate` keeps that many of the last, and what the
-        tokenizer puts in front. Raises InvalidRequest for an empty prompt.
+        """Return the token ids of a prompt. `truncate` keeps that many of the last tokens, in
+        addition to those that the tokenizer adds before the text. Raises InvalidRequest for an
+        empty prompt.
 
-        `add_special_tokens`: with the tokens that the tokenizer puts around a text, or
-        without. None is with them, but what the text itself begins with is not put before
-        it again: a chat that a template has rendered has its beginning of text.
+        `add_special_tokens`: whether the tokenizer's special tokens are added around the text. None
+        adds them, except those with which the text already begins: a chat rendered by a template
+        contains its beginning of text.
 
-        `marked`: it is of `Chats.rendered`, with marks around the control tokens in messages."""
+        `marked`: the text comes from `Chats.rendered`, with marks around control tokens in
+        messages."""
         (ids,) = await self.encode_all(
             [text],
             param=param,
@@ -184,7 +186,7 @@ class Prompts:
         truncate: int | None = None,
         marked: bool = False,
     ) -> list[list[int]]:
-        """As `encode`, of several prompts."""
+        """Like `encode`, for several prompts."""
         if not all(texts):
             raise InvalidRequest(f"{param} is empty; send at least one character", param=param)
 
@@ -216,14 +218,14 @@ class Prompts:
             raise InvalidRequest(f"{param} has no tokens", param=param)
         if max(ids) >= self.vocab_size:
             raise InvalidRequest(
-                f"{param} has the token {self.text_of(max(ids))!r}, which this base has no "
-                "embedding for",
+                f"{param} contains the token {self.text_of(max(ids))!r}, for which this base has "
+                "no embedding",
                 param=param,
             )
         return ids
 
     async def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Two texts each, as the tokenizer's template for pairs joins them."""
+        """Encode pairs of texts, joined by the tokenizer's template for pairs."""
 
         def work() -> list[list[int]]:
             return [list(one.ids) for one in self._backend.encode_batch_fast(list(pairs))]
@@ -231,11 +233,11 @@ class Prompts:
         return await self._workers.run(sum(len(a) + len(b) for a, b in pairs), work)
 
     def written(self, ids: Sequence[int]) -> list[str]:
-        """Tokens as the vocabulary has them."""
+        """Return tokens as they are in the vocabulary."""
         return [str(self._backend.id_to_token(one)) for one in ids]
 
     async def pieces(self, text: str, *, add_special_tokens: bool | None) -> list[Piece]:
-        """What `encode` makes of a text, with the place of each token in it."""
+        """Return the tokens of a text, as from `encode`, with their positions in it."""
 
         def work() -> list[Piece]:
             (encoded,) = self._backend.encode_batch(
@@ -251,7 +253,7 @@ class Prompts:
         return await self._workers.run(len(text), work)
 
     async def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of words in the midst of a text."""
+        """Return the token ids of words in the middle of a text."""
 
         def work() -> list[list[int]]:
             return [self._ids(text, False) for text in texts]
@@ -263,19 +265,19 @@ class Prompts:
         return ids if ids is None or not add_special_tokens else [*self._front, *ids]
 
     def _added_in_front(self) -> list[int]:
-        """What the tokenizer puts before a text."""
+        """Return the tokens that the tokenizer adds before a text."""
         plain, whole = self._ids("a", False), self._ids("a", True)
         places = range(len(whole) - len(plain) + 1)
         at = next((one for one in places if whole[one : one + len(plain)] == plain), 0)
         return whole[:at]
 
     def _doubled(self, ids: Sequence[int]) -> int:
-        """So many of the first of `ids` were put before a text that begins with the same."""
+        """Return how many of the first `ids` were added before a text that begins with the same."""
         count = len(self._front)
         return count if list(ids[: 2 * count]) == self._front * 2 else 0
 
     async def check_ids(self, ids: Sequence[int], *, param: str) -> list[int]:
-        """A prompt given as token ids. Raises InvalidRequest."""
+        """Check a prompt given as token ids. Raises InvalidRequest."""
         return await self._workers.run(len(ids), lambda: self._checked(ids, param))
 
     def _checked(self, ids: Sequence[int], param: str) -> list[int]:
@@ -284,14 +286,14 @@ class Prompts:
         for one in ids:
             if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < self.vocab_size:
                 raise InvalidRequest(
-                    f"{param}: {json.dumps(one)[:40]} is no token id; they go from 0 to "
+                    f"{param}: {json.dumps(one)[:40]} is not a token id; they go from 0 to "
                     f"{self.vocab_size - 1}",
                     param=param,
                 )
         return list(ids)
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        # `encode` keeps the interpreter for itself, a second for a prompt of a megabyte, in
-        # whatever thread: neither the event loop nor the engine would have a turn.
+        # `encode` holds the interpreter in any thread, for a second with a prompt of a megabyte,
+        # and blocks the event loop and the engine. `encode_batch_fast` does not.
         (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoded.ids)

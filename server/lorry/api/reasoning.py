@@ -1,7 +1,7 @@
-"""Reasoning, parted from the answer that follows it.
+"""Separates a model's reasoning from the answer that follows it.
 
-Models that reason do so first, between two marks; of some the template has written the first
-mark already. What is between them is `reasoning_content`, and no part of the answer.
+Models that reason do so first, between two marks; some templates write the first mark themselves.
+The text between them becomes `reasoning_content` and is not part of the answer.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Thoughts:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What may be special tokens, which are hidden otherwise."""
+        """The marks that may be special tokens, which would otherwise be hidden."""
         return self.opener.strip(), self.closer.strip()
 
     def open_in(self, prompt: str) -> bool:
-        """Whether a prompt ends in the midst of reasoning: right behind its first mark."""
+        """Return whether a prompt ends inside reasoning: right behind its first mark."""
         return prompt.rstrip().endswith(self.opener.rstrip())
 
     def continued_in(self, text: str) -> bool:
-        """Whether an answer that is to be continued breaks off in its reasoning."""
+        """Return whether an answer to be continued ends inside its reasoning."""
         return text.rfind(self.opener) > text.rfind(self.closer)
 
 
@@ -45,11 +45,11 @@ THOUGHTS = {
 3.2; Gemma 4; Seed-OSS."""
 
 Choice = Callable[[str], Thoughts | None]
-"""The marks that a model reasons in, by its chat template."""
+"""Returns the marks of a model's reasoning, given its chat template."""
 
 
 def thoughts_in(template: str) -> Thoughts | None:
-    """Those that a template speaks of."""
+    """Return the marks that a template contains."""
     return next((one for one in THOUGHTS.values() if one.closer in template), None)
 
 
@@ -62,7 +62,7 @@ def choice_of(name: str) -> Choice:
 
 
 def parting(thoughts: Thoughts, *, opened: bool) -> Readings:
-    """`opened`: the prompt ends in the reasoning. Blanks at the ends of either are no part."""
+    """`opened`: the prompt ends inside the reasoning. Blanks at the ends of both are removed."""
 
     def readings(source: Source) -> Reading[None]:
         yield from source.blanks()

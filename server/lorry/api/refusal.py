@@ -1,4 +1,4 @@
-"""The answer to a request that no route gets to see."""
+"""Answers a request that is refused before it reaches a route."""
 
 from __future__ import annotations
 

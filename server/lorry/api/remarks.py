@@ -1,4 +1,4 @@
-"""What an answer's headers say of its request: fields that were accepted and not used."""
+"""A header of the answer about the request: fields that were accepted and not used."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ IGNORED: Final = "X-Lorry-Ignored"
 
 _KEY = "remarks"
 _MOST: Final = 30
-"""Names that a header has room for."""
+"""The most names in the header."""
 
 _STRANGE: Final = re.compile(r"[^A-Za-z0-9_.\-]")
 
 
 class Remarks:
-    """Of one request."""
+    """The remarks about one request."""
 
     def __init__(self, *, strict: bool) -> None:
         self.strict = strict
-        """No field that is unknown is accepted."""
+        """True if unknown fields are refused."""
         self.ignored: dict[str, None] = {}
-        """Names as a header may have them, in the order of the body."""
+        """Names that are valid in a header, in the order of the body."""
 
     def ignore(self, names: Iterable[str]) -> None:
         for name in names:

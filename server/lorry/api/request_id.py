@@ -1,5 +1,5 @@
-"""`X-Request-Id`: what a request is called, by its client or else here, in its answer and in
-every line of the log that it causes."""
+"""`X-Request-Id`: a request's name, from its client or made here, in its answer and in all of its
+log lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER: Final = "X-Request-Id"
 
 _KEY = "request_id"
 _GOOD: Final = re.compile(r"[!-~]{1,128}")
-"""What a header and a line of the log can hold; a client's other names are not used."""
+"""Names that fit in a header and a log line; a client's other names are not used."""
 
 
 class RequestId:
@@ -32,7 +32,7 @@ class RequestId:
         given = Headers(scope=scope).get(HEADER, "")
         name = given if _GOOD.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})[_KEY] = name
-        # The web server gives each request a task, and with it a context, of its own.
+        # The web server gives each request its own task and context.
         logs.request_id.set(name)
 
         async def named(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Where an adapter's weights are right now."""
+"""Where an adapter's weights are now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Residencies:
     in_host_cache: Callable[[str], bool]
 
     def of(self, digest: str) -> str:
-        """The nearest place."""
+        """Return the nearest of them."""
         if digest in self.stats().resident:
             return StorageTier.DEVICE.value
         if self.in_host_cache(digest):

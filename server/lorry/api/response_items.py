@@ -1,4 +1,4 @@
-"""What `/v1/responses` is given, in chat's words: items as messages, tools, formats."""
+"""Converts the fields of `/v1/responses` to chat's: items to messages, tools, formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 Item = dict[str, Any]
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""The parts that are text, and where it stands."""
+"""The types of text parts, with the keys of their text."""
 
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -29,8 +29,8 @@ _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "f
 
 
 def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | None]) -> list[Item]:
-    """Every item with its type, an id and a status; `find` looks up what a reference means.
-    Nothing is referred to twice: a few bytes would stand for a whole answer each time.
+    """Return all items with a type, an id and a status; `find` resolves references. An item may be
+    referenced once only, since a few bytes would stand for a whole answer each time.
 
     Raises InvalidRequest.
     """
@@ -41,7 +41,7 @@ def items_of(given: str | Sequence[Item] | None, find: Callable[[str], Item | No
     def find_once(item_id: str) -> Item | None:
         if item_id in found:
             raise InvalidRequest(
-                f"input: the item {item_id[:80]!r} is referred to twice; send it once",
+                f"input: the item {item_id[:80]!r} is referenced twice; send it once",
                 param="input",
             )
         found.add(item_id)
@@ -64,11 +64,11 @@ def _item(item: Item, where: str, find: Callable[[str], Item | None]) -> Item:
     if kind is None:
         kind = "message"
     if not isinstance(kind, str):
-        raise InvalidRequest(f"{where}.type must be a text", param="input")
+        raise InvalidRequest(f"{where}.type must be a string", param="input")
     made = item.get("id")
     if not isinstance(made, str) or not made:
         made = f"{_PREFIXES.get(kind, 'item')}_{uuid.uuid4().hex}"
-    # Clients leave it out, and demand it of the items that they list.
+    # Clients leave these out, and require them in the items that they list.
     named: Item = {"id": made, "type": kind, "status": item.get("status") or "completed"}
     if kind == "message" and isinstance(item.get("content"), str):
         part: Item = {"type": "input_text", "text": item["content"]}
@@ -79,8 +79,8 @@ def _item(item: Item, where: str, find: Callable[[str], Item | None]) -> Item:
 
 
 def messages_of(items: Iterable[Item], *, new: int) -> list[dict[str, Any]]:
-    """Chat's messages. Calls join the assistant's message before them; reasoning is left out.
-    The last `new` items are the request's own, by whose place a mistake is told.
+    """Return chat's messages. Calls join the assistant's message before them; reasoning is left
+    out. The last `new` items are the request's own, and errors name their positions.
 
     Raises InvalidRequest, UnsupportedParameter.
     """
@@ -138,7 +138,7 @@ def _call(item: Item, where: str) -> dict[str, Any]:
 def _text(item: Item, key: str, where: str) -> str:
     value = item.get(key)
     if not isinstance(value, str):
-        raise InvalidRequest(f"{where}.{key} must be a text", param="input")
+        raise InvalidRequest(f"{where}.{key} must be a string", param="input")
     return value
 
 
@@ -146,7 +146,7 @@ def _texts(content: object, where: str) -> str | list[dict[str, str]]:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise InvalidRequest(f"{where} must be a text or a list of parts", param="input")
+        raise InvalidRequest(f"{where} must be a string or a list of parts", param="input")
     parts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
@@ -164,8 +164,8 @@ def _texts(content: object, where: str) -> str | list[dict[str, str]]:
 def tools_of(
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Named]]:
-    """Chat's form of the functions, those of namespaces included, and what each one's name
-    means that is in a namespace. Raises InvalidRequest, UnsupportedParameter."""
+    """Return the functions in chat's form, including those in namespaces, and the meaning of each
+    name that belongs to a namespace. Raises InvalidRequest, UnsupportedParameter."""
     made: list[dict[str, Any]] = []
     names: dict[str, Named] = {}
     for namespace, tool, where in _functions(tools or ()):
@@ -189,7 +189,7 @@ def tools_of(
 def _functions(
     tools: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str | None, Mapping[str, Any], str]]:
-    """Every tool with its namespace and its place, but those that are left out."""
+    """Yield every tool with its namespace and its path, except those that are left out."""
     for index, tool in enumerate(tools):
         where = f"tools[{index}]"
         inner = tool.get("tools")
@@ -208,12 +208,12 @@ def _functions(
 
 
 def chat_name(name: str, namespace: object) -> str:
-    """What a function is called in chat, which has no namespaces."""
+    """Return a function's name in chat, which has no namespaces."""
     return f"{namespace}__{name}" if isinstance(namespace, str) else name
 
 
 def tool_choice_of(choice: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
-    """Raises UnsupportedParameter."""
+    """Convert the choice to chat's form. Raises UnsupportedParameter."""
     if choice is None or isinstance(choice, str):
         return choice
     kind = choice.get("type")
@@ -231,7 +231,7 @@ def tool_choice_of(choice: str | Mapping[str, Any] | None) -> str | dict[str, An
 
 
 def _choice(tool: object) -> dict[str, Any]:
-    """One function that may be called, as chat names it."""
+    """Convert one function that may be called to chat's form."""
     given = tool if isinstance(tool, Mapping) else {}
     name = given.get("name")
     if isinstance(name, str):
@@ -240,7 +240,7 @@ def _choice(tool: object) -> dict[str, Any]:
 
 
 def format_of(format: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """`text.format` as `response_format`."""
+    """Return `text.format` as `response_format`."""
     if format is None:
         return None
     if format.get("type") == "json_schema" and "json_schema" not in format:

@@ -1,4 +1,4 @@
-"""The response that `/v1/responses` answers with, at every stage of its making."""
+"""The response object of `/v1/responses`, at every stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "resp_"
 
 
 class ResponseObject:
-    """One response; `output` grows while it is made."""
+    """One response; `output` grows while it is generated."""
 
     def __init__(
         self,
@@ -26,7 +26,8 @@ class ResponseObject:
         names: Mapping[str, Named],
         params: SamplingParams,
     ) -> None:
-        """`key` is its id without the prefix, `names` are chat's of functions in namespaces."""
+        """`key` is its id without the prefix; `names` are chat's names of functions in
+        namespaces."""
         self.output = Output(key, names)
         self.view: dict[str, Any] = {
             "id": PREFIX + key,
@@ -63,7 +64,7 @@ class ResponseObject:
         self.view["adapters"] = adapters
 
     def grow(self, choice: dict[str, Any]) -> list[Event]:
-        """By the choice of a chat's chunk; the events that tell of it."""
+        """Add the choice of a chat's chunk and return its events."""
         events = self.output.push(choice["delta"], choice.get("logprobs"))
         reason = choice.get("finish_reason")
         if reason is not None:

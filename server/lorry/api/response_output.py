@@ -1,4 +1,4 @@
-"""A chat's answer as the output items of a response, and as the events of its stream."""
+"""Converts a chat's answer to a response's output items, and to the events of its stream."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Event = dict[str, Any]
 
 
 class Output:
-    """Items in the making. Every call gives the events that tell of it, without numbers."""
+    """Items in progress. Every call returns its events, without sequence numbers."""
 
     def __init__(self, key: str, names: Mapping[str, Named] | None = None) -> None:
-        """`key` is the response's id without its prefix; the items' ids contain it, so that
-        an item leads to its response. `names` are chat's of functions in namespaces."""
+        """`key` is the response's id without its prefix. The items' ids contain it, so that the
+        response of an item can be found. `names` are chat's names of functions in namespaces."""
         self._names = names or {}
         self.items: list[dict[str, Any]] = []
         self._key = key
         self._open = False
-        """Whether the last item can still grow."""
+        """True if the last item can still grow."""
 
     def push(self, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> list[Event]:
-        """The delta of a chat's chunk, or a whole message in its form."""
+        """Add the delta of a chat's chunk, or a whole message in its form."""
         events: list[Event] = []
         reasoning = delta.get("reasoning_content")
         if reasoning:
@@ -31,7 +31,7 @@ class Output:
             events += self._grow(reasoning, "reasoning_text", None)
         text = delta.get("content")
         calls = delta.get("tool_calls") or ()
-        # Those of a call have no place in an item.
+        # An item has no place for the log-probabilities of a call.
         if text or (logprobs and logprobs["content"] and not calls):
             events += self._say(text or "", logprobs)
         for call in calls:
@@ -42,12 +42,12 @@ class Output:
         """`reason` is chat's `finish_reason`."""
         events: list[Event] = []
         if not self.items:
-            # An answer without a token to show is an empty text.
+            # An answer without visible tokens is an empty text.
             events += self._say("", None)
         return events + self._end("incomplete" if reason == "length" else "completed")
 
     def break_off(self) -> None:
-        """Nothing follows: an item that could still grow stays incomplete."""
+        """Stop here: an item that could still grow stays incomplete."""
         self._end("incomplete")
 
     def _say(self, text: str, logprobs: dict[str, Any] | None) -> list[Event]:
@@ -55,7 +55,7 @@ class Output:
         return self._begin("message", fields) + self._grow(text, "output_text", logprobs)
 
     def _begin(self, kind: str, fields: dict[str, Any]) -> list[Event]:
-        """The last item becomes one of this kind, which it may be already."""
+        """Make the last item one of this kind, unless it is one already."""
         if self._open and self.items[-1]["type"] == kind:
             return []
         events = self._end("completed")

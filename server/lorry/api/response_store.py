@@ -1,7 +1,7 @@
-"""Responses that were made, for those who ask for them again or go on from one.
+"""Stores responses, for clients that retrieve them or continue from one.
 
-In memory, for a stated time, and within a bound on bytes: the oldest go first. Each has the
-whole conversation before it, so that none needs another to be still there. Event loop only.
+They are in memory, for a stated time and within a limit on bytes: the oldest are dropped first.
+Each contains the whole conversation before it, so none depends on another. Event loop only.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 _OVERHEAD = 1024
-"""Bytes that an entry takes beside its texts."""
+"""Bytes of an entry beside its texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     owner: str
-    """Whose key made it; nobody else gets to see it."""
+    """The owner of the key that made it; it is hidden from all others."""
     response: bytes
     items: bytes
-    """What the model was given, as JSON: the conversation before it and its own input."""
+    """The model's input as JSON: the earlier conversation and its own input."""
     until: float
 
     @property
@@ -47,11 +47,11 @@ class ResponseStore:
         self._seconds = seconds
         self._clock = clock
         self._stored: OrderedDict[str, Stored] = OrderedDict()
-        """In the order in which they end: all are kept for the same time."""
+        """In the order in which they expire: all are kept for the same time."""
         self.bytes = 0
 
     def put(self, owner: str, response: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
-        """Keeps it, with `store` true in it, unless it is larger than all the room."""
+        """Store a response with `store` set to true, unless it is larger than the whole limit."""
         response["store"] = True
         one = Stored(owner, _encoded(response), _encoded(items), self._clock() + self._seconds)
         if self._seconds == 0 or one.size > self._max_bytes:

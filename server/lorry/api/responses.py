@@ -1,4 +1,4 @@
-"""`/v1/responses`: OpenAI's newer form of a chat, which can be stored and gone on from."""
+"""`/v1/responses`: OpenAI's newer form of a chat, which can be stored and continued."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from lorry.errors import InvalidRequest, UnsupportedParameter
 _LOGPROBS = "message.output_text.logprobs"
 
 _OWN = frozenset({"n", "stream_options"})
-"""Fields of chat that say nothing of what is generated here."""
+"""Chat's fields that do not concern the generation here."""
 
 _FIELDS = {
     "messages": "input",
@@ -56,7 +56,7 @@ _FIELDS = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
 }
-"""What chat calls the fields of a response."""
+"""Chat's names for the fields of a response."""
 
 _EXAMPLE = {"input": "How do I cook rice?", "max_output_tokens": 40}
 
@@ -113,14 +113,14 @@ class Responses:
                     **({200: {"model": model}} if model else {}),
                     **documented(400, 404),
                 },
-                # The status that FastAPI documents unasked.
+                # FastAPI always documents this status.
                 status_code=200 if model else 400,
                 response_model=None,
             )
         return router
 
     async def create(self, request: Request) -> Response:
-        """The next items of a conversation; with `stream`, events as they come."""
+        """The next items of a conversation; with `stream`, events."""
         body = await read_body(request, ResponsesBody)
         remarks_of(request).ignore(places(body.tools))
         owner = owner_of(request.scope)
@@ -157,22 +157,22 @@ class Responses:
         """A response that is still stored."""
         if stream:
             raise UnsupportedParameter(
-                "stream: a stored response is given whole; leave it out", param="stream"
+                "stream: a stored response is returned whole; leave it out", param="stream"
             )
         return Response(self._found(request, response_id).response, media_type="application/json")
 
     async def delete(self, request: Request, response_id: str) -> Response:
-        """It is gone at once. Those that went on from it keep the conversation."""
+        """Gone at once. Responses that continued from it keep the conversation."""
         self._found(request, response_id)
         self._store.remove(owner_of(request.scope), response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request, response_id: str) -> Response:
-        """Only for clients that ask: no response runs in the background here."""
+        """For clients that ask for it: no response runs in the background here."""
         self._found(request, response_id)
         raise InvalidRequest(
             "this response was not made in the background, so it cannot be cancelled; to stop "
-            "one, close its connection",
+            "a response, close its connection",
             param="response_id",
         )
 
@@ -184,7 +184,7 @@ class Responses:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
-        """All that the model was given beside `instructions`, earlier responses included."""
+        """The model's whole input except `instructions`, including earlier responses."""
         items = self._found(request, response_id).given()
         if order == "desc":
             items.reverse()
@@ -209,20 +209,20 @@ class Responses:
         if found is None:
             raise ResponseNotFound(
                 f"there is no stored response {response_id[:80]!r}; it was made with store: false "
-                "or another key, was deleted, or its time is over"
+                "or another key, was deleted, or has expired"
             )
         return found
 
     def _wanted(
         self, body: ResponsesBody, tools: list[dict[str, Any]], owner: str
     ) -> tuple[ChatBody, list[Item]]:
-        """The body in chat's words, and all items that the model is given.
+        """Return the body in chat's form, and all items of the model's input.
 
         Raises InvalidRequest, UnsupportedParameter, PreviousNotFound.
         """
         if body.background:
             raise UnsupportedParameter(
-                "background: a response is made while its caller waits; leave it out, or stream",
+                "background: a response is made while its client waits; leave it out, or stream",
                 param="background",
             )
         fields = taken(body, own=_OWN, answer="answer")
@@ -230,7 +230,7 @@ class Responses:
         own = items_of(body.input, self._finder(owner))
         items += own
         if not items:
-            raise InvalidRequest("input is empty; send a text or items", param="input")
+            raise InvalidRequest("input is empty; send a string or items", param="input")
         messages = messages_of(items, new=len(own))
         if body.instructions is not None:
             messages.insert(0, {"role": "system", "content": body.instructions})
@@ -257,15 +257,15 @@ class Responses:
         found = self._store.get(owner, previous)
         if found is None:
             raise PreviousNotFound(
-                f"there is no stored response {previous[:80]!r} to go on from; send the whole "
+                f"there is no stored response {previous[:80]!r} to continue from; send the whole "
                 "conversation as input"
             )
         output: list[Item] = found.answer()["output"]
         return found.given() + output
 
     def _finder(self, owner: str) -> Callable[[str], Item | None]:
-        """Finds an item of a stored response's output by its id (`Output`). No response is
-        read twice."""
+        """Return a function that finds an item of a stored response's output by its id (`Output`).
+        No response is decoded twice."""
 
         @cache
         def output(key: str) -> dict[str, Item]:
@@ -276,7 +276,7 @@ class Responses:
 
 
 class ResponseFrames:
-    """The events of one stream."""
+    """Makes the events of one stream."""
 
     def __init__(
         self,
@@ -320,7 +320,7 @@ class ResponseFrames:
 
 
 def _as_chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole answer's choice as a chunk's."""
+    """Convert a complete answer's choice to a chunk's."""
     message = dict(choice["message"])
     calls = message.get("tool_calls") or ()
     message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]

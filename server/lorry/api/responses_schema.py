@@ -40,20 +40,20 @@ class TextConfig(Body):
 
 
 class ResponsesBody(SharedBody):
-    """Beside these fields it takes what chat takes for sampling."""
+    """It also takes chat's fields for sampling."""
 
     model_config = ConfigDict(json_schema_extra=one_of("input", "previous_response_id"))
 
     input: str | Items | None = Field(
         default=None,
-        description="A text, or items: message, function_call, function_call_output, reasoning "
+        description="A string, or items: message, function_call, function_call_output, reasoning "
         "(left out of the prompt) and item_reference.",
     )
     instructions: str | None = Field(
-        default=None, description="The system message of this response, not of those that follow."
+        default=None, description="The system message of this response, not of later ones."
     )
     previous_response_id: str | None = Field(
-        default=None, description="A stored response whose conversation goes on."
+        default=None, description="A stored response whose conversation is continued."
     )
     max_output_tokens: Tokens | None = None
     tools: ResponseTools | None = Field(
@@ -65,16 +65,16 @@ class ResponsesBody(SharedBody):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     include: Texts | None = Field(
-        default=None, description="Of these, `message.output_text.logprobs` is served."
+        default=None, description="`message.output_text.logprobs` is served."
     )
     top_logprobs: Top | None = None
     store: bool | None = Field(
-        default=None, description="Whether it can be asked for again; absent: yes."
+        default=None, description="Whether it can be retrieved later; absent: yes."
     )
-    metadata: dict[str, Any] | None = Field(default=None, description="Comes back unchanged.")
+    metadata: dict[str, Any] | None = Field(default=None, description="Returned unchanged.")
     background: bool | None = Field(default=None, description="Only false.")
     truncation: str | None = Field(
-        default=None, description="Accepted; what is too long for the model is refused."
+        default=None, description="Accepted; a conversation beyond the context is refused."
     )
     prompt_logprobs: None = Field(default=None, description="Not served.")
     return_token_ids: Literal[False] | None = Field(default=None, description="Not served.")
@@ -82,7 +82,7 @@ class ResponsesBody(SharedBody):
     prompt: None = Field(default=None, description="Not served.")
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning: ReasoningField | None = Field(
-        default=None, description="With `effort` none the template is told not to reason."
+        default=None, description="`effort` none turns the template's reasoning off."
     )
     client_metadata: Idle = None
     max_tool_calls: Idle = None
@@ -127,12 +127,12 @@ class ResponseAnswer(BaseModel):
     reasoning: Reasoning
     service_tier: str
     store: bool
-    """Whether it can be asked for again."""
+    """Whether it can be retrieved later."""
     temperature: float
     text: TextConfig
     tool_choice: str | ChosenFunction | ChosenTools
     tools: list[ResponseTool]
-    """Those that the model was offered."""
+    """The tools that the model was offered."""
     top_logprobs: int
     top_p: float
     truncation: str
@@ -147,7 +147,7 @@ class ResponseEvent(BaseModel):
     type: str
     sequence_number: int
     response: ResponseAnswer | None = None
-    """Of response.created, .in_progress, .completed, .incomplete and .failed."""
+    """In response.created, .in_progress, .completed, .incomplete and .failed."""
     item: OutputItem | None = None
     item_id: str | None = None
     output_index: int | None = None
@@ -156,7 +156,7 @@ class ResponseEvent(BaseModel):
     delta: str | None = None
     text: str | None = None
     name: str | None = None
-    """Of response.function_call_arguments.done."""
+    """In response.function_call_arguments.done."""
     arguments: str | None = None
     logprobs: list[ItemLogprob] | None = None
 

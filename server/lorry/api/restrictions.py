@@ -1,4 +1,4 @@
-"""What a body says of tokens that may not come, as an answer's rules."""
+"""Converts a body's rules about tokens to an answer's rules."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MAX_BAD_WORDS = 256
 async def rules_of(
     body: SharedBody, asked: Sequence[SamplingParams], prompts: Prompts
 ) -> Rules | None:
-    """`asked`: of each prompt; they end at the same tokens. None where everything may come.
-    Raises InvalidRequest."""
+    """Return the rules, or None if everything may come. `asked` has the parameters of each prompt,
+    which all end at the same tokens. Raises InvalidRequest."""
     least, most = body.min_tokens or 0, min(params.max_new_tokens for params in asked)
     if least > most:
         raise InvalidRequest(
@@ -41,7 +41,7 @@ async def rules_of(
 
 
 async def _banned(words: Sequence[str], prompts: Prompts) -> tuple[tuple[int, ...], ...]:
-    """Each word as it begins a text, and as it follows a space."""
+    """Return each word's tokens at the start of a text and after a space."""
     if len(words) > MAX_BAD_WORDS:
         raise InvalidRequest(
             f"bad_words has {len(words)} words, the most is {MAX_BAD_WORDS}", param="bad_words"

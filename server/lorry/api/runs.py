@@ -1,7 +1,7 @@
 """Requests on their way through the engine, with their text, stop strings and metrics.
 
-A `Run` is one answer in the making. Several (`n`, `best_of`, a list of prompts) start
-together and end together: an error in one cancels the others.
+A `Run` is one answer in progress. Several (`n`, `best_of`, a list of prompts) start and end
+together: an error in one cancels the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLOOR = -9999.0
 
 
 class Ending(StrEnum):
-    """Why an answer ended, for metrics as vLLM says it."""
+    """Why an answer ended, in vLLM's terms for metrics."""
 
     EOS = "eos"
     LENGTH = "length"
@@ -40,26 +40,26 @@ class Step:
 
     token: TokenLogprob
     text: str
-    """May be empty (half a character, a special token), may belong to earlier tokens."""
+    """May be empty (half a character, a special token) and may belong to earlier tokens."""
     special: bool
     top: tuple[TokenLogprob, ...]
     prompt: tuple[TokenLogprob | None, ...]
-    """With the first token, where prompt logprobs were asked for."""
+    """In the first token, if prompt logprobs were requested."""
     ending: Ending | None
     stop: str | None = None
     """The stop string that ended the answer."""
     own_end: int | None = None
-    """The token that ended it, where the request named that one."""
+    """The token that ended it, if the request named it."""
 
     @property
     def reason(self) -> str | int | None:
-        """vLLM's `stop_reason`: what the request said that ended the answer."""
+        """vLLM's `stop_reason`: the request's stop string or token that ended the answer."""
         return self.own_end if self.stop is None else self.stop
 
 
 @dataclass(slots=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     steps: list[Step] = field(default_factory=list)
 
@@ -83,13 +83,13 @@ class Answer:
 
     @property
     def mean_logprob(self) -> float:
-        """What `best_of` compares."""
+        """The score that `best_of` compares."""
         return sum(logprob_of(step.token) for step in self.steps) / len(self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one run is to do."""
+    """The task of one run."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
@@ -98,19 +98,19 @@ class Job:
     """TGI keeps the stop string in the text, OpenAI drops it."""
     constraint: Constraint | None = None
     visible: frozenset[int] = frozenset()
-    """Special tokens that are text of this answer."""
+    """Special tokens that are text in this answer."""
     prompts: Prompts | None = None
-    """Its adapter's own; None: the base's."""
+    """Its adapter's own; None for the base's."""
     keep_end: bool = False
-    """Whether the token that ends the answer is text, where it is visible."""
+    """True if the token that ends the answer is shown, if it is visible."""
     unstopped: int = 0
-    """Stop strings are looked for behind so many tokens."""
+    """Stop strings are searched for behind this many tokens."""
     own_ends: frozenset[int] = frozenset()
-    """Of the tokens that end it those which the request named, and the base does not."""
+    """The end tokens that the request named and that are not the base's."""
 
 
 class Run:
-    """One answer in the making. Close it; to close one that ended does nothing."""
+    """One answer in progress. It must be closed; closing one that ended does nothing."""
 
     def __init__(
         self, generation: Generation, job: Job, prompts: Prompts, meter: RequestMeter
@@ -118,7 +118,7 @@ class Run:
         self.refs: tuple[AdapterRef, ...] = generation.refs
         self.prompt_tokens = len(job.prompt_ids)
         self._generation = generation
-        # The last event, and how many of its tokens have been given out.
+        # The last event, and how many of its tokens have been returned.
         self._event = TokenEvent("")
         self._taken = 0
         self._eos = job.params.eos_token_ids
@@ -135,8 +135,8 @@ class Run:
         self._stops = StopStrings(job.stops, keep=job.keep_stop, marked=marked)
 
     async def step(self) -> Step:
-        """The next token; nothing follows the one with an ending. Raises what ended the
-        request otherwise."""
+        """Return the next token; nothing follows one with an ending. Raises the error that ended
+        the request otherwise."""
         if self._taken == len(self._event.drawn):
             self._event, self._taken = await anext(self._generation), 0
         event = self._event
@@ -146,7 +146,7 @@ class Run:
         step = self._next_of(event)
         if step.ending is not None:
             self.meter.finish("length" if step.ending is Ending.LENGTH else "stop")
-            # A stop string is seen here only: the engine must be told.
+            # Only this side sees a stop string, so it must cancel the request.
             await self._generation.aclose()
         elif event.finish is not None and self._taken == len(event.drawn):
             raise self._failure(event)
@@ -190,7 +190,7 @@ class Run:
             return Step(token, text, special, top, prompt, ending, None, own_end)
         shown = self._stops.push(text, mark)
         if self._stops.hit is not None:
-            # An end token that completes a stop string is the end all the same.
+            # An end token that completes a stop string still counts as the end.
             ending = ending if ends else Ending.STOP_STRING
         elif ending is not None:
             shown += self._stops.flush()
@@ -211,8 +211,8 @@ class Runs:
         self._metrics = metrics
 
     def room(self, prompt_ids: Sequence[int], choices: Sequence[AdapterChoice]) -> int:
-        """Tokens that an answer to this prompt can have; at least 1, so that a prompt
-        that is too long by itself is refused with the engine's own numbers."""
+        """Return the tokens that an answer to this prompt can have. The result is at least 1, so
+        that the engine refuses a prompt that is too long by itself, with its own numbers."""
         return max(1, self._client.room(choices) - len(prompt_ids))
 
     async def start(
@@ -224,8 +224,8 @@ class Runs:
         param: str,
         each: int,
     ) -> list[Run]:
-        """All of `jobs` with the same adapters, or none. `param` is the prompt's field,
-        `each` the answers asked for to one prompt."""
+        """Start all of `jobs` with the same adapters, or none. `param` is the prompt's field,
+        `each` the answers per prompt."""
         runs: list[Run] = []
         try:
             for job in jobs:
@@ -259,7 +259,7 @@ class Runs:
 
 
 async def answers(runs: Sequence[Run]) -> list[Answer]:
-    """All answers, in order; the first error cancels the rest."""
+    """Return all answers in order; the first error cancels the rest."""
     tasks = [asyncio.ensure_future(run.answer()) for run in runs]
     try:
         return list(await asyncio.gather(*tasks))
@@ -273,7 +273,7 @@ async def answers(runs: Sequence[Run]) -> list[Answer]:
 class MergedSteps:
     """The steps of several runs as they come, each with the index of its run.
 
-    No generators: a stream takes this way at every token, and each would add to it.
+    It uses no generators: every token of a stream passes here, and each would add to its time.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -284,11 +284,11 @@ class MergedSteps:
 
     @property
     def over(self) -> bool:
-        """The last step of the last run has been given out."""
+        """True after the last step of the last run."""
         return self._open == 0
 
     async def next(self) -> tuple[int, Step]:
-        """Raises the first error of any."""
+        """Return the next step. Raises the first error of any run."""
         assert not self.over
         if len(self._runs) == 1:
             index, step = 0, await self._runs[0].step()
@@ -299,7 +299,7 @@ class MergedSteps:
         return index, step
 
     async def close(self) -> None:
-        """Stop listening. The runs are their owner's to close."""
+        """Stop listening. The runs' owner must close them."""
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""From what a body asks to `SamplingParams` with nothing left open."""
+"""Resolves a body's fields to complete `SamplingParams`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorry.core import SamplingParams
 from lorry.errors import InvalidRequest
 
 _SEEDS = 2**53
-"""Random seeds stay below what JavaScript's numbers hold exactly: they are echoed in JSON."""
+"""Random seeds are small enough for JavaScript's numbers, as answers contain them in JSON."""
 
 _SEED_MASK = 2**64 - 1
 
@@ -20,21 +20,21 @@ MAX_BIAS = 100.0
 
 
 def for_answer(params: SamplingParams, index: int) -> SamplingParams:
-    """The parameters of answer `index` of several: the first has the seed itself."""
+    """Return the parameters of answer `index` of several: the first uses the seed itself."""
     return replace(params, seed=(params.seed + index) & _SEED_MASK)
 
 
 def shown_seed(params: SamplingParams) -> int | None:
-    """What to tell the client; None where nothing was drawn."""
+    """Return the seed for the client; None if nothing was drawn."""
     return params.seed if params.temperature > 0 else None
 
 
 def temperature_of(
     temperature: float | None, do_sample: bool | None, *, default: float | None = None
 ) -> float:
-    """TGI's rule: a temperature samples, with or without `do_sample`; `do_sample` alone
-    samples at 1; neither is greedy. 0 is greedy, as OpenAI's clients mean it. `default`: what
-    an adapter is sampled at where the request says neither."""
+    """Resolve the temperature by TGI's rule: a temperature samples, with or without `do_sample`;
+    `do_sample` alone samples at 1; neither is greedy. 0 is greedy, as in OpenAI's API. `default` is
+    an adapter's temperature if the request has neither."""
     if temperature is not None:
         return temperature
     if default is not None and do_sample is not False:
@@ -43,7 +43,7 @@ def temperature_of(
 
 
 class Filters(Protocol):
-    """Those fields of a body; None: nothing said."""
+    """These fields of a body; None if not given."""
 
     @property
     def top_k(self) -> int | None: ...
@@ -62,14 +62,14 @@ class Filters(Protocol):
 
 
 def filters_of(given: Filters, own: Mapping[str, float]) -> dict[str, Any]:
-    """Fields of `SamplingParams`; `own` are an adapter's defaults. A negative `top_k` is off, as
-    vLLM's clients mean it."""
+    """Return fields of `SamplingParams`; `own` are an adapter's defaults. A negative `top_k` is
+    off, as in vLLM."""
 
     def said(value: float | None, name: str, default: float) -> float:
         return own.get(name, default) if value is None else value
 
     return {
-        # A mass of nothing is the likeliest token's, as OpenAI has it.
+        # A mass of zero selects the likeliest token, as in OpenAI's API.
         "top_k": 1 if given.top_p == 0 else max(0, int(said(given.top_k, "top_k", 0))),
         "top_p": said(given.top_p or None, "top_p", 1.0),
         "min_p": said(given.min_p, "min_p", 0.0),
@@ -85,9 +85,9 @@ def seed_of(seed: int | None) -> int:
 
 
 def stops_of(stop: str | Sequence[str] | None, *, param: str = "stop") -> tuple[str, ...]:
-    """Raises InvalidRequest."""
+    """Return the stop strings. Raises InvalidRequest."""
     given = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    # Forms send what nobody filled in; no answer can be meant to end at nothing.
+    # Forms send empty fields, and an empty string could not end any answer.
     stops = tuple(one for one in given if one)
     if len(stops) > MAX_STOPS:
         raise InvalidRequest(
@@ -103,25 +103,25 @@ def stops_of(stop: str | Sequence[str] | None, *, param: str = "stop") -> tuple[
 
 
 def ids_of(given: Sequence[int] | None, vocab_size: int, param: str) -> frozenset[int]:
-    """Token ids; none where none are given. Raises InvalidRequest."""
+    """Return token ids, empty if none are given. Raises InvalidRequest."""
     if given and len(given) > vocab_size:
         raise InvalidRequest(f"{param} has {len(given)} tokens, the base {vocab_size}", param=param)
     for one in given or ():
         if not 0 <= one < vocab_size:
             raise InvalidRequest(
-                f"{param}: {one} is no token id; they go from 0 to {vocab_size - 1}", param=param
+                f"{param}: {one} is not a token id; they go from 0 to {vocab_size - 1}", param=param
             )
     return frozenset(given or ())
 
 
 def bias_of(bias: Mapping[str, float] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
-    """`logit_bias`: token ids as strings. Raises InvalidRequest."""
+    """Read `logit_bias`, whose keys are token ids as strings. Raises InvalidRequest."""
     pairs = []
     for key, value in (bias or {}).items():
         known = key.isascii() and key.isdigit() and len(key) < 19 and int(key) < vocab_size
         if not known:
             raise InvalidRequest(
-                f"logit_bias: {key[:40]!r} is no token id; they go from 0 to {vocab_size - 1}",
+                f"logit_bias: {key[:40]!r} is not a token id; they go from 0 to {vocab_size - 1}",
                 param="logit_bias",
             )
         if not -MAX_BIAS <= value <= MAX_BIAS:

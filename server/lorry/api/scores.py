@@ -1,7 +1,7 @@
-"""`/score` and `/rerank`: how well texts go together, by a classifier adapter with one label.
+"""`/score` and `/rerank`: how well two texts match, by a classifier adapter with one label.
 
-A pair is one prompt, as the tokenizer's own template for pairs makes it. The shapes are vLLM's
-and, where `/rerank` has `texts` instead of `documents`, TEI's.
+A pair becomes one prompt through the tokenizer's own template for pairs. The shapes are vLLM's
+and, if `/rerank` has `texts` instead of `documents`, TEI's.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class _PairsBody(Body):
         default=None, description="A classifier adapter with one label, or name@version."
     )
     adapter: AdapterField = Field(
-        default=None, description="Where it is given, it wins over `model`."
+        default=None, description="If given, it takes precedence over `model`."
     )
     truncate_prompt_tokens: Tokens | None = Field(
-        default=None, description="Keep that many of the first tokens of a pair."
+        default=None, description="Keep this many of the first tokens of a pair."
     )
     user: Idle = None
 
 
 class ScoreBody(_PairsBody):
-    text_1: str | SomeTexts = Field(description="One text for all of `text_2`, or one for each.")
+    text_1: str | SomeTexts = Field(description="One string for all of `text_2`, or one for each.")
     text_2: str | SomeTexts
     use_activation: bool | None = Field(
-        default=None, description="false: the head's own number, before the sigmoid."
+        default=None, description="false: the head's score before the sigmoid."
     )
 
 
@@ -74,10 +74,10 @@ class RerankBody(_PairsBody):
 
     query: str
     documents: Annotated[list[str | Document], NotEmpty] | None = Field(
-        default=None, description="Texts, or objects with a `text`."
+        default=None, description="Strings, or objects with a `text`."
     )
-    texts: SomeTexts | None = Field(default=None, description="TEI's word; its answer is a list.")
-    top_n: int | None = Field(default=None, ge=0, description="So many; 0 and absent: all.")
+    texts: SomeTexts | None = Field(default=None, description="TEI's name; its answer is a list.")
+    top_n: int | None = Field(default=None, ge=0, description="Return this many; 0 or absent: all.")
     return_documents: bool | None = None
     return_text: bool | None = None
     raw_scores: bool | None = Field(default=None, description="Before the sigmoid.")
@@ -124,7 +124,7 @@ class TeiRank(BaseModel):
 class Scored:
     values: list[float]
     found: Vectors
-    """What they were made from."""
+    """The vectors behind the scores."""
 
 
 class Scores:
@@ -252,7 +252,7 @@ class Scores:
         param: str,
         raw: bool,
     ) -> Scored:
-        """Raises InvalidRequest and the adapters' errors."""
+        """Score all pairs. Raises InvalidRequest and the adapters' errors."""
         choices = chosen(body, self._base, self._registry)
         voice, choices = await self._voices.of(choices)
         if not pairs or len(pairs) > MAX_INPUTS:
@@ -270,8 +270,8 @@ class Scores:
         labels = len(found.vectors[0])
         if labels != 1:
             raise InvalidRequest(
-                f"{found.refs[0].name} has {labels} labels; a score is that of the only one, so "
-                "name an adapter with one, or ask /classify",
+                f"{found.refs[0].name} has {labels} labels, but a score needs a single one: name "
+                "an adapter with one label, or ask /classify",
                 param="model",
             )
         values = [vector[0] if raw else probability(vector[0]) for vector in found.vectors]
@@ -284,7 +284,8 @@ def _texts(documents: Sequence[str | dict[str, Any]] | None) -> list[str]:
         text = document if isinstance(document, str) else document.get("text")
         if not isinstance(text, str):
             raise InvalidRequest(
-                f"documents[{index}] must be a text, or an object with a text", param="documents"
+                f"documents[{index}] must be a string, or an object with a `text`",
+                param="documents",
             )
         texts.append(text)
     return texts

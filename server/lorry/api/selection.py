@@ -1,8 +1,8 @@
-"""The adapter spec: what a request says of adapters, as `AdapterChoice`s.
+"""Parses the adapter spec of a request into `AdapterChoice`s.
 
     null | "legal" | "legal@3" | {"name": "legal", "scale": 0.7} | [spec, spec, ...]
 
-Only its form is checked here; names, versions and state are the registry's.
+Only the form is checked here; the registry checks names, versions and state.
 """
 
 from __future__ import annotations
@@ -59,26 +59,26 @@ AdapterField = Annotated[
 _KEYS = ("name", "version", "scale")
 
 _PLACEHOLDERS = frozenset({"tgi", "dummy"})
-"""What Hugging Face's clients send as `model` to a server that has one."""
+"""The `model` that Hugging Face's clients send to a server with a single model."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseNames:
-    """What the base is called."""
+    """The base's names."""
 
     first: str
-    """In answers, and as the parent of adapters."""
+    """The name in answers, and as the parent of adapters."""
     others: tuple[str, ...] = ()
-    """Served, too."""
+    """Other served names."""
     repository: str | None = None
-    """Its id on a hub, which is understood and not listed."""
+    """Its id on a hub, which is accepted but not listed."""
 
     def __contains__(self, name: object) -> bool:
         return name == self.first or name in self.others or name == self.repository
 
 
 def choices_of(spec: object, field: str = "adapter") -> tuple[AdapterChoice, ...]:
-    """Raises InvalidSelection, InvalidScale; `field` is where the spec stood."""
+    """Parse a spec. `field` is its path. Raises InvalidSelection, InvalidScale."""
     if spec is None:
         return ()
     if not isinstance(spec, list):
@@ -93,14 +93,14 @@ def choices_of(spec: object, field: str = "adapter") -> tuple[AdapterChoice, ...
 def choices_of_model(
     model: str | None, base: BaseNames, registry: Registry
 ) -> tuple[AdapterChoice, ...]:
-    """What OpenAI's `model` selects: nothing for the base. Raises ModelNotFound."""
+    """Return the selection of OpenAI's `model`: empty for the base. Raises ModelNotFound."""
     if model is None or model in base:
         return ()
     try:
         choice = _named(model, "model", "model")
         record = registry.get(choice.name)
     except (InvalidSelection, UnknownAdapter) as error:
-        # An adapter may well be called so.
+        # An adapter may have that name.
         if model in _PLACEHOLDERS:
             return ()
         raise not_found(model, base, error) from error
@@ -112,7 +112,7 @@ def choices_of_model(
 
 
 def not_found(model: str, base: BaseNames, error: Exception | None = None) -> ModelNotFound:
-    """`error`: why it is no adapter."""
+    """`error` says why it is not an adapter."""
     meant = getattr(error, "meant", None) or nearest(model, (base.first, *base.others))
     hint = "" if meant is None else f"did you mean {meant!r}? "
     return ModelNotFound(
@@ -122,7 +122,7 @@ def not_found(model: str, base: BaseNames, error: Exception | None = None) -> Mo
 
 
 def same(one: object, other: object) -> bool:
-    """Whether two specs ask for the same."""
+    """Return whether two specs ask for the same."""
     return choices_of(one) == choices_of(other)
 
 
@@ -147,7 +147,7 @@ def _choice(spec: object, where: str, field: str) -> AdapterChoice:
     choice = _named(name, f"{where}.name", field)
     version = spec.get("version")
     if version is not None:
-        # JSON does not tell `3.0` from `3`.
+        # JSON does not distinguish `3.0` from `3`.
         if isinstance(version, float) and version.is_integer():
             version = int(version)
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
@@ -173,17 +173,17 @@ def _named(text: str, where: str, field: str) -> AdapterChoice:
         raise InvalidSelection(f"{where} is empty; leave it out for the base model", param=field)
     if not at:
         return AdapterChoice(name)
-    # Past 18 digits no version is that far, and SQL has no number for it.
+    # No version has more than 18 digits, and SQL has no number for it.
     if not (version.isascii() and version.isdigit() and len(version) < 19 and int(version)):
         raise InvalidSelection(
-            f"{where}: {version[:80]!r} is no version; write name@3, or the name alone",
+            f"{where}: {version[:80]!r} is not a version; write name@3, or the name alone",
             param=field,
         )
     return AdapterChoice(name, int(version))
 
 
 def one_of(adapter: object, alias: object) -> object:
-    """`adapter` or its alias `adapter_id`; InvalidRequest when they differ."""
+    """Return `adapter` or its alias `adapter_id`. Raises InvalidRequest if they differ."""
     if alias is None:
         return adapter
     if adapter is not None and not same(adapter, alias):

@@ -1,7 +1,7 @@
-"""What a part of a body looks like, where pydantic does not check it.
+"""Documents the shape of a body's parts that pydantic does not check.
 
-Messages, tools and the like are read by rooms of their own, which are more patient than a schema
-and whose refusals say more. The documentation shows them field by field all the same.
+Messages, tools and similar fields are read by modules of their own, which accept more than a schema
+would and have better errors. This shows them field by field in the documentation nevertheless.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic_core import core_schema
 
 @dataclass(frozen=True, slots=True)
 class BodyShape:
-    """Shows a value of any type as one of `kind`; what is accepted does not change."""
+    """Documents a value of any type as one of `kind`; this does not change what is accepted."""
 
     kind: Any
 
@@ -26,9 +26,9 @@ class BodyShape:
 
 
 def one_of(*names: str) -> dict[str, Any]:
-    """`json_schema_extra` of an object that needs one of these fields."""
+    """Return the `json_schema_extra` of an object that needs one of these fields."""
     return {"anyOf": [{"required": [name]} for name in names]}
 
 
 NotEmpty = Field(json_schema_extra={"minItems": 1})
-"""Of a list: shows that it has an item at least."""
+"""Documents a list as not empty."""

@@ -1,4 +1,4 @@
-"""The fields of a body parted: those for its schema, those to ignore, those to refuse."""
+"""Sorts the fields of a body: those for its schema, those to ignore, those to refuse."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lorry.api.fields import Strays
 from lorry.api.mistakes import too_many
 
 _MANY: Final = 100
-"""Unknown fields, or different ones in messages, that no client has and nobody would look up."""
+"""A number of unknown fields that no real client sends and nobody would look up."""
 
 
 class Unused:
-    """Marks a field of a schema that is accepted and has no bearing on the answer."""
+    """Marks a field of a schema that is accepted and has no effect on the answer."""
 
 
 class Listed:
-    """Marks a field that is a list of objects whose unknown keys are sifted, too: `keys` are
-    those that are read."""
+    """Marks a field that is a list of objects whose unknown keys are sorted too. `keys` are the
+    keys that are read."""
 
     def __init__(self, keys: Collection[str]) -> None:
         self.keys = frozenset(keys)
@@ -34,13 +34,14 @@ class Listed:
 class Sifted:
     kept: dict[str, Any]
     ignored: list[str] = field(default_factory=list)
-    """Places: `user`, `stream_options.x`, `messages.annotations`."""
+    """Paths: `user`, `stream_options.x`, `messages.annotations`."""
     refused: dict[str, str] = field(default_factory=dict)
-    """By place, what is said of it."""
+    """Messages by path."""
 
 
 def sift(kind: type[BaseModel], data: dict[str, Any]) -> Sifted:
-    """`data` is left as it is. Raises InvalidFields where there are too many to judge."""
+    """Sort the fields of `data`, which is not changed. Raises InvalidFields if there are too
+    many."""
     sifted = Sifted(data)
     sifted.kept = _sift(kind, data, "", sifted)
     return sifted
@@ -99,7 +100,7 @@ def _note(into: Sifted, place: str, problem: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What of a schema's own fields is to be looked into."""
+    """The fields of a schema that need sorting themselves."""
 
     unused: frozenset[str]
     objects: Mapping[str, type[BaseModel]]
@@ -122,7 +123,7 @@ def _plan(kind: type[BaseModel]) -> _Plan:
 
 
 def _marks(annotation: object) -> Iterator[object]:
-    """Of `Annotated[X, mark] | None`, which pydantic leaves where it stands."""
+    """Yield the marks of `Annotated[X, mark] | None`, which pydantic leaves in the annotation."""
     if get_origin(annotation) is Annotated:
         inner, *marks = get_args(annotation)
         yield from marks
@@ -133,7 +134,7 @@ def _marks(annotation: object) -> Iterator[object]:
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
-    """The schema of `X`, `X | None` and their annotated forms."""
+    """Return the schema of `X`, `X | None` and their annotated forms."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, Annotated):

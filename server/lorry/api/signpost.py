@@ -1,5 +1,4 @@
-"""What to say of a path that leads nowhere: the routes that there are, and the one that was
-probably meant."""
+"""The answer to an unknown path: the existing routes, and the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ _ALIKE = 0.75
 
 
 def routes_of(document: dict[str, Any]) -> list[str]:
-    """All that an OpenAPI document has, as `POST /generate`."""
+    """Return all routes of an OpenAPI document, as `POST /generate`."""
     return [
         f"{method.upper()} {path}"
         for path, methods in document["paths"].items()
@@ -23,7 +22,7 @@ def routes_of(document: dict[str, Any]) -> list[str]:
 
 
 def nearest(routes: Iterable[str], method: str, path: str) -> str | None:
-    """Of `routes` the one whose path is almost `path`, with this method where it takes it."""
+    """Return the route whose path is most similar to `path`, with this method if it takes it."""
     method, path = "GET" if method == "HEAD" else method, path[:_LONG]
     methods: dict[str, list[str]] = {}
     for route in routes:
@@ -37,7 +36,7 @@ def nearest(routes: Iterable[str], method: str, path: str) -> str | None:
 
 
 def _filled(template: str, path: str) -> str:
-    """The template with the path's own names in it: `/adapters/pirate`."""
+    """Return the template with the names in the path filled in: `/adapters/pirate`."""
     parts, given = template.split("/"), path.split("/")
     if len(parts) != len(given):
         return template

@@ -24,34 +24,34 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 
 
-# ASCII only: some clients split lines at U+2028 and its like, as Python's str does.
+# ASCII only: some clients split lines at U+2028 and similar, as Python's str does.
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def frame(data: Mapping[str, object], *, space: bool = True, event: str | None = None) -> bytes:
-    """One event, with a name where one is given. TGI writes `data:{`, OpenAI `data: {`."""
+    """Encode one event, with a name if given. TGI writes `data:{`, OpenAI `data: {`."""
     name = "" if event is None else f"event: {event}\n"
     return f"{name}data:{' ' if space else ''}{_ENCODER.encode(data)}\n\n".encode("ascii")
 
 
 class Frames(Protocol):
-    """What one answer's stream says, frame by frame; made for each request."""
+    """Makes the frames of one answer's stream; there is one per request."""
 
     def step(self, index: int, step: Step) -> bytes:
-        """The frames, if any, that this step of the `index`-th run adds."""
+        """Return the frames, if any, for this step of the `index`-th run."""
         ...
 
     def end(self) -> bytes:
-        """What follows the last step."""
+        """Return the frames after the last step."""
         ...
 
     def failed(self, error: Exception) -> bytes:
-        """The last frame of a stream that breaks off."""
+        """Return the last frame of a stream that fails."""
         ...
 
 
 class EventStream(Response):
-    """Sends what `frames` makes of the steps: of `first`, then of those still to come.
+    """Sends the frames of the steps: of `first`, then of those still to come.
 
     Closes the runs once, however it ends, even if it never began.
     """
@@ -98,7 +98,7 @@ class EventStream(Response):
                     chunk += self._frames.end()
                 step = None
             except Exception as error:
-                # The status is sent: whatever it was, a last frame is all that is left.
+                # The status is already sent, so a last frame is all that is possible.
                 count(error, self._metrics)
                 if row_of(error).status == 500:
                     logger.exception("%s: the stream failed", path)
@@ -110,7 +110,7 @@ class EventStream(Response):
 async def stream(
     request: Request, runs: Sequence[Run], frames: Frames, metrics: Metrics
 ) -> EventStream:
-    """`runs` as a response, once the first token is there. Closes them, whatever happens."""
+    """Return `runs` as a response after the first token. The runs are closed in any case."""
     steps = MergedSteps(runs)
 
     async def close() -> None:

@@ -1,4 +1,4 @@
-"""What an answer of OpenAI's routes must match, in OpenAI's words or in vLLM's."""
+"""The format that an answer of OpenAI's routes must match, from OpenAI's fields or vLLM's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 _SWITCHES = ("disable_any_whitespace", "disable_additional_properties")
 
 _IDLE = ("disable_fallback", "backend", "_backend", "_backend_was_auto")
-"""Of `structured_outputs`: how vLLM is to go about it."""
+"""Fields of `structured_outputs` that choose vLLM's implementation."""
 
 
 def grammar_asked(body: SharedBody) -> Grammar | None:
-    """None where an answer may be anything. Raises InvalidRequest, UnsupportedParameter."""
+    """Return the grammar, or None if there is none. Raises InvalidRequest, UnsupportedParameter."""
     asked = [
         grammar_of(body.response_format, "response_format"),
         _structured_outputs(body.structured_outputs),
@@ -30,12 +30,12 @@ def grammar_asked(body: SharedBody) -> Grammar | None:
     given = [one for one in asked if one is not None]
     if len(given) > 1:
         names = " and ".join(one.param for one in given)
-        raise InvalidRequest(f"{names} each say what to match; give one", param=given[1].param)
+        raise InvalidRequest(f"{names} each give a format; give one", param=given[1].param)
     return given[0] if given else None
 
 
 def _guided(body: SharedBody) -> list[Grammar | None]:
-    """vLLM's older words."""
+    """Read vLLM's older fields."""
     read = {
         "guided_json": schema,
         "guided_regex": expression,
@@ -53,9 +53,9 @@ def _guided(body: SharedBody) -> list[Grammar | None]:
 
 
 def _structured_outputs(given: Mapping[str, Any] | None) -> Grammar | None:
-    """vLLM's newer ones: an object with one of `_KINDS`."""
+    """Read vLLM's newer field: an object with one of `_KINDS`."""
     param = "structured_outputs"
-    # A switch that is off asks for nothing, and so does a null.
+    # A switch that is off requests nothing, and neither does null.
     asked = {key: value for key, value in (given or {}).items() if value not in (None, False)}
     if "structural_tag" in asked:
         raise UnsupportedParameter(

@@ -1,4 +1,4 @@
-"""What every request does with the engine, whatever it asks for: text, labels or vectors."""
+"""Shared by all requests for the engine: text, labels or vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
 
 def pinned(choices: Sequence[AdapterChoice], refs: Sequence[AdapterRef]) -> list[AdapterChoice]:
-    """The very versions and scales that `refs` have: a change between two prompts must not
-    split one request."""
+    """Return choices with exactly the versions and scales of `refs`, so that a change between two
+    prompts does not split one request."""
     return [
         replace(choice, version=ref.version, scale=ref.scale)
         for choice, ref in zip(choices, refs, strict=True)
@@ -24,7 +24,7 @@ def pinned(choices: Sequence[AdapterChoice], refs: Sequence[AdapterRef]) -> list
 
 @contextmanager
 def naming(param: str) -> Iterator[None]:
-    """What the engine refuses of a prompt is told of `param`, the field that it stood in."""
+    """Name `param`, the prompt's field, in the engine's errors about the prompt."""
     try:
         yield
     except RequestError as error:
@@ -35,7 +35,7 @@ def naming(param: str) -> Iterator[None]:
 
 @contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """What is refused of a field is told of the field that the client sent it in: `names`."""
+    """Translate the field in an error to the client's own field, by `names`."""
     try:
         yield
     except RequestError as error:
@@ -49,10 +49,10 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def failure(event: TokenEvent, refs: Sequence[AdapterRef]) -> Exception:
-    """Of a request's last event, which has no answer. `refs`: its adapters."""
+    """Return the error for a request's last event without an answer. `refs` are its adapters."""
     if event.failure is not None:
         return error_of(event.failure, refs)
     if event.finish is FinishReason.CANCELLED:
-        # Nobody here cancelled it: the grace period of a shutdown was over.
+        # Not cancelled here: the grace period of a shutdown was over.
         return ShuttingDown("the server shut down before the answer was complete")
     return GenerationFailed("the engine ended the request without a reason")

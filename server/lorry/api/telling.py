@@ -1,4 +1,4 @@
-"""One answer as the deltas of its message; a whole message is all of them together."""
+"""Turns one answer into the deltas of its message; a complete message is all of them together."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Telling:
         silent: bool = False,
         echo: str = "",
     ) -> None:
-        """`thinking` parts the reasoning from what `reader` gets; `silent`: nobody wants to see
-        it. `echo` is text before all."""
+        """`thinking` separates the reasoning from the text for `reader`. `silent`: it is not
+        wanted. `echo` is text before everything else."""
         self._reader = reader
         self._silent = silent
         self._thinking = thinking
         self._echo = echo
         self._calls = 0
         self.reasoning_tokens = 0
-        """Of all tokens so far those of the reasoning, with the mark that opens it."""
+        """Tokens of the reasoning so far, including the mark that opens it."""
         self._undecided = 0
 
     def push(self, text: str) -> list[Delta]:
-        """What is certain now. `text` is one token's."""
+        """Take the text of one token and return what is certain now."""
         self._undecided += 1
         echo, self._echo = self._echo, ""
         made: list[Delta] = [{"content": echo}] if echo else []
@@ -46,7 +46,7 @@ class Telling:
         return made + self._parted(self._thinking.push(text))
 
     def end(self) -> list[Delta]:
-        """What is left, of an answer that is over."""
+        """Return the rest of an answer that is over."""
         made = [] if self._thinking is None else self._parted(self._thinking.end())
         return made + self._deltas(self._reader.end())
 
@@ -64,7 +64,7 @@ class Telling:
         return made
 
     def reason(self, ending: Ending) -> str:
-        """`finish_reason`. A call that was cut off is none that could be made."""
+        """Return `finish_reason`. A call that was cut off does not count as a call."""
         called = self._reader.called and self._reader.complete
         return "tool_calls" if called else FINISH[ending]
 
@@ -85,7 +85,7 @@ class Telling:
 
 
 def message_of(deltas: Iterable[Delta]) -> dict[str, Any]:
-    """The message that they make."""
+    """Join deltas to a message."""
     text = reasoning = ""
     calls: list[dict[str, Any]] = []
     for delta in deltas:

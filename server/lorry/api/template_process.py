@@ -1,9 +1,9 @@
-"""The program in which strangers' chat templates are rendered: `python -m`, not imported.
+"""The program that renders untrusted chat templates: run with `python -m`, not imported.
 
-A template is a program in Jinja. transformers' sandbox keeps it from Python, not from loops
-without end, nor from texts that double themselves; so one process has transformers' renderer
-ready and forks another for each template (`lorry.fork_server`), which sets itself bounds on
-time and memory. `lorry.api.own_template` is the other end.
+A template is a program in Jinja. transformers' sandbox keeps it away from Python, but not from
+endless loops or strings that double themselves. So one process loads transformers' renderer
+and forks another for each template (`lorry.fork_server`), which limits its own time and
+memory. `lorry.api.own_template` is the other end.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ MEMORY = 256 << 20
 """Bytes beyond the renderer's own."""
 
 MAX_TEXT = 16 << 20
-"""Bytes of what is rendered."""
+"""Bytes of the rendered text."""
 
 RENDERED, REFUSED = b"r", b"f"
-"""What an answer begins with: the text follows, or the reason."""
+"""The first byte of an answer; the text or the reason follows."""
 
 
 def load(_: bytes) -> None:
-    import transformers.utils.chat_template_utils  # noqa: F401 - each fork has it then
+    import transformers.utils.chat_template_utils  # noqa: F401 - so that each fork has it
 
 
 def serve(connection: Connection, _: None) -> None:
-    """Take the template, then conversations."""
+    """Read the template, then render conversations."""
     source = connection.recv_bytes().decode()
     bound_memory(MEMORY)
     while True:
@@ -51,9 +51,9 @@ def _rendered(source: str, asked: dict[str, Any]) -> bytes:
         )
         answer: bytes = RENDERED + str(text).encode(errors="replace")
     except MemoryError:
-        # The other end says what it met.
+        # The other end reports it.
         raise
-    except Exception as error:  # noqa: BLE001 - the template is a stranger's program
+    except Exception as error:  # noqa: BLE001 - the template is an untrusted program
         return REFUSED + (str(error)[:500] or type(error).__name__).encode(errors="replace")
     if len(answer) > MAX_TEXT:
         return REFUSED + f"it writes more than {MAX_TEXT} bytes".encode()

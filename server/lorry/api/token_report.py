@@ -1,4 +1,4 @@
-"""What vLLM tells of tokens beside an answer: their ids, and how likely the prompt's were."""
+"""vLLM's fields about tokens beside an answer: their ids, and the prompt's log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lorry.core import TokenLogprob
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
 MAX_TOLD: Final = 1 << 15
-"""Tokens of the whole vocabulary, in all the places of the prompts: an answer of some megabytes."""
+"""The most entries with the whole vocabulary at each prompt token: an answer of some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
     ids: bool = False
     top: int | None = None
-    """How many of the likeliest tokens stand beside each of the prompt's; None: none is told."""
+    """How many of the likeliest tokens are listed with each of the prompt's; None: no list."""
 
     every: bool = False
     """`top` is the whole vocabulary."""
 
     @classmethod
     def of(cls, body: SharedBody, prompts: Prompts) -> TokenReport:
-        """Raises InvalidRequest."""
+        """Read the fields. Raises InvalidRequest."""
         if body.prompt_logprobs is not None and body.stream:
             raise InvalidRequest(
                 "prompt_logprobs cannot stream; leave out one of the two", param="prompt_logprobs"
@@ -38,15 +38,15 @@ class TokenReport:
         return cls(bool(body.return_token_ids), top, every)
 
     def check(self, given: Sequence[Sequence[int]]) -> None:
-        """Whether all that is to be told of the prompts can be. Raises UnsupportedParameter."""
+        """Raise UnsupportedParameter if the report about these prompts would be too large."""
         if not self.every:
             return
         assert self.top is not None
         told = sum(max(0, len(ids) - 1) for ids in given)
         if told * self.top > MAX_TOLD:
             raise UnsupportedParameter(
-                f"prompt_logprobs: -1 is the whole vocabulary, {self.top} tokens in the place of "
-                f"each of {told}, and {MAX_TOLD} at most are told; ask for {MAX_TOP} at most",
+                f"prompt_logprobs: -1 is the whole vocabulary, {self.top} tokens at each of {told} "
+                f"positions, and at most {MAX_TOLD} are returned; ask for {MAX_TOP} at most",
                 param="prompt_logprobs",
             )
 
@@ -56,7 +56,7 @@ class TokenReport:
         ids: Sequence[int],
         logprobs: Sequence[TokenLogprob | None] = (),
     ) -> dict[str, Any]:
-        """The fields that tell of a prompt."""
+        """Return the fields about a prompt."""
         told: dict[str, Any] = {}
         if self.ids:
             told["prompt_token_ids"] = list(ids)
@@ -65,15 +65,15 @@ class TokenReport:
         return told
 
     def answer(self, steps: Sequence[Step]) -> dict[str, Any]:
-        """The fields that tell of an answer, or of a piece of it."""
+        """Return the fields about an answer, or a piece of it."""
         return {"token_ids": [step.token.token_id for step in steps]} if self.ids else {}
 
 
 def _logprobs(
     prompts: Prompts, token: TokenLogprob | None, top: int
 ) -> dict[str, dict[str, Any]] | None:
-    """By token id. The rank of a token that is not among the likeliest is not known. None for
-    the first token, which nothing predicts."""
+    """Return the entries by token id; None for the first token, which nothing predicts. The rank of
+    a token that is not among the likeliest is unknown."""
     if token is None:
         return None
     ranked: list[tuple[int | None, TokenLogprob]] = [*enumerate(token.top[:top], 1)]

@@ -1,7 +1,7 @@
 """`/tokenize`, `/detokenize`, `/tokenizer_info`: a tokenizer for clients that have none.
 
-`/tokenize` is TGI's where the text stands in `inputs`, vLLM's where it stands in `prompt` or,
-as a conversation, in `messages`.
+`/tokenize` follows TGI if the text is in `inputs`, and vLLM if it is in `prompt` or, as a
+conversation, in `messages`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TokenizeBody(Body):
     )
     add_special_tokens: SpecialTokens = None
     return_token_strs: bool | None = Field(
-        default=None, description="Of vLLM's answer: the tokens as texts, too."
+        default=None, description="For vLLM's answer: also return the tokens as strings."
     )
     tools: Tools | None = None
     chat_template: str | None = None
@@ -165,7 +165,7 @@ class Tokens:
         texts = (body.inputs, body.prompt, body.messages)
         if sum(one is not None for one in texts) != 1:
             raise InvalidRequest(
-                "one of inputs, prompt and messages is required, and no other beside it",
+                "exactly one of inputs, prompt and messages is required",
                 param="inputs",
             )
         prompts = await self._of(body.model)
@@ -195,7 +195,7 @@ class Tokens:
         return JSONResponse({"prompt": await asyncio.to_thread(prompts.decode, ids)})
 
     async def info(self) -> Response:
-        """What a client needs that makes chats by itself: special tokens and the template."""
+        """For clients that render chats themselves: special tokens and the template."""
         tokenizer = self._tokenizer
         template = tokenizer.chat_template
         special = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -209,7 +209,7 @@ class Tokens:
         )
 
     async def _of(self, model: str | None) -> Prompts:
-        """Raises ModelNotFound."""
+        """Return the tokenizer of a model. Raises ModelNotFound."""
         choices = choices_of_model(model, self._base, self._registry)
         voice, _ = await self._voices.of(choices)
         return voice.prompts

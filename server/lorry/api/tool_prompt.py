@@ -1,8 +1,8 @@
-"""Tools in words, for a chat template that takes none.
+"""Describes tools as text, for chat templates that take none.
 
-The tools stand in the system message, a call is what Hermes and Qwen write, and a result is
-a message of the user's: the most common notation among those that models were trained on,
-and no role or field in it that a plain template would pass over.
+The tools are in the system message, a call has the notation of Hermes and Qwen, and a result is a
+message of the user's. This is the most common notation in training data, and uses no role
+or field that a plain template would ignore.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from lorry.api.messages import text_of
 
 
 class ToolPrompt(StrEnum):
-    """What brings tools to the model."""
+    """How tools get into the prompt."""
 
     AUTO = "auto"
-    """The template, or, where it takes no tools, `PROMPT`."""
+    """Through the template or, if it takes no tools, through `PROMPT`."""
     TEMPLATE = "template"
     GENERIC = "generic"
-    """Always `PROMPT`."""
+    """Always through `PROMPT`."""
 
 
 LEAD = "You can call these functions:"
-"""A request's `tool_prompt` stands instead."""
+"""A request's `tool_prompt` replaces it."""
 
 PROMPT = """\
 {lead}
@@ -37,12 +37,12 @@ To call one, answer only with
 {{"name": "...", "arguments": {{...}}}}
 </tool_call>
 When you have what you need, answer the user in plain words."""
-"""Short, and without a word of how a result looks: with that in it the default base repeated the
-result, where it answers from it without."""
+"""Short, and without a description of results: with one, the default base repeated a result
+instead of answering from it."""
 
 
 def speaks_of_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether calls or results are among the messages."""
+    """Return whether calls or results are among the messages."""
     return any(one.get("role") == "tool" or one.get("tool_calls") for one in messages)
 
 
@@ -53,10 +53,10 @@ def carried(
     in_system: bool,
     lead: str = LEAD,
 ) -> list[dict[str, Any]]:
-    """The same conversation without calls, without role `tool`, and with `tools` in its text.
+    """Return the conversation without calls and role `tool`, and with `tools` in its text.
 
-    `in_system`: the template takes a system message; else the tools stand in front of the
-    first message.
+    `in_system`: the template takes a system message; otherwise the tools come before the first
+    message.
     """
     made: list[dict[str, Any]] = []
     answers = False
@@ -71,7 +71,7 @@ def carried(
             text = f"<tool_response>\n{text_of(one.get('content'))}\n</tool_response>"
             one = {"role": "user", "content": text}
         if answers and one["role"] == "user":
-            # Templates want the user and the assistant in turns.
+            # Templates want the user and the assistant to alternate.
             made[-1]["content"] += "\n" + text_of(one["content"])
         else:
             made.append(one)
@@ -91,7 +91,7 @@ def carried(
 def in_system(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The same conversation with the functions as JSON in its system message's `tools`."""
+    """Return the conversation with the functions as JSON in its system message's `tools`."""
     made = [dict(message) for message in messages]
     if made[0]["role"] not in ("system", "developer"):
         made.insert(0, {"role": "system", "content": ""})

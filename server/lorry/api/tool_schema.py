@@ -1,7 +1,7 @@
-"""The JSON schema of one call, to any of several functions.
+"""The JSON schema of one call to any of several functions.
 
-Each function's parameters are a schema by themselves, whose references (`$ref`) begin at
-their own root, so in the schema around them they are led to where that root now is.
+Each function's parameters are a schema of their own, whose references (`$ref`) start at their own
+root. In the schema around them, the references are changed to that root's new place.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _VALUES = frozenset({"const", "enum", "default", "examples", "example"})
 
 
 def one_call(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """`{"name": ..., "arguments": ...}` of any of the functions, by name.
+    """Return the schema of `{"name": ..., "arguments": ...}` for any of the functions, by name.
 
-    Raises RecursionError for one nested too deeply.
+    Raises RecursionError if one is nested too deeply.
     """
     definitions = {
         f"function{index}": rebased(schema, f"/$defs/function{index}")
@@ -39,7 +39,7 @@ def one_call(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rebased(schema: Any, place: str) -> Any:
-    """The same schema for `place`, a JSON pointer, in another one."""
+    """Return the schema with references for `place`, a JSON pointer in another schema."""
     if isinstance(schema, list):
         return [rebased(one, place) for one in schema]
     if not isinstance(schema, Mapping):

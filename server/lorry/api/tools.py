@@ -1,4 +1,4 @@
-"""Which tools a request may call, and the grammar that forces a call.
+"""The tools that a request may call, and the grammar that forces a call.
 
 A forced call (`tool_choice` "required" or a function) is made by a grammar, so it works
 with every base. A free one ("auto") is found in the text (`lorry.api.calls`).
@@ -18,19 +18,19 @@ from lorry.constraint import Grammar, GrammarKind
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
 MAX_CALLS = 16
-"""Of one forced answer that may have several."""
+"""The most calls in a forced answer with several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a request says of tools, resolved."""
+    """The resolved tools of a request."""
 
     shown: list[dict[str, Any]] | None
-    """For the prompt; None: there are none, or none may be called."""
+    """For the prompt; None if there are none or none may be called."""
     grammar: Grammar | None = None
-    """Forces the answer to be a call, or a list of some."""
+    """Forces the answer to be a call, or a list of calls."""
     name: str | None = None
-    """The one function that must be called: the answer is its arguments."""
+    """The only function, which must be called: the answer is its arguments."""
     several: bool = True
     """Whether an answer may have more than one call."""
 
@@ -40,11 +40,11 @@ class Tools:
 
     @property
     def free(self) -> bool:
-        """The model may call, and may not."""
+        """True if the model may call but need not."""
         return self.shown is not None and not self.forced
 
     def reader(self, notation: Notation) -> Reader:
-        """Of one answer. `notation` is what the base writes by itself."""
+        """Return the reader of one answer. `notation` is the base's own."""
         if self.shown is None:
             return Reader(text_only)
         offered = Offered(self.shown)
@@ -55,8 +55,8 @@ class Tools:
 def tools_of(
     tools: Sequence[Mapping[str, Any]] | None, choice: object, *, parallel: bool | None = None
 ) -> Tools:
-    """`parallel` is `parallel_tool_calls`: None and true take as many calls as the model makes,
-    where it is free; a forced answer has one call, and more where `parallel` is true.
+    """`parallel` is `parallel_tool_calls`. If the model is free to call, None and true allow any
+    number of calls. A forced answer has one call, or several if `parallel` is true.
 
     Raises InvalidRequest, UnsupportedParameter.
     """
@@ -105,7 +105,7 @@ def tools_of(
 
 
 def _name(tool: Mapping[str, Any], where: str) -> str:
-    """Of the function that a tool is."""
+    """Return the name of a tool's function."""
     function = tool.get("function")
     if tool.get("type") == "custom":
         raise UnsupportedParameter(
@@ -117,14 +117,14 @@ def _name(tool: Mapping[str, Any], where: str) -> str:
         )
     name, schema = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not name:
-        raise InvalidRequest(f"{where}.function.name must be a text", param="tools")
+        raise InvalidRequest(f"{where}.function.name must be a string", param="tools")
     if schema is not None and not isinstance(schema, dict):
         raise InvalidRequest(f"{where}.function.parameters must be a JSON schema", param="tools")
     return name
 
 
 def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A function without any takes none."""
+    """Return a function's parameters; a function without any takes none."""
     return tool["function"].get("parameters") or {
         "type": "object",
         "properties": {},
@@ -133,8 +133,8 @@ def _parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[set[str], object]:
-    """The names that `allowed_tools` leaves, and its mode. The chat route puts both in an object
-    of their own, `/v1/responses` beside the type."""
+    """Return the names that `allowed_tools` allows, and its mode. The chat route puts both in an
+    object of their own, `/v1/responses` beside the type."""
     given = choice.get("allowed_tools", choice)
     tools = given.get("tools") if isinstance(given, dict) else None
     mode = given.get("mode", "auto") if isinstance(given, dict) else None
@@ -149,7 +149,7 @@ def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[se
         name = _known(tool, known)
         if name is None:
             raise InvalidRequest(
-                f"tool_choice.allowed_tools.tools[{index}] is no function of tools",
+                f"tool_choice.allowed_tools.tools[{index}] is not a function of tools",
                 param="tool_choice",
             )
         names.add(name)
@@ -161,8 +161,8 @@ def _allowed(choice: Mapping[str, Any], known: Mapping[str, object]) -> tuple[se
 
 
 def _known(choice: object, known: Mapping[str, object]) -> str | None:
-    """The name of a function that was chosen, in the words of either route or as TGI's clients
-    say it, with the name alone; None where it is no function's."""
+    """Return the name of a chosen function in the form of either route or TGI's clients, which send
+    the name alone; None if no function has it."""
     if isinstance(choice, str):
         return choice if choice in known else None
     function = choice.get("function", choice) if isinstance(choice, dict) else None

@@ -1,5 +1,5 @@
-"""One by one through the event loop: hundreds of requests that come at once must not run in
-one turn of it, or whoever asks for the health, cancels or streams would wait for all."""
+"""Lets requests through the event loop one by one. Hundreds that arrive together must not run in
+one turn of the loop, or health checks, cancellations and streams would wait for all of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections import deque
 
 
 class Turns:
-    """Lets one task go on in each turn of the loop, in order of arrival."""
+    """Lets one task continue in each turn of the loop, in order of arrival."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._taken = False
-        """This turn of the loop, or the one in preparation."""
+        """True if this turn of the loop, or the one in preparation, is taken."""
 
     async def mine(self) -> None:
-        """Returns at once where nobody else is about to go on."""
+        """Wait for a turn. Returns at once if no other task is about to continue."""
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._take(loop)

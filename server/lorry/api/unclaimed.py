@@ -1,4 +1,4 @@
-"""`/unclaimed`: stored files that no adapter has, and adapters made of them."""
+"""`/unclaimed`: stored files without an adapter, and their recovery."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Unclaimed:
         return router
 
     async def listing(self) -> Response:
-        """Files that were stored and whose records were lost, and until when they are kept."""
+        """Stored files whose records were lost, and how long they are kept."""
         contents = await asyncio.to_thread(self._registry.unclaimed)
         return JSONResponse(
             {
@@ -61,7 +61,7 @@ class Unclaimed:
         )
 
     async def recover(self, request: Request) -> Response:
-        """Stored files become an adapter again, under a name that is free."""
+        """Turn stored files into an adapter again, under an unused name."""
         body = await read_body(request, RecoverBody)
         record = await asyncio.to_thread(self._registry.recover, body.digest, body.name)
         return await self._adapters.answer(record, 201)

@@ -1,8 +1,7 @@
-"""Multipart uploads, streamed to disk as they come.
+"""Multipart uploads, streamed to disk as they arrive.
 
-Nothing is held in memory but one chunk, the limit counts while the bytes arrive, and the
-folder they go to is the registry's staging, which cleans up when the client goes away in
-the middle.
+Memory holds one chunk only, and the limit is checked while the bytes arrive. They go to a folder of
+the registry's staging, which is cleaned up if the client leaves in the middle.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ _MAX_FIELD = 64 << 10
 _MAX_FIELDS = 32
 _MAX_PARTS = 64
 _MAX_BOUNDARY = 200
-"""Characters; the standard has 70."""
+"""Characters; the standard allows 70."""
 
 _MAX_HEADERS = 16 << 10
 
 _CHUNK = 1 << 20
-"""Bytes collected before a thread is asked to write them."""
+"""Bytes collected before a thread writes them."""
 
 ARCHIVE = "file"
 _ROLES = {
@@ -53,14 +52,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(slots=True)
 class Form:
-    """A form as it came: texts by name, files by role, and what is wrong so far."""
+    """A received form: strings by name, files by role, and the problems so far."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def upload(self) -> Upload | None:
-        """None, and problems, where the files do not make one."""
+        """Return the upload, or None with problems if the files do not make one."""
         files = self.files
         if ARCHIVE in files:
             if len(files) > 1:
@@ -86,18 +85,19 @@ class Form:
 
 
 async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
-    """The request's form; its files are in `folder`.
+    """Read the request's form; its files go to `folder`.
 
     Raises:
-        UnsupportedMediaType: no form. MalformedBody: one that is cut off or broken.
+        UnsupportedMediaType: it is not a form.
+        MalformedBody: it is cut off or malformed.
         UploadTooLarge, BodyTooSlow, StorageFull.
-        ClientDisconnect: the client went away in the middle.
+        ClientDisconnect: the client left in the middle.
     """
     check_encoding(request)
     limit = max_upload + _OVERHEAD
     too_large = UploadTooLarge(
         f"the upload is larger than the limit of {max_upload} bytes, which --max-upload raises; "
-        "whole embeddings and heads are most of such adapters: stored in bfloat16 they take half"
+        "most of such adapters are whole embeddings and heads: in bfloat16 they take half"
     )
     length = announced_length(request)
     if length is not None and length > limit:
@@ -125,7 +125,7 @@ async def read_form(request: Request, folder: Path, max_upload: int) -> Form:
         await drop_rest(request)
         if error.errno in _FULL:
             raise StorageFull(
-                "the server's disk is full; nothing was kept of this upload"
+                "the server's disk is full; nothing of this upload was kept"
             ) from error
         raise
     finally:
@@ -141,14 +141,14 @@ def _boundary(request: Request) -> bytes:
         )
     boundary = options.get(b"boundary")
     if not boundary:
-        raise MalformedBody("the Content-Type of the form names no boundary")
+        raise MalformedBody("the Content-Type of the form has no boundary")
     if len(boundary) > _MAX_BOUNDARY:
         raise MalformedBody(f"the boundary of the form has {len(boundary)} characters")
     return boundary
 
 
 class _Parser:
-    """Feeds python-multipart's parser and keeps what it finds. Blocks; one thread at a time."""
+    """Feeds python-multipart's parser and keeps the results. Blocks; one thread at a time."""
 
     def __init__(self, folder: Path, boundary: bytes) -> None:
         self._folder = folder
@@ -192,7 +192,7 @@ class _Parser:
 
     def close(self) -> None:
         if self._file is not None:
-            # After a write that failed, closing tries to write the rest once more.
+            # After a failed write, closing tries to write the rest once more.
             with suppress(OSError):
                 self._file.close()
             self._file = None
@@ -232,13 +232,13 @@ class _Parser:
         elif role in self._form.files:
             self._problem(f"{role} is given twice")
         else:
-            # Our own name: nothing of the client's becomes part of a path.
+            # Our own name: nothing from the client becomes part of a path.
             path = self._folder / f"upload-{len(self._form.files)}"
             self._file = path.open("xb")
             self._form.files[role] = path
 
     def _role(self, filename: str) -> str | None:
-        """What a file is: by its field's name, and in the field `file` by its own."""
+        """Return a file's role: its field's name, or in the field `file` its own name's."""
         own = PurePosixPath(filename.replace("\\", "/")).name
         if self._name in (ARCHIVE, "files") and own in _ROLES and own != ARCHIVE:
             return _ROLES[own]
@@ -277,7 +277,7 @@ class _Parser:
 
 
 def raise_problems(form: Form) -> None:
-    """Raises InvalidFields if anything is wrong with the form."""
+    """Raise InvalidFields if the form has problems."""
     if form.problems:
         param = form.problems[0].split(" ", 1)[0]
         raise InvalidFields(form.problems, param=param)

@@ -1,4 +1,4 @@
-"""Requests that want a vector of each prompt: labels or embeddings."""
+"""Requests for a vector per prompt: labels or embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorry.metrics import Metrics, RequestMeter
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
 MAX_INPUTS = 256
-"""Prompts in one request."""
+"""The most prompts in one request."""
 
 
 class VectorsUsage(BaseModel):
@@ -28,7 +28,7 @@ class VectorsUsage(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What came of one request."""
+    """The results of one request."""
 
     refs: tuple[AdapterRef, ...]
     vectors: list[tuple[float, ...]]
@@ -37,7 +37,7 @@ class Vectors:
 
     @property
     def usage(self) -> dict[str, int]:
-        """As `VectorsUsage` has it: no token is new."""
+        """Return the fields of `VectorsUsage`; no token is new."""
         return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
 
 
@@ -49,7 +49,7 @@ class Pooled:
         self._metrics = metrics
 
     def room(self, choices: Sequence[AdapterChoice]) -> int:
-        """Tokens that a prompt can have."""
+        """Return the tokens that a prompt can have."""
         return self._client.room(choices)
 
     async def ask(
@@ -61,7 +61,7 @@ class Pooled:
         *,
         param: str,
     ) -> Vectors:
-        """`param` is the prompts' field. The first error ends the others."""
+        """Return the vectors. `param` is the prompts' field. The first error ends the others."""
         asked: list[tuple[Generation, RequestMeter]] = []
         tokens = sum(len(prompt.ids) for prompt in prompts)
         try:

@@ -1,4 +1,4 @@
-"""A request for the engine on the HTTP side: whose it is, and its place in the queue."""
+"""A request for the engine on the HTTP side: its caller, and its place in the queue."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _KEY = "visit"
 
 
 class Visit:
-    """From the headers to the end of the answer. The place is taken once the body is there:
-    a client that is slow to send, or never does, keeps nobody out."""
+    """A request from its headers to the end of the answer. Its place is taken when the body has
+    arrived, so that a slow client keeps nobody out."""
 
     def __init__(self, client: EngineClient, turns: Turns, scope: Scope) -> None:
-        """Raises QueueFull, ShuttingDown, if it can be told already."""
+        """Raises QueueFull, ShuttingDown, if that is known already."""
         self._client = client
         self._turns = turns
         self._caller = caller_of(scope)
@@ -31,7 +31,7 @@ class Visit:
     async def arrive(self) -> None:
         if self._place is None:
             self._place = self._client.enter(self._caller)
-            # Those behind are told first whether there is a place for them.
+            # Requests behind this one first learn whether there is a place for them.
             await self._turns.mine()
 
     @property
@@ -45,21 +45,20 @@ class Visit:
 
 
 async def arrived(request: Request) -> None:
-    """The body has been read. Raises QueueFull, ShuttingDown, where it is for the engine."""
+    """Called when the body was read. Raises QueueFull, ShuttingDown if it is for the engine."""
     visit = request.scope.get("state", {}).get(_KEY)
     if visit is not None:
         await visit.arrive()
 
 
 def place_of(request: Request) -> Place:
-    """Of a request for the engine whose body has been read."""
+    """Return the place of a request for the engine whose body was read."""
     visit: Visit = request.scope["state"][_KEY]
     return visit.place
 
 
 def caller_of(scope: Scope) -> str:
-    """Who shares fairly with the others: an address; of IPv6 the network that one
-    subscriber has."""
+    """Return the caller for fair sharing: an address, or for IPv6 the network of one subscriber."""
     client = scope.get("client")
     address = None if client is None else address_of(client[0])
     if isinstance(address, IPv6Address):

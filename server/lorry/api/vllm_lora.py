@@ -1,5 +1,5 @@
-"""vLLM's two routes for adapters, so that its operators' tools work: plain text when it
-went well, its shape of error (its `type`s, the status as `code`) when it did not."""
+"""vLLM's two routes for adapters, so that its operators' tools work. Successes are plain text;
+errors have vLLM's shape (its `type`s, the status as `code`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class VllmErrorDetail(BaseModel):
     message: str
     type: str
     param: str | None
-    code: int | str = Field(description="The status; a name where no route was reached.")
+    code: int | str = Field(description="The status, or a name if no route was reached.")
 
 
 class VllmErrorBody(BaseModel):
@@ -68,7 +68,7 @@ class VllmLora:
         return router
 
     async def load(self, request: Request) -> Response:
-        """A folder below one of `--adapter-roots` becomes an adapter."""
+        """Make an adapter of a folder below one of `--adapter-roots`."""
         try:
             body = await read_body(request, LoadBody)
             if not body.lora_name or not body.lora_path:
@@ -108,7 +108,7 @@ class VllmLora:
     def _refused(self, error: Exception) -> Response:
         row = row_of(error)
         count(error, self._metrics)
-        # vLLM knows few statuses: whatever is wrong with what was sent is 400.
+        # vLLM uses few statuses: any wrong input is 400.
         status = 400 if row.status in (409, 415, 422) else row.status
         detail = {
             "message": message_of(error),

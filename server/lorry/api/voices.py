@@ -1,8 +1,8 @@
-"""What a request's adapter makes of text: its tokenizer and chat template, the tokens that end
-its answers, its defaults of generation, its labels. What it does not bring is the base's.
+"""A request's words: the tokenizer and chat template, the tokens that end its answers, sampling
+defaults, labels. They come from its adapter or, if the adapter does not bring them, from the base.
 
-Only an adapter that is used alone speaks with its own: a sum of several, and one at strength
-zero, has the base's, and so has everything under `--adapter-templates ignore`.
+Only a single adapter uses its own. A sum of several, an adapter at strength zero, and everything
+under `--adapter-templates ignore` use the base's.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from lorry_adapters.registry.registry import Registry
 from lorry_adapters.registry.startup_check import FILES_GONE
 
 _KEPT = 64
-"""Voices."""
+"""Voices that are kept."""
 
 _RENDERED_AT_ONCE = 4
-"""Chats by adapters' templates."""
+"""Threads for chats with adapters' templates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,15 @@ class Voice:
     ends: frozenset[int]
     """Tokens that end an answer."""
     added: tuple[AddedToken, ...] = ()
-    """Tokens that it has beside the base's, or in their place."""
+    """Tokens in addition to the base's, or in their place."""
     defaults: Mapping[str, float] = field(default_factory=dict)
-    """Of sampling, where a request says nothing: `lora.words.GENERATION`."""
+    """For sampling, if the request does not set them: `lora.words.GENERATION`."""
     labels: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """What of its words is not used, and why."""
+    """The words that are not used, with reasons."""
 
     def constraint(self, grammar: Grammar | None, rules: Rules | None = None) -> Constraint | None:
-        """Over its own tokens; None where everything may come."""
+        """Return a constraint over its own tokens; None if everything may come."""
         if grammar is None and rules is None:
             return None
         return Constraint(grammar, rules, Vocabulary(self.added, self.ends))
@@ -65,14 +65,14 @@ class Voices:
         *,
         use: bool = True,
     ) -> None:
-        """`use`: False for the base's voice whatever is asked for."""
+        """`use`: False uses the base's voice for all requests."""
         self._tokenizer = tokenizer
         self._registry = registry
         self._use = use
         self._templates = OwnTemplates()
-        # A template that takes long must take neither the event loop nor the threads of others.
+        # A slow template must block neither the event loop nor the threads of other work.
         self._rendering = ThreadPoolExecutor(_RENDERED_AT_ONCE, thread_name_prefix="lorry-template")
-        # Its own template is rendered here; one that a request brings is not.
+        # The base's own template is rendered here; one from a request is not.
         own = AdapterTokenizer(
             tokenizer, Words(), self._templates, vocab_size=base.prompts.vocab_size
         )
@@ -83,8 +83,8 @@ class Voices:
     async def of(
         self, choices: tuple[AdapterChoice, ...]
     ) -> tuple[Voice, tuple[AdapterChoice, ...]]:
-        """The voice, and the choices with the version that it is of: a new version must not
-        come between a prompt and its answer. Raises AdapterBroken."""
+        """Return the voice, and the choices with the voice's version: a new version must not come
+        between a prompt and its answer. Raises AdapterBroken."""
         found = self._version(choices)
         if found is None:
             return self.base, choices
@@ -97,8 +97,8 @@ class Voices:
         return await asyncio.to_thread(self._made, fixed, found.digest), fixed
 
     async def left_out(self, name: str, version: VersionRecord) -> list[str]:
-        """What a version brings and is not used, for people. Empty where it cannot be served
-        at all."""
+        """Return the words of a version that are not used, for people. Empty if the version cannot
+        be served at all."""
         if not self._use:
             return [f"{one}: --adapter-templates is ignore" for one in version.words]
         try:
@@ -108,7 +108,7 @@ class Voices:
         return list(voice.left_out)
 
     def _version(self, choices: Sequence[AdapterChoice]) -> VersionRecord | None:
-        """Of the adapter that speaks for itself."""
+        """Return the version of the adapter that uses its own words."""
         if not self._use or len(choices) != 1 or choices[0].digest is not None:
             return None
         (choice,) = choices
@@ -122,7 +122,7 @@ class Voices:
         return found if found is not None and found.words and scale != 0 else None
 
     def _made(self, choices: tuple[AdapterChoice, ...], digest: str) -> Voice:
-        # A lease, or the files could go while they are read.
+        # With a lease: otherwise the files could be removed while they are read.
         lease = self._registry.acquire(choices)
         try:
             own = words.load(self._registry.folder(digest))
@@ -147,7 +147,7 @@ class Voices:
         )
         ends = set(base.ends)
         left_out = [
-            f"token {token.content!r} ({token.id}): this base has another in its place, or none"
+            f"token {token.content!r} ({token.id}): this base has another at its id, or no such id"
             for token in tokenizer.left_out
         ]
         for text in own.end_tokens:

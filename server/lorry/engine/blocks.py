@@ -1,7 +1,7 @@
 """KV accounting: which sequence owns which blocks of the cache. No torch: numbers only.
 
-A block holds the keys and values of `block_size` consecutive tokens of one
-sequence, in every layer.
+A block holds the keys and values of `block_size` consecutive tokens of one sequence, in every
+layer.
 """
 
 from __future__ import annotations

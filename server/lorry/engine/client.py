@@ -154,8 +154,7 @@ class EngineClient:
 
     def enter(self, caller: str) -> Place:
         """Take a place in the queue for a request whose prompt is not tokenized yet. Raises
-        QueueFull
-        or ShuttingDown."""
+        QueueFull or ShuttingDown."""
         self._check_open()
         return self._places.enter(caller)
 

@@ -159,8 +159,7 @@ class TokenConstraint:
 
     def advance(self, token_id: int) -> None:
         """Take a token. Raises GenerationFailed if it is outside the mask, and InvalidRequest if
-        the
-        grammar takes too much to follow."""
+        the grammar takes too much to follow."""
         mask, word = self.allowed(), token_id // 32
         if not (word < len(mask) and mask[word] >> token_id % 32 & 1):
             raise GenerationFailed(f"token {token_id} does not follow the grammar")
@@ -202,8 +201,7 @@ class GrammarCompiler:
         closed: bool = True,
     ) -> None:
         """`ends` are the tokens that end an answer. `closed`: objects of a schema that are left
-        open
-        are closed."""
+        open are closed."""
         self._closed = closed
         self._host = Forks(
             "lorry.engine.grammar_process",

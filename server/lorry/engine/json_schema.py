@@ -34,8 +34,7 @@ _SAME = ("allOf", "anyOf", "oneOf")
 
 def held(schema: Any, *, closed: bool) -> Any:
     """Return `schema` for llguidance. If `closed` is False, only unknown formats are dropped.
-    Raises
-    RecursionError if it is nested too deeply."""
+    Raises RecursionError if it is nested too deeply."""
     reading = _Reading(schema, closed)
     made = reading.whole(schema)
     if reading.copies:

@@ -22,8 +22,7 @@ class Place:
 
     def use(self) -> Place:
         """Return a place for one sequence in the engine: this one, or a new one if the request
-        becomes
-        several sequences. Raises QueueFull."""
+        becomes several sequences. Raises QueueFull."""
         if self._used:
             return self._places.enter(self.caller).use()
         self._used = True
@@ -37,8 +36,7 @@ class Place:
 
 class Places:
     """`size` places. A caller without a place gets one even if all are taken, up to twice `size`,
-    so
-    that no caller can keep the others out."""
+    so that no caller can keep the others out."""
 
     def __init__(self, size: int) -> None:
         self.size = size

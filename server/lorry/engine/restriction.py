@@ -61,8 +61,7 @@ class Restriction:
 
     def allowed(self) -> Sequence[int] | None:
         """Return the next token's mask, or None if any token may come. Raises InvalidRequest if
-        none
-        may."""
+        none may."""
         theirs = None if self._grammar is None else self._grammar.allowed()
         early = self._count < self.rules.least
         if not early and not self._lasting:

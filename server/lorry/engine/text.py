@@ -38,8 +38,7 @@ class Detokenizer:
         whole: Whole = lambda token_id: None,
     ) -> None:
         """`context` is the prompt (its tail is enough); its text is not repeated. Tokens that
-        `whole`
-        knows are not decoded if nothing is held back."""
+        `whole` knows are not decoded if nothing is held back."""
         self._decode = decode
         self._whole = whole
         self._special_ids = special_ids
@@ -146,8 +145,7 @@ class StopStrings:
 
     def _first(self) -> tuple[int, int, str] | None:
         """Return the stop string that ends first (the longest of those), with its start and end in
-        the
-        buffer."""
+        the buffer."""
         found = []
         for stop in self._stops:
             start = self._buffer.find(stop)

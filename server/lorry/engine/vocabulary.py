@@ -17,8 +17,7 @@ def with_tokens(
 ) -> tuple[Tokenizer, tuple[AddedToken, ...]]:
     """Return a copy of `backend` that knows `added`, each by its own id, and the tokens that do not
     fit: beyond `vocab_size`, at the id of an ordinary token, or known by another id. If it knows
-    all
-    of them, `backend` itself is returned."""
+    all of them, `backend` itself is returned."""
     known = backend.get_added_tokens_decoder()
     added = [one for one in added if one.id not in known or known[one.id].content != one.content]
     if not added:

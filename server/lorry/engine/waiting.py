@@ -48,8 +48,7 @@ class Waiting:
 
     def in_order(self, running: Mapping[str, int]) -> Iterator[Sequence]:
         """Yield the waiting sequences, the next one first. `running` counts each caller's
-        sequences. It
-        may grow by the sequence yielded last, which may also be removed."""
+        sequences. It may grow by the sequence yielded last, which may also be removed."""
         lines = {caller: iter(tuple(line)) for caller, line in self._lines.items()}
         heads = [_entry(next(line), running) for line in lines.values()]
         heapify(heads)

@@ -52,7 +52,7 @@ def test_tool_calls() -> None:
         ([{"role": "king", "content": "x"}], InvalidRequest, "messages[0].role"),
         ([{"content": "x"}], InvalidRequest, "messages[0].role"),
         ([{"role": "user"}], InvalidRequest, "messages[0].content is required"),
-        ([{"role": "user", "content": 3}], InvalidRequest, "a text or a list"),
+        ([{"role": "user", "content": 3}], InvalidRequest, "a string or a list"),
         ([{"role": "user", "content": [{"type": "text"}]}], InvalidRequest, "[0].text"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],

@@ -128,17 +128,17 @@ SPOILT: list[tuple[str, Callable[[dict[str, torch.Tensor]], object], str]] = [
         lambda t: moved(t, "shira_indices", (0, 3), 32),
         "contains indices outside the weight",
     ),
-    ("shira", lambda t: moved(t, "shira_indices", (1, 3), 64), "no indices from 0 to 63"),
-    ("shira", lambda t: moved(t, "shira_indices", (1, 3), -1), "no indices from 0 to 63"),
+    ("shira", lambda t: moved(t, "shira_indices", (1, 3), 64), "not indices from 0 to 63"),
+    ("shira", lambda t: moved(t, "shira_indices", (1, 3), -1), "not indices from 0 to 63"),
     (
         "shira",
         lambda t: stored(t, "shira_indices", torch.int8),
         "is I8; adapters are served in I32",
     ),
     ("shira", lambda t: stored(t, "shira_weight", torch.int32), "is I32; adapters are served in F"),
-    ("shira", lambda t: halved(t, "shira_indices"), "no indices from 0 to 63"),
+    ("shira", lambda t: halved(t, "shira_indices"), "not indices from 0 to 63"),
     ("shira", lambda t: t.update({first(t, "weight"): torch.ones(7)}), "this base needs [2, 7]"),
-    ("supertuning", lambda t: moved(t, "indices", 5, 64 * 32), "no indices from 0 to 2047"),
+    ("supertuning", lambda t: moved(t, "indices", 5, 64 * 32), "not indices from 0 to 2047"),
     ("supertuning", lambda t: t.update({first(t, "values"): torch.ones(3)}), "this base needs [3]"),
     ("supertuning", lambda t: t.pop(first(t, "indices")), "has no supertuning_indices"),
     ("supra", lambda t: t.pop(first(t, "lora_B")), "has 1 matrices of a pair, but r is 3"),
@@ -149,7 +149,7 @@ SPOILT: list[tuple[str, Callable[[dict[str, torch.Tensor]], object], str]] = [
     ("psoft", lambda t: t.update({first(t, "R.weight"): torch.ones(4, 4)}), "needs [6]"),
     ("psoft", lambda t: t.pop(first(t, "vector_a")), "lacks psoft_R.vector_a, against its config"),
     ("frod", lambda t: t.pop(first(t, "frod_V")), "needs base_model.frod_V.self_attn_k_proj"),
-    ("frod", lambda t: moved(t, "frod_s_indices", (0, 1), 64), "no indices from 0 to 63"),
+    ("frod", lambda t: moved(t, "frod_s_indices", (0, 1), 64), "not indices from 0 to 63"),
     ("frod", lambda t: moved(t, "frod_s_size", 0, 63), "must be [64, 64]"),
     (
         "frod",
@@ -266,7 +266,7 @@ def test_places_are_whole_numbers_of_any_kind(
 def test_places_are_looked_at_again_when_they_are_read(saved: Path, llama: BaseLayout) -> None:
     inspect(saved, llama, 64)
     spoil(saved, lambda t: moved(t, "shira_indices", (0, 3), 1 << 30))
-    with pytest.raises(InvalidAdapter, match="no indices"):
+    with pytest.raises(InvalidAdapter, match="not indices"):
         load(saved, "d", llama)
 
 

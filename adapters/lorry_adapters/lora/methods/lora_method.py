@@ -230,8 +230,7 @@ class LoraSpec:
 
     def _tied_head(self, layout: BaseLayout, found: Container[str]) -> str | None:
         """Return the head if ensure_weight_tying gives it the embedding's own pair, transposed.
-        PEFT
-        saves the pair there, too, and removes the head from the targets."""
+        PEFT saves the pair there, too, and removes the head from the targets."""
         table, head = layout.input_embedding, layout.output_embedding
         if not (self.own.tied and layout.tied and table in found and head in found):
             return None

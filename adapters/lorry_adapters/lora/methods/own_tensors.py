@@ -57,8 +57,7 @@ class OwnParts:
 
     def is_shorter_table(self, module: BaseModule, parameter: str, shape: tuple[int, ...]) -> bool:
         """Return whether the table has fewer tokens than the base: see `vocabulary`. If the base
-        caps
-        its logits, the missing tokens could become answers."""
+        caps its logits, the missing tokens could become answers."""
         is_head = module.name == self.layout.output_embedding
         if module.name != self.layout.input_embedding and not is_head:
             return False

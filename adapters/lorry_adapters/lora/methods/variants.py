@@ -87,8 +87,7 @@ class Variant:
         ranks: Mapping[str, int],
     ) -> Iterator[str]:
         """Yield the problems. `modules` are those with a pair, by path; `ranks` are the ranks of
-        pairs
-        that fit."""
+        pairs that fit."""
         shapes: dict[str, tuple[int, ...]] = {}
         diagonals = keys.of(_DIAGONAL)
         for name, rank in ranks.items():
