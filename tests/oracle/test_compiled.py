@@ -20,6 +20,7 @@ from lorry.model.compiled import library, recipe
 from lorry.model.memory import digest_of_base
 from support import families
 from support.compiled import require_compiled_step
+from support.described_families import COMPILED
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, drawn, load_tiny, token_ids
 from support.peft_adapters import VARIANTS
 from support.peft_oracle import Adapters, PeftOracle
@@ -28,11 +29,12 @@ from support.rounded import rounded
 
 Exact = Callable[[str, list[Ask]], list[list[float]]]
 
-FAMILIES = (
-    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "granite"),
-    *("smollm3", "stablelm", "gpt2", "opt", "gpt_neox", "phi", "llama_tied"),
-)
+FAMILIES = COMPILED
 WORST, MEAN = 0.03, 0.006
+LOUD = {"llama_tied": 2, "granite_odd": 3, "nemotron": 4}
+"""How many times as far two right answers are apart. Tied, the logits are louder, and a square
+doubles an error: PyTorch's int8 path, too, is 1.7 and 2.7 times as far from exact products as on
+Llama."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,11 +62,12 @@ def compiled(folder: Path, threads: int = 1) -> Iterator[ExecutorDriver]:
     driver.close()
 
 
-def check(mine: list[list[float]], theirs: list[list[float]]) -> None:
+def check(mine: list[list[float]], theirs: list[list[float]], family: str = "") -> None:
+    times = LOUD.get(family, 1)
     for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         wrong = [abs(x - y) for x, y in zip(a, b, strict=True)]
-        assert max(wrong) < WORST, f"row {index}"
-        assert fmean(wrong) < MEAN, f"row {index}"
+        assert max(wrong) < times * WORST, f"row {index}"
+        assert fmean(wrong) < times * MEAN, f"row {index}"
 
 
 def mixed(adapter: Callable[..., Path]) -> list[Ask]:
@@ -114,7 +117,7 @@ def test_mixed_batch(
     theirs = exact(family, asks)
     with compiled(tiny_model(family), threads) as driver:
         for chunk in (None, 1, 5, 16):
-            check(driver.score(asks, chunk=chunk), theirs)
+            check(driver.score(asks, chunk=chunk), theirs, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,14 +133,14 @@ def test_every_variant(
             part = slice(start, start + NUM_SLOTS)
             driver.forget_slots()
             alone = [driver.score([ask])[0] for ask in asks[part]]
-            check(alone, theirs[part])
+            check(alone, theirs[part], family)
             assert driver.score(asks[part]) == alone
         driver.forget_slots()
         held = folders[:NUM_SLOTS]
         sums = [Ask([(held[i], -0.5), (held[i + 1], 0.75)], random_prompt(12, i)) for i in range(7)]
         sums.append(Ask([(folder, 0.3) for folder in held], random_prompt(12, 60)))
         sums.append(Ask([(held[0], 2.0)], random_prompt(12, 61)))
-        check(driver.score(sums, chunk=8), exact(family, sums))
+        check(driver.score(sums, chunk=8), exact(family, sums), family)
 
 
 @pytest.mark.usefixtures("instructions")

@@ -16,13 +16,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from support.described_families import DESCRIBED
 from support.families import FAMILIES, HIDDEN, Family
 from support.padded_families import PADDED_TOO, UNPACKABLE
 from support.tokenizer import build_tokenizer
 
 
 def family(name: str) -> Family:
-    found = FAMILIES.get(name) or UNPACKABLE.get(name) or PADDED_TOO.get(name)
+    tables = (FAMILIES, DESCRIBED, UNPACKABLE, PADDED_TOO)
+    found = next((table[name] for table in tables if name in table), None)
     assert found is not None, name
     return found
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lorry.model.compiled import structs
 from lorry.model.compiled.packed_vectors import BoundVectorDeltas
+from lorry.model.compiled.widened import widened
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
 from lorry_adapters.lora.plan import Plan
@@ -110,7 +111,8 @@ class Call:
         cos, sin = angles.of(spans)
         body = PairArrays(inputs.body, vectors)
         head = body if inputs.head is inputs.body else PairArrays(inputs.head, vectors)
-        self._logits_KV = np.empty((len(self.wanted), vocab), dtype=np.float32)
+        self._vocab = vocab
+        self._logits_KV = np.empty((len(self.wanted), widened(vocab)), dtype=np.float32)
         self._norm_K = np.empty(len(self.wanted), dtype=np.float32)
         self._best_K = np.empty(len(self.wanted), dtype=np.int32)
         rows_at = array("Q", [own.get(token, 0) for token in range(len(self.ids))] if own else [])
@@ -158,7 +160,7 @@ class Call:
     def logits(self) -> Logits:
         """Once the step has run."""
         norm_K, best_K = torch.from_numpy(self._norm_K), torch.from_numpy(self._best_K)
-        return Logits(torch.from_numpy(self._logits_KV), norm_K, best_K.long())
+        return Logits(torch.from_numpy(self._logits_KV[:, : self._vocab]), norm_K, best_K.long())
 
 
 class PairArrays:

@@ -7,7 +7,7 @@ every answer with transformers' own layers before the first request.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,10 @@ from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.compiled.model_structs import ModelStructs, bare, rope_of
-from lorry.model.compiled.pack import PackedLinear, pack
+from lorry.model.compiled.pack import BLOCK, PackedLinear, pack
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
+from lorry.model.compiled.widened import widened_delta, widened_linear, widened_pair
 from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
@@ -145,9 +146,13 @@ class CompiledModel:
             head = tuple(deltas.pop(at_head))
         if not fits(deltas, pairs, names, at_head):
             return None
+        self._bounds.check_adapter({**pairs, **doras_of(deltas)}, deltas, self._slots.sizes)
+        if self._vocab % BLOCK:
+            pairs = {n: widened_pair(pair) if n == at_head else pair for n, pair in pairs.items()}
+            if at_head in deltas:
+                deltas[at_head] = tuple(widened_delta(delta) for delta in deltas[at_head])
         vectors = vector_deltas_of(deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(deltas)}
-        self._bounds.check_adapter(pairs, deltas, self._slots.sizes)
         packed = pack_adapter(self._library, pairs, self._slots.phases, vectors)
         return replace(packed, embedding_head=EmbeddingHead(embedding, head))
 
@@ -168,12 +173,14 @@ class CompiledModel:
     def take_over(self) -> None:
         """Drop the generic path's copy of the weights: its modules multiply with ours."""
         for linear, packed, part in self._sources:
+            out = linear.out_features
             linear.hand_over(
-                partial(packed.part, part), partial(self._multiply, packed.struct_of(part))
+                partial(_cut, partial(packed.part, part), out),
+                partial(self._multiply, packed.struct_of(part), out),
             )
 
-    def _multiply(self, linear: structs.Linear, x: Tensor) -> Tensor:
-        """One linear alone, for the rows that do not run here: `[..., I]` to `[..., O]`."""
+    def _multiply(self, linear: structs.Linear, out: int, x: Tensor) -> Tensor:
+        """One linear alone, for the rows that do not run here: `[..., I]` to `[..., out]`."""
         x_TI = x.reshape(-1, linear.in_).float().contiguous()
         require(bool(self._engine), "the engine is closed")
         require(
@@ -183,7 +190,7 @@ class CompiledModel:
         self._library.lorry_linear(
             self._engine, ctypes.byref(linear), x_TI.data_ptr(), y_TO.data_ptr(), len(x_TI)
         )
-        return y_TO.view(*x.shape[:-1], linear.out)
+        return y_TO[:, :out].reshape(*x.shape[:-1], out)
 
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
@@ -215,10 +222,14 @@ class CompiledModel:
     def _linear(self, *layers: nn.Module) -> structs.Linear:
         int8 = [layer for layer in layers if isinstance(layer, Int8Linear)]
         require(len(int8) == len(layers), "a linear that is not int8")
-        packed = pack(*int8)
+        packed = pack(*map(widened_linear, int8))
         self._packed.append(packed)
         self._sources += [(linear, packed, i) for i, linear in enumerate(int8)]
         return packed.struct
 
     def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:
         return self._slots.struct(name, linear.in_features, linear.out_features)
+
+
+def _cut(tensors: Callable[[], Mapping[str, Tensor]], out: int) -> Mapping[str, Tensor]:
+    return {name: tensor[:out] for name, tensor in tensors().items()}

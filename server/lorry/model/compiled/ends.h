@@ -49,8 +49,10 @@ static __attribute__((noinline)) void scale_logits(Engine *e, int thread) {
     }
 }
 
-/* What every sampled row needs of its logits, while they are still in a near cache. */
-static void summarise(const float *logits, int vocab, float *norm, int32_t *best) {
+/* What every sampled row needs of its logits, while they are still in a near cache. vocab: a
+ * multiple of 16, `words` and nothing. */
+static void summarise(float *logits, int words, int vocab, float *norm, int32_t *best) {
+    for (int v = words; v < vocab; v++) logits[v] = -INFINITY;
     Floats most = load(logits), totals = splat(0);
     for (int v = WIDTH; v < vocab; v += WIDTH) most = greater(most, load(logits + v));
     const float top = largest(most);

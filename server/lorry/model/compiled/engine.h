@@ -57,7 +57,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     const int queries = model->heads * model->head_size, keys = model->kv_heads * model->head_size;
     const int widest = larger(larger(model->hidden, queries), model->inner);
     const int rows = larger(larger(model->hidden, queries + 2 * keys), 2 * model->inner);
-    e->widest = larger(rows, model->vocab);
+    e->widest = larger(rows, (model->vocab + BLOCK - 1) / BLOCK * BLOCK);
     e->x_TH = reserve(tokens * model->hidden, sizeof(float));
     e->normed_TH = reserve(tokens * model->hidden, sizeof(float));
     e->branch_TH = reserve(tokens * model->hidden, sizeof(float));

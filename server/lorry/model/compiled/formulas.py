@@ -18,6 +18,9 @@ from lorry.model.compiled.description import NormDescription, RopeDescription, R
 CLOSE = 2e-5
 """Of the largest number."""
 
+EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12, float(torch.finfo(torch.float32).eps), 0.0)
+"""Of norms whose own is written in their code."""
+
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -96,8 +99,8 @@ def norm_of(path: str, module: nn.Module, shape: Sequence[int]) -> NormDescripti
 
 
 def _epsilons(module: nn.Module) -> list[float]:
-    numbers = [v for v in vars(module).values() if isinstance(v, float) and 0 < v < 0.1]
-    return [*dict.fromkeys(numbers), float(torch.finfo(torch.float32).eps), 0.0]
+    own = [v for v in vars(module).values() if isinstance(v, float) and 0 < v < 0.1]
+    return [*dict.fromkeys([*own, *EPSILONS])]
 
 
 def weight_of(module: nn.Module, from_one: bool, width: int) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from lorry.model.compiled import structs
 from lorry.model.compiled.adapter import PackedAdapter
 from lorry.model.compiled.packed_vectors import BoundVectorDeltas
+from lorry.model.compiled.widened import widened
 from lorry.model.guard import require
 from lorry_adapters.lora.plan import Plan
 
@@ -51,7 +52,7 @@ class AdapterSlots:
         module = self._index[name]
         self.sizes[name] = (in_features, out_features)
         return structs.LinearSlots(
-            self._table_MS[module].ctypes.data, in_features, out_features, module
+            self._table_MS[module].ctypes.data, in_features, widened(out_features), module
         )
 
     def place(self, slot: int, packed: PackedAdapter) -> None:

@@ -169,7 +169,7 @@ static void run_step(void *argument, int thread) {
     if (!m->plain_logits) scale_logits(e, thread);
     barrier(&e->pool);
     for (int k = first; k < last; k++)
-        summarise(step->logits + (size_t)k * stride, stride, step->norm + k, step->best + k);
+        summarise(step->logits + (size_t)k * stride, m->vocab, stride, step->norm + k, step->best + k);
 }
 
 static void run_linear(void *argument, int thread) {

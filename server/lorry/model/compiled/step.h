@@ -130,7 +130,7 @@ typedef struct {
     Pairs body, head;       /* head's tokens count the wanted ones */
     const int32_t *wanted;  /* tokens, ascending */
     float *seen;            /* [num_wanted, hidden]: what the head is given; or NULL */
-    float *logits;          /* [num_wanted, vocab] */
+    float *logits;          /* [num_wanted, vocab up to a multiple of 16] */
     float *norm;            /* [num_wanted]: log of the sum of e^logit */
     const int32_t *raw;     /* per wanted token: its logits are to stay as the head answers; or NULL */
     int32_t *best;          /* [num_wanted]: the largest logit's token, the first of equals */

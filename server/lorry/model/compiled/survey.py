@@ -202,15 +202,20 @@ def _head_norms(
                 yield HeadNorm(norm, whole=True), x_XTD, y_XTD
             continue
         elif call.y.shape == (1, 1, tokens, size):
+            if single and _parent(single[0]) != _parent(call):
+                single = []
             single.insert(0, call)
             if len(single) == heads:
                 yield from _norm_for_each(single, size)
-                single = []
             continue
         else:
             continue
         if norm is not None:
             yield HeadNorm(norm, whole=False), x_XTD, y_XTD
+
+
+def _parent(call: ModuleCall) -> str:
+    return call.path.rpartition(".")[0]
 
 
 def _norm_for_each(

@@ -76,7 +76,7 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
         inner=first.inner,
         vocab=int(loaded.model.get_input_embeddings().weight.shape[0]),
     )
-    sizes = (description.hidden, description.inner, description.head_size, description.vocab)
+    sizes = (description.hidden, description.inner, description.head_size)
     if any(size % BLOCK for size in sizes):
         raise Unknown(f"a width of {sizes} is not a multiple of {BLOCK}")
     return description
@@ -177,6 +177,8 @@ def _end(
     y_TH, logits_TV = run.layers[-1].y_TH, run.logits_TV
     if call is None or y_TH is None or logits_TV is None:
         raise Unknown("its head is not a linear")
+    if call.y.shape[-1] != len(loaded.model.get_input_embeddings().weight):
+        raise Unknown("its head knows other tokens than its embedding")
     norm = None
     if not same(flat(call.x), y_TH):
         norm = next((found for found in _last_norms(run, y_TH, flat(call.x))), None)

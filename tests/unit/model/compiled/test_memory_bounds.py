@@ -35,7 +35,7 @@ def inputs(*uses: SlotUse, tokens: int = 3) -> Inputs:
 
 
 def check(made: Inputs) -> None:
-    BOUNDS.check_step(Call(made, Angles(rope), 50, {}, {}), made)
+    BOUNDS.check_step(Call(made, Angles([rope], 1000), 50, {}, {}), made)
 
 
 def plan_of(*runs: Run, tokens: int = 3) -> Plan:
