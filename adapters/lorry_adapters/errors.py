@@ -1,4 +1,4 @@
-"""Everything that can be wrong with an adapter, or with what was asked of one.
+"""All errors about adapters, and about requests for one.
 
     AdapterError
     ├── InvalidAdapter          the files; carries every problem found, not only the first
@@ -13,15 +13,15 @@
     ├── AdapterConflict         the name exists with other content
     ├── DigestMismatch          If-Match named a digest that is no longer current
     ├── ForbiddenSource         a source outside the allowed roots
-    ├── StorageFull             no room to keep it
+    ├── StorageFull             no room to store it
     ├── OutOfMemory             no memory to read or check it
-    ├── ToolError               what was asked for cannot be done with these adapters
+    ├── ToolError               the tool cannot do this with these adapters
     └── HomeUnusable            the home folder is held by another server,
                                 written by a newer one, damaged, not writable, or gone
 
-A message says what is wrong and where. No error here knows a status code, a command or a
-setting of the server: a message that is a `Problem` names a remedy, with the facts for it,
-and the HTTP layer and the command line say how that is done.
+A message says what is wrong and where. No error here knows a status code, a command or a setting of
+the server: a message that is a `Problem` names a remedy with its facts, and the HTTP layer and the
+command line turn that into advice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Self
 
 
 class Remedy(StrEnum):
-    """What would help. The facts that come with each are behind it."""
+    """Possible remedies. Each docstring names the facts."""
 
     ENABLE = "enable"
     """The adapter: name."""
@@ -41,13 +41,13 @@ class Remedy(StrEnum):
     RAISE_MAX_UPLOAD = "raise_max_upload"
     """The server's limit: limit, in bytes."""
     OTHER_HOME = "other_home"
-    """Use another home folder: path is the one that does not do."""
+    """Use another home folder: path is the unusable one."""
     ADOPT = "adopt"
-    """Make adapters of stored files that no adapter has: count."""
+    """Make adapters of stored files without an adapter: count."""
     SERVE_AS_BASE = "serve_as_base"
     """The files are a model's."""
     UNQUANTIZED_BASE = "unquantized_base"
-    """Serve the base with its weights as they are."""
+    """Serve the base with its original weights."""
     GROW_BASE = "grow_base"
     """Serve the base with more tokens: base, needed, limit."""
     CONVERT = "convert"
@@ -61,24 +61,24 @@ class Remedy(StrEnum):
     GROUP_EXPERTS = "group_experts"
     """Put the columns of its experts in PEFT's order."""
     UNPICKLE = "unpickle"
-    """Write the weights as safetensors where they are trusted: name of the file."""
+    """If the file is trusted, write the weights as safetensors: name of the file."""
     FOLLOW_LINKS = "follow_links"
-    """Pack the files that links lead to."""
+    """Pack the files behind the links."""
     FILL_HOLES = "fill_holes"
     """Pack sparse files whole."""
     GIVE = "give"
-    """An argument that was left out: argument."""
+    """A missing argument: argument."""
     LEAVE_OUT = "leave_out"
-    """An argument that was given in vain: argument."""
+    """A superfluous argument: argument."""
 
 
 class Problem(str):
-    """What is wrong, and where; and as facts what would help."""
+    """A message about what is wrong and where, with a remedy and its facts."""
 
     __slots__ = ("facts", "remedy")
 
     remedy: StrEnum | None
-    """A `Remedy`, or one that the server has added."""
+    """A `Remedy`, or one of the server's."""
     facts: Mapping[str, str | int]
 
     def __new__(cls, text: str, remedy: StrEnum | None = None, **facts: str | int) -> Self:
@@ -88,14 +88,14 @@ class Problem(str):
 
     @classmethod
     def within(cls, text: str, problem: str) -> Self:
-        """`text`, which has `problem` in it, with the remedy of that."""
+        """Return `text`, which contains `problem`, with that problem's remedy."""
         if not isinstance(problem, Problem):
             return cls(text)
         return cls(text, problem.remedy, **problem.facts)
 
 
 class AdapterError(Exception):
-    """Base of the tree. `param` names the field of the request that is at fault."""
+    """Base of the tree. `param` names the request's field at fault."""
 
     param: str | None = None
 
@@ -118,7 +118,7 @@ class InvalidAdapter(AdapterError):
 
 
 def summary(problems: Sequence[str]) -> str:
-    """The first, and how many more there are."""
+    """Return the first problem and the number of others."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return Problem.within(problems[0] + more, problems[0])
 
@@ -146,7 +146,7 @@ class UploadTooLarge(AdapterError):
 class UnknownAdapter(AdapterError):
     param = "adapter"
     meant: str | None = None
-    """An adapter whose name is almost the one that was given."""
+    """An adapter with a similar name."""
 
 
 class AdapterDisabled(AdapterError):
@@ -154,7 +154,7 @@ class AdapterDisabled(AdapterError):
 
 
 class AdapterBroken(AdapterError):
-    """`bad_files`: the digest whose files are bad, where nobody has remembered it yet."""
+    """`bad_files`: the digest of bad files that are not marked as broken yet."""
 
     param = "adapter"
 
@@ -186,7 +186,7 @@ class OutOfMemory(AdapterError):
 
 
 class ToolError(AdapterError):
-    """What was asked for cannot be done with these adapters; the message says why."""
+    """The tool cannot do this with these adapters; the message says why."""
 
 
 class HomeUnusable(AdapterError):

@@ -1,6 +1,6 @@
-"""What to do about what is wrong with an adapter, in the words of this server and its commands.
+"""Advice on an adapter's errors, in terms of this server's commands and settings.
 
-`lorry_adapters` knows no command and no setting: its errors name a remedy, with the facts for it.
+`lorry_adapters` knows no command and no setting: its errors name a remedy with its facts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ADVICE: Final[Mapping[StrEnum, str]] = {
     Remedy.ADOPT: "lorry adapters recover makes adapters of them",
     Remedy.SERVE_AS_BASE: "lorry serve FOLDER does that",
     Remedy.UNQUANTIZED_BASE: "--quantize none serves it so",
-    Remedy.GROW_BASE: "lorry models extend {base} --adapter FOLDER --out DIR makes that base, of "
+    Remedy.GROW_BASE: "lorry models extend {base} --adapter FOLDER --out DIR makes that base from "
     "the adapter's folder with its tokenizer in it",
     Remedy.CONVERT: f"{_CONVERT} --out DIR writes it as PEFT does",
     Remedy.CONVERT_START: f"{_CONVERT} --initial DIR --out DIR makes a plain LoRA of it, with the "
@@ -30,7 +30,7 @@ ADVICE: Final[Mapping[StrEnum, str]] = {
     Remedy.KEEP_TASK: f"{_CONVERT} --task N --out DIR makes one of task N",
     Remedy.KEEP_TEXT: f"{_CONVERT} --text-only --out DIR makes an adapter of its text part alone",
     Remedy.GROUP_EXPERTS: f"{_CONVERT} --experts-grouped --out DIR puts them in PEFT's order",
-    Remedy.UNPICKLE: "where you trust it, convert it: python -c "
+    Remedy.UNPICKLE: "if you trust it, convert it: python -c "
     '"import torch, safetensors.torch as s; '
     "s.save_file(torch.load('{name}', map_location='cpu', weights_only=True), "
     "'adapter_model.safetensors')\"",
@@ -47,18 +47,18 @@ ADVICE: Final[Mapping[StrEnum, str]] = {
 
 
 def advised(text: str) -> str:
-    """`text` with what to do; as it is where that is not known."""
+    """Return `text` with its advice, or as it is if there is none."""
     if isinstance(text, Problem) and text.remedy is not None:
         flag = "--" + str(text.facts.get("argument", "")).replace("_", "-")
         return f"{text}; {ADVICE[text.remedy].format(flag=flag, **text.facts)}"
-    # A warning that was stored with its adapter, as text.
+    # A warning that was stored with its adapter as text.
     if text.endswith(UNKNOWN_COLUMN_ORDER):
         return f"{text}; {ADVICE[Remedy.GROUP_EXPERTS]}"
     return str(text)
 
 
 def message_of(error: Exception) -> str:
-    """An error's message with what to do."""
+    """Return an error's message with its advice."""
     if isinstance(error, InvalidAdapter):
         return summary([advised(problem) for problem in error.problems])
     message = getattr(error, "message", None)

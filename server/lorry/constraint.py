@@ -1,7 +1,6 @@
-"""What an answer's tokens must follow, as plain data. The engine compiles it.
+"""Constraints on an answer's tokens, as plain data. The engine compiles them.
 
-A grammar says what the whole answer must match. Rules say which tokens may not come, whatever
-the answer says.
+The whole answer must match a grammar. Rules forbid tokens whatever the answer is.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class GrammarKind(StrEnum):
     REGEX = "regex"
     """A regular expression in Rust's syntax."""
     CHOICE = "choice"
-    """A JSON list of texts."""
+    """A JSON list of strings."""
     LARK = "lark"
-    """Lark's notation, as llguidance has it."""
+    """Lark's notation in llguidance's variant."""
     GBNF = "gbnf"
     """llama.cpp's notation."""
 
@@ -42,13 +41,13 @@ class Grammar:
     kind: GrammarKind
     text: str
     param: str
-    """The request's field that gave it, for error messages."""
+    """The request's field with the grammar, for error messages."""
     closed: bool | None = None
-    """Of a schema, whether its objects are closed unless it says otherwise; None: as the
-    server has it."""
+    """For a schema: whether its objects are closed unless it says otherwise. None takes the
+    server's setting."""
     whitespace: str | None = None
-    """Of a schema, an expression for what may stand between two parts; empty for nothing.
-    None: one space where objects are closed, some of any where they are not."""
+    """For a schema: a regular expression for whitespace between two parts, empty for none. None
+    allows one space if objects are closed, and some of any kind otherwise."""
 
     @property
     def what(self) -> str:
@@ -57,35 +56,35 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Tokens that may not come."""
+    """Rules about tokens that may not come."""
 
     vocab_size: int
     least: int = 0
-    """So many tokens come before one of `ends` may."""
+    """The number of tokens that must come before one of `ends` may."""
     ends: frozenset[int] = frozenset()
     only: frozenset[int] | None = None
-    """Nothing but these may come."""
+    """Only these may come."""
     banned: tuple[tuple[int, ...], ...] = ()
-    """Sequences of tokens of which none may be completed."""
+    """Sequences of tokens that must not be completed."""
     param: str = ""
     """The request's field, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokens over which a grammar is followed: the base's, with changes."""
+    """The tokens of a grammar: the base's, with changes."""
 
     added: tuple[AddedToken, ...] = ()
-    """An adapter's own, in place of the base's of the same numbers."""
+    """An adapter's own tokens, which replace the base's with the same ids."""
     ends: frozenset[int] = frozenset()
-    """Tokens that end an answer; empty: the tokenizer's own."""
+    """Tokens that end an answer; empty for the tokenizer's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """One answer's: a grammar, rules or both."""
+    """The constraint on one answer: a grammar, rules or both."""
 
     grammar: Grammar | None = None
     rules: Rules | None = None
     vocabulary: Vocabulary = Vocabulary()
-    """Of the grammar."""
+    """The grammar's vocabulary."""

@@ -1,11 +1,11 @@
-"""The plain data that every floor shares. No torch, no behaviour.
+"""Plain data for all modules. No torch, no behaviour.
 
-A request becomes a `Sequence` (the scheduler's), a step takes a `Batch` of `Row`s
-(the runner's), the answer is a stream of `TokenEvent`s (the HTTP side's).
+A request becomes a `Sequence` (the scheduler's), a step takes a `Batch` of `Row`s (the runner's),
+and the answer is a stream of `TokenEvent`s (the HTTP side's).
 
-`Capacity`, `EngineStats`, `Request` and `TokenEvent` cross the boundary between the HTTP
-side and the engine. They are immutable values that can be serialised, and so is all that
-they hold: the engine may be in another process.
+`Capacity`, `EngineStats`, `Request` and `TokenEvent` cross the boundary between the HTTP side and
+the engine, which may be in another process. They and everything in them are immutable values that
+can be serialised.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class FinishReason(StrEnum):
 
 
 class Pooling(StrEnum):
-    """What a request wants of its prompt, instead of tokens that follow it."""
+    """What is computed from a request's prompt instead of new tokens."""
 
     LAST = "last"
     """The last token's hidden state."""
     MEAN = "mean"
-    """The mean of all tokens' hidden states, virtual ones left out."""
+    """The mean of all tokens' hidden states, without virtual ones."""
     CLASSIFY = "classify"
-    """What a classifier's head makes of the last token's."""
+    """The classifier head's scores for the last token's hidden state."""
 
 
 class FailureCode(StrEnum):
@@ -74,16 +74,16 @@ class FailureCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base model, as far as the HTTP side needs to know it."""
+    """The base model's data for the HTTP side."""
 
     name: str
-    """What the API calls it."""
+    """Its name in the API."""
     other_names: tuple[str, ...]
-    """What it is asked for by, too."""
+    """Other names that requests may use."""
     repository: str | None
-    """Its id on the hub, where it has one."""
+    """Its id on the hub, if it has one."""
     source: str
-    """As the user gave it."""
+    """The user's own spelling."""
     quantization: str
     eos_token_ids: frozenset[int]
     max_model_len: int
@@ -91,19 +91,19 @@ class Base:
     vocab_size: int
     """Tokens that it has embeddings and logits for."""
     about: Mapping[str, Any]
-    """As `/info` shows it: JSON."""
+    """The JSON for `/info`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as a value. The HTTP side says it in words and gives advice."""
+    """An error as a value. The HTTP side turns it into a message with advice."""
 
     code: FailureCode
     reason: str = ""
     param: str | None = None
     """The request's field that is at fault."""
     digests: tuple[str, ...] = ()
-    """Of the adapters that are at fault."""
+    """The adapters at fault."""
     remedy: Remedy | None = None
     """What would help, if `reason` is for people."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
@@ -117,11 +117,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request's tokens are drawn. Every field is resolved and checked by the HTTP side."""
+    """How one request's tokens are drawn. The HTTP side has resolved and checked every field."""
 
     max_new_tokens: int
     temperature: float = 0.0
-    """0 is greedy: the arg max, and none of the filters below matters."""
+    """0 is greedy: the arg max. None of the filters below matters then."""
     top_k: int = 0
     """0: off."""
     top_p: float = 1.0
@@ -133,29 +133,29 @@ class SamplingParams:
     """OpenAI's, over the answer."""
     presence_penalty: float = 0.0
     seed: int = 0
-    """The token at position p is drawn by the uniform number of (seed, p): it depends
-    neither on the batch nor on how often the request was preempted."""
+    """The token at position p is drawn with the uniform number of (seed, p). It depends neither on
+    the batch nor on preemptions."""
     eos_token_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer: the base's, unless end of text is ignored, and those that
-    the request names."""
+    """Tokens that end the answer: the base's, unless end of text is ignored, and the request's
+    own."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int = 0
     """How many of the likeliest tokens to report beside the drawn one."""
     prompt_logprobs: int | None = None
-    """How many of the likeliest tokens to report in the place of each of the prompt's; None
-    for no log-probabilities of the prompt."""
+    """How many of the likeliest tokens to report at each token of the prompt; None for no
+    log-probabilities of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much one request can have at most. It never changes while the engine lives."""
+    """The limits of one request. They never change while the engine lives."""
 
     max_model_len: int
     """Virtual tokens, prompt and answer together."""
     kv_blocks: int
-    """In the whole KV cache."""
+    """Blocks of the whole KV cache."""
     block_size: int
-    """Tokens in one of them."""
+    """Tokens per block."""
     slots: int
     """Adapters in one step, and so in one request."""
 
@@ -172,20 +172,20 @@ class AdapterUse:
     """For metrics and messages; the digest is its identity."""
     digest: str
     scale: float
-    """0: the base; the adapter leaves no trace."""
+    """0 means the base: the adapter has no effect."""
     start: int = 0
-    """Absolute position, virtual tokens counted, of the first token that it changes. Above 0
-    only for an activated LoRA."""
+    """Absolute position, counting virtual tokens, of the first token that it changes. Above 0 only
+    for an activated LoRA."""
     virtual_tokens: int = 0
-    """Positions that it takes in front of the prompt."""
+    """Positions that it takes before the prompt."""
     is_prefix: bool = False
-    """True if they are keys and values, put in the cache ready made; else they are
-    embeddings, which run through the model like tokens."""
+    """True if they are keys and values, which are written to the cache directly. Otherwise they
+    are embeddings, which run through the model like tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The HTTP side holds its adapters' content until the final event."""
+    """A request to the engine. The HTTP side holds its adapters' contents until the final event."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -196,18 +196,18 @@ class Request:
     """`time.monotonic()` seconds, by the client."""
     constraint: Constraint | None = None
     pooling: Pooling | None = None
-    """Set: the one event of the request carries a `vector`, and no token is drawn."""
+    """If set, the only event of the request has a `vector`, and no token is drawn."""
     caller: str = ""
-    """Whose request it is, for those who share the server fairly; it means nothing else."""
+    """The caller, for fair sharing only."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     token_id: int
     logprob: float
-    """Of the model's own distribution, before temperature, penalties and filters."""
+    """Under the model's own distribution, before temperature, penalties and filters."""
     top: tuple[TokenLogprob, ...] = ()
-    """Of a prompt's token: the likeliest in its place, likeliest first."""
+    """For a prompt token: the likeliest tokens at its position, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,55 +216,55 @@ class Drawn:
 
     token: TokenLogprob
     top: tuple[TokenLogprob, ...] = ()
-    """The `top_logprobs` likeliest in its place, likeliest first."""
+    """The `top_logprobs` likeliest tokens at its position, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One step's news for one request. The last has a `finish`; there is exactly one such."""
+    """The results of one step for one request. Exactly one event, the last, has a `finish`."""
 
     request_id: str
     drawn: tuple[Drawn, ...] = ()
-    """In order. Empty where a request ends without a new token (cancelled, error, vector).
-    A `finish` is of the last of them."""
+    """In order. Empty if a request ends without a new token (cancelled, error, vector). A `finish`
+    belongs to the last of them."""
     prompt: tuple[TokenLogprob | None, ...] = ()
-    """With the first token of a request that asked for `prompt_logprobs`: one entry per
-    prompt token, None for the first, which nothing predicts."""
+    """In the first event of a request with `prompt_logprobs`: one entry per prompt token, None for
+    the first, which nothing predicts."""
     finish: FinishReason | None = None
     failure: Failure | None = None
-    """With `finish` ERROR."""
+    """If `finish` is ERROR."""
     vector: tuple[float, ...] = ()
-    """With `finish` STOP of a request with a `pooling`."""
+    """If `finish` is STOP and the request has a `pooling`."""
     started: float = 0.0
-    """With a token or a vector: when the step began in which the request first ran,
+    """In an event with a token or a vector: when the first step that ran the request began,
     `time.monotonic()` seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotUse:
-    """One adapter of one row: where its weights are, and how strongly they count."""
+    """One adapter of one row: its slot and its scale."""
 
     slot: int
     """1 or more; slot 0 is the base model and is never listed."""
     scale: float
     start: int = 0
-    """Absolute position of the first token that it changes; those before it run as the base."""
+    """Absolute position of the first token that it changes; earlier ones run as the base."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Asks for the token that follows the last one of a row."""
+    """The request for the token after the last one of a row."""
 
     params: SamplingParams
     prompt: AbstractSequence[int]
     answer: AbstractSequence[int]
-    """Tokens drawn so far; its length is the position in the answer."""
+    """Tokens drawn so far; the length is the position in the answer."""
     allowed: AbstractSequence[int] | None
-    """The mask of what may come: 32-bit words, bit i of word w is token 32 * w + i. None where
-    any token may come, and as long as `mask` was not called."""
+    """The mask of permitted tokens in 32-bit words: bit i of word w is token 32 * w + i. None if
+    any token may come, and until `mask` was called."""
     mask: Callable[[], AbstractSequence[int] | None] | None = None
-    """Of a request with a constraint: gives `allowed`. It is made while the model runs, so call
-    it afterwards. Whatever it raises is the request's own error."""
+    """For a request with a constraint: returns `allowed`. The mask is computed while the model
+    runs, so call it afterwards. Its exceptions are the request's own errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,29 +275,29 @@ class Row:
     token_ids: AbstractSequence[int]
     """New tokens, at least one."""
     start: int
-    """Absolute position of the first of them = tokens already in the KV cache. A sequence
-    whose adapter brings a prefix begins right behind it, and the runner puts the prefix in
-    the cache whenever a row starts there."""
+    """Absolute position of the first of them, which is the number of tokens in the KV cache. A
+    sequence with a prefix begins right behind it. The runner writes the prefix to the cache
+    whenever a row starts there."""
     blocks: AbstractSequence[int]
     """KV blocks of the whole sequence, in order; enough for start + len(token_ids)."""
     adapters: tuple[SlotUse, ...]
     sample: Sample | None
-    """None while a prompt is only partly in the cache."""
+    """None while the prompt is only partly in the cache."""
     prompt_targets: AbstractSequence[int] | None = None
-    """For prompt logprobs: the token that follows each of `token_ids` in the prompt, the
-    virtual ones left out; one shorter than that where the chunk ends the prompt."""
+    """For prompt logprobs: the token that follows each of `token_ids` in the prompt, without
+    virtual ones; one fewer if the chunk ends the prompt."""
     virtual: int = 0
-    """So many of `token_ids`, the first ones, are virtual: their ids mean nothing, their
-    embeddings are rows `start` and following of an adapter's prompt."""
+    """How many of the first `token_ids` are virtual. Their ids mean nothing; their embeddings are
+    rows `start` and following of an adapter's prompt."""
     pooling: Pooling | None = None
-    """MEAN: of every row of the prompt; the others: of the one that ends it."""
+    """MEAN is set for every row of the prompt, the others only for the row that ends it."""
     prompt_top: int = 0
-    """How many of the likeliest tokens to tell beside each of `prompt_targets`."""
+    """How many of the likeliest tokens to report for each of `prompt_targets`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step runs. Built by the scheduler, consumed by the runner."""
+    """The rows of one step. Built by the scheduler, consumed by the runner."""
 
     rows: tuple[Row, ...]
 
@@ -308,21 +308,21 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What the runner says of one row, in the batch's order."""
+    """The runner's result for one row, in the batch's order."""
 
     drawn: tuple[Drawn, ...] = ()
-    """In order; empty where the row had no `sample`."""
+    """In order; empty if the row had no `sample`."""
     prompt: tuple[TokenLogprob, ...] = ()
     """One per `prompt_targets`."""
     vector: tuple[float, ...] = ()
-    """Of a row with a `pooling`; of MEAN the sum over the row's tokens."""
+    """For a row with a `pooling`; for MEAN the sum over the row's tokens."""
     error: Exception | None = None
-    """What the row's `Sample.mask` raised."""
+    """The exception of the row's `Sample.mask`."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot that the engine thread replaces after every step; anyone may read it."""
+    """A snapshot that the engine's thread replaces after every step. Any thread may read it."""
 
     running: int = 0
     waiting: int = 0
@@ -339,9 +339,9 @@ class EngineStats:
     waiting_adapters: tuple[str, ...] = ()
     steps: int = 0
     loads: int = 0
-    """Adapters copied to a slot, ever."""
+    """Adapters copied to a slot since the start."""
     evictions: int = 0
     preemptions: int = 0
     failed_steps: int = 0
     slot_bytes: int = 0
-    """Reserved for the slots so far."""
+    """Bytes reserved for the slots so far."""

@@ -1,23 +1,23 @@
-"""Everything a server can refuse, beside what is wrong with an adapter.
+"""All errors of the server, except those about adapters.
 
     LorryError
     ├── SettingsError           a flag, variable or key with a bad value; named
     ├── ModelError              the base cannot be found, read or verified
-    │   └── UnsupportedModel    it can be read, it cannot be served correctly
+    │   └── UnsupportedModel    it can be read, but not served correctly
     └── RequestError            one request, refused; `param` names the field
         ├── InvalidRequest      a value that makes no sense
-        ├── UnsupportedParameter a field that exists elsewhere and is not served here
+        ├── UnsupportedParameter a field of other servers that is not served here
         ├── ModelNotFound       `model` names neither the base nor an adapter
         ├── PromptTooLong       prompt and answer exceed the model's length
         ├── InvocationMissing   the prompt does not call an activated LoRA
-        ├── DoesNotFit          needs more KV cache, or slots, than the server has at all
+        ├── DoesNotFit          needs more KV cache, or slots, than the server has
         ├── QueueFull           try again later; carries `retry_after` seconds
         ├── ShuttingDown        the server is finishing what it has
         └── GenerationFailed    the step that ran this request raised
 
-The adapters' own tree is in `lorry_adapters.errors`. A message says what is
-wrong, where, and what to do; the engine's name a remedy instead, as it knows neither
-routes nor commands (`lorry.advice`). Status codes live in one table, `lorry.api.errors`.
+The adapters' own tree is in `lorry_adapters.errors`. A message says what is wrong, where, and what
+to do. The engine's messages name a remedy instead, as it knows neither routes nor commands
+(`lorry.advice`). Status codes are in one table, `lorry.api.errors`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from enum import StrEnum
 
 
 class EngineRemedy(StrEnum):
-    """What would help a request that the engine refuses, as `lorry_adapters.errors.Remedy`."""
+    """Remedies for requests that the engine refuses, like `lorry_adapters.errors.Remedy`."""
 
     MORE_CACHE = "more_cache"
     """More memory for keys and values."""

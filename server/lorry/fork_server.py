@@ -1,7 +1,7 @@
-"""The frame of a program that `lorry.forks` runs: load once, then fork for each piece of work.
+"""The main loop of a program that `lorry.forks` runs: loads once, then forks for each task.
 
-Standard input is a socket from the server: first what is to be loaded, then one socket for
-each piece of work. A process ends when the other end of its socket is closed.
+Standard input is a socket from the server: first comes the data to load, then one socket for each
+task. A process ends when the other end of its socket is closed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Loaded = TypeVar("Loaded")
 
 
 def run(load: Callable[[bytes], Loaded], serve: Callable[[Connection, Loaded], None]) -> None:
-    """`load` may raise ValueError with what people are told; `serve` runs in a process of its
-    own and may raise EOFError and OSError when the other end is gone."""
-    # The process group's Ctrl-C is for the server, which lets running requests finish.
+    """`load` may raise ValueError with a message for people. `serve` runs in a process of its own
+    and may raise EOFError and OSError when the other end is gone."""
+    # Ctrl-C for the process group is the server's to handle: it lets running requests finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
@@ -40,12 +40,12 @@ def run(load: Callable[[bytes], Loaded], serve: Callable[[Connection, Loaded], N
         try:
             child = os.fork()
         except OSError:
-            # No room for one more: the server sees the closed socket.
+            # No room for another process: the server sees the closed socket.
             child = -1
         if child == 0:
             _be_silent(control)
             connection = Connection(handles[0])
-            # The other end is gone, or this one has said what it could.
+            # The other end is gone, or this one has sent all it could.
             with contextlib.suppress(EOFError, OSError):
                 connection.send_bytes(b"")
                 serve(connection, loaded)
@@ -55,14 +55,14 @@ def run(load: Callable[[bytes], Loaded], serve: Callable[[Connection, Loaded], N
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Of processor time, after which the kernel ends this process."""
+    """Limit the block's processor time, after which the kernel ends this process."""
     signal.setitimer(signal.ITIMER_PROF, max(seconds, 0.001))
     yield
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def bound_memory(more: int) -> None:
-    """Bytes that this process may take beyond what it has. Linux only."""
+    """Limit the bytes that this process may take beyond what it has. Linux only."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + more
@@ -70,7 +70,7 @@ def bound_memory(more: int) -> None:
 
 
 def _be_silent(control: socket.socket) -> None:
-    """What a library prints as it dies is of something that a stranger sent."""
+    """Discard the output of a dying library, which may contain untrusted input."""
     control.close()
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):

@@ -1,8 +1,7 @@
-"""Processes for work that a stranger's input may never let end: `Forks` is the server's end.
+"""The server's end of processes for work on untrusted input that may never end.
 
-One process loads what the work needs and forks another for each piece of it, which sets itself
-bounds on time and memory (`lorry.fork_server` is its program's frame). What dies is that
-piece alone.
+One process loads what the work needs and forks another for each task, which limits its own time
+and memory (`lorry.fork_server` is its main loop). If a task's process dies, only that task fails.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _START_SECONDS = 300.0
-"""A tokenizer of 250,000 tokens takes a few."""
+"""Loading a tokenizer of 250,000 tokens takes a few seconds."""
 
 
 class ForkFailed(Exception):
-    """The process did not start, or did not take what it was to load."""
+    """The process did not start, or refused the data to load."""
 
 
 class Forks:
-    """The process that makes the others. Thread-safe; started when it is first needed, and
-    again when it was lost."""
+    """The process that forks the others. Thread-safe. It starts when it is first needed, and again
+    if it was lost."""
 
     def __init__(self, module: str, load: Callable[[], bytes], *, what: str) -> None:
-        """`module` is run as a program and told `load()`; `what` names it to people."""
+        """`module` is run as a program and given `load()`; `what` names it in messages."""
         self._module = module
         self._load = load
         self._what = what
@@ -40,26 +39,26 @@ class Forks:
         self._stop: weakref.finalize[..., Any] | None = None
 
     def connect(self) -> Connection:
-        """To a new process, which waits for its work. Raises ForkFailed."""
+        """Connect to a new process, which waits for its task. Raises ForkFailed."""
         with self._lock:
             for _ in range(2):
                 ours, theirs = socket.socketpair()
                 connection = Connection(ours.detach())
                 with theirs, contextlib.suppress(OSError):
                     socket.send_fds(self._control or self._start(), [b"f"], [theirs.fileno()])
-                # One that is being killed still takes what is sent to it: only what the new
-                # process says shows that there is one.
+                # A process that is being killed still accepts what is sent to it, so only the new
+                # process's first message proves that it exists.
                 with contextlib.suppress(OSError, EOFError):
                     if connection.poll(_START_SECONDS):
                         connection.recv_bytes()
                         return connection
-                # It was killed, for its memory perhaps. Those that it made live on.
+                # It was killed, perhaps for its memory. The processes that it forked live on.
                 connection.close()
                 self._control = None
         raise ForkFailed(f"the process of {self._what} cannot make another")
 
     def close(self) -> None:
-        """End the process. Those that it made end with their connections."""
+        """End the process. The processes that it forked end with their connections."""
         if self._stop is not None:
             self._stop()
 
@@ -67,13 +66,13 @@ class Forks:
         self.close()
         ours, theirs = socket.socketpair()
         with theirs:
-            # -P: a folder that the server was started in must not stand for a module.
+            # -P: a file in the current folder must not shadow a module.
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-                # Signals for the server's process group are not for it.
+                # The server's process group gets signals that are not meant for it.
                 start_new_session=True,
             )
         self._stop = weakref.finalize(self, _end, ours, process)

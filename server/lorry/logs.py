@@ -1,7 +1,7 @@
 """Logging: one handler, as text for people or as JSON lines for collectors.
 
-Nothing that a user wrote in a prompt, and nothing the model answered, is logged:
-callers pass identifiers and numbers in `extra`, and both formats show those.
+No part of a prompt or an answer is logged: callers pass identifiers and numbers in `extra`, and
+both formats show those.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TextIO
 from lorry.advice import advised
 
 request_id: ContextVar[str] = ContextVar("request_id")
-"""Of the request that is answered in this context; every line it causes has it."""
+"""The id of the request in this context; all of its log lines contain it."""
 
 _STANDARD = frozenset(
     vars(logging.LogRecord("", 0, "", 0, "", None, None)).keys()
@@ -26,12 +26,11 @@ _STANDARD = frozenset(
 
 
 def setup(level: str, format: str, stream: TextIO | None = None) -> None:
-    """Make `stream` (default stderr) the one place where every logger of the process writes.
+    """Make `stream` (default stderr) the only output of all loggers in the process.
 
-    `level` is `debug`, `info`, `warning` or `error`; `format` is `text` or `json`.
-    Libraries speak from `warning` up, whatever `level` says, except at `debug`; so does
-    uvicorn, which calls its good news `uvicorn.error`.
-    Calling it again replaces the handler.
+    `level` is `debug`, `info`, `warning` or `error`; `format` is `text` or `json`. Libraries log
+    from `warning` up at any `level` except `debug`, and so does uvicorn, which logs successes under
+    `uvicorn.error`. Calling it again replaces the handler.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
@@ -54,15 +53,15 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
 
 
 def hush_libraries() -> None:
-    """Silence what a library says in every forward pass, or of packages nobody needs.
+    """Silence messages that a library repeats in every forward pass, or about optional packages.
 
-    bitsandbytes warns of each int8 layer's cast in each step.
+    bitsandbytes warns about each int8 layer's cast in each step.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _named(record: logging.LogRecord) -> bool:
-    """A handler's filter runs where the line is written, in the context of its request."""
+    """Add the request's id. A handler's filter runs in the context of the request."""
     name = request_id.get(None)
     if name is not None and not hasattr(record, "request_id"):
         record.request_id = name
@@ -70,7 +69,7 @@ def _named(record: logging.LogRecord) -> bool:
 
 
 def _advised(record: logging.LogRecord) -> bool:
-    """What `lorry_adapters` logs of a problem is written with what to do about it."""
+    """Add the advice to a problem that `lorry_adapters` logs."""
     if isinstance(record.args, tuple):
         record.args = tuple(
             advised(value) if isinstance(value, str) else value for value in record.args
@@ -79,13 +78,13 @@ def _advised(record: logging.LogRecord) -> bool:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """What a caller passed in `extra`, and the request's id."""
+    """Return the fields from `extra`, and the request's id."""
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
 def news(format: str) -> Callable[[str], None]:
-    """What tells whoever starts the server how far it is, at every level: a line each on
-    standard output, or in the log where every line is to be JSON."""
+    """Return a function that reports the start's progress at every level: as lines on standard
+    output, or in the log if every line must be JSON."""
     return _log if format == "json" else _print
 
 
@@ -100,7 +99,7 @@ def _print(line: str) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z INFO lorry.engine message key=value`, one line a message.
+    """`2026-01-31T12:00:00.123Z INFO lorry.engine message key=value`, one line per message.
 
     Control characters are escaped: an adapter's name cannot forge a second line.
     """
@@ -117,7 +116,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `message`, the extra fields, `error`."""
+    """One JSON object per line: `time`, `level`, `logger`, `message`, the extra fields, `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {

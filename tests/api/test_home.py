@@ -77,7 +77,7 @@ def test_a_part_of_it_is_deleted(
     else:
         path.unlink()
     error = refused(own.upload("new", archives(3)), 503, "home_unusable")
-    assert str(path) in error["message"] and "start the server again" in error["message"]
+    assert str(path) in error["message"] and "restart the server" in error["message"]
     assert str(path) in own.http.get("/health/ready").json()["reason"]
 
 

@@ -38,12 +38,12 @@ def test_a_home_without_the_right_to_write(
         refused = server.upload("b", archive("plain", 2))
         assert refused.status_code == 503, refused.text
         assert refused.json()["error"]["code"] == "home_unusable"
-        assert "may not be written" in refused.json()["error"]["message"]
+        assert "cannot be written" in refused.json()["error"]["message"]
         assert server.client.patch("/adapters/a", json={"scale": 2}).status_code == 503
         assert server.client.delete("/adapters/a").status_code == 503
         ready = server.client.get("/health/ready")
         assert ready.status_code == 503
-        assert "may not be written" in ready.json()["reason"]
+        assert "cannot be written" in ready.json()["reason"]
         assert server.generate(PROMPT, "a")["details"]["tokens"] == answer
         allow(0o755)
         assert server.client.get("/health/ready").status_code == 200

@@ -1,1 +1,1 @@
-"""Adapters as things with names: uploaded, verified, stored, leased and removed."""
+"""Adapters with names: uploaded, verified, stored, leased and removed."""

@@ -1,17 +1,15 @@
 """Names, versions and their state, durable in one SQLite file. No torch.
 
-What is said here of one adapter is said once more in a file of its own (`sidecars`); the
-ledger keeps the two together.
+Each adapter's data is stored a second time in a file of its own (`sidecars`); the ledger keeps the
+two consistent.
 
-An adapter has versions, a version has content, and what verification found out
-about a content (rank, parameters, the base it was checked against) is stored once
-per digest. Version numbers are never given twice while the name exists, so
-`legal@2` cannot come to mean something else.
+An adapter has versions, and a version has content. The facts that verification found about a
+content (rank, parameters, the base it was checked against) are stored once per digest. A version
+number is never reused while the name exists, so `legal@2` cannot change its meaning.
 
-Every call is one transaction that is on disk when the call returns (write-ahead
-log, `synchronous=FULL`). `revision` counts those that changed an adapter. The file
-carries its schema's number: a file written by a newer server is refused, an older one is
-migrated.
+Every call is one transaction that is on disk when the call returns (write-ahead log,
+`synchronous=FULL`). `revision` counts the changes of adapters. The file contains its schema's
+number: a file from a newer server is refused, and an older one is migrated.
 """
 
 from __future__ import annotations
@@ -38,33 +36,34 @@ from lorry_adapters.registry.schema import MIGRATIONS, SCHEMA_VERSION
 
 @dataclass(frozen=True, slots=True)
 class StoredContent:
-    """What start-up needs to know of a content without reading it."""
+    """The facts about a content that start-up needs without reading its files."""
 
     digest: str
     stored_bytes: int
-    """Size of its files together."""
+    """Total size of its files."""
     layout: str
     """Fingerprint of the base layout against which it was last verified."""
 
 
 class CatalogDamaged(HomeUnusable):
-    """The file is there and is no catalog, or not a whole one."""
+    """The file exists but is not a catalog, or not a complete one."""
 
 
 class Catalog:
-    """Thread-safe; every error of the storage is HomeUnusable or StorageFull."""
+    """Thread-safe. Every storage error is HomeUnusable or StorageFull."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create `path`, and migrate it. HomeUnusable: newer. CatalogDamaged."""
+        """Open or create `path`, and migrate it. Raises HomeUnusable if it is newer,
+        CatalogDamaged."""
         self._path = path
         self.is_new = False
-        """There was no file, or an empty one."""
+        """True if there was no file or an empty one."""
         self._lock = threading.Lock()
         self._reserve = Reserve(path.with_name("reserve"))
         try:
             self._db = self._open()
         except sqlite3.Error as error:
-            # Opening writes a little too, so a full disk would stop the start.
+            # Opening writes a little too, so a full disk would prevent the start.
             if _kind(error) in _DAMAGE or not self._reserve.spend():
                 raise self._unusable(error) from error
             try:
@@ -74,7 +73,7 @@ class Catalog:
         self._reserve.fill()
 
     def adapters(self) -> tuple[AdapterRecord, ...]:
-        """Everything stored, by name."""
+        """Return all stored adapters, by name."""
         with self._lock, self._reading():
             versions: dict[str, list[VersionRecord]] = {}
             for row in self._db.execute(
@@ -93,7 +92,7 @@ class Catalog:
             return tuple(StoredContent(*row) for row in rows)
 
     def next_version(self, name: str) -> int:
-        """One more than the highest number ever given under `name`; 1 for a new name."""
+        """Return the highest number ever used under `name` plus one; 1 for a new name."""
         with self._lock, self._reading():
             row = self._db.execute(
                 "SELECT last_version FROM adapters WHERE name = ?", (name,)
@@ -101,18 +100,18 @@ class Catalog:
             return 1 if row is None else int(row[0]) + 1
 
     def revision(self) -> int:
-        """Changes of adapters so far; 0 in a file that was just made, or is from before
-        they were counted."""
+        """Return the number of changes of adapters; 0 for a new file or one that did not count
+        yet."""
         with self._lock, self._reading():
             return int(self._db.execute("SELECT revision FROM home").fetchone()[0])
 
     def count(self) -> None:
-        """One revision more."""
+        """Increase the revision by one."""
         with self._lock:
             self._write(self._count, spending=True)
 
     def sizes(self, digests: Collection[str]) -> dict[str, int]:
-        """Bytes of the files of those contents that are known."""
+        """Return the sizes in bytes of the known contents among `digests`."""
         with self._lock, self._reading():
             found = {}
             for digest in digests:
@@ -124,11 +123,12 @@ class Catalog:
             return found
 
     def spend_reserve(self) -> bool:
-        """Make a little room on a full disk for a change that is worth it. False: no more."""
+        """Free a little space on a full disk for an important change. Return False if none is
+        left."""
         return self._reserve.spend()
 
     def verify(self) -> None:
-        """Read everything. CatalogDamaged unless all of it is whole."""
+        """Read everything. Raises CatalogDamaged if something is missing or damaged."""
         with self._lock, self._reading():
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found == "ok" and self._db.execute("PRAGMA foreign_key_check").fetchone():
@@ -139,21 +139,21 @@ class Catalog:
                 self.contents()
                 self.adapters()
         except (ValueError, KeyError, TypeError) as error:
-            # A page can be sound and what stands on it not.
+            # A page can be intact although its contents are not.
             found = str(error) or type(error).__name__
         if found != "ok":
             raise CatalogDamaged(self._damage(str(found)))
 
     def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
-        """Make the stored adapter equal `record`; `content` is that of a new version."""
+        """Make the stored adapter equal `record`; `content` belongs to a new version."""
         with self._lock:
             self._write(lambda: self._save(record, content), spending=content is None)
 
     def rebuild(
         self, adapters: Iterable[tuple[AdapterRecord, int, Mapping[str, int]]], revision: int
     ) -> None:
-        """Know these and no others: records, highest numbers ever given under their names,
-        and bytes of contents by digest. None counts as verified against any base."""
+        """Replace all data by records, the highest numbers ever used under their names, and sizes
+        of contents by digest. No content counts as verified against a base."""
 
         def everything() -> None:
             self._db.execute("DELETE FROM adapters")
@@ -173,7 +173,7 @@ class Catalog:
             self._write(everything, spending=True)
 
     def save_content(self, facts: VersionRecord, content: StoredContent) -> None:
-        """Replace what is known of one content, after it was verified again."""
+        """Replace the facts about one content after it was verified again."""
         with self._lock:
             self._write(lambda: self._save_content(facts, content), spending=False)
 
@@ -268,7 +268,7 @@ class Catalog:
         self._db.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM versions)")
 
     def _write(self, statements: Callable[[], None], *, spending: bool) -> None:
-        """One transaction; `spending`: worth the reserve where the disk is full."""
+        """Run one transaction. `spending`: it may use the reserve if the disk is full."""
         self._reserve.fill()
         try:
             with self._transaction():
@@ -333,7 +333,7 @@ class Catalog:
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("COMMIT")
         except BaseException:
-            # Closing rolls back what was not committed.
+            # Closing rolls back uncommitted changes.
             db.close()
             raise
         return db
@@ -342,21 +342,21 @@ class Catalog:
         if _kind(error) in _DAMAGE:
             return CatalogDamaged(self._damage(str(error)))
         return HomeUnusable(
-            f"the adapter catalog {self._path} cannot be used ({error}); see that its disk is "
-            "writable and not full"
+            f"the adapter catalog {self._path} cannot be used ({error}); make sure that its disk "
+            "is writable and not full"
         )
 
     def _damage(self, what: str) -> str:
         return (
-            f"the adapter catalog {self._path} cannot be used ({what}); start the server again, "
-            "which makes a new one of what lies beside it, or restore it from a backup"
+            f"the adapter catalog {self._path} cannot be used ({what}); restart the server, which "
+            "rebuilds it from the records beside it, or restore it from a backup"
         )
 
 
 _DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
-"""SQLITE_ERROR: a table or a column is not there, or is there already."""
+"""SQLITE_ERROR: a table or a column is missing, or exists already."""
 
 
 def _kind(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 for errors of Python's own."""
+    """Return SQLite's primary result code; 0 for errors of Python's own."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF

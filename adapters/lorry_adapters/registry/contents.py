@@ -24,8 +24,8 @@ class Content:
     """True if the content has had an owner, or its files arrived with a hold. Otherwise files on
     disk belong to a content without a record, and a refused upload must not delete them."""
     generation: int = 0
-    """Raised when the files are replaced, so that a load which failed on the old ones
-    does not mark the new ones broken."""
+    """Raised when the files are replaced, so that a load which failed on the old ones does not mark
+    the new ones broken."""
 
 
 class ContentIndex:
@@ -62,7 +62,7 @@ class ContentIndex:
         self._by_digest.setdefault(digest, Content()).holds += 1
 
     def give_back(self, digests: Collection[str]) -> list[str]:
-        """One hold less on each; those to be freed, as nothing keeps them any more."""
+        """Release one hold on each, and return those that nothing keeps any more."""
         freed = []
         for digest in digests:
             content = self._by_digest[digest]

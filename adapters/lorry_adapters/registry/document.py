@@ -1,7 +1,8 @@
-"""A small JSON file in the home: replaced whole, never half written, read with doubt.
+"""A small JSON file in the home folder: replaced as a whole, never half written, and checked when
+read.
 
-A crash leaves the old text or the new one. What a disk, an editor or an older server left
-there instead is told by `read` as `Damaged`, for the caller to go on without it.
+A crash leaves either the old text or the new one. Anything else, from a disk error, an editor or an
+older server, raises DamagedDocument in `read`, so that the caller can go on without it.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from pathlib import Path
 from typing import Any, Final
 
 UNFINISHED: Final = ".new"
-"""Ends the names of files that are not in their places yet; a crash may leave one."""
+"""Suffix of files that were not renamed to their names yet; a crash may leave one."""
 
 
 class DamagedDocument(ValueError):
-    """Its text is not what `write` wrote."""
+    """The text was not written by `write`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A text that is on the disk and not in its place yet."""
+    """A text that is on disk under a temporary name."""
 
     path: Path
     written: Path
 
     def put(self) -> None:
-        """From now on it is what `read` gives. OSError."""
+        """Rename it, so that `read` returns it from now on. Raises OSError."""
         os.rename(self.written, self.path)
         sync(self.path.parent)
 
@@ -37,7 +38,7 @@ class Pending:
 
 
 def prepare(path: Path, value: object) -> Pending:
-    """Write `value` beside `path`, for one writer at a time. OSError, and nothing is left."""
+    """Write `value` beside `path`, with one writer at a time. Raises OSError and leaves nothing."""
     pending = Pending(path, path.with_name(path.name + UNFINISHED))
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     try:
@@ -52,7 +53,7 @@ def prepare(path: Path, value: object) -> Pending:
 
 
 def write(path: Path, value: object) -> None:
-    """Make `value` the content of `path`, on disk when this returns. OSError."""
+    """Make `value` the content of `path`, on disk when this returns. Raises OSError."""
     pending = prepare(path, value)
     try:
         pending.put()
@@ -62,7 +63,7 @@ def write(path: Path, value: object) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | list[Any] | None:
-    """None: there is no such file. Damaged; OSError as reading does."""
+    """Return None if there is no such file. Raises DamagedDocument, and OSError from reading."""
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
@@ -70,12 +71,12 @@ def read(path: Path) -> dict[str, Any] | list[Any] | None:
     except (ValueError, RecursionError) as error:
         raise DamagedDocument(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict | list):
-        raise DamagedDocument(f"{path} is damaged: it holds {str(value)[:40]!r}")
+        raise DamagedDocument(f"{path} is damaged: it contains {str(value)[:40]!r}")
     return value
 
 
 def sync(path: Path) -> None:
-    """Have the system put a file, or the names in a folder, on the disk."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,9 @@
-"""The home folder: locked by one server, and checked for whether it is still there.
+"""The home folder: locked by one server, with a check that it was not replaced.
 
-The registry's view in memory is only right when it is alone. And a file that was deleted while
-it is open can still be written to: SQLite says that a change is on disk, and it is nowhere. So
-what was opened is remembered, and looked for by its name again before anything is changed.
+The registry's view in memory is correct only if no other process changes the folder. Also, a
+deleted file can still be written to while it is open: SQLite would report a change as stored,
+and it would be lost. So the opened files are remembered, and looked up again by name before each
+change.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lorry_adapters.errors import HomeUnusable, Problem, Remedy
 _LEAST: Final = 1 << 20
 """Free bytes below which no adapter can be stored."""
 
-_CURE: Final = "start the server again, which makes what can be made again"
+_CURE: Final = "restart the server, which restores what it can"
 
 
 class Home:
@@ -75,7 +76,7 @@ class Home:
             return f"the home folder {self.path} is on a disk that is mounted read-only"
         for path in self._watched:
             if not os.access(path, os.W_OK):
-                return f"in the home folder {path} may not be written; give the server the right to"
+                return f"in the home folder {path} cannot be written; give the server permission"
         return None
 
     def warning(self) -> str | None:

@@ -1,16 +1,15 @@
-"""Adapter weights in host memory: least recently used go first, within a byte budget.
+"""Adapter weights in host memory within a byte budget; the least recently used go first.
 
 Rules, in this order:
 
-- Pinned digests are never evicted, even where they alone exceed the budget.
-- Everything else fits beside them, so `bytes <= max(budget, bytes of pinned)` always
-  holds, and the same for the count. What cannot fit is loaded, handed to the one who
-  asked, and not kept.
-- One load per digest at a time: who asks meanwhile waits for that load and shares
-  its result or its error. An error is not remembered, the next one to ask tries again.
+- Pinned digests are never evicted, even if they alone exceed the budget.
+- Everything else fits beside them: `bytes <= max(budget, bytes of pinned)` always holds, and the
+  same for the count. Weights that cannot fit are loaded and returned, but not kept.
+- A digest is loaded once at a time: a concurrent call waits for that load and shares its result
+  or its error. An error is not remembered; the next call tries again.
 
-The weights given out live as long as somebody holds them, kept or not: eviction never
-takes them from under a reader, and the budget says nothing of what readers hold.
+Returned weights live as long as somebody holds them, even after eviction. The budget does not
+cover them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    # Only the annotation needs it: this file stays free of torch.
+    # Only needed for the annotation: this module does not import torch.
     from lorry_adapters.lora.weights import AdapterWeights
 
 
@@ -33,15 +32,15 @@ class HostCacheStats:
     bytes: int
     capacity_bytes: int
     hits: int
-    """Answers that read no disk, those that waited for another's load included."""
+    """Calls that read no disk, including those that waited for another's load."""
     misses: int
     """Loads started."""
     evictions: int
-    """Entries dropped to make room; removed adapters do not count."""
+    """Entries dropped to make room, without removed adapters."""
 
 
 class AdapterCache(Protocol):
-    """A host cache as the registry sees it; the engine's process has its own. Thread-safe."""
+    """The registry's view of a host cache; the engine's process may have its own. Thread-safe."""
 
     def pin(self, digests: frozenset[str]) -> None: ...
 
@@ -54,7 +53,7 @@ class AdapterCache(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A load on its way."""
+    """A load in progress."""
 
     result: Future[AdapterWeights] = field(default_factory=Future)
     discarded: bool = False
@@ -70,13 +69,13 @@ class HostCache:
         max_bytes: int,
         max_entries: int | None = None,
     ) -> None:
-        """`max_bytes` of tensors, `max_entries` adapters (None: any number) are kept at most."""
+        """At most `max_bytes` of tensors and `max_entries` adapters (None: any number) are kept."""
         assert max_bytes >= 0 and (max_entries is None or max_entries >= 0)
         self._load = load
         self._max_bytes = max_bytes
         self._max_entries = max_entries
         self._lock = threading.Lock()
-        # All below is guarded by the lock. Least recently used first.
+        # The lock guards everything below. Least recently used first.
         self._entries: OrderedDict[str, AdapterWeights] = OrderedDict()
         self._bytes = 0
         self._pinned: frozenset[str] = frozenset()
@@ -86,7 +85,7 @@ class HostCache:
         self._evictions = 0
 
     def get(self, digest: str) -> AdapterWeights:
-        """The weights, loaded if need be; whatever `load` raises."""
+        """Return the weights, loading them if necessary. Raises whatever `load` raises."""
         with self._lock:
             kept = self._entries.get(digest)
             if kept is not None:
@@ -111,21 +110,20 @@ class HostCache:
             raise
         with self._lock:
             del self._flights[digest]
-            # A discard that came during the load must win, or the entry would outlive
-            # its adapter.
+            # A discard during the load must win, or the entry would outlive its adapter.
             if not ours.discarded:
                 self._keep(digest, weights)
         ours.result.set_result(weights)
         return weights
 
     def pin(self, digests: frozenset[str]) -> None:
-        """Exactly these are pinned from now on, kept yet or not."""
+        """Pin exactly these from now on, whether they are in the cache or not."""
         with self._lock:
             self._pinned = digests
             self._make_room(0, 0)
 
     def discard(self, digest: str) -> None:
-        """Forget an adapter, one that is being loaded too."""
+        """Forget an adapter, even one that is being loaded."""
         with self._lock:
             if digest in self._entries:
                 self._drop(digest)
@@ -133,7 +131,7 @@ class HostCache:
                 self._flights[digest].discarded = True
 
     def digests(self) -> tuple[str, ...]:
-        """Those that are kept, least recently used first."""
+        """Return the cached digests, least recently used first."""
         with self._lock:
             return tuple(self._entries)
 

@@ -1,6 +1,6 @@
 """New contents: unpacked or merged, verified, and held until they are stored.
 
-Everything is checked in a staging folder before anything that a request could see changes.
+Everything is checked in a staging folder before any visible change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Intake:
         max_rank: int,
         max_upload: int,
     ) -> None:
-        """`max_upload`: largest size of an adapter's unpacked files, in bytes."""
+        """`max_upload`: the largest size of an adapter's unpacked files, in bytes."""
         self._home = home
         self._layout = layout
         self._fingerprint = fingerprint(layout)
@@ -52,8 +52,8 @@ class Intake:
 
     @contextmanager
     def staged(self, upload: Upload) -> Iterator[Staged]:
-        """An upload's content, held for the block. InvalidAdapter, UploadTooLarge, StorageFull,
-        OutOfMemory."""
+        """Yield an upload's content, held during the block. Raises InvalidAdapter, UploadTooLarge,
+        StorageFull, OutOfMemory."""
         with self._storage.staging() as folder:
             with storage_full_named(self._home), room.named("unpacking the upload"):
                 unpack(upload, folder, max_bytes=self._max_upload)
@@ -62,9 +62,9 @@ class Intake:
 
     @contextmanager
     def merged(self, parts: Sequence[tuple[AdapterRef, float]], recipe: Recipe) -> Iterator[Staged]:
-        """What `parts`, which somebody holds, make at their weights; held for the block.
+        """Yield the merge of `parts` at their weights, held during the block. `parts` must be held.
 
-        InvalidAdapter where they cannot be merged, ToolError for a weight, StorageFull.
+        Raises InvalidAdapter if they cannot be merged, ToolError for a weight, StorageFull.
         """
         with self._storage.staging() as folder:
             sources = [

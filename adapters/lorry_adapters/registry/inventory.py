@@ -1,12 +1,11 @@
 """The registered adapters and their users, in memory, under one lock.
 
-`acquire` looks up, checks and counts in one step under that lock. In two steps, a
-removal could slip in between: the look-up finds the digest, the removal sees no lease
-and frees it, and the request then counts a lease on files and weights that are gone.
+`acquire` looks up, checks and counts in one step under that lock. In two steps, a removal could
+slip in between: the look-up finds the digest, the removal sees no lease and frees it, and the
+request then counts a lease on files and weights that are gone.
 
-Freeing runs under the lock too. If it ran after, the same content could be added and
-acquired again first, and the late news "gone" would then take a slot from under the new
-request.
+Freeing runs under the lock too. If it ran after, the same content could be added and acquired
+again first, and the late "gone" would then take a slot away from the new request.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ class Inventory:
         return Lease(refs, partial(self._release, [ref.digest for ref in refs], [None]))
 
     def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
-        """Return the positions that `choices` take in front of a prompt. Unknown ones take none."""
+        """Return the positions that `choices` take before a prompt. Unknown ones take none."""
         with self._lock:
             return sum(map(self._virtual_tokens, choices))
 
@@ -260,7 +259,7 @@ class Inventory:
             )
         why = self._contents.known(version.digest).broken
         if record.name in self._reserved:
-            # Stored under another base: as a model name it would mean the base.
+            # Stored under another base: as a model name it would now mean this base.
             why = "it has the base model's name; upload it under another name and remove this one"
         if why is not None:
             said = f"adapter {record.name!r} (version {version.version}) cannot be served: {why}"
@@ -330,7 +329,7 @@ class Inventory:
 
 
 def version_of(record: AdapterRecord, version: int | None) -> VersionRecord:
-    """Raises UnknownAdapter, whose message lists the versions."""
+    """Return a version. Raises UnknownAdapter, whose message lists the versions."""
     if version is None:
         return record.current
     for candidate in record.versions:
@@ -351,8 +350,8 @@ def _twice(first: str, second: str) -> str:
 
 def _two_prompts(names: Sequence[str]) -> str:
     return (
-        f"adapters {' and '.join(map(repr, names))} each put virtual tokens in front of the "
-        "prompt, and only one can; give one of them"
+        f"adapters {' and '.join(map(repr, names))} each put virtual tokens before the prompt, "
+        "and only one can; give one of them"
     )
 
 

@@ -1,16 +1,15 @@
-"""What is registered, written down twice: the catalog, and a file for each adapter.
+"""Stores the registered adapters twice: in the catalog, and in a file for each adapter.
 
-A change is made in this order, and a crash may come between any two:
+A change is made in this order, and a crash may come between any two steps:
 
-1. the adapter's new file is written beside its old one, and is on the disk;
-2. the catalog commits, with the next revision: from here on the change has happened;
-3. the new file takes its place (of a removal: the file goes).
+1. the adapter's new file is written to disk beside its old one; 2. the catalog commits with the
+next revision, and the change has happened; 3. the new file replaces the old one (for a removal, the
+file is deleted).
 
-At start the copy with the higher revision is believed, as a whole. The catalog has it after
-a crash between 2 and 3. The files have it where the catalog was lost: deleted, emptied,
-damaged, taken from an old backup, or without what its write-ahead log had held, which SQLite
-drops without a word where the log is damaged. The other copy is then made anew. What is
-damaged is moved aside, and nothing of it is deleted.
+At start the copy with the higher revision is used, as a whole. After a crash between 2 and 3 that
+is the catalog. It is the files if the catalog was lost: deleted, emptied, damaged, restored from
+an old backup, or without its write-ahead log, which SQLite silently drops if it is damaged.
+The other copy is then rebuilt. Damaged files are moved aside, and nothing of them is deleted.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ class Ledger:
     """One writer at a time; reading is thread-safe."""
 
     recovery: str | None
-    """What was lost and is there again, in a line for people."""
+    """A line for people about lost data that was restored."""
     remembers: bool
-    """False: what was removed in former lives is not known, as neither copy tells it all."""
+    """False if earlier removals are unknown, as neither copy is complete."""
 
     def __init__(self, home: Path, has_blob: Callable[[str], bool]) -> None:
-        """Open or make both copies under `home`, and have them say the same.
+        """Open or create both copies under `home`, and make them consistent.
 
-        `has_blob(digest)`: whether its files are there. HomeUnusable, and OSError where the
+        `has_blob(digest)` returns whether its files exist. Raises HomeUnusable, and OSError if the
         disk fails.
         """
         self._home = home
         self.places = (home / _CATALOG, home / FOLDER)
-        """What has to stay there."""
+        """Paths that must not be replaced."""
         self._sidecars = Sidecars(home)
         found = self._sidecars.read()
         self._catalog, aside = _opened(home / _CATALOG)
@@ -69,18 +68,18 @@ class Ledger:
             raise
 
     def adapters(self) -> tuple[AdapterRecord, ...]:
-        """Everything stored, by name."""
+        """Return all stored adapters, by name."""
         return self._catalog.adapters()
 
     def contents(self) -> tuple[StoredContent, ...]:
         return self._catalog.contents()
 
     def next_version(self, name: str) -> int:
-        """One more than the highest number ever given under `name`; 1 for a new name."""
+        """Return the highest number ever used under `name` plus one; 1 for a new name."""
         return self._catalog.next_version(name)
 
     def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
-        """Make the stored adapter equal `record`; `content` is that of a new version.
+        """Make the stored adapter equal `record`; `content` belongs to a new version. Raises
         StorageFull, HomeUnusable."""
         pending = self._prepare(record, content)
         try:
@@ -91,12 +90,13 @@ class Ledger:
         self._put(pending)
 
     def save_content(self, facts: VersionRecord, content: StoredContent) -> None:
-        """Replace what is known of one content, after it was verified again. The files keep
-        what they have: rebuilt from them, a content is verified anyway."""
+        """Replace the facts about one content after it was verified again. The files are not
+        changed:
+        a content that was restored from them is verified anyway."""
         self._catalog.save_content(facts, content)
 
     def forget(self, name: str) -> None:
-        """Remove an adapter with all its versions. StorageFull, HomeUnusable."""
+        """Remove an adapter with all its versions. Raises StorageFull, HomeUnusable."""
         self._catalog.forget(name)
         try:
             self._sidecars.remove(name, self._catalog.revision())
@@ -112,8 +112,8 @@ class Ledger:
         kept = list(found.sidecars.values())
         owned = {version.digest for one in kept for version in one.record.versions}
         for one in self._stored():
-            # Its file is missing. A removal takes the content with it, so an adapter whose
-            # content is there was not removed: its file was lost.
+            # Its file is missing. A removal also deletes the content, so an adapter whose content
+            # still exists was not removed: its file was lost.
             digests = {version.digest for version in one.record.versions} - owned
             if one.record.name not in found.sidecars and any(map(has_blob, digests)):
                 kept.append(one)
@@ -123,13 +123,13 @@ class Ledger:
         self._catalog.rebuild(
             [(one.record, one.last_version, one.sizes) for one in kept], found.revision + 1
         )
-        return f"the adapter catalog {why}: {len(kept)} adapters are there again from {FOLDER}/"
+        return f"the adapter catalog {why}: {len(kept)} adapters were restored from {FOLDER}/"
 
     def _write_copies(self, found: FoundSidecars) -> None:
-        """Have the files say what the catalog says."""
+        """Make the files equal to the catalog."""
         stored = self._stored()
         if stored and not self._catalog.revision():
-            # From before changes were counted; the files' numbers begin with 1.
+            # The catalog is from before changes were counted; the files' numbers begin with 1.
             self._catalog.count()
         revision = self._catalog.revision()
         try:
@@ -177,15 +177,15 @@ class Ledger:
             self._behind(pending.path.name)
 
     def _behind(self, what: str) -> None:
-        # The change has happened. The catalog's revision is the higher one, so the next
-        # start, or the next change of the same adapter, brings the file up to date.
+        # The change has happened. The catalog has the higher revision, so the next start, or the
+        # next change of the same adapter, updates the file.
         _log.warning("the second copy of %s could not be written", what, exc_info=True)
 
 
 def _opened(path: Path) -> tuple[Catalog, Path | None]:
-    """The catalog, and where a damaged one lies that was in its place."""
+    """Open the catalog. Return it with the path of a damaged one that was moved aside, if any."""
     if not _size(path) and _size(path.with_name(path.name + "-wal")):
-        # SQLite deletes a log that has no file to belong to.
+        # SQLite would delete a log without its file.
         return _replaced(path)
     try:
         catalog = Catalog(path)
@@ -209,7 +209,7 @@ def _replaced(path: Path) -> tuple[Catalog, Path]:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename the file and what SQLite has beside it, so that SQLite can still open them."""
+    """Rename the file and SQLite's files beside it, so that SQLite can still open them."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     for end in ("", "-wal", "-shm", "-journal"):
         with suppress(FileNotFoundError):

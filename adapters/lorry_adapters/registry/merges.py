@@ -1,8 +1,8 @@
-"""Adapters that requests merged: contents without a name, of which the last used are kept.
+"""Adapters that requests merged: contents without a name, of which the most recently used are kept.
 
-What a merge is of is told by digests, weights and recipe, so a repeated request finds the
-content of the first, whatever has happened to names and versions meanwhile. The catalog
-knows none of them: a restart begins without.
+A merge is identified by digests, weights and recipe. So a repeated request finds the content of the
+first, whatever has happened to names and versions meanwhile. The catalog does not contain
+them, and a restart begins without them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Merges:
         found = self._find(key)
         if found is not None:
             return found
-        # One at a time: a merge takes every core as it is, and the same one waits for the first.
+        # One at a time: a merge uses every core, and an equal one waits for the first.
         with self._making:
             found = self._find(key)
             if found is not None:
                 return found
             with make() as digest, self._lock:
                 self._made += 1
-                # Owned while it is still held, or it would be free, and gone, in between.
+                # Owned while it is still held; otherwise it would be freed in between.
                 self._inventory.keep(digest, self._made)
                 self._kept[key] = (digest, self._made)
                 self._make_room()
@@ -58,7 +58,7 @@ class Merges:
                 return None
             digest, number = self._kept[key]
             if self._inventory.why_broken(digest) is not None:
-                # Its files were damaged: nobody but us can mend them, by making them again.
+                # Its files were damaged. Only making it again can repair them.
                 del self._kept[key]
                 self._inventory.drop(digest, number)
                 return None

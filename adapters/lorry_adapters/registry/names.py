@@ -1,4 +1,4 @@
-"""The rules for what users write: an adapter's name, a scale."""
+"""Rules for an adapter's name and scale as users write them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lorry_adapters.errors import InvalidAdapterName, InvalidScale
 from lorry_adapters.registry.record import MAX_SCALE, VersionRecord
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""No `@` (it separates a version), no slash (names stand in URLs)."""
+"""No `@`, which separates a version, and no slash, as names are in URLs."""
 
 
 _ALIKE = 0.75
 """`difflib`'s ratio."""
 
 _COMPARED = 300
-"""Names, at most: comparing them all would take longer than the answer is worth."""
+"""The most names compared: comparing all of them would take too long for a hint."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Of `known` the one that was probably meant, in capitals or not."""
+    """Return the name in `known` that was probably meant, ignoring case."""
     given = name[:128].lower()
     alike = {
         one.lower(): one
@@ -38,7 +38,7 @@ def _begins_or_ends_as(name: str, given: str) -> bool:
 
 
 def check_name(name: str, reserved: frozenset[str]) -> str:
-    """`name`, or InvalidAdapterName. `reserved` holds what the base model answers to."""
+    """Return `name`. Raises InvalidAdapterName. `reserved` contains the base model's names."""
     if NAME.fullmatch(name) is None:
         shown = name if len(name) <= 140 else name[:140] + "..."
         raise InvalidAdapterName(
@@ -51,7 +51,7 @@ def check_name(name: str, reserved: frozenset[str]) -> str:
 
 
 def check_scale(scale: object, of: str = "scale") -> float:
-    """`scale` as a float, or InvalidScale. A bool is not a number here."""
+    """Return `scale` as a float. Raises InvalidScale. A bool is not a number here."""
     limit = f"a finite number from {-MAX_SCALE:g} to {MAX_SCALE:g}"
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise InvalidScale(f"{of} must be {limit}, not a {type(scale).__name__}")
@@ -62,7 +62,7 @@ def check_scale(scale: object, of: str = "scale") -> float:
 
 
 def check_strength(name: str, version: VersionRecord, scale: float) -> None:
-    """InvalidScale where `version` of adapter `name` cannot be used at `scale`."""
+    """Raise InvalidScale if `version` of adapter `name` cannot be used at `scale`."""
     if not version.scalable and scale not in (0.0, 1.0):
         raise InvalidScale(
             f"adapter {name!r} (version {version.version}) is {version.peft_type}, which has no "

@@ -1,4 +1,4 @@
-"""The records of the registry: plain data, with no behaviour beyond giving a lease back."""
+"""The records of the registry: plain data, with no behaviour except releasing a lease."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StorageTier(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AdapterChoice:
-    """An adapter as a request names it. Nothing has been looked up yet."""
+    """An adapter as a request names it. It was not looked up yet."""
 
     name: str
     version: int | None = None
@@ -35,7 +35,7 @@ class AdapterChoice:
     scale: float | None = None
     """None: the adapter's default scale."""
     digest: str | None = None
-    """The content itself, where it has no name. Only `Registry.merged` sets it."""
+    """The content itself, if it has no name. Only `Registry.merged` sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class AdapterRef:
     scale: float
     """Multiplies the trained strength. 0 is exactly the base model."""
     virtual_tokens: int = 0
-    """Number of positions that the adapter takes in front of the prompt."""
+    """Number of positions that the adapter takes before the prompt."""
     is_prefix: bool = False
     """True if the virtual tokens are keys and values, which are written to the cache as they are.
     False if they are embeddings, which run through the model like tokens."""
@@ -84,9 +84,9 @@ class VersionRecord:
     scalable: bool = True
     """False if only the scales 0 and 1 are allowed."""
     warnings: tuple[str, ...] = ()
-    """Notes for people about what was accepted although it may be meant differently."""
+    """Notes for people about things that were accepted but may be mistakes."""
     words: tuple[str, ...] = ()
-    """What the adapter brings beside its weights: `lora.words.Words.brings`."""
+    """Names of the words that the adapter brings: `lora.words.Words.brings`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,17 @@
-"""The one door to adapters: add, change, acquire, remove.
+"""The only access to adapters: add, change, acquire, remove.
 
-A change goes to the disk and the catalog first, one at a time, and is durable before
-the inventory in memory shows it; `acquire` and every look-up read the inventory only and
-wait for no disk.
+A change goes to the disk and the catalog first, one at a time, and is durable before the
+inventory in memory shows it. `acquire` and every look-up read only the inventory and never wait
+for a disk.
 
-Removal is unregister, drain, free: at once no new request gets the adapter, what runs
-keeps it, and when the last lease is back its files, its host copy and (through
-`subscribe`) its device copy go. Content counts by digest, so the same files under two
-names, or added again while an older removal still drains, stay as long as anyone needs
-them.
+Removal is unregister, drain, free. At once no new request gets the adapter, while running ones
+keep it. When the last lease is released, its files, its host copy and (through `subscribe`) its
+device copy are freed. Contents are counted by digest, so the same files under two names, or
+added again during an older removal, stay as long as they are needed.
 
-A stored adapter that cannot be served (files missing or changed, made for another base)
-stays listed and raises AdapterBroken when it is asked for; it stops neither start-up nor
-another adapter. Uploading the same files again mends it.
+A stored adapter that cannot be served (files missing or changed, made for another base) stays
+listed and raises AdapterBroken when it is requested. It prevents neither start-up nor other
+adapters. Uploading the same files again repairs it.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ from lorry_adapters.registry.weight_loader import Loader
 
 
 class Registry:
-    """Thread-safe. Everything that touches the disk blocks; acquire, get, records do not."""
+    """Thread-safe. Everything that touches the disk blocks; acquire, get and records do not."""
 
     def __init__(
         self,
@@ -84,11 +83,11 @@ class Registry:
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
-        `max_upload`: bytes of an adapter's files unpacked. `max_host_bytes`,
-        `max_host_adapters`: see `host_cache`. `reserved_names`: what the base answers to.
-        `allowed_roots`: folders that `upload_from` may read. `keep_unclaimed`: how long
-        contents that no adapter has are kept. `words`: see `Inventory`. `cache`: the engine's,
-        where it is in another process. HomeUnusable.
+        `max_upload`: bytes of an adapter's unpacked files. `max_host_bytes`, `max_host_adapters`:
+        see `host_cache`. `reserved_names`: the base's names. `allowed_roots`: folders that
+        `upload_from` may read. `keep_unclaimed`: how long contents without an adapter are kept.
+        `words`: see `Inventory`. `cache`: the engine's, if that is in another process. Raises
+        HomeUnusable.
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
@@ -97,7 +96,7 @@ class Registry:
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
             self.storage = Storage(home, keep_unclaimed)
-            """The folder itself: whether it is well, and what the start found there."""
+            """The folder itself: its state, and what the start found there."""
             opened.callback(self.storage.close)
             self._blobs, self._ledger = self.storage.blobs, self.storage.ledger
             self._cache: AdapterCache = cache or HostCache(
@@ -125,7 +124,7 @@ class Registry:
     # Changing
 
     def staging(self) -> AbstractContextManager[Path]:
-        """A private folder for a file on its way in, gone when the block ends. StorageFull,
+        """Yield a private folder for an incoming file, deleted after the block. Raises StorageFull,
         HomeUnusable."""
         return self.storage.staging()
 
@@ -140,12 +139,12 @@ class Registry:
         description: str | None = None,
         replace: bool = False,
     ) -> tuple[AdapterRecord, bool]:
-        """Verify and store an adapter. True: something was created.
+        """Verify and store an adapter. Return its record, and True if something was created.
 
-        The content that `name` has already: nothing changes, the other arguments are not
-        applied (`patch` is for that), and damaged files are mended. Other content:
-        AdapterConflict, or with `replace` the next version, which is current at once and
-        keeps what is not given of the adapter's state.
+        If `name` has this content already, nothing changes, the other arguments are ignored (use
+        `patch`), and damaged files are repaired. Other content raises AdapterConflict, or with
+        `replace` becomes the next version, which is current at once and keeps the adapter's state
+        except for the given arguments.
         """
         check_name(name, self._reserved)
         if scale is not None:
@@ -167,15 +166,15 @@ class Registry:
             return record, True
 
     def upload_from(self, source: Path) -> Upload:
-        """A PEFT folder under an allowed root, for `add`; ForbiddenSource otherwise."""
+        """Return a PEFT folder under an allowed root, for `add`. Raises ForbiddenSource."""
         return upload_from(source, self._roots)
 
     def put(self, name: str, upload: Upload, *, if_match: str | None = None) -> AdapterRecord:
-        """A new current version of an adapter that exists; the content it has already
-        makes none. `if_match`: the digest it must have now, or DigestMismatch."""
+        """Add a new current version to an existing adapter, unless it has this content already.
+        Raises DigestMismatch if `if_match` is not the current digest."""
         check_match(self._inventory.get(name), if_match)
         with self._intake.staged(upload) as new, self.storage.writing():
-            # Looked up again: another change may have come first while this one was read.
+            # Looked up again: another change may have happened while the upload was read.
             old = self._inventory.get(name)
             check_match(old, if_match)
             self._intake.publish(new)
@@ -197,10 +196,10 @@ class Registry:
         version: int | None = None,
         if_match: str | None = None,
     ) -> AdapterRecord:
-        """Change what is not None. Requests that run keep what they started with.
+        """Change whatever is not None. Running requests keep what they started with.
 
-        `version` rolls back or forward; UnknownAdapter without such a one, AdapterBroken
-        when it cannot be served.
+        `version` rolls back or forward. Raises UnknownAdapter if it does not exist, AdapterBroken
+        if it cannot be served.
         """
         if scale is not None:
             scale = check_scale(scale)
@@ -222,10 +221,10 @@ class Registry:
             return record
 
     def remove(self, name: str, *, version: int | None = None) -> None:
-        """Gone for new requests when this returns; freed when the running ones end.
+        """Remove an adapter: at once for new requests, freed when the running ones end.
 
-        With `version` only that one goes: AdapterConflict while it is current and not the
-        only one. The last version takes the adapter with it.
+        `version` removes only that one; raises AdapterConflict if it is current and not the only
+        one. Removing the last version removes the adapter.
         """
         with self.storage.writing():
             old = self._inventory.get(name)
@@ -247,10 +246,10 @@ class Registry:
             self._cache.pin(self._inventory.pinned())
 
     def recover(self, digest: str, name: str | None = None) -> AdapterRecord:
-        """Make an adapter of a content that nobody has, verified as if it came in now.
+        """Make an adapter of a content without an owner, verified like a new upload.
 
-        Without a `name` it is called by its digest. UnknownAdapter where it is not there;
-        else what `add` raises.
+        Without `name` it is named by its digest. Raises UnknownAdapter if there is no such content,
+        and what `add` raises.
         """
         if digest not in {content.digest for content in self.unclaimed()}:
             raise UnknownAdapter(
@@ -265,7 +264,7 @@ class Registry:
     # Asking
 
     def get(self, name: str) -> AdapterRecord:
-        """UnknownAdapter."""
+        """Raises UnknownAdapter."""
         return self._inventory.get(name)
 
     def records(self) -> tuple[AdapterRecord, ...]:
@@ -273,15 +272,15 @@ class Registry:
         return self._inventory.records()
 
     def why_broken(self, digest: str) -> str | None:
-        """What is known to be wrong with a stored content, and what to do about it."""
+        """Return what is wrong with a stored content and what to do, or None."""
         return self._inventory.why_broken(digest)
 
     def folder(self, digest: str) -> Path:
-        """Where the two files of a content lie, while something keeps it. Read only."""
+        """Return the folder of a content while something keeps it. Read only."""
         return self._blobs.folder(digest)
 
     def content(self, name: str, version: int | None = None) -> Tarball:
-        """The files back, as a tar in chunks. UnknownAdapter, AdapterBroken."""
+        """Return the files as a tar in chunks. Raises UnknownAdapter, AdapterBroken."""
         with self._inventory.holding_version(name, version) as found:
             try:
                 return Tarball(self._blobs.folder(found.digest), found.digest)
@@ -291,12 +290,12 @@ class Registry:
                 ) from error
 
     def unclaimed(self) -> tuple[UnclaimedContent, ...]:
-        """Stored contents that no adapter and no request has; an adapter can be made of each."""
+        """Return the stored contents without an adapter or request; `recover` can restore each."""
         with self.storage.writing():
             return self.storage.unclaimed(self._inventory.digests())
 
     def story(self) -> tuple[str, ...]:
-        """What the start found and people should know, a line each."""
+        """Return lines for people about what the start found."""
         lines = [] if self._ledger.recovery is None else [self._ledger.recovery]
         count = len(self.unclaimed())
         if count:
@@ -312,15 +311,15 @@ class Registry:
         return self._cache.stats()
 
     def open_leases(self) -> int:
-        """Given and not given back; 0 on an idle server."""
+        """Return the number of unreleased leases; 0 on an idle server."""
         return self._inventory.leases()
 
     # Using
 
     def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
-        """All of `choices` at once, or an error and nothing. No I/O.
-        UnknownAdapter, AdapterDisabled, AdapterBroken, InvalidScale, InvalidSelection
-        (more than MAX_SELECTION, the same content twice, or virtual tokens of two).
+        """Acquire all of `choices` at once, or none. No I/O. Raises UnknownAdapter,
+        AdapterDisabled, AdapterBroken, InvalidScale, InvalidSelection (more than MAX_SELECTION, the
+        same content twice, or virtual tokens of two).
         """
         return self._inventory.acquire(choices)
 

@@ -1,7 +1,7 @@
-"""A little disk space kept back, so that adapters can be removed from a disk that is full.
+"""A small file that reserves space, so that adapters can be removed from a full disk.
 
-To record a removal the catalog must write, and on a full disk it cannot: the very call
-that would make room would be refused. So a small file is kept, and given up for that.
+The catalog must write to record a removal, and cannot on a full disk: the very call that would make
+room would be refused. So this file is kept, and deleted in that case.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 _BYTES: Final = 1 << 18
-"""Dozens of the catalog's transactions."""
+"""Enough for dozens of the catalog's transactions."""
 
 
 class Reserve:
@@ -19,9 +19,9 @@ class Reserve:
         self._path = path
 
     def fill(self) -> None:
-        """Make sure that it is there, as far as the disk has room; not an error if not."""
+        """Create the file if the disk has room for it; not an error otherwise."""
         try:
-            # A crash may have left less of it.
+            # A crash may have left a part of it.
             if self._path.stat().st_size == _BYTES:
                 return
         except FileNotFoundError:
@@ -29,13 +29,13 @@ class Reserve:
         except OSError:
             return
         try:
-            # Random bytes: a file system that compresses would keep nothing back for zeros.
+            # Random bytes: a file system with compression would reserve nothing for zeros.
             self._path.write_bytes(os.urandom(_BYTES))
         except OSError:
             self.spend()
 
     def spend(self) -> bool:
-        """Give it up. False: there was none."""
+        """Delete it. Return False if there was none."""
         try:
             self._path.unlink()
         except OSError:

@@ -1,4 +1,4 @@
-"""From one record of an adapter to the next. Pure: nothing is stored or shown here."""
+"""Makes the next record of an adapter from its last one. Pure: nothing is stored here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """An upload that passed every check and lies in staging, synced."""
+    """An upload that passed every check and is synced in staging."""
 
     folder: Path
     digest: str
     facts: AdapterFacts
     words: tuple[str, ...]
-    """What it brings of its own: `lora.words.Words.brings`."""
+    """The words that it brings: `lora.words.Words.brings`."""
     stored: StoredContent
 
 
@@ -42,14 +42,14 @@ def first_record(name: str, new: Staged) -> AdapterRecord:
 
 
 def with_version(old: AdapterRecord, new: Staged, number: int) -> AdapterRecord:
-    """`new` as version `number`, current at once; the state stays."""
+    """Return `old` with `new` as version `number`, current at once; the state stays."""
     now = datetime.now(UTC)
     version = _version(number, new, now)
     return replace(old, current=version, versions=(*old.versions, version), updated_at=now)
 
 
 def without_version(old: AdapterRecord, gone: VersionRecord) -> AdapterRecord:
-    """`gone` is not the current one."""
+    """Return `old` without version `gone`, which must not be the current one."""
     assert gone != old.current
     rest = tuple(version for version in old.versions if version != gone)
     return replace(old, versions=rest, updated_at=datetime.now(UTC))
@@ -63,8 +63,8 @@ def with_state(
     description: str | None,
     current: VersionRecord,
 ) -> AdapterRecord:
-    """What is None stays; equal to `old` where nothing changes. InvalidScale where the
-    current version cannot be used at the scale that comes out."""
+    """Return `old` with whatever is not None; equal to `old` if nothing changes. Raises
+    InvalidScale if the current version cannot be used at the resulting scale."""
     new = replace(
         old,
         enabled=old.enabled if enabled is None else enabled,
@@ -78,7 +78,7 @@ def with_state(
 
 
 def check_match(record: AdapterRecord, if_match: str | None) -> None:
-    """DigestMismatch unless `if_match` is None or the current digest."""
+    """Raise DigestMismatch unless `if_match` is None or the current digest."""
     if if_match is not None and if_match != record.current.digest:
         raise DigestMismatch(
             f"adapter {record.name!r} is now at version {record.current.version} with digest "
@@ -87,7 +87,7 @@ def check_match(record: AdapterRecord, if_match: str | None) -> None:
 
 
 def conflict(record: AdapterRecord, digest: str) -> AdapterConflict:
-    """The error for other content under a name that exists."""
+    """Return the error for other content under an existing name."""
     for version in record.versions:
         if version.digest == digest:
             return AdapterConflict(

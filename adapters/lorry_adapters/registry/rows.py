@@ -1,4 +1,4 @@
-"""Rows of the catalog's tables as records. What cannot be one raises ValueError, KeyError or
+"""Converts rows of the catalog's tables to records. Invalid ones raise ValueError, KeyError or
 TypeError."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The catalog's tables, as the changes that made them."""
+"""The catalog's tables, as a list of migrations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (name, version))""",
         "CREATE INDEX versions_by_digest ON versions (digest)",
     ),
-    # Only causal language models' LoRAs were let in until then: the defaults are true of them.
+    # Only causal language models' LoRAs were accepted until then, so the defaults are right.
     (
         "ALTER TABLE contents ADD COLUMN task_type TEXT NOT NULL DEFAULT 'CAUSAL_LM'",
         "ALTER TABLE contents ADD COLUMN virtual_tokens INTEGER NOT NULL DEFAULT 0",
@@ -45,7 +45,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE home (revision INTEGER NOT NULL)",
         "INSERT INTO home (revision) VALUES (0)",
     ),
-    # Until then nothing was read of an adapter's folder but its two files.
+    # Until then only the two files of an adapter's folder were read.
     ("ALTER TABLE contents ADD COLUMN words TEXT NOT NULL DEFAULT '[]'",),
 )
 

@@ -1,12 +1,12 @@
-"""The second copy of the catalog: one small file for each adapter, all that is known of it.
+"""The second copy of the catalog: one small file for each adapter.
 
     <home>/records/<name>-<16 hex of the name's sha256>.json
     <home>/records/revision.json      of the last removal
 
-Every change of the catalog has a number, the revision, which stands in the file that it
-writes. The largest one here says how far this copy goes, and the ledger compares it with
-the catalog's own. A removal leaves no file behind to carry its number, so that one stands
-in `revision.json`: without it a catalog from before the removal would look up to date.
+Every change of the catalog has a number, the revision, which is in the file that it writes. The
+largest one is the state of this copy, which the ledger compares with the catalog's. A removal
+leaves no file for its number, so that one is in `revision.json`. Without it, a catalog from before
+the removal would look up to date.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """An adapter as the catalog knows it."""
+    """An adapter's data in the catalog."""
 
     record: AdapterRecord
     last_version: int
-    """The highest number ever given under its name."""
+    """The highest number ever used under its name."""
     sizes: Mapping[str, int]
     """Bytes of each content's files, by digest."""
 
@@ -50,9 +50,9 @@ class FoundSidecars:
     sidecars: Mapping[str, Sidecar]
     """By name."""
     revision: int
-    """Of the latest change that this copy knows; 0 where there is none."""
+    """The latest change in this copy; 0 if there is none."""
     damaged: int
-    """Files that could not be read, and were moved aside."""
+    """Number of unreadable files that were moved aside."""
 
 
 class Sidecars:
@@ -63,12 +63,12 @@ class Sidecars:
         self._folder.mkdir(exist_ok=True)
 
     def read(self) -> FoundSidecars:
-        """Everything that can be read. OSError where the disk fails."""
+        """Read everything that can be read. Raises OSError if the disk fails."""
         sidecars: dict[str, Sidecar] = {}
         revision = damaged = 0
         for path in sorted(self._folder.iterdir()):
             if path.name.endswith(document.UNFINISHED):
-                # Of a change that did not come to its end.
+                # From a change that was not completed.
                 path.unlink()
                 continue
             if path.suffix != ".json":
@@ -90,19 +90,20 @@ class Sidecars:
         return FoundSidecars(sidecars, revision, damaged)
 
     def prepare(self, sidecar: Sidecar, revision: int) -> Pending:
-        """The file of one adapter, to be put in its place. OSError."""
+        """Write one adapter's file under a temporary name. Raises OSError."""
         path = self._folder / _file_of(sidecar.record.name)
         return document.prepare(path, _value(sidecar, revision))
 
     def remove(self, name: str, revision: int) -> None:
-        """OSError; then the next start does it, as the catalog goes further."""
+        """Delete a file. After an OSError the next start does it, as the catalog's revision is
+        higher."""
         (self._folder / _file_of(name)).unlink(missing_ok=True)
         document.sync(self._folder)
         document.write(self._folder / _LAST_REMOVAL, {"revision": revision})
 
 
 def _file_of(name: str) -> str:
-    """Readable, and another one for each name where a file system knows no upper case."""
+    """Return a readable file name, unique even if the file system ignores case."""
     shown = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64]
     return f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
@@ -152,9 +153,10 @@ def _value(sidecar: Sidecar, revision: int) -> dict[str, object]:
 
 
 def _parsed(value: dict[str, Any]) -> tuple[Sidecar, int]:
-    """An adapter and its revision. ValueError, KeyError, TypeError or AttributeError."""
+    """Return an adapter and its revision. Raises ValueError, KeyError, TypeError or
+    AttributeError."""
     if value["format"] != _FORMAT:
-        raise DamagedDocument(f"format {value['format']!r} is not known")
+        raise DamagedDocument(f"format {value['format']!r} is unknown")
     versions = tuple(_version(_object(one)) for one in value["versions"])
     numbers = [version.version for version in versions]
     if numbers != sorted(set(numbers)) or value["current"] not in numbers:
@@ -178,7 +180,7 @@ def _parsed(value: dict[str, Any]) -> tuple[Sidecar, int]:
 def _version(value: dict[str, Any]) -> VersionRecord:
     if DIGEST.fullmatch(value["digest"]) is None:
         # It becomes part of a path.
-        raise DamagedDocument(f"{value['digest']!r} is no digest")
+        raise DamagedDocument(f"{value['digest']!r} is not a digest")
     base_model = value["base_model"]
     return VersionRecord(
         version=_number(value["version"]),
@@ -195,32 +197,32 @@ def _version(value: dict[str, Any]) -> VersionRecord:
         invocation=tuple(map(_number, value["invocation"])),
         scalable=bool(value["scalable"]),
         warnings=tuple(map(_text, value["warnings"])),
-        # A file of before has none.
+        # Older files have none.
         words=tuple(map(_text, value.get("words", ()))),
     )
 
 
 def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DamagedDocument(f"{str(value)[:40]!r} is no object")
+        raise DamagedDocument(f"{str(value)[:40]!r} is not an object")
     return value
 
 
 def _number(value: object) -> int:
-    # Not beyond what SQLite holds.
+    # SQLite stores no larger ones.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise DamagedDocument(f"{str(value)[:40]!r} is no count")
+        raise DamagedDocument(f"{str(value)[:40]!r} is not a count")
     return value
 
 
 def _scale(value: object) -> float:
-    # NaN is within no bounds.
+    # NaN fails both comparisons.
     if not isinstance(value, int | float) or not -MAX_SCALE <= value <= MAX_SCALE:
-        raise DamagedDocument(f"{str(value)[:40]!r} is no scale")
+        raise DamagedDocument(f"{str(value)[:40]!r} is not a scale")
     return float(value)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise DamagedDocument(f"{str(value)[:40]!r} is no text")
+        raise DamagedDocument(f"{str(value)[:40]!r} is not a string")
     return value

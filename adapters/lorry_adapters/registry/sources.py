@@ -1,8 +1,8 @@
-"""Adapters that are already on the server's disk: which folders a client may name.
+"""Adapters that are already on the server's disk: the folders that a client may name.
 
-A client that may upload may not thereby read the server's files. So a source counts by
-where it really is, symlinks resolved first, and so does each of its files: a folder of
-symlinks (the Hugging Face cache is one) is fine as long as they stay under the roots.
+A client that may upload must not be able to read the server's files. So a source and each of its
+files is checked after its symlinks are resolved. A folder of symlinks, like the Hugging Face
+cache, is accepted if they stay under the roots.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lorry_adapters.registry.archive import Upload
 
 
 def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
-    """The files of the PEFT folder `source`.
+    """Return the files of the PEFT folder `source`.
 
-    ForbiddenSource unless everything lies under one of `roots`; UnsupportedUpload if a
-    file is missing. What exists outside the roots is never told.
+    Raises ForbiddenSource unless everything is under one of `roots`, and UnsupportedUpload if a
+    file is missing. Errors do not reveal what exists outside the roots.
     """
     resolved_roots = tuple(root.resolve() for root in roots)
     folder = _inside(source, resolved_roots)
@@ -37,7 +37,7 @@ def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
         file = _inside(folder / name, resolved_roots)
         if not file.is_file():
             found = ", ".join(sorted(names)[:8]) or "nothing"
-            raise UnsupportedUpload(f"{source} has no {name}; it holds {found}", param="source")
+            raise UnsupportedUpload(f"{source} has no {name}; it contains {found}", param="source")
         files[name] = file
     beside = {name: _inside(folder / name, resolved_roots) for name in SOURCES if name in names}
     beside = {name: file for name, file in beside.items() if file.is_file()}
@@ -45,7 +45,7 @@ def upload_from(source: Path, roots: tuple[Path, ...]) -> Upload:
 
 
 def stored_upload(folder: Path) -> Upload:
-    """The files of a content that is stored in `folder`."""
+    """Return the files of the content stored in `folder`."""
     words = folder / WORDS_FILE
     return Upload(
         config=folder / CONFIG_FILE,
@@ -57,13 +57,14 @@ def stored_upload(folder: Path) -> Upload:
 def _inside(path: Path, roots: tuple[Path, ...]) -> Path:
     try:
         resolved = path.resolve()
-        # Until Python 3.13 a loop of links raised here; since then it comes back as it was.
+        # Before Python 3.13 a loop of links raises in `resolve`; since then it is returned as it
+        # is.
         if resolved.is_symlink():
-            raise RuntimeError("its links go round in a loop")
+            raise RuntimeError("its links form a loop")
     except (OSError, RuntimeError, ValueError) as error:
         raise ForbiddenSource(f"{path} cannot be resolved: {error}") from error
     if not any(resolved.is_relative_to(root) for root in roots):
         allowed = ", ".join(str(root) for root in roots)
-        where = f"sources must lie under {allowed}" if roots else "this server allows no folders"
+        where = f"sources must be under {allowed}" if roots else "this server allows no folders"
         raise ForbiddenSource(f"{path} is not allowed as a source; {where}")
     return resolved

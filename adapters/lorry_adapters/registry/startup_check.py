@@ -90,7 +90,7 @@ def _why_not(
         if facts.rank > max_rank:
             return Problem(
                 f"its rank {facts.rank} is above this server's limit of {max_rank}; "
-                "raise that, or replace it",
+                "raise the limit, or replace the adapter",
                 Remedy.RAISE_MAX_RANK,
                 needed=facts.rank,
                 limit=max_rank,
@@ -111,7 +111,5 @@ def _why_not(
     except FileNotFoundError:
         return FILES_GONE
     except OSError as error:
-        return (
-            f"its files cannot be read ({error}); repair that and start again, or upload it again"
-        )
+        return f"its files cannot be read ({error}); fix that and restart, or upload it again"
     return None

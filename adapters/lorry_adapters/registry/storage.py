@@ -1,6 +1,6 @@
-"""The home folder, opened: the lock, the files, the ledger, and what nobody has.
+"""The opened home folder: the lock, the files, the ledger, and contents without an owner.
 
-Here is the order in which they are opened and changed; each knows nothing of the others.
+This module defines the order in which they are opened and changed; they do not know each other.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from lorry_adapters.registry.unclaimed_contents import UnclaimedContent, Unclaim
 
 
 class Storage:
-    """Thread-safe, but for what is to be done in `writing` only."""
+    """Thread-safe, except calls that must be in `writing`."""
 
     def __init__(self, home: Path, keep_unclaimed: timedelta) -> None:
-        """Open or create `home`, which no other process may use until `close`. HomeUnusable."""
+        """Open or create `home`, which no other process may use until `close`. Raises
+        HomeUnusable."""
         self.lock = threading.Lock()
-        """Held while something is changed."""
+        """Held during a change."""
         with ExitStack() as opened:
             self._home = Home(home)
             opened.callback(self._home.close)
@@ -46,48 +47,49 @@ class Storage:
             self._opened = opened.pop_all()
 
     def trouble(self) -> str | None:
-        """Why nothing can be stored, and what to do."""
+        """Return why nothing can be stored and what to do, or None."""
         return self._home.trouble()
 
     def warning(self) -> str | None:
-        """What may soon keep something from being stored."""
+        """Return what may soon prevent storing, or None."""
         return self._home.warning()
 
     def unusable(self, error: OSError) -> HomeUnusable:
-        """What an error of the system's means for who wanted to store something."""
+        """Return the error for a system error while storing."""
         return self._home.unusable(error)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """As `Blobs.staging`, for a block that stores something. HomeUnusable, StorageFull."""
+        """Like `Blobs.staging`, for a block that stores something. Raises HomeUnusable,
+        StorageFull."""
         with self._home.guarded(), self.blobs.staging() as folder:
             yield folder
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """For a block that changes what is stored; one at a time. HomeUnusable."""
+        """Guard a block that changes what is stored; one at a time. Raises HomeUnusable."""
         with self.lock, self._home.guarded():
             yield
 
     def publish(self, folder: Path, digest: str) -> bool:
-        """As `Blobs.publish`. Whatever comes in goes at the next start unless it is saved;
-        what was there before does not."""
+        """Like `Blobs.publish`. A new content is deleted at the next start unless it is saved; one
+        that was there before is not."""
         if not self.blobs.folder(digest).exists():
             self._unclaimed.expend(digest)
         return self.blobs.publish(folder, digest)
 
     def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
-        """As the ledger does; `content`, that of a new version, is there to stay."""
+        """Save a record in the ledger, and keep `content`, which belongs to a new version."""
         self.ledger.save(record, content)
         if content is not None:
-            # After the record: with neither mark nor record a crash would leave what looks
-            # like an adapter that was lost.
+            # After the record. Without a mark and a record, a crash would leave a content that
+            # looks like a lost adapter.
             self._unclaimed.claim(content.digest)
 
     @contextmanager
     def removing(self, digests: Sequence[str]) -> Iterator[None]:
-        """For the block that records that the last adapters of `digests` are removed: a crash
-        may come before they are deleted, and the next start need not keep them."""
+        """Guard the block that records the removal of the last adapters with `digests`. A crash may
+        come before they are deleted, and the next start need not keep them."""
         for digest in digests:
             self._unclaimed.expend(digest)
         try:
@@ -98,12 +100,12 @@ class Storage:
             raise
 
     def free(self, digest: str) -> None:
-        """Nobody has the content any more. Quick, never an error."""
+        """Free a content without owners and leases. Quick, never raises."""
         self.blobs.retire(digest)
         self._unclaimed.gone(digest)
 
     def unclaimed(self, known: Collection[str]) -> tuple[UnclaimedContent, ...]:
-        """Contents that are there and not among `known`."""
+        """Return the stored contents that are not among `known`."""
         return self._unclaimed.listing(self.blobs.digests().difference(known))
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Streams between an untrusted archive and what reads it.
+"""Limited streams for reading untrusted archives.
 
-`zipfile` reads a directory in one piece of whatever size the archive declares, and works through
-it at a cost that can grow with the square of that; `gzip` reads a header byte by byte and unpacks
-without end. These streams say no.
+`zipfile` reads a directory of any declared size at once, and processes it at a cost that can grow
+with the square of its size. `gzip` reads a header byte by byte and unpacks without end. These
+streams stop them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _CHUNK: Final = 1 << 16
 
 
 class Bounded:
-    """`file`, with a bound on every single read and on how far the reader may go.
+    """`file`, with limits on every single read and on the reader's position.
 
-    Raises UnsupportedUpload past the one, UploadTooLarge past the other.
+    Raises UnsupportedUpload beyond the first, UploadTooLarge beyond the second.
     """
 
     def __init__(self, file: BinaryIO | Gunzip, limit: int | None) -> None:
@@ -53,7 +53,7 @@ class Bounded:
         return True
 
     def close(self) -> None:
-        """Whoever opened `file` closes it."""
+        """Do nothing: whoever opened `file` closes it."""
 
     def _check(self, position: int) -> None:
         if self._limit is not None and position > self._limit:
@@ -63,9 +63,9 @@ class Bounded:
 
 
 class Gunzip:
-    """What a gzip file unpacks to. Going back starts over.
+    """The unpacked content of a gzip file. Going back starts over.
 
-    Raises EOFError where it is truncated, zlib.error where it is damaged.
+    Raises EOFError if it is truncated, zlib.error if it is damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -74,11 +74,11 @@ class Gunzip:
 
     def _restart(self) -> None:
         self._file.seek(0)
-        self._unzip = zlib.decompressobj(wbits=31)  # gzip's frame, checksum included
+        self._unzip = zlib.decompressobj(wbits=31)  # with gzip's frame and checksum
         self._position = 0
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes; fewer at the end only."""
+        """Return up to `size` bytes; fewer only at the end."""
         assert size >= 0
         parts = []
         while size > 0 and not self._unzip.eof:
@@ -90,11 +90,11 @@ class Gunzip:
             size -= len(part)
             self._position += len(part)
         if self._unzip.eof and (self._unzip.unused_data or self._file.read(1)):
-            raise EOFError("something follows the compressed data")
+            raise EOFError("there is more data after the compressed data")
         return b"".join(parts)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """To `offset` from the start, or to the end where that comes first."""
+        """Seek to `offset` from the start, or to the end if that comes first."""
         assert whence == io.SEEK_SET
         if offset < self._position:
             self._restart()

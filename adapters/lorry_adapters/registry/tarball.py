@@ -15,14 +15,14 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class Tarball(Iterator[bytes]):
-    """Chunks of an uncompressed tar; the same bytes for the same content every time.
+    """Chunks of an uncompressed tar, with the same bytes for the same content every time.
 
-    The files are opened when it is made, so it can be read to its end although the
-    adapter is removed meanwhile. Close it when it is not.
+    The files are opened at construction, so it can be read to its end even if the adapter is
+    removed meanwhile. Close it if it is not read to its end.
     """
 
     def __init__(self, folder: Path, digest: str) -> None:
-        """OSError: a file is missing. ValueError: the files no longer have `digest`."""
+        """Raises OSError if a file is missing, ValueError if the files no longer have `digest`."""
         self._names = files_in(folder)
         self._files: list[BinaryIO] = []
         self._sizes: list[int] = []
@@ -44,7 +44,7 @@ class Tarball(Iterator[bytes]):
 
     @property
     def size(self) -> int:
-        """Bytes of the whole tar, for a Content-Length."""
+        """Return the size of the whole tar in bytes, for Content-Length."""
         members = sum(_BLOCK + size + -size % _BLOCK for size in self._sizes)
         return members + 2 * _BLOCK
 

@@ -1,4 +1,4 @@
-"""Stored contents that no adapter has, and when a start deletes them.
+"""Stored contents without an adapter, and when a start deletes them.
 
 Contents that may be deleted at once have a mark, an empty file
 `<home>/expendable/sha256-<64 hex>`: uploads that were interrupted before they had a record,
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 class UnclaimedContent:
     digest: str
     bytes: int
-    """Of its files."""
+    """Total size of its files."""
     since: datetime
     """When a start first found it without an owner."""
     until: datetime
@@ -76,7 +76,7 @@ class UnclaimedContents:
         for digest, since in list(self._since.items()):
             old = knows_some and now - since >= self._keep
             if sure and (old or digest in marked):
-                _log.info("deleting %s, which no adapter has", self._blobs.folder(digest))
+                _log.info("deleting %s, which belongs to no adapter", self._blobs.folder(digest))
                 self._blobs.delete(digest)
                 del self._since[digest]
         for digest in marked - self._since.keys():
@@ -106,7 +106,7 @@ class UnclaimedContents:
             _log.warning("cannot mark %s as expendable", digest, exc_info=True)
 
     def claim(self, digest: str) -> None:
-        """Delete the mark, with which an adapter's content would not be safe. Raises OSError."""
+        """Delete the mark of a content that has an adapter now. Raises OSError."""
         (self._marks / digest.replace(":", "-", 1)).unlink(missing_ok=True)
 
     def gone(self, digest: str) -> None:
@@ -120,7 +120,7 @@ class UnclaimedContents:
             if value is None:
                 return {}
             if not isinstance(value, dict):
-                raise ValueError("it holds a list")
+                raise ValueError("it contains a list")
             return {
                 digest: datetime.fromisoformat(since).astimezone(UTC)
                 for digest, since in value.items()

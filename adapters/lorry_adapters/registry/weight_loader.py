@@ -28,7 +28,7 @@ class Loader:
             try:
                 if self._blobs.intact(digest):
                     folder = self._blobs.folder(digest)
-                    # Not remembered: there may be memory for it later.
+                    # Not remembered: there may be enough memory later.
                     with room.named(f"loading the adapter {digest}"):
                         weights = load(folder, digest, self._layout)
                         spot_check.check(folder, weights)
@@ -38,13 +38,14 @@ class Loader:
                 said = f"its files no longer load: {error.message}; upload it again"
                 why = Problem.within(said, error.message)
             except OSError as error:
-                # Perhaps only for now (too many open files, a network disk): not remembered.
+                # It may be temporary (too many open files, a network disk), so it is not
+                # remembered.
                 raise AdapterBroken(
                     f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
                 ) from error
             trouble = self._storage.trouble()
             if trouble is not None:
-                # Perhaps nothing is wrong with the files: a disk that comes back has them.
+                # The files may be fine: they are there again if the disk comes back.
                 raise HomeUnusable(trouble)
             broken = self._inventory.mark_files_broken(digest, why, generation)
             if broken is not None:

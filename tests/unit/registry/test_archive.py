@@ -291,7 +291,7 @@ def test_a_zip_with_an_absurd_directory(upload: Path, into: Path) -> None:
 
 def test_a_gzip_of_many_parts(upload: Path, into: Path) -> None:
     upload.write_bytes(PACKS["tar.gz"](upload, FILES.items()).read_bytes() + gzip.compress(b"x"))
-    assert "something follows" in refused(upload, into)
+    assert "more data after" in refused(upload, into)
 
 
 def test_a_full_disk_is_the_disks_fault(

@@ -154,5 +154,5 @@ def test_a_disk_that_is_almost_full_is_told(
 def test_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path / "home")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "may not be written" in str(home.trouble())
+    assert "cannot be written" in str(home.trouble())
     home.close()

@@ -70,7 +70,7 @@ def test_the_start_says_what_it_made_again(full: Registry, home: Path, reopen: O
     full.close()
     (home / "catalog.sqlite3").write_bytes(b"")
     (line,) = reopen().story()
-    assert "catalog was empty or missing: 3 adapters are there again" in line
+    assert "catalog was empty or missing: 3 adapters were restored" in line
     assert reopen().story() == ()
 
 

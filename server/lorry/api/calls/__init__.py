@@ -1,6 +1,6 @@
-"""Calls in an answer's text: each family of models writes them in a notation of its own.
+"""Finds calls in an answer's text. Each family of models has its own notation for them.
 
-Written here by hand, since what other servers have is bound to their tokens and chunks: these
-readers go through text, piece by piece, and what they find does not depend on how it was cut.
-A call is told as soon as its name is certain, and its arguments as they come.
+The readers are written by hand, since those of other servers depend on their tokens and chunks.
+These read text piece by piece, and their results do not depend on how it was cut. A call is
+reported as soon as its name is certain, and its arguments as they come.
 """

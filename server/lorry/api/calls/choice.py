@@ -1,4 +1,4 @@
-"""Which notation a base writes calls in."""
+"""Chooses the notation in which a base writes calls."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SIGNS = (
     ("functools", PHI),
     ("<function=", QWEN),
 )
-"""What a family's templates have in them, the surest signs first."""
+"""Marks in the templates of a family, the most reliable first."""
 
 
 def notation_of(template: str) -> Notation:
-    """What a template asks for, by the marks in it; Hermes's, which Lorry's own prompt asks for,
-    where it has none."""
+    """Return the notation whose marks a template contains. Without any, return Hermes', which
+    Lorry's own prompt asks for."""
     return next((notation for sign, notation in _SIGNS if sign in template), HERMES)

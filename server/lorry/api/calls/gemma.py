@@ -1,5 +1,5 @@
-"""Gemma: Python or JSON in a fence (```` ```tool_code ````, as its documents ask for), or its own
-tokens (FunctionGemma, Gemma 4), with texts in quotes of their own:
+"""Gemma: Python or JSON in a fence (```` ```tool_code ````, as in its documentation), or its own
+tokens (FunctionGemma, Gemma 4), with its own quotes around strings:
 
     <start_function_call>call:weather{city:<escape>Rome<escape>,days:2}<end_function_call>
     <|tool_call>call:weather{city:<|"|>Rome<|"|>,days:2}<tool_call|>
@@ -62,7 +62,7 @@ def _own(closer: str) -> Read:
 
 
 def _value(source: Source, say: Say, depth: int = 0) -> Reading[bool]:
-    """A value, as JSON."""
+    """Read a value and report it as JSON."""
     char = yield from source.peek()
     if char == '"':
         return (yield from string(source, say))

@@ -4,7 +4,7 @@
     {"name": "weather", "arguments": {"city": "Rome"}}
     </tool_call>
 
-Lorry's own prompt asks for it, too. Small models forget the tags.
+Lorry's own prompt also asks for it. Small models forget the tags.
 """
 
 from __future__ import annotations

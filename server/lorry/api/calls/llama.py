@@ -35,7 +35,7 @@ def _function(source: Source, offered: Offered) -> Reading[bool]:
 
 
 def _start(source: Source, offered: Offered) -> Reading[bool]:
-    """A list is of objects, or of calls as Python."""
+    """Read a list of objects, or of calls as Python."""
     if (yield from source.peek()) != "[":
         return (yield from plain.start(source, offered))
     return (yield from python.start(source, offered))

@@ -1,4 +1,4 @@
-"""What a notation of calls is, and the functions that may be called in it."""
+"""The definition of a notation of calls, and the functions that may be called."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ class Offered:
         return name in self._parameters
 
     def parameters(self, name: str) -> list[str]:
-        """Names of a function's parameters, in order."""
+        """Return the names of a function's parameters, in order."""
         return list(self._parameters.get(name, ()))
 
     def is_text(self, name: str, parameter: str) -> bool:
-        """Whether the schema says that this parameter is a text, and nothing else."""
+        """Return whether the schema allows only strings for this parameter."""
         schema = self._parameters.get(name, {}).get(parameter)
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         return kind == "string" or kind == ["string"]
 
 
 Read = Callable[[Source, Offered], Reading[bool]]
-"""Reads calls. False: the text taken since the last call is none."""
+"""Reads calls. Returns False if the text taken since the last call is not one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notation:
     name: str
     openers: Mapping[str, Read]
-    """Marks before a call, anywhere in the text, and what reads on behind each. None begins
-    another."""
+    """Marks before a call, anywhere in the text, with the reader for what follows. No mark is the
+    start of another."""
     start: Read | None = None
     """Reads calls without a mark, which are the whole answer."""
     marks: tuple[str, ...] = ()
-    """Special tokens of the notation, which are hidden otherwise."""
+    """Special tokens of the notation, which would otherwise be hidden."""

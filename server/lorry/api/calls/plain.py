@@ -1,6 +1,6 @@
-"""JSON without a mark: the whole answer is a call, a list of some, or either in a fence.
+"""JSON without a mark: the whole answer is a call, a list of calls, or either in a fence.
 
-Also several one after another with `;` between them, as Llama writes them.
+Calls may also be separated by `;`, as Llama writes them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Calls as Python: `[weather(city="Rome", days=2)]`, or one without brackets.
 
-Literals are made JSON as they come; nothing is run, and nothing else of Python is known.
+Literals are converted to JSON as they come. Nothing is run, and no other Python is understood.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\n": ""}
 
 MAX_DEPTH = 32
-"""Of brackets in brackets."""
+"""Nested brackets."""
 
 
 def start(source: Source, offered: Offered) -> Reading[bool]:
-    """A list of calls, or one; of functions that are known."""
+    """Read a call, or a list of calls, of known functions."""
     if (yield from source.peek()) != "[":
         return (yield from call(source, offered))
     source.take()
     yield from source.blanks()
     if (yield from source.peek()) == "{":
-        # The list is of JSON after all.
+        # The list contains JSON after all.
         return (yield from listed(source, offered, marked=False))
     while True:
         if not (yield from call(source, offered)):
@@ -42,7 +42,7 @@ def start(source: Source, offered: Offered) -> Reading[bool]:
 
 
 def call(source: Source, offered: Offered) -> Reading[bool]:
-    """A function's name, `(`, arguments by name or in order, `)`."""
+    """Read a function's name, `(`, arguments by name or in order, `)`."""
     name = yield from source.all(_NAME)
     yield from source.blanks()
     if not offered.knows(name) or (yield from source.takes("(")) is None:
@@ -84,7 +84,7 @@ def call(source: Source, offered: Offered) -> Reading[bool]:
 
 
 def literal(source: Source, say: Say, depth: int = 0) -> Reading[bool]:
-    """A Python value as JSON; False where it is none that JSON has."""
+    """Convert a Python value to JSON. Return False if JSON has no such value."""
     char = yield from source.peek()
     if char in ('"', "'"):
         text = yield from _string(source)
@@ -124,7 +124,7 @@ def literal(source: Source, say: Say, depth: int = 0) -> Reading[bool]:
 
 
 def _literal(word: str, say: Say) -> bool:
-    """Of a word or a number."""
+    """Convert a word or a number."""
     made = _WORDS.get(word) or (word if _JSON_NUMBER.fullmatch(word) else None)
     if made is not None:
         say(made)

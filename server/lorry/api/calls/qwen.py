@@ -1,12 +1,6 @@
-"""Qwen: as Hermes, or (Qwen3-Coder and later) in tags, where a value is as it is:
+"""Qwen: like Hermes, or (Qwen3-Coder and later) in tags, with unquoted values:
 
-<tool_call>
-<function=weather>
-<parameter=city>
-Rome
-</parameter>
-</function>
-</tool_call>
+<tool_call> <function=weather> <parameter=city> Rome </parameter> </function> </tool_call>
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts an answer, piece by piece, into text and calls."""
+"""Splits an answer, piece by piece, into text and calls."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Readings = Callable[[Source], Reading[None]]
 
 
 class Reader:
-    """Reads by `readings`. What it finds does not depend on how the text was cut."""
+    """Reads with `readings`. The results do not depend on how the text was cut."""
 
     def __init__(self, readings: Readings, *, several: bool = True) -> None:
-        """Without `several` what follows the first call is dropped."""
+        """Without `several`, everything after the first call is dropped."""
         self._source = Source()
         self._reading = readings(self._source)
         self._several = several
@@ -24,12 +24,12 @@ class Reader:
         self._enough = False
 
     def push(self, text: str) -> list[Found]:
-        """What is certain now."""
+        """Take text and return what is certain now."""
         self._source.feed(text)
         return self._found()
 
     def end(self) -> list[Found]:
-        """The rest, of a text that is over."""
+        """End the text and return the rest."""
         self._source.over = True
         return self._found()
 
@@ -39,7 +39,7 @@ class Reader:
 
     @property
     def complete(self) -> bool:
-        """Every call that was begun has all of its arguments."""
+        """True if every call has all of its arguments."""
         return self._called == self._complete
 
     def _found(self) -> list[Found]:
@@ -67,12 +67,12 @@ def text_only(source: Source) -> Reading[None]:
 
 
 def free(notation: Notation, offered: Offered) -> Readings:
-    """Calls where the model makes some; the rest is text."""
+    """Find the calls that the model makes by itself; the rest is text."""
     openers = tuple(notation.openers)
     assert not any(a != b and a.startswith(b) for a in openers for b in openers), openers
 
     def text(source: Source) -> Reading[str | None]:
-        """Says the text before the next opener, and takes it."""
+        """Report the text before the next opener, and take the opener."""
         while True:
             ahead = source.ahead
             places = [(ahead.find(one), one) for one in openers]
@@ -98,7 +98,7 @@ def free(notation: Notation, offered: Offered) -> Readings:
                 source.say(source.unsettled())
         while True:
             if called:
-                # Between calls, and behind the last one.
+                # Between calls and behind the last one.
                 source.settle()
                 yield from source.blanks()
                 source.settle()
@@ -114,7 +114,7 @@ def free(notation: Notation, offered: Offered) -> Readings:
 
 
 def forced(offered: Offered, name: str | None) -> Readings:
-    """An answer that a grammar made: the arguments of `name`, or calls as JSON."""
+    """Read an answer that a grammar forced: the arguments of `name`, or calls as JSON."""
 
     def readings(source: Source) -> Reading[None]:
         yield from source.blanks()

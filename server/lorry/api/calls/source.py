@@ -1,7 +1,7 @@
-"""A text that is still being written, and what is found in it.
+"""A text that is still being written, and the things found in it.
 
-Readers are generators that yield where they need more text, so they read as if all of it were
-there. They look one character ahead at most beyond what they take, and decide by that alone.
+Readers are generators that yield whenever they need more text, so they are written as if all of it
+were there. They look at most one character beyond what they take.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Reading = Generator[None, None, T]
-"""Yields where more text is needed; returns what it found."""
+"""Yields when it needs more text; returns its result."""
 
 _BLANKS = re.compile(r"\s+")
 
@@ -35,36 +35,36 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A call begins."""
+    """The start of a call."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Argued:
-    """More of its arguments, JSON."""
+    """More of its arguments, as JSON."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It is complete."""
+    """The end of a call."""
 
 
 Found = Said | Thought | Called | Argued | Done
 
 
 class Source:
-    """The text, and a place in it."""
+    """The text and a position in it."""
 
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
         self._kept = 0
-        """What is before it needs no second look."""
+        """The text before it is settled."""
         self.over = False
-        """Nothing follows."""
+        """True if no more text follows."""
         self.found: list[Found] = []
 
     def feed(self, text: str) -> None:
@@ -72,7 +72,7 @@ class Source:
         self._at -= self._kept
         self._kept = 0
 
-    # What readers find
+    # Called by readers to report
 
     def say(self, text: str) -> None:
         self._more(Said, text)
@@ -101,20 +101,20 @@ class Source:
             self.found.append(kind(text))
 
     def settle(self) -> None:
-        """What was taken is no text, whatever comes."""
+        """Settle what was taken: it is not text, whatever follows."""
         self._kept = self._at
 
     def unsettled(self) -> str:
-        """What was taken and turned out to be text; it is settled by that."""
+        """Return what was taken since the last settled position, as text, and settle it."""
         text = self._text[self._kept : self._at]
         self.settle()
         return text
 
-    # What readers take
+    # Called by readers to take text
 
     @property
     def ahead(self) -> str:
-        """What has come and was not taken."""
+        """The text that has come and was not taken."""
         return self._text[self._at :]
 
     def take(self, count: int = 1) -> str:
@@ -123,7 +123,7 @@ class Source:
         return taken
 
     def peek(self) -> Reading[str]:
-        """The next character; empty at the end."""
+        """Return the next character, or an empty string at the end."""
         while self._at >= len(self._text):
             if self.over:
                 return ""
@@ -131,13 +131,13 @@ class Source:
         return self._text[self._at]
 
     def run(self, pattern: re.Pattern[str]) -> str:
-        """As many of the next characters as have come and match; the pattern is of single
-        characters, so that it matters not how many have."""
+        """Take the available next characters that match. The pattern matches single characters, so
+        that the pieces do not matter."""
         match = pattern.match(self._text, self._at)
         return self.take(match.end() - self._at) if match else ""
 
     def all(self, pattern: re.Pattern[str]) -> Reading[str]:
-        """All of the next characters that match."""
+        """Take all of the next characters that match."""
         taken = ""
         while (yield from self.peek()):
             piece = self.run(pattern)
@@ -150,7 +150,7 @@ class Source:
         return (yield from self.all(_BLANKS))
 
     def takes(self, *marks: str) -> Reading[str | None]:
-        """Takes that of the marks which comes next; none of them begins another."""
+        """Take the mark that comes next, or return None. No mark is the start of another."""
         length = 0
         while True:
             length += 1
@@ -163,7 +163,7 @@ class Source:
                 return None
 
     def until(self, mark: str, say: Callable[[str], None]) -> Reading[bool]:
-        """Takes all that is before `mark`, and it; False where it does not come."""
+        """Take everything up to and including `mark`. Return False if it does not come."""
         while True:
             ahead = self.ahead
             place = ahead.find(mark)
@@ -179,7 +179,7 @@ class Source:
 
 
 def begun_of(text: str, marks: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that begins one of `marks`."""
+    """Return the length of the longest end of `text` that begins one of `marks`."""
     longest = 0
     for mark in marks:
         for length in range(min(len(mark) - 1, len(text)), longest, -1):

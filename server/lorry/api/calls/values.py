@@ -1,4 +1,4 @@
-"""JSON as a model writes it, piece by piece: a value's text, and the objects that calls are."""
+"""Reads JSON as a model writes it, piece by piece: values, and the objects that represent calls."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OF_CALLS = _NAME | _ARGUMENTS | {"type", "id"}
 
 
 def value(source: Source, say: Say) -> Reading[bool]:
-    """A JSON value; False where the text ends before it does, or none is there.
+    """Read a JSON value. Return False if there is none or the text ends before it does.
 
-    Of what is between brackets the strings alone are looked at: if a model writes no JSON
-    there, its user sees what it wrote.
+    Between brackets only strings are parsed: if a model writes invalid JSON there, its user sees
+    what it wrote.
     """
     first = yield from source.peek()
     if first == '"':
@@ -50,8 +50,7 @@ def value(source: Source, say: Say) -> Reading[bool]:
 
 
 def string(source: Source, say: Say) -> Reading[bool]:
-    """A JSON string; line breaks in it, which JSON does not allow and models write, are
-    escaped."""
+    """Read a JSON string. Line breaks in it, which JSON forbids and models write, are escaped."""
     say(source.take())
     while True:
         char = yield from source.peek()
@@ -75,20 +74,20 @@ def string(source: Source, say: Say) -> Reading[bool]:
 
 
 def gathered(source: Source, read: Callable[[Source, Say], Reading[bool]]) -> Reading[str | None]:
-    """What `read` would say, at once."""
+    """Return everything that `read` reports, at once."""
     parts: list[str] = []
     return "".join(parts) if (yield from read(source, parts.append)) else None
 
 
 def named(source: Source) -> Reading[str | None]:
-    """A string that is one, not its JSON."""
+    """Read a string and return its text rather than its JSON."""
     text = yield from gathered(source, string)
     return None if text is None else _loaded(text)
 
 
 def arguments(source: Source, name: str) -> Reading[bool]:
-    """The call of `name`, whose arguments come next. False: they are none, and no call was
-    told."""
+    """Read the arguments of a call of `name`. Return False if there are none; then no call was
+    reported."""
     first = yield from source.peek()
     if first == "{":
         source.call(name)
@@ -104,7 +103,7 @@ def arguments(source: Source, name: str) -> Reading[bool]:
 
 
 def whole(source: Source, name: str, text: str) -> None:
-    """A call, all of it."""
+    """Report a complete call."""
     source.call(name)
     source.argue(text)
     source.done()
@@ -113,10 +112,10 @@ def whole(source: Source, name: str, text: str) -> None:
 def call(
     source: Source, offered: Offered, *, marked: bool = True, inner: bool = False
 ) -> Reading[bool]:
-    """An object that is a call: a name and arguments, in any order, and what else a model adds
-    (`"type": "function"`, an id), or such an object as its `function`.
+    """Read an object that is a call: a name and arguments, in any order, with whatever else a model
+    adds (`"type": "function"`, an id), or with such an object as its `function`.
 
-    Without a mark before it, the name must be one of the functions, and arguments be there.
+    Without a mark before it, the name must be one of the functions, and arguments must be present.
     """
     source.take()
     name: str | None = None
@@ -140,7 +139,7 @@ def call(
         if key is None or (yield from source.peek()) != ":":
             return told
         if not (marked or told or key in _OF_CALLS):
-            # An answer in JSON, which nobody should wait for.
+            # The answer itself is JSON, which must not be held back.
             return False
         source.take()
         yield from source.blanks()
@@ -172,7 +171,7 @@ def call(
 
 
 def calls(source: Source, offered: Offered, *, marked: bool = True) -> Reading[bool]:
-    """A call, or a list of some."""
+    """Read a call, or a list of calls."""
     char = yield from source.peek()
     if char == "{":
         return (yield from call(source, offered, marked=marked))
@@ -183,7 +182,7 @@ def calls(source: Source, offered: Offered, *, marked: bool = True) -> Reading[b
 
 
 def listed(source: Source, offered: Offered, *, marked: bool) -> Reading[bool]:
-    """Calls in a list, behind the bracket that opens it."""
+    """Read the calls in a list, behind its opening bracket."""
     any_told = False
     while True:
         yield from source.blanks()
@@ -203,7 +202,7 @@ def listed(source: Source, offered: Offered, *, marked: bool) -> Reading[bool]:
 
 
 def row(source: Source, offered: Offered, *, marked: bool = True) -> Reading[bool]:
-    """Calls one after another, with blanks or `;` between them."""
+    """Read calls with blanks or `;` between them."""
     told = False
     yield from source.blanks()
     while (yield from source.peek()) in ("{", "["):
@@ -216,7 +215,7 @@ def row(source: Source, offered: Offered, *, marked: bool = True) -> Reading[boo
 
 
 def between(*closers: str) -> Read:
-    """Calls behind a mark, before another, which may be missing."""
+    """Return a reader of calls between an opening mark and a closing one, which may be missing."""
 
     def read(source: Source, offered: Offered) -> Reading[bool]:
         yield from source.blanks()
@@ -229,7 +228,7 @@ def between(*closers: str) -> Read:
 
 
 def close(source: Source, *closers: str) -> Reading[None]:
-    """Takes the mark behind a call, if it is there, and blanks."""
+    """Take the mark behind a call, if it is there, and blanks."""
     yield from source.blanks()
     source.settle()
     if closers:
@@ -238,13 +237,13 @@ def close(source: Source, *closers: str) -> Reading[None]:
 
 
 def quoted(text: str) -> str:
-    """A text as JSON."""
+    """Return a text as a JSON string."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def json_of(text: str) -> str:
-    """A text that is JSON as it is; any other as `quoted`, and so are NaN and what no finite
-    number holds."""
+    """Return a text that is JSON as it is, any other as from `quoted`, including NaN and numbers
+    that are not finite."""
     try:
         json.dumps(json.loads(text), allow_nan=False)
     except (ValueError, RecursionError):
@@ -253,7 +252,7 @@ def json_of(text: str) -> str:
 
 
 def _object_in(text: str) -> str | None:
-    """Arguments as an object: themselves, in a JSON string, or null."""
+    """Return arguments as an object: an object itself, one in a JSON string, or null."""
     inner = _loaded(text) if text.startswith('"') else text
     if inner == "null":
         return "{}"
