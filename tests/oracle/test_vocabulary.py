@@ -138,7 +138,7 @@ def test_more_tokens(way: str, lorry: Bench, tmp_path: Path) -> None:
     answer = lorry.upload("this", made.folder)
     assert answer.status_code == 422
     first = answer.json()["error"]["problems"][0]
-    assert f"trained with {MORE} tokens and the base {lorry.family} has {VOCAB_SIZE}" in first
+    assert f"trained with {MORE} tokens, but the base {lorry.family} has {VOCAB_SIZE}" in first
     assert f"lorry models extend {lorry.family} --adapter FOLDER" in first
 
 

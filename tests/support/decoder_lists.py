@@ -19,9 +19,9 @@ _FAIL = "padded, sequences that run together fail"
 _DIFFER = "padded, sequences that run together differ"
 _OTHER_CACHE = "it does not run on a cache of keys and values"
 _NO_TEXT = "which is not a causal language model"
-_APART = "not handed a step's tokens one by one"
+_APART = "do not receive a step's tokens one by one"
 _VISION = "no text reaches these modules of the base"
-_PARAMETERS = "target_parameters selects what cannot carry a pair of matrices"
+_PARAMETERS = "target_parameters selects parameters that cannot carry a pair of matrices"
 _NO_PARAMETER = "matches no parameter of the base"
 
 PADDED = frozenset(

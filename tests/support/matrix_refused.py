@@ -15,10 +15,10 @@ REFUSED: Mapping[str, str] = {
     "corda": "changes the base's own weights and is not served",
     "lora-ga": "changes the base's own weights and is not served",
     # PEFT leaves GPT-2's linears as they are, and saves a file without tensors.
-    "osf on gpt2": "adapter_model.safetensors holds no tensors",
-    "lily": "it weighs its matrices by the mean over all tokens of a batch",
+    "osf on gpt2": "adapter_model.safetensors contains no tensors",
+    "lily": "it weights its matrices by the mean over all tokens of a batch",
     "poly": "it mixes its matrices by the task of a request, and requests have none",
-    "adaption_prompt": "it changes how layers attend, which no change of a module does",
+    "adaption_prompt": "it changes how layers attend, which no change of a module can do",
     "shadow": "it runs a second model beside the base",
     "multitask prompt tuning": "the prompts of 2 tasks in one adapter are not",
 }

@@ -125,7 +125,7 @@ TRAINERS: Mapping[str, Case] = {
     ),
     "DeepSpeed ZeRO-3, not gathered": Case(
         every(lambda t: t.new_empty(0), "lora_"),
-        "is [0], without a number in it (14 modules): the parts of DeepSpeed ZeRO-3 or FSDP were "
+        "is [0], so it contains no number (14 modules): the parts of DeepSpeed ZeRO-3 or FSDP were "
         "not gathered when it was saved",
     ),
     "FSDP, flat parameters": Case(
@@ -243,7 +243,7 @@ CONFIGS: Mapping[str, Case] = {
     "of questions": Case(config(task_type="QUESTION_ANS"), "task_type 'QUESTION_ANS' are not"),
     "no type": Case(config(peft_type=None), "peft_type is missing: is this a PEFT adapter's"),
     "a module saved, and not there": Case(
-        config(modules_to_save=["lm_head"]), "modules_to_save names 'lm_head', and the file has no"
+        config(modules_to_save=["lm_head"]), "modules_to_save names 'lm_head', but the file has no"
     ),
     "unknown, and something": Case(
         config(use_next_years_thing=True), "unknown key 'use_next_years_thing' with the value True"
@@ -270,7 +270,7 @@ FILES: Mapping[str, Case] = {
     "integers": Case(lambda left: left.cast(torch.int8), "is I8; adapters are served in F32, F16"),
     "never trained": Case(
         every(torch.zeros_like, "lora_B"),
-        "the adapter changes nothing: every lora_B is zero, as before any training",
+        "the adapter changes nothing: every lora_B is zero, as before training",
     ),
     "diverged": Case(
         tensor(lambda t: t.fill_(float("nan")), "lora_B"), "contains NaN or infinite numbers"
@@ -297,7 +297,7 @@ FILES: Mapping[str, Case] = {
                 for key, value in left.tensors.items()
             }
         ),
-        "the file has 14 modules that the base llama has not: vision_tower.layers.0",
+        "the file has 14 modules that the base llama does not have: vision_tower.layers.0",
     ),
     "of a larger model": Case(
         every(lambda t: torch.cat([t, t], 1), "lora_A"), "this base needs [rank, 64]"
@@ -319,7 +319,7 @@ STATES: Mapping[str, Case] = {
     ),
     "dora, its magnitudes lost": Case(
         lambda left: left.tensors.pop(left.any_key("magnitude")),
-        "the config sets use_dora and the file lacks it for model.layers.0",
+        "the config sets use_dora, but the file lacks it for model.layers.0",
         kind="dora",
     ),
     "a pair's bias, with a name": Case(named, kind="lora_bias"),
@@ -348,12 +348,12 @@ STATES: Mapping[str, Case] = {
     ),
     "saved modules, two that differ": Case(
         doubled(_HEAD, "lm_head.modules_to_save.weight", change=torch.zeros_like),
-        "are one trained tensor, and the file has two that differ",
+        "are one trained tensor, but the file contains two that differ",
         kind=_SAVED,
     ),
     "saved modules, one lost": Case(
         lambda left: left.tensors.pop(left.any_key("lm_head")),
-        "modules_to_save names 'lm_head', and the file has no such module",
+        "modules_to_save names 'lm_head', but the file has no such module",
         kind=_SAVED,
     ),
     "saved modules, not asked for": Case(
@@ -372,7 +372,7 @@ STATES: Mapping[str, Case] = {
             config(peft_type="BONE"),
             lambda left: left.rename(lambda key: key.replace(".miss_", ".bone_")),
         ),
-        "adapters of peft_type 'BONE' are not served: it is MiSS under its name of before PEFT "
+        "adapters of peft_type 'BONE' are not served: it is MiSS under its name before PEFT "
         "0.19; lorry adapters convert FOLDER --out DIR writes it as PEFT does",
         kind="miss",
     ),

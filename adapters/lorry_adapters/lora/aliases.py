@@ -1,12 +1,11 @@
-"""Adapters for modules that the base has under other names, or computes in parts.
+"""Adapters for modules that the base has under other names, or as several parts.
 
-A low-rank delta is B A x. If the module's outputs are now those of several modules side by
-side, each of them needs the same A and its own rows of B; so do the other effects whose
-numbers belong to outputs.
+A low-rank delta is B A x. If the module's outputs are now those of several modules side by side,
+each of them needs the same A and its own rows of B. The same applies to other effects with one
+number per output.
 
-`as_named` adds the names that a model class had before, where a file has them, `foreign`
-shows the base as such an adapter knows it, and `resolve` turns what was read into the base's
-own terms.
+`as_named` adds the former names of a model class if a file uses them, `foreign` returns the base
+under such an adapter's names, and `resolve` converts the tensors to the base's own modules.
 """
 
 from __future__ import annotations
@@ -20,16 +19,17 @@ from lorry_adapters.lora.expert_effects import AnyEffect
 from lorry_adapters.lora.problems import shown
 
 _FORMER: Final[Mapping[str, Mapping[str, str]]] = {"GPTNeoXForCausalLM": {"embed_out": "lm_head"}}
-"""What transformers called a module before its version 5, by the model's class."""
+"""transformers' names of modules before its version 5, by the model's class."""
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.parts import LoraPair, Parts
 
 
 def split(pair: LoraPair, alias: Sequence[AliasPart]) -> dict[str, LoraPair]:
-    """By the base's own module: `pair` cut into the parts of `alias`, which share its memory.
+    """Split `pair` into the parts of `alias`, which share its memory. Return them by the base's
+    module.
 
-    `b_OR` has a row for every output of the alias; who calls has checked that.
+    `b_OR` must have a row for every output of the alias.
     """
     assert alias[0].start == 0 and alias[-1].stop == pair.b_OR.shape[0]
     return {
@@ -39,7 +39,7 @@ def split(pair: LoraPair, alias: Sequence[AliasPart]) -> dict[str, LoraPair]:
 
 
 def as_named(layout: BaseLayout, keys: Iterable[str]) -> BaseLayout:
-    """`layout` with aliases for the former names of its modules that `keys` have."""
+    """Return `layout` with aliases for those former names of its modules that `keys` contain."""
     former = _FORMER.get(layout.architecture, {})
     parts = {part for key in keys for part in key.split(".")} if former else set()
     found = {
@@ -51,7 +51,7 @@ def as_named(layout: BaseLayout, keys: Iterable[str]) -> BaseLayout:
 
 
 def foreign(layout: BaseLayout) -> BaseLayout:
-    """The base with its aliases in place of the modules that they stand for."""
+    """Return the base with its aliases instead of the modules behind them."""
     if not layout.aliases:
         return layout
     hidden = {part.module for alias in layout.aliases.values() for part in alias}
@@ -75,7 +75,8 @@ def foreign(layout: BaseLayout) -> BaseLayout:
 
 
 def resolve(parts: Parts, layout: BaseLayout, problems: list[str]) -> Parts:
-    """`parts` by the base's own modules. What cannot be cut goes to `problems`."""
+    """Return `parts` by the base's own modules. Effects that cannot be split are added to
+    `problems`."""
     if not layout.aliases:
         return parts
     pairs: dict[str, LoraPair] = {}
@@ -90,8 +91,8 @@ def resolve(parts: Parts, layout: BaseLayout, problems: list[str]) -> Parts:
                 cut = effect if whole else effect.cut(part.start, part.stop)
                 if cut is None:
                     problems.append(
-                        f"{type(effect).__name__} on {shown(name)}, which this base computes in "
-                        "parts, is not served"
+                        f"{type(effect).__name__} is not served on {shown(name)}, which this base "
+                        "computes in parts"
                     )
                 else:
                     effects.setdefault(part.module, []).append(cut)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def zeros(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.zeros`; on a CPU the pages come from the system as they are first written.
+    """Like `torch.zeros`, but on a CPU the system provides each page when it is first written.
 
     `torch.zeros` itself writes every byte, and so makes a reserve of gigabytes resident.
     """

@@ -1,10 +1,10 @@
 """A bottleneck beside a layer's residual stream, as an effect on the linear before it.
 
-A decoder layer computes r + f(norm(r)), once for its attention and once for its MLP. A
-bottleneck adds s up(act(down(z))) to that, z the answer f, the sum r + f, or r itself
-(arXiv:1902.00751, 2005.00247, 2110.04366). f's last linear gives the answer; r is known
-where the norm is asked, so an effect there leaves it for the one at the linear, which runs
-later in the same forward pass and for the same tokens.
+A decoder layer computes r + f(norm(r)), once for its attention and once for its MLP. A bottleneck
+adds s up(act(down(z))) to that. z is the output f, the sum r + f, or r itself (arXiv:1902.00751,
+2005.00247, 2110.04366). f's last linear gives the output. r is known at the norm, so an effect
+there leaves it for the one at the linear, which runs later in the same forward pass with the
+same tokens.
 
 Letters: M tokens of one adapter, I the linear's inputs, H the model's width, R the bottleneck's.
 """
@@ -24,10 +24,10 @@ from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
 
 
 class Reads(StrEnum):
-    """What a bottleneck is given."""
+    """The input of a bottleneck."""
 
     ANSWER = "answer"
-    """What the attention or the MLP says, before it is added to the stream."""
+    """The output of the attention or the MLP, before it is added to the stream."""
     SUM = "sum"
     """The stream after that."""
     RESIDUAL = "residual"
@@ -50,12 +50,12 @@ ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
-"""By the names that AdapterHub and transformers give them."""
+"""By AdapterHub's and transformers' names."""
 
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One norm's input, from there to the linear that follows it in the same forward pass."""
+    """Carries one norm's input to the linear that follows it in the same forward pass."""
 
     _held_MH: Tensor | None = field(default=None, repr=False)
 
@@ -71,7 +71,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Remembered(Indivisible):
-    """On a norm: adds nothing, and leaves what came in for the bottleneck that reads it."""
+    """An effect on a norm that adds nothing and keeps the input for a bottleneck."""
 
     stream: Stream
 
@@ -89,19 +89,19 @@ class Remembered(Indivisible):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bottleneck(Indivisible):
-    """On the last linear of an attention or an MLP: y += s up(act(down(z)))."""
+    """An effect on the last linear of an attention or an MLP: y += s up(act(down(z)))."""
 
     down_RH: Tensor
     down_R: Tensor
     up_HR: Tensor
     up_H: Tensor
     strength: Tensor
-    """s, trained or not: of one number, or of one for each output."""
+    """s, trained or not: one number, or one per output."""
     activation: str
     """A key of ACTIVATIONS."""
     reads: Reads
     stream: Stream | None
-    """Unless the answer is all that it reads."""
+    """None if it reads only the output."""
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ __all__ = ["MAX_CONFIG", "parse_config", "read_config"]
 
 
 def parse_config(data: bytes) -> AdapterSpec:
-    """Raises InvalidAdapter with every problem found, and nothing else."""
+    """Parse a config. Raises InvalidAdapter with every problem found, and nothing else."""
     spec, problems = read_config(data)
     if problems:
         raise refusal(problems)
@@ -25,7 +25,7 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
 
     The spec is None if the method is unknown.
 
-    Raises InvalidAdapter where `data` is no JSON object.
+    Raises InvalidAdapter if `data` is not a JSON object.
     """
     fields = Fields(data)
     peft_type = fields.raw("peft_type")
@@ -44,9 +44,9 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
     elif peft_type is None and of_mlx is not None:
         fields.problems.append(
             Problem(
-                f"the config is MLX-LM's (fine_tune_type {shown(of_mlx)}), which names its "
-                "matrices otherwise than PEFT and keeps them turned: convert the folder as MLX-LM "
-                "left it, with adapters.safetensors",
+                f"the config is MLX-LM's (fine_tune_type {shown(of_mlx)}), which names and orients "
+                "matrices differently from PEFT: convert the folder as MLX-LM wrote it, with "
+                "adapters.safetensors",
                 Remedy.CONVERT,
             )
         )
@@ -57,6 +57,6 @@ def read_config(data: bytes) -> tuple[AdapterSpec | None, list[str]]:
         fields.problems.append(
             f"adapters of peft_type {shown(peft_type)} are not served; {', '.join(named)} are"
         )
-    # Whatever it is, what can be said of the fields that all methods share is said.
+    # Check the fields that all methods share even if the method is unknown.
     fields.task_type()
     return None, fields.problems

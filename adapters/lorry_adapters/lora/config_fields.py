@@ -1,10 +1,9 @@
-"""The fields of an `adapter_config.json`, taken out one by one, with all that is wrong with them.
+"""The fields of an `adapter_config.json`, taken one by one, with all problems.
 
-Whatever a config says either means exactly what PEFT means by it, or is refused by name;
-nothing that has a meaning is ignored. Which fields mean something is each method's to say
-(`methods/`).
+Every field either has exactly PEFT's meaning or is refused by name; no meaningful field is ignored.
+Each method defines which fields are meaningful (`methods/`).
 
-The bytes come from strangers: any of them gives `Fields` or `InvalidAdapter`, soon.
+The bytes are untrusted: any of them quickly result in `Fields` or `InvalidAdapter`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HARMLESS: Final = frozenset(
         "runtime_config",
     }
 )
-"""Keys of any method that say nothing of what the adapter does."""
+"""Keys of any method that do not affect the adapter's function."""
 
 SERVED_TASKS: Final = ("CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION")
 """Text, labels and vectors: `/generate`, `/classify` and `/v1/embeddings`."""
@@ -43,20 +42,20 @@ class Fields:
     """One config. `problems` grows as fields are taken; `raise_problems` ends it."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises InvalidAdapter where `data` is no JSON object."""
+        """Raises InvalidAdapter if `data` is not a JSON object."""
         self.values: Mapping[str, Any] = _read_json(data)
         self._taken: set[str] = set()
         self.problems: list[str] = []
 
     def raw(self, key: str) -> Any:
-        """The value as it stands; None where there is none. Counts as taken."""
+        """Return the raw value, or None if there is none. Counts as taken."""
         self._taken.add(key)
         return self.values.get(key)
 
     def take(
         self, key: str, check: Callable[[Any], Any], default: Any, *, required: bool = False
     ) -> Any:
-        """The checked value, or `default` where the key is missing, null or wrong."""
+        """Return the checked value, or `default` if the key is missing, null or wrong."""
         self._taken.add(key)
         value = self.values.get(key)
         if value is None:
@@ -70,8 +69,8 @@ class Fields:
             return default
 
     def inside(self, key: str) -> Fields | None:
-        """The fields of the object at `key`, with the same list of problems; None where the
-        value is no object."""
+        """Return the fields of the object at `key`, with the same list of problems, or None if the
+        value is not an object."""
         value = self.raw(key)
         if not isinstance(value, dict):
             return None
@@ -83,8 +82,8 @@ class Fields:
         return any(problem.startswith(key) for problem in self.problems)
 
     def refuse_the_rest(self, harmless: frozenset[str], not_served: Mapping[str, str]) -> None:
-        """Every key that was not taken and means something is a problem. `not_served`: what it
-        is about, and behind a semicolon what to do instead."""
+        """Add a problem for every meaningful key that was not taken. `not_served`: the feature of a
+        key, and after a semicolon what to do instead."""
         for key, value in self.values.items():
             if key in self._taken or key in HARMLESS or key in harmless:
                 continue
@@ -101,7 +100,7 @@ class Fields:
         return self.take("base_model_name_or_path", name, None)  # type: ignore[no-any-return]
 
     def task_type(self) -> str:
-        """One that is served; a config without one is a causal language model's."""
+        """Return a served task; a config without one is for a causal language model."""
         value = self.raw("task_type")
         if value is None:
             return "CAUSAL_LM"
@@ -115,7 +114,7 @@ class Fields:
 
 
 class Wrong(Exception):
-    """What a value should have been."""
+    """Describes the expected value."""
 
 
 def means_something(value: object) -> bool:
@@ -131,7 +130,7 @@ def _read_json(data: bytes) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise _Duplicate(f"the key {shown(key)} stands in it twice")
+                raise _Duplicate(f"it contains the key {shown(key)} twice")
             found[key] = value
         return found
 
@@ -164,7 +163,7 @@ def rank(value: Any) -> int:
 
 
 def alpha(value: Any) -> float:
-    # The bound comes first: a huge int does not convert, and NaN is within no bounds.
+    # The bound comes first: a huge int cannot be converted, and NaN fails every comparison.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Wrong("must be a number")
     if not -MAX_ALPHA <= value <= MAX_ALPHA:
@@ -191,7 +190,7 @@ def name(value: Any) -> str | None:
 
 
 def _encodable(text: str) -> bool:
-    """JSON can escape half a surrogate pair, which no file or answer could hold."""
+    """Return whether a text can be stored: JSON can escape half a surrogate pair."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -206,7 +205,7 @@ def names(value: Any) -> tuple[str, ...] | str:
 
 
 def listed(what: str) -> Callable[[Any], tuple[str, ...]]:
-    """`names`, and never one string. `what`: whose names they are, for the refusal."""
+    """Like `names`, without a single string. `what`: the kind of names, for the error."""
 
     def check(value: Any) -> tuple[str, ...]:
         found = names(value)

@@ -1,8 +1,8 @@
-"""Brings an adapter's matrices to a GPU while steps run there.
+"""Copies an adapter's matrices to a GPU while steps run there.
 
-The thread that fetched an adapter copies it, from pinned memory and in a stream of its own,
-so that neither the engine's thread nor the step on the device waits. What is left to do
-between two steps is a copy from one place of the device's memory to another.
+The thread that fetched an adapter copies it, from pinned memory and in its own stream, so that
+neither the engine's thread nor the step on the device waits. Between two steps only a copy within
+the device's memory remains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lorry_adapters.lora.weights import AdapterWeights, LoraPair
 
 
 class DeviceUpload:
-    """Any thread, several at once."""
+    """Any thread may call it, several at once."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
@@ -25,8 +25,8 @@ class DeviceUpload:
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def __call__(self, weights: AdapterWeights) -> AdapterWeights:
-        """The same adapter with its pairs on the device, as the slots hold them: in their type,
-        alpha / r in B. Returns when everything is there."""
+        """Return the adapter with its pairs on the device in the slots' format: in their dtype,
+        with alpha / r in B. Returns when the copy is complete."""
         pairs = {
             name: (self._host(pair.a_RI), self._host(pair.b_OR.float() * pair.scaling))
             for name, pair in weights.modules.items()
@@ -39,8 +39,8 @@ class DeviceUpload:
         if self._stream is None:
             _copy(copies)
         else:
-            # The room is of the memory that the steps work with: something may still use what
-            # lay there before.
+            # The steps' memory is reused for the copy, and something may still use the old
+            # contents.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 _copy(copies)

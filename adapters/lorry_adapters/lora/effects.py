@@ -1,18 +1,17 @@
-"""What an adapter can do to a module beyond a plain pair of matrices.
+"""The effects of an adapter on a module beyond a plain pair of matrices.
 
-Everything is a *delta*: a module answers base(x) plus the sum of what its adapters add to
-that, each computed from x and from the base's own answer, never from another adapter's.
-So every kind mixes with every other, in one batch and in one sum, and at no place is the
-base itself changed.
+Everything is a *delta*: a module's output is base(x) plus the sum of its adapters' deltas, each
+computed from x and from the base's own output, never from another adapter's. So every kind can be
+mixed with every other in one batch and in one sum, and the base itself is never changed.
 
-An effect is what the file says, in host memory. `bind` meets it with the module that it is
-for, once, away from the running steps; the `Delta` it gives is all that a step calls. Those
-that come down to vectors of the module's widths are in `vector_deltas`, where the compiled step
-of the server reads the numbers themselves.
+An effect contains the file's data, in host memory. `bind` combines it once with its module,
+outside the running steps. A step only calls the resulting `Delta`. Deltas that are vectors of
+the module's widths are in `vector_deltas`, from which the server's compiled step reads the
+numbers.
 
-Scale multiplies what the kind's own strength multiplies in PEFT (`set_scale`): the pair of a
-DoRA, in the norm too; the distance from 1 of an (IA)3 vector. What PEFT trains in place of
-the base's own numbers (biases, saved modules, token rows) has no strength and counts fully.
+The scale multiplies the same strength as PEFT's `set_scale`: the pair of a DoRA, also in the norm;
+the distance from 1 of an (IA)3 vector. Trained replacements of the base's own numbers (biases,
+saved modules, token rows) have no strength and apply fully.
 
 Letters: M tokens of one adapter, I in, O out, R rank, V vocabulary, H embedding width.
 """
@@ -45,14 +44,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class EffectTarget:
-    """The module that an effect is for."""
+    """The module of an effect."""
 
     module: nn.Module
-    """Untouched, as it was before it was wrapped."""
+    """The module itself, as it was before it was wrapped."""
     weight: Callable[[], Tensor]
-    """Its weight as a linear has it, `[O, I]` in fp32, whatever it is stored in. A copy."""
+    """Returns a copy of its weight as a linear's, `[O, I]` in fp32, whatever its storage."""
     dtype: torch.dtype
-    """Of the step's activations."""
+    """The dtype of the step's activations."""
     device: torch.device
 
     @property
@@ -69,16 +68,16 @@ class Effect(Protocol):
     def nbytes(self) -> int: ...
 
     def bind(self, base: EffectTarget) -> Delta | None:
-        """None where it is what the base does anyway."""
+        """Return the delta, or None if it would not change the base's output."""
         ...
 
     def cut(self, start: int, stop: int) -> Effect | None:
-        """The part that concerns these outputs alone; None where there is no such part."""
+        """Return the part for these outputs, or None if it cannot be split."""
         ...
 
 
 class Indivisible:
-    """An effect that has no part for some of the outputs alone."""
+    """An effect that cannot be split by outputs."""
 
     __slots__ = ()
 
@@ -90,8 +89,8 @@ class Indivisible:
 class Dora:
     """y = m / |W + s B A| (W x + s B A x) + bias, s the strength: arXiv:2402.09353, eq. 5.
 
-    |.| is each output's norm. With w = |W|^2, c = <W, B A> and d = |B A|^2 of each output it
-    is sqrt(w + 2 s c + s^2 d), so that one bound effect serves every scale.
+    |.| is each output's norm. With w = |W|^2, c = <W, B A> and d = |B A|^2 of each output it is
+    sqrt(w + 2 s c + s^2 d), so one bound effect serves every scale.
     """
 
     a_RI: Tensor
@@ -111,7 +110,7 @@ class Dora:
         weight_OI = base.weight()
         a_RI, b_OR = (one.to(weight_OI.device).float() for one in (self.a_RI, self.b_OR))
         product_OR = weight_OI @ a_RI.T
-        # In double: a difference of squares of nearly equal size follows.
+        # In double precision: a difference of squares of nearly equal size follows.
         w_O = weight_OI.double().square().sum(1)
         c_O = (b_OR * product_OR).double().sum(1)
         d_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).double().sum(1)
@@ -129,14 +128,14 @@ class Dora:
             device=base.device,
         )
         if base.device.type != "cpu":
-            # A copy to a device is not for a step to wait for.
+            # A step should not wait for the copy to the device.
             bound.pair()
         return bound
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairBias:
-    """What a bias on lora_B adds: s b, s the strength."""
+    """The delta of a bias on lora_B: s b, s the strength."""
 
     bias_O: Tensor
     scaling: float
@@ -154,7 +153,7 @@ class PairBias:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnBias:
-    """A bias of the module itself, trained: instead of the base's."""
+    """A trained bias of the module itself, which replaces the base's."""
 
     bias_O: Tensor
 
@@ -191,7 +190,7 @@ class InputGain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputGain:
-    """(IA)3 on a layer's answer: y = l (W x + bias)."""
+    """(IA)3 on a layer's output: y = l (W x + bias)."""
 
     gain_O: Tensor
 
@@ -240,7 +239,7 @@ class Projections:
     )
 
     def held(self, base: EffectTarget) -> tuple[Tensor, Tensor]:
-        """On the base's device, once for all of its linears."""
+        """Return both on the base's device, copied once for all of its linears."""
         key = (base.device, base.dtype)
         if key not in self._held:
             self._held[key] = (base.held(self.a_RI), base.held(self.b_OR))

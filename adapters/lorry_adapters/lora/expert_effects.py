@@ -1,18 +1,18 @@
 """LoRA on a mixture of experts: on the stacked weights of all experts, and on the router.
 
-An expert is two linears with a gate between them, W_down act(W_up x), and a LoRA adds
-s B A x to the answer of each, with a pair A, B of every expert's own. So here a "module"
-that a delta belongs to is one projection of one expert, not the experts as a whole: what
-two adapters add meets in the nonlinearity between, and a sum is PEFT's W + s1 B1 A1 + s2 B2 A2.
+An expert is two linears with a gate between them, W_down act(W_up x). A LoRA adds s B A x to the
+output of each, with a pair A, B for every expert. So the "module" of a delta is one projection of
+one expert, not the experts as a whole: the deltas of two adapters meet before the nonlinearity,
+and their sum is PEFT's W + s1 B1 A1 + s2 B2 A2.
 
 A router's delta is added to its scores before the largest are chosen. It may send a token to
-other experts than the base would; which ones, the tokens of the other rows do not notice.
+other experts than the base would, without any effect on the tokens of other rows.
 
-No weights of the base are copied. Tokens whose adapters say nothing here take the base's own
-way through the module.
+No weights of the base are copied. Tokens without such adapters take the base's own path
+through the module.
 
-Letters: T tokens of the step, M of them with a say here, K experts of a token, S = M K of
-both, sorted by expert, P those of one adapter; E experts, I in, O out, R rank, H width.
+Letters: T tokens of the step, M of them with such adapters, K experts of a token, S = M K, sorted
+by expert, P those of one adapter; E experts, I in, O out, R rank, H width.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Runs = Sequence[tuple[int, int, int]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertPairs:
-    """A pair for each expert, on some outputs of a projection; in the type of the file."""
+    """A pair for each expert, on some outputs of a projection; in the file's dtype."""
 
     a_ERI: Tensor
     b_EOR: Tensor
     scaling_E: Tensor
     start: int = 0
-    """Of the projection's outputs, the first that B writes to."""
+    """The first of the projection's outputs that B writes to."""
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +48,7 @@ class ExpertPairs:
 
     @property
     def norm(self) -> float:
-        """Frobenius', of all experts' s B A together, in double precision."""
+        """The Frobenius norm of all experts' s B A together, in double precision."""
         a_ERI, b_EOR = self.a_ERI.double(), self.b_EOR.double()
         square_E = ((b_EOR.mT @ b_EOR) * (a_ERI @ a_ERI.mT)).sum((1, 2))
         return float((square_E * self.scaling_E.double().square()).sum().clamp_min(0).sqrt())
@@ -56,7 +56,7 @@ class ExpertPairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertLora(Indivisible):
-    """An effect on the module that holds the experts, by the names of its parameters."""
+    """An effect on the module with the experts, by the names of its parameters."""
 
     pairs: Mapping[str, tuple[ExpertPairs, ...]]
 
@@ -85,12 +85,12 @@ class ExpertLora(Indivisible):
 
 
 AnyEffect = Effect | ExpertLora
-"""On a module of any kind. What it binds to is what that module's slots take."""
+"""An effect on a module of any kind. Binding it gives what the module's slots take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldPairs:
-    """On the base's device, the strength in B."""
+    """Pairs on the base's device, with the strength in B."""
 
     a_EIR: Tensor
     b_ERO: Tensor
@@ -113,19 +113,19 @@ class HeldPairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertDeltas:
-    """One adapter's, bound."""
+    """The bound effect of one adapter."""
 
     held: Mapping[str, tuple[HeldPairs, ...]]
 
     def add_to(self, name: str, y_SO: Tensor, x_SI: Tensor, rows: Rows) -> None:
-        """In place. `name`: of the projection's parameter."""
+        """Add in place. `name` is the projection's parameter."""
         for pairs in self.held.get(name, ()):
             pairs.add_to(y_SO, x_SI, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Those of one adapter, among all that are sorted by expert."""
+    """The rows of one adapter among all rows sorted by expert."""
 
     index_P: Tensor | None
     """None: all of them."""
@@ -186,7 +186,8 @@ def scores(router: nn.Module, x_TH: Tensor) -> Tensor:
 
 
 def routed(router: nn.Module, logits_TE: Tensor) -> Any:
-    """What `router` makes of these scores: asked with a weight that passes them through."""
+    """Return the router's result for these scores, by calling it with a weight that passes them
+    through."""
     weight = router.weight
     assert isinstance(weight, Tensor)
     experts, width = weight.shape
@@ -196,8 +197,8 @@ def routed(router: nn.Module, logits_TE: Tensor) -> Any:
 
 
 class LoraExperts(Wrapped):
-    """A module with the stacked weights of all experts, as transformers has them: called with
-    the tokens, the experts of each, and how much each of these counts."""
+    """A module with the stacked weights of all experts, as in transformers. It is called with the
+    tokens, the experts of each, and the weight of each expert."""
 
     def __init__(self, base: nn.Module, *args: Any) -> None:
         super().__init__(base, *args)
@@ -258,7 +259,7 @@ class LoraExperts(Wrapped):
 
 
 def runs(expert_S: Tensor) -> Runs:
-    """Of sorted experts."""
+    """Return the runs of sorted experts."""
     experts, counts = torch.unique_consecutive(expert_S, return_counts=True)
     found, first = [], 0
     for expert, count in zip(experts.tolist(), counts.tolist(), strict=True):
@@ -277,7 +278,7 @@ def _rows_of(
 
 
 def projected(base: Any, name: str, x_SI: Tensor, expert_S: Tensor, every: Runs) -> Tensor:
-    """The base's own answer, as `transformers.integrations.moe` has it."""
+    """Compute the base's own output, like `transformers.integrations.moe`."""
     weight = getattr(base, name)
     outputs = weight.shape[2] if base.is_transposed else weight.shape[1]
     y_SO = x_SI.new_empty(x_SI.shape[0], outputs)

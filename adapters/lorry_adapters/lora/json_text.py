@@ -21,18 +21,18 @@ _MARKS: Final = (
 
 
 class NotUtf8(ValueError):
-    """What the bytes are instead and what to do, to be read after the file's name."""
+    """The actual encoding and what to do, to be read after the file's name."""
 
 
 def encoding_of(start: bytes) -> str:
-    """What the first four bytes of a JSON file say of its encoding."""
+    """Return the encoding of a JSON file, given its first four bytes."""
     marked = next((name for mark, name in _MARKS if start.startswith(mark)), None)
-    # JSON begins with an ASCII character, of which UTF-16 makes two bytes.
+    # JSON begins with an ASCII character, which UTF-16 encodes in two bytes.
     return marked or ("UTF-16" if 0 in start[:2] else UTF8)
 
 
 def text_of(data: bytes) -> str:
-    """Raises NotUtf8."""
+    """Decode a file. Raises NotUtf8."""
     encoding = encoding_of(data[:4])
     if not encoding.startswith(UTF8):
         raise NotUtf8(f"is {encoding} text, as some programs on Windows write it: save it as UTF-8")

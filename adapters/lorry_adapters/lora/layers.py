@@ -1,11 +1,11 @@
-"""A base layer plus its slots: y = base(x) + delta(x, plan). The base is never touched.
+"""A base layer plus its slots: y = base(x) + delta(x, plan). The base is never changed.
 
-`install` wraps every linear module of a model; the wrapped model computes what it
-did before until an adapter is placed and a plan names its slot.
+`install` wraps every linear module of a model. The wrapped model computes the same as before until
+an adapter is placed and a plan names its slot.
 
-Slot arrays are reserved at the largest rank allowed, when a module first gets an
-adapter. On a CPU the pages beyond an adapter's own rank are never written, so
-they cost address space, not memory.
+Slot arrays are reserved at the largest rank allowed when a module first gets an adapter. On a
+CPU the pages beyond an adapter's own rank are never written, so they cost address space, not
+memory.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ class LoraLinear(nn.Module):
         self.ranks: tuple[int, ...] = (0,) * (num_slots + 1)
         self.effects = SlotEffects()
         self.tapped: list[Tensor] | None = None
-        """Set: what comes in is kept here and passed on, and nothing is multiplied."""
+        """If set, the input is kept here and passed on, and nothing is multiplied."""
         self.slot_bytes = 0
-        # Rows of each slot that may hold something; what lies beyond is zero.
+        # Rows of each slot that may be in use; those beyond are zero.
         self._filled = [0] * (num_slots + 1)
         self._max_rank = max_rank
         self._dtype = dtype
         self._device = device
         self._holder = holder
         self.kernel: Kernel | None = None
-        """What adds the pairs of matrices; None: torch's operations."""
+        """Adds the pairs of matrices; None for torch's operations."""
         self._a_SRI: Tensor | None = None
         self._b_SRO: Tensor | None = None
         self._rank_S: Tensor | None = None
 
-    # Modeling code asks a projection for its weight's dtype or device.
+    # Modeling code reads the dtype or device of a projection's weight.
     @property
     def weight(self) -> Tensor:
         weight = self.base.weight
@@ -89,10 +89,11 @@ class LoraLinear(nn.Module):
         return bias
 
     def place(self, slot: int, pair: LoraPair | None) -> None:
-        """Copy `pair` into `slot`; None empties it. Not while a forward pass runs."""
+        """Copy `pair` into `slot`; None empties it. Must not be called during a forward pass."""
         rank = 0 if pair is None else pair.a_RI.shape[0]
         if not 1 <= slot < len(self.ranks) or rank > self._max_rank:
-            # Not an assertion: slot 0 is the base's, and kernels read as many rows as it says.
+            # Not an assertion: slot 0 is the base's, and kernels read as many rows as the rank
+            # says.
             raise ValueError(
                 f"rank {rank} in slot {slot}, room for {self._max_rank} in {len(self.ranks) - 1}"
             )
@@ -101,12 +102,12 @@ class LoraLinear(nn.Module):
                 self._reserve()
             assert self._a_SRI is not None and self._b_SRO is not None
             a_RI, b_RO = self._a_SRI[slot], self._b_SRO[slot]
-            # Even if copying fails halfway, the next adapter here clears what it left.
+            # Even if copying fails halfway, the next adapter here clears it.
             filled = self._filled[slot] = max(rank, self._filled[slot])
             a_RI[:rank].copy_(pair.a_RI)
-            # alpha / r goes into B in fp32, before B is rounded to the compute dtype.
+            # alpha / r is multiplied into B in fp32, before B is rounded to the compute dtype.
             b_RO[:rank].copy_((pair.b_OR.to(self._device, torch.float32) * pair.scaling).t())
-            # A batch runs at its largest rank: what is beyond ours must be zero.
+            # A batch runs at its largest rank, so the rows beyond this one must be zero.
             a_RI[rank:filled].zero_()
             b_RO[rank:filled].zero_()
             self._filled[slot] = rank
@@ -131,11 +132,11 @@ class LoraLinear(nn.Module):
         if plan is None or (self._a_SRI is None and not self.effects):
             return y
         x_TI = x.reshape(-1, self.in_features).to(self._dtype)
-        # Without logits to compute, the head gets a token of no plan.
+        # If there are no logits to compute, the head gets a token without a plan.
         if plan.runs and x_TI.shape[0] != plan.num_tokens:
             raise ValueError(f"{x_TI.shape[0]} tokens, the plan has {plan.num_tokens}")
         y_TO = y.view(-1, self.out_features)
-        # Taken from the base's own answer, so before anything is added to it.
+        # From the base's own output, so before anything is added to it.
         deltas = self.effects.of(x_TI, y_TO, plan) if self.effects else []
         if self._a_SRI is not None:
             assert self._b_SRO is not None and self._rank_S is not None
@@ -147,15 +148,15 @@ class LoraLinear(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundAdapter:
-    """An adapter that has met the base: what `LoraModel.place` takes."""
+    """An adapter bound to the base, for `LoraModel.place`."""
 
     weights: AdapterWeights
     deltas: Mapping[str, tuple[Any, ...]]
-    """By the path of the module: what its slots take."""
+    """By the path of the module: the deltas for its slots."""
 
     @property
     def plain(self) -> bool:
-        """Pairs of matrices and nothing else."""
+        """True if it consists of pairs of matrices only."""
         return not self.deltas and self.weights.prompt is None
 
 
@@ -163,17 +164,17 @@ _WRAPPERS: Final[Mapping[ModuleKind | None, Callable[[nn.Module, PlanHolder], Wr
     ModuleKind.EXPERTS: LoraExperts,
     ModuleKind.ROUTER: LoraRouter,
 }
-"""By the kind of a module's parameters; all others have deltas of their answer."""
+"""By the kind of a module's parameters; all others have deltas of their output."""
 
 
 def plain_weight(module: nn.Module) -> Tensor:
-    """Of a linear that is not quantized."""
+    """Return the weight of a linear that is not quantized."""
     assert isinstance(module, nn.Linear | nn.Embedding)
     return module.weight.detach().float().clone()
 
 
 class LoraModel:
-    """Every wrapped module of one base model, and where adapters are placed in them."""
+    """Every wrapped module of one base model, and the adapters in their slots."""
 
     def __init__(
         self,
@@ -187,9 +188,9 @@ class LoraModel:
         weight: Callable[[nn.Module], Tensor] = plain_weight,
         head: Set[str] = frozenset(),
     ) -> None:
-        """`weight`: a module's weight as a linear has it, `[O, I]` in fp32, a copy; of a
-        quantized one what its numbers are worth. `head`: modules that see the tokens which
-        the output head sees."""
+        """`weight` returns a copy of a module's weight as a linear's, `[O, I]` in fp32; for a
+        quantized one, dequantized. `head`: modules that receive the same tokens as the output
+        head."""
         self.num_slots = num_slots
         self._model, self._weight = model, weight
         self._dtype, self._device = dtype, device
@@ -197,8 +198,8 @@ class LoraModel:
         self._beside_head = head
         self.body = PlanHolder()
         self.head = PlanHolder()
-        """The output head sees fewer tokens than the layers below it: only those that
-        are sampled."""
+        """The output head gets fewer tokens than the layers below it: only those that are
+        sampled."""
         self._kinds = {
             one.owner: one.shape.kind
             for one in layout.parameters.values()
@@ -232,12 +233,12 @@ class LoraModel:
         return self._layers
 
     def use(self, kernel: Kernel | None) -> None:
-        """Add pairs of matrices with `kernel` from now on; None: torch's operations."""
+        """Add pairs of matrices with `kernel` from now on; None for torch's operations."""
         for layer in self._layers.values():
             layer.kernel = kernel
 
     def prepare(self, weights: AdapterWeights) -> BoundAdapter:
-        """All that needs the base's own weights and no slot. Any thread; takes its time."""
+        """Do all the work that needs the base's weights and no slot. Any thread; may be slow."""
         deltas = {}
         for path, effects in weights.effects.items():
             module = self._bare(path)
@@ -249,7 +250,7 @@ class LoraModel:
         return BoundAdapter(weights, deltas)
 
     def place(self, slot: int, adapter: BoundAdapter) -> None:
-        """Fill `slot` with an adapter; whatever it held is gone. Engine thread only."""
+        """Replace the contents of `slot` by an adapter. Engine thread only."""
         pairs = adapter.weights.modules
         for name in self._placed.get(slot, frozenset()) - pairs.keys():
             self._layers[name].place(slot, None)
@@ -291,12 +292,13 @@ class LoraModel:
 
     @property
     def slot_bytes(self) -> int:
-        """Reserved for the slots so far, all modules."""
+        """Bytes reserved for the slots of all modules so far."""
         return sum(layer.slot_bytes for layer in self._layers.values())
 
     @contextmanager
     def tapping(self) -> Iterator[list[Tensor]]:
-        """Inside, the output head passes on what comes in, and it is collected here."""
+        """Within the block, the output head passes its input on, and it is collected in the
+        list."""
         head = None if self._head_path is None else self._layers.get(self._head_path)
         assert head is not None and head.tapped is None
         found: list[Tensor] = []

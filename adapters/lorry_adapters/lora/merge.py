@@ -1,8 +1,8 @@
 """Merges several LoRA adapters into one with PEFT's own combination functions.
 
-What is done with a module's matrices is `LoraModel.add_weighted_adapter` of peft 0.21 in
-terms of the tensor functions in `peft.utils.merge_utils`, so no base model is needed; the
-tests hold the two together. With w the weights and s the trained strengths:
+Each module's matrices are merged like `LoraModel.add_weighted_adapter` of peft 0.21, through the
+tensor functions in `peft.utils.merge_utils`, so no base model is needed. The tests compare both.
+With w the weights and s the trained strengths:
 
     linear, magnitude_prune, ties, dare_linear, dare_ties
                 on the matrices: A' = f(A_i; ±sqrt|w_i s_i|), B' = f(B_i; sqrt|w_i s_i|). All of
@@ -53,7 +53,8 @@ class Recipe:
 
     method: str
     density: float | None = None
-    """Share of numbers that pruning keeps, above 0 and at most 1; not for linear, cat and svd."""
+    """Share of the numbers that pruning keeps, above 0 and at most 1; not for linear, cat and
+    svd."""
     majority_sign_method: str = "total"
     """How ties elects a sign: by the sum (`total`) or by the count (`frequency`)."""
     rank: int | None = None
@@ -73,7 +74,7 @@ class Recipe:
             raise ToolError(f"{self.method} needs a density: the share of numbers it keeps")
         if not self.prunes and self.density is not None:
             raise ToolError(f"{self.method} prunes nothing: leave the density out")
-        # PEFT takes 0 and makes an adapter without effect.
+        # PEFT accepts 0 and makes an adapter without effect.
         if self.density is not None and not 0 < self.density <= 1:
             raise ToolError(f"the density must be above 0 and at most 1, not {self.density:g}")
         if self.rank is not None and self.method not in SVD_METHODS:
@@ -126,8 +127,7 @@ class MergedAdapter:
 def merge(parts: Sequence[Part], recipe: Recipe) -> MergedAdapter:
     """Merge the adapters of `parts`.
 
-    Raises InvalidAdapter with every problem that keeps them apart, ToolError where a weight
-    makes no sense.
+    Raises InvalidAdapter with every problem that prevents a merge, ToolError for a bad weight.
     """
     if not 2 <= len(parts) <= MAX_ADAPTERS:
         raise ToolError(f"a merge takes from 2 to {MAX_ADAPTERS} adapters, not {len(parts)}")
@@ -148,7 +148,7 @@ def merge(parts: Sequence[Part], recipe: Recipe) -> MergedAdapter:
         if problems:
             raise refusal(problems)
         rank = _rank(sources, recipe)
-        # The functions of dare draw from torch's own generator: it is put back afterwards.
+        # The functions of dare draw from torch's own generator, which is restored afterwards.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             tensors = _merged(sources, recipe, rank)
@@ -182,10 +182,12 @@ def _unfit(source: _Source) -> list[str]:
     problems = []
     for key, name in (("use_dora", "DoRA"), ("alora_invocation_tokens", "activated LoRA")):
         if config.get(key):
-            problems.append(f"{label} is {name}, which is no sum of matrices: it cannot be merged")
+            problems.append(
+                f"{label} is {name}, which is not a sum of matrices: it cannot be merged"
+            )
     if config.get("target_parameters"):
         problems.append(
-            f"{label} is on bare parameters (target_parameters), as PEFT cannot merge it either"
+            f"{label} is on bare parameters (target_parameters), which PEFT cannot merge either"
         )
     if others and not problems:
         problems.append(
@@ -290,7 +292,7 @@ def _dtype(sources: Sequence[_Source]) -> torch.dtype:
 
 def _by_matrix(deltas: Sequence[_Delta], recipe: Recipe) -> tuple[Tensor, Tensor]:
     strengths = [d.weight * d.strength for d in deltas]
-    # The sign goes to one side: on both it would cancel.
+    # The sign goes to one side only: on both it would cancel.
     to_a = [math.copysign(math.sqrt(abs(one)), one) for one in strengths]
     to_b = [math.sqrt(abs(one)) for one in strengths]
     a = _combine([d.a_RI for d in deltas], to_a, recipe)
@@ -298,9 +300,9 @@ def _by_matrix(deltas: Sequence[_Delta], recipe: Recipe) -> tuple[Tensor, Tensor
 
 
 def _by_svd(deltas: Sequence[_Delta], recipe: Recipe, rank: int) -> tuple[Tensor, Tensor]:
-    """A [<= rank, in], B [out, <= rank]."""
+    """Return A [<= rank, in], B [out, <= rank]."""
     if recipe.method == "svd":
-        # The sum has few dimensions: the svd of a small core gives the same, much sooner.
+        # The sum has a low rank: the svd of a small core gives the same result much faster.
         b = torch.cat([d.b_OR * (d.weight * d.strength) for d in deltas], dim=1)
         a = torch.cat([d.a_RI for d in deltas], dim=0)
         left, core_b = torch.linalg.qr(b)
@@ -338,7 +340,7 @@ def _kept(recipe: Recipe) -> float:
 
 
 def _peft() -> Any:
-    # Here, not above: PEFT takes seconds, as it brings all of its methods with it.
+    # Not at the top: importing PEFT takes seconds, as it imports all of its methods.
     from peft.utils import merge_utils
 
     return merge_utils
@@ -363,8 +365,8 @@ def _config(sources: Sequence[_Source], rank: int) -> dict[str, Any]:
 
 
 def _targets(sources: Sequence[_Source]) -> list[str]:
-    """The adapters' own names where their union selects the union of their modules; else
-    every module by its whole path."""
+    """Return the adapters' own names if their union selects the union of their modules; otherwise
+    the whole path of every module."""
     configs = [source.folder.config for source in sources]
     plain = all(
         isinstance(config.get("target_modules"), list)

@@ -1,27 +1,27 @@
 """Adapters on the bare parameters of a mixture of experts, in both spellings.
 
-Since transformers 5 the weights of all experts lie in one tensor, and an adapter names it in
-`target_parameters`. PEFT wraps the module once for each parameter, so the innermost wrapper
-is the one of the first parameter, and the last has no `base_layer` in its path; of the order of
-B's columns there is another, too (`columns`):
+Since transformers 5 the weights of all experts are in one tensor, and an adapter names it in
+`target_parameters`. PEFT wraps the module once for each parameter. So the innermost wrapper belongs
+to the first parameter, and the last has no `base_layer` in its path. The columns of B may also have
+another order (`columns`):
 
     mlp.experts.base_layer.lora_A.weight   [E r, in]    gate_up_proj   rows expert by expert
     mlp.experts.base_layer.lora_B.weight   [out, r E]                  columns rank by rank
     mlp.experts.lora_A.weight, .lora_B.weight           down_proj
     mlp.gate.lora_A.weight, .lora_B.weight              gate.weight, the router
 
-PEFT up to 0.19.0 took the parameter's last side for its outputs, whichever it was: then A and B
-are exchanged, as their shapes tell, or, where the sides are equal, the config's version.
+PEFT up to 0.19.0 always took the parameter's last dimension for its outputs. If it is not, A and B
+are exchanged. Their shapes show it or, if both dimensions are equal, the config's version.
 
-Before transformers 5 each expert had linears of its own, which `target_modules` names:
+Before transformers 5 each expert had its own linears, which `target_modules` names:
 
     block_sparse_moe.experts.3.w1.lora_A.weight, ...    Mixtral; w1 and w3 are gate_up_proj
     mlp.experts.3.gate_proj.lora_A.weight, ...          Qwen-MoE
 
-`known_as` shows the base as an adapter of either spelling knows it, with a linear-like module
-in the place of each parameter, so that targets, ranks and strengths are read as for any LoRA.
-The old spelling is read as it was trained; PEFT converts it, too, and there forgets
-`alpha_pattern` and multiplies an rsLoRA on gate_up_proj by the square root of two.
+`known_as` returns the base under the names of either spelling, with a linear-like module in place
+of each parameter, so that targets, ranks and strengths are read as for any LoRA. The old
+spelling is read as it was trained. PEFT converts it too, but then ignores `alpha_pattern` and
+multiplies an rsLoRA on gate_up_proj by the square root of two.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from lorry_adapters.lora.problems import shown, some
 from lorry_adapters.lora.tensor_file import TensorFile
 
 _IN_PLACE: Final = (0, 19, 1)
-"""The first PEFT that has A and B of a stacked parameter where a linear has them."""
+"""The first version of PEFT that orients A and B of a stacked parameter like those of a linear."""
 
 STACKED: Final = (ModuleKind.EXPERTS, ModuleKind.ROUTER)
 
@@ -56,50 +56,50 @@ class Former:
     parameter: BaseParameter
     expert: int
     start: int
-    """Of the parameter's outputs, the first that is its own."""
+    """The first of the parameter's outputs that belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedParameters:
-    """What a config says of parameters."""
+    """A config's fields about parameters."""
 
     targets: tuple[str, ...]
-    """Paths, or what follows one of their dots."""
+    """Paths, or parts of paths after a dot."""
     version: tuple[int, ...] | None
-    """Of the PEFT that saved it; before 0.18 it did not say."""
+    """The version of PEFT that saved it; versions before 0.18 did not write it."""
     columns: Columns
 
     @classmethod
     def read(cls, fields: Fields) -> NamedParameters:
         targets = fields.take("target_parameters", check.listed("names of parameters"), ())
         version, columns = _version(fields.raw("peft_version")), read_columns(fields)
-        # Of what there is none of, nothing is said.
+        # Without targets, the other fields do not matter.
         return cls(targets, version, columns) if targets else cls((), None, Columns())
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The base as an adapter knows it."""
+    """The base under an adapter's names."""
 
     layout: BaseLayout
     parameters: Mapping[str, BaseParameter]
     """Modules of `layout` that are parameters, by name."""
     former: Mapping[str, Former]
-    """Those that are linears of the old spelling, by name."""
+    """Linears of the old spelling, by name."""
     exchanged: frozenset[str] = frozenset()
-    """Of `parameters`: A and B have changed places, and `layout` shows in for out."""
+    """Those of `parameters` whose A and B are exchanged; `layout` has their inputs as outputs."""
     columns: Columns = field(default_factory=Columns)
 
     @property
     def targets(self) -> Iterable[str]:
-        """What the config selects beside its target_modules."""
+        """Return the modules that the config selects beside its target_modules."""
         return self.parameters
 
     def is_special(self, module: str) -> bool:
         return module in self.parameters or module in self.former
 
     def warnings(self, ranks: Mapping[str, int]) -> Iterator[str]:
-        """What may be otherwise than it is read. `ranks`: of the pairs, by module."""
+        """Yield warnings about ambiguous parameters. `ranks` are those of the pairs, by module."""
         stacked = any(
             one.shape.experts > 1 and ranks.get(name, 0) > 1 and self.columns.of(name) is None
             for name, one in self.parameters.items()
@@ -108,12 +108,13 @@ class Known:
             yield doubts(self.columns.doubt)
 
     def path_of(self, module: str) -> str:
-        """What people call it: a router by its own name, which is not that of its weight."""
+        """Return a module's name for people: a router has a name other than its weight's."""
         one = self.parameters.get(module)
         return one.owner if one is not None and one.shape.kind is ModuleKind.ROUTER else module
 
     def add(self, parts: Parts, pairs: Mapping[str, LoraPair]) -> None:
-        """What was read for such modules, as effects on the modules that hold the parameters."""
+        """Add the pairs of such modules to `parts`, as effects on the modules with the
+        parameters."""
         made: list[tuple[BaseParameter, ExpertPairs]] = []
         parameters: dict[str, BaseParameter] = {}
         linears: dict[tuple[str, int], dict[int, LoraPair]] = {}
@@ -147,7 +148,7 @@ class Known:
 def known_as(
     layout: BaseLayout, named: NamedParameters, file: TensorFile, problems: list[str]
 ) -> Known:
-    """The file's keys tell the spelling where the config does not."""
+    """Return the base in the file's spelling. The file's keys show it if the config does not."""
     if named.targets:
         return _by_parameter(layout, named, file, problems)
     former = _former(layout)
@@ -167,8 +168,8 @@ def _by_parameter(
         bad += [p for p in paths if p not in layout.parameters and _matches(p, targets)]
     if bad:
         problems.append(
-            "target_parameters selects what cannot carry a pair of matrices, or is the weight of "
-            f"a module that target_modules can name: {some(bad)}"
+            "target_parameters selects parameters that cannot carry a pair of matrices, or weights "
+            f"of modules that target_modules can name: {some(bad)}"
         )
     elif not chosen:
         here = some(one for one, p in layout.parameters.items() if p.shape.kind in STACKED)
@@ -225,13 +226,13 @@ def _find_exchanged(
             yield one.shape.name
     if unsure:
         problems.append(
-            "peft_version is missing: before 0.19.1 PEFT had A and B of such parameters in each "
-            f"other's places, and shapes do not tell where both sides are equal: {some(unsure)}"
+            "peft_version is missing: before 0.19.1 PEFT exchanged A and B of such parameters, and "
+            f"the shapes do not show it if both dimensions are equal: {some(unsure)}"
         )
 
 
 def peft_writes_now(version: object) -> bool:
-    """Whether files of this `peft_version` mean what the newest PEFT reads in them."""
+    """Return whether files of this `peft_version` mean the same in the newest PEFT."""
     found = _version(version)
     return found is not None and found >= _IN_PLACE
 
@@ -242,7 +243,7 @@ def _version(value: object) -> tuple[int, ...] | None:
 
 
 def _matches(path: str, targets: tuple[str, ...]) -> bool:
-    """PEFT's rule, whatever exclude_modules and layers_to_transform say."""
+    """Follow PEFT's rule, in which exclude_modules and layers_to_transform have no effect."""
     return any(path == target or path.endswith(f".{target}") for target in targets)
 
 
@@ -267,12 +268,12 @@ def _by_linear(layout: BaseLayout, former: Mapping[str, Former]) -> Known:
 
 
 def _module(key: str) -> str:
-    """Of a key, where it has one of a LoRA's parameters."""
+    """Return the module of a key with one of a LoRA's parameters."""
     return key.removeprefix(PREFIX).partition(".lora_")[0]
 
 
 def _stacked(pair: LoraPair, experts: int) -> ExpertPairs:
-    """PEFT's two matrices of all experts."""
+    """Convert PEFT's two matrices of all experts."""
     rank = pair.a_RI.shape[0] // experts
     a_ERI = pair.a_RI.reshape(experts, rank, -1)
     b_EOR = pair.b_OR.reshape(-1, rank, experts).permute(2, 0, 1)
@@ -280,13 +281,13 @@ def _stacked(pair: LoraPair, experts: int) -> ExpertPairs:
 
 
 def _exchanged(pair: LoraPair, experts: int) -> ExpertPairs:
-    """Its A has the outputs, and its B the inputs."""
+    """Convert a pair whose A has the outputs and whose B has the inputs."""
     turned = _stacked(pair, experts)
     return ExpertPairs(turned.b_EOR.transpose(1, 2), turned.a_ERI.transpose(1, 2), turned.scaling_E)
 
 
 def _one_on_the_other(pairs: Mapping[int, LoraPair], experts: int, start: int) -> ExpertPairs:
-    """The pairs of some experts' linears; those of the others are zero."""
+    """Stack the pairs of some experts' linears; the others' pairs are zero."""
     first = next(iter(pairs.values()))
     rank = max(pair.a_RI.shape[0] for pair in pairs.values())
     a_ERI = first.a_RI.new_zeros(experts, rank, first.a_RI.shape[1])

@@ -1,13 +1,13 @@
-"""Regular expressions written by strangers, matched in bounded time.
+"""Untrusted regular expressions, matched in bounded time.
 
-An adapter's config may name modules by regular expressions, with the meaning of Python's `re`.
-That backtracks: a dozen characters of `(a+)+$` can hold the process, and the GIL, for hours. So
-they are matched by the package `regex`, which lets other threads run and ends after a time; all
-that one adapter's expressions may take is a `Budget`.
+An adapter's config may name modules by regular expressions with the meaning of Python's `re`. That
+module backtracks: a dozen characters of `(a+)+$` can hold the process, and the GIL, for hours. So
+they are matched by the package `regex`, which lets other threads run and has a timeout. A
+`Budget` limits the time of all expressions of one adapter.
 
-`re` compiles each of them as well, so what it refuses is refused. What the two would read
-otherwise is refused before, by name: fuzzy matching (`a{e<=1}`, which `re` takes for the
-characters themselves), POSIX classes, sets within sets, and conditionals (decision 0028).
+`re` also compiles each of them, so an expression that it refuses is refused. Expressions that the
+two packages read differently are refused by name: fuzzy matching (`a{e<=1}`, plain characters for
+`re`), POSIX classes, sets within sets, and conditionals (decision 0028).
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.problems import shown
 
 MAX_PATTERN: Final = 4096
-"""Characters of one expression; the longest seen in the wild have about 700."""
+"""Characters of one expression; the longest published ones have about 700."""
 
 LIMIT: Final = 3.0
-"""Seconds of the thread's processor time for one adapter over all modules of the base. The
-expressions of the wild take a quarter of a second for 18,624 modules."""
+"""Seconds of the thread's processor time for one adapter over all modules of the base. Published
+expressions take a quarter of a second for 18,624 modules."""
 
 MAX_PATTERNS: Final = 1 << 16
-"""Characters of all expressions of one config together: what compiling them may cost."""
+"""Characters of all expressions of one config together, which limits the time to compile them."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 _NESTED_SET: Final = re.compile(r"\[\^?\[|\[:|--|&&|~~|\|\|")
-"""What Python's parser warns of, on the server's standard error for a stranger's file; and
-POSIX classes, which it does not know."""
+"""Causes warnings of Python's parser, which would appear on the server's standard error for an
+untrusted file; also POSIX classes, which Python does not know."""
 _NOT_A_COUNT: Final = re.compile(r"(?<!\\)\{(?!\d+(?:,\d*)?\}|,\d+\})")
-"""A brace that `re` takes for itself, and `regex` for fuzzy matching."""
+"""A brace that is a plain character for `re` and fuzzy matching for `regex`."""
 _CONDITIONAL: Final = re.compile(r"\(\?\(")
-"""On a group around itself the two packages differ."""
+"""The two packages differ if it refers to a group around itself."""
 _LEAST: Final = re.compile(r"\{(\d+)")
 MAX_LEAST: Final = 1000
-"""Product of an expression's least counts: `regex` unfolds `(?:a{1000}){1000}` into a string of a
-million characters when it compiles it."""
+"""Limit on the product of an expression's minimum counts: `regex` expands `(?:a{1000}){1000}` to a
+string of a million characters when it compiles it."""
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]|\\[uUN]")
 """In a class, a range of such characters takes seconds to compile."""
 
@@ -58,7 +58,7 @@ class Budget:
         self._left = seconds
 
     def match(self, pattern: regex.Pattern[str], name: str) -> bool:
-        """Raises InvalidAdapter when nothing is left."""
+        """Match a name. Raises InvalidAdapter if no time is left."""
         before = time.thread_time()
         try:
             if self._left > 0:
@@ -79,8 +79,8 @@ Value = TypeVar("Value")
 class Pattern:
     """`re.fullmatch(source, name) is not None`, in bounded time.
 
-    With `suffix`, a part of the name that follows a dot may match instead. Raises
-    InvalidAdapter when the expression cannot be compiled or served; `where` names its field.
+    With `suffix`, a part of the name after a dot may match instead. Raises InvalidAdapter if the
+    expression cannot be compiled or served; `where` names its field.
     """
 
     __slots__ = ("_compiled",)
@@ -95,7 +95,7 @@ class Pattern:
             )
         for form, what in (
             (_NESTED_SET, "has a nested set, whose meaning Python will change"),
-            (_NOT_A_COUNT, "has a { that begins no count; write \\{ for the character"),
+            (_NOT_A_COUNT, "has a { that does not begin a count; write \\{ for the character"),
             (_CONDITIONAL, "has a conditional group, which is not served"),
             (_BEYOND_ASCII, "has a character beyond ASCII, which no module's name has"),
         ):
@@ -125,17 +125,17 @@ class Pattern:
 class SuffixRules(Generic[Value]):
     """PEFT's `rank_pattern` and `alpha_pattern`: the first that matches a module wins.
 
-    `re.match(rf"(.*\\.)?({source})$", name)`: a whole name, or what follows one of its dots.
-    Raises InvalidAdapter with every source that cannot be served.
+    `re.match(rf"(.*\\.)?({source})$", name)`: a whole name, or a part of it after a dot. Raises
+    InvalidAdapter with every source that cannot be served.
     """
 
     __slots__ = ("_patterns", "_plain")
 
     def __init__(self, rules: Mapping[str, Value], *, where: str) -> None:
-        # Most sources are plain paths, often one for each module of the base, and thousands of
-        # them would be matched with thousands of names; but their dots match any character, as
-        # the expressions they are. Those of one length with dots in the same places are looked
-        # up together.
+        # Most sources are plain paths, often one for each module of the base, and thousands of them
+        # would be matched with thousands of names. But they are expressions, whose dots match any
+        # character. So sources with the same length and the same positions of dots are looked up
+        # together.
         self._plain: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, Value]]] = {}
         self._patterns: list[tuple[int, Pattern, Value]] = []
         problems: list[str] = []
@@ -179,7 +179,7 @@ class SuffixRules(Generic[Value]):
 
 
 def _dotted(suffix: str, dots: tuple[int, ...]) -> str:
-    """`suffix` with a dot in each of these places."""
+    """Return `suffix` with a dot at each of these positions."""
     if all(suffix[at] == "." for at in dots):
         return suffix
     chars = list(suffix)

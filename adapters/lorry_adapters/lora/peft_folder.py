@@ -1,8 +1,8 @@
-"""A PEFT folder as tools and merging read it: the raw config, and tensors by module.
+"""A PEFT folder for tools and merging: the raw config, and tensors by module.
 
-Looser than `lora.weights.inspect`, on purpose: a tool has to tell what a folder is that no
-server takes yet. Keys are read with or without PEFT's prefix, and with or without an
-adapter's name in them; what a config means is asked of it key by key, where a tool needs it.
+This is deliberately more lenient than `lora.weights.inspect`, as a tool must also read folders that
+no server accepts yet. Keys are read with or without PEFT's prefix and an adapter's name. Tools
+look up the config's keys when they need them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PREFIX: Final = "base_model.model."
 MAX_CONFIG: Final = 1 << 20
 
 _STACKED: Final = ("gate_up_proj", "up_proj", "down_proj")
-"""Parameters that hold the weights of all experts, in the order of the modules' attributes."""
+"""Parameters with the weights of all experts, in the order of the modules' attributes."""
 
 _PAIR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<half>[AB])(?:\.[^.]+)?\.weight|embedding_(?P<table>[AB])(?:\.[^.]+)?)",
@@ -45,7 +45,7 @@ _PAIR: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Where a folder keeps the two matrices of one module's LoRA."""
+    """The keys of the two matrices of one module's LoRA."""
 
     module: str
     """Path in the base."""
@@ -136,7 +136,7 @@ class PeftFolder:
         a, b = self.entries[keys["A"]].shape, self.entries[keys["B"]].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
             return None
-        # Blocks, and groups of inputs: not the shapes of the delta.
+        # Blocks, or groups of inputs: these are not the shapes of the delta.
         if self.config.get("use_bdlora") or self.config.get("use_qalora"):
             return None
         embedding = "lora_embedding_" in keys["A"]
@@ -150,7 +150,8 @@ class PeftFolder:
         return Pair(path, keys["A"], keys["B"], rank, a[1], b[0], embedding, a[0] // rank)
 
     def _rank(self, parameter: str, rows: int) -> int:
-        """Return the rank of each expert's pair. Shapes of stacked tensors do not tell it."""
+        """Return the rank of each expert's pair, which the shapes of stacked tensors do not
+        show."""
         if parameter.rpartition(".")[2] not in _STACKED:
             return rows
         pattern = self.config.get("rank_pattern") or {}
@@ -174,8 +175,8 @@ class PeftFolder:
 
 
 def parameter_of(module: str, targets: object) -> str | None:
-    """The parameter that a pair under this module's name is for, by the config's
-    `target_parameters`: PEFT nests a wrapper for each, the last one outermost."""
+    """Return the parameter to which a pair under this module's name belongs, according to
+    `target_parameters`: PEFT nests a wrapper for each, with the last outermost."""
     owner = module
     while owner.endswith(".base_layer"):
         owner = owner.removesuffix(".base_layer")
@@ -213,7 +214,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def natural(path: str) -> list[tuple[int, str]]:
@@ -233,7 +234,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    # transformers and PEFT want the mark.
+    # transformers and PEFT require this metadata.
     save_file(
         {key: tensor.contiguous() for key, tensor in tensors.items()},
         folder / WEIGHTS_FILE,
@@ -249,9 +250,9 @@ def require_free(folder: Path) -> None:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """What is written to the folder it gives is `folder` when the block ends well.
+    """Yield a folder that becomes `folder` if the block succeeds.
 
-    ToolError where `folder` is there and not empty, or cannot be written.
+    Raises ToolError if `folder` exists and is not empty, or cannot be written.
     """
     require_free(folder)
     partial = folder.with_name(folder.name + ".partial")

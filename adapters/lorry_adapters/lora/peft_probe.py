@@ -55,7 +55,7 @@ class PeftProbe:
                 model = get_peft_model(skeleton, config)
                 result = set_peft_model_state_dict(model, dict(tensors))
         except Exception as error:
-            # The config is untrusted: whatever PEFT raises, the config is at fault.
+            # The config is untrusted, so whatever PEFT raises is the config's fault.
             raise Unbuildable(
                 f"PEFT cannot build {peft_type} from this config and file: "
                 f"{shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}"
@@ -126,7 +126,7 @@ class PeftProbe:
         if not worst <= _TOLERANCE * (1 + float(probed_TO.abs().max())):
             raise InvalidAdapter(
                 [
-                    f"{self.peft_type}: the answer of {shown(name)} is not linear in its input, so "
+                    f"{self.peft_type}: the output of {shown(name)} is not linear in its input, so "
                     "it cannot be served as a change of its weight"
                 ]
             )
@@ -135,7 +135,7 @@ class PeftProbe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured(Indivisible):
-    """One linear of such an adapter; its D and e are found when it meets the base."""
+    """One linear of such an adapter; D and e are computed when it is bound to the base."""
 
     peft_probe: PeftProbe
     name: str
@@ -156,7 +156,7 @@ class Measured(Indivisible):
         bias_O = None if base.bias is None else base.bias.detach().float().cpu()
         weight_OI = base.weight().cpu()
         change_OI, offset_O = self.peft_probe.measure(self.name, weight_OI, bias_O)
-        # The change is the difference of two weights, and has the rounding of both.
+        # The change is the difference of two weights, with the rounding of both.
         pair = factors(change_OI, float(weight_OI.norm() + change_OI.norm()))
         offset_O = base.held(offset_O)
         if pair is None:
@@ -167,8 +167,8 @@ class Measured(Indivisible):
 
 
 def _skeleton(modules: Sequence[BaseModule]) -> nn.Module:
-    """Linears at the paths of the base, whose weights take no memory: one zero, repeated.
-    They have a bias where the base's have: some methods ask."""
+    """Make linears at the paths of the base whose weights take no memory: one zero, repeated. They
+    have a bias if the base's have one, as some methods check."""
     root = nn.Module()
     for module in modules:
         *parents, leaf = module.name.split(".")
@@ -200,9 +200,8 @@ def _bare(module: BaseModule) -> nn.Module:
 
 
 def truly_missing(keys: Sequence[str], model: Any) -> list[str]:
-    """Of the `missing_keys` of a PEFT model that a file was loaded into, those that the file
-    should have had. PEFT calls the base's own weights missing, too, and each mention of a shared
-    tensor but the one that the file has."""
+    """Return those of PEFT's `missing_keys` that the file should have contained. PEFT also lists
+    the base's own weights, and every name of a shared tensor except the one in the file."""
     state = model.state_dict()
     there = {tensor.data_ptr() for key, tensor in state.items() if key not in set(keys)}
     return [

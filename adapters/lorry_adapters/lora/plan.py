@@ -1,15 +1,14 @@
-"""The step's plan: which tokens want which slots at which scale. Built once, used by every layer.
+"""The step's plan: the slots and scales of each token. Built once, used by every layer.
 
-A *pair* is one adapter of one token. A row with two adapters has two pairs per
-token, a row of the base model has none. Pairs lie slot by slot, so that the
-tokens of one adapter are neighbours and one matrix product serves them all. A
-request's scale is a number of the pair; no weights are copied for it. Pairs of
-neighbouring tokens with one adapter at one scale are a *run*: a prompt of a
-thousand tokens is one.
+A *pair* is one adapter of one token. A row with two adapters has two pairs per token, and a row of
+the base model has none. Pairs are ordered by slot, so that the tokens of one adapter are
+neighbours and share one matrix product. A request's scale is a number of the pair; no weights
+are copied for it. Pairs of neighbouring tokens with one adapter at one scale are a *run*: a
+prompt of a thousand tokens is one.
 
-Layers differ in which slots carry something for them (an adapter may target
-`q_proj` only) and at which rank. Layers with the same ranks share one
-`ModulePlan`, made at first use: two or three a step, not one a layer.
+Layers differ in the slots that they use (an adapter may target `q_proj` only) and in the ranks.
+Layers with the same ranks share one `ModulePlan`, made at first use: two or three per step, not
+one per layer.
 
 Letters: T tokens, P pairs, N adapters in this step, M tokens of one adapter.
 """
@@ -30,19 +29,19 @@ Run = tuple[int, int, int, float]
 """(slot, first token, number of tokens, scale)."""
 
 Tokens = Tensor | slice
-"""Some of a step's: int64 `[M]`, or a run of neighbours."""
+"""Some of a step's tokens: int64 `[M]`, or a slice."""
 
 MAX_PADDING = 2.0
-"""Padded batch of adapters or one product each: the batch may waste this factor of work."""
+"""A padded batch of adapters is used instead of one product each up to this factor of work."""
 
 
 class Shape(StrEnum):
-    """How the pairs lie, and so which kernel suits them."""
+    """The arrangement of the pairs, which decides the kernel."""
 
     UNIFORM = "uniform"
     """The tokens from `first_token` on are the pairs, in order, M for each of N slots."""
     PADDED = "padded"
-    """Unequal counts, near enough for one batch of N x M with holes."""
+    """Unequal counts, similar enough for one batch of N x M with padding."""
     SEGMENTS = "segments"
     """One product for each slot."""
 
@@ -54,31 +53,32 @@ class Segment:
     slot: int
     rank: int
     start: int
-    """First pair."""
+    """The first pair."""
     stop: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModulePlan:
-    """What one module does in this step; the same object for all modules of equal ranks."""
+    """The plan of one module in this step, shared by all modules with equal ranks."""
 
     shape: Shape
     segments: tuple[Segment, ...]
     """In the order of the plan's pairs; none is empty and none has rank 0."""
     rank: int
-    """Largest of them."""
+    """The largest rank."""
     first_slot: int
     contiguous: bool
-    """The segments' slots are first_slot, first_slot + 1, ...: read them without a copy."""
+    """The segments' slots are first_slot, first_slot + 1, ..., so they can be read without a
+    copy."""
     slots_N: Tensor
     """int64, the segments' slots."""
     token_P: Tensor | None
-    """int64, the token of each pair; None where it is `first_token` + pair."""
+    """int64, the token of each pair; None if it is `first_token` + pair."""
     first_token: int
     scale_P1: Tensor | None
-    """In the compute dtype; None where every scale is 1."""
+    """In the compute dtype; None if every scale is 1."""
     place_P: Tensor | None
-    """PADDED: int64, where each pair lies in the N x M grid."""
+    """PADDED: int64, the position of each pair in the N x M grid."""
     width: int
     """UNIFORM and PADDED: M."""
 
@@ -89,22 +89,22 @@ class ModulePlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cover:
-    """The tokens that any of some slots has a say in, and which of them are whose."""
+    """The tokens that use at least one of several slots, and the tokens of each slot."""
 
     tokens_M: Tensor
     """int64, in order."""
     rest_N: Tensor | None
-    """int64: all others; None where there are none."""
+    """int64: all other tokens; None if there are none."""
     slots: tuple[tuple[int, Tensor | None, Tensor], ...]
-    """(slot, which of the M are its own `[M]` or None for all, their scales `[M, 1]`)."""
+    """(slot, the mask of its tokens among the M, `[M]`, or None for all, their scales `[M, 1]`)."""
 
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """Made by `build_plan`; immutable but for its memos."""
+    """Created by `build_plan`; immutable except its caches."""
 
     runs: tuple[Run, ...]
-    """Slot by slot, and by token within each; none is empty."""
+    """By slot, and by token within each; none is empty."""
     num_tokens: int
     dtype: torch.dtype
     device: torch.device
@@ -115,8 +115,8 @@ class Plan:
 
     @property
     def pairs(self) -> tuple[tuple[int, int, float], ...]:
-        """(slot, token, scale) of each pair, in the order of the runs. Takes time that grows with
-        the tokens."""
+        """Return (slot, token, scale) of each pair, in the order of the runs. The time is
+        proportional to the tokens."""
         if self._pairs is None:
             self._pairs = tuple(
                 (slot, token, scale)
@@ -135,7 +135,7 @@ class Plan:
         return tuple(dict.fromkeys([slot for slot, _, _, _ in self.runs]))
 
     def tokens_of(self, slot: int) -> tuple[Tokens, Tensor]:
-        """The tokens of a slot in use, and their scales: `[M, 1]`, or `[1, 1]` where all are
+        """Return the tokens of a slot in use, and their scales: `[M, 1]`, or `[1, 1]` if all are
         the same."""
         try:
             return self._tokens[slot]
@@ -144,7 +144,7 @@ class Plan:
             scales = [mine[0][3]] if len({run[3] for run in mine}) == 1 else _scales_of(mine)
             first, last = mine[0][1], mine[-1][1] + mine[-1][2]
             made = self._tokens[slot] = (
-                # Of a slice a tensor is a view; an index copies, in ten times the time.
+                # Indexing with a slice gives a view; an index copies, in ten times the time.
                 slice(first, last)
                 if _is_unbroken(mine)
                 else torch.tensor(_tokens_of(mine), device=self.device),
@@ -153,7 +153,7 @@ class Plan:
             return made
 
     def cover(self, slots: tuple[int, ...]) -> Cover:
-        """Of some slots in use."""
+        """Return the cover of some slots in use."""
         try:
             return self._covers[slots]
         except KeyError:
@@ -181,9 +181,9 @@ class Plan:
         )
 
     def for_ranks(self, ranks: tuple[int, ...]) -> ModulePlan | None:
-        """The plan of a module that holds rank `ranks[slot]` for each slot (0: nothing).
+        """Return the plan of a module with rank `ranks[slot]` in each slot (0: nothing).
 
-        None where no token of this step wants anything of the module.
+        Returns None if no token of this step uses the module's adapters.
         """
         try:
             return self._memo[ranks]
@@ -240,7 +240,7 @@ class Plan:
 
 
 def _is_unbroken(runs: Sequence[Run]) -> bool:
-    """Whether each run begins where the one before it ends."""
+    """Return whether each run begins at the end of the one before it."""
     end = runs[0][1]
     for _, first, count, _ in runs:
         if first != end:
@@ -258,7 +258,7 @@ def _scales_of(runs: Sequence[Run]) -> list[float]:
 
 
 def joined(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Runs in their order, those that continue the one before them as a part of it."""
+    """Join runs that continue the one before them, in order."""
     made: list[Run] = []
     for run in runs:
         if made:
@@ -277,20 +277,20 @@ def build_plan(
     device: torch.device,
     digest_of: Callable[[int], str] | None = None,
 ) -> Plan:
-    """`rows`: (number of tokens, adapters) in the order of the packed tokens. `digest_of`:
-    of the adapter in a slot; with it a sum is made in an order that no slot decides."""
+    """`rows`: (number of tokens, adapters) in the order of the packed tokens. `digest_of` returns
+    the digest of the adapter in a slot; with it, the order of a sum does not depend on slots."""
     runs: list[Run] = []
     token = 0
     for num_tokens, uses in rows:
         for slot, scale in uses if num_tokens else ():
             if slot < 1 or scale == 0.0:
-                # Not an assertion: kernels read the slot that they are told.
-                raise ValueError(f"slot {slot} at scale {scale} is no adapter")
+                # Not an assertion: kernels read any slot that they are given.
+                raise ValueError(f"slot {slot} at scale {scale} is not an adapter")
             runs.append((slot, token, num_tokens, scale))
         token += num_tokens
     if digest_of is not None and any(len(uses) > 1 for _, uses in rows):
-        # Deltas are added in this order. Slots depend on who came before, digests do not:
-        # a sum of adapters has the same last bits wherever they lie.
+        # Deltas are added in this order. Slots depend on earlier requests, digests do not. So a
+        # sum of adapters has the same last bits in any slots.
         runs.sort(key=lambda run: (digest_of(run[0]), *run[:2]))
     else:
         runs.sort()

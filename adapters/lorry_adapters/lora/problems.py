@@ -1,4 +1,4 @@
-"""Messages about what is wrong with an adapter, safe to show.
+"""Messages about an adapter's problems, safe to display.
 
 The messages quote untrusted files and go to logs, terminals and JSON. A quoted value is therefore
 ASCII and short, and a list of problems has a maximum length.
@@ -15,7 +15,7 @@ MAX_PROBLEMS: Final = 50
 
 PICKLE: Final = "adapter_model.bin"
 HUB_PICKLE: Final = "pytorch_adapter.bin"
-"""The same file as AdapterHub names it."""
+"""AdapterHub's name of the same file."""
 
 UNKNOWN_COLUMN_ORDER: Final = (
     "It is served as PEFT reads it. If it was trained by Unsloth before 2026.9.6, its experts get "

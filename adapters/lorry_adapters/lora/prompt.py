@@ -1,10 +1,9 @@
-"""Virtual tokens: what prompt tuning, p-tuning and prefix tuning put in front of a prompt.
+"""Virtual tokens, which prompt tuning, p-tuning and prefix tuning put before a prompt.
 
-They take the positions 0 to N - 1, and the prompt begins at N. The base's weights stay what
-they are, so there is no strength to scale: an adapter is there as a whole, or not.
+They take the positions 0 to N - 1, and the prompt begins at N. The base's weights are not changed,
+so there is no strength to scale: an adapter is used as a whole or not at all.
 
-Letters: N virtual tokens, L layers, K heads of keys and values, D head size, H embedding
-width.
+Letters: N virtual tokens, L layers, K heads of keys and values, D head size, H embedding width.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptEmbeddings:
-    """Embeddings that run through the model as those of tokens do (arXiv:2104.08691). A base
-    that scales its embeddings does so inside its table or behind it, and these come in at
-    the table's output: they are scaled exactly where PEFT has them scaled."""
+    """Embeddings that run through the model like those of tokens (arXiv:2104.08691). They are
+    inserted at the output of the base's table. A base that scales its embeddings does so inside the
+    table or behind it, so these are scaled exactly if PEFT scales them."""
 
     rows_NH: Tensor
 
@@ -35,8 +34,8 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyValuePrefix:
-    """Keys and values for every layer's cache (arXiv:2101.00190), as the cache has them: a
-    key that the base would rotate by its position is not rotated any more."""
+    """Keys and values for every layer's cache (arXiv:2101.00190), in the cache's form: the keys are
+    not rotated by their positions any more."""
 
     cells_L2NKD: Tensor
     """[:, 0] keys, [:, 1] values."""
@@ -51,7 +50,7 @@ class KeyValuePrefix:
 
     @classmethod
     def of(cls, flat_NX: Tensor, layers: int, heads: int, size: int) -> KeyValuePrefix:
-        """From PEFT's tensor: a token's keys and values, layer by layer, in one row."""
+        """Convert PEFT's tensor: a token's keys and values, layer by layer, in one row."""
         cells_NL2KD = flat_NX.view(-1, layers, 2, heads, size)
         return cls(cells_NL2KD.permute(1, 2, 0, 3, 4).contiguous())
 
@@ -60,6 +59,6 @@ VirtualTokens: TypeAlias = PromptEmbeddings | KeyValuePrefix
 
 
 def multitask(shared_NH: Tensor, columns_NR: Tensor, rows_RH: Tensor) -> PromptEmbeddings:
-    """One task's prompt: the shared one times the task's own, which has a low rank
+    """Return one task's prompt: the shared one times the task's own, which has a low rank
     (arXiv:2303.02861, eq. 1)."""
     return PromptEmbeddings(shared_NH.float() * torch.matmul(columns_NR.float(), rows_RH.float()))

@@ -1,4 +1,4 @@
-"""Effects on embeddings, and modules that an adapter brings whole, instead of the base's own.
+"""Effects on embeddings, and whole modules of an adapter that replace the base's own.
 
 Letters as in `effects`: M tokens of one adapter, K trained rows, V vocabulary, H width.
 """
@@ -18,7 +18,7 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.effects import Delta, Dora, Effect, EffectTarget, Indivisible, PairBias
 
 _NEVER: Final = -1e30
-"""The logit of a token that is never answered."""
+"""The logit of a token that must never be drawn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +48,9 @@ class EmbeddingPair(Indivisible):
 class EmbeddingDora(Indivisible):
     """The same with a magnitude: y = m / |W + s (B A)'| (table[id] + s A[:, id] B').
 
-    |.| is the norm of each of the H columns, over the whole vocabulary: PEFT's DoRA with the
-    table as the weight of a linear from tokens to features. It needs three sums of squares,
-    as `effects.Dora` does, and no table of its own.
+    |.| is the norm of each of the H columns, over the whole vocabulary: PEFT's DoRA with the table
+    as the weight of a linear from tokens to features. Like `effects.Dora`, it needs three sums of
+    squares and no copy of the table.
     """
 
     a_RV: Tensor
@@ -85,7 +85,7 @@ class EmbeddingDora(Indivisible):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRows(Indivisible):
-    """Trained rows of an embedding table, instead of the base's."""
+    """Trained rows of an embedding table, which replace the base's."""
 
     ids_K: Tensor
     rows_KH: Tensor
@@ -97,13 +97,13 @@ class TokenRows(Indivisible):
     def bind(self, base: EffectTarget) -> Delta | None:
         if not len(self.ids_K):
             return None
-        # Sorted: an adapter may bring a row for every token, and a step asks for many of them.
+        # Sorted: an adapter may have a row for every token, and a step looks up many of them.
         ids_K, order_K = self.ids_K.sort(stable=True)
         rows_KH = self.rows_KH[order_K].float() * _embedding_factor(base.module)
         rows_KH, ids_K = base.held(rows_KH), ids_K.to(base.device)
 
         def delta(ids_M: Tensor, y_MH: Tensor, scale: Tensor) -> Tensor:
-            # With an id listed twice the last row counts, as in an index copy.
+            # If an id is listed twice, the last row counts, as in an index copy.
             last_M = (torch.searchsorted(ids_K, ids_M, right=True) - 1).clamp_min(0)
             mine_M1 = (ids_K[last_M] == ids_M)[:, None]
             return torch.where(mine_M1, rows_KH[last_M] - y_MH, 0)
@@ -113,9 +113,9 @@ class TokenRows(Indivisible):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLogits(Indivisible):
-    """Trained rows of an output head; often the same that its embedding has.
+    """Trained rows of an output head; often the same as those of its embedding.
 
-    PEFT's layer leaves the head's bias out, of all tokens, so the adapter was trained without.
+    PEFT's layer omits the head's bias for all tokens, so the adapter was trained without it.
     """
 
     ids_K: Tensor
@@ -141,19 +141,19 @@ class TokenLogits(Indivisible):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnModule(Indivisible):
-    """A whole module, trained: instead of the base's (PEFT's `modules_to_save`)."""
+    """A whole trained module, which replaces the base's (PEFT's `modules_to_save`)."""
 
     weight: Tensor | None
-    """Of a linear `[O, I]`, of an embedding `[V, H]`, of a norm `[H]`."""
+    """`[O, I]` of a linear, `[V, H]` of an embedding, `[H]` of a norm."""
     bias: Tensor | None
     transposed: bool = False
     """GPT-2's linears are saved as they are stored: `[I, O]`.
 
-    A table or a head may have fewer rows than the base: the tokens beyond them are none of the
-    adapter's vocabulary. They are never answered; where one is read, it is as the base has it.
+    A table or a head may have fewer rows than the base. The tokens beyond them are not in the
+    adapter's vocabulary. They are never drawn; in a prompt they are read as the base reads them.
     """
     asked: bool = True
-    """The config names it. PEFT saves tables that it does not name, too, mostly as copies."""
+    """True if the config names it. PEFT also saves tables that are not named, mostly as copies."""
 
     @property
     def nbytes(self) -> int:
@@ -173,7 +173,7 @@ class OwnModule(Indivisible):
             outputs = weight_OI.shape[0]
             own = bias if bias is not None or base.bias is None else base.bias[:outputs]
             return _other_linear(weight_OI, own)
-        # A norm: its own arithmetic, with other numbers.
+        # A norm: its own computation with other numbers.
         mine = copy.deepcopy(module)
         with torch.no_grad():
             for name, values in (("weight", weight), ("bias", bias)):
@@ -182,12 +182,13 @@ class OwnModule(Indivisible):
         return lambda x, y, scale: mine(x) - y
 
     def as_linear(self) -> Tensor:
-        """Its weight as `EffectTarget.weight` gives the base's."""
+        """Return its weight in the form of `EffectTarget.weight`."""
         assert self.weight is not None
         return self.weight.float().T if self.transposed else self.weight.float()
 
     def _is_copy(self, base: EffectTarget) -> bool:
-        """PEFT saves the embeddings beside some adapters although nobody trained them."""
+        """Return whether it equals the base's. PEFT saves untrained embeddings beside some
+        adapters."""
         if self.weight is None or self.bias is not None or self.weight.dim() != 2:
             return False
         theirs = base.weight()
@@ -218,8 +219,8 @@ def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
         mine_MO = F.linear(x_MI, weight_OI, bias_O)
         if outputs == y_MO.shape[1]:
             return mine_MO - y_MO
-        # As good as minus infinity, which a step takes for numbers that have overflowed; and
-        # two adapters that both say so are still a number.
+        # In effect minus infinity, which a step would report as an overflow. A sum of two such
+        # deltas is still finite.
         never = max(torch.finfo(y_MO.dtype).min / 4, _NEVER)
         delta_MO = torch.full_like(y_MO, never)
         delta_MO[:, :outputs] = mine_MO - y_MO[:, :outputs]
@@ -230,8 +231,8 @@ def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnTop(Indivisible):
-    """The rest of an adapter on a module that it replaces: what PEFT puts around a module whose
-    own weight the file has, too (token rows, DoRA's norm), has that one for its base."""
+    """The other effects of an adapter on a module that it replaces. PEFT's layers around such a
+    module (token rows, DoRA's norm) use the replacing weight as their base."""
 
     own: OwnModule
     rest: tuple[Effect, ...]
@@ -241,15 +242,15 @@ class OnTop(Indivisible):
         return self.own.nbytes + sum(effect.nbytes for effect in self.rest)
 
     def bind(self, base: EffectTarget) -> Delta | None:
-        """Raises InvalidAdapter where something would still see the base's module."""
+        """Bind on the replacing module. Raises InvalidAdapter if an effect would use the base's."""
         below = self.own.bind(base)
         if below is not None:
             blind = {type(e).__name__ for e in self.rest if not isinstance(e, _SEES_WEIGHT)}
             if blind:
                 raise InvalidAdapter(
                     [
-                        f"{', '.join(sorted(blind))} on a module whose own weight the adapter "
-                        "changes as well is not served"
+                        f"{', '.join(sorted(blind))} is not served on a module whose own weight "
+                        "the adapter also changes"
                     ]
                 )
             base = replace(base, weight=self.own.as_linear)
@@ -264,11 +265,11 @@ class OnTop(Indivisible):
 
 
 _SEES_WEIGHT: Final = (Dora, EmbeddingDora, EmbeddingPair, PairBias, TokenLogits, TokenRows)
-"""What takes the base's weight and answer as they are given, and nothing else of the module."""
+"""Effects that use only the given weight and output of the base, and nothing else of the module."""
 
 
 def stacked(effects: Sequence[Any]) -> Sequence[Any]:
-    """An adapter's effects on one module: those beside a module of its own are on top of it."""
+    """Put an adapter's effects on one module on top of its replacement of the module, if any."""
     own = next((effect for effect in effects if isinstance(effect, OwnModule)), None)
     if own is None or len(effects) == 1:
         return effects
@@ -276,12 +277,12 @@ def stacked(effects: Sequence[Any]) -> Sequence[Any]:
 
 
 def _rounded(weight_OI: Tensor) -> Tensor:
-    """To 8 bits a row, as a base in int8 holds it."""
+    """Round to 8 bits per row, like a base in int8."""
     scale_O1 = weight_OI.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
     return (weight_OI / scale_O1).round() * scale_O1
 
 
 def _embedding_factor(module: nn.Module) -> float:
-    """Gemma 3 multiplies inside its embedding module."""
+    """Return the factor of an embedding module that scales its output, as in Gemma 3."""
     factor = getattr(module, "embed_scale", None)
     return 1.0 if factor is None else float(factor)

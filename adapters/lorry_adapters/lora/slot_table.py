@@ -1,8 +1,8 @@
-"""Which adapter sits in which device slot. No torch: places only, the tensors are in `layers`.
+"""The adapters in the device slots. No torch: only the assignment; the tensors are in `layers`.
 
-Slot 0 is the base model and never appears here; slots 1 to `num_slots` each hold
-at most one adapter, known by its digest. A pinned slot is in use by a running
-request and is never taken; among the others the least recently used goes first.
+Slot 0 is the base model and never appears here. Slots 1 to `num_slots` each hold at most one
+adapter, identified by its digest. A pinned slot is in use by a running request and is never
+evicted; among the others the least recently used goes first.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ class _Place:
     slot: int
     pins: int = 0
     forgotten: bool = False
-    """Its adapter is gone for good: free the slot at the last unpin."""
+    """Its adapter was removed for good: free the slot at the last unpin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A slot given to an adapter whose weights are not there yet."""
+    """A slot assigned to an adapter whose weights are not there yet."""
 
     slot: int
     evicted: str | None
-    """The digest that lost it; None where the slot was free."""
+    """The digest that was evicted; None if the slot was free."""
 
 
 class SlotTable:
-    """Places adapters in slots, pins them while they run, evicts the rest by age."""
+    """Assigns slots to adapters, pins them while they run, and evicts the least recently used."""
 
     def __init__(self, num_slots: int) -> None:
         assert num_slots >= 1
         self.num_slots = num_slots
         # Ordered by last use, oldest first.
         self._places: OrderedDict[str, _Place] = OrderedDict()
-        # Lowest slot last, so that `pop` keeps the used slots together: the kernels
-        # read neighbouring slots without a copy.
+        # Lowest slot last, so that `pop` keeps the used slots together: the kernels read
+        # neighbouring slots without a copy.
         self._free = list(range(num_slots, 0, -1))
 
     def slot_of(self, digest: str) -> int | None:
@@ -46,7 +46,7 @@ class SlotTable:
         return None if place is None else place.slot
 
     def digest_in(self, slot: int) -> str:
-        """Of the adapter that is there."""
+        """Return the digest of the adapter in a slot."""
         return next(digest for digest, place in self._places.items() if place.slot == slot)
 
     @property
@@ -59,7 +59,8 @@ class SlotTable:
         return sum(place.pins > 0 for place in self._places.values())
 
     def has_room_for(self, digests: Sequence[str]) -> bool:
-        """Could all of `digests` be in slots at once, without taking a pinned one?"""
+        """Return whether all of `digests` could be in slots at once, without evicting a pinned
+        one."""
         wanted = set(digests)
         missing = sum(digest not in self._places for digest in wanted)
         evictable = sum(
@@ -68,8 +69,8 @@ class SlotTable:
         return missing <= len(self._free) + evictable
 
     def claim(self, digest: str, *, keep: Sequence[str] = ()) -> Claim | None:
-        """Give `digest` a slot: a free one, else the least recently used that is neither
-        pinned nor in `keep`. None if there is no such slot."""
+        """Assign a slot to `digest`: a free one, or the least recently used that is neither pinned
+        nor in `keep`. Return None if there is no such slot."""
         assert digest not in self._places
         evicted = None
         if not self._free:
@@ -84,7 +85,7 @@ class SlotTable:
         return Claim(slot, evicted)
 
     def pin(self, digest: str) -> int:
-        """Count one more user of a resident adapter; gives its slot."""
+        """Count one more user of a resident adapter and return its slot."""
         place = self._places[digest]
         place.pins += 1
         place.forgotten = False
@@ -99,7 +100,7 @@ class SlotTable:
             self._release(digest)
 
     def forget(self, digest: str) -> None:
-        """The adapter is gone: free its slot now, or when its last row has ended."""
+        """Free the slot of a removed adapter, now or when its last row has ended."""
         place = self._places.get(digest)
         if place is None:
             return

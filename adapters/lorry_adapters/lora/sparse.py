@@ -1,4 +1,4 @@
-"""A weight of which an adapter changes a few numbers here and there.
+"""A weight of which an adapter changes a few numbers.
 
 Letters as in `effects`: M tokens of one adapter, I in, O out, N changed numbers.
 """
@@ -16,11 +16,11 @@ from lorry_adapters.lora.effects import Delta, EffectTarget
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
-    """y += s S x, S zero but at N places; numbers at the same place add up."""
+    """y += s S x. S is zero except at N places; numbers at the same place add up."""
 
     rows_N: Tensor
     columns_N: Tensor
-    """Places in `[O, I]`; who calls has checked them."""
+    """Indices into `[O, I]`, which must have been checked."""
     values_N: Tensor
     shape: tuple[int, int]
 
@@ -39,13 +39,13 @@ class Sparse:
             places_2N, self.values_N.float(), self.shape, check_invariants=True
         ).coalesce()
         with warnings.catch_warnings():
-            # torch says once that compressed rows are a new feature of its.
+            # torch warns once that compressed rows are a new feature.
             warnings.simplefilter("ignore", UserWarning)
-            # By rows: fifteen times as fast as by places on a CPU.
+            # By rows: fifteen times as fast on a CPU as by indices.
             sparse_OI = summed.to(base.device).to_sparse_csr()
 
         def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-            # In fp32, as not every device multiplies sparse matrices of less.
+            # In fp32, as not every device multiplies sparse matrices of smaller dtypes.
             changed_MO = (sparse_OI @ x_MI.float().T).T
             return (changed_MO * scale_M1).to(y_MO.dtype)
 

@@ -1,8 +1,9 @@
-"""Deltas that are found from the base's own weight: by its singular vectors, or in a basis.
+"""Deltas that depend on the base's own weight: on its singular vectors, or on a basis.
 
-What such a method trains means something only beside the weight that it was taken from, so all
-of it is computed when the adapter meets the base, and once. A decomposition takes its time: about
-two seconds for a weight of [2048, 2048] on one core, and eight times that for twice the width.
+The trained numbers of such a method are meaningful only with the weight that they were trained on,
+so the delta is computed once, when the adapter is bound to the base. A decomposition takes time:
+about two seconds for a weight of [2048, 2048] on one core, and eight times that for twice the
+width.
 
 Letters as in `effects`: M tokens of one adapter, I in, O out, R rank, L of a tail, N numbers.
 """
@@ -18,11 +19,11 @@ from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
 
 
 def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(left `[O, L]`, right `[L, I]`): their product is what the `count` smallest singular
-    values of the weight add to it. What sign its vectors have makes no difference.
+    """Return (left `[O, L]`, right `[L, I]`), whose product is the contribution of the `count`
+    smallest singular values to the weight. The signs of the vectors do not matter.
 
-    By the decomposition that PEFT uses, in fp32 as there: where two singular values at the cut
-    are close, an exact one would differ from it by more than rounding.
+    Uses PEFT's decomposition, in fp32 like PEFT: if two singular values at the cut are close, an
+    exact one would differ from it by more than rounding.
     """
     u_OX, s_X, v_XI = torch.linalg.svd(weight_OI, full_matrices=False)
     first = s_X.shape[0] - count
@@ -31,8 +32,8 @@ def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WithoutTail(Indivisible):
-    """KaSA's base: without the smallest singular values. At any scale, as PEFT's `set_scale`
-    leaves the base alone: arXiv:2412.06071."""
+    """KaSA's base, without the smallest singular values. It applies at any scale, as PEFT's
+    `set_scale` does not affect the base: arXiv:2412.06071."""
 
     count: int
 
@@ -48,8 +49,9 @@ class WithoutTail(Indivisible):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewTail(Indivisible):
-    """OSF: other numbers in place of the weight's smallest singular values and their vectors;
-    the largest are as they were: arXiv:2504.07097."""
+    """OSF: replaces the weight's smallest singular values and their vectors; the largest are
+    unchanged:
+    arXiv:2504.07097."""
 
     u_OL: Tensor
     s_L: Tensor
@@ -76,11 +78,11 @@ class NewTail(Indivisible):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turned(Indivisible):
-    """PSOFT: the weight's largest singular vectors, turned among themselves.
+    """PSOFT: rotates the weight's largest singular vectors among themselves.
 
-    W V' -> U sqrt(S) (R - 1) sqrt(S) V' is added, or U S (R - 1) V': arXiv:2505.11235.
-    R belongs to the signs that the vectors have, which are whatever the decomposition gives:
-    the same routine on the same weight must be used, so it is PEFT's, on the CPU.
+    Adds W V' -> U sqrt(S) (R - 1) sqrt(S) V', or U S (R - 1) V': arXiv:2505.11235. R depends on the
+    signs of the vectors, which are arbitrary results of the decomposition. So the same routine must
+    be used on the same weight: PEFT's, on the CPU.
     """
 
     turn_RR: Tensor
@@ -88,9 +90,9 @@ class Turned(Indivisible):
     halved: bool
     """sqrt(S) on both sides."""
     passes: int | None
-    """Of a decomposition by random directions; None: a full one."""
+    """Passes of a randomized decomposition; None for a full one."""
     seed: int
-    """Of the directions."""
+    """The seed of its directions."""
 
     @property
     def nbytes(self) -> int:
@@ -116,8 +118,8 @@ class Turned(Indivisible):
 def _by_directions(
     weight_OI: Tensor, rank: int, passes: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `torch.svd_lowrank` gives after `torch.manual_seed(seed)`, with a generator of its
-    own: Halko, Martinsson, Tropp, arXiv:0909.4061, algorithms 4.4 and 5.1."""
+    """Return the result of `torch.svd_lowrank` after `torch.manual_seed(seed)`, with a generator of
+    its own: Halko, Martinsson, Tropp, arXiv:0909.4061, algorithms 4.4 and 5.1."""
     wide = weight_OI.shape[0] < weight_OI.shape[1]
     tall_XS = weight_OI.T if wide else weight_OI
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +135,7 @@ def _by_directions(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
-    """V and the places of S, which all linears of one role share."""
+    """V and the indices of S, which all linears of one role share."""
 
     v_II: Tensor
     rows_N: Tensor
@@ -146,8 +148,8 @@ class Basis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InBasis(Indivisible):
-    """FRoD: W' = U (diag(l) + S) V', where U's columns are those of W V'^-1, each of length 1,
-    and S has a number at each of N places."""
+    """FRoD: W' = U (diag(l) + S) V'. U's columns are those of W V'^-1, scaled to length 1, and S
+    has a number at each of N places."""
 
     basis: Basis
     lengths_I: Tensor
@@ -168,7 +170,7 @@ class InBasis(Indivisible):
         try:
             u_OI = torch.linalg.solve(v_II, weight_OI.T).T
         except RuntimeError:
-            # As PEFT does it with a basis that is none.
+            # Like PEFT, with a V that may not be invertible.
             u_OI = weight_OI @ torch.linalg.pinv(v_II, rtol=1e-6).T
         u_OI = torch.nn.functional.normalize(u_OI, dim=0)
         inner_II = torch.diag(self.lengths_I.double())

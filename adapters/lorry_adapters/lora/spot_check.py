@@ -1,9 +1,9 @@
-"""A self-check when an adapter is loaded: some of its deltas against the files themselves.
+"""A self-check when an adapter is loaded: compares some of its deltas with the files.
 
-What was read went through the parsing of keys, targets, ranks and strengths. Here a few
-modules are looked up by nothing but PEFT's own naming, their delta of a random input is
-computed from the raw tensors and the raw config, and both must agree. A mistake in the
-mapping is found before the first request is answered with it.
+Loaded weights depend on the parsing of keys, targets, ranks and strengths. Here a few modules are
+looked up only by PEFT's own naming, their delta for a random input is computed from the raw
+tensors and the raw config, and both must agree. So an error in the mapping is found before
+the first request is answered with it.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _PREFIXES: Final = ("base_model.model.", "")
 
 
 def check(folder: Path, weights: AdapterWeights) -> None:
-    """Of a LoRA's plain pairs: the first module, one in the middle, the last; of experts the same.
+    """Check a LoRA's plain pairs: the first module, one in the middle, and the last; and experts
+    too.
 
-    Raises InvalidAdapter where what was loaded is not what the files say, or is too strong to
-    tell.
+    Raises InvalidAdapter if the loaded weights differ from the files, or are too strong to compare.
     """
-    # Of one that was stored before there was a bound: it would not be the same as itself.
+    # An adapter stored before there was a bound would overflow, and not even equal itself.
     strong = list(too_strong(weights.modules, weights.effects))
     if strong:
         raise refusal(strong)
     config = json.loads(text_of((folder / CONFIG_FILE).read_bytes()))
     if config.get("peft_type") != LORA.name:
         return
-    # Patterns give a module a strength that only the parser knows, and others another form.
+    # Patterns give a module a strength that only the parser knows, other options another form.
     simple = not any(config.get(key) for key in _NOT_PLAIN)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = set(file.keys())
@@ -55,8 +55,8 @@ def check(folder: Path, weights: AdapterWeights) -> None:
     if wrong:
         raise InvalidAdapter(
             [
-                f"the self-check failed: what was loaded for {some(wrong)} is not what the files "
-                "say; this is a defect of the server, please report it with the adapter's config"
+                f"the self-check failed: the weights loaded for {some(wrong)} differ from the "
+                "files; this is a defect of the server, please report it with the adapter's config"
             ]
         )
 
@@ -71,7 +71,7 @@ def _wrong_pairs(
     for name in {names[0], names[len(names) // 2], names[-1]} if names else ():
         a_key, b_key = (_key(keys, name, half) for half in "AB")
         if a_key is None or b_key is None:
-            # Under another module's name, of which the base has a part.
+            # It has another module's name, of which the base's module is a part.
             continue
         a_RI, b_OR = read(a_key).float(), read(b_key).float()
         x_I = torch.randn(a_RI.shape[1], generator=torch.Generator().manual_seed(7))
@@ -81,7 +81,7 @@ def _wrong_pairs(
 
 
 def strength(config: Mapping[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r): PEFT's, for a config without patterns."""
+    """Return PEFT's alpha / r, or alpha / sqrt(r), for a config without patterns."""
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 

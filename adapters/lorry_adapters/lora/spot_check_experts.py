@@ -1,8 +1,8 @@
-"""The spot check (`spot_check`) of what an adapter does to experts, in both spellings.
+"""The spot check (`spot_check`) of an adapter's effect on experts, in both spellings.
 
-One expert's delta, B A, is computed from the raw tensors as PEFT's `get_delta_weight` has it,
-or from that expert's own linear, and must be the delta that was loaded; so must its strength,
-where no pattern gives one.
+One expert's delta, B A, is computed from the raw tensors like PEFT's `get_delta_weight`, or from
+that expert's own linear, and must equal the loaded delta. So must its strength, if no pattern sets
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FORMER: Final = re.compile(
     r"(?P<name>w[123]|gate_proj|up_proj|down_proj)\.lora_A\..*weight"
 )
 _SECOND: Final = ("w3", "up_proj")
-"""Half of the projection that the gate is the first half of."""
+"""The second half of the projection whose first half is the gate."""
 
 
 def wrong_experts(
@@ -38,8 +38,8 @@ def wrong_experts(
     weights: AdapterWeights,
     strength: float | None,
 ) -> Iterator[str]:
-    """Paths of parameters where what was loaded is not what the files say. `strength`: by the
-    config; None where patterns have a say."""
+    """Yield paths of parameters whose loaded weights differ from the files. `strength` is the
+    config's; None if it has patterns."""
     loaded = {
         path: effect
         for path, effects in weights.effects.items()
@@ -50,7 +50,7 @@ def wrong_experts(
         return
     if config.get("target_parameters"):
         if not peft_writes_now(config.get("peft_version")):
-            # Which of the two matrices is which, the shapes have told.
+            # The shapes have shown which of the two matrices is which.
             return
         yield from _stacked(config, keys, read, loaded, strength)
     else:
@@ -72,7 +72,7 @@ def _stacked(
             halves = [_find(keys, start + half) for half in "AB"]
             mine = loaded[path].pairs.get(leaf, ())
             if None in halves:
-                # Without the first part of its path, as an adapter for hidden states has it.
+                # Without the first part of its path, as in an adapter for hidden states.
                 continue
             if len(mine) != 1:
                 yield f"{path}.{leaf}"
@@ -131,6 +131,6 @@ def _find(keys: list[str], start: str) -> str | None:
 
 
 def _some(names: list[str]) -> list[str]:
-    """The first, one in the middle, the last."""
+    """Return the first, one in the middle, and the last."""
     every = sorted(names)
     return [every[at] for at in sorted({0, len(every) // 2, len(every) - 1})] if every else []

@@ -1,7 +1,7 @@
-"""Which modules of a base an adapter's config selects.
+"""The modules of a base that an adapter's config selects.
 
 The rules are PEFT's own, `check_target_module_exists` and `_maybe_include_all_linear_layers`
-of peft 0.21, and the tests hold the two together.
+of peft 0.21. The tests compare both.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lorry_adapters.lora.patterns import Budget, Pattern
 _ALL_LINEAR: Final = "all-linear"
 
 _SHORTENED: Final = 20
-"""From this many targets on, PEFT replaces them by the shortest telling suffixes."""
+"""From this many targets on, PEFT replaces them by the shortest unambiguous suffixes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Made by `read_targets` only."""
+    """Created by `read_targets` only."""
 
     target_modules: tuple[str, ...] | str
     """Names (whole, or dotted suffixes), or one regular expression, or `all-linear`."""
@@ -32,24 +32,24 @@ class Targets:
     layers_to_transform: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     headless: bool
-    """Names are those of the model below its head."""
+    """True if names are those of the model below its head."""
     _target: Pattern | frozenset[str] | None = field(repr=False, compare=False)
     """None: all-linear."""
     _exclude: Pattern | frozenset[str] = field(repr=False, compare=False)
 
     def select(self, layout: BaseLayout, budget: Budget | None = None) -> tuple[BaseModule, ...]:
-        """The modules of the base that PEFT would wrap, of any kind, in the layout's order.
+        """Return the modules of the base that PEFT would wrap, of any kind, in the layout's order.
 
-        Raises InvalidAdapter when the config's expressions cost more than `budget`.
+        Raises InvalidAdapter if the config's expressions cost more than `budget`.
         """
         budget = Budget() if budget is None else budget
         return tuple(m for m in layout.modules.values() if _is_targeted(self, m, layout, budget))
 
 
 def read_targets(fields: Fields, *, optional: bool = False) -> Targets:
-    """Takes `target_modules` and what narrows it; problems go to `fields`.
+    """Take `target_modules` and the fields that restrict it; problems are added to `fields`.
 
-    `optional`: none may be named, where other fields say what the adapter changes.
+    `optional`: there may be none, if other fields define what the adapter changes.
     """
     targets = fields.take("target_modules", check.names, ())
     exclude = fields.take("exclude_modules", check.names, ())
@@ -82,8 +82,8 @@ def _check(
                 "layers_to_transform cannot be combined with target_modules as one string"
             )
     elif (
-        # Whether a whole path outweighs layers_to_transform then depends on PEFT's
-        # version: it may have been shortened to a suffix, which does not.
+        # Whether a whole path overrides layers_to_transform then depends on PEFT's version: it
+        # may have been shortened to a suffix, which does not.
         layers is not None
         and len(targets) >= _SHORTENED
         and any(re.search(r"\.\d+\.", target) for target in targets)
@@ -93,7 +93,7 @@ def _check(
             "layers again: leave one of the two out"
         )
     if pattern and fields.raw("layers_to_transform") is None:
-        fields.problems.append("layers_pattern is set and layers_to_transform is not")
+        fields.problems.append("layers_pattern is set, but layers_to_transform is not")
 
 
 def _matcher(
@@ -139,7 +139,7 @@ def _is_targeted(targets: Targets, module: BaseModule, layout: BaseLayout, budge
 
 
 def _listed(names: frozenset[str], module: str) -> bool:
-    """The module's path, or what follows one of its dots, is among `names`."""
+    """Return whether the module's path, or a part of it after a dot, is among `names`."""
     if module in names:
         return True
     dot = module.find(".")
@@ -151,7 +151,7 @@ def _listed(names: frozenset[str], module: str) -> bool:
 
 
 def _layer_of(targets: Targets, name: str) -> int | None:
-    # The first number counts, not the last: an expert's index is none of a layer's.
+    # The first number counts, not the last: an expert's index is not a layer's.
     if not targets.layers_pattern:
         found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", name)
         return int(found["index"]) if found else None

@@ -1,9 +1,8 @@
-"""Deltas that come down to vectors of a module's widths, bound to it: DoRA, (IA)3, biases.
+"""Bound deltas that consist of vectors of a module's widths: DoRA, (IA)3, biases.
 
-What they add is `more * base(x) + shift`, or the base's answer to another input, and a
-DoRA's own pair times its gain. Other deltas are functions and nothing else; these tell
-their numbers too, so that a step which does not call functions can apply them
-(`lorry.model.compiled.packed_vectors`).
+They add `more * base(x) + shift`, the base's output for another input, or a DoRA's own pair times
+its factor. Other deltas are only functions. These also expose their numbers, so that a step
+that does not call functions can apply them (`lorry.model.compiled.packed_vectors`).
 
 Letters: M tokens of one adapter, I in, O out, R rank.
 """
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 Delta = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x of M tokens: `[M, I]` or ids `[M]`; the base's answer `[M, O]`; scales `[M, 1]`): `[M, O]`."""
+"""(x of M tokens: `[M, I]` or ids `[M]`; the base's output `[M, O]`; scales `[M, 1]`): `[M, O]`."""
 
 KNOWN_SCALES = 4
-"""Of a DoRA, whose gains are kept ready: most requests ask for the default."""
+"""Scales for which a DoRA's factors are cached: most requests use the default."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,13 +29,13 @@ class BoundDora:
 
     a_RI: Tensor
     b_OR: Tensor
-    """As they were stored, in host memory."""
+    """As stored, in host memory."""
     scaling: float
     magnitude_O: Tensor
     w_O: Tensor
     c_O: Tensor
     d_O: Tensor
-    """fp32, as the other two and the magnitude."""
+    """fp32, like the other two and the magnitude."""
     bias_O: Tensor | None
     """The base's."""
     dtype: torch.dtype
@@ -45,14 +44,14 @@ class BoundDora:
     _known: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def gain(self, s: Tensor) -> Tensor:
-        """g `[O]` or `[M, O]` for one strength or those of M tokens `[M, 1]`."""
+        """Return g, `[O]` for one strength or `[M, O]` for those of M tokens `[M, 1]`."""
         norm = (self.w_O + 2 * s * self.c_O + s.square() * self.d_O).clamp_min(0).sqrt()
         return self.magnitude_O / norm
 
     def __call__(self, x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
         a_IR, b_RO = self.pair()
         without_MO = y_MO if self.bias_O is None else y_MO - self.bias_O
-        # On a device the number would have to be waited for.
+        # On a device, reading the number would wait for it.
         if self.device.type == "cpu" and scale_M1.numel() == 1:
             more_O, scaled_RO = self._at_one_scale(scale_M1, b_RO)
             return torch.addmm(without_MO * more_O, x_MI @ a_IR, scaled_RO)
@@ -62,15 +61,15 @@ class BoundDora:
         return ((gain_MO - 1) * without_MO + gain_MO * pair_MO).to(y_MO.dtype)
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """A and B, turned round, on the device. Made when first asked for: where another step
-        applies this, nobody asks."""
+        """Return A and B, transposed, on the device. They are made at the first call, which never
+        comes if the compiled step applies this adapter."""
         if not self._held:
             a_IR, b_RO = self.a_RI.T.contiguous(), self.b_OR.T.contiguous()
             self._held.append((a_IR.to(self.device, self.dtype), b_RO.to(self.device, self.dtype)))
         return self._held[0]
 
     def _at_one_scale(self, scale: Tensor, b_RO: Tensor) -> tuple[Tensor, Tensor]:
-        """(gain - 1 `[O]`, gain s B `[R, O]`), kept for the next step."""
+        """Return (g - 1 `[O]`, g s B `[R, O]`), cached for the next step."""
         asked = float(scale)
         if asked not in self._known:
             if len(self._known) >= KNOWN_SCALES:
@@ -84,11 +83,11 @@ class BoundDora:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shift:
-    """A bias more."""
+    """An additional bias."""
 
     shift_O: Tensor
     scaled: bool
-    """The scale multiplies it."""
+    """True if the scale multiplies it."""
 
     def __call__(self, x: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
         return (scale_M1 * self.shift_O if self.scaled else self.shift_O).expand_as(y_MO)
@@ -96,7 +95,7 @@ class Shift:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutwardGain:
-    """The answer times 1 + scale * more."""
+    """The output times 1 + scale * more."""
 
     more_O: Tensor
 
@@ -106,13 +105,13 @@ class OutwardGain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InwardGain:
-    """The answer to x times 1 + scale * more."""
+    """The output for x times 1 + scale * more."""
 
     more_I: Tensor
     module: nn.Module
 
     def __call__(self, x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-        # The whole product again, not that of the difference: a quantized base rounds what it
-        # is given, and this is what it would have been given.
+        # The whole product again, not that of the difference: a quantized base rounds its input,
+        # and the rounded input must be the scaled one.
         scaled_MO: Tensor = self.module(x_MI * (1 + scale_M1 * self.more_I))
         return scaled_MO - y_MO

@@ -1,11 +1,10 @@
 """Adapters that were trained with a vocabulary of another size than the base's.
 
-Tokens are added to a tokenizer and the embeddings resized (`resize_token_embeddings`), and
-what PEFT saves then has a row for every token that there was in training. With fewer than the
-base has, as where the padding of a table was cut off, the file says all that is needed: the
-tokens beyond it do not exist for the adapter, and none of them is drawn. With more, the base
-has no such tokens, neither to be read nor to be answered, and the adapter is refused: `lorry
-models extend` makes the base that it needs.
+If tokens are added to a tokenizer and the embeddings are resized (`resize_token_embeddings`), PEFT
+saves a row for every token of the training. With fewer than the base has, for example without the
+padding of a table, the file is complete: the tokens beyond it do not exist for the adapter, and
+none of them is drawn. With more, the base can neither read nor answer the additional tokens, and
+the adapter is refused: `lorry models extend` makes the base that it needs.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def grown(file: TensorFile, layout: BaseLayout) -> Problem | None:
         return None
     tokens = max(larger.values())
     return Problem(
-        f"the adapter was trained with {tokens} tokens and the base {layout.name} has {base}: "
+        f"the adapter was trained with {tokens} tokens, but the base {layout.name} has {base}: "
         f"{tokens - base} were added to its vocabulary, which this base can neither read nor "
         f"answer ({some(larger)}). Serve the base with that vocabulary; adapters of the smaller "
         "one are served there as well",

@@ -1,8 +1,8 @@
 """Reads and verifies an adapter's two files against a base.
 
-`inspect` believes nothing: the config, the safetensors header, every key, shape and type
-against the resident base, and at last every number. `load` reads what `inspect` let in.
-What the keys mean is each method's own (`methods/`).
+`inspect` trusts nothing: it checks the config, the safetensors header, every key, shape and dtype
+against the base, and finally every number. `load` reads what `inspect` accepted. Each method
+defines the meaning of its keys (`methods/`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class AdapterFacts:
     base_model: str | None
     task_type: str = "CAUSAL_LM"
     virtual_tokens: int = 0
-    """Number of positions that it puts in front of the prompt."""
+    """Number of positions that it puts before the prompt."""
     invocation: tuple[int, ...] = ()
     """The token ids that activate an aLoRA."""
     scalable: bool = True
@@ -95,7 +95,7 @@ class AdapterFacts:
     tokens: int = 0
     """Number of tokens that it knows, if its tables have fewer than the base's. Otherwise 0."""
     warnings: tuple[str, ...] = ()
-    """Notes for people about what was accepted although it may be meant differently."""
+    """Notes for people about things that were accepted but may be mistakes."""
 
 
 def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
@@ -110,7 +110,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
     except InvalidAdapter as error:
         raise refusal([*problems, *error.problems]) from None
     with file:
-        # Before the first of them is read: the header has all their sizes.
+        # Before the first tensor is read: the header has all sizes.
         room.require(file.memory, _TENSORS)
         layout = as_named(layout, file.entries)
         spelling = spelled(layout, file.entries)
@@ -157,7 +157,7 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
 def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
     """Read an adapter that `inspect` accepted.
 
-    Raises InvalidAdapter or OSError where the files are no longer what they were.
+    Raises InvalidAdapter or OSError if the files have changed.
     """
     problems: list[str] = []
     spec = _config(folder, problems)

@@ -1,8 +1,7 @@
-"""Any module of the base, with the effects of the adapters in the slots: base(x) + deltas.
+"""Modules of the base with the effects of the adapters in the slots: base(x) + deltas.
 
-Linears have slots for plain pairs beside this (`layers`); embeddings, norms and whatever
-else an adapter may change are wrapped when the first adapter that does so is placed, and
-cost nothing before.
+Linears also have slots for plain pairs (`layers`). Embeddings, norms and other modules are wrapped
+when the first adapter that changes them is placed, and cost nothing before.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from lorry_adapters.lora.plan import Plan, Tokens
 
 
 class PlanHolder:
-    """Hands the step's plan to the layers, for the length of a `with` block."""
+    """Passes the step's plan to the layers, for the duration of a `with` block."""
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
@@ -41,7 +40,7 @@ Bound = TypeVar("Bound")
 
 
 class ModuleSlots(Generic[Bound]):
-    """What the adapters in the slots do to one module."""
+    """The effects of the adapters in the slots on one module."""
 
     def __init__(self) -> None:
         self._by_slot: dict[int, tuple[Bound, ...]] = {}
@@ -53,7 +52,7 @@ class ModuleSlots(Generic[Bound]):
         return self._by_slot.get(slot, ())
 
     def place(self, slot: int, bound: tuple[Bound, ...]) -> None:
-        """An empty tuple empties the slot. Not while a forward pass runs."""
+        """Fill a slot; an empty tuple empties it. Must not be called during a forward pass."""
         if bound:
             self._by_slot[slot] = bound
         else:
@@ -64,8 +63,8 @@ class SlotEffects(ModuleSlots[Delta]):
     """The deltas of one module, by slot."""
 
     def of(self, x: Tensor, y_TO: Tensor, plan: Plan) -> list[tuple[Tokens, Tensor]]:
-        """(tokens, what is to be added to them) of every adapter in the step that has a say
-        here, in the plan's order. `x` is `[T, ...]`, `y_TO` the base's answer."""
+        """Return (tokens, their deltas) of every adapter in the step that changes this module, in
+        the plan's order. `x` is `[T, ...]`, `y_TO` the base's output."""
         found = []
         for slot in plan.slots:
             deltas = self.get(slot)
@@ -81,7 +80,7 @@ class SlotEffects(ModuleSlots[Delta]):
 
 
 def add(y_TO: Tensor, deltas: list[tuple[Tokens, Tensor]]) -> None:
-    """In place; a token of two adapters gets both."""
+    """Add in place; a token of two adapters gets both deltas."""
     for tokens, total_MO in deltas:
         if isinstance(tokens, slice):
             y_TO[tokens].add_(total_MO)
@@ -90,7 +89,7 @@ def add(y_TO: Tensor, deltas: list[tuple[Tokens, Tensor]]) -> None:
 
 
 class Wrapped(nn.Module):
-    """A module that is no linear. Each kind has `effects`, its slots."""
+    """A module that is not a linear. Each kind has `effects`, its slots."""
 
     effects: ModuleSlots[Any]
 
@@ -104,7 +103,7 @@ class Wrapped(nn.Module):
         return self._holder.plan
 
     def __getattr__(self, name: str) -> Any:
-        # Modeling code reads a norm's weight or an embedding's size off the module.
+        # Modeling code reads a norm's weight or an embedding's size from the module.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -112,7 +111,7 @@ class Wrapped(nn.Module):
 
 
 class WrappedModule(Wrapped):
-    """One whose deltas are added to its answer."""
+    """A module whose deltas are added to its output."""
 
     def __init__(self, base: nn.Module, holder: PlanHolder) -> None:
         super().__init__(base, holder)
@@ -123,8 +122,8 @@ class WrappedModule(Wrapped):
         plan = self.plan
         if plan is None or not self.effects:
             return y
-        # [1, T] ids or [1, T, ...] activations; what follows is a token's own. A layer may
-        # have flattened them before its norm, as OPT's do: then y is [T, O] already.
+        # [1, T] ids or [1, T, ...] activations; the remaining dimensions belong to a token. A layer
+        # may have flattened them before its norm, as in OPT: then y is [T, O] already.
         x_T, y_T = (x, y) if y.ndim == 2 else (x.flatten(0, 1), y.flatten(0, 1))
         deltas = self.effects.of(x_T, y_T, plan)
         if deltas:

@@ -103,7 +103,7 @@ def test_a_headless_adapter_is_found(expert_adapter: Callable[..., Path], layout
         ({"target_parameters": ["experts.nowhere"]}, "matches no parameter of the base"),
         (
             {"target_parameters": ["mlp.experts.down_proj", "q_proj.weight"]},
-            "target_parameters selects what cannot carry a pair of matrices",
+            "target_parameters selects parameters that cannot carry a pair of matrices",
         ),
         ({"target_parameters": ["mlp.experts.down_proj"]}, "experts.base_layer"),
         ({"use_dora": True}, "use_dora on experts and routers is not served"),

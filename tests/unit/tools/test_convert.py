@@ -316,7 +316,7 @@ def test_a_rank_that_is_no_number_is_refused(mutated) -> None:
 def test_a_config_with_nan_is_no_json(peft_adapter, copied) -> None:
     folder = copied(peft_adapter("llama", "plain"))
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": NaN}')
-    with pytest.raises(InvalidAdapter, match="NaN is no JSON"):
+    with pytest.raises(InvalidAdapter, match="NaN is not JSON"):
         convert(folder)
 
 
