@@ -160,7 +160,7 @@ class Settings:
     kernels: str = _option(
         "auto",
         Kind.CHOICE,
-        "What runs the steps. compiled: the compiled step, for an int8 base on a CPU. torch: "
+        "What runs the steps. compiled: the compiled step, for a quantized base on a CPU. torch: "
         "PyTorch's operations. auto: compiled if it was built and knows the model, Triton's "
         "kernels on CUDA if they pass their check, otherwise torch.",
         choices=("auto", "compiled", "torch"),

@@ -1,4 +1,4 @@
-"""The compiled step against PEFT over the same int8 weights, and against itself.
+"""The compiled step against PEFT over the same int8 and nf4 weights, and against itself.
 
 `tests/oracle/test_quantized.py` says where its tolerances come from: 14 bits of an
 activation on our side, exact products on theirs.
@@ -27,9 +27,13 @@ from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
 from support.rounded import rounded
 
-Exact = Callable[[str, list[Ask]], list[list[float]]]
+Exact = Callable[..., list[list[float]]]
 
 FAMILIES = COMPILED
+CASES = [
+    *((family, "int8") for family in FAMILIES),
+    *((family, "nf4") for family in ("llama", "qwen2", "phi3", "gemma3", "gpt2")),
+]
 WORST, MEAN = 0.03, 0.006
 LOUD = {"llama_tied": 2, "granite_odd": 3, "nemotron": 4}
 """How many times as far two right answers are apart. Tied, the logits are louder, and a square
@@ -56,8 +60,10 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @contextmanager
-def compiled(folder: Path, threads: int = 1) -> Iterator[ExecutorDriver]:
-    driver = ExecutorDriver(folder, quantization="int8", kernels="compiled", threads=threads)
+def compiled(
+    folder: Path, threads: int = 1, quantization: str = "int8"
+) -> Iterator[ExecutorDriver]:
+    driver = ExecutorDriver(folder, quantization=quantization, kernels="compiled", threads=threads)
     yield driver
     driver.close()
 
@@ -88,7 +94,7 @@ def exact(tiny_model: Callable[[str], Path], tmp_path: Path) -> Exact:
     else is wrong. What it costs is `test_rounded_adapters_are_near_the_exact_ones`'s."""
     done: dict[Path, Path] = {}
 
-    def scored(family: str, asks: list[Ask]) -> list[list[float]]:
+    def scored(family: str, asks: list[Ask], quantization: str = "int8") -> list[list[float]]:
         base = tiny_model(family)
         for folder in {folder for ask in asks for folder, _ in ask.adapters} - done.keys():
             target = tmp_path / f"{family}-{folder.name}"
@@ -96,39 +102,49 @@ def exact(tiny_model: Callable[[str], Path], tmp_path: Path) -> Exact:
         return unrounded(
             base,
             [Ask([(done[folder], s) for folder, s in ask.adapters], ask.token_ids) for ask in asks],
+            quantization,
         )
 
     return scored
 
 
-def unrounded(base: Path, asks: list[Ask]) -> list[list[float]]:
-    oracle = PeftOracle(base, "int8")
+def unrounded(base: Path, asks: list[Ask], quantization: str = "int8") -> list[list[float]]:
+    oracle = PeftOracle(base, quantization)
     oracle.multiply_exactly()
     return [oracle.prompt_logprobs(*ask.both) for ask in asks]
 
 
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "quantization"), CASES)
 def test_mixed_batch(
-    family: str, threads: int, tiny_model: Callable[[str], Path], adapter_of: Callable, exact: Exact
+    family: str,
+    quantization: str,
+    threads: int,
+    tiny_model: Callable[[str], Path],
+    adapter_of: Callable,
+    exact: Exact,
 ) -> None:
     asks = mixed(adapter_of(family))
-    theirs = exact(family, asks)
-    with compiled(tiny_model(family), threads) as driver:
+    theirs = exact(family, asks, quantization)
+    with compiled(tiny_model(family), threads, quantization) as driver:
         for chunk in (None, 1, 5, 16):
             check(driver.score(asks, chunk=chunk), theirs, family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "quantization"), CASES)
 def test_every_variant(
-    family: str, tiny_model: Callable[[str], Path], adapter_of: Callable, exact: Exact
+    family: str,
+    quantization: str,
+    tiny_model: Callable[[str], Path],
+    adapter_of: Callable,
+    exact: Exact,
 ) -> None:
     """Alone, in one batch with the others, at scales of their own, and several summed."""
     folders = [adapter_of(family)(variant) for variant in VARIANTS]
     asks = [Ask([(folder, 1.0)], random_prompt(20, 1)) for folder in folders]
-    theirs = exact(family, asks)
-    with compiled(tiny_model(family)) as driver:
+    theirs = exact(family, asks, quantization)
+    with compiled(tiny_model(family), quantization=quantization) as driver:
         for start in range(0, len(folders), NUM_SLOTS):
             part = slice(start, start + NUM_SLOTS)
             driver.forget_slots()
@@ -140,18 +156,22 @@ def test_every_variant(
         sums = [Ask([(held[i], -0.5), (held[i + 1], 0.75)], random_prompt(12, i)) for i in range(7)]
         sums.append(Ask([(folder, 0.3) for folder in held], random_prompt(12, 60)))
         sums.append(Ask([(held[0], 2.0)], random_prompt(12, 61)))
-        check(driver.score(sums, chunk=8), exact(family, sums), family)
+        check(driver.score(sums, chunk=8), exact(family, sums, quantization), family)
 
 
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "quantization"), CASES)
 def test_a_row_does_not_know_its_neighbours(
-    family: str, threads: int, tiny_model: Callable[[str], Path], adapter_of: Callable
+    family: str,
+    quantization: str,
+    threads: int,
+    tiny_model: Callable[[str], Path],
+    adapter_of: Callable,
 ) -> None:
     """Bit for bit: the same row alone, in any company, in any order, token by token."""
     asks = mixed(adapter_of(family))
-    with compiled(tiny_model(family), threads) as driver:
+    with compiled(tiny_model(family), threads, quantization) as driver:
         together = driver.score(asks)
         assert [driver.score([ask])[0] for ask in asks] == together
         assert driver.score(asks[::-1])[::-1] == together
@@ -201,13 +221,13 @@ def mixed_sums(held: list[Path]) -> list[Ask]:
     return [Ask([(a, 1.0), (b, -0.7)], random_prompt(15, 2)) for a, b in pairwise(held)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "quantization"), CASES)
 def test_decode_is_prefill(
-    family: str, tiny_model: Callable[[str], Path], adapter_of: Callable
+    family: str, quantization: str, tiny_model: Callable[[str], Path], adapter_of: Callable
 ) -> None:
     """A token's logprob when it is drawn is the one it has as part of a prompt."""
     asks = mixed(adapter_of(family))
-    with compiled(tiny_model(family)) as driver:
+    with compiled(tiny_model(family), quantization=quantization) as driver:
         for ask, results in zip(asks, driver.greedy(asks, 12, chunk=7), strict=True):
             ids = [*ask.token_ids, *token_ids(results)]
             again = driver.score([Ask(ask.adapters, ids)])[0][len(ask.token_ids) - 1 :]

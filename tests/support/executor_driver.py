@@ -23,6 +23,7 @@ from lorry.model.paths import (
     choose,
     first_pass,
     hand_over,
+    replacer,
 )
 from lorry.settings import Settings
 from lorry_adapters.lora import weights
@@ -48,7 +49,7 @@ class Ask:
         return self.adapters, self.token_ids
 
 
-def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
+def load_tiny(folder: Path, *, quantization: str = "none", kernels: str = "torch") -> LoadedModel:
     settings = Settings(
         model=str(folder),
         home=folder,
@@ -56,7 +57,7 @@ def load_tiny(folder: Path, *, quantization: str = "none") -> LoadedModel:
         dtype="float32",
         quantize=quantization,
     )
-    return load(settings, lambda _: None)
+    return load(settings, lambda _: None, replace_four_bits=replacer(kernels))
 
 
 SIZES = Sizes(
@@ -89,7 +90,7 @@ class ExecutorDriver:
     ) -> None:
         """`kernels`: torch or compiled, as `--kernels` has them; `threads` of the compiled ones.
         `is_checked`: by the self-check, as the server's are."""
-        self.loaded = load_tiny(folder, quantization=quantization)
+        self.loaded = load_tiny(folder, quantization=quantization, kernels=kernels)
         self._slots: dict[Path, int] = {}
         found = first_pass(self.loaded)
         chosen = choose(kernels, self.loaded, found, block_size=BLOCK_SIZE)

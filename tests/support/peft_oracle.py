@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear8bitLt
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from lorry.model.four_bit import FourBitLinear
 
 Adapters = Sequence[tuple[Path, float]]
 """Folders and their scales."""
@@ -51,12 +53,18 @@ class PeftOracle:
         self._names: dict[Path, str] = {}
 
     def multiply_exactly(self) -> None:
-        """Keep an int8 base's integers and scales, but not bitsandbytes' arithmetic with them:
-        no activation is rounded to 8 bits any more. The output head, which bitsandbytes
-        leaves alone, is rounded to 8 bits row by row, as the server does it on a CPU."""
+        """Keep a base's integers and scales, but not bitsandbytes' arithmetic with them: no
+        activation is rounded to 8 bits any more. Levels of 4 bits are rounded as the server's
+        are (`tests/unit/model/test_four_bit.py` compares them with bitsandbytes'), and the output
+        head, which bitsandbytes leaves alone, to 8 bits row by row."""
         for module in self.base.modules():
             if isinstance(module, Linear8bitLt):
                 module.forward = _exact_int8(module)  # type: ignore[method-assign]
+            elif isinstance(module, Linear4bit):
+                weight_OI = FourBitLinear.of(module).dense_weight()
+                module.forward = partial(  # type: ignore[method-assign]
+                    torch.nn.functional.linear, weight=weight_OI, bias=module.bias
+                )
         head = self.base.get_output_embeddings()
         scale_O1 = head.weight.detach().abs().amax(1, keepdim=True) / 127
         rounded_OI = (head.weight.detach() / scale_O1).round() * scale_O1

@@ -175,7 +175,7 @@ class Quality:
             yield [one.token.token_id for result in results for one in result.drawn]
 
 
-PATHS = (("int8", "compiled"), ("int8", "torch"), ("nf4", "torch"))
+PATHS = (("int8", "compiled"), ("int8", "torch"), ("nf4", "compiled"), ("nf4", "torch"))
 """Quantization and kernels of what is served on a CPU."""
 
 

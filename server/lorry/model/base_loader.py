@@ -7,8 +7,9 @@ is ever run.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -45,6 +46,8 @@ from lorry.model.quiet import quiet
 from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseLayout
+
+ReplaceLinears: TypeAlias = Callable[[PreTrainedModel], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +87,14 @@ def load(
     *,
     meter: Meter | None = None,
     attention: str = "eager",
+    replace_four_bits: ReplaceLinears | None = None,
 ) -> LoadedModel:
     """Fetch where needed, load, quantize and describe `settings.model`.
 
     `attention` names a function registered with transformers. `meter` draws bars; without
-    one, `progress` gets a line now and then. Raises ModelError, UnsupportedModel.
+    one, `progress` gets a line now and then. `replace_four_bits` is given a 4-bit
+    base on a CPU before bitsandbytes packs its weights, and returns true if it has replaced its
+    linears. Raises ModelError, UnsupportedModel.
     """
     hush_libraries()
     precision = resolve(settings)
@@ -103,10 +109,13 @@ def load(
         f"loading {found.name}: {weights} weights, {_short(precision.dtype)} on {precision.device}"
     )
     model = _model(found, config, precision, attention, quantized=stored is not None)
-    settle(model, precision)
     name, *others = names_of(settings, found)
     layout = replace(described(model, found, name), exact=kind is Quantization.NONE)
-    if kind is Quantization.INT8 and precision.device.type == "cpu":
+    on_cpu = precision.device.type == "cpu"
+    four_bits = kind in (Quantization.NF4, Quantization.FP4)
+    replaced = on_cpu and four_bits and replace_four_bits is not None and replace_four_bits(model)
+    settle(model, precision)
+    if on_cpu and (kind is Quantization.INT8 or replaced):
         use_int8_kernels(model)
     if kind is not Quantization.NONE:
         let_go_of_files(model)

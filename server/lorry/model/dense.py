@@ -8,7 +8,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorry.model.int8 import Int8Linear
+from lorry.model.quantized_linear import QuantizedLinear
 
 _ROWS = 256
 """Of the identity at a time."""
@@ -17,9 +17,8 @@ _ROWS = 256
 def dense_weight(module: nn.Module) -> Tensor:
     """`[O, I]` in fp32, a copy; of an embedding its table `[V, H]`. Any thread."""
     with torch.inference_mode():
-        if isinstance(module, Int8Linear):
-            tensors = module.base_tensors()
-            return tensors["codes"].float() * tensors["scale"].float().unsqueeze(1)
+        if isinstance(module, QuantizedLinear):
+            return module.dense_weight()
         if isinstance(module, Linear8bitLt):
             codes_OI = module.state.CB if module.state.CB is not None else module.weight.CB
             scale_O = module.state.SCB if module.state.SCB is not None else module.weight.SCB

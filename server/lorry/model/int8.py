@@ -22,9 +22,10 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorry.model.guard import require
+from lorry.model.quantized_linear import QuantizedLinear
 
 CODES = 63
 """Largest activation code; 2 x 127 x (CODES + 64) stays below 2^15."""
@@ -35,22 +36,16 @@ def available() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
-class Int8Linear(nn.Module):
-    """y = x W' + bias with W = codes x scale, on the CPU in fp32."""
-
-    bias: Tensor | None
+class Int8Linear(QuantizedLinear):
+    """W = codes x scale."""
 
     def __init__(self, codes_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> None:
         """`codes_OI`: int8 in -127 ... 127; `scale_O`: fp32, what one code is worth."""
-        super().__init__()
         require(
             codes_OI.dtype is torch.int8 and codes_OI.dim() == 2,
             f"codes of {codes_OI.dtype} in {codes_OI.dim()} dimensions",
         )
-        self.out_features, self.in_features = codes_OI.shape
-        self.register_buffer("bias", None if bias_O is None else bias_O.float().clone())
-        # Modeling code asks a projection for its weight's dtype; the weight itself is packed.
-        self.weight = nn.Parameter(torch.empty(0, self.in_features), requires_grad=False)
+        super().__init__(codes_OI.shape[1], codes_OI.shape[0], bias_O)
         with warnings.catch_warnings():
             # torch announces the end of its quantized tensors; the kernel needs one to pack.
             warnings.simplefilter("ignore", UserWarning)
@@ -68,7 +63,7 @@ class Int8Linear(nn.Module):
                 torch.backends.quantized.engine = engine
 
     def base_tensors(self) -> Mapping[str, Tensor]:
-        """The packed weight unpacked: what shows that it never changes. Copies."""
+        """The packed weight unpacked."""
         if self._packed is None:
             return self._elsewhere()
         quantized, _ = torch.ops.quantized.linear_unpack(self._packed)
@@ -84,6 +79,10 @@ class Int8Linear(nn.Module):
         is what `forward` does with them."""
         self._elsewhere, self._multiply = elsewhere, multiply
         self._packed = None
+
+    def dense_weight(self) -> Tensor:
+        tensors = self.base_tensors()
+        return tensors["codes"].float() * tensors["scale"].float().unsqueeze(1)
 
     @property
     def nbytes(self) -> int:

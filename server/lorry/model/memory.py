@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lorry.model.int8 import Int8Linear
+from lorry.model.quantized_linear import QuantizedLinear
 
 PARTS = ("quantized_linears", "linears", "embeddings", "output_head", "other")
 
@@ -25,7 +25,7 @@ def memory_by_part(model: PreTrainedModel) -> dict[str, int]:
     seen: set[tuple[torch.device, int]] = set()
     for module in model.modules():
         part = _part(module, head)
-        if isinstance(module, Int8Linear):
+        if isinstance(module, QuantizedLinear):
             report[part] += module.nbytes
             continue
         for _, tensor in _tensors(module):
@@ -71,7 +71,7 @@ def _part(module: nn.Module, head: nn.Module | None) -> str:
         return "embeddings"
     if module is head:
         return "output_head"
-    if isinstance(module, Linear4bit | Linear8bitLt | Int8Linear):
+    if isinstance(module, Linear4bit | Linear8bitLt | QuantizedLinear):
         return "quantized_linears"
     if isinstance(module, nn.Linear | Conv1D):
         return "linears"
@@ -80,7 +80,7 @@ def _part(module: nn.Module, head: nn.Module | None) -> str:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The module's own tensors, and those bitsandbytes keeps outside its parameters."""
-    if isinstance(module, Int8Linear):
+    if isinstance(module, QuantizedLinear):
         yield from module.base_tensors().items()
         return
     yield from module.named_parameters(recurse=False)

@@ -22,9 +22,10 @@ import torch
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import packed, padded, selfcheck
-from lorry.model.base_loader import LoadedModel
-from lorry.model.compiled import library
+from lorry.model.base_loader import LoadedModel, ReplaceLinears
+from lorry.model.compiled import library, quantizer
 from lorry.model.compiled.compiled_drawing import CompiledDrawing
+from lorry.model.compiled.compiled_linear import replace_four_bits
 from lorry.model.compiled.compiled_model import CompiledModel, unsuited, unsuited_linears
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.model_structs import KV_DTYPE
@@ -118,6 +119,20 @@ def first_pass_padded(loaded: LoadedModel, unpackable: str) -> FirstPass:
             f"{loaded.layout.architecture} is not served: packed in one row, {unpackable}; "
             f"padded, {error}"
         ) from error
+
+
+def replacer(kernels: str) -> ReplaceLinears | None:
+    """What `load` is given to replace 4-bit linears on a CPU by compiled ones; None where there is
+    no compiled product, or `--kernels` forbids it. Quantizing to 4 bits is compiled from here
+    on, too."""
+    if kernels == "torch":
+        return None
+    try:
+        _, built = library.find()
+    except library.Missing:
+        return None
+    quantizer.install(built)
+    return partial(replace_four_bits, library=built)
 
 
 def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from lorry.errors import ModelError, UnsupportedModel
+from lorry.model.quantized_linear import QuantizedLinear
 from lorry.settings import Settings
 
 _DTYPES = {
@@ -126,13 +127,16 @@ def is_quantized(module: nn.Module) -> bool:
     return isinstance(module, Linear4bit | Linear8bitLt)
 
 
-def rounds_to_bfloat16(model: nn.Module) -> bool:
-    """True if a layer rounds its activations to bfloat16 whatever their type: bitsandbytes' 4-bit
-    product does so on processors with AVX512-BF16."""
+def rounds_activations(model: nn.Module) -> bool:
+    """True if a layer rounds its activations whatever their type: our own do, and bitsandbytes'
+    4-bit product on processors with AVX512-BF16."""
     return any(
-        isinstance(module, Linear4bit)
-        and module.weight.device.type == "cpu"
-        and module.support_avx512bf16_for_cpu
+        isinstance(module, QuantizedLinear)
+        or (
+            isinstance(module, Linear4bit)
+            and module.weight.device.type == "cpu"
+            and module.support_avx512bf16_for_cpu
+        )
         for module in model.modules()
     )
 

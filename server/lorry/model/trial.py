@@ -22,7 +22,7 @@ from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
 from lorry.model.padded import UNSUITED
 from lorry.model.plain_attention import plain
-from lorry.model.quantize import rounds_to_bfloat16
+from lorry.model.quantize import rounds_activations
 
 SINGLES = 2
 """Tokens of each sequence that come one at a time, as an answer's do."""
@@ -75,7 +75,7 @@ class Trial:
         except UNSUITED as error:
             return f"sequences that run together fail ({str(error).strip() or repr(error)})"
         off = (have - _joined(alone or self.alone(loaded, sequences))).abs()
-        rounded = loaded.quantization == "int8" or rounds_to_bfloat16(loaded.model)
+        rounded = loaded.quantization == "int8" or rounds_activations(loaded.model)
         least = ROUNDED if rounded else TOLERANCE
         if float(off.max()) <= least:
             return None

@@ -17,7 +17,17 @@ from lorry.model import selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.compiled import library, recipe
 from lorry.model.compiled.model_structs import ModelStructs
-from lorry.model.paths import FirstPass, Kernels, Sizes, build, checked, choose, first_pass, problem
+from lorry.model.paths import (
+    FirstPass,
+    Kernels,
+    Sizes,
+    build,
+    checked,
+    choose,
+    first_pass,
+    problem,
+    replacer,
+)
 from lorry.settings import Settings
 from support import tiny
 from support.compiled import compiled
@@ -69,8 +79,13 @@ def rope(kind: str, **more: Any) -> dict[str, Any]:
 
 UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "experts": ("mixtral", {}, {}, "its layers have experts"),
-    "unquantized": ("llama", {}, {"quantize": "none"}, "it runs int8 weights on a CPU"),
-    "4 bits": ("llama", {}, {"quantize": "nf4"}, "it runs int8 weights on a CPU"),
+    "unquantized": ("llama", {}, {"quantize": "none"}, "it runs quantized weights on a CPU"),
+    "blocks that cross rows": (
+        "llama",
+        {"intermediate_size": 96},
+        {"quantize": "nf4"},
+        "some of its linears are in a form that it does not read",
+    ),
     "activation": (
         "llama",
         {"hidden_act": "mish"},
@@ -96,14 +111,20 @@ UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "something is done to its embeddings",
     ),
     "width": ("llama", {"intermediate_size": 136}, {}, "is not a multiple of 16"),
-    "outliers": ("llama", {}, {"int8_threshold": 6.0}, "some of its linears are not int8"),
+    "outliers": (
+        "llama",
+        {},
+        {"int8_threshold": 6.0},
+        "some of its linears are in a form that it does not read",
+    ),
     "padded": ("bloom", {}, {}, "rows are padded: its attention does not go through"),
 }
 
 
 def load_with(folder: Path, **settings: Any) -> LoadedModel:
     base = Settings(model=str(folder), home=folder, device="cpu", dtype="float32", quantize="int8")
-    return load(dataclasses.replace(base, **settings), lambda _: None)
+    settled = dataclasses.replace(base, **settings)
+    return load(settled, lambda _: None, replace_four_bits=replacer("auto"))
 
 
 @pytest.mark.parametrize("name", UNSUITED)
@@ -117,9 +138,12 @@ def test_a_model_that_does_not_fit_is_served_on_the_generic_path(name: str, tmp_
         kernels_of("compiled", loaded)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "nf4", "fp4"])
 @pytest.mark.parametrize("asked", ["auto", "compiled"])
-def test_what_fits_runs_on_the_compiled_step(asked: str, tiny_model: Model) -> None:
-    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+def test_a_model_that_fits_runs_on_the_compiled_step(
+    asked: str, quantization: str, tiny_model: Model
+) -> None:
+    loaded = load_tiny(tiny_model("llama"), quantization=quantization, kernels=asked)
     said = f"the compiled step, {library.instructions()[0]}, 1 thread"
     assert served(asked, loaded) == (said, "compiled")
 
@@ -129,6 +153,8 @@ def test_what_fits_runs_on_the_compiled_step(asked: str, tiny_model: Model) -> N
     [
         ("auto", "int8", torch.float16),
         ("compiled", "int8", torch.float16),
+        ("auto", "nf4", torch.float16),
+        ("torch", "nf4", torch.float32),
         ("torch", "int8", torch.float32),
         ("auto", "none", torch.float32),
     ],

@@ -1,4 +1,4 @@
-"""An int8 model on the compiled step: packed, given adapters, run.
+"""A quantized model on the compiled step: packed, given adapters, run.
 
 `lorry.model.compiled.survey_model` describes what it does, and the self-check at start-up compares
 every answer with transformers' own layers before the first request.
@@ -21,6 +21,7 @@ from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import structs
 from lorry.model.compiled.adapter import PackedAdapter, pack_adapter, padded
 from lorry.model.compiled.call import Angles, Call
+from lorry.model.compiled.compiled_linear import CompiledLinear
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
@@ -29,7 +30,7 @@ from lorry.model.compiled.pack import BLOCK, PackedLinear, pack
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
 from lorry.model.compiled.widened import widened_delta, widened_linear, widened_pair
-from lorry.model.guard import require
+from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
 from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 def unsuited(loaded: LoadedModel) -> str | None:
     """Why the compiled step cannot hold this model's weights; None where it can. What it does
     with them is `lorry.model.compiled.survey_model`'s."""
-    if loaded.quantization != "int8" or loaded.device.type != "cpu":
-        return "it runs int8 weights on a CPU"
+    if loaded.quantization == "none" or loaded.device.type != "cpu":
+        return "it runs quantized weights on a CPU"
     return None
 
 
@@ -55,8 +56,9 @@ def unsuited_linears(loaded: LoadedModel, described: ModelDescription) -> str | 
         described.head,
         *(p for layer in described.layers for phase in layer.phases for p in phase),
     ]
-    if not all(isinstance(bare(loaded.model.get_submodule(path)), Int8Linear) for path in paths):
-        return "some of its linears are not int8"
+    linears = [bare(loaded.model.get_submodule(path)) for path in paths]
+    if not all(isinstance(linear, Int8Linear | CompiledLinear) for linear in linears):
+        return "some of its linears are in a form that it does not read"
     return None
 
 
@@ -87,8 +89,9 @@ class CompiledModel:
         self.inputs_on = torch.device("cpu")
         self._library = library
         self._prompts = prompts
-        self._packed: list[PackedLinear] = []
-        self._sources: list[tuple[Int8Linear, PackedLinear, int]] = []
+        # Everything that the compiled side points to.
+        self._keep: list[object] = []
+        self._packed: list[tuple[Int8Linear, PackedLinear]] = []
         self._described = described
         count = int(loaded.config.get_text_config().num_hidden_layers)
         layers = described.layers[:count]
@@ -123,10 +126,6 @@ class CompiledModel:
         )
         if not self._engine:
             raise ModelError("no memory or no threads for the compiled step")
-
-    @property
-    def nbytes(self) -> int:
-        return sum(packed.nbytes for packed in self._packed)
 
     @property
     def slot_bytes(self) -> int:
@@ -171,12 +170,11 @@ class CompiledModel:
         return len(uses) < 2 or not any(self._embedding_head.has_head(use.slot) for use in uses)
 
     def take_over(self) -> None:
-        """Drop the generic path's copy of the weights: its modules multiply with ours."""
-        for linear, packed, part in self._sources:
+        """Drop the generic path's copies of weights: its modules multiply with ours."""
+        for linear, packed in self._packed:
             out = linear.out_features
             linear.hand_over(
-                partial(_cut, partial(packed.part, part), out),
-                partial(self._multiply, packed.struct_of(part), out),
+                partial(_cut, packed.tensors, out), partial(self._multiply, packed.struct, out)
             )
 
     def _multiply(self, linear: structs.Linear, out: int, x: Tensor) -> Tensor:
@@ -219,12 +217,14 @@ class CompiledModel:
             self._library.lorry_engine_free(self._engine)
             self._engine = None
 
-    def _linear(self, *layers: nn.Module) -> structs.Linear:
-        int8 = [layer for layer in layers if isinstance(layer, Int8Linear)]
-        require(len(int8) == len(layers), "a linear that is not int8")
-        packed = pack(*map(widened_linear, int8))
-        self._packed.append(packed)
-        self._sources += [(linear, packed, i) for i, linear in enumerate(int8)]
+    def _linear(self, linear: nn.Module) -> structs.Linear:
+        if isinstance(linear, CompiledLinear):
+            self._keep.append(linear.packed)
+            return linear.packed.struct
+        if not isinstance(linear, Int8Linear):
+            raise Unsafe(f"a linear of {type(linear).__name__}")
+        packed = pack(widened_linear(linear))
+        self._packed.append((linear, packed))
         return packed.struct
 
     def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:

@@ -6,7 +6,7 @@ import ctypes
 import platform
 import sys
 from contextlib import suppress
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -93,6 +93,11 @@ def load(path: Path) -> ctypes.CDLL:
         *(c_void_p, c_void_p),
     ]
     library.lorry_pack.restype = c_int32
+    library.lorry_quantize4.argtypes = [
+        *(c_void_p, c_int64, c_int32),
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+    ]
+    library.lorry_quantize4.restype = None
     library.lorry_keep_mass.argtypes = [
         *(c_void_p, c_void_p, c_float, c_float),
         *(c_int32, c_void_p, c_void_p),

@@ -1,167 +1,23 @@
-/* The int8 linear: the arithmetic of `lorry.model.int8.Int8Linear`, integer for integer.
- *
- * A token's activations are two rows of codes, high and low; both meet the same
- * weights, so they are neighbours and one load of the weights serves both.
- */
+/* A linear of either kind of weights. */
 #ifndef LORRY_LINEAR_H
 #define LORRY_LINEAR_H
 
-#include "ahead.h"
-#include "step.h"
-#include "vectors.h"
-#include <math.h>
-#include <string.h>
+#include "linear4.h"
+#include "linear8.h"
 
-#define CODES 63
-#define OFFSET 64 /* codes are stored unsigned, 1 to 127 */
-
-#define STREAM_AHEAD 4096 /* bytes; half of it is slower, twice of it no faster */
-#define MORE_EVERY 16     /* inputs; 4 asks for more than comes, and everything waits */
-
-#define VECTORS (BLOCK / WIDTH)
-
-/* As many accumulators as there are registers for. */
-#if WIDTH == 16
-#define TILE_TOKENS 4
-#define TILE_BLOCKS 2
-#else
-#define TILE_TOKENS 2
-#define TILE_BLOCKS 1
-#endif
-
-/* x [in] -> codes [2, in], and the scale of the high row's codes. */
-INLINE float encode(const float *x, uint8_t *codes, int in) {
-    float absmax = largest_magnitude(x, in);
-    /* A row of zeros has no largest element. One with a NaN must keep it: its codes mean
-     * nothing, their scale is then NaN, too. */
-    if (absmax < 1e-30f) absmax = 1e-30f;
-    Floats factor = splat(CODES / absmax);
-    uint8_t *high = codes, *low = codes + in;
-    typedef uint8_t Bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
-    for (int i = 0; i < in; i += WIDTH) {
-        Floats code = load(x + i) * factor, rounded = nearest(code);
-        Floats rest = nearest((code - rounded) * splat(CODES));
-        *(Bytes *)(high + i) = __builtin_convertvector(to_ints(rounded) + OFFSET, Bytes);
-        *(Bytes *)(low + i) = __builtin_convertvector(to_ints(rest) + OFFSET, Bytes);
-    }
-    return absmax / CODES;
-}
-
-/* `tokens` x `blocks` outputs, both compile-time constants where it is called. `soon`: weights
- * that come next, or NULL: a line for every four inputs. `more`: what else to fetch meanwhile,
- * a line for every `MORE_EVERY`. */
-INLINE void linear_tile(const Linear *linear, const uint8_t *codes, const float *x_scale, float *y,
-                        int stride, int block, const int8_t *soon, Range more, int tokens,
-                        int blocks) {
-    const int in = linear->in, rows = 2 * tokens;
-    const size_t block_bytes = (size_t)in * BLOCK;
-    const int8_t *weights = linear->codes + block * block_bytes;
-    Ints acc[2 * TILE_TOKENS][TILE_BLOCKS][VECTORS];
-    for (int r = 0; r < rows; r++)
-        for (int b = 0; b < blocks; b++)
-            for (int v = 0; v < VECTORS; v++) acc[r][b][v] = (Ints){0};
-    for (int i = 0; i < in; i += 4) {
-        /* A step of few tokens waits for the weights' memory rather than for arithmetic, and
-         * it lies in runs too short for the processor to notice where they lead. */
-        if (soon) _mm_prefetch((const char *)(soon + (size_t)i * BLOCK), _MM_HINT_T0);
-        if (i % MORE_EVERY == 0 && i < MORE_EVERY * more.lines)
-            _mm_prefetch(more.at + (size_t)i / MORE_EVERY * LINE, _MM_HINT_T1);
-        for (int r = 0; r < rows; r++) {
-            const Ints four = all_fours(codes + (size_t)r * in + i);
-            for (int b = 0; b < blocks; b++)
-                for (int v = 0; v < VECTORS; v++)
-                    acc[r][b][v] =
-                        dots(acc[r][b][v], four,
-                             bytes(weights + b * block_bytes + (i * BLOCK + v * 4 * WIDTH)));
-        }
-    }
-    for (int bv = 0; bv < blocks * VECTORS; bv++) {
-        const int b = bv / VECTORS, v = bv % VECTORS, o = (block + b) * BLOCK + v * WIDTH;
-        Ints offset = *(const Ints *)(linear->sum_O + o) * OFFSET;
-        Floats scale = load(linear->scale_O + o);
-        for (int t = 0; t < tokens; t++) {
-            Floats high = to_floats(acc[2 * t][b][v] - offset);
-            Floats low = to_floats(acc[2 * t + 1][b][v] - offset);
-            Floats out = fused(low, splat(1.0f / CODES), high) * scale * splat(x_scale[t]);
-            if (linear->bias_O) out += load(linear->bias_O + o);
-            store(y + (size_t)t * stride + o, out);
-        }
-    }
-}
-
-#define NOTHING ((Range){NULL, 0})
-
-/* `blocks` of outputs from `block` on, of every token; nothing is fetched. A function of its own:
- * a compiler that sees both makes the other one slower. */
-static __attribute__((noinline)) void linear_rest(const Linear *linear, const uint8_t *codes,
-                                                  const float *x_scale, float *y, int stride,
-                                                  int block, int blocks, int tokens) {
-    const size_t row = 2 * (size_t)linear->in;
-#define TILE(T, B)                                                                               \
-    linear_tile(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, NULL, \
-                NOTHING, T, B)
-#define TILES(T)                                         \
-    if (count == T) {                                    \
-        if (blocks == TILE_BLOCKS) TILE(T, TILE_BLOCKS); \
-        else TILE(T, 1);                                 \
-    }
-    for (int t = 0; t < tokens;) {
-        const int left = tokens - t, count = left < TILE_TOKENS ? left : TILE_TOKENS;
-        TILES(1)
-        TILES(2)
-#if TILE_TOKENS > 2
-        TILES(3)
-        TILES(4)
-#endif
-        t += count;
-    }
-#undef TILES
-#undef TILE
-}
-
-/* Output blocks `first` to `last` - 1 of every token: y [T, stride]. */
+/* Output blocks `first` to `last` - 1 of every token: y [T, stride]. What comes next is fetched
+ * meanwhile, `ahead` too. */
 static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *x_scale,
                           float *y, int stride, int tokens, int first, int last, Ahead *ahead) {
-    const size_t row = 2 * (size_t)linear->in, block_bytes = (size_t)linear->in * BLOCK;
-    /* Tokens that fit in one tile read the weights as one stream. More of them take several
-     * blocks at a time, as that spares loads of their codes; the tile that comes next is then
-     * fetched in equal parts while the first tokens meet this one. */
-    const int stream = tokens <= TILE_TOKENS;
-    int block = first;
-    /* Weights outside, tokens inside: a block of weights stays in the nearest cache. */
-    while (block < last) {
-        const int blocks = !stream && last - block >= TILE_BLOCKS ? TILE_BLOCKS : 1;
-        const int8_t *here = linear->codes + block * block_bytes;
-        for (int t = 0, pass = 0; t < tokens; pass++) {
-            if (pass == 2) {
-                linear_rest(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride,
-                            block, blocks, tokens - t);
-                break;
-            }
-            const int left = tokens - t, count = left < TILE_TOKENS ? left : TILE_TOKENS;
-            const int8_t *soon = stream          ? here + STREAM_AHEAD
-                                 : pass < blocks ? here + (size_t)(blocks + pass) * block_bytes
-                                                 : NULL;
-#define TILE(T, B)                                                                              \
-    linear_tile(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, soon, \
-                ahead_take(ahead, linear->in / MORE_EVERY), T, B)
-#define TILES(T)                                       \
-    if (count == T) {                                  \
-        if (blocks == TILE_BLOCKS) TILE(T, TILE_BLOCKS); \
-        else TILE(T, 1);                               \
-    }
-            TILES(1)
-            TILES(2)
-#if TILE_TOKENS > 2
-            TILES(3)
-            TILES(4)
-#endif
-#undef TILES
-#undef TILE
-            t += count;
-        }
-        block += blocks;
-    }
+    if (linear->levels) blocks4(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
+    else blocks8(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
+}
+
+/* The same of weights that were just read. */
+static void linear_again(const Linear *linear, const uint8_t *codes, const float *x_scale,
+                         float *y, int stride, int tokens, int first, int last) {
+    if (linear->levels) again4(linear, codes, x_scale, y, stride, tokens, first, last);
+    else again8(linear, codes, x_scale, y, stride, tokens, first, last);
 }
 
 #endif

@@ -23,8 +23,7 @@ from lorry.model.kv_cache import KVCache
 KV_DTYPE = torch.float16
 """Of the cache that a compiled step reads and writes."""
 
-Pack = Callable[..., structs.Linear]
-"""Linears that read the same input, in one."""
+Pack = Callable[[nn.Module], structs.Linear]
 
 SlotsOf = Callable[[str, nn.Module], structs.LinearSlots]
 
@@ -97,8 +96,9 @@ class ModelStructs:
 
     def _fill(self, target: structs.Layer, layer: LayerDescription) -> None:
         described = self._described
-        target.qkv, target.o = self._linear(*layer.qkv), self._linear(layer.o)
-        target.gate_up, target.down = self._linear(*layer.inner), self._linear(layer.down)
+        target.qkv[: len(layer.qkv)] = [self._linear(path) for path in layer.qkv]
+        target.gate_up[: len(layer.inner)] = [self._linear(path) for path in layer.inner]
+        target.o, target.down = self._linear(layer.o), self._linear(layer.down)
         target.qkv_slots[: len(layer.qkv)] = [self._slot(path) for path in layer.qkv]
         target.gate_up_slots[: len(layer.inner)] = [self._slot(path) for path in layer.inner]
         target.o_slots, target.down_slots = self._slot(layer.o), self._slot(layer.down)
@@ -173,8 +173,8 @@ class ModelStructs:
     def _slot(self, path: str) -> structs.LinearSlots:
         return self._slots_of(path, bare(self._modules[path]))
 
-    def _linear(self, *paths: str) -> structs.Linear:
-        return self._pack(*(bare(self._modules[path]) for path in paths))
+    def _linear(self, path: str) -> structs.Linear:
+        return self._pack(bare(self._modules[path]))
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
         require(

@@ -21,9 +21,9 @@ static void encode_tokens(Engine *e, const float *x, int stride, int in, int fir
         e->scale_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
 }
 
-/* Some modules that read the same input: one linear, and the slots of each. */
+/* Some modules that read the same input: the linears and the slots of each. */
 typedef struct {
-    const Linear *linear;
+    const Linear *linears;
     const Slots *slots;
     int parts;
     const Pairs *pairs;
@@ -56,10 +56,11 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
     }
 }
 
-/* The base's answers to what goes in instead, for blocks `first` to `last` - 1 of the linear,
- * which belong to `part`. */
-static void multiply_inwards(Engine *e, const Modules *m, int part, int stride, int first,
-                             int last) {
+/* The base's answers to what goes in instead, for blocks `first` to `last` - 1 of `part`.
+ * answers [T, stride]: this part's. */
+static void multiply_inwards(Engine *e, const Modules *m, int part, float *answers, int stride,
+                             int first, int last) {
+    const Linear *linear = m->linears + part;
     const Pairs *pairs = m->pairs;
     for (int g = 0, end; g < pairs->num_vectored; g = end) {
         end = g;
@@ -69,10 +70,8 @@ static void multiply_inwards(Engine *e, const Modules *m, int part, int stride, 
             continue;
         }
         const size_t at = (size_t)part * e->max_tokens + g;
-        for (int block = first; block < last; block += TILE_BLOCKS)
-            linear_rest(m->linear, e->inward_codes + at * 2 * m->linear->in, e->inward_scale + at,
-                        e->answers + (size_t)g * stride, stride, block,
-                        last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, end - g);
+        linear_again(linear, e->inward_codes + at * 2 * linear->in, e->inward_scale + at,
+                     answers + (size_t)g * stride, stride, end - g, first, last);
     }
 }
 
@@ -94,13 +93,14 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
         fetch_b(ahead, m->slots + part, m->pairs, first, last);
     }
     if (next) fetch_a(ahead, next->slots, next->parts, next->pairs, thread, threads);
-    for (int part = 0, block = 0; part < m->parts; part++) {
+    for (int part = 0, at = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
-        const int first = block + SHARE(blocks, thread, threads);
-        const int last = block + SHARE(blocks, thread + 1, threads);
-        linear_blocks(m->linear, e->codes, e->scale_T, y, stride, tokens, first, last, ahead);
-        if (m->pairs->num_vectored) multiply_inwards(e, m, part, stride, first, last);
-        block += blocks;
+        const int first = SHARE(blocks, thread, threads), last = SHARE(blocks, thread + 1, threads);
+        linear_blocks(m->linears + part, e->codes, e->scale_T, y + at, stride, tokens, first, last,
+                      ahead);
+        if (m->pairs->num_vectored)
+            multiply_inwards(e, m, part, e->answers + at, stride, first, last);
+        at += m->slots[part].out;
     }
 }
 
@@ -110,8 +110,7 @@ static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int th
     if (!m->pairs->num_pairs) return;
     for (int part = 0, at = 0; m->pairs->num_vectored && part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
-        add_vector_deltas(m->slots + part, m->pairs,
-                          m->linear->bias_O ? m->linear->bias_O + at : NULL,
+        add_vector_deltas(m->slots + part, m->pairs, m->linears[part].bias_O,
                           e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
                           SHARE(blocks, thread, e->pool.size) * BLOCK,
                           SHARE(blocks, thread + 1, e->pool.size) * BLOCK);

@@ -1,4 +1,4 @@
-"""Int8 weights in the order in which the compiled step reads them."""
+"""A linear's weights in the order in which the compiled step reads them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lorry.model.compiled.structs import Linear
+from lorry.model.four_bit import CHUNK, FourBitLinear
 from lorry.model.guard import require
-from lorry.model.int8 import Int8Linear
+from lorry.model.int8 import CODES, Int8Linear
 
 BLOCK = 16
 """Outputs of one block."""
@@ -17,91 +18,124 @@ BLOCK = 16
 FOUR = 4
 """Inputs that one integer dot product instruction takes."""
 
+_OFFSET = CODES + 1
+"""Of the activations' codes, which are stored without a sign."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
     """Keeps the memory that `struct` points to."""
 
     codes: Tensor
-    """int8, [out / 16, in / 4, 16, 4]."""
+    """8 bits: int8 `[out / 16, in / 4, 16, 4]`. 4 bits: uint8 `[out / 16, in / 8, 16, 4]`, where
+    the first 4 of 8 inputs are in the lower halves."""
     scale_O: Tensor
-    sum_O: Tensor
-    """int32, of each output's codes."""
     bias_O: Tensor | None
     out_features: int
     in_features: int
-    sizes: tuple[int, ...]
-    """Outputs of each linear in it."""
-    biased: tuple[bool, ...]
-    """Which of them has a bias of its own."""
+    sum_O: Tensor | None = None
+    """8 bits: int32, of each output's codes."""
+    levels: Tensor | None = None
+    """4 bits: int8 `[16]`."""
+    chunk_scale: Tensor | None = None
+    """4 bits: fp16 `[out / 16, in / CHUNK, 16]`."""
+    offset_O: Tensor | None = None
+    """4 bits: fp32, what each output gets from activations whose codes are all zero, in units of
+    its scale."""
 
-    def part(self, index: int) -> dict[str, Tensor]:
-        """The tensors of one of the linears, in their own order. Copies."""
-        first = sum(self.sizes[:index])
-        rows = slice(first, first + self.sizes[index])
-        codes_OI = self.codes.permute(0, 2, 1, 3).reshape(self.out_features, self.in_features)
-        found = {"codes": codes_OI[rows].clone(), "scale": self.scale_O[rows].double()}
-        if self.bias_O is None or not self.biased[index]:
-            return found
-        return {**found, "bias": self.bias_O[rows].clone()}
-
-    def struct_of(self, index: int) -> Linear:
-        """One of the linears alone, in the same memory."""
-        first, size = sum(self.sizes[:index]), self.sizes[index]
-        require(first % BLOCK == 0, f"a linear that begins at row {first}")
-        bias_O = self.bias_O if self.biased[index] else None
-        return Linear(
-            self.codes.data_ptr() + first * self.in_features,
-            self.scale_O[first:].data_ptr(),
-            self.sum_O[first:].data_ptr(),
-            None if bias_O is None else bias_O[first:].data_ptr(),
-            size,
-            self.in_features,
-        )
+    def tensors(self) -> dict[str, Tensor]:
+        """As `base_tensors` of the linear has them. Copies."""
+        out, inputs = self.out_features, self.in_features
+        if self.levels is None or self.chunk_scale is None:
+            codes_OI = self.codes.permute(0, 2, 1, 3).reshape(out, inputs)
+            found = {"codes": codes_OI, "scale": self.scale_O.double()}
+        else:
+            lower = (self.codes & 15).permute(0, 2, 1, 3).reshape(out, -1, 1, FOUR)
+            upper = (self.codes >> 4).permute(0, 2, 1, 3).reshape(out, -1, 1, FOUR)
+            pairs = torch.cat([lower, upper], 2).view(out, inputs // 2, 2)
+            found = {
+                "codes": pairs[..., 0] << 4 | pairs[..., 1],
+                "chunk_scale": self.chunk_scale.permute(0, 2, 1).reshape(out, -1),
+                "scale": self.scale_O.clone(),
+                "levels": self.levels.clone(),
+            }
+        return found if self.bias_O is None else {**found, "bias": self.bias_O.clone()}
 
     @property
     def struct(self) -> Linear:
+        def address(tensor: Tensor | None) -> int | None:
+            return None if tensor is None else tensor.data_ptr()
+
         return Linear(
-            self.codes.data_ptr(),
-            self.scale_O.data_ptr(),
-            self.sum_O.data_ptr(),
-            None if self.bias_O is None else self.bias_O.data_ptr(),
-            self.out_features,
-            self.in_features,
+            codes=self.codes.data_ptr(),
+            scale_O=self.scale_O.data_ptr(),
+            sum_O=address(self.sum_O),
+            bias_O=address(self.bias_O),
+            levels=address(self.levels),
+            chunk_scale=address(self.chunk_scale),
+            offset_O=address(self.offset_O),
+            out=self.out_features,
+            in_=self.in_features,
         )
 
     @property
     def nbytes(self) -> int:
-        bias = 0 if self.bias_O is None else self.bias_O.nbytes
-        return self.codes.nbytes + self.scale_O.nbytes + self.sum_O.nbytes + bias
+        tensors = (self.codes, self.scale_O, self.bias_O, self.sum_O)
+        more = (self.levels, self.chunk_scale, self.offset_O)
+        return sum(tensor.nbytes for tensor in (*tensors, *more) if tensor is not None)
 
 
-def pack(*linears: Int8Linear) -> PackedLinear:
-    """Linears that read the same input, one after the other in one."""
-    parts = [linear.base_tensors() for linear in linears]
-    codes_OI = torch.cat([part["codes"] for part in parts])
-    out, inputs = codes_OI.shape
+def pack(linear: Int8Linear | FourBitLinear) -> PackedLinear:
+    out, inputs = linear.out_features, linear.in_features
     require(
         out % BLOCK == 0 and inputs % BLOCK == 0,
         f"{inputs} to {out} features, not whole blocks of {BLOCK}",
     )
-    biases = [part.get("bias") for part in parts]
-    bias_O: Tensor | None = None
-    if any(bias is not None for bias in biases):
-        bias_O = torch.cat(
-            [
-                torch.zeros(linear.out_features) if bias is None else bias
-                for linear, bias in zip(linears, biases, strict=True)
-            ]
-        )
+    return _pack8(linear) if isinstance(linear, Int8Linear) else _pack4(linear)
+
+
+def _pack8(linear: Int8Linear) -> PackedLinear:
+    tensors = linear.base_tensors()
+    codes_OI = tensors["codes"]
+    out, inputs = codes_OI.shape
     blocks = codes_OI.view(out // BLOCK, BLOCK, inputs // FOUR, FOUR)
     return PackedLinear(
         codes=blocks.permute(0, 2, 1, 3).contiguous(),
-        scale_O=torch.cat([part["scale"].float() for part in parts]).contiguous(),
+        scale_O=tensors["scale"].float().contiguous(),
         sum_O=codes_OI.sum(1, dtype=torch.int32).contiguous(),
-        bias_O=bias_O,
+        bias_O=tensors.get("bias"),
         out_features=out,
         in_features=inputs,
-        sizes=tuple(linear.out_features for linear in linears),
-        biased=tuple(bias is not None for bias in biases),
     )
+
+
+def _pack4(linear: FourBitLinear) -> PackedLinear:
+    tensors = linear.base_tensors()
+    out, inputs = linear.out_features, linear.in_features
+    # [outputs, 8 inputs, its 4 first and its 4 last, pairs of them]
+    codes = tensors["codes"].view(out // BLOCK, BLOCK, inputs // 8, 2, 2)
+    codes = torch.stack([codes >> 4, codes & 15], 5).view(out // BLOCK, BLOCK, -1, 2, FOUR)
+    lower, upper = codes.permute(0, 2, 3, 1, 4).unbind(2)
+    scale_OC, levels = tensors["chunk_scale"], tensors["levels"]
+    sums_OC = levels[codes.view(out, -1, CHUNK).int()].sum(2, dtype=torch.int32)
+    return PackedLinear(
+        codes=(lower | upper << 4).contiguous(),
+        scale_O=tensors["scale"].clone(),
+        levels=levels.clone(),
+        chunk_scale=scale_OC.view(out // BLOCK, BLOCK, -1).permute(0, 2, 1).contiguous(),
+        offset_O=_offset(sums_OC, scale_OC),
+        bias_O=tensors.get("bias"),
+        out_features=out,
+        in_features=inputs,
+    )
+
+
+def _offset(sums_OC: Tensor, scale_OC: Tensor) -> Tensor:
+    """`[O]`, with every rounding of the product's: activations of zero give zero and nothing else,
+    so that an infinite scale of theirs is no number in the answer either."""
+    high_OC = (_OFFSET * sums_OC).double()
+    chunks_OC = (high_OC + high_OC * float(torch.tensor(1 / CODES))).float().double()
+    total_O = torch.zeros(len(sums_OC))
+    for chunk_O, scale_O in zip(chunks_OC.unbind(1), scale_OC.double().unbind(1), strict=True):
+        total_O = (chunk_O * scale_O + total_O.double()).float()
+    return total_O

@@ -13,6 +13,7 @@
 #include "modules.h"
 #include "norms.h"
 #include "pack.h"
+#include "quantize4.h"
 #include "vectors.h"
 
 static void attend_share(Engine *e, const Layer *layer, int thread) {
@@ -76,9 +77,9 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     const int queries = m->heads * m->head_size, keys = m->kv_heads * m->head_size;
     const int stride = queries + 2 * keys, inner = m->inner, wide = m->gated ? 2 * inner : inner;
     const int first = SHARE(tokens, thread, threads), last = SHARE(tokens, thread + 1, threads);
-    const Modules qkv = {&layer->qkv, layer->qkv_slots, layer->qkv_parts, pairs};
+    const Modules qkv = {layer->qkv, layer->qkv_slots, layer->qkv_parts, pairs};
     const Modules o = {&layer->o, &layer->o_slots, 1, pairs};
-    const Modules gate_up = {&layer->gate_up, layer->gate_up_slots, layer->gate_up_parts, pairs};
+    const Modules gate_up = {layer->gate_up, layer->gate_up_slots, layer->gate_up_parts, pairs};
     const Modules down = {&layer->down, &layer->down_slots, 1, pairs};
     /* Of attention: the MLP beside it reads what it read. */
     float *const answer = layer->parallel ? e->branch_TH : e->normed_TH;
@@ -249,4 +250,9 @@ int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank
     pack_b(b_OR, factor, b, factor + rank, rank, out);
     free(factor);
     return 0;
+}
+
+void lorry_quantize4(const float *w, int64_t blocks, int32_t size, const float *bounds,
+                     const uint8_t *order, uint8_t *packed, float *absmax) {
+    quantize4(w, blocks, size, bounds, order, packed, absmax);
 }

@@ -8,15 +8,21 @@
 
 #include <stdint.h>
 
-/* y = x W' + bias in int8; W = codes * scale. `codes` is packed: 16 outputs a block,
- * and in a block 4 inputs of output 0, 4 of output 1, ...: what one integer dot
- * product instruction eats. */
+/* y = x W' + bias. `codes` is packed: 16 outputs a block, and in a block 4 inputs of output 0,
+ * 4 of output 1, ...: the operand of one integer dot product instruction.
+ *
+ * In 8 bits, W = codes * scale. In 4 bits (`levels`), two such operands share their bytes: the
+ * first is in the lower halves. W = levels[code] * chunk_scale * scale, with one chunk scale for
+ * CHUNK inputs of an output, in half precision, [out / 16, in / CHUNK, 16]. */
 typedef struct {
-    const int8_t *codes;
+    const uint8_t *codes;
     const float *scale_O;
-    const int32_t *sum_O; /* of each output's codes: undoes the activations' offset */
-    const float *bias_O;  /* or NULL */
-    int32_t out, in;      /* multiples of 16 */
+    const int32_t *sum_O;  /* 8 bits: of each output's codes; undoes the activations' offset */
+    const float *bias_O;   /* or NULL */
+    const int8_t *levels;  /* [16]; NULL: 8 bits */
+    const uint16_t *chunk_scale;
+    const float *offset_O; /* 4 bits: what each output gets from codes that are all OFFSET */
+    int32_t out, in;       /* multiples of 16; in 4 bits, `in` of CHUNK */
 } Linear;
 
 /* One adapter's part of one linear, as adapter.py packs it. */
@@ -70,7 +76,7 @@ enum { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
 
 /* `description.py` says what a layer does. */
 typedef struct {
-    Linear qkv, o, gate_up, down;
+    Linear qkv[3], o, gate_up[2], down;
     Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
     int32_t qkv_parts, gate_up_parts; /* modules: 3 or 1, 2 or 1 */
     Norm attention_norm, after_attention, mlp_norm, after_mlp;
@@ -147,6 +153,10 @@ void lorry_run(Engine *engine, const Step *step);
  * -1 where memory cannot be had. */
 int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank, int32_t in,
                int32_t out, int8_t *a, uint8_t *b);
+/* bitsandbytes' 4-bit codes of w [blocks, size], two in a byte, and absmax [blocks]; `bounds` [15]
+ * ascending, order [16]: the code of each place between them. Any thread. */
+void lorry_quantize4(const float *w, int64_t blocks, int32_t size, const float *bounds,
+                     const uint8_t *order, uint8_t *packed, float *absmax);
 /* y [T, out] = linear(x [T, in]). */
 void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y, int32_t tokens);
 /* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */

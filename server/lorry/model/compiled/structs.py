@@ -11,6 +11,9 @@ class Linear(Structure):
         ("scale_O", c_void_p),
         ("sum_O", c_void_p),
         ("bias_O", c_void_p),
+        ("levels", c_void_p),
+        ("chunk_scale", c_void_p),
+        ("offset_O", c_void_p),
         ("out", c_int32),
         ("in_", c_int32),
     ]
@@ -66,12 +69,13 @@ class Norm(Structure):
 
 NORMS = ("attention_norm", "after_attention", "mlp_norm", "after_mlp", "q_norm", "k_norm")
 
-LINEARS = ("qkv", "o", "gate_up", "down")
-
 
 class Layer(Structure):
     _fields_ = [
-        *((name, Linear) for name in LINEARS),
+        ("qkv", Linear * 3),
+        ("o", Linear),
+        ("gate_up", Linear * 2),
+        ("down", Linear),
         ("qkv_slots", LinearSlots * 3),
         ("o_slots", LinearSlots),
         ("gate_up_slots", LinearSlots * 2),

@@ -52,6 +52,12 @@ INLINE Floats sums(const Floats *v);
 INLINE Ints bytes(const void *p) { return *(const Ints *)p; }
 INLINE Ints all_fours(const void *p);
 INLINE Ints all_eights(const void *p);
+/* 16 bytes, again and again. */
+INLINE Ints all_sixteens(const void *p);
+/* In each byte, that byte of the table's 16 which `indices` (0 to 15) names. */
+INLINE Ints look_up(Ints table, Ints indices);
+/* Each byte's upper half in its lower; the upper half is undefined. */
+INLINE Ints shifted_down(Ints v);
 /* acc += in each of WIDTH lanes, the dot product of 4 unsigned and 4 signed bytes. AVX2 adds
  * two products in 16 bits: those of codes up to 127 and 127, or 255 and 64, stay exact. */
 INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign);
@@ -154,6 +160,13 @@ INLINE Ints all_eights(const void *p) {
     memcpy(&eight, p, sizeof eight);
     return (Ints)_mm512_set1_epi64(eight);
 }
+INLINE Ints all_sixteens(const void *p) {
+    return (Ints)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE Ints look_up(Ints table, Ints indices) {
+    return (Ints)_mm512_shuffle_epi8((__m512i)table, (__m512i)indices);
+}
+INLINE Ints shifted_down(Ints v) { return (Ints)_mm512_srli_epi16((__m512i)v, 4); }
 INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)without_sign, (__m512i)with_sign);
 }
@@ -208,6 +221,13 @@ INLINE Ints all_eights(const void *p) {
     memcpy(&eight, p, sizeof eight);
     return (Ints)_mm256_set1_epi64x(eight);
 }
+INLINE Ints all_sixteens(const void *p) {
+    return (Ints)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE Ints look_up(Ints table, Ints indices) {
+    return (Ints)_mm256_shuffle_epi8((__m256i)table, (__m256i)indices);
+}
+INLINE Ints shifted_down(Ints v) { return (Ints)_mm256_srli_epi16((__m256i)v, 4); }
 INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
 #if defined(__AVXVNNI__)
     return (Ints)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)without_sign, (__m256i)with_sign);

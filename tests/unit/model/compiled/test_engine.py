@@ -31,12 +31,11 @@ class Linear:
         self.scale_O = torch.full((WIDTH,), 1 / 127)
         self.sum_O = torch.full((WIDTH,), 127, dtype=torch.int32)
         self.struct = structs.Linear(
-            self.codes.data_ptr(),
-            self.scale_O.data_ptr(),
-            self.sum_O.data_ptr(),
-            None,
-            WIDTH,
-            WIDTH,
+            codes=self.codes.data_ptr(),
+            scale_O=self.scale_O.data_ptr(),
+            sum_O=self.sum_O.data_ptr(),
+            out=WIDTH,
+            in_=WIDTH,
         )
 
     def check(self, built: ctypes.CDLL, engine: int, x_TI: torch.Tensor) -> None:

@@ -1,19 +1,23 @@
-"""The compiled int8 linear against `Int8Linear`, the same integers on another road."""
+"""The compiled linear against `Int8Linear` and `FourBitLinear`, the same integers by plain
+operations."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from lorry.model import int8
-from lorry.model.compiled import structs
+from lorry.model.compiled import library, structs
 from lorry.model.compiled.pack import pack
+from lorry.model.four_bit import CHUNK, FourBitLinear, levels_of
 from lorry.model.int8 import Int8Linear
+from support.compiled import compiled
 
 TOKENS = (*range(1, 10), 16, 65)
 MOST_TOKENS = 70
@@ -36,8 +40,8 @@ class Kernel:
         self.engine = built.lorry_engine(ctypes.byref(self._model), MOST_TOKENS, 1, 16, num_threads)
         assert self.engine
 
-    def __call__(self, linear: Int8Linear | tuple[Int8Linear, ...], x_TI: Tensor) -> Tensor:
-        packed = pack(*(linear if isinstance(linear, tuple) else (linear,)))
+    def __call__(self, linear: Int8Linear | FourBitLinear, x_TI: Tensor) -> Tensor:
+        packed = pack(linear)
         x_TI = x_TI.contiguous()
         y_TO = torch.full((x_TI.shape[0], packed.out_features), torch.nan)
         struct = packed.struct
@@ -69,6 +73,23 @@ def linear_of(fan_in: int, out: int, *, bias: bool = False, seed: int = 0) -> In
     return Int8Linear(codes_OI, scale_O, torch.randn(out, generator=random) if bias else None)
 
 
+def four_bits_of(
+    fan_in: int, out: int, *, kind: str = "nf4", bias: bool = False, seed: int = 0
+) -> FourBitLinear:
+    random = torch.Generator().manual_seed(seed)
+    codes_OB = torch.randint(0, 256, (out, fan_in // 2), generator=random, dtype=torch.uint8)
+    chunk_scale_OC = torch.rand(out, fan_in // CHUNK, generator=random).half()
+    scale_O = torch.rand(out, generator=random) / 50 + 1e-3
+    bias_O = torch.randn(out, generator=random) if bias else None
+    return FourBitLinear(codes_OB, chunk_scale_OC, scale_O, levels_of(kind)[0], bias_O)
+
+
+def linear_in(
+    bits: int, fan_in: int, out: int, *, bias: bool = False
+) -> Int8Linear | FourBitLinear:
+    return (linear_of if bits == 8 else four_bits_of)(fan_in, out, bias=bias)
+
+
 def inputs(tokens: int, fan_in: int, seed: int = 1) -> Tensor:
     """Rows of different size, with outliers, as a model's activations have them."""
     random = torch.Generator().manual_seed(seed)
@@ -92,6 +113,42 @@ def test_the_numbers_of_the_generic_path(
         assert ((got - expected).abs() <= 1e-6 * largest_T1).all(), tokens
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(64, 48), (576, 1552), (128, 16), (256, 33 * 16)], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_the_numbers_of_the_plain_formula_in_4_bits(
+    kernel: Kernel, shape: tuple[int, int], bias: bool, kind: str
+) -> None:
+    linear = four_bits_of(*shape, bias=bias, kind=kind)
+    for tokens in TOKENS:
+        x_TI = inputs(tokens, shape[0])
+        expected, got = linear(x_TI), kernel(linear, x_TI)
+        largest_T1 = expected.abs().amax(1, keepdim=True)
+        # The sums of chunks are of floats, in an order of their own.
+        assert ((got - expected).abs() <= 2e-5 * largest_T1).all(), tokens
+
+
+def test_instruction_sets_agree_to_the_bit_in_4_bits(tmp_path: Path) -> None:
+    linear, x_TI = four_bits_of(576, 176, bias=True), inputs(9, 576)
+    answers = []
+    for name in library.instructions():
+        with kernel_of(compiled(name, tmp_path)) as kernel:
+            answers.append(kernel(linear, x_TI))
+    assert answers and all(torch.equal(answers[0], other) for other in answers[1:])
+
+
+@pytest.mark.parametrize("code", [63, -63])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_the_largest_sums_are_exact_in_4_bits(kernel: Kernel, kind: str, code: int) -> None:
+    levels, _ = levels_of(kind)
+    for index in (int(levels.argmin()), int(levels.argmax())):
+        codes_OB = torch.full((16, 32), index << 4 | index, dtype=torch.uint8)
+        linear = FourBitLinear(codes_OB, torch.ones(16, 1).half(), torch.ones(16), levels, None)
+        got = kernel(linear, torch.full((3, 64), float(code)))
+        expected = torch.full_like(got, 64.0 * int(levels[index]) * code)
+        assert torch.allclose(got, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("weight", [127, -127, -128])
 @pytest.mark.parametrize("code", [63, -63])
 def test_the_largest_sums_are_exact(kernel: Kernel, weight: int, code: int) -> None:
@@ -112,11 +169,12 @@ def test_sums_of_integers_are_exact(kernel: Kernel) -> None:
     assert torch.equal(got.long(), expected) and torch.equal(got, got.round())
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", [(576, 176), (64, 48)], ids=str)
 def test_a_row_does_not_depend_on_the_rows_beside_it(
-    kernel: Kernel, shape: tuple[int, int]
+    kernel: Kernel, shape: tuple[int, int], bits: int
 ) -> None:
-    linear = linear_of(*shape, bias=True)
+    linear = linear_in(bits, *shape, bias=True)
     x_TI = inputs(65, shape[0])
     whole = kernel(linear, x_TI)
     for tokens in range(1, 10):
@@ -125,8 +183,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(
             assert torch.equal(kernel(linear, x_TI[rows]), whole[rows]), rows
 
 
-def test_any_number_of_threads_gives_the_same_bits(built: ctypes.CDLL) -> None:
-    linear, x_TI = linear_of(576, 176), inputs(5, 576)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_any_number_of_threads_gives_the_same_bits(built: ctypes.CDLL, bits: int) -> None:
+    linear, x_TI = linear_in(bits, 576, 176), inputs(5, 576)
     answers = []
     for num_threads in (1, 2, 3, 4, 7):
         with kernel_of(built, num_threads) as kernel:
@@ -134,33 +193,34 @@ def test_any_number_of_threads_gives_the_same_bits(built: ctypes.CDLL) -> None:
     assert all(torch.equal(answers[0], other) for other in answers[1:])
 
 
-def test_linears_with_one_input_are_packed_side_by_side(kernel: Kernel) -> None:
-    parts = (linear_of(64, 48), linear_of(64, 16, bias=True, seed=2), linear_of(64, 32, seed=3))
-    x_TI = inputs(4, 64)
-    apart = torch.cat([kernel(part, x_TI) for part in parts], 1)
-    assert torch.equal(kernel(parts, x_TI), apart)
-    packed = pack(*parts)
-    for index, part in enumerate(parts):
-        own, unpacked = part.base_tensors(), packed.part(index)
-        assert own.keys() == unpacked.keys()
-        for name, tensor in own.items():
-            assert tensor.dtype == unpacked[name].dtype
-            assert torch.equal(tensor, unpacked[name]), name
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_packed_weights_can_be_read_back(bits: int, bias: bool) -> None:
+    linear = linear_in(bits, 128, 48, bias=bias)
+    own, unpacked = linear.base_tensors(), pack(linear).tensors()
+    assert own.keys() == unpacked.keys()
+    for name, tensor in own.items():
+        assert tensor.dtype == unpacked[name].dtype
+        assert torch.equal(tensor, unpacked[name]), name
 
 
-def test_a_row_of_zeros_is_its_bias(kernel: Kernel) -> None:
-    linear = linear_of(64, 48, bias=True)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_of_zeros_is_its_bias(kernel: Kernel, bits: int) -> None:
+    linear = linear_in(bits, 64, 48, bias=True)
     x_TI = inputs(3, 64)
     x_TI[1] = 0
     got = kernel(linear, x_TI)
-    assert torch.equal(got[1], linear.bias)
+    assert linear.bias is not None and torch.equal(got[1], linear.bias)
     assert torch.equal(got[0], kernel(linear, x_TI[:1])[0])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38, 1e-40])
 @pytest.mark.parametrize("place", [0, 5, 63])
-def test_what_is_no_number_stays_in_its_row(kernel: Kernel, bad: float, place: int) -> None:
-    linear = linear_of(64, 48)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_nan_or_an_infinity_stays_in_its_row(
+    kernel: Kernel, bad: float, place: int, bits: int
+) -> None:
+    linear = linear_in(bits, 64, 48)
     x_TI = inputs(6, 64)
     clean = kernel(linear, x_TI)
     x_TI[2, place] = bad

@@ -1,0 +1,37 @@
+"""The base's quantized linears that are our own, in the place of bitsandbytes'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W' + bias, on the CPU in fp32; activations are rounded to `lorry.model.int8`'s codes.
+
+    The weight is never changed, so copies of a module share it.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("bias", None if bias_O is None else bias_O.float().clone())
+        # Modeling code asks a projection for its weight's dtype; the weight itself is elsewhere.
+        self.weight = nn.Parameter(torch.empty(0, in_features), requires_grad=False)
+
+    def base_tensors(self) -> Mapping[str, Tensor]:
+        """The weight as numbers: what shows that it never changes. May be copies."""
+        raise NotImplementedError
+
+    def dense_weight(self) -> Tensor:
+        """`[O, I]` in fp32, a copy."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weight, its scales and the bias."""
+        raise NotImplementedError

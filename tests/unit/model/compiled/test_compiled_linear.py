@@ -1,0 +1,105 @@
+"""A 4-bit base whose linears are compiled ones."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from lorry.model import quantize
+from lorry.model.base_loader import LoadedModel
+from lorry.model.compiled import compiled_linear
+from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_four_bits
+from lorry.model.dense import dense_weight
+from lorry.model.int8 import Int8Linear
+from lorry.model.memory import digest_of_base
+from support.compiled import require_compiled_step
+from support.executor_driver import load_tiny
+from unit.model.compiled.test_linear import four_bits_of
+
+KINDS = ["nf4", "fp4"]
+
+
+@pytest.fixture
+def load(tiny_model: Callable[[str], Path]) -> Callable[..., LoadedModel]:
+    require_compiled_step()
+
+    def load(family: str, quantization: str = "nf4", kernels: str = "auto") -> LoadedModel:
+        return load_tiny(tiny_model(family), quantization=quantization, kernels=kernels)
+
+    return load
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "qwen2"])
+def test_every_linear_of_a_base_is_compiled(
+    family: str, quantization: str, load: Callable[..., LoadedModel]
+) -> None:
+    loaded = load(family, quantization)
+    mine = [m for m in loaded.model.modules() if isinstance(m, CompiledLinear)]
+    assert len(mine) >= 8
+    assert not any(isinstance(m, Linear4bit) for m in loaded.model.modules())
+    assert isinstance(loaded.model.get_output_embeddings(), Int8Linear)
+    linears = loaded.memory["quantized_linears"]
+    assert linears == sum(module.nbytes for module in mine)
+    weights = sum(module.in_features * module.out_features for module in mine)
+    # Small matrices: the numbers of each output count more than in a real base.
+    assert 0.5 * weights < linears < 0.85 * weights
+
+
+def test_the_answers_are_bitsandbytes(load: Callable[..., LoadedModel]) -> None:
+    mine, theirs = load("llama").model, load("llama", kernels="torch").model
+    ids = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(2))
+    off = (mine(ids).logits.log_softmax(-1) - theirs(ids).logits.log_softmax(-1)).abs()
+    assert 0 < float(off.mean()) < 0.1
+
+
+def test_torch_alone_keeps_bitsandbytes(load: Callable[..., LoadedModel]) -> None:
+    loaded = load("llama", kernels="torch")
+    assert any(quantize.is_quantized(module) for module in loaded.model.modules())
+
+
+def test_a_wrong_product_is_not_used(
+    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(self: Multiplier, linear: object, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*x.shape[:-1], linear.out)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Multiplier, "__call__", wrong)
+    loaded = load("llama")
+    assert not any(isinstance(module, CompiledLinear) for module in loaded.model.modules())
+
+
+def test_a_model_without_4_bit_linears_is_left(
+    load: Callable[..., LoadedModel], built: ctypes.CDLL
+) -> None:
+    loaded = load("llama", "none")
+    before = digest_of_base(loaded.model)
+    assert not replace_four_bits(loaded.model, built)
+    assert digest_of_base(loaded.model) == before
+
+
+def test_the_weights_are_those_that_were_packed(built: ctypes.CDLL) -> None:
+    source = four_bits_of(128, 48, bias=True)
+    expected, dense = dict(source.base_tensors()), dense_weight(source)
+    linear = CompiledLinear(source, Multiplier(built, 128, 2))
+    now = linear.base_tensors()
+    assert expected.keys() == now.keys()
+    assert all(torch.equal(expected[name], now[name]) for name in expected)
+    assert torch.equal(dense_weight(linear), dense)
+    x = torch.randn(2, 70, 128, generator=torch.Generator().manual_seed(5))
+    assert torch.allclose(linear(x), source(x), atol=1e-4 * float(source(x).abs().max()))
+    shared = copy.deepcopy(linear)
+    assert shared.packed is linear.packed
+
+
+def test_products_are_cut_to_the_memory(built: ctypes.CDLL) -> None:
+    linear = CompiledLinear(four_bits_of(64, 32), Multiplier(built, 64, 1))
+    x_TI = torch.randn(3 * compiled_linear._ROWS + 1, 64)
+    rows = [linear(row) for row in x_TI]
+    assert torch.equal(linear(x_TI), torch.stack(rows))
