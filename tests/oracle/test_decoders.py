@@ -44,10 +44,15 @@ def test_decoder(case: Case, tmp_path: Path) -> None:
         return
     assert case.refused is None, f"{case.name} is served now: take it off the list"
     assert outcome.error < tolerance_of(case.question)
-    assert outcome.way == (Way.PADDED if case.padded else Way.PACKED)
+    if case.question is Question.COMPILED:
+        assert outcome.way == Way.COMPILED
+    else:
+        assert outcome.way == (Way.PADDED if case.padded else Way.PACKED)
 
 
 def tolerance_of(question: Question) -> float:
+    if question is Question.COMPILED:
+        return ROUNDED
     rounded = question is Question.INT8 or (question is Question.NF4 and has_avx512bf16())
     return ROUNDED if rounded else TOLERANCE
 
@@ -61,6 +66,8 @@ def ask(case: Case, tmp_path: Path) -> Outcome:
             return examine_adapter(folder, tmp_path / "adapter")
         case Question.EXPERTS:
             return examine_adapter(folder, tmp_path / "adapter", experts=True)
+        case Question.COMPILED:
+            return examine(folder, Question.INT8, "compiled")
     return examine(folder, case.question)
 
 
@@ -78,11 +85,13 @@ def test_nothing_is_listed_that_is_no_decoder() -> None:
     rope = {f"{d.name}, {kind}" for d in decoders.decoders() for kind in decoders.ROPE}
     known = {d.name for d in [*decoders.decoders(), *decoders.variants()]} | rope
     listed = [
-        lists.ADAPTER_REFUSED, lists.NOT_TINY, lists.REFUSED, lists.PADDED, outcomes.HARD,
+        lists.ADAPTER_REFUSED, lists.NOT_TINY, lists.REFUSED, lists.PADDED, lists.UNDESCRIBED,
+        outcomes.HARD,
     ]  # fmt: skip
     for names in listed:
         assert {*names} <= known
     assert not {*lists.PADDED} & {*lists.REFUSED}
+    assert not {*lists.UNDESCRIBED} & {*lists.PADDED, *lists.REFUSED}
 
 
 def test_the_table_is_in_the_readme() -> None:

@@ -21,7 +21,8 @@ from support.peft_kinds import KINDS
 from support.peft_made import make
 from support.prompts import random_prompt
 
-FAMILIES = ("llama", "llama_tied")
+FAMILIES = ("llama", "llama_tied", "granite", "gemma2_odd", "gpt2")
+"""The third and fourth do something to embeddings and logits, and the last has positions."""
 EMBEDDINGS = ("embeddings target", "dora, embeddings target", "modules_to_save=embeddings")
 HEADS = ("modules_to_save=head", "modules_to_save=both", "trainable_token_indices")
 """On a tied base trained tokens are rows of the head, too."""
@@ -38,6 +39,12 @@ class Ground:
     packed: ExecutorDriver
     made: Mapping[str, Path]
     plain: Path
+    family: str
+
+    @property
+    def quiet(self) -> float:
+        """A cap leaves a quarter of the logits."""
+        return 0.25 if self.family.startswith("gemma2") else 1.0
 
     def alone(self) -> list[Ask]:
         folders = list(self.made.values())
@@ -70,7 +77,7 @@ def ground(
     compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
     packed = ExecutorDriver(base, quantization="int8")
     plain = make(KINDS["lora"], request.param, model, root / "plain").folder
-    yield Ground(compiled, packed, made, plain)
+    yield Ground(compiled, packed, made, plain, request.param)
     compiled.close()
 
 
@@ -88,8 +95,8 @@ def compare(ground: Ground, asks: list[Ask]) -> None:
         expected = ground.packed.score(asks)
         for want, have in zip(expected, ground.compiled.score(asks, chunk=chunk), strict=True):
             wrong = apart(want, have)
-            assert max(wrong) < WORST
-            assert fmean(wrong) < MEAN
+            assert max(wrong) < WORST * ground.quiet
+            assert fmean(wrong) < MEAN * ground.quiet
 
 
 @pytest.mark.usefixtures("one_path")
@@ -118,13 +125,13 @@ def test_they_are_loud(ground: Ground) -> None:
             ground.compiled.score([Ask([], ask.token_ids)]),
         )
         wrong = apart(adapted, base)
-        assert max(wrong) > 3 * WORST
-        assert fmean(wrong) > 3 * MEAN
+        assert max(wrong) > 3 * WORST * ground.quiet
+        assert fmean(wrong) > 3 * MEAN * ground.quiet
 
 
 def test_what_a_sum_brought_to_the_packed_model_can_go_again(tiny_model, ground: Ground) -> None:
     """Its slots there were made in the middle of a step."""
-    fresh = ExecutorDriver(tiny_model("llama"), quantization="int8", kernels="compiled")
+    fresh = ExecutorDriver(tiny_model(ground.family), quantization="int8", kernels="compiled")
     ask = Ask([(ground.plain, 1.0)], random_prompt(9, 52))
     before = fresh.score([ask])
     fresh.score(ground.summed(HEADS[:1]))

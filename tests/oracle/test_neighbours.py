@@ -26,19 +26,27 @@ REQUESTS = 64
 TEXT = "the lorry waited at the gate and nobody knew what was in it until the morning came"
 
 
-@pytest.fixture(scope="module", params=[("none", "torch"), ("int8", "compiled")], ids=" ".join)
+WAYS = [
+    ("llama", "none", "torch"),
+    ("llama", "int8", "compiled"),
+    ("gemma2_odd", "int8", "compiled"),
+    ("phi", "int8", "compiled"),
+]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=" ".join)
 def live(
     request: pytest.FixtureRequest,
     tiny_model: Callable[[str], Path],
     peft_adapter: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Live]:
-    quantize, kernels = request.param
+    family, quantize, kernels = request.param
     if kernels == "compiled":
         require_compiled_step()
     home = tmp_path_factory.mktemp("neighbours")
     settings = Settings(
-        model=str(tiny_model("llama")),
+        model=str(tiny_model(family)),
         home=home,
         device="cpu",
         dtype="float32",
@@ -54,7 +62,7 @@ def live(
     )
     with serve(settings) as one:
         for variant in ADAPTERS:
-            archive = pack(peft_adapter("llama", variant, seed=9), home / f"{variant}.zip")
+            archive = pack(peft_adapter(family, variant, seed=9), home / f"{variant}.zip")
             one.upload(variant, archive).raise_for_status()
         yield one
 

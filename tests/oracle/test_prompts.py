@@ -291,10 +291,16 @@ WORST, MEAN = 0.03, 0.006
 """As in `test_native`, which says where they come from."""
 
 
+@pytest.fixture(scope="module", params=["llama", "gpt2", "granite", "gemma3", "cohere"])
+def on_step(request: pytest.FixtureRequest) -> str:
+    """Its family: what is done to embeddings differs, and to positions."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def compiled(tiny_model: Callable[[str], Path]) -> Iterator[House]:
+def compiled(on_step: str, tiny_model: Callable[[str], Path]) -> Iterator[House]:
     require_compiled_step()
-    house = House(tiny_model("llama"), quantization="int8", kernels="compiled")
+    house = House(tiny_model(on_step), quantization="int8", kernels="compiled")
     yield house
     house.executor.paths.close()
 
@@ -320,6 +326,7 @@ def near(
 def test_on_the_compiled_step(
     budget: int,
     compiled: House,
+    on_step: str,
     both: Callable[[str], Both],
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
@@ -327,7 +334,7 @@ def test_on_the_compiled_step(
 ) -> None:
     """Nothing of it runs on the packed model."""
     forbid_packed(monkeypatch)
-    pair = both("llama")
+    pair = both(on_step)
     compiled.forget_slots()
     lora, alora = (
         rounded(pair.folder(name), tmp_path / name, compiled.loaded.layout)
@@ -347,15 +354,18 @@ def test_on_the_compiled_step(
         ids = calling(5 + 2 * row, 3 + row, 2) if name == "alora" else random_prompt(9 + row, row)
         asks.append(Ask(ids, () if name is None else [(pair.folder(name), 1.0)]))
         exact.append(folder)
-    near(compiled, asks, exact, tiny_model("llama"), budget=budget)
+    near(compiled, asks, exact, tiny_model(on_step), budget=budget)
 
 
 def test_on_the_compiled_step_a_row_has_its_bits_in_any_company(
-    compiled: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
+    compiled: House,
+    on_step: str,
+    both: Callable[[str], Both],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However its prompt and its virtual tokens are cut, and after starting over."""
     forbid_packed(monkeypatch)
-    pair = both("llama")
+    pair = both(on_step)
     compiled.forget_slots()
     names = ("prompt tuning", "prefix tuning", "p-tuning")
     asks = [
@@ -371,11 +381,14 @@ def test_on_the_compiled_step_a_row_has_its_bits_in_any_company(
 
 
 def test_alora_runs_on_the_compiled_step_and_only_from_its_call_on(
-    compiled: House, both: Callable[[str], Both], monkeypatch: pytest.MonkeyPatch
+    compiled: House,
+    on_step: str,
+    both: Callable[[str], Both],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bit for bit the base before it."""
     forbid_packed(monkeypatch)
-    pair, ids = both("llama"), calling(12, 5, 2)
+    pair, ids = both(on_step), calling(12, 5, 2)
     start = len(ids) - 5 - len(invocation_tokens())
     (base,) = compiled.run([Ask(ids)])
     (called,) = compiled.run([Ask(ids, [(pair.folder("alora"), 1.0)])])

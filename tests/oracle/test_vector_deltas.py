@@ -27,8 +27,8 @@ from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
 from support.rounded import round_pairs
 
-FAMILIES = ("llama", "qwen2", "qwen3")
-"""The second has biases."""
+FAMILIES = ("llama", "qwen2", "qwen3", "phi3", "gemma3", "gpt2", "gpt_neox", "cohere")
+"""The second has biases, the fourth and those after the fifth have linears that are one."""
 WORST, MEAN = 0.05, 0.015
 """Of a log-probability; these adapters move the worst by 5 to 12."""
 
@@ -62,6 +62,16 @@ WANTED: Mapping[str, Kind] = {
     },
     **{kind.name: kind for kind in _OWN},
 }
+WITH_BIASED_NORMS = ("gpt2", "gpt_neox")
+"""Their biases are not all of linears, and such an adapter runs on the packed model."""
+
+
+def wanted_of(family: str) -> list[tuple[str, Kind]]:
+    """The kinds that run on the compiled step."""
+    without = {"bias=all"} if family in WITH_BIASED_NORMS else set()
+    return [(name, kind) for name, kind in WANTED.items() if name not in without]
+
+
 SCALES = (1.0, 0.5, -0.7, 1.5)
 
 
@@ -85,12 +95,13 @@ class Ground:
 
     def sums(self) -> list[Adapters]:
         of = {name: made.folder for name, made in self.made.items()}
-        return [
+        wanted = [
             [(of["dora, patterns"], 1.0), (of["lora"], -0.5)],
             [(of["ia3, feedforward"], 0.7), (of["dora, bias"], 0.5)],
-            [(of["lora_bias"], 0.4), (of["ia3, every input"], -0.6), (of["bias=all"], 0.3)],
+            [(of["lora_bias"], 0.4), (of["ia3, every input"], -0.6), (of.get("bias=all"), 0.3)],
             [(folder, 0.2) for folder in of.values()],
         ]
+        return [[(f, scale) for f, scale in wish if f is not None] for wish in wanted]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -105,7 +116,7 @@ def ground(
     oracle = PeftOracle(base, "int8")
     oracle.multiply_exactly()
     found, rounded = {}, {}
-    for index, (name, kind) in enumerate(WANTED.items()):
+    for index, (name, kind) in enumerate(wanted_of(family)):
         made = found[name] = make(kind, family, oracle.base, root / f"{index}" / "file", seed=index)
         round_pairs(made.model)
         rounded[made.folder] = root / f"{index}" / "rounded"
@@ -128,6 +139,8 @@ def check(mine: Sequence[float], theirs: Sequence[float]) -> None:
 
 @pytest.mark.parametrize("name", WANTED)
 def test_peft_says_the_same(ground: Ground, name: str) -> None:
+    if name not in ground.made:
+        pytest.skip("it runs on the packed model")
     made, ids = ground.made[name], random_prompt(24, 1)
     for scale in SCALES:
         if "bias" in made.kind.name and scale != 1.0:

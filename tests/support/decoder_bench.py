@@ -36,6 +36,7 @@ DRAWN = 4
 class Way(StrEnum):
     PACKED = "packed"
     PADDED = "padded"
+    COMPILED = "compiled"
     REFUSED = "refused"
 
 
@@ -71,17 +72,19 @@ class Oracle:
         return [float(table_TV[i, token]) for i, token in enumerate(ids[1:])]
 
 
-def start(folder: Path, quantization: str = "none") -> ExecutorDriver | Outcome:
+def start(
+    folder: Path, quantization: str = "none", kernels: str = "torch"
+) -> ExecutorDriver | Outcome:
     """What a server would have when its self-check is over, or why it would not start."""
     try:
-        return ExecutorDriver(folder, quantization=quantization, is_checked=True)
+        return ExecutorDriver(folder, quantization=quantization, kernels=kernels, is_checked=True)
     except LorryError as error:
         return Outcome(Way.REFUSED, str(error))
 
 
-def examine(folder: Path, quantization: str = "none") -> Outcome:
+def examine(folder: Path, quantization: str = "none", kernels: str = "torch") -> Outcome:
     """The base: a prompt alone in pieces, several in one batch, and answers to them."""
-    ours = start(folder, quantization)
+    ours = start(folder, quantization, kernels)
     if isinstance(ours, Outcome):
         return ours
     theirs = Oracle(folder, quantization)
@@ -94,7 +97,10 @@ def examine(folder: Path, quantization: str = "none") -> Outcome:
     for prompt, results in zip(prompts, ours.greedy(asks, DRAWN, chunk=PIECES[1]), strict=True):
         want = theirs.logprobs([*prompt, *token_ids(results)])[-DRAWN:]
         worst = max(worst, apart([one.logprob for one in drawn(results)], want))
-    return Outcome(Way(ours.executor.paths.row_layout), error=worst)
+    paths = ours.executor.paths
+    way = Way(paths.row_layout if paths.compiled is None else paths.compiled.name)
+    ours.close()
+    return Outcome(way, error=worst)
 
 
 def examine_adapter(folder: Path, adapter: Path, *, experts: bool = False) -> Outcome:

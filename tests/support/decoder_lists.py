@@ -154,6 +154,47 @@ REFUSED: Mapping[str, str] = {
 }
 """With words of the refusal at start."""
 
+_EXPERTS = "its layers have experts"
+_KEYS = "its keys are made in an unknown way"
+_ANGLES = "its keys are rotated in an unknown way"
+_ORDER = "its norms and residuals are in an unknown order"
+_VALUES = "its values are not those of a projection"
+_EMBEDDINGS = "something is done to its embeddings"
+
+UNDESCRIBED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("afmoe", "aria_text", "axk1", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3"),
+            *("dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite"),
+            *("granitemoe", "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "kolibri1", "laguna"),
+            *("mellum", "minimax_m2", "minimax_m3_vl_text", "mixtral", "olmoe", "phimoe"),
+            *("qwen2_moe", "qwen3_moe", "solar_open", "gemma4, experts", "gemma4_text, experts"),
+            *("granitemoehybrid, attention only", "laguna, no gates", "laguna, soft cap"),
+            *("qwen2_moe, sliding", "qwen3_moe, sliding"),
+        ),
+        _EXPERTS,
+    ),
+    **dict.fromkeys(("minicpm3", "youtu"), _KEYS),
+    **dict.fromkeys(
+        ("llama4", "llama4_text", "llama4_text, no chunks", "llama4_text, tuned by position"),
+        _ANGLES,
+    ),
+    **dict.fromkeys(("moshi", "nanochat"), _ANGLES),
+    **dict.fromkeys(
+        ("bert", "bert-generation", "electra", "ernie", "roc_bert", "opt, norms after"), _ORDER
+    ),
+    **dict.fromkeys(("gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified_text"), _VALUES),
+    **dict.fromkeys(("gemma4_text, keys as values", "olmo, clipping"), _VALUES),
+    **dict.fromkeys(("ctrl", "modernbert-decoder"), _EMBEDDINGS),
+    "apertus": "its MLP has an activation that is not known",
+    "bitnet": "attention's answer does not go to one linear",
+    "dbrx": "its MLP is not of two or three linears",
+    "jetmoe": "its queries are made in an unknown way",
+    "longcat_flash": "its layers do not run one after the other",
+    "whisper": "it is made in an unknown way",
+}
+"""What does not run on the compiled step, of what is packed: words of the reason."""
+
 ADAPTER_REFUSED: Mapping[str, str] = {
     "afmoe": _PARAMETERS,
     "big_bird": _APART,

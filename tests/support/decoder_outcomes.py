@@ -23,6 +23,7 @@ from support.decoder_lists import (
     NOT_TINY,
     PADDED,
     REFUSED,
+    UNDESCRIBED,
 )
 from support.decoders import Decoder
 
@@ -36,6 +37,7 @@ class Question(StrEnum):
     EXPERTS = "experts"
     INT8 = "int8"
     NF4 = "nf4"
+    COMPILED = "compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Case:
     def refused(self) -> str | None:
         """Words of the refusal; None where it is served."""
         name = self.decoder.name
+        if self.question is Question.COMPILED:
+            return UNDESCRIBED.get(name)
         if name in REFUSED:
             return REFUSED[name]
         if self.question is Question.ADAPTER:
@@ -82,19 +86,23 @@ def cases() -> Iterator[Case]:
 
 def _questions(decoder: Decoder) -> Iterator[Question]:
     for question in Question:
-        if question is not Question.EXPERTS or decoder.model_type not in NO_EXPERTS:
-            yield question
+        if question is Question.EXPERTS and decoder.model_type in NO_EXPERTS:
+            continue
+        if question is Question.COMPILED and {decoder.name} & {*REFUSED, *PADDED}:
+            continue
+        yield question
 
 
 def chosen() -> Iterator[Case]:
-    """A part for every run: each class as it is, and the hard ones with every question."""
+    """A part for every run: each class as it is, each packed one and its variants on the compiled
+    step, and the hard ones with every question."""
     rope = [decoders.with_rope(Decoder(name), "longrope") for name in ("phi3",)]
     for decoder in [*decoders.decoders(), *decoders.variants(), *filter(None, rope)]:
         if decoder.name in NOT_TINY:
             continue
         for question in _questions(decoder):
             plain = question is Question.BASE and not decoder.variant
-            if plain or decoder.name in HARD:
+            if plain or question is Question.COMPILED or decoder.name in HARD:
                 yield Case(decoder, question)
 
 
@@ -118,6 +126,10 @@ def table() -> str:
         "|---|---|",
         *(f"| {way} | {_listed([d.name for d in names])} |" for way, names in ways.items()),
         "",
+        "| of those that are packed, with int8 weights on a CPU | model types |",
+        "|---|---|",
+        *_compiled([d.name for d in ways["packed in one row"]]),
+        "",
         "| refused at start, with these words | model types |",
         "|---|---|",
         *(f"| {_cell(reason)} | {_listed(names)} |" for reason, names in sorted(refused.items())),
@@ -132,6 +144,15 @@ def table() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _compiled(packed: list[str]) -> Iterator[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name in packed:
+        by_reason.setdefault(UNDESCRIBED.get(name, ""), []).append(name)
+    yield f"| on the compiled step | {_listed(by_reason.pop(''))} |"
+    for reason, names in sorted(by_reason.items()):
+        yield f"| on PyTorch's operations: {_cell(reason)} | {_listed(names)} |"
 
 
 def _adapters() -> Iterator[str]:

@@ -169,7 +169,8 @@ def _described(loaded: LoadedModel, found: FirstPass) -> ModelDescription:
         why = f"rows are padded: {found.unpackable}"
     if why is not None:
         raise Unknown(why)
-    described = describe(loaded, found.shapes, max(loaded.max_model_len, selfcheck.MAX_TOKENS))
+    longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
+    described = describe(loaded, found.shapes, longest)
     why = unsuited_linears(loaded, described)
     if why is not None:
         raise Unknown(why)

@@ -92,12 +92,6 @@ UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {},
         "its MLP has an activation that is not known",
     ),
-    "angles": (
-        "llama",
-        rope("dynamic", factor=2.0) | {"max_position_embeddings": 64},
-        {"max_model_len": 64},
-        "its angles depend on the length of the sequence",
-    ),
     "norms after sums": (
         "opt",
         {"do_layer_norm_before": False},

@@ -99,7 +99,7 @@ class CompiledModel:
             [*(phase for layer in layers for phase in layer.phases), [described.head]], num_slots
         )
         self._angles = Angles(
-            [rope_of(loaded.model, rope) for rope in described.ropes], max_context
+            [rope_of(loaded.model, rope) for rope in described.ropes], described.longest
         )
         self._embedding_head = EmbeddingHeadSlots(
             loaded.model.get_input_embeddings().weight,

@@ -29,11 +29,13 @@ class NormDescription:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """Of the queries, or of the keys, before they are rotated."""
+    """Of the queries, or of the keys."""
 
     norm: NormDescription
     whole: bool
     """Over all heads together, not over each."""
+    last: bool = False
+    """After they were rotated, not before."""
 
 
 Rotation = Literal["halves", "pairs"]
@@ -108,3 +110,5 @@ class ModelDescription:
     head_size: int
     inner: int
     vocab: int
+    longest: int
+    """Tokens of a sequence: so far angles were looked at."""

@@ -64,13 +64,17 @@ static __attribute__((noinline)) void prepare_other_heads(Engine *e, const Layer
         for (int h = 0; h < m->heads + 2 * m->kv_heads; h++)
             memcpy(q + h * size, spare + layer->heads_at[h], sizeof(float) * (size_t)size);
     }
-    if (layer->q_norm.weight) norm_heads(&layer->q_norm, q, queries);
-    if (layer->k_norm.weight) norm_heads(&layer->k_norm, k, keys);
-    if (layer->rope >= 0) {
-        const size_t at = ((size_t)layer->rope * step->num_tokens + t) * angles;
-        for (int h = 0; h < m->heads + m->kv_heads; h++) {
-            if (m->pairs) rotate_pairs(q + h * size, step->cos + at, step->sin + at, m->rotated);
-            else rotate(q + h * size, step->cos + at, step->sin + at, m->rotated);
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == layer->norm_last) {
+            if (layer->q_norm.weight) norm_heads(&layer->q_norm, q, queries);
+            if (layer->k_norm.weight) norm_heads(&layer->k_norm, k, keys);
+        } else if (layer->rope >= 0) {
+            const size_t at = ((size_t)layer->rope * step->num_tokens + t) * angles;
+            const float *cos = step->cos + at, *sin = step->sin + at;
+            for (int h = 0; h < m->heads + m->kv_heads; h++) {
+                if (m->pairs) rotate_pairs(q + h * size, cos, sin, m->rotated);
+                else rotate(q + h * size, cos, sin, m->rotated);
+            }
         }
     }
     keep_heads(e, layer, t, k, v, keys);

@@ -125,8 +125,10 @@ class ModelStructs:
         target.parallel = layer.parallel
         target.attention_residual, target.mlp_residual = layer.residuals
         whole = described.rotated == size and described.rotation == "halves"
+        target.norm_last = any(norm and norm.last for norm in (layer.q_norm, layer.k_norm))
         target.plain_heads = (
             layer.heads_at is None
+            and not target.norm_last
             and (layer.rope is None or (layer.rope == 0 and whole))
             and all(
                 not norm.weight or not (norm.centred or norm.each or norm.size != size)

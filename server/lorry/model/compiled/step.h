@@ -88,6 +88,7 @@ typedef struct {
     int32_t rope;            /* which of the step's angles; -1: heads are not rotated */
     int32_t parallel;        /* the MLP reads the x that attention read */
     float attention_residual, mlp_residual;
+    int32_t norm_last;   /* heads are normed after they were rotated, not before */
     int32_t plain_heads; /* in order, rotated whole in halves by the first angles; norms of each
                           * head, if any, are not centred and have one weight */
     int32_t plain_sums;  /* answers are added as they are, one after the other */

@@ -91,6 +91,7 @@ class Layer(Structure):
         ("parallel", c_int32),
         ("attention_residual", c_float),
         ("mlp_residual", c_float),
+        ("norm_last", c_int32),
         ("plain_heads", c_int32),
         ("plain_sums", c_int32),
     ]

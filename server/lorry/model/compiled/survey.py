@@ -8,15 +8,14 @@ called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorry.model.compiled.description import HeadNorm, LayerDescription, NormDescription, Rotation
 from lorry.model.compiled.formulas import (
     ACTIVATIONS,
-    added,
     angles_of,
     factor,
     kind_of,
@@ -25,6 +24,7 @@ from lorry.model.compiled.formulas import (
     same,
     starts_of,
 )
+from lorry.model.compiled.survey_branches import survey_branches
 from lorry.model.compiled.witness import Attended, LayerRun, ModuleCall, RopeCall, Unknown, flat
 
 
@@ -83,13 +83,17 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
         raise Unknown("its keys are scaled")
     if k.rope != q.rope or k.rotated != q.rotated or k.rotation != q.rotation:
         raise Unknown("its keys are rotated otherwise than its queries")
+    if len({heads.norm.last for heads in (q, k) if heads.norm}) > 1:
+        raise Unknown("its keys are normed otherwise than its queries")
+    if q.norm and q.norm.last and q.scale != 1.0:
+        raise Unknown("its queries are scaled")
     o = _only(_reading(linears, attended.out_TO), "attention's answer does not go to one linear")
     qkv = _unique(heads.linear for heads in (q, k, v))
     if len(qkv) == 2 or any(not same(call.x, qkv[0].x) for call in qkv):
         raise Unknown("its queries, keys and values are projected in an unknown way")
     mlp = _mlp([call for call in linears if call not in (*qkv, o)])
     heads_at = _heads_at(q, k, v, qkv, attended)
-    branch = _branches(run, flat(qkv[0].x), o, mlp, numbers)
+    branch = survey_branches(run, qkv[0], o, mlp.inner[0], mlp.down, numbers)
     return LayerSurvey(
         LayerDescription(
             attention=run.attention,
@@ -165,6 +169,15 @@ def _turned(
             if starts is not None:
                 heads = _Heads(call, starts, norm)
                 return _rotation_of(what, heads_XTD, y_XTD, ropes, heads)
+    for norm, x_XTD, y_XTD in _head_norms(calls, heads_XTD):
+        if not same(y_XTD, heads_XTD):
+            continue
+        for call in linears:
+            starts = starts_of(x_XTD, flat(call.y), turned=True)
+            if starts is not None:
+                heads = _Heads(call, starts, replace(norm, last=True))
+                plain_XTD = _cut(flat(call.y), starts, x_XTD)
+                return _rotation_of(what, x_XTD, plain_XTD, ropes, heads)
     raise Unknown(f"its {what} are made in an unknown way")
 
 
@@ -279,7 +292,7 @@ def _heads_at(
 
 def _mlp(linears: Sequence[ModuleCall]) -> _Mlp:
     if len(linears) not in (2, 3):
-        raise Unknown(f"its MLP has {len(linears)} linears")
+        raise Unknown("its MLP is not of two or three linears")
     *inner, down = linears
     if any(not same(call.x, inner[0].x) for call in inner):
         raise Unknown("the linears of its MLP run in an unknown order")
@@ -298,93 +311,3 @@ def _mlp(linears: Sequence[ModuleCall]) -> _Mlp:
                     pair = (inner[first], inner[second])
                     return _Mlp(x_TH, pair, down, name, True, size)
     raise Unknown("its MLP has an activation that is not known")
-
-
-# ---- norms and residuals
-
-
-@dataclass(frozen=True, slots=True)
-class _Branches:
-    attention_norm: NormDescription | None
-    after_attention: NormDescription | None
-    mlp_norm: NormDescription | None
-    after_mlp: NormDescription | None
-    parallel: bool
-    residuals: tuple[float, float]
-
-
-class _Norms:
-    """Of whole rows, in one layer."""
-
-    def __init__(self, calls: Sequence[ModuleCall], width: int) -> None:
-        self._width = width
-        self._calls = [
-            call
-            for call in calls
-            if not call.is_linear
-            and call.x.shape == call.y.shape
-            and call.y.shape[-1] == width
-            and not isinstance(call.module, nn.Identity | nn.Dropout)
-            and not any(True for _ in call.module.children())
-        ]
-
-    def between(self, x: Tensor, y: Tensor) -> NormDescription | None:
-        """The norm that makes y of x."""
-        for call in self._calls:
-            if same(call.x, x) and same(call.y, y):
-                found = norm_of(call.path, call.module, (self._width,))
-                if found is not None:
-                    return found
-        return None
-
-    def of(self, x: Tensor) -> list[tuple[NormDescription, Tensor]]:
-        """Norms of x, and what they make of it."""
-        found = []
-        for call in self._calls:
-            norm = norm_of(call.path, call.module, (self._width,)) if same(call.x, x) else None
-            if norm is not None:
-                found.append((norm, flat(call.y)))
-        return found
-
-    def reading(self) -> list[tuple[Tensor, Tensor]]:
-        return [(flat(call.x), flat(call.y)) for call in self._calls]
-
-
-def _branches(
-    run: LayerRun, read_TH: Tensor, o: ModuleCall, mlp: _Mlp, numbers: Sequence[float]
-) -> _Branches:
-    assert run.x_TH is not None and run.y_TH is not None
-    x_TH, y_TH = run.x_TH, run.y_TH
-    if {x_TH.shape[1], flat(o.y).shape[1], flat(mlp.down.y).shape[1]} != {y_TH.shape[1]}:
-        raise Unknown("its layers change the width of what goes through them")
-    norms = _Norms(run.calls, x_TH.shape[1])
-    attention_norm = None if same(read_TH, x_TH) else norms.between(x_TH, read_TH)
-    if attention_norm is None and not same(read_TH, x_TH):
-        raise Unknown("attention reads what no known norm makes")
-    Answers = list[tuple[NormDescription | None, Tensor]]
-    attention: Answers = [*norms.of(flat(o.y)), (None, flat(o.y))]
-    answers: Answers = [*norms.of(flat(mlp.down.y)), (None, flat(mlp.down.y))]
-    for after_attention, a_TH in attention:
-        for after_mlp, m_TH in answers:
-            # One after the other: the MLP, or its norm, reads the sum.
-            for middle_TH in (mlp.x_TH, *(x for x, y in norms.reading() if same(y, mlp.x_TH))):
-                first = added(middle_TH, x_TH, a_TH, numbers)
-                second = added(y_TH, middle_TH, m_TH, numbers)
-                if first is None or second is None:
-                    continue
-                direct = same(middle_TH, mlp.x_TH)
-                mlp_norm = None if direct else norms.between(middle_TH, mlp.x_TH)
-                if direct or mlp_norm is not None:
-                    return _Branches(
-                        attention_norm, after_attention, mlp_norm, after_mlp, False,
-                        (first, second),
-                    )  # fmt: skip
-            direct = same(mlp.x_TH, x_TH)
-            mlp_norm = None if direct else norms.between(x_TH, mlp.x_TH)
-            if direct or mlp_norm is not None:
-                both = added(y_TH, x_TH, a_TH + m_TH, numbers)
-                if both is not None:
-                    return _Branches(
-                        attention_norm, after_attention, mlp_norm, after_mlp, True, (both, both)
-                    )
-    raise Unknown("its norms and residuals are in an unknown order")

@@ -75,6 +75,7 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
         head_size=first.head_size,
         inner=first.inner,
         vocab=int(loaded.model.get_input_embeddings().weight.shape[0]),
+        longest=longest,
     )
     sizes = (description.hidden, description.inner, description.head_size)
     if any(size % BLOCK for size in sizes):
@@ -110,7 +111,9 @@ def _alike(layers: Sequence[LayerSurvey]) -> LayerSurvey:
 
 
 def _different(ropes: Sequence[RopeCall]) -> list[RopeCall]:
-    return list({(rope.path, repr((rope.more, rope.keywords))): rope for rope in ropes}.values())
+    found = {(rope.path, repr((rope.more, rope.keywords))): rope for rope in ropes}
+    # Some models ask for them in the order of a set.
+    return [found[key] for key in sorted(found)]
 
 
 def _described(rope: RopeCall) -> RopeDescription:

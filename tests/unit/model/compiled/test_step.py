@@ -24,7 +24,7 @@ from support.peft_oracle import Adapters
 from support.rounded import rounded
 from support.tokenizer import VOCAB_SIZE, build_tokenizer
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3", "gpt2", "cohere")
 VARIANTS = ("plain", "odd_rank", "head", "attention_only", "large", "rank_one", "regex")
 
 TOLERANCE = 0.05
@@ -149,7 +149,7 @@ def test_an_adapters_tokens_do_not_depend_on_how_many_share_it(
         assert [alternatives(a) for a in together] == [alternatives(a) for a in alone[:count]]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "olmo2", "gpt_neox", "gemma2_odd"])
 def test_any_number_of_threads_gives_the_same_bits(
     family: str, compiled: Driver, peft_adapter: Driver
 ) -> None:
@@ -180,7 +180,7 @@ def test_the_base_is_never_touched(compiled: Driver, peft_adapter: Driver) -> No
     assert digest_of_base(model) == before
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2_odd"])
 def test_the_weights_are_held_once_and_serve_both_paths(compiled: Driver, family: str) -> None:
     driver = compiled(family)  # qwen2: with biases
     linears = {n: m for n, m in driver.loaded.model.named_modules() if isinstance(m, Int8Linear)}
