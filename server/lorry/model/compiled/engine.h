@@ -4,7 +4,7 @@
 #define LORRY_ENGINE_H
 
 #include "ahead.h"
-#include "attention.h"
+#include "attention_units.h"
 #include "lora.h"
 #include "pool.h"
 #include "step.h"
@@ -13,10 +13,10 @@
 struct Engine {
     Pool pool;
     const Model *model; /* Python's own: slots appear in it as adapters come */
-    int max_tokens, max_pairs, max_context;
+    int max_tokens, max_pairs;
     int widest; /* the widest row of any linear */
     const Step *step;
-    float *x_TH, *normed_TH, *branch_TH, *qkv, *attended, *gate, *up, *scale_T, *hidden, *scores;
+    float *x_TH, *normed_TH, *branch_TH, *qkv, *attended, *gate, *up, *scale_T, *hidden;
     uint8_t *codes;
     int8_t *hidden_codes;
     /* Of tokens with vectors: inward inputs and the base's answers to them. */
@@ -24,6 +24,7 @@ struct Engine {
     float *inward_scale, *answers;
     float *spare; /* a row for each thread, as wide as any */
     Ahead *ahead; /* one for each thread */
+    Units units;
     /* For `lorry_linear`, `lorry_module` and `lorry_attend`. */
     const Layer *layer;
     const Linear *linear;
@@ -52,7 +53,6 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->model = model;
     e->max_tokens = max_tokens;
     e->max_pairs = max_pairs;
-    e->max_context = max_context;
     const size_t tokens = (size_t)max_tokens;
     const int queries = model->heads * model->head_size, keys = model->kv_heads * model->head_size;
     const int widest = larger(larger(model->hidden, queries), model->inner);
@@ -66,7 +66,6 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->gate = reserve(tokens * 2 * model->inner, sizeof(float));
     e->scale_T = reserve(tokens, sizeof(float));
     e->hidden = reserve((size_t)MODULES_MOST * max_pairs * model->max_rank, sizeof(float));
-    e->scores = reserve((size_t)num_threads * HEADS * PADDED(max_context), sizeof(float));
     e->codes = reserve(tokens * 2 * widest, 1);
     e->hidden_codes = reserve((size_t)num_threads * 2 * MANY * model->max_rank, 1);
     e->inward_codes = reserve(MODULES_MOST * tokens * 2 * widest, 1);
@@ -75,8 +74,9 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
     e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
     if (!e->x_TH || !e->normed_TH || !e->branch_TH || !e->qkv || !e->attended || !e->gate || !e->scale_T ||
-        !e->hidden || !e->scores || !e->codes || !e->hidden_codes || !e->inward_codes ||
+        !e->hidden || !e->codes || !e->hidden_codes || !e->inward_codes ||
         !e->inward_scale || !e->answers || !e->spare || !e->ahead ||
+        units_start(&e->units, model, max_tokens, max_context, num_threads) ||
         pool_start(&e->pool, num_threads)) {
         e->pool.size = 0;
         lorry_engine_free(e);
@@ -95,7 +95,7 @@ void lorry_engine_free(Engine *e) {
     free(e->gate);
     free(e->scale_T);
     free(e->hidden);
-    free(e->scores);
+    units_stop(&e->units);
     free(e->codes);
     free(e->hidden_codes);
     free(e->inward_codes);

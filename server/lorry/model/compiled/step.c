@@ -4,7 +4,6 @@
  * the work by token, by key head or by block of outputs; nothing is written by two.
  */
 #include "step.h"
-#include "attention.h"
 #include "draw.h"
 #include "ends.h"
 #include "engine.h"
@@ -15,26 +14,6 @@
 #include "pack.h"
 #include "quantize4.h"
 #include "vectors.h"
-
-static void attend_share(Engine *e, const Layer *layer, int thread) {
-    const Model *m = e->model;
-    const Step *step = e->step;
-    const int size = m->head_size, group = m->heads / m->kv_heads;
-    const int queries = m->heads * size, keys = m->kv_heads * size;
-    /* Token by token in turn: late tokens of a prompt see more, so blocks would be uneven. */
-    for (int unit = thread; unit < step->num_tokens * m->kv_heads; unit += e->pool.size) {
-        const int t = unit / m->kv_heads, h = unit % m->kv_heads;
-        const int end = step->position[t] + 1;
-        const int window = layer->attention.window;
-        const int begin = window && end > window ? end - window : 0;
-        attend(&layer->attention, e->qkv + (size_t)t * (queries + 2 * keys) + h * group * size,
-               layer->k_NHD + h * size, layer->v_NHD + h * size,
-               e->attended + (size_t)t * queries + h * group * size,
-               step->cells + step->context[step->row[t]] + begin, end - begin, h * group, group,
-               size, keys,
-               e->scores + (size_t)thread * HEADS * PADDED(e->max_context));
-    }
-}
 
 static void add_share(Engine *e, const float *delta, int thread) {
     const int tokens = e->step->num_tokens, size = e->model->hidden;
@@ -97,7 +76,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
         for (int t = first; t < last; t++)
             prepare_other_heads(e, layer, t, e->spare + (size_t)thread * e->widest);
     barrier(pool);
-    attend_share(e, layer, thread);
+    units_run(&e->units, m, layer, step, (int)(layer - m->layers), thread, e->qkv, e->attended);
     barrier(pool);
     encode_tokens(e, e->attended, queries, queries, first, last);
     encode_inwards(e, &o, e->attended, queries, first, last, thread);
@@ -200,7 +179,7 @@ static void run_module(void *argument, int thread) {
 
 static void run_attention(void *argument, int thread) {
     Engine *e = argument;
-    attend_share(e, e->layer, thread);
+    units_run(&e->units, e->model, e->layer, e->step, 0, thread, e->qkv, e->attended);
 }
 
 /* recipe.sources() of what this was compiled from. */
@@ -208,6 +187,7 @@ const char *lorry_sources(void) { return LORRY_SOURCES; }
 
 void lorry_run(Engine *engine, const Step *step) {
     engine->step = step;
+    units_plan(&engine->units, engine->model, step, engine->pool.size);
     pool_run(&engine->pool, run_step, engine);
 }
 
@@ -237,6 +217,7 @@ void lorry_attend(Engine *engine, const Layer *layer, const Step *step, const fl
     engine->layer = layer;
     engine->step = step;
     memcpy(engine->qkv, qkv, step->num_tokens * (queries + 2 * keys) * sizeof *qkv);
+    units_plan(&engine->units, m, step, engine->pool.size);
     pool_run(&engine->pool, run_attention, engine);
     memcpy(attended, engine->attended, step->num_tokens * queries * sizeof *attended);
 }

@@ -65,10 +65,36 @@ INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign);
 /* A bit for each lane that is all ones. */
 INLINE unsigned lanes_of(Ints mask);
 
-INLINE float largest(Floats v) {
-    float best = v[0];
-    for (int i = 1; i < WIDTH; i++) best = v[i] > best ? v[i] : best;
-    return best;
+/* The largest of its lanes, where all are numbers. */
+INLINE float largest(Floats v);
+
+/* `a` in lanes that are all ones, `b` in lanes that are all zeros. */
+INLINE Floats chosen(Ints mask, Floats a, Floats b) {
+    return (Floats)(((Ints)a & mask) | ((Ints)b & ~mask));
+}
+
+/* to[d * stride + l] = from[l][at + d], for BLOCK rows and 8 d. */
+INLINE void transpose_eight(const uint16_t *const *from, int at, uint16_t *to, size_t stride) {
+    __m256i a[8], b[8];
+    for (int l = 0; l < 8; l++) {
+        const __m128i low = _mm_loadu_si128((const __m128i *)(from[l] + at));
+        const __m128i high = _mm_loadu_si128((const __m128i *)(from[l + 8] + at));
+        a[l] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    for (int l = 0; l < 8; l += 2) {
+        b[l] = _mm256_unpacklo_epi16(a[l], a[l + 1]);
+        b[l + 1] = _mm256_unpackhi_epi16(a[l], a[l + 1]);
+    }
+    for (int l = 0; l < 8; l += 4)
+        for (int i = 0; i < 2; i++) {
+            a[l + 2 * i] = _mm256_unpacklo_epi32(b[l + i], b[l + 2 + i]);
+            a[l + 2 * i + 1] = _mm256_unpackhi_epi32(b[l + i], b[l + 2 + i]);
+        }
+    for (int d = 0; d < 4; d++) {
+        _mm256_storeu_si256((__m256i *)(to + 2 * d * stride), _mm256_unpacklo_epi64(a[d], a[d + 4]));
+        _mm256_storeu_si256((__m256i *)(to + (2 * d + 1) * stride),
+                            _mm256_unpackhi_epi64(a[d], a[d + 4]));
+    }
 }
 
 /* The largest |x|; not a number where one of them is none. As integers, the bits of
@@ -119,6 +145,7 @@ INLINE Ints greater_int(Ints a, Ints b) {
 }
 INLINE unsigned lanes_of(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
 INLINE Floats load_bfloat(const uint16_t *p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return (Floats)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -199,6 +226,12 @@ INLINE float sum(Floats v) {
                              _mm256_extractf128_ps((__m256)v, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE float largest(Floats v) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v),
+                                   _mm256_extractf128_ps((__m256)v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 INLINE Floats sums(const Floats *v) {
     __m256 fours[2];

@@ -102,3 +102,21 @@ def test_what_is_no_number_stays_none_and_with_those_who_see_it(make: Make) -> N
     assert after[50:].isnan().all()
     assert after[:50, :, :9].equal(before[:50, :, :9])
     assert (after[:20, :, 9] == -torch.inf).all() and after[20:50, :, 9].isnan().all()
+
+
+@pytest.mark.parametrize("options", [Options(), Options(2.0, True, True, 700)], ids=str)
+def test_long_contexts_are_split_and_folded_with_the_same_bits(
+    options: Options, make: Make
+) -> None:
+    """Parts of 512 keys: with threads to spare, each is a unit of its own."""
+    pieces = [Piece(0, 1299), Piece(1, 1100), Piece(2, 511)]
+    answers = []
+    for count in (1, 2, 8):
+        attention = make(options, context=1300, num_threads=count)
+        assert close(attention, pieces)
+        answers.append(attention(pieces))
+        assert attention(pieces).equal(answers[0]), "a layer later"
+        together = attention([Piece(1, 1010, 96)])
+        assert together[90].equal(answers[0][1])
+        assert attention([pieces[0]]).equal(answers[0][:1])
+    assert all(answer.equal(answers[0]) for answer in answers)
