@@ -1,4 +1,4 @@
-"""The composition root: the only file that knows everybody. Settings in, a server out."""
+"""The composition root: the only file that knows all others. Builds a server from settings."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Say = Callable[[str], None]
 
 
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays. Longer than clients and proxies keep theirs, which is
-5 to 60: whoever sends on a connection that is being closed here sees it reset, and nobody sends
-a POST again by itself."""
+"""Seconds that an idle connection is kept: longer than clients and proxies keep theirs, which is 5
+to 60. A client that sends on a connection while it is closed here sees a reset, and no client
+repeats a POST by itself."""
 
 
 @dataclass(slots=True)
 class Server:
-    """Everything that runs; made by `assemble`, ended by `close`."""
+    """The parts of a running server; made by `assemble`, ended by `close`."""
 
     settings: Settings
     base: Base
@@ -54,7 +54,7 @@ class Server:
     client: EngineClient
     app: FastAPI
     core: EngineCore | None
-    """None where the engine is in another process."""
+    """None if the engine is in another process."""
 
     def close(self) -> None:
         self.engine.stop()
@@ -64,7 +64,7 @@ class Server:
 
 
 def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> Server:
-    """Load the base, check that it is served right, and connect the rooms.
+    """Load the base, check that it is served correctly, and connect the parts.
 
     Raises:
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
@@ -87,7 +87,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
 
 
 def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None]) -> Server:
-    """The engine in a process of its own."""
+    """Start the engine in a process of its own."""
     engine = RemoteEngine(engine_program.run, settings, say)
     try:
         registry = _registry(settings, engine.base, engine.layout, engine.cache)
@@ -144,10 +144,10 @@ def _app(
 
 
 class _Listener(uvicorn.Server):
-    """uvicorn, but SIGTERM first lets running requests end while new ones are told 503.
+    """uvicorn, except that after SIGTERM running requests end first while new ones get 503.
 
-    uvicorn alone would close its sockets first, and a client could not tell a server
-    that drains from one that is gone.
+    uvicorn alone would close its sockets first, and a client could not distinguish a draining
+    server from one that is gone.
     """
 
     def __init__(self, config: uvicorn.Config, server: Server, say: Say) -> None:
@@ -178,7 +178,7 @@ class _Listener(uvicorn.Server):
         self.should_exit = True
 
     def give_up(self) -> None:
-        """The engine is broken; called in its thread."""
+        """Stop serving because the engine is broken. Called in the engine's thread."""
         self.failed = True
         self.should_exit = True
 
@@ -202,26 +202,26 @@ def serve(settings: Settings) -> None:
             added = samples.offer(server.registry, server.base.source, settings.home)
             if added:
                 say(f"sample adapters: {', '.join(added)}")
-        # After the samples, which may have been among what was lost.
+        # After the samples, which may have been among the lost adapters.
         for line in server.registry.story():
             say(advised(line))
         config = uvicorn.Config(
             server.app,
             log_config=None,
-            # `Journal` has a line for each request.
+            # `Journal` writes a line for each request.
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
             server_header=False,
-            # By itself uvicorn believes whoever connects from this machine; `create_app` has
-            # the proxies that are trusted.
+            # By default uvicorn trusts all peers on this machine; `create_app` configures the
+            # trusted proxies.
             proxy_headers=False,
             http=http10.Protocol,
         )
         listener = _Listener(config, server, say)
         listeners.append(listener)
-        # What start-up made lives as long as the process; without this the collector looks
-        # through all of it again and again, in the middle of a step.
+        # Objects from the start live as long as the process. Otherwise the collector would scan
+        # all of them again and again, in the middle of a step.
         gc.collect()
         gc.freeze()
         server.engine.start()
@@ -233,7 +233,7 @@ def serve(settings: Settings) -> None:
 
 
 def _bind(settings: Settings) -> socket.socket:
-    """A bound socket that does not listen yet: clients are refused until it serves."""
+    """Return a bound socket that does not listen yet: clients are refused until it serves."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

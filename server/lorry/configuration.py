@@ -1,5 +1,5 @@
-"""Settings from where a user gives them: flags win over variables, variables over the file, the
-file over the defaults. Whatever is unknown or wrong is refused with the place it came from."""
+"""Reads settings: flags override variables, variables override the file, and the file overrides the
+defaults. Unknown or wrong values are refused with their source."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lorry.option import PREFIX, Option, parse
 from lorry.settings import Settings, options
 
 OTHER_VARIABLES = frozenset({"LORRY_URL", "LORRY_CONFIG"})
-"""Variables that are ours and no setting: the client's server, and the settings file."""
+"""Variables of ours that are not settings: the client's server, and the settings file."""
 
 
 def load_settings(
     flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None
 ) -> Settings:
-    """`flags` by field name, None where a flag was not given; `file` as in `--config`.
+    """Read all settings. `flags` by field name, None if not given; `file` as in `--config`.
 
     Without `file`, `LORRY_CONFIG` names one. Raises SettingsError.
     """

@@ -1,8 +1,8 @@
-"""Metrics for what happens at every token: plain numbers, made into samples at the scrape.
+"""Metrics for events at every token: plain numbers, converted to samples at the scrape.
 
-prometheus_client's own counters take a lock for each number that they change, and a
-histogram changes two: ten microseconds a token, in the midst of a step. These have one
-writer each, and a scrape reads what is there: a sum may be one value ahead of its count.
+prometheus_client's own counters take a lock for each number that they change, and a histogram
+changes two: ten microseconds per token, in the middle of a step. These have one writer each, and a
+scrape reads the current numbers: a sum may be one value ahead of its count.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PlainHistogram:
         labels: Mapping[str, str],
         registry: CollectorRegistry,
     ) -> None:
-        """`buckets`: upper bounds, ascending; what exceeds the last is counted all the same."""
+        """`buckets`: upper bounds, ascending; larger values are counted too."""
         assert list(buckets) == sorted(buckets)
         self._name, self._help, self._labels = name, help, dict(labels)
         self._bounds = tuple(float(bound) for bound in buckets)

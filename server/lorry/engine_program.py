@@ -1,7 +1,7 @@
 """The engine's process: loads the base, then serves the other end of a connection.
 
-It ends when it is told to, when the engine gives up, and when the connection is closed: the
-server at the other end is gone then.
+It ends when it is told to, when the engine gives up, or when the connection is closed, which means
+that the server is gone.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(connection: Connection, settings: Settings) -> None:
-    """The whole life of the process."""
-    # The process group's Ctrl-C is for the server, which lets running requests finish.
+    """Run the process from start to end."""
+    # Ctrl-C for the process group is the server's to handle: it lets running requests finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.setup(settings.log_level, settings.log_format)
     server = _Server(connection)
@@ -57,7 +57,7 @@ def run(connection: Connection, settings: Settings) -> None:
 
 
 class _Server:
-    """The other end. Thread-safe; one that is gone is told nothing."""
+    """The other end. Thread-safe. Messages to a closed end are dropped."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -89,7 +89,7 @@ class _Served:
         )
 
     def until_told(self, connection: Connection) -> None:
-        """Run the engine until the server says stop, or is gone."""
+        """Run the engine until the server tells it to stop, or is gone."""
         self._show(self.engine.stats)
         self.engine.start()
         with suppress(EOFError, OSError):

@@ -1,4 +1,4 @@
-"""Names and addresses of machines, sites and paths, as settings and headers have them."""
+"""Names and addresses of machines, sites and paths, in settings and headers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]*")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 _OWN_PORTS = {"http": ":80", "https": ":443"}
-"""Browsers leave them out."""
+"""Ports that browsers omit."""
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
-    """`127.0.0.1`, `::1` or, as URLs have it, `[::1]`; None where it is a name."""
+    """Return `127.0.0.1`, `::1` or, as in URLs, `[::1]` as an address; None for a name."""
     return _address_of(host) if len(host) <= LONGEST else None
 
 
 @lru_cache(1024)
 def _address_of(host: str) -> IPv4Address | IPv6Address | None:
-    # Asked several times for every request, mostly about the same few.
+    # Called several times per request, mostly with the same few values.
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
         found = ip_address(bare)
@@ -39,13 +39,13 @@ def _address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def name_of(host: str) -> str:
-    """One spelling for each name and address: case and a final dot say nothing."""
+    """Return the canonical spelling of a name or address, which ignores case and a final dot."""
     address = address_of(host)
     return str(address) if address is not None else host.lower().removesuffix(".")
 
 
 def allowed_host(text: str) -> str:
-    """A name, an address, `*.example.com` for all names below one, or `*`; in the one
+    """Return a name, an address, `*.example.com` for all names below one, or `*` in canonical
     spelling. Raises ValueError, also for a port or a whole URL."""
     name = name_of(text.strip())
     if name == ANY or address_of(name) is not None or _NAME.fullmatch(name):
@@ -54,13 +54,13 @@ def allowed_host(text: str) -> str:
 
 
 def allowed_origin(text: str) -> str:
-    """`https://app.example.com`, `app://obsidian.md`, `null`, or `*`, as browsers write it.
-    Raises ValueError, also where there is a path."""
+    """Return `https://app.example.com`, `app://obsidian.md`, `null`, or `*` as browsers write it.
+    Raises ValueError, also if there is a path."""
     origin = text.strip().lower().removesuffix("/")
     if origin in (ANY, "null"):
         return origin
     if origin.endswith(":/"):
-        # All that there is of it: file://
+        # There is nothing more to it: file://
         origin += "/"
     if not _ORIGIN.fullmatch(origin):
         raise ValueError(text)
@@ -68,8 +68,8 @@ def allowed_origin(text: str) -> str:
 
 
 def url_prefix(text: str) -> str:
-    """`/llm`, the first part of a URL's path, without a final slash; nothing for `/`.
-    Raises ValueError."""
+    """Return the first part of a URL's path, `/llm`, without a final slash; empty for `/`. Raises
+    ValueError."""
     prefix = text.strip().removesuffix("/")
     if not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/")):
         raise ValueError(text)

@@ -1,9 +1,9 @@
-"""What Prometheus reads: vLLM's names where the meaning is vLLM's, `lorry_` for the rest.
+"""The metrics for Prometheus: vLLM's names for vLLM's meanings, `lorry_` for the rest.
 
-Requests are counted as they go, through the `RequestMeter` that `Metrics.accepted` gives.
-What the engine, the registry and the host cache know is read from them by `scrape`.
-Labels hold only names that the registry accepted, and a removed adapter's series go with
-it, so the number of series is bounded by the number of adapters.
+Requests are counted as they run, through the `RequestMeter` that `Metrics.accepted` returns.
+`scrape` reads the numbers of the engine, the registry and the host cache. Labels contain only names
+that the registry accepted, and a removed adapter's series are removed with it, so the number of
+series is limited by the number of adapters.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _COUNT = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """All metrics of one server. Thread-safe, but for `RequestMeter.token`, which is the
-    event loop's, and `observe_step`, which is the engine's."""
+    """All metrics of one server. Thread-safe, except `RequestMeter.token` (event loop only) and
+    `observe_step` (engine thread only)."""
 
     def __init__(self, collectors: CollectorRegistry, *, base_name: str) -> None:
         self.collectors = collectors
@@ -142,13 +142,13 @@ class Metrics:
         ).labels(**build).set(1)
 
     def watch(self, sources: Sources) -> None:
-        """Shows at every scrape what `sources` say. Once per `Metrics`."""
+        """Export the numbers of `sources` at every scrape. Once per `Metrics`."""
         self.collectors.register(Scrape(self.base_name, sources))
 
     def accepted(
         self, refs: Sequence[AdapterRef], *, prompt_tokens: int, max_tokens: int
     ) -> RequestMeter:
-        """A request is in the engine; the meter must be told how it goes on."""
+        """Count a request that is in the engine. The returned meter must be updated."""
         self._prompt_tokens.inc(prompt_tokens)
         self._prompt_length.observe(prompt_tokens)
         self._asked.observe(max_tokens)
@@ -157,24 +157,24 @@ class Metrics:
         return RequestMeter(self, names)
 
     def answers(self, count: int) -> None:
-        """A request asked for `count` answers (`n`, `best_of`)."""
+        """Count a request for `count` answers (`n`, `best_of`)."""
         self._answers.observe(count)
 
     def observe_step(self, tokens: int, seconds: float) -> None:
-        """The engine ran one step. Called in its thread."""
+        """Count a step of the engine. Called in its thread."""
         self._step_tokens.observe(tokens)
         self._step_seconds.observe(seconds)
 
     def refused(self, code: str) -> None:
-        """A request was answered with the error of that code."""
+        """Count a request that was answered with the error of that code."""
         self._refused.labels(code).inc()
 
     def forget(self, name: str, version: int | None = None) -> None:
-        """An adapter (or one version) is gone: so are its series."""
+        """Remove the series of a removed adapter or version."""
         self._adapters.forget(name, None if version is None else str(version))
 
     def render(self) -> bytes:
-        """The scrape's body. Blocks: it asks the registry."""
+        """Return the scrape's body. Blocks, as it reads the registry."""
         return generate_latest(self.collectors)
 
     def _own(self, metric: Counter) -> Counter:
@@ -194,7 +194,7 @@ class RequestMeter:
         self._tokens = 0
         self._finished = False
         self.reason = ""
-        """Why it ended, once it has."""
+        """The reason of its end, once it has ended."""
 
     @property
     def tokens(self) -> int:
@@ -202,12 +202,12 @@ class RequestMeter:
 
     @property
     def first_token(self) -> float:
-        """When the first one came, by `time.monotonic`."""
+        """When the first token came, by `time.monotonic`."""
         assert self._tokens
         return self._first
 
     def token(self, started: float) -> None:
-        """`started`: as `TokenEvent` has it."""
+        """`started`: as in `TokenEvent`."""
         now = time.monotonic()
         metrics = self._metrics
         if self._tokens == 0:
@@ -222,12 +222,12 @@ class RequestMeter:
         metrics._generation_tokens.value += 1
 
     def vector(self, started: float) -> None:
-        """What a request without tokens has instead of its first and last one."""
+        """Record a request without tokens, which has no first and last one."""
         self._started = started
         self._last = time.monotonic()
 
     def finish(self, reason: str) -> None:
-        """`reason`: stop, length, abort or error, as vLLM has them."""
+        """`reason`: stop, length, abort or error, as in vLLM."""
         if self._finished:
             return
         self._finished = True
@@ -238,7 +238,7 @@ class RequestMeter:
         metrics._whole.observe(now - self._start)
         metrics._answer_length.observe(self._tokens)
         if self._started:
-            # An engine's step may begin while the client still submits.
+            # An engine's step may begin before the client has submitted completely.
             metrics._queued.observe(max(0.0, self._started - self._start))
             metrics._inference.observe(self._last - self._started)
         if self._tokens:
@@ -252,8 +252,8 @@ class RequestMeter:
 
 
 class _AdapterSeries:
-    """The counters per adapter and version. A request that sums two counts for both; one
-    without any counts under the base's name, which no adapter can have."""
+    """Counters per adapter and version. A request that sums two counts for both; one without any
+    counts under the base's name, which no adapter can have."""
 
     def __init__(self, collectors: CollectorRegistry) -> None:
         labels = ("adapter", "version")
@@ -289,11 +289,11 @@ class _AdapterSeries:
             registry=collectors,
             buckets=_EACH,
         )
-        # One lock over "still known?" and the count: a request that outlives its adapter
-        # must not bring the removed series back.
+        # One lock for the check and the count: a request that outlives its adapter must not bring
+        # the removed series back.
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], set[str]] = {}
-        """Reasons seen, for every adapter and version that has series."""
+        """Observed reasons, for every adapter and version that has series."""
 
     def accepted(self, names: tuple[tuple[str, str], ...], prompt_tokens: int) -> None:
         with self._lock:

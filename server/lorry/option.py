@@ -1,4 +1,4 @@
-"""One setting as every place sees it: what a value may be, and how text becomes one.
+"""The definition of a setting: its possible values, and how they are read from text.
 
 The table of settings itself is `lorry.settings`.
 """
@@ -20,7 +20,7 @@ PREFIX = "LORRY_"
 
 
 class Kind(StrEnum):
-    """What a value of a setting looks like."""
+    """The kinds of values."""
 
     TEXT = "text"
     CHOICE = "choice"
@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting as the command line, the environment, a file and the docs see it."""
+    """One setting for the command line, the environment, a file and the docs."""
 
     name: str
     """Field of `Settings`, and key in a settings file."""
@@ -50,7 +50,7 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     secret: bool = False
-    """Never shown, not even in an error."""
+    """True if it is never shown, not even in an error."""
     positional: bool = False
 
     @property
@@ -67,7 +67,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """What a value may be, in words."""
+        """The possible values, for people."""
         if self.kind is Kind.CHOICE:
             return "one of " + ", ".join(self.choices)
         if self.kind is Kind.SIZE:
@@ -101,7 +101,7 @@ class Option:
 
 
 def parse(option: Option, raw: object, source: str) -> object:
-    """`raw` (text, or a file's own type) as the field's type. SettingsError names `source`."""
+    """Convert `raw` (text, or a file's own type). Raises SettingsError, which names `source`."""
     try:
         value = _convert(option.kind, raw)
     except (ValueError, TypeError):
@@ -117,7 +117,7 @@ def parse(option: Option, raw: object, source: str) -> object:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `512MiB`, `2 GiB`, `1.5GB` or `4096`. Raises ValueError."""
+    """Return the bytes of `512MiB`, `2 GiB`, `1.5GB` or `4096`. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B|B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise ValueError(text)
@@ -130,7 +130,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(count: int) -> str:
-    """`count` bytes for people: `93.1 MiB`."""
+    """Format `count` bytes for people: `93.1 MiB`."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
@@ -193,7 +193,7 @@ def _convert(kind: Kind, raw: object) -> object:
 
 
 def _items(raw: object) -> list[str]:
-    """`a, b` of a flag or a variable, a list of texts in a file."""
+    """Read `a, b` from a flag or a variable, or a list of strings from a file."""
     items = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise TypeError

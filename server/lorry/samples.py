@@ -1,7 +1,7 @@
-"""The ready adapters that come with Lorry, offered once to a server on the base they fit.
+"""The adapters that come with Lorry, offered once to a server with the base that they fit.
 
-What was offered is written down in the home folder, so that a sample that its user
-has removed does not come back with the next start.
+The offers are recorded in the home folder, so that a sample that the user removed does not come
+back at the next start.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class SampleAdapter:
 
 
 def folder() -> Path:
-    """`lorry_adapters/samples` where Lorry is installed, `adapters/samples` in a checkout."""
+    """`lorry_adapters/samples` in an installation, `adapters/samples` in a checkout."""
     package = Path(str(files(lorry_adapters)))
     installed = package / "samples"
     return installed if installed.is_dir() else package.parent / "samples"
 
 
 def samples_for(base: str) -> tuple[SampleAdapter, ...]:
-    """The samples trained on `base`, the alias or path as the user gave it."""
+    """Return the samples trained on `base`, the alias or path as the user gave it."""
     index = folder() / "samples.json"
     if not index.is_file():
         return ()
@@ -54,10 +54,10 @@ def samples_for(base: str) -> tuple[SampleAdapter, ...]:
 
 
 def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
-    """Register the samples for `base` that this home has not been offered; their names.
+    """Register the samples for `base` that were not offered to this home yet. Return their names.
 
-    A name that the user has given to an adapter of their own is left alone. Offered again is
-    what was lost with the records of the home, and only that, as far as can be told.
+    A name that the user gave to their own adapter is skipped. Samples whose records were lost with
+    the home's are offered again, and no others, as far as that can be determined.
     """
     samples = samples_for(base)
     path = home / OFFERED_FILE
@@ -88,15 +88,15 @@ def _offered(path: Path, samples: tuple[SampleAdapter, ...]) -> set[str]:
     try:
         value = document.read(path)
     except (document.DamagedDocument, OSError) as error:
-        # It was written when all had been offered: what is missing was removed.
+        # It was written after all were offered, so a missing sample was removed.
         logger.warning("%s; samples that are missing stay away", error)
         return {sample.name for sample in samples}
     return {name for name in value or () if isinstance(name, str)}
 
 
 def _lost(registry: Registry, samples: tuple[SampleAdapter, ...]) -> set[str]:
-    """Those whose records were lost, where records were: what a user removes takes its files
-    with it, so files that are there were not removed."""
+    """Return the samples whose records were lost, if records were lost. A removal by the user also
+    deletes the files, so a sample whose files exist was not removed."""
     if registry.storage.ledger.remembers:
         return set()
     known = {record.name for record in registry.records()}

@@ -1,6 +1,6 @@
-"""What is not counted but asked for at every scrape: the engine, adapters, host cache.
+"""Numbers that are read at every scrape instead of counted: the engine, adapters, host cache.
 
-vLLM's names where the meaning is vLLM's, as in `metrics`. Nothing is kept between two scrapes.
+The names are vLLM's for vLLM's meanings, as in `metrics`. Nothing is kept between two scrapes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lorry_adapters.registry.record import AdapterRecord
 
 
 class CacheStats(Protocol):
-    """`lorry_adapters.registry.host_cache.HostCacheStats`, as far as it is shown."""
+    """The exported part of `lorry_adapters.registry.host_cache.HostCacheStats`."""
 
     @property
     def entries(self) -> int: ...
@@ -35,7 +35,7 @@ class CacheStats(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a scrape reads what is not counted here. Called in the scrape's thread."""
+    """The sources of a scrape. Called in the scrape's thread."""
 
     stats: Callable[[], EngineStats]
     host_cache: Callable[[], CacheStats]
@@ -45,14 +45,14 @@ class Sources:
 
 
 class Scrape:
-    """A custom collector: asks the sources, keeps nothing."""
+    """A custom collector: reads the sources, keeps nothing."""
 
     def __init__(self, model_name: str, sources: Sources) -> None:
         self._model_name = model_name
         self._sources = sources
 
     def describe(self) -> list[Metric]:
-        """Nothing: registration must not ask an engine that is not there yet."""
+        """Return nothing: registration must not read an engine that does not exist yet."""
         return []
 
     def collect(self) -> Iterator[Metric]:

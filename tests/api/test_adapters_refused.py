@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,15 @@ def test_too_large(fresh: Live) -> None:
 
 
 def staged(live: Live, count: int) -> None:
-    """Waits until `count` uploads lie in staging."""
-    home = live.server.settings.home
-    wait_until(
-        lambda: sum(path.is_file() for path in home.rglob("upload-*")) == count,
-        f"{count} uploads in staging",
-    )
+    """Waits until there are `count` uploads in staging."""
+
+    def uploads() -> int:
+        # The server may delete a folder while it is listed.
+        with suppress(FileNotFoundError):
+            return len(list(live.server.settings.home.rglob("upload-*")))
+        return -1
+
+    wait_until(lambda: uploads() == count, f"{count} uploads in staging")
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_nothing(fresh: Live) -> None:

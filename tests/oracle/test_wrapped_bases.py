@@ -168,7 +168,7 @@ def test_pairs_of_the_vision_part_that_act_are_refused_and_converted(
     (problem,) = answer.json()["error"]["problems"]
     assert "model.vision_tower.encoder.layers.0.self_attn.q_proj" in problem
     assert "lorry adapters convert FOLDER --text-only --out DIR" in problem
-    assert "target_modules within model.language_model alone" in problem
+    assert "target_modules within model.language_model only" in problem
     result = convert(folder, names=Spelling.TEXT)
     assert any("keys left out, of parts that no text reaches" in one for one in result.changes)
     result.save(tmp_path / "text")

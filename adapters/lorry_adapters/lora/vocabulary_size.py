@@ -4,7 +4,7 @@ If tokens are added to a tokenizer and the embeddings are resized (`resize_token
 saves a row for every token of the training. With fewer than the base has, for example without the
 padding of a table, the file is complete: the tokens beyond it do not exist for the adapter, and
 none of them is drawn. With more, the base can neither read nor answer the additional tokens, and
-the adapter is refused: `lorry models extend` makes the base that it needs.
+the adapter is refused with `Remedy.GROW_BASE`.
 """
 
 from __future__ import annotations
