@@ -1,4 +1,4 @@
-"""What an adapter is: its files, its tensors, its names, and the batch it runs in.
+"""Adapters: their files, tensors and names, and their computation in a batch.
 
 Knows nothing of HTTP, requests or scheduling; `adapters/README.md` has the tour.
 """

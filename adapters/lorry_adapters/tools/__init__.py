@@ -1,4 +1,5 @@
 """Tools for adapter files: describe, measure, convert and bake.
 
-No server and, but for `bake`, no base model: a PEFT folder in, facts or another PEFT folder out.
+No server is needed and, except for `bake`, no base: a PEFT folder in, facts or another PEFT folder
+out.
 """

@@ -1,7 +1,7 @@
 """Bakes an adapter into the weights of a base with PEFT's `merge_and_unload`.
 
-For servers that know no adapters. What is written is a folder that
-`AutoModelForCausalLM.from_pretrained` loads; it can be served as a base, too, with new adapters.
+For servers that know no adapters. The result is a folder that
+`AutoModelForCausalLM.from_pretrained` loads. It can also be served as a base, with new adapters.
 The base is loaded unquantized: a delta added to rounded weights would be rounded with them.
 """
 
@@ -45,10 +45,10 @@ class Baked:
 
 
 def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Baked:
-    """`adapter` at `scale` times its trained strength, into a copy of `base` in `out`.
+    """Bake `adapter` at `scale` times its trained strength into a copy of `base` in `out`.
 
-    The sum is made in float32 and stored as `dtype`, a name of DTYPES. Raises ToolError, and
-    InvalidAdapter where PEFT cannot load the adapter on this base without a remainder.
+    The sum is computed in float32 and stored as `dtype`, a name of DTYPES. Raises ToolError, and
+    InvalidAdapter if PEFT cannot load the whole adapter on this base.
     """
     from transformers import AutoModelForCausalLM
 
@@ -83,13 +83,13 @@ def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Bake
 
 
 def _refuse(config: Mapping[str, Any]) -> None:
-    """What no weights of this base could do. Raises InvalidAdapter."""
+    """Raise InvalidAdapter if no weights of this base could do what the adapter does."""
     kind = config.get("peft_type")
     start = changed_base(config)
     if not isinstance(kind, str):
         said = "its config names no peft_type: only what PEFT saves can be baked"
     elif start is not None:
-        # PEFT would take the start out of this base again before it loads the weights.
+        # PEFT would subtract the initial pair from this base again before it loads the weights.
         said = Problem(
             f"{start} is relative to a changed base: convert it first", Remedy.CONVERT_START
         )
@@ -108,7 +108,7 @@ def _refuse(config: Mapping[str, Any]) -> None:
 
 
 def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
-    """The base with the adapter on it, every key of the file in its place."""
+    """Load the adapter on the base, with every key of the file in its place."""
     from peft import PeftConfig, get_peft_model
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
@@ -119,7 +119,7 @@ def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
         # Not `from_pretrained`, which cannot read a file with a byte order mark.
         parsed = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**config))
         if getattr(parsed, "lora_dropout", 0.0):
-            # Training only; and on the stacked weights of experts PEFT refuses it.
+            # For training only; and PEFT refuses it on the stacked weights of experts.
             parsed.lora_dropout = 0.0
         wrapped = get_peft_model(model, parsed)
         result = set_peft_model_state_dict(wrapped, load_peft_weights(str(adapter), device="cpu"))
@@ -136,7 +136,7 @@ def _wrapped(model: Any, adapter: Path, config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _by_peft(what: str) -> Iterator[None]:
-    """Whatever PEFT raises at a stranger's adapter is the adapter's fault: InvalidAdapter."""
+    """Turn whatever PEFT raises into InvalidAdapter: the adapter is untrusted."""
     try:
         yield
     except Exception as error:
@@ -145,7 +145,7 @@ def _by_peft(what: str) -> Iterator[None]:
 
 
 def _read_otherwise(adapter: Path, config: Mapping[str, Any]) -> str | None:
-    """Why PEFT here would load other deltas than were trained; None where it does not."""
+    """Return why PEFT would load other deltas than were trained, or None."""
     if config.get("target_parameters"):
         if not peft_writes_now(config.get("peft_version")):
             return (
@@ -173,10 +173,10 @@ def _read_otherwise(adapter: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _untie(wrapped: Any) -> None:
-    """A weight of its own for each changed layer that shares it with another module.
+    """Give each changed layer that shares its weight with another module a weight of its own.
 
-    The output head of many models is the table of embeddings: a delta merged into the one
-    would be in the other, too.
+    The output head of many models is the table of embeddings: a delta merged into one would be in
+    the other too.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -195,14 +195,14 @@ def _untie(wrapped: Any) -> None:
 
 
 def _scaled(wrapped: Any, scale: float) -> int:
-    """Every layer that carries the adapter at `scale`; how many there are."""
+    """Scale every layer of the adapter by `scale`. Return how many there are."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         if isinstance(layer, LoraLayer):
-            # `set_scale` would divide an AdaLoRA's by its rank.
+            # `set_scale` would divide an AdaLoRA's strength by its rank.
             layer.scaling["default"] *= scale
         elif scale != 1:
             raise ToolError("only a LoRA adapter has a scale: bake this one as it was trained")

@@ -1,10 +1,10 @@
-"""How much an adapter of any kind changes each module, measured as the server would apply it.
+"""Measures how much an adapter of any kind changes each module, as the server would apply it.
 
-A pair of matrices has a norm of its own (`norms`). What a DoRA, an (IA)3 or a trained bias
-does depends on the base, so their deltas are asked for their answer to every unit vector, or
-of a table of embeddings to every id: one module at a time, in float32. The norm is of the
-change of weight and bias together. A delta that is not linear in its input, or that is of no
-linear and no table, has no such norm and is left out, by name.
+A pair of matrices has a norm of its own (`norms`). The effect of a DoRA, an (IA)3 or a trained bias
+depends on the base. So such deltas are applied to every unit vector, or for embeddings to every id:
+one module at a time, in float32. The norm is that of the change of weight and bias together. A
+delta that is not linear in its input, or not of a linear or an embedding, has no such norm and is
+left out, by name.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.tools.norms import ModuleNorm, base_tensors, place, product_norm
 
 _ROWS: Final = 4096
-"""Ids of a table at a time."""
+"""Ids of a table per call."""
 
 _TOLERANCE: Final = 1e-3
-"""Of the largest number: how far a sum of answers may be from the answer to the sum."""
+"""Tolerance for linearity, relative to the largest number."""
 
 
 def changes(
     weights: AdapterWeights, layout: BaseLayout, base: Path
 ) -> tuple[list[ModuleNorm], list[str]]:
-    """The norm of each module's change, in the layers' order, and the modules left out.
+    """Return the norm of each module's change, in the layers' order, and the modules left out.
 
-    `base`: a folder of safetensors, read one weight at a time. ToolError where it cannot be, or
-    where the adapter changes no module.
+    `base`: a folder of safetensors, read one weight at a time. Raises ToolError if it cannot be
+    read, or if the adapter changes no module.
     """
     if not weights.modules and not weights.effects:
         raise ToolError("it puts tokens before the prompt and changes no module of the base")
@@ -59,7 +59,7 @@ def changes(
 
 
 def _stacked(path: str, effects: Sequence[AnyEffect]) -> list[ModuleNorm]:
-    """Of experts, whose weights the files of a base keep one by one, and of routers."""
+    """Effects on experts, whose weights a base's files keep separately, and on routers."""
     found = []
     for effect in effects:
         if isinstance(effect, RouterPair):
@@ -77,7 +77,7 @@ def _stacked(path: str, effects: Sequence[AnyEffect]) -> list[ModuleNorm]:
 def _own_tensors(
     base: Path, paths: Sequence[str], layout: BaseLayout
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """(module, weight, bias) in float32; a tied head has the embeddings' weight."""
+    """Yield (module, weight, bias) in float32; a tied head has the embeddings' weight."""
     biases = dict(base_tensors(base, paths, "bias"))
     stored = list(paths)
     table = layout.input_embedding
@@ -94,7 +94,7 @@ def _own_tensors(
 def _norm_at(
     module: BaseModule, weight: Tensor, bias: Tensor | None, weights: AdapterWeights
 ) -> float | None:
-    """None where what happens there has no norm."""
+    """Return the norm, or None if the effect has none."""
     every = weights.effects.get(module.name, ())
     effects = [effect for effect in every if not isinstance(effect, ExpertLora)]
     pair = weights.modules.get(module.name)

@@ -77,10 +77,10 @@ class Converted:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     changes: tuple[str, ...]
-    """What is different, for people; empty where nothing had to change."""
+    """The differences, for people; empty if nothing had to be changed."""
 
     def save(self, folder: Path) -> None:
-        """A new folder, which appears whole or not at all. Raises ToolError."""
+        """Write a new folder, atomically. Raises ToolError."""
         save(folder, self.config, self.tensors)
 
 
@@ -92,14 +92,16 @@ def convert(
     experts_grouped: bool = False,
     names: Spelling | None = None,
 ) -> Converted:
-    """`initial`: the folder that was saved before the first step of training. `task`: the one to
-    keep of a multitask prompt or of Poly, counted from 0. `experts_grouped`: the columns of each
-    expert lie side by side in lora_B, as Unsloth trained them before 2026.9.6. `names`: those that
-    the modules of a text model are to have, its own (TEXT) or those within a model of other
-    parts; None leaves them, but for those of before transformers 4.52.
+    """Convert a folder.
 
-    Raises InvalidAdapter with every reason why it cannot be converted; ToolError where
-    `initial` is needed and not given, or one of the others is given in vain.
+    `initial`: the folder that was saved before the first step of training. `task`: the task to keep
+    of a multitask prompt or of Poly, counted from 0. `experts_grouped`: the columns of lora_B are
+    grouped by expert, as Unsloth trained them before 2026.9.6. `names`: the names for the modules
+    of a text model, its own (TEXT) or those within a model with other parts; None keeps them,
+    except those from before transformers 4.52.
+
+    Raises InvalidAdapter with every reason why it cannot be converted; ToolError if `initial` is
+    needed and missing, or if one of the others is superfluous.
     """
     if (folder / mlx.WEIGHTS_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
         config, tensors = mlx.from_mlx(folder)
@@ -156,11 +158,11 @@ def _tensors(
     problems: list[str],
     grouped: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Every tensor under PEFT's key for it. `grouped`: by key, `regroup.out_of_order`."""
+    """Return every tensor under PEFT's key. `grouped`: by key, from `regroup.out_of_order`."""
     tensors: dict[str, Tensor] = {}
     seen: dict[str, list[str]] = {"prefix": [], "wrapper": [], "name": []}
     names: set[str] = set()
-    # Prompt tuning and its like are no part of the base, and have no prefix.
+    # Prompt tuning and similar methods are not part of the base, and have no prefix.
     bare = has_virtual_tokens(source.peft_type)
     renamed = _renamed(source.config)
     for key in source.entries:
@@ -224,7 +226,7 @@ def _config(
     changes: list[str],
     problems: list[str],
 ) -> dict[str, Any]:
-    """The config with what PEFT knows in it, and nothing lost that meant something."""
+    """Return the config with PEFT's fields only. No meaningful field is lost."""
     config = dict(given)
     modules = _lora_modules(tensors)
     if config.get("peft_type") is None and modules:
@@ -262,13 +264,13 @@ def _config(
 
 
 def _renamed(config: Mapping[str, Any]) -> tuple[RefusedMethod, Method] | None:
-    """The method of a config under the name that it had, and the same under its present one."""
+    """Return the method of a config under its former name, and under its present one."""
     found = REFUSED_METHODS.get(str(config.get("peft_type")))
     return None if found is None or found.now is None else (found, METHODS[found.now])
 
 
 def _known(peft_type: object) -> set[str] | None:
-    """The keys of PEFT's config class."""
+    """Return the keys of PEFT's config class."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     mapping: Mapping[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
@@ -285,7 +287,7 @@ def _lora_modules(tensors: Mapping[str, Tensor]) -> list[str]:
 def _subtracted(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], initial: Path
 ) -> dict[str, Tensor]:
-    """[B | -B0] and [A ; A0] in place of B and A; other tensors as they are."""
+    """Replace B and A by [B | -B0] and [A ; A0]; other tensors stay as they are."""
     before = _initial(initial)
     if not any(t.count_nonzero() for key, t in before.tensors.items() if ".lora_B." in key):
         # Any start that leaves the base alone; a config may call PiSSA `true`, so ask the tensors.
@@ -337,7 +339,7 @@ def _subtracted(
 
 
 def _not_numbers(config: Mapping[str, Any]) -> list[str]:
-    """What cannot be doubled."""
+    """Return the problems with doubling the rank."""
     values = {key: config.get(key, 8) for key in ("r", "lora_alpha")}
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
@@ -363,7 +365,7 @@ def _initial(folder: Path) -> Converted:
 
 
 def _doubled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Twice the rank at the same strength: alpha/r, or alpha/sqrt(r) for rsLoRA."""
+    """Double the rank at the same strength: alpha/r, or alpha/sqrt(r) for rsLoRA."""
     rslora = bool(config.get("use_rslora"))
 
     def alpha(value: float) -> float:

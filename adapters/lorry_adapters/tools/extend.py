@@ -1,9 +1,9 @@
 """Extends a base with room for a tokenizer with more tokens.
 
-For adapters that were trained after tokens had been added: they bring their own rows, and the
-base needs places for those. The rows that it gets there are the mean of all others, which is
-what nobody asks for and hardly any answer picks; an adapter with tables of its own never sees
-them. Adapters of the old vocabulary fit the new base, too.
+For adapters that were trained after tokens had been added. They bring their own rows, and the base
+needs room for those. The new rows of the base are the mean of all others, which hardly any answer
+picks; an adapter with its own tables never uses them. Adapters of the old vocabulary fit the new
+base too.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Extended:
 
 
 def extend(base: Path, tokenizer: Path, tokens: int, out: Path) -> Extended:
-    """A copy of `base` in `out`, of at least `tokens` tokens, with the tokenizer of a folder.
+    """Write a copy of `base` with at least `tokens` tokens and a folder's tokenizer to `out`.
 
-    Raises ToolError: nothing to add, a tokenizer that is not the base's with more tokens, a
-    quantized base, a folder that is there.
+    Raises ToolError if there is nothing to add, the tokenizer is not the base's with more tokens,
+    the base is quantized, or the folder exists.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

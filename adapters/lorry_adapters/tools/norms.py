@@ -32,13 +32,13 @@ class ModuleNorm:
     module: str
     layer: int | None
     part: str
-    """The module's path within its layer; the whole path where it is in none."""
+    """The module's path within its layer, or the whole path if it is in none."""
     rank: int
-    """0 where it is no pair of matrices."""
+    """0 if it is not a pair of matrices."""
     norm: float
-    """||s·B·A||, s the trained strength; of other kinds what `changes` measures."""
+    """||s·B·A||, s the trained strength; for other kinds the norm from `changes`."""
     base: float | None
-    """||W||; None where the base is not at hand, or keeps no such weight."""
+    """||W||; None if there is no base, or no such weight in it."""
 
     @property
     def relative(self) -> float | None:
@@ -46,9 +46,9 @@ class ModuleNorm:
 
 
 def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[ModuleNorm]:
-    """One for each LoRA pair, in the layers' order; `base` from `base_norms`.
+    """Return one for each LoRA pair, in the layers' order; `base` comes from `base_norms`.
 
-    InvalidAdapter where there is no pair, or a number is no number.
+    Raises InvalidAdapter if there is no pair, or a number is NaN.
     """
     pairs, others = folder.pairs()
     if not pairs:
@@ -76,13 +76,14 @@ def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[M
 
 
 def place(module: str) -> tuple[int | None, str]:
-    """A module's layer and its path within it: `model.layers.3.mlp.up_proj` -> 3, `mlp.up_proj`."""
+    """Return a module's layer and its path within it: `model.layers.3.mlp.up_proj` -> 3,
+    `mlp.up_proj`."""
     found = _LAYER.match(module)
     return (int(found["index"]), found["part"]) if found else (None, module)
 
 
 def product_norm(b_OR: Tensor, a_RI: Tensor, experts: int = 1) -> float:
-    """||B·A||, in double precision; of the pairs of several experts, all together."""
+    """Return ||B·A|| in double precision; for the pairs of several experts, of all together."""
     a_ERI = a_RI.double().reshape(experts, -1, a_RI.shape[1])
     b_EOR = b_OR.double().reshape(b_OR.shape[0], -1, experts).permute(2, 0, 1)
     square = float(((b_EOR.mT @ b_EOR) * (a_ERI @ a_ERI.mT)).sum())
@@ -91,17 +92,17 @@ def product_norm(b_OR: Tensor, a_RI: Tensor, experts: int = 1) -> float:
 
 
 def base_norms(folder: Path, modules: Mapping[str, object]) -> dict[str, float]:
-    """||W|| of `modules` by path, read from a model's safetensors one weight at a time.
+    """Return ||W|| of `modules` by path, read from a model's safetensors one weight at a time.
 
-    A module without a floating-point weight of its own there (stored quantized, tied to
-    another, fused with others) is left out. ToolError where the files cannot be read.
+    A module without a floating-point weight of its own there (stored quantized, tied to another,
+    fused with others) is left out. Raises ToolError if the files cannot be read.
     """
     return {module: _norm(weight) for module, weight in base_tensors(folder, modules, "weight")}
 
 
 def base_tensors(folder: Path, modules: Iterable[str], part: str) -> Iterator[tuple[str, Tensor]]:
-    """Each module's `part` (weight, bias) as stored, one at a time and in no order; a module
-    without a floating-point one of its own there is left out. ToolError as `base_norms`."""
+    """Yield each module's `part` (weight, bias) as stored, one at a time and in no order; a module
+    without a floating-point one of its own is left out. Raises ToolError like `base_norms`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -122,7 +123,7 @@ def base_tensors(folder: Path, modules: Iterable[str], part: str) -> Iterator[tu
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Which file has which key."""
+    """Return the file of each key."""
     from safetensors import safe_open
 
     index = folder / "model.safetensors.index.json"

@@ -11,11 +11,11 @@ from lorry_adapters.lora.peft_folder import PeftFolder
 
 
 def out_of_order(folder: PeftFolder, grouped: bool) -> dict[str, int]:
-    """By the key of each lora_B that is in the other order: its experts. `grouped`: those are
-    so of which the config says nothing.
+    """Return the number of experts by the key of each lora_B in the other order. `grouped`: tensors
+    whose order the config does not declare are in that order.
 
-    Raises InvalidAdapter where it names an order that is none, ToolError where `grouped` is
-    said in vain.
+    Raises InvalidAdapter if the config names an unknown order, ToolError if `grouped` is
+    superfluous.
     """
     try:
         columns = columns_of(folder.config)
@@ -41,8 +41,8 @@ def out_of_order(folder: PeftFolder, grouped: bool) -> dict[str, int]:
 
 
 def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an adapter in PEFT's order, which says so where Unsloth and Lorry read it
-    and PEFT has nothing against it."""
+    """Return the config of an adapter in PEFT's order. It declares the order where Unsloth and
+    Lorry read it and PEFT accepts it."""
     mapping = config.get("auto_mapping")
     mapping = dict(mapping) if isinstance(mapping, Mapping) else {}
     mapping.pop(DETAIL, None)

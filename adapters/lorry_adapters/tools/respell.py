@@ -23,7 +23,7 @@ from lorry_adapters.tools.summary import module_and_kind
 _BESIDE: Final = re.compile(
     r"(?:model\.)?\w*(?:vision|visual|image|audio|speech|multi_modal|projector|connector)\w*\."
 )
-"""How the paths of parts that no text reaches begin, where the text model's have no prefix."""
+"""Starts of the paths of parts that no text reaches, if the text model's have no prefix."""
 _PATTERNS: Final = ("rank_pattern", "alpha_pattern")
 _NARROWING: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
@@ -41,11 +41,11 @@ def respelled(
     wanted: Spelling | None,
     problems: list[str],
 ) -> Respelled:
-    """`tensors` by PEFT's keys. `wanted`: the names to have; with TEXT, what is of other parts is
-    left out. None: those of today's wrappers in place of older ones, and all else as it is.
+    """Return `tensors` by PEFT's keys. `wanted`: the new names; with TEXT, other parts are left
+    out. None: present names of wrappers replace older ones, and everything else stays.
 
-    What cannot be told under other names goes to `problems`. Raises ToolError where there is
-    nothing to change that was asked for.
+    Tensors that have no new names are added to `problems`. Raises ToolError if the requested
+    change would change nothing.
     """
     found = set(spellings(tensors))
     if wanted is None and Spelling.OLDER not in found:
@@ -88,13 +88,13 @@ _WHOSE: Final = {
 
 
 def _path(path: str, old: Spelling, new: Spelling) -> str | None:
-    """None: it is of another part, and the new names have none."""
+    """None: it belongs to another part, which the new names do not include."""
     if path.startswith(f"{old}.") and not (old is Spelling.TEXT and _BESIDE.match(path)):
         return new + path.removeprefix(old)
     if path.startswith((f"{HEAD}.", f"{LANGUAGE}{HEAD}.")):
         return path.removeprefix(LANGUAGE)
     if old is Spelling.WRAPPER and path.startswith(LANGUAGE):
-        # Of an adapter for hidden states, without the outermost `model`.
+        # An adapter for hidden states omits the outermost `model`.
         return path.removeprefix(LANGUAGE) if new is Spelling.TEXT else path
     if new is Spelling.TEXT:
         return None
@@ -110,11 +110,11 @@ def _config(
     problems: list[str],
     changes: list[str],
 ) -> dict[str, Any]:
-    """With the names that it has for modules changed as the keys' are. `moved`: the modules of the
-    file, by their old paths."""
+    """Return the config with its names of modules changed like the keys. `moved`: the modules of
+    the file, by their old paths."""
 
     def renamed(name: object) -> object:
-        # A name without the text model's path is the end of one, which stays what it is.
+        # A name without the text model's path is the end of one, which does not change.
         if not isinstance(name, str) or not f"{name}.".startswith((f"{old}.", LANGUAGE)):
             return name
         path = _path(f"{name}.", old, new)
@@ -147,7 +147,7 @@ def _config(
 
 
 def _means_the_same(config: Mapping[str, Any], old: Spelling, new: Spelling) -> bool:
-    """Its targets select under the new names what they did under the old ones."""
+    """Return whether the targets select the same modules under the new names as under the old."""
     targets, left_out = config.get("target_modules"), config.get("exclude_modules")
     if old is Spelling.TEXT and new is not Spelling.TEXT:
         return False  # other parts may have a q_proj, too
@@ -159,7 +159,7 @@ def _means_the_same(config: Mapping[str, Any], old: Spelling, new: Spelling) -> 
 
 
 def _targeted(config: Mapping[str, Any], tensors: Iterable[str]) -> list[str]:
-    """The modules that have tensors of the method's own."""
+    """Return the modules with tensors of the method itself."""
     found = set()
     for key in tensors:
         module, kind = module_and_kind(key.removeprefix(PREFIX))

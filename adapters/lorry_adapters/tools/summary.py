@@ -80,7 +80,7 @@ class AdapterSummary:
 
 
 def summarize(folder: PeftFolder) -> AdapterSummary:
-    """Raises InvalidAdapter where the tensors cannot be read at all."""
+    """Describe a folder. Raises InvalidAdapter if the tensors cannot be read at all."""
     config = folder.config
     acts, why = _acts(folder)
     start = config.get("init_lora_weights")

@@ -27,7 +27,7 @@ def path_of(name: str) -> str:
 
 
 def weighed(text: str) -> tuple[str, float | None]:
-    """`legal:0.7` -> (`legal`, 0.7); None where no number is given. Raises SettingsError."""
+    """Split `legal:0.7` into (`legal`, 0.7), or None without a number. Raises SettingsError."""
     name, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, None

@@ -302,7 +302,7 @@ def bench(
 
 
 def _conclude(made: report.Report) -> None:
-    """What a reader of the table must not miss. Raises typer.Exit where it was no success."""
+    """Report important remarks on the table. Raises typer.Exit if the run was not a success."""
     failed = False
     for result in made.results:
         figures = result.figures

@@ -68,7 +68,7 @@ class Divergence:
     kl: float
     """Nats per token, KL(side || other)."""
     error: float | None
-    """Standard error of `kl` over prompts; None where there is one prompt."""
+    """Standard error of `kl` over prompts; None if there is only one prompt."""
     tokens: int
     """Drawn, that `kl` is a mean over."""
     changed: int
@@ -102,7 +102,7 @@ class _Judged:
 def compare(
     server: Connection, sides: Sequence[Side], prompts: Sequence[str], tokens: int, seed: int
 ) -> Comparison:
-    """Both ways between the first two sides, and from each to a third, where there is one.
+    """Measure both ways between the first two sides, and from each to a third, if there is one.
 
     Raises ServerError.
     """

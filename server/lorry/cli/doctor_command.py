@@ -28,7 +28,7 @@ ROOM_FOR_A_MODEL = 2 << 30
 """Bytes of disk: the default model, its download and a few adapters, with air."""
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
-"""Of /proc/cpuinfo: what torch's and bitsandbytes' CPU kernels choose by."""
+"""Flags in /proc/cpuinfo by which torch's and bitsandbytes' CPU kernels are chosen."""
 
 
 class FindingState(StrEnum):

@@ -98,7 +98,7 @@ def inspect(
 
 
 def _changes(path: Path, settings: Settings, base: Path) -> tuple[list[ModuleNorm], list[str]]:
-    """Of an adapter that is more than pairs of matrices: as the server would apply it."""
+    """Inspect an adapter that is more than pairs of matrices, as the server would apply it."""
     from lorry_adapters.lora.weights import inspect as verify
     from lorry_adapters.lora.weights import load
     from lorry_adapters.tools.changes import changes

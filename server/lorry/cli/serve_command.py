@@ -89,7 +89,7 @@ def _command() -> Any:
 
 
 def _look(settings: Settings) -> None:
-    """What would be refused after minutes of loading is refused now. Raises ModelError,
+    """Refuse at once what would be refused after minutes of loading. Raises ModelError,
     HomeUnusable."""
     missing = missing_path(settings.model)
     if missing is not None:

@@ -54,7 +54,7 @@ class Connection:
         self._client.close()
 
     def request(self, method: str, path: str, **more: Any) -> Any:
-        """The answer's JSON; None where it has no body."""
+        """Return the answer's JSON, or None if it has no body."""
         with self.stream(method, path, **more) as response:
             content = self._read(response)
         if not content:
@@ -99,7 +99,7 @@ class Connection:
 
 
 def _reason(response: httpx.Response) -> str:
-    """What the server says is wrong, with every problem it lists."""
+    """Return the server's error message, with every problem it lists."""
     fallback = f"the server answered {response.status_code} {response.reason_phrase}".rstrip()
     try:
         body = response.json()
