@@ -48,7 +48,7 @@ class ModuleNorm:
 def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[ModuleNorm]:
     """Return one for each LoRA pair, in the layers' order; `base` comes from `base_norms`.
 
-    Raises InvalidAdapter if there is no pair, or a number is NaN.
+    Raises InvalidAdapter if there is no pair, or a number is not finite.
     """
     pairs, others = folder.pairs()
     if not pairs:
