@@ -8,7 +8,7 @@
 #include "attention.h"
 
 #define BLOCK_ROWS 96                    /* queries of a block; a group may have more */
-#define QUERY_VECTORS (WIDTH == 16 ? 3 : 2) /* that share a load of keys */
+#define QUERY_VECTORS 3                  /* that share a load of keys */
 #define SCORE_KEYS (WIDTH == 16 ? 8 : 4) /* that share a load of queries */
 
 /* queries: for each QUERY_VECTORS vectors of rows, [size, rows of these], scaled; zeros where a
@@ -65,9 +65,7 @@ static void score_tile(const Room *room, int first, int last, int size, int lane
             float *scores = room->scores + (size_t)l * laned + r;
             if (vectors == 1) score_keys(queries, keys, size, scores, laned, 1);
             if (vectors == 2) score_keys(queries, keys, size, scores, laned, 2);
-#if WIDTH == 16
             if (vectors == 3) score_keys(queries, keys, size, scores, laned, 3);
-#endif
         }
     }
 }
@@ -90,14 +88,14 @@ static void adjust_tile(const Past *past, const Room *room, int tile, int laned)
     }
 }
 
-/* Scores to weights, in place, for a vector of rows. `whole`, constant: each row sees all keys of
- * the tile. */
-INLINE void weigh_rows(const Room *room, int tile, int r, int laned, int whole) {
+/* Scores to weights, in place, of the first `keys` keys, for a vector of rows. `whole`, constant:
+ * each row sees all of them. */
+INLINE void weigh_rows(const Room *room, int tile, int r, int laned, int keys, int whole) {
     float *scores = room->scores + r;
     const Ints first = *(const Ints *)(room->first + r) - tile;
     const Ints last = *(const Ints *)(room->last + r) - tile;
     Floats most = splat(-INFINITY);
-    for (int l = 0; l < KEYS; l++) {
+    for (int l = 0; l < keys; l++) {
         Floats score = load(scores + l * laned);
         if (!whole) score = chosen((first <= l) & (last >= l), score, splat(-INFINITY));
         most = greater(score, most);
@@ -108,7 +106,7 @@ INLINE void weigh_rows(const Room *room, int tile, int r, int laned, int whole) 
     for (int lane = 0; lane < WIDTH; lane++) {
         totals[lane] = splat(0);
 #pragma GCC unroll 8
-        for (int l = lane; l < KEYS; l += WIDTH) {
+        for (int l = lane; l < keys; l += WIDTH) {
             Floats e = exponential(load(scores + l * laned) - most);
             if (!whole) e = chosen((first <= l) & (last >= l), e, splat(0));
             store(scores + l * laned, e);
@@ -175,9 +173,9 @@ static void attend_block(const Past *past, const float *q, size_t q_stride, int 
         if (how->cap || how->slope_Q) adjust_tile(past, room, tile, laned);
         for (int r = 0; r < laned; r += WIDTH) {
             if (whole)
-                weigh_rows(room, tile, r, laned, 1);
+                weigh_rows(room, tile, r, laned, KEYS, 1);
             else
-                weigh_rows(room, tile, r, laned, 0);
+                weigh_rows(room, tile, r, laned, last, 0);
         }
         mix_tile(past, room, tile, rows, whole);
         if ((tile + KEYS) % PART == 0 || tile + KEYS >= end) {

@@ -30,7 +30,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alia
 
 INLINE Floats load(const float *p) { return *(const Floats *)p; }
 INLINE void store(float *p, Floats v) { *(Floats *)p = v; }
-INLINE Floats splat(float x) { return (Floats){0} + x; }
+INLINE Floats splat(float x);
 INLINE Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 INLINE Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
 
@@ -135,6 +135,7 @@ INLINE Floats exponential(Floats v) {
 
 #if WIDTH == 16
 
+INLINE Floats splat(float x) { return (Floats)_mm512_set1_ps(x); }
 INLINE Floats fused(Floats a, Floats b, Floats c) {
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
@@ -200,6 +201,7 @@ INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
 
 #else
 
+INLINE Floats splat(float x) { return (Floats)_mm256_set1_ps(x); }
 INLINE Floats fused(Floats a, Floats b, Floats c) {
     return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
