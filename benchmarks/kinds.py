@@ -75,7 +75,7 @@ def main() -> int:
     found = paths.first_pass(loaded)
     kernels = paths.choose(given.kernels, loaded, found, block_size=BLOCK)
     executor = paths.build(loaded, found, kernels, sizes)
-    paths.hand_over(executor)
+    paths.leave_cores(executor)
     placement = executor.placement
     slots: dict[str, list[tuple[SlotUse, ...]]] = {"base": [()] * ROWS}
     virtual: dict[str, int] = {}

@@ -60,7 +60,7 @@ class Steps:
         chosen = paths.choose(kernels, self.loaded, found, block_size=BLOCK_SIZE)
         self.chosen = chosen.said
         self.executor = paths.build(self.loaded, found, chosen, sizes)
-        paths.hand_over(self.executor)
+        paths.leave_cores(self.executor)
         placement = self.executor.placement
         shapes = made.shapes_of(folder)
         with tempfile.TemporaryDirectory(prefix="lorry-bench-") as scratch:

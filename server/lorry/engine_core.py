@@ -107,7 +107,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
     Raises:
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
-    loaded = load(settings, say, replace_four_bits=paths.replacer(settings.kernels))
+    loaded = load(settings, say, replace_linears=paths.replacer(settings.kernels))
     executor = _executor(settings, loaded, say)
     base = Base(
         name=loaded.name,

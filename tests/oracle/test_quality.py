@@ -5,7 +5,7 @@ has the table over the whole text, from which the distances here leave some room
 
 int8    bitsandbytes rounds activations to 8 bits, and loses 4 % of perplexity with it; ours
         keep 14 bits. Served may not be worse than its own, and stays within 1 % of fp32.
-nf4     The same kernel on both sides: only the order of sums differs.
+nf4     The same kernel on both sides, but on the compiled step, which rounds levels and scales.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ FROM_BITSANDBYTES = {
     "int8": Limits(0.93, 1.00, 0.25, 0.88),
     "nf4": Limits(0.995, 1.005, 0.03, 0.96),
 }
+LEVELS_ROUNDED = Limits(0.995, 1.005, 0.06, 0.94)
+"""Of nf4 on the compiled step, whose levels are whole numbers (decision 0033)."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,9 @@ def test_near_bitsandbytes_own(
     transformers: Callable[[str], Said],
 ) -> None:
     said = served(quantization, kernels)
-    check(said, transformers(quantization), FROM_BITSANDBYTES[quantization])
+    rounded = (quantization, kernels) == ("nf4", "compiled")
+    limits = LEVELS_ROUNDED if rounded else FROM_BITSANDBYTES[quantization]
+    check(said, transformers(quantization), limits)
 
 
 @pytest.mark.parametrize("kernels", [kernels for kind, kernels in PATHS if kind == "int8"])

@@ -22,7 +22,7 @@ from lorry.model.paths import (
     checked,
     choose,
     first_pass,
-    hand_over,
+    leave_cores,
     replacer,
 )
 from lorry.settings import Settings
@@ -57,7 +57,7 @@ def load_tiny(folder: Path, *, quantization: str = "none", kernels: str = "torch
         dtype="float32",
         quantize=quantization,
     )
-    return load(settings, lambda _: None, replace_four_bits=replacer(kernels))
+    return load(settings, lambda _: None, replace_linears=replacer(kernels))
 
 
 SIZES = Sizes(
@@ -100,7 +100,7 @@ class ExecutorDriver:
         if is_checked:
             return checked(self.loaded, found, kernels, SIZES)
         executor = build(self.loaded, found, kernels, SIZES)
-        hand_over(executor)
+        leave_cores(executor)
         return executor
 
     def close(self) -> None:

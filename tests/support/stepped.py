@@ -15,7 +15,7 @@ from lorry.engine.blocks import BlockPool
 from lorry.engine.invocation import uses_of
 from lorry.engine.limits import Limits
 from lorry.engine.scheduler import Scheduler
-from lorry.model.paths import hand_over
+from lorry.model.paths import leave_cores
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.methods.method_table import is_prefix
 from lorry_adapters.registry.record import AdapterRef
@@ -71,7 +71,7 @@ class House:
         self.loaded = load_tiny(model, quantization=quantization)
         sizes = replace(SIZES, kv_blocks=NUM_BLOCKS)
         self.executor = unchecked(self.loaded, sizes, kernels=kernels)
-        hand_over(self.executor)
+        leave_cores(self.executor)
         assert self.executor.paths.kernels == kernels
         self.preemptions = 0
         self.batches: list[list[int]] = []

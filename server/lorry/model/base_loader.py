@@ -87,14 +87,14 @@ def load(
     *,
     meter: Meter | None = None,
     attention: str = "eager",
-    replace_four_bits: ReplaceLinears | None = None,
+    replace_linears: ReplaceLinears | None = None,
 ) -> LoadedModel:
     """Fetch where needed, load, quantize and describe `settings.model`.
 
     `attention` names a function registered with transformers. `meter` draws bars; without
-    one, `progress` gets a line now and then. `replace_four_bits` is given a 4-bit
-    base on a CPU before bitsandbytes packs its weights, and returns true if it has replaced its
-    linears. Raises ModelError, UnsupportedModel.
+    one, `progress` gets a line now and then. `replace_linears` is given a
+    quantized base on a CPU before bitsandbytes rearranges its weights, and returns true if it has
+    replaced its linears. Raises ModelError, UnsupportedModel.
     """
     hush_libraries()
     precision = resolve(settings)
@@ -112,10 +112,10 @@ def load(
     name, *others = names_of(settings, found)
     layout = replace(described(model, found, name), exact=kind is Quantization.NONE)
     on_cpu = precision.device.type == "cpu"
-    four_bits = kind in (Quantization.NF4, Quantization.FP4)
-    replaced = on_cpu and four_bits and replace_four_bits is not None and replace_four_bits(model)
+    quantized_here = on_cpu and kind is not Quantization.NONE
+    replaced = quantized_here and replace_linears is not None and replace_linears(model)
     settle(model, precision)
-    if on_cpu and (kind is Quantization.INT8 or replaced):
+    if on_cpu and kind is Quantization.INT8 and not replaced:
         use_int8_kernels(model)
     if kind is not Quantization.NONE:
         let_go_of_files(model)

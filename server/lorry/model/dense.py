@@ -20,12 +20,11 @@ def dense_weight(module: nn.Module) -> Tensor:
         if isinstance(module, QuantizedLinear):
             return module.dense_weight()
         if isinstance(module, Linear8bitLt):
-            codes_OI = module.state.CB if module.state.CB is not None else module.weight.CB
-            scale_O = module.state.SCB if module.state.SCB is not None else module.weight.SCB
-            exact_OI: Tensor = codes_OI.float() * (scale_O.float() / 127).unsqueeze(1)
+            codes_OI, absmax_O = codes_of(module)
+            exact_OI: Tensor = codes_OI.float() * (absmax_O.float() / 127).unsqueeze(1)
             return exact_OI
         if isinstance(module, Linear4bit):
-            if module.weight.device.type != "cpu":
+            if not getattr(module.weight.quant_state, "packing_format_for_cpu", False):
                 weight_OI: Tensor = dequantize_4bit(module.weight.data, module.weight.quant_state)
                 return weight_OI.float()
             return _by_asking(module)
@@ -36,8 +35,16 @@ def dense_weight(module: nn.Module) -> Tensor:
         return weight.detach().to(torch.float32, copy=True)
 
 
+def codes_of(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
+    """bitsandbytes' int8 codes `[O, I]` and the largest magnitude of each row, wherever it keeps
+    them now."""
+    codes_OI = module.state.CB if module.state.CB is not None else module.weight.CB
+    absmax_O = module.state.SCB if module.state.SCB is not None else module.weight.SCB
+    return codes_OI, absmax_O
+
+
 def _by_asking(module: Linear4bit) -> Tensor:
-    """The answers to the unit vectors: on a CPU the 4-bit codes may lie in an order of the
+    """The answers to the unit vectors: bitsandbytes has put the 4-bit codes in an order of the
     processor's own, and only the module itself knows it."""
     eye_II = torch.eye(module.in_features, dtype=module.compute_dtype)
     rows_IO = torch.cat([module(part) for part in torch.split(eye_II, _ROWS)]).float()

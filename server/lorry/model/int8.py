@@ -19,7 +19,7 @@ depend on the batch it is in.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -64,25 +64,12 @@ class Int8Linear(QuantizedLinear):
 
     def base_tensors(self) -> Mapping[str, Tensor]:
         """The packed weight unpacked."""
-        if self._packed is None:
-            return self._elsewhere()
         quantized, _ = torch.ops.quantized.linear_unpack(self._packed)
         tensors = {"codes": quantized.int_repr(), "scale": quantized.q_per_channel_scales()}
         return tensors if self.bias is None else {**tensors, "bias": self.bias}
 
-    def hand_over(
-        self,
-        elsewhere: Callable[[], Mapping[str, Tensor]],
-        multiply: Callable[[Tensor], Tensor],
-    ) -> None:
-        """The weights live somewhere else from now on: `elsewhere` copies them, `multiply`
-        is what `forward` does with them."""
-        self._elsewhere, self._multiply = elsewhere, multiply
-        self._packed = None
-
     def dense_weight(self) -> Tensor:
-        tensors = self.base_tensors()
-        return tensors["codes"].float() * tensors["scale"].float().unsqueeze(1)
+        return dense(self.base_tensors())
 
     @property
     def nbytes(self) -> int:
@@ -90,8 +77,6 @@ class Int8Linear(QuantizedLinear):
         return self.out_features * self.in_features + 4 * self.out_features + bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._packed is None:
-            return self._multiply(x)
         x_TI = x.reshape(-1, self.in_features)
         tokens = x_TI.shape[0]
         # A row of zeros has no largest element: any scale does.
@@ -107,3 +92,8 @@ class Int8Linear(QuantizedLinear):
         if self.bias is not None:
             y_TO += self.bias
         return y_TO.view(*x.shape[:-1], self.out_features)
+
+
+def dense(tensors: Mapping[str, Tensor]) -> Tensor:
+    """`[O, I]` in fp32, of an `Int8Linear`'s tensors."""
+    return tensors["codes"].float() * tensors["scale"].float().unsqueeze(1)

@@ -3,7 +3,7 @@
 bitsandbytes' own modules are the reference and serve on CUDA. On a CPU int8 runs on
 `Int8Linear`, which keeps bitsandbytes' integers. The output head, which bitsandbytes
 leaves in fp32, follows in int8: on a small model it is most of a decode step's
-bytes. Modules of 4 bits are replaced by whoever has a product for them
+bytes. Where the compiled step was built, its own product replaces all of them
 (`lorry.model.compiled.compiled_linear`).
 """
 

@@ -25,7 +25,7 @@ from lorry.model import packed, padded, selfcheck
 from lorry.model.base_loader import LoadedModel, ReplaceLinears
 from lorry.model.compiled import library, quantizer
 from lorry.model.compiled.compiled_drawing import CompiledDrawing
-from lorry.model.compiled.compiled_linear import replace_four_bits
+from lorry.model.compiled.compiled_linear import replace_linears
 from lorry.model.compiled.compiled_model import CompiledModel, unsuited, unsuited_linears
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.model_structs import KV_DTYPE
@@ -122,8 +122,8 @@ def first_pass_padded(loaded: LoadedModel, unpackable: str) -> FirstPass:
 
 
 def replacer(kernels: str) -> ReplaceLinears | None:
-    """What `load` is given to replace 4-bit linears on a CPU by compiled ones; None where there is
-    no compiled product, or `--kernels` forbids it. Quantizing to 4 bits is compiled from here
+    """What `load` is given to replace a base's linears on a CPU by compiled ones; None where there
+    is no compiled product, or `--kernels` forbids it. Quantizing to 4 bits is compiled from here
     on, too."""
     if kernels == "torch":
         return None
@@ -132,7 +132,7 @@ def replacer(kernels: str) -> ReplaceLinears | None:
     except library.Missing:
         return None
     quantizer.install(built)
-    return partial(replace_four_bits, library=built)
+    return partial(replace_linears, library=built)
 
 
 def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
@@ -250,7 +250,7 @@ def checked(
         wrong = problem(executor, loaded, kernels, sizes)
         if wrong is None:
             say(f"steps run on {kernels.said}")
-            hand_over(executor)
+            leave_cores(executor)
             return executor
         kernels = _without_compiled(loaded, kernels, wrong)
         executor.paths.close()
@@ -272,18 +272,14 @@ def checked(
         if found.unpackable is not None:
             wrong = f"packed in one row, {found.unpackable}; padded, {wrong}"
         raise UnsupportedModel(_refusal(loaded, wrong))
-    hand_over(executor)
+    leave_cores(executor)
     return executor
 
 
-def hand_over(executor: Executor) -> None:
-    """Leave the base's weights to the path that serves. Not before the self-check, which
-    compares with transformers' own answers."""
-    compiled = executor.paths.compiled
-    if compiled is not None:
-        compiled.take_over()
-        # Of the whole process: what is left to PyTorch is small, and its own threads would spin
-        # for a while after each operation, on the cores that the next step needs.
+def leave_cores(executor: Executor) -> None:
+    """Of the whole process: PyTorch has little left to do beside the compiled step, and its own
+    threads would spin for a while after each operation, on the cores that the next step needs."""
+    if executor.paths.compiled is not None:
         torch.set_num_threads(1)
 
 

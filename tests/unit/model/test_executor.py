@@ -14,7 +14,7 @@ import torch
 from lorry.core import Batch, Row, RowResult, Sample, SamplingParams, SlotUse
 from lorry.model.attention import Recorder, attending
 from lorry.model.executor import Executor
-from lorry.model.paths import Sizes, hand_over
+from lorry.model.paths import Sizes, leave_cores
 from lorry_adapters.errors import OutOfMemory
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.weights import AdapterWeights, LoraPair
@@ -196,7 +196,7 @@ def test_a_slot_is_taken_over_whole(bench: Bench) -> None:
 def test_it_says_what_it_is(bench: Bench) -> None:
     assert bench.executor.paths.kernels == "torch"
     assert bench.executor.paths.slot_bytes == bench.executor.paths.lora.slot_bytes > 0
-    hand_over(bench.executor)
+    leave_cores(bench.executor)
     bench.executor.paths.close()
 
 

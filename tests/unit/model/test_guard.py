@@ -29,6 +29,8 @@ FILES = [
 
 TYPES = {
     "isinstance(delta, Shift)",
+    "isinstance(weight, Tensor)",
+    "run.x_TH is not None and run.y_TH is not None",
     "isinstance(plan, TablePlan) and plan.table is not None",
     "plan.place_P is not None",
 }

@@ -118,7 +118,7 @@ UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 def load_with(folder: Path, **settings: Any) -> LoadedModel:
     base = Settings(model=str(folder), home=folder, device="cpu", dtype="float32", quantize="int8")
     settled = dataclasses.replace(base, **settings)
-    return load(settled, lambda _: None, replace_four_bits=replacer("auto"))
+    return load(settled, lambda _: None, replace_linears=replacer("auto"))
 
 
 @pytest.mark.parametrize("name", UNSUITED)
@@ -186,12 +186,12 @@ def test_without_the_library_the_cache_is_the_models_own(
         raise library.Missing("it was not built")
 
     monkeypatch.setattr(library, "find", missing)
-    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    loaded = load_tiny(tiny_model("llama"), quantization="int8", kernels="compiled")
     assert kernels_of("auto", loaded)[1].kv_dtype is torch.float32
 
 
 def test_the_generic_path_can_be_asked_for(tiny_model: Model) -> None:
-    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    loaded = load_tiny(tiny_model("llama"), quantization="int8", kernels="compiled")
     assert served("torch", loaded) == ("PyTorch's operations, as asked for", "torch")
 
 
@@ -202,7 +202,7 @@ def test_without_the_library_the_reason_is_said(
         raise library.Missing("it was not built; install a C compiler and then Lorry again")
 
     monkeypatch.setattr(library, "find", missing)
-    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    loaded = load_tiny(tiny_model("llama"), quantization="int8", kernels="compiled")
     said, kernels = served("auto", loaded)
     assert said.endswith("not the compiled step: it was not built; install a C compiler and then "
                          "Lorry again")  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_wrong_answer_of_the_compiled_step_is_refused(
     tiny_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The self-check is what stands between a model that only looks like Llama and a user.
-    loaded = load_tiny(tiny_model("llama"), quantization="int8")
+    loaded = load_tiny(tiny_model("llama"), quantization="int8", kernels="compiled")
     found, kernels = kernels_of("compiled", loaded)
     executor = build(loaded, found, kernels, SIZES)
     with torch.no_grad():
@@ -233,7 +233,9 @@ def test_a_wrong_answer_of_the_compiled_step_is_refused(
 def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load_tiny(save(tmp_path, "mistral", sliding_window=300), quantization="int8")
+    loaded = load_tiny(
+        save(tmp_path, "mistral", sliding_window=300), quantization="int8", kernels="compiled"
+    )
     served("compiled", loaded)
 
     fill = ModelStructs._fill
@@ -243,7 +245,7 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
         target.attention.window = 0
 
     monkeypatch.setattr(ModelStructs, "_fill", dropped)
-    loaded = load_tiny(tmp_path, quantization="int8")
+    loaded = load_tiny(tmp_path, quantization="int8", kernels="compiled")
     with pytest.raises(ModelError, match=r"not served: .* differ"):
         served("compiled", loaded)
 
@@ -261,8 +263,8 @@ def test_a_wrong_description_is_served_by_pytorch_unless_the_compiled_step_was_a
     monkeypatch.setattr(ModelStructs, "_fill", unturned)
     folder = tiny_model("llama")
     with pytest.raises(ModelError, match=r"not served: .* differ"):
-        served("compiled", load_tiny(folder, quantization="int8"))
-    loaded = load_tiny(folder, quantization="int8")
+        served("compiled", load_tiny(folder, quantization="int8", kernels="compiled"))
+    loaded = load_tiny(folder, quantization="int8", kernels="compiled")
     found, kernels = kernels_of("auto", loaded)
     said: list[str] = []
     executor = checked(loaded, found, kernels, SIZES, said.append)

@@ -63,7 +63,7 @@ def test_an_adapter_of_what_is_handed_others_is_refused(
         )
         peft_adapters.fill(model, seed=1)
         model.save_pretrained(tmp_path / name)
-    with pytest.raises(InvalidAdapter, match=rf"not handed a step's tokens .*{module}"):
+    with pytest.raises(InvalidAdapter, match=rf"do not receive a step's tokens .*{module}"):
         weights.inspect(tmp_path / "apart", layout, 8)
     with pytest.raises(InvalidAdapter):
         weights.load(tmp_path / "apart", "sha256:0", layout)

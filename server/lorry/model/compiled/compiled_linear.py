@@ -13,12 +13,16 @@ import weakref
 from collections.abc import Mapping
 
 import torch
-from bitsandbytes.nn import Linear4bit
-from torch import Tensor
+import torch.nn.functional as F
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorry.model import int8
 from lorry.model.compiled import structs
-from lorry.model.compiled.pack import BLOCK, PackedLinear, pack
+from lorry.model.compiled.pack import BLOCK, PackedLinear
+from lorry.model.compiled.packer import Packer
+from lorry.model.dense import codes_of, dense_weight
 from lorry.model.four_bit import FourBitLinear, convertible, dense
 from lorry.model.quantized_linear import QuantizedLinear
 
@@ -27,8 +31,11 @@ logger = logging.getLogger(__name__)
 _ROWS = 64
 """Of one product; more are multiplied one after the other."""
 
-_TOLERANCE = 1e-3
-"""Of the largest number: a code of an activation may flip."""
+_TOLERANCE = 0.03
+"""Of the largest number: the roundings of levels, of activations and of the head."""
+
+_CHECKED = 256
+"""Outputs of a linear that are compared with the plain formula."""
 
 
 class Multiplier:
@@ -62,57 +69,105 @@ class Multiplier:
 
 
 class CompiledLinear(QuantizedLinear):
-    """In 4 bits."""
+    """The packed weight may have more outputs, of zeros: it consists of whole blocks."""
 
-    def __init__(self, linear: FourBitLinear, multiplier: Multiplier) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias)
-        self.packed: PackedLinear = pack(linear)
-        self._struct = self.packed.struct
+    def __init__(self, packed: PackedLinear, out_features: int, multiplier: Multiplier) -> None:
+        bias_O = None if packed.bias_O is None else packed.bias_O[:out_features]
+        super().__init__(packed.in_features, out_features, bias_O)
+        self.packed = packed
+        self._struct = packed.struct
         self._multiplier = multiplier
 
     def __deepcopy__(self, memo: dict[int, object]) -> CompiledLinear:
         return self
 
     def base_tensors(self) -> Mapping[str, Tensor]:
-        return self.packed.tensors()
+        tensors = self.packed.tensors()
+        if self.out_features == self.packed.out_features:
+            return tensors
+        return {name: tensor[: self.out_features] for name, tensor in tensors.items()}
 
     def dense_weight(self) -> Tensor:
-        return dense(self.base_tensors())
+        tensors = self.base_tensors()
+        return dense(tensors) if "levels" in tensors else int8.dense(tensors)
 
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._multiplier(self._struct, x)
+        return self._multiplier(self._struct, x)[..., : self.out_features]
 
 
-def replace_four_bits(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
-    """Replace bitsandbytes' 4-bit linears by compiled ones; true if all of them were. Before
-    bitsandbytes has packed a weight for the processor.
+def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
+    """Replace bitsandbytes' linears and the output head by compiled ones; true if all were. Before
+    bitsandbytes has rearranged a weight for the processor.
 
-    None is replaced where activations are not fp32, where a block is of a kind that `convertible`
-    does not know, or where the product is not right on this machine.
+    The head, which bitsandbytes leaves unquantized, is kept in 8 bits: on a small model it is most
+    of a decode step's bytes. None is replaced where activations are not fp32, where one has a
+    form that the compiled step does not know, or where a product is not right on this machine.
     """
-    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, Linear4bit)]
-    fit = all(convertible(m) and m.out_features % BLOCK == 0 for _, m in modules)
-    if not modules or not fit or model.dtype is not torch.float32:
+    head = model.get_output_embeddings()
+    modules = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit | Linear8bitLt)
+    ]
+    if not modules or model.dtype is not torch.float32 or not all(_fits(m) for _, m in modules):
         return False
-    widest = max(module.in_features for _, module in modules)
-    multiplier = Multiplier(library, widest, torch.get_num_threads())
-    with torch.inference_mode():
-        if not _is_right(FourBitLinear.of(modules[0][1]), multiplier):
-            logger.warning("the compiled product of 4-bit weights is wrong here; it is not used")
-            return False
-        for name, module in modules:
-            parent, _, leaf = name.rpartition(".")
-            compiled = CompiledLinear(FourBitLinear.of(module), multiplier)
-            setattr(model.get_submodule(parent), leaf, compiled)
+    named = next((n for n, m in model.named_modules() if m is head), None)
+    if named is not None and type(head) is nn.Linear and head.in_features % BLOCK == 0:
+        modules.append((named, head))
+    threads = torch.get_num_threads()
+    multiplier = Multiplier(library, max(m.in_features for _, m in modules), threads)
+    packer = Packer(library, threads)
+    try:
+        with torch.inference_mode():
+            for kind, (_, module) in {type(m): (n, m) for n, m in reversed(modules)}.items():
+                if not _is_right(module, _compiled(module, packer, multiplier)):
+                    logger.warning(
+                        "the compiled product of %s is wrong here; it is not used", kind.__name__
+                    )
+                    return False
+            for name, module in modules:
+                parent, _, leaf = name.rpartition(".")
+                compiled = _compiled(module, packer, multiplier)
+                setattr(model.get_submodule(parent), leaf, compiled)
+    finally:
+        packer.close()
     return True
 
 
-def _is_right(linear: FourBitLinear, multiplier: Multiplier) -> bool:
-    x_TI = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(1))
-    expected = linear(x_TI)
-    off = (CompiledLinear(linear, multiplier)(x_TI) - expected).abs().max()
+def _fits(module: nn.Module) -> bool:
+    if isinstance(module, Linear8bitLt):
+        codes_OI, absmax_O = codes_of(module)
+        ready = codes_OI is not None and absmax_O is not None and module.state.threshold == 0.0
+        return bool(ready and not any(size % BLOCK for size in codes_OI.shape))
+    return (
+        isinstance(module, Linear4bit) and convertible(module) and not module.out_features % BLOCK
+    )
+
+
+def _compiled(module: nn.Module, packer: Packer, multiplier: Multiplier) -> CompiledLinear:
+    match module:
+        case Linear4bit():
+            packed = packer.four_bits(FourBitLinear.of(module))
+        case Linear8bitLt():
+            codes_OI, absmax_O = codes_of(module)
+            packed = packer.int8(codes_OI.contiguous(), absmax_O.float() / 127, module.bias)
+        case nn.Linear():
+            codes_OI, scale_O = packer.quantized(module.weight.data.float().contiguous())
+            packed = packer.int8(codes_OI, scale_O, module.bias)
+        case _:
+            raise TypeError(type(module).__name__)
+    return CompiledLinear(packed, module.out_features, multiplier)
+
+
+def _is_right(module: nn.Module, compiled: CompiledLinear) -> bool:
+    """Compared with the plain formula, on a few rows of outputs."""
+    x_TI = torch.randn(3, compiled.in_features, generator=torch.Generator().manual_seed(1))
+    expected = F.linear(x_TI, dense_weight(module)[:_CHECKED])
+    if compiled.bias is not None:
+        expected += compiled.bias[:_CHECKED]
+    off = (compiled(x_TI)[:, :_CHECKED] - expected).abs().max()
     return bool(off <= _TOLERANCE * expected.abs().max())

@@ -7,13 +7,12 @@ every answer with transformers' own layers before the first request.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorry.core import SlotUse
 from lorry.errors import ModelError
@@ -26,13 +25,12 @@ from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.compiled.model_structs import ModelStructs, bare, rope_of
-from lorry.model.compiled.pack import BLOCK, PackedLinear, pack
+from lorry.model.compiled.pack import BLOCK
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
-from lorry.model.compiled.widened import widened_delta, widened_linear, widened_pair
+from lorry.model.compiled.widened import widened_delta, widened_pair
 from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
-from lorry.model.int8 import Int8Linear
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
 from lorry.model.virtual_tokens import VirtualTokenSlots
@@ -57,7 +55,7 @@ def unsuited_linears(loaded: LoadedModel, described: ModelDescription) -> str | 
         *(p for layer in described.layers for phase in layer.phases for p in phase),
     ]
     linears = [bare(loaded.model.get_submodule(path)) for path in paths]
-    if not all(isinstance(linear, Int8Linear | CompiledLinear) for linear in linears):
+    if not all(isinstance(linear, CompiledLinear) for linear in linears):
         return "some of its linears are in a form that it does not read"
     return None
 
@@ -91,7 +89,6 @@ class CompiledModel:
         self._prompts = prompts
         # Everything that the compiled side points to.
         self._keep: list[object] = []
-        self._packed: list[tuple[Int8Linear, PackedLinear]] = []
         self._described = described
         count = int(loaded.config.get_text_config().num_hidden_layers)
         layers = described.layers[:count]
@@ -169,27 +166,6 @@ class CompiledModel:
         """Whether it can run a row of these adapters, all of them placed here."""
         return len(uses) < 2 or not any(self._embedding_head.has_head(use.slot) for use in uses)
 
-    def take_over(self) -> None:
-        """Drop the generic path's copies of weights: its modules multiply with ours."""
-        for linear, packed in self._packed:
-            out = linear.out_features
-            linear.hand_over(
-                partial(_cut, packed.tensors, out), partial(self._multiply, packed.struct, out)
-            )
-
-    def _multiply(self, linear: structs.Linear, out: int, x: Tensor) -> Tensor:
-        """One linear alone, for the rows that do not run here: `[..., I]` to `[..., out]`."""
-        x_TI = x.reshape(-1, linear.in_).float().contiguous()
-        require(bool(self._engine), "the engine is closed")
-        require(
-            len(x_TI) <= self._bounds.tokens, f"{len(x_TI)} rows, room for {self._bounds.tokens}"
-        )
-        y_TO = torch.empty(len(x_TI), linear.out)
-        self._library.lorry_linear(
-            self._engine, ctypes.byref(linear), x_TI.data_ptr(), y_TO.data_ptr(), len(x_TI)
-        )
-        return y_TO[:, :out].reshape(*x.shape[:-1], out)
-
     def run(self, inputs: Inputs) -> Logits:
         """Logits of the wanted tokens, fp32."""
         embeddings_TH = self._embedding_head.embeddings(inputs)
@@ -218,18 +194,10 @@ class CompiledModel:
             self._engine = None
 
     def _linear(self, linear: nn.Module) -> structs.Linear:
-        if isinstance(linear, CompiledLinear):
-            self._keep.append(linear.packed)
-            return linear.packed.struct
-        if not isinstance(linear, Int8Linear):
+        if not isinstance(linear, CompiledLinear):
             raise Unsafe(f"a linear of {type(linear).__name__}")
-        packed = pack(widened_linear(linear))
-        self._packed.append((linear, packed))
-        return packed.struct
+        self._keep.append(linear.packed)
+        return linear.packed.struct
 
     def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:
         return self._slots.struct(name, linear.in_features, linear.out_features)
-
-
-def _cut(tensors: Callable[[], Mapping[str, Tensor]], out: int) -> Mapping[str, Tensor]:
-    return {name: tensor[:out] for name, tensor in tensors().items()}

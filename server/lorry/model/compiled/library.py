@@ -98,6 +98,16 @@ def load(path: Path) -> ctypes.CDLL:
         *(c_void_p, c_void_p, c_void_p, c_void_p),
     ]
     library.lorry_quantize4.restype = None
+    library.lorry_quantize8.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
+    library.lorry_quantize8.restype = None
+    library.lorry_pack8.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
+    library.lorry_pack8.restype = None
+    library.lorry_pack4.argtypes = [
+        *(c_void_p, c_void_p, c_void_p),
+        *(c_int32, c_int32),
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+    ]
+    library.lorry_pack4.restype = None
     library.lorry_keep_mass.argtypes = [
         *(c_void_p, c_void_p, c_float, c_float),
         *(c_int32, c_void_p, c_void_p),

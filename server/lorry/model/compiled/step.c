@@ -12,6 +12,7 @@
 #include "modules.h"
 #include "norms.h"
 #include "pack.h"
+#include "pack_weights.h"
 #include "quantize4.h"
 #include "vectors.h"
 
@@ -236,4 +237,18 @@ int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank
 void lorry_quantize4(const float *w, int64_t blocks, int32_t size, const float *bounds,
                      const uint8_t *order, uint8_t *packed, float *absmax) {
     quantize4(w, blocks, size, bounds, order, packed, absmax);
+}
+
+void lorry_quantize8(const float *w, int32_t rows, int32_t in, int8_t *codes, float *scale) {
+    quantize8(w, rows, in, codes, scale);
+}
+
+void lorry_pack8(const int8_t *codes, int32_t rows, int32_t in, int8_t *packed, int32_t *sums) {
+    pack_weights8(codes, rows, in, packed, sums);
+}
+
+void lorry_pack4(const uint8_t *codes, const int8_t *levels, const uint16_t *chunk_scale,
+                 int32_t rows, int32_t in, uint8_t *packed, uint16_t *packed_scale, float *offset,
+                 int32_t *sums) {
+    pack_weights4(codes, levels, chunk_scale, rows, in, packed, packed_scale, offset, sums);
 }

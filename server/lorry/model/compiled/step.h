@@ -158,6 +158,12 @@ int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank
  * ascending, order [16]: the code of each place between them. Any thread. */
 void lorry_quantize4(const float *w, int64_t blocks, int32_t size, const float *bounds,
                      const uint8_t *order, uint8_t *packed, float *absmax);
+/* Weights as pack_weights.h has them; any thread. */
+void lorry_pack8(const int8_t *codes, int32_t rows, int32_t in, int8_t *packed, int32_t *sums);
+void lorry_pack4(const uint8_t *codes, const int8_t *levels, const uint16_t *chunk_scale,
+                 int32_t rows, int32_t in, uint8_t *packed, uint16_t *packed_scale, float *offset,
+                 int32_t *sums);
+void lorry_quantize8(const float *w, int32_t rows, int32_t in, int8_t *codes, float *scale);
 /* y [T, out] = linear(x [T, in]). */
 void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y, int32_t tokens);
 /* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */

@@ -11,25 +11,12 @@ import torch
 from torch import Tensor
 
 from lorry.model.compiled.pack import BLOCK
-from lorry.model.int8 import Int8Linear
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, OutwardGain, Shift
 
 
 def widened(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
-
-
-def widened_linear(linear: Int8Linear) -> Int8Linear:
-    """The linear itself where its outputs are whole blocks."""
-    if linear.out_features % BLOCK == 0:
-        return linear
-    tensors = linear.base_tensors()
-    return Int8Linear(
-        _rows(tensors["codes"], 0),
-        _rows(tensors["scale"].float(), 1),
-        _rows(tensors["bias"], 0) if "bias" in tensors else None,
-    )
 
 
 def widened_pair(pair: LoraPair) -> LoraPair:

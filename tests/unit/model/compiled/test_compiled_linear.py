@@ -1,4 +1,4 @@
-"""A 4-bit base whose linears are compiled ones."""
+"""A quantized base whose linears are compiled ones."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
 
 from lorry.model import quantize
 from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import compiled_linear
-from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_four_bits
+from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_linears
+from lorry.model.compiled.pack import pack
 from lorry.model.dense import dense_weight
-from lorry.model.int8 import Int8Linear
 from lorry.model.memory import digest_of_base
 from support.compiled import require_compiled_step
 from support.executor_driver import load_tiny
 from unit.model.compiled.test_linear import four_bits_of
 
-KINDS = ["nf4", "fp4"]
+KINDS = ["nf4", "fp4", "int8"]
 
 
 @pytest.fixture
@@ -43,17 +42,22 @@ def test_every_linear_of_a_base_is_compiled(
     loaded = load(family, quantization)
     mine = [m for m in loaded.model.modules() if isinstance(m, CompiledLinear)]
     assert len(mine) >= 8
-    assert not any(isinstance(m, Linear4bit) for m in loaded.model.modules())
-    assert isinstance(loaded.model.get_output_embeddings(), Int8Linear)
-    linears = loaded.memory["quantized_linears"]
-    assert linears == sum(module.nbytes for module in mine)
+    assert not any(quantize.is_quantized(m) for m in loaded.model.modules())
+    assert loaded.model.get_output_embeddings() in mine
+    parts = loaded.memory["quantized_linears"] + loaded.memory["output_head"]
+    assert parts == sum(module.nbytes for module in mine)
     weights = sum(module.in_features * module.out_features for module in mine)
     # Small matrices: the numbers of each output count more than in a real base.
-    assert 0.5 * weights < linears < 0.85 * weights
+    least = 1.0 if quantization == "int8" else 0.5
+    assert least * weights < parts < (least + 0.35) * weights
 
 
-def test_the_answers_are_bitsandbytes(load: Callable[..., LoadedModel]) -> None:
-    mine, theirs = load("llama").model, load("llama", kernels="torch").model
+@pytest.mark.parametrize("quantization", KINDS)
+def test_the_answers_are_those_without_it(
+    quantization: str, load: Callable[..., LoadedModel]
+) -> None:
+    mine = load("llama", quantization).model
+    theirs = load("llama", quantization, kernels="torch").model
     ids = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(2))
     off = (mine(ids).logits.log_softmax(-1) - theirs(ids).logits.log_softmax(-1)).abs()
     assert 0 < float(off.mean()) < 0.1
@@ -80,14 +84,14 @@ def test_a_model_without_4_bit_linears_is_left(
 ) -> None:
     loaded = load("llama", "none")
     before = digest_of_base(loaded.model)
-    assert not replace_four_bits(loaded.model, built)
+    assert not replace_linears(loaded.model, built)
     assert digest_of_base(loaded.model) == before
 
 
 def test_the_weights_are_those_that_were_packed(built: ctypes.CDLL) -> None:
     source = four_bits_of(128, 48, bias=True)
     expected, dense = dict(source.base_tensors()), dense_weight(source)
-    linear = CompiledLinear(source, Multiplier(built, 128, 2))
+    linear = CompiledLinear(pack(source), 48, Multiplier(built, 128, 2))
     now = linear.base_tensors()
     assert expected.keys() == now.keys()
     assert all(torch.equal(expected[name], now[name]) for name in expected)
@@ -99,7 +103,7 @@ def test_the_weights_are_those_that_were_packed(built: ctypes.CDLL) -> None:
 
 
 def test_products_are_cut_to_the_memory(built: ctypes.CDLL) -> None:
-    linear = CompiledLinear(four_bits_of(64, 32), Multiplier(built, 64, 1))
+    linear = CompiledLinear(pack(four_bits_of(64, 32)), 32, Multiplier(built, 64, 1))
     x_TI = torch.randn(3 * compiled_linear._ROWS + 1, 64)
     rows = [linear(row) for row in x_TI]
     assert torch.equal(linear(x_TI), torch.stack(rows))

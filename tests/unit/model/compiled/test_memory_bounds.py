@@ -59,7 +59,7 @@ def test_the_bases_slot_and_those_before_it(slot: int) -> None:
         check(replace(inputs(), body=plan_of((slot, 0, 1, 1.0))))
     with pytest.raises(Unsafe, match="slots"):
         check(replace(inputs(), head=plan_of((slot, 0, 1, 1.0), tokens=1)))
-    with pytest.raises(ValueError, match="is no adapter"):
+    with pytest.raises(ValueError, match="is not an adapter"):
         build_plan([(1, [(slot, 1.0)])], dtype=torch.float32, device=CPU)
 
 

@@ -1,0 +1,118 @@
+"""`lorry.model.compiled.pack` in C, on several threads: a base of a billion weights in seconds."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from lorry.model.compiled.pack import BLOCK, PackedLinear
+from lorry.model.four_bit import CHUNK, FourBitLinear
+from lorry.model.guard import require
+
+
+class Packer:
+    """Whoever makes one closes it. Any thread."""
+
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        self._library = library
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def quantized(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+        """Of fp32: int8 codes `[O, I]`, and the scale of each row, fp32."""
+        out, inputs = weight_OI.shape
+        require(
+            weight_OI.dtype is torch.float32 and weight_OI.is_contiguous() and inputs % BLOCK == 0,
+            f"a weight of {weight_OI.dtype}, {out} x {inputs}",
+        )
+        codes_OI = torch.empty(out, inputs, dtype=torch.int8)
+        scale_O = torch.empty(out)
+
+        def some(first: int, rows: int) -> None:
+            self._library.lorry_quantize8(
+                *(weight_OI[first:].data_ptr(), rows, inputs),
+                *(codes_OI[first:].data_ptr(), scale_O[first:].data_ptr()),
+            )
+
+        self._in_parts(out, some)
+        return codes_OI, scale_O
+
+    def int8(self, codes_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> PackedLinear:
+        """`O` of any number: outputs up to a whole block are zeros."""
+        out, inputs = codes_OI.shape
+        require(
+            codes_OI.dtype is torch.int8 and codes_OI.is_contiguous() and inputs % BLOCK == 0,
+            f"codes of {codes_OI.dtype}, {out} x {inputs}",
+        )
+        blocks = -(-out // BLOCK)
+        packed = torch.zeros(blocks, inputs // 4, BLOCK, 4, dtype=torch.int8)
+        sum_O = torch.zeros(blocks * BLOCK, dtype=torch.int32)
+
+        def some(first: int, rows: int) -> None:
+            self._library.lorry_pack8(
+                *(codes_OI[first:].data_ptr(), rows, inputs),
+                *(packed[first // BLOCK :].data_ptr(), sum_O[first:].data_ptr()),
+            )
+
+        self._in_parts(out, some)
+        return PackedLinear(
+            codes=packed,
+            scale_O=_filled(scale_O.float(), blocks * BLOCK, 1),
+            sum_O=sum_O,
+            bias_O=None if bias_O is None else _filled(bias_O.float(), blocks * BLOCK, 0),
+            out_features=blocks * BLOCK,
+            in_features=inputs,
+        )
+
+    def four_bits(self, linear: FourBitLinear) -> PackedLinear:
+        out, inputs = linear.out_features, linear.in_features
+        require(out % BLOCK == 0 and inputs % CHUNK == 0, f"{out} x {inputs} weights")
+        tensors = {name: tensor.contiguous() for name, tensor in linear.base_tensors().items()}
+        chunks = inputs // CHUNK
+        packed = torch.empty(out // BLOCK, inputs // 8, BLOCK, 4, dtype=torch.uint8)
+        chunk_scale = torch.empty(out // BLOCK, chunks, BLOCK, dtype=torch.float16)
+        offset_O = torch.empty(out)
+
+        def some(first: int, rows: int) -> None:
+            room = torch.empty(chunks, dtype=torch.int32)
+            self._library.lorry_pack4(
+                tensors["codes"][first:].data_ptr(),
+                tensors["levels"].data_ptr(),
+                tensors["chunk_scale"][first:].data_ptr(),
+                *(rows, inputs),
+                packed[first // BLOCK :].data_ptr(),
+                chunk_scale[first // BLOCK :].data_ptr(),
+                *(offset_O[first:].data_ptr(), room.data_ptr()),
+            )
+
+        self._in_parts(out, some)
+        return PackedLinear(
+            codes=packed,
+            scale_O=tensors["scale"].clone(),
+            levels=tensors["levels"].clone(),
+            chunk_scale=chunk_scale,
+            offset_O=offset_O,
+            bias_O=tensors.get("bias"),
+            out_features=out,
+            in_features=inputs,
+        )
+
+    def _in_parts(self, rows: int, some: Callable[[int, int], None]) -> None:
+        """Calls `some(first row, rows)`, whole blocks at a time, until all rows are done."""
+        blocks = -(-rows // BLOCK)
+        each = max(1, -(-blocks // self._num_threads)) * BLOCK
+        parts = [(first, min(each, rows - first)) for first in range(0, rows, each)]
+        for done in [self._pool.submit(some, *part) for part in parts]:
+            done.result()
+
+
+def _filled(values_O: Tensor, size: int, value: float) -> Tensor:
+    more = values_O.new_full((size - len(values_O),), value)
+    return torch.cat([values_O, more]) if len(more) else values_O.clone()
