@@ -137,7 +137,7 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     )
     executor = paths.checked(loaded, found, kernels, sizes, say)
     served = executor.paths
-    if served.unpackable is not None:
+    if served.row_layout == "padded":
         say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
     memory.give_back_freed()
     tokens = served.cache.num_blocks * BLOCK_SIZE

@@ -185,7 +185,23 @@ UNDESCRIBED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified_text"), _VALUES),
     **dict.fromkeys(("gemma4_text, keys as values", "olmo, clipping"), _VALUES),
-    **dict.fromkeys(("ctrl", "modernbert-decoder"), _EMBEDDINGS),
+    "ctrl": _EMBEDDINGS,
+    "modernbert-decoder": "its head reads what no known norm makes",
+    **dict.fromkeys(
+        (
+            *("doge", "flint", "gemma4_unified", "gpt_neo", "gpt_oss", "granite_swa"),
+            *("mimo_v2_flash", "granitemoe_swa", "gemma4_text, shared keys"),
+        ),
+        "rows are padded, and a layer may not see the whole past",
+    ),
+    **dict.fromkeys(("falcon", "falcon, multi-head"), "in a form that it does not read"),
+    **dict.fromkeys(("falcon, alibi", "mpt, soft cap"), "it attends in an unknown way"),
+    "falcon, new": "its projections make more than queries, keys and values",
+    **dict.fromkeys(
+        ("big_bird", "rembert", "gpt_neox_japanese", "gpt_neox_japanese, bidirectional"), _ORDER
+    ),
+    **dict.fromkeys(("diffllama", "hrm_text"), "its layers do not run one after the other"),
+    **dict.fromkeys(("megatron-bert", "xglm"), _EMBEDDINGS),
     "apertus": "its MLP has an activation that is not known",
     "bitnet": "attention's answer does not go to one linear",
     "dbrx": "its MLP is not of two or three linears",
@@ -193,7 +209,7 @@ UNDESCRIBED: Mapping[str, str] = {
     "longcat_flash": "its layers do not run one after the other",
     "whisper": "it is made in an unknown way",
 }
-"""What does not run on the compiled step, of what is packed: words of the reason."""
+"""What does not run on the compiled step, of what is served: words of the reason."""
 
 ADAPTER_REFUSED: Mapping[str, str] = {
     "afmoe": _PARAMETERS,

@@ -88,14 +88,14 @@ def _questions(decoder: Decoder) -> Iterator[Question]:
     for question in Question:
         if question is Question.EXPERTS and decoder.model_type in NO_EXPERTS:
             continue
-        if question is Question.COMPILED and {decoder.name} & {*REFUSED, *PADDED}:
+        if question is Question.COMPILED and decoder.name in REFUSED:
             continue
         yield question
 
 
 def chosen() -> Iterator[Case]:
-    """A part for every run: each class as it is, each packed one and its variants on the compiled
-    step, and the hard ones with every question."""
+    """A part for every run: each class as it is, each that is served and its variants on the
+    compiled step, and the hard ones with every question."""
     rope = [decoders.with_rope(Decoder(name), "longrope") for name in ("phi3",)]
     for decoder in [*decoders.decoders(), *decoders.variants(), *filter(None, rope)]:
         if decoder.name in NOT_TINY:
@@ -126,9 +126,9 @@ def table() -> str:
         "|---|---|",
         *(f"| {way} | {_listed([d.name for d in names])} |" for way, names in ways.items()),
         "",
-        "| of those that are packed, with int8 weights on a CPU | model types |",
+        "| of those, with quantized weights on a CPU | model types |",
         "|---|---|",
-        *_compiled([d.name for d in ways["packed in one row"]]),
+        *_compiled([d.name for names in ways.values() for d in names]),
         "",
         "| refused at start, with these words | model types |",
         "|---|---|",
@@ -146,9 +146,9 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def _compiled(packed: list[str]) -> Iterator[str]:
+def _compiled(served: list[str]) -> Iterator[str]:
     by_reason: dict[str, list[str]] = {}
-    for name in packed:
+    for name in served:
         by_reason.setdefault(UNDESCRIBED.get(name, ""), []).append(name)
     yield f"| on the compiled step | {_listed(by_reason.pop(''))} |"
     for reason, names in sorted(by_reason.items()):

@@ -145,5 +145,12 @@ DESCRIBED: Mapping[str, Family] = {
     )
 }
 
-COMPILED = (*(name for name, family in FAMILIES.items() if not family.experts), *DESCRIBED)
+ATTENDING = ("bloom", "gptj", "codegen", "mpt")
+"""Their attention cannot be replaced, and is described all the same."""
+
+COMPILED = (
+    *(name for name, family in FAMILIES.items() if not family.experts),
+    *DESCRIBED,
+    *ATTENDING,
+)
 """What runs on the compiled step."""

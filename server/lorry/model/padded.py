@@ -240,7 +240,7 @@ def _group(plan: AttentionPlan, members: Sequence[int], wanted: Sequence[int]) -
     )
 
 
-class _Noting(CacheLayerMixin):  # type: ignore[misc]
+class Noting(CacheLayerMixin):  # type: ignore[misc]
     """Stands in for a layer's cache in the very first forward pass."""
 
     is_sliding = False
@@ -265,7 +265,7 @@ class _Noting(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class _Past(_Noting):
+class _Past(Noting):
     """As if there had been a token before."""
 
     def update(
@@ -315,7 +315,7 @@ def measure(loaded: LoadedModel) -> Shapes:
     """
     model = loaded.model
     model.set_attn_implementation(ATTENTION)
-    cache = Cache(layer_class_to_replicate=_Noting)
+    cache = Cache(layer_class_to_replicate=Noting)
     ids = torch.zeros(1, 2, dtype=torch.int64, device=loaded.device)
     try:
         with torch.inference_mode():

@@ -91,8 +91,8 @@ class PathSet:
 
     @property
     def row_layout(self) -> str:
-        """How a step's rows lie in the model's input: `packed` or `padded`."""
-        return "packed" if self.unpackable is None else "padded"
+        """How a step's rows lie in the input of the main path: `packed` or `padded`."""
+        return "padded" if self.unpackable is not None and self.compiled is None else "packed"
 
     @property
     def slot_bytes(self) -> int:

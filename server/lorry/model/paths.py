@@ -35,6 +35,7 @@ from lorry.model.dense import dense_weight
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.kv_cache import KVCache, Shapes, bytes_per_token
+from lorry.model.length_limits import limits_of
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
@@ -165,8 +166,9 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
 def _described(loaded: LoadedModel, found: FirstPass) -> ModelDescription:
     """Raises Unknown where the compiled step cannot run the model."""
     why = unsuited(loaded)
-    if why is None and found.unpackable is not None:
-        why = f"rows are padded: {found.unpackable}"
+    if why is None and found.unpackable is not None and limits_of(loaded):
+        # Which layers have one is not seen from outside.
+        why = "rows are padded, and a layer may not see the whole past"
     if why is not None:
         raise Unknown(why)
     longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)

@@ -111,7 +111,12 @@ UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"int8_threshold": 6.0},
         "some of its linears are in a form that it does not read",
     ),
-    "padded": ("bloom", {}, {}, "rows are padded: its attention does not go through"),
+    "a window that is not seen": (
+        "gpt_neo",
+        {"window_size": 16},
+        {},
+        "a layer may not see the whole past",
+    ),
 }
 
 

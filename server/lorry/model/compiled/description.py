@@ -47,6 +47,7 @@ class RopeDescription:
     """Where cosines and sines come from."""
 
     module: str
+    """Empty: none, and `WrittenRope` makes them."""
     more: tuple[object, ...] = ()
     keywords: Mapping[str, object] = field(default_factory=dict)
     """What it is called with beside the positions."""
@@ -56,7 +57,8 @@ class RopeDescription:
 
 @dataclass(frozen=True, slots=True)
 class LayerDescription:
-    attention: str
+    attention: str | int
+    """Its module, or the layer's number: whose cache it is."""
     qkv: tuple[str, ...]
     """Three linears, or one that is all of them."""
     heads_at: tuple[int, ...] | None
@@ -79,6 +81,8 @@ class LayerDescription:
     """What attention's answer counts, and the MLP's."""
     attention_scale: float
     softcap: float | None
+    slopes: tuple[float, ...] | None
+    """Of ALiBi, by head of the queries."""
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:
@@ -92,6 +96,7 @@ class ModelDescription:
     embedding: str
     embedding_factors: tuple[float, float]
     """On the table's rows within the embedding, and on its answers outside."""
+    embedding_norm: NormDescription | None
     positions: tuple[str, int] | None
     """The table of learned positions, and the row of position 0."""
     norm: NormDescription | None

@@ -18,7 +18,7 @@ static void embed(Engine *e, int t) {
     memcpy(e->x_TH + (size_t)t * hidden, row, sizeof(float) * hidden);
 }
 
-/* Factors and learned positions, too. */
+/* Factors, a norm and learned positions, too. */
 static __attribute__((noinline)) void embed_scaled(Engine *e, int t) {
     const Model *m = e->model;
     const Step *step = e->step;
@@ -26,6 +26,7 @@ static __attribute__((noinline)) void embed_scaled(Engine *e, int t) {
     const float factor = step->own && step->own[t] ? m->own_factor : m->embedding_factor;
     embed(e, t);
     for (int i = 0; i < m->hidden; i += WIDTH) store(x + i, load(x + i) * splat(factor));
+    if (m->embedding_norm.weight) normalise(&m->embedding_norm, x, x, m->hidden);
     if (!m->positions) return;
     const float *position = m->positions + (size_t)step->position[t] * m->hidden;
     for (int i = 0; i < m->hidden; i += WIDTH) store(x + i, load(x + i) + load(position + i));

@@ -17,8 +17,9 @@ from lorry.model.compiled.description import (
     RopeDescription,
 )
 from lorry.model.compiled.formulas import ACTIVATIONS, angles_of, bias_of, called, weight_of
+from lorry.model.compiled.written_rope import WrittenRope
 from lorry.model.guard import require
-from lorry.model.kv_cache import KVCache
+from lorry.model.kv_cache import KVCache, Layer
 
 KV_DTYPE = torch.float16
 """Of the cache that a compiled step reads and writes."""
@@ -29,7 +30,7 @@ SlotsOf = Callable[[str, nn.Module], structs.LinearSlots]
 
 
 def rope_of(model: nn.Module, rope: RopeDescription) -> Rope:
-    module = model.get_submodule(rope.module)
+    module = model.get_submodule(rope.module) if rope.module else WrittenRope()
 
     def of(ids_1T: Tensor) -> tuple[Tensor, Tensor]:
         cos_1TR, sin_1TR = called(module, rope, ids_1T)
@@ -81,7 +82,10 @@ class ModelStructs:
             embedding=self._pointer(self._weight(described.embedding)),
             embedding_factor=within * outside,
             own_factor=outside,
-            plain_embedding=described.positions is None and within * outside == outside == 1.0,
+            embedding_norm=self._norm(described.embedding_norm, described.hidden),
+            plain_embedding=described.positions is None
+            and described.embedding_norm is None
+            and within * outside == outside == 1.0,
             logit_factor=described.logit_factor,
             logit_cap=cap,
             plain_logits=described.logit_factor == 1.0 and not cap,
@@ -110,7 +114,9 @@ class ModelStructs:
         if layer.heads_at is not None:
             heads_at = torch.tensor(layer.heads_at, dtype=torch.int32)
             target.heads_at = self._pointer(heads_at, torch.int32)
-        attention = self._modules[layer.attention]
+        attention: Layer = (
+            self._modules[layer.attention] if isinstance(layer.attention, str) else layer.attention
+        )
         kv, shape = self._cache.layer(attention), self._cache.shape(attention)
         stored = (shape.heads, shape.key_size, shape.value_size)
         size = described.head_size
@@ -121,6 +127,8 @@ class ModelStructs:
         target.attention = structs.Attention(
             scale=layer.attention_scale, cap=layer.softcap or 0.0, window=shape.sight.window or 0
         )
+        if layer.slopes is not None:
+            target.attention.slope_Q = self._pointer(torch.tensor(layer.slopes))
         target.rope = -1 if layer.rope is None else layer.rope
         target.parallel = layer.parallel
         target.attention_residual, target.mlp_residual = layer.residuals

@@ -103,7 +103,8 @@ typedef struct {
     const float *embedding;
     const float *positions;             /* learned, from position 0 on; or NULL */
     float embedding_factor, own_factor; /* of rows of the table, and of a token's own */
-    int32_t plain_embedding;            /* neither is there */
+    Norm embedding_norm;                /* before positions are added */
+    int32_t plain_embedding;            /* none of these is there */
     float logit_factor, logit_cap;      /* cap 0: none */
     int32_t plain_logits;               /* neither is there */
     Norm norm;

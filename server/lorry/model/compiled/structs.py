@@ -115,6 +115,7 @@ class Model(Structure):
         ("positions", c_void_p),
         ("embedding_factor", c_float),
         ("own_factor", c_float),
+        ("embedding_norm", Norm),
         ("plain_embedding", c_int32),
         ("logit_factor", c_float),
         ("logit_cap", c_float),

@@ -44,7 +44,7 @@ class LayerSurvey:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Heads:
+class Heads:
     """Queries, keys or values, and where they come from."""
 
     linear: ModuleCall
@@ -76,9 +76,9 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
         raise Unknown("its layers do not run one after the other")
     attended = run.attended[0]
     linears = [call for call in run.calls if call.is_linear]
-    v = _values(attended.v_HTD, linears)
-    k = _turned("keys", attended.k_HTD, run.calls, ropes)
-    q = _turned("queries", attended.q_QTD, run.calls, ropes)
+    v = values_of(attended.v_HTD, linears)
+    k = turned("keys", attended.k_HTD, run.calls, ropes)
+    q = turned("queries", attended.q_QTD, run.calls, ropes)
     if k.scale != 1.0 or v.norm is not None:
         raise Unknown("its keys are scaled")
     if k.rope != q.rope or k.rotated != q.rotated or k.rotation != q.rotation:
@@ -113,6 +113,7 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
             residuals=branch.residuals,
             attention_scale=attended.scale * q.scale,
             softcap=attended.softcap,
+            slopes=attended.slopes,
         ),
         rotated=q.rotated,
         rotation=q.rotation,
@@ -142,24 +143,24 @@ def _reading(calls: Iterable[ModuleCall], x: Tensor) -> list[ModuleCall]:
 # ---- heads
 
 
-def _values(v_HTD: Tensor, linears: Sequence[ModuleCall]) -> _Heads:
+def values_of(v_HTD: Tensor, linears: Sequence[ModuleCall]) -> Heads:
     for call in linears:
         starts = starts_of(v_HTD, flat(call.y), turned=False)
         if starts is not None:
-            return _Heads(call, starts)
+            return Heads(call, starts)
     raise Unknown("its values are not those of a projection")
 
 
-def _turned(
+def turned(
     what: str, heads_XTD: Tensor, calls: Sequence[ModuleCall], ropes: Sequence[RopeCall]
-) -> _Heads:
+) -> Heads:
     """Queries or keys, which may be normed and rotated."""
     linears = [call for call in calls if call.is_linear]
     for call in linears:
         starts = starts_of(heads_XTD, flat(call.y), turned=True)
         if starts is not None:
-            plain_XTD = _cut(flat(call.y), starts, heads_XTD)
-            return _rotation_of(what, heads_XTD, plain_XTD, ropes, _Heads(call, starts))
+            plain_XTD = cut(flat(call.y), starts, heads_XTD)
+            return _rotation_of(what, heads_XTD, plain_XTD, ropes, Heads(call, starts))
     for norm, x_XTD, y_XTD in _head_norms(calls, heads_XTD):
         starts = starts_of(heads_XTD, _rows(y_XTD), turned=True)
         if starts != list(range(0, heads_XTD.shape[0] * heads_XTD.shape[2], heads_XTD.shape[2])):
@@ -167,7 +168,7 @@ def _turned(
         for call in linears:
             starts = starts_of(x_XTD, flat(call.y), turned=False)
             if starts is not None:
-                heads = _Heads(call, starts, norm)
+                heads = Heads(call, starts, norm)
                 return _rotation_of(what, heads_XTD, y_XTD, ropes, heads)
     for norm, x_XTD, y_XTD in _head_norms(calls, heads_XTD):
         if not same(y_XTD, heads_XTD):
@@ -175,13 +176,13 @@ def _turned(
         for call in linears:
             starts = starts_of(x_XTD, flat(call.y), turned=True)
             if starts is not None:
-                heads = _Heads(call, starts, replace(norm, last=True))
-                plain_XTD = _cut(flat(call.y), starts, x_XTD)
+                heads = Heads(call, starts, replace(norm, last=True))
+                plain_XTD = cut(flat(call.y), starts, x_XTD)
                 return _rotation_of(what, x_XTD, plain_XTD, ropes, heads)
     raise Unknown(f"its {what} are made in an unknown way")
 
 
-def _cut(rows_TO: Tensor, starts: Sequence[int], like_XTD: Tensor) -> Tensor:
+def cut(rows_TO: Tensor, starts: Sequence[int], like_XTD: Tensor) -> Tensor:
     size = like_XTD.shape[2]
     return torch.stack([rows_TO[:, start : start + size] for start in starts])
 
@@ -251,12 +252,12 @@ def _norm_for_each(
 
 
 def _rotation_of(
-    what: str, heads_XTD: Tensor, plain_XTD: Tensor, ropes: Sequence[RopeCall], found: _Heads
-) -> _Heads:
+    what: str, heads_XTD: Tensor, plain_XTD: Tensor, ropes: Sequence[RopeCall], found: Heads
+) -> Heads:
     """How `plain_XTD` became `heads_XTD`."""
     scale = factor(heads_XTD, plain_XTD)
     if scale is not None:
-        return _Heads(found.linear, found.starts, found.norm, scale=scale)
+        return Heads(found.linear, found.starts, found.norm, scale=scale)
     for index, rope in enumerate(ropes):
         cos_TA, sin_TA = (angles_of(t, kind_of(rope.cos_TR)) for t in (rope.cos_TR, rope.sin_TR))
         if 2 * cos_TA.shape[1] > plain_XTD.shape[2]:
@@ -265,12 +266,12 @@ def _rotation_of(
             scale = factor(heads_XTD, rotated(plain_XTD, cos_TA, sin_TA, rotation))
             if scale is not None:
                 size = 2 * cos_TA.shape[1]
-                return _Heads(found.linear, found.starts, found.norm, index, size, rotation, scale)
+                return Heads(found.linear, found.starts, found.norm, index, size, rotation, scale)
     raise Unknown(f"its {what} are rotated in an unknown way")
 
 
 def _heads_at(
-    q: _Heads, k: _Heads, v: _Heads, qkv: Sequence[ModuleCall], attended: Attended
+    q: Heads, k: Heads, v: Heads, qkv: Sequence[ModuleCall], attended: Attended
 ) -> tuple[int, ...] | None:
     """`LayerDescription.heads_at`."""
     ends: dict[ModuleCall, int] = {}

@@ -13,7 +13,9 @@ from lorry.model.compiled.description import ModelDescription, NormDescription, 
 from lorry.model.compiled.formulas import called, factor, kind_of, norm_of, same
 from lorry.model.compiled.pack import BLOCK
 from lorry.model.compiled.survey import LayerSurvey, survey_layer
+from lorry.model.compiled.survey_attention import attended_of
 from lorry.model.compiled.witness import ModelRun, RopeCall, Unknown, flat, watch
+from lorry.model.compiled.witness_padded import watch_padded
 from lorry.model.kv_cache import Shapes
 from lorry.model.padded import UNSUITED
 
@@ -22,8 +24,8 @@ MOST_OFFSET = 4
 
 
 def describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescription:
-    """Of a model that attends by our attention. `shapes`: what its layers store; `longest`:
-    tokens of a sequence at most.
+    """Of a model that attends by our attention, or pads its rows. `shapes`: what its layers
+    store; `longest`: tokens of a sequence at most.
 
     Raises:
         Unknown: the compiled step cannot run it; the message says why.
@@ -39,9 +41,12 @@ def describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescript
 
 
 def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescription:
-    run = watch(loaded, shapes, longest)
+    padded = any(isinstance(layer, int) for layer in shapes)
+    run = watch_padded(loaded, shapes) if padded else watch(loaded, shapes, longest)
     numbers = [*_numbers(vars(loaded.config.get_text_config()))]
     ropes = _different(run.ropes)
+    for layer in run.layers if padded else ():
+        layer.attended.append(attended_of(layer, ropes))
     layers = [survey_layer(layer, ropes, numbers) for layer in run.layers]
     for before, after in zip(run.layers, run.layers[1:], strict=False):
         if before.y_TH is None or after.came_TH is None or not same(before.y_TH, after.came_TH):
@@ -49,7 +54,7 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
     used = sorted({one.layer.rope for one in layers if one.layer.rope is not None})
     for index in used:
         _require_static(ropes[index], longest)
-    embedding, factors, positions = _begin(loaded, run)
+    embedding, factors, embedding_norm, positions = _begin(loaded, run)
     norm, head, logit_factor, logit_cap = _end(loaded, run, numbers)
     first = _alike(layers)
     description = ModelDescription(
@@ -59,6 +64,7 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
         ),
         embedding=embedding,
         embedding_factors=factors,
+        embedding_norm=embedding_norm,
         positions=positions,
         norm=norm,
         head=head,
@@ -139,8 +145,8 @@ def _require_static(rope: RopeCall, longest: int) -> None:
 
 def _begin(
     loaded: LoadedModel, run: ModelRun
-) -> tuple[str, tuple[float, float], tuple[str, int] | None]:
-    """The embedding, its two factors, and the table of learned positions."""
+) -> tuple[str, tuple[float, float], NormDescription | None, tuple[str, int] | None]:
+    """The embedding, its two factors, its norm, and the table of learned positions."""
     module = loaded.model.get_input_embeddings()
     call = next((call for call in run.outside if call.module is module), None)
     came_TH = run.layers[0].came_TH
@@ -152,7 +158,10 @@ def _begin(
         raise Unknown("its embeddings are made in an unknown way")
     outside = factor(came_TH, flat(call.y))
     if outside is not None:
-        return call.path, (within, outside), None
+        return call.path, (within, outside), None, None
+    norm = next(_norms_between(run, flat(call.y), came_TH), None)
+    if norm is not None:
+        return call.path, (within, 1.0), norm, None
     for other in run.outside:
         table_PH = getattr(other.module, "weight", None)
         if not isinstance(other.module, nn.Embedding) or other is call or table_PH is None:
@@ -164,7 +173,7 @@ def _begin(
             if flat(call.y).shape == came_TH.shape and same(
                 came_TH, flat(call.y) + table_PH[places_T]
             ):
-                return call.path, (within, 1.0), (other.path, first)
+                return call.path, (within, 1.0), None, (other.path, first)
     raise Unknown("something is done to its embeddings")
 
 
@@ -184,7 +193,7 @@ def _end(
         raise Unknown("its head knows other tokens than its embedding")
     norm = None
     if not same(flat(call.x), y_TH):
-        norm = next((found for found in _last_norms(run, y_TH, flat(call.x))), None)
+        norm = next(_norms_between(run, y_TH, flat(call.x)), None)
         if norm is None:
             raise Unknown("its head reads what no known norm makes")
     answers_TV = flat(call.y)
@@ -198,7 +207,7 @@ def _end(
     raise Unknown("something is done to its logits")
 
 
-def _last_norms(run: ModelRun, x_TH: Tensor, y_TH: Tensor) -> Iterator[NormDescription]:
+def _norms_between(run: ModelRun, x_TH: Tensor, y_TH: Tensor) -> Iterator[NormDescription]:
     for call in run.outside:
         if call.x.shape[-1] == call.y.shape[-1] and same(call.x, x_TH) and same(call.y, y_TH):
             found = norm_of(call.path, call.module, (x_TH.shape[1],))

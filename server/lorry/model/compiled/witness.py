@@ -51,6 +51,8 @@ class Attended:
     out_TO: Tensor
     scale: float
     softcap: float | None
+    slopes: tuple[float, ...] | None = None
+    """Of ALiBi, by head of the queries."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,13 +70,16 @@ class LayerRun:
     """One layer."""
 
     path: str
-    attention: str
+    attention: str | int
+    """Its module's path, or where only transformers' own cache is called, the layer's number."""
     came_TH: Tensor | None = None
     """What the layer before handed over, in whose place it got `x_TH`."""
     x_TH: Tensor | None = None
     y_TH: Tensor | None = None
     calls: list[ModuleCall] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
+    stored: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Keys and values `[H, T, D]`, where attention itself is not seen."""
 
 
 @dataclass(slots=True, eq=False)
@@ -110,17 +115,17 @@ def watch(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelRun:
     paths = {module: path for path, module in model.named_modules()}
     attentions = [paths[layer] for layer in shapes if isinstance(layer, nn.Module)]
     layers = [LayerRun(_layer_of(model, path, len(attentions)), path) for path in attentions]
-    count = _count(shapes)
+    count = count_of(shapes)
     # Near ones and far ones: what depends on how far a position is shows.
     positions_T = torch.linspace(0, longest - 1, count).long()
     vocab = int(model.get_input_embeddings().weight.shape[0])
     ids_T = torch.randint(0, vocab, (count,), generator=generator)
     run = ModelRun(ids_T, positions_T, layers)
-    observer = _Observer({layer.attention: layer for layer in layers}, paths, generator)
+    observer = _Observer(dict(zip(attentions, layers, strict=True)), paths, generator)
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_watching_layer(model, layer, generator))
-        stack.enter_context(_watching_rest(model, run, generator))
+            stack.enter_context(watching_layer(model, layer, generator))
+        stack.enter_context(watching_rest(model, run, generator))
         stack.enter_context(attending(observer))
         stack.enter_context(torch.inference_mode())
         output = model(
@@ -130,7 +135,7 @@ def watch(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelRun:
     return run
 
 
-def _count(shapes: Shapes) -> int:
+def count_of(shapes: Shapes) -> int:
     """Tokens: not as many as there are heads, so that the two are told apart."""
     heads = {shape.heads for shape in shapes.values()}
     return next(count for count in (7, 11, 13, 17, 19) if not any(h % count == 0 for h in heads))
@@ -191,9 +196,7 @@ def _outermost(root: nn.Module, prefix: str, skip: frozenset[str]) -> Iterator[t
 
 
 @contextmanager
-def _watching_layer(
-    model: nn.Module, layer: LayerRun, generator: torch.Generator
-) -> Iterator[None]:
+def watching_layer(model: nn.Module, layer: LayerRun, generator: torch.Generator) -> Iterator[None]:
     module = model.get_submodule(layer.path)
 
     def replace(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -233,7 +236,7 @@ def _noting(path: str, module: nn.Module, calls: list[ModuleCall]) -> Any:
 
 
 @contextmanager
-def _watching_rest(model: Any, run: ModelRun, generator: torch.Generator) -> Iterator[None]:
+def watching_rest(model: Any, run: ModelRun, generator: torch.Generator) -> Iterator[None]:
     head = model.get_output_embeddings()
     inside = frozenset(layer.path for layer in run.layers)
 
