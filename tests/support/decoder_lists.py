@@ -194,7 +194,6 @@ UNDESCRIBED: Mapping[str, str] = {
         ),
         "rows are padded, and a layer may not see the whole past",
     ),
-    **dict.fromkeys(("falcon", "falcon, multi-head"), "in a form that it does not read"),
     **dict.fromkeys(("falcon, alibi", "mpt, soft cap"), "it attends in an unknown way"),
     "falcon, new": "its projections make more than queries, keys and values",
     **dict.fromkeys(

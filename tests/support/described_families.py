@@ -146,7 +146,8 @@ DESCRIBED: Mapping[str, Family] = {
 }
 
 ATTENDING = ("bloom", "gptj", "codegen", "mpt")
-"""Their attention cannot be replaced, and is described all the same."""
+"""Their attention cannot be replaced, and is described all the same. So is Falcon's, whose linears
+PEFT's bitsandbytes leaves unquantized: `test_decoders.py` compares it with our own."""
 
 COMPILED = (
     *(name for name, family in FAMILIES.items() if not family.experts),

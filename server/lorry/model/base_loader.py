@@ -116,7 +116,7 @@ def load(
     replaced = quantized_here and replace_linears is not None and replace_linears(model)
     settle(model, precision)
     if on_cpu and kind is Quantization.INT8 and not replaced:
-        use_int8_kernels(model)
+        use_int8_kernels(model, threshold=precision.int8_threshold)
     if kind is not Quantization.NONE:
         let_go_of_files(model)
     memory = memory_by_part(model)

@@ -3,14 +3,18 @@
 bitsandbytes' own modules are the reference and serve on CUDA. On a CPU int8 runs on
 `Int8Linear`, which keeps bitsandbytes' integers. The output head, which bitsandbytes
 leaves in fp32, follows in int8: on a small model it is most of a decode step's
-bytes. Where the compiled step was built, its own product replaces all of them
+bytes. So do linears of a class of their own (Falcon's), which transformers leaves unquantized.
+Where the compiled step was built, its own product replaces all of them
 (`lorry.model.compiled.compiled_linear`).
 """
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
-from bitsandbytes.nn import Linear8bitLt
+import torch.nn.functional as F
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,10 +22,11 @@ from lorry.model import int8
 from lorry.model.int8 import Int8Linear
 
 
-def use_int8_kernels(model: PreTrainedModel) -> int:
+def use_int8_kernels(model: PreTrainedModel, *, threshold: float = 0.0) -> int:
     """Replace bitsandbytes' int8 modules and the head by `Int8Linear`; how many were.
 
     Nothing is replaced where the kernel does not exist or activations are not fp32.
+    `threshold`: bitsandbytes' own; above 0 it keeps what it made.
     """
     if not int8.available() or model.dtype is not torch.float32:
         return 0
@@ -30,7 +35,9 @@ def use_int8_kernels(model: PreTrainedModel) -> int:
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear8bitLt) and module.state.threshold == 0.0:
             kernel = _from_bitsandbytes(module)
-        elif module is head and type(module) is nn.Linear:
+        elif (module is head and type(module) is nn.Linear) or (
+            threshold == 0.0 and is_left_out(module)
+        ):
             kernel = _quantized(module)
         else:
             continue
@@ -38,6 +45,21 @@ def use_int8_kernels(model: PreTrainedModel) -> int:
         setattr(model.get_submodule(parent), leaf, kernel)
         replaced += 1
     return replaced
+
+
+def is_left_out(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """True if it multiplies as a linear does, and is of another class."""
+    kinds = (nn.Linear, Linear8bitLt, Linear4bit)
+    if not isinstance(module, nn.Linear) or type(module) in kinds:
+        return False
+    x_TI = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(1))
+    try:
+        with torch.inference_mode():
+            return torch.allclose(
+                module(x_TI), F.linear(x_TI, module.weight, module.bias), atol=1e-5, rtol=1e-5
+            )
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def _from_bitsandbytes(module: Linear8bitLt) -> Int8Linear:

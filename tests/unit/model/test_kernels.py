@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from lorry.model import int8
 from lorry.model.int8 import Int8Linear
 from lorry.model.kernels import use_int8_kernels
+from support import tiny
 from support.executor_driver import load_tiny
 
 pytestmark = pytest.mark.skipif(
@@ -142,3 +143,22 @@ def test_a_head_of_zeros_stays_zero() -> None:
     model = copy.deepcopy(Model())
     assert use_int8_kernels(model) == 1  # type: ignore[arg-type]
     assert torch.equal(model.head(torch.randn(2, 8)), torch.zeros(2, 4))
+
+
+def test_linears_of_a_class_of_their_own_are_rounded_too(tmp_path: Path) -> None:
+    """transformers leaves Falcon's as they are: three quarters of the memory would be theirs."""
+    model = load_tiny(tiny.save_model("falcon", tmp_path), quantization="int8").model
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear | Int8Linear)]
+    assert len(linears) == 9
+    assert all(isinstance(linear, Int8Linear) for linear in linears)
+
+
+def test_a_linear_that_does_more_is_left_alone(quantized: Callable[..., Any]) -> None:
+    class Doubling(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = quantized("llama")
+    model.model.more = Doubling(16, 16)
+    use_int8_kernels(model)
+    assert type(model.model.more) is Doubling

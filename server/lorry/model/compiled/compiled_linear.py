@@ -24,6 +24,7 @@ from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
 from lorry.model.dense import codes_of, dense_weight
 from lorry.model.four_bit import FourBitLinear, convertible, dense
+from lorry.model.kernels import is_left_out
 from lorry.model.quantized_linear import QuantizedLinear
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,9 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
     bitsandbytes has rearranged a weight for the processor.
 
     The head, which bitsandbytes leaves unquantized, is kept in 8 bits: on a small model it is most
-    of a decode step's bytes. None is replaced where activations are not fp32, where one has a
-    form that the compiled step does not know, or where a product is not right on this machine.
+    of a decode step's bytes. So are linears of a class of their own, as Falcon's. None is replaced
+    where activations are not fp32, where one has a form that the compiled step does not know, or
+    where a product is not right on this machine.
     """
     head = model.get_output_embeddings()
     modules = [
@@ -113,7 +115,11 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit | Linear8bitLt)
     ]
-    if not modules or model.dtype is not torch.float32 or not all(_fits(m) for _, m in modules):
+    left_out = [(name, module) for name, module in model.named_modules() if is_left_out(module)]
+    if model.dtype is not torch.float32 or not all(_fits(m) for _, m in modules):
+        return False
+    modules += [(name, linear) for name, linear in left_out if linear.in_features % BLOCK == 0]
+    if not modules:
         return False
     named = next((n for n, m in model.named_modules() if m is head), None)
     if named is not None and type(head) is nn.Linear and head.in_features % BLOCK == 0:
