@@ -71,16 +71,20 @@ class CompiledAttention:
             hidden=heads * size, heads=heads, kv_heads=kv_heads, head_size=size,
             inner=16, vocab=16, max_rank=8,
         )  # fmt: skip
-        self._layer = structs.Layer(
-            k_NHD=self.k_NHD.data_ptr(),
-            v_NHD=self.v_NHD.data_ptr(),
-            attention=structs.Attention(
-                scale=size**-0.5,
-                cap=options.cap,
-                slope_Q=self._slope_Q.data_ptr() if options.slopes else None,
-                sink_Q=self._sink_Q.data_ptr() if options.sinks else None,
-                window=options.window,
-            ),
+        attention = structs.Attention(
+            scale=size**-0.5,
+            cap=options.cap,
+            slope_Q=self._slope_Q.data_ptr() if options.slopes else None,
+            sink_Q=self._sink_Q.data_ptr() if options.sinks else None,
+            window=options.window,
+        )
+        k, v = self.k_NHD.data_ptr(), self.v_NHD.data_ptr()
+        # Two that answer something else go first, and leave whatever they do behind.
+        self._layers = (structs.Layer * 3)(
+            *(
+                structs.Layer(k_NHD=one, v_NHD=other, attention=attention)
+                for one, other in ((v, k), (v, k), (k, v))
+            )
         )
         self._engine = built.lorry_engine(
             ctypes.byref(self._model), MOST_TOKENS, 8, context, num_threads
@@ -117,7 +121,7 @@ class CompiledAttention:
         )
         out_TQD = torch.full_like(q_TQD, torch.nan)
         self._built.lorry_attend(
-            self._engine, ctypes.byref(self._layer), ctypes.byref(arguments),
+            self._engine, self._layers, len(self._layers), ctypes.byref(arguments),
             qkv.data_ptr(), out_TQD.data_ptr(),
         )  # fmt: skip
         return out_TQD

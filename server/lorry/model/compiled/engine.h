@@ -26,7 +26,8 @@ struct Engine {
     Ahead *ahead; /* one for each thread */
     Units units;
     /* For `lorry_linear`, `lorry_module` and `lorry_attend`. */
-    const Layer *layer;
+    const Layer *layers;
+    int num_layers;
     const Linear *linear;
     const Slots *slots;
     const Pairs *pairs;

@@ -83,7 +83,7 @@ def load(path: Path) -> ctypes.CDLL:
     ]
     library.lorry_module.restype = None
     library.lorry_attend.argtypes = [
-        *(c_void_p, POINTER(Layer), POINTER(StepArguments)),
+        *(c_void_p, POINTER(Layer), c_int32, POINTER(StepArguments)),
         *(c_void_p, c_void_p),
     ]
     library.lorry_attend.restype = None

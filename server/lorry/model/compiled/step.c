@@ -180,7 +180,11 @@ static void run_module(void *argument, int thread) {
 
 static void run_attention(void *argument, int thread) {
     Engine *e = argument;
-    units_run(&e->units, e->model, e->layer, e->step, 0, thread, e->qkv, e->attended);
+    for (int turn = 0; turn < e->num_layers; turn++) {
+        units_run(&e->units, e->model, e->layers + turn, e->step, turn, thread, e->qkv,
+                  e->attended);
+        barrier(&e->pool);
+    }
 }
 
 /* recipe.sources() of what this was compiled from. */
@@ -211,11 +215,12 @@ void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, cons
     pool_run(&engine->pool, run_module, engine);
 }
 
-void lorry_attend(Engine *engine, const Layer *layer, const Step *step, const float *qkv,
-                  float *attended) {
+void lorry_attend(Engine *engine, const Layer *layers, int32_t num_layers, const Step *step,
+                  const float *qkv, float *attended) {
     const Model *m = engine->model;
     const size_t queries = (size_t)m->heads * m->head_size, keys = (size_t)m->kv_heads * m->head_size;
-    engine->layer = layer;
+    engine->layers = layers;
+    engine->num_layers = num_layers;
     engine->step = step;
     memcpy(engine->qkv, qkv, step->num_tokens * (queries + 2 * keys) * sizeof *qkv);
     units_plan(&engine->units, m, step, engine->pool.size);

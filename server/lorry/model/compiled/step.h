@@ -170,10 +170,10 @@ void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y
 /* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */
 void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, const Pairs *pairs,
                   const float *x, float *y, int32_t tokens);
-/* attended [T, heads * D] of qkv [T, (heads + 2 * kv_heads) * D], whose keys and values are in the
- * cache; for tests. */
-void lorry_attend(Engine *engine, const Layer *layer, const Step *step, const float *qkv,
-                  float *attended);
+/* attended [T, heads * D] of qkv [T, (heads + 2 * kv_heads) * D] by the last of some layers, which
+ * take turns as in a step; keys and values are in the cache. For tests. */
+void lorry_attend(Engine *engine, const Layer *layers, int32_t num_layers, const Step *step,
+                  const float *qkv, float *attended);
 /* kept [count] = the weights, 1 in all, of the most preferred tokens that first reach `mass`, at
  * least one; 0 elsewhere. None with a preference up to `floor` is among them. Any thread, as the
  * next; `room`: 20 bytes for each of count. */
