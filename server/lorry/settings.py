@@ -161,8 +161,8 @@ class Settings:
         "auto",
         Kind.CHOICE,
         "What runs the steps. compiled: the compiled step, for a quantized base on a CPU. torch: "
-        "PyTorch's operations. auto: compiled if it was built and knows the model, Triton's "
-        "kernels on CUDA if they pass their check, otherwise torch.",
+        "PyTorch's operations. auto: compiled if it was built, can describe the model's layers and "
+        "passes its check, Triton's kernels on CUDA if they pass theirs, otherwise torch.",
         choices=("auto", "compiled", "torch"),
     )
     max_loras: int = _option(

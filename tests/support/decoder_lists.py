@@ -195,6 +195,8 @@ UNDESCRIBED: Mapping[str, str] = {
         "rows are padded, and a layer may not see the whole past",
     ),
     **dict.fromkeys(("falcon, alibi", "mpt, soft cap"), "it attends in an unknown way"),
+    # A linear of its vision part has 2700 inputs.
+    "fuyu": "some of its linears are in a form that it does not read",
     "falcon, new": "its projections make more than queries, keys and values",
     **dict.fromkeys(
         ("big_bird", "rembert", "gpt_neox_japanese", "gpt_neox_japanese, bidirectional"), _ORDER

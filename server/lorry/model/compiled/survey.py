@@ -7,7 +7,7 @@ called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,8 @@ class LayerSurvey:
     """A layer, and what has to be the same in all of them."""
 
     layer: LayerDescription
+    """Its `rope` is for the model to say."""
+    rope: RopeCall | None
     rotated: int
     rotation: Rotation | None
     activation: str
@@ -108,13 +110,14 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
             after_mlp=branch.after_mlp,
             q_norm=q.norm,
             k_norm=k.norm,
-            rope=q.rope,
+            rope=None,
             parallel=branch.parallel,
             residuals=branch.residuals,
             attention_scale=attended.scale * q.scale,
             softcap=attended.softcap,
             slopes=attended.slopes,
         ),
+        rope=None if q.rope is None else ropes[q.rope],
         rotated=q.rotated,
         rotation=q.rotation,
         activation=mlp.activation,
@@ -155,31 +158,39 @@ def turned(
     what: str, heads_XTD: Tensor, calls: Sequence[ModuleCall], ropes: Sequence[RopeCall]
 ) -> Heads:
     """Queries or keys, which may be normed and rotated."""
+    made = "made"
+    for before_XTD, after_XTD, heads in _origins(heads_XTD, calls):
+        found = _rotation_of(after_XTD, before_XTD, ropes, heads)
+        if found is not None:
+            return found
+        made = "rotated"
+    raise Unknown(f"its {what} are {made} in an unknown way")
+
+
+def _origins(
+    heads_XTD: Tensor, calls: Sequence[ModuleCall]
+) -> Iterator[tuple[Tensor, Tensor, Heads]]:
+    """Where heads may come from: before they are rotated, and after. A norm without weights of its
+    own is a factor of the first token, so that one origin does not exclude the next."""
     linears = [call for call in calls if call.is_linear]
+    size = heads_XTD.shape[2]
     for call in linears:
         starts = starts_of(heads_XTD, flat(call.y), turned=True)
         if starts is not None:
-            plain_XTD = cut(flat(call.y), starts, heads_XTD)
-            return _rotation_of(what, heads_XTD, plain_XTD, ropes, Heads(call, starts))
+            yield cut(flat(call.y), starts, heads_XTD), heads_XTD, Heads(call, starts)
     for norm, x_XTD, y_XTD in _head_norms(calls, heads_XTD):
         starts = starts_of(heads_XTD, _rows(y_XTD), turned=True)
-        if starts != list(range(0, heads_XTD.shape[0] * heads_XTD.shape[2], heads_XTD.shape[2])):
-            continue
-        for call in linears:
-            starts = starts_of(x_XTD, flat(call.y), turned=False)
-            if starts is not None:
-                heads = Heads(call, starts, norm)
-                return _rotation_of(what, heads_XTD, y_XTD, ropes, heads)
-    for norm, x_XTD, y_XTD in _head_norms(calls, heads_XTD):
-        if not same(y_XTD, heads_XTD):
-            continue
-        for call in linears:
-            starts = starts_of(x_XTD, flat(call.y), turned=True)
-            if starts is not None:
-                heads = Heads(call, starts, replace(norm, last=True))
-                plain_XTD = cut(flat(call.y), starts, x_XTD)
-                return _rotation_of(what, x_XTD, plain_XTD, ropes, heads)
-    raise Unknown(f"its {what} are made in an unknown way")
+        if starts == list(range(0, len(heads_XTD) * size, size)):
+            for call in linears:
+                starts = starts_of(x_XTD, flat(call.y), turned=False)
+                if starts is not None:
+                    yield y_XTD, heads_XTD, Heads(call, starts, norm)
+        if same(y_XTD, heads_XTD):
+            for call in linears:
+                starts = starts_of(x_XTD, flat(call.y), turned=True)
+                if starts is not None:
+                    last = replace(norm, last=True)
+                    yield cut(flat(call.y), starts, x_XTD), x_XTD, Heads(call, starts, last)
 
 
 def cut(rows_TO: Tensor, starts: Sequence[int], like_XTD: Tensor) -> Tensor:
@@ -252,9 +263,9 @@ def _norm_for_each(
 
 
 def _rotation_of(
-    what: str, heads_XTD: Tensor, plain_XTD: Tensor, ropes: Sequence[RopeCall], found: Heads
-) -> Heads:
-    """How `plain_XTD` became `heads_XTD`."""
+    heads_XTD: Tensor, plain_XTD: Tensor, ropes: Sequence[RopeCall], found: Heads
+) -> Heads | None:
+    """How `plain_XTD` became `heads_XTD`; None: in no way that is known."""
     scale = factor(heads_XTD, plain_XTD)
     if scale is not None:
         return Heads(found.linear, found.starts, found.norm, scale=scale)
@@ -267,7 +278,7 @@ def _rotation_of(
             if scale is not None:
                 size = 2 * cos_TA.shape[1]
                 return Heads(found.linear, found.starts, found.norm, index, size, rotation, scale)
-    raise Unknown(f"its {what} are rotated in an unknown way")
+    return None
 
 
 def _heads_at(

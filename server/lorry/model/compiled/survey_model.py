@@ -14,7 +14,7 @@ from lorry.model.compiled.formulas import called, factor, kind_of, norm_of, same
 from lorry.model.compiled.pack import BLOCK
 from lorry.model.compiled.survey import LayerSurvey, survey_layer
 from lorry.model.compiled.survey_attention import attended_of
-from lorry.model.compiled.witness import ModelRun, RopeCall, Unknown, flat, watch
+from lorry.model.compiled.witness import LayerRun, ModelRun, RopeCall, Unknown, flat, watch
 from lorry.model.compiled.witness_padded import watch_padded
 from lorry.model.kv_cache import Shapes
 from lorry.model.padded import UNSUITED
@@ -42,24 +42,31 @@ def describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescript
 
 def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescription:
     padded = any(isinstance(layer, int) for layer in shapes)
-    run = watch_padded(loaded, shapes) if padded else watch(loaded, shapes, longest)
     numbers = [*_numbers(vars(loaded.config.get_text_config()))]
-    ropes = _different(run.ropes)
-    for layer in run.layers if padded else ():
-        layer.attended.append(attended_of(layer, ropes))
-    layers = [survey_layer(layer, ropes, numbers) for layer in run.layers]
+    layers: list[LayerSurvey] = []
+
+    def look(layer: LayerRun, ropes: Sequence[RopeCall]) -> None:
+        if padded:
+            layer.attended.append(attended_of(layer, ropes))
+        layers.append(survey_layer(layer, ropes, numbers))
+
+    run = watch_padded(loaded, shapes, look) if padded else watch(loaded, shapes, longest, look)
+    if len(layers) != len(run.layers):
+        raise Unknown("its layers do not run one after the other")
     for before, after in zip(run.layers, run.layers[1:], strict=False):
         if before.y_TH is None or after.came_TH is None or not same(before.y_TH, after.came_TH):
             raise Unknown("something happens between its layers")
-    used = sorted({one.layer.rope for one in layers if one.layer.rope is not None})
-    for index in used:
-        _require_static(ropes[index], longest)
+    used = {one.rope.key: one.rope for one in layers if one.rope is not None}
+    # Some models ask for them in the order of a set.
+    order = sorted(used)
+    for rope in used.values():
+        _require_static(rope, longest)
     embedding, factors, embedding_norm, positions = _begin(loaded, run)
     norm, head, logit_factor, logit_cap = _end(loaded, run, numbers)
     first = _alike(layers)
     description = ModelDescription(
         layers=tuple(
-            replace(one.layer, rope=None if one.layer.rope is None else used.index(one.layer.rope))
+            replace(one.layer, rope=None if one.rope is None else order.index(one.rope.key))
             for one in layers
         ),
         embedding=embedding,
@@ -70,7 +77,7 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
         head=head,
         logit_factor=logit_factor,
         logit_cap=logit_cap,
-        ropes=tuple(_described(ropes[index]) for index in used),
+        ropes=tuple(_described(used[key]) for key in order),
         rotated=max(one.rotated for one in layers),
         rotation=next((one.rotation for one in layers if one.rotation), "halves"),
         activation=first.activation,
@@ -114,12 +121,6 @@ def _alike(layers: Sequence[LayerSurvey]) -> LayerSurvey:
 
 
 # ---- angles
-
-
-def _different(ropes: Sequence[RopeCall]) -> list[RopeCall]:
-    found = {(rope.path, repr((rope.more, rope.keywords))): rope for rope in ropes}
-    # Some models ask for them in the order of a set.
-    return [found[key] for key in sorted(found)]
 
 
 def _described(rope: RopeCall) -> RopeDescription:

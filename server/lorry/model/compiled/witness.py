@@ -7,9 +7,10 @@ extreme the model's own are. No name is looked at here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ class RopeCall:
     cos_TR: Tensor
     sin_TR: Tensor
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Another one's angles are others."""
+        return self.path, repr((self.more, self.keywords))
+
 
 @dataclass(slots=True, eq=False)
 class LayerRun:
@@ -92,6 +98,7 @@ class ModelRun:
     outside: list[ModuleCall] = field(default_factory=list)
     """Modules of no layer."""
     ropes: list[RopeCall] = field(default_factory=list)
+    """So far, each once."""
     logits_TV: Tensor | None = None
 
 
@@ -104,7 +111,11 @@ def flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def watch(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelRun:
+Look = Callable[[LayerRun, Sequence[RopeCall]], None]
+"""Looks at a layer that has run; its calls are let go of then."""
+
+
+def watch(loaded: LoadedModel, shapes: Shapes, longest: int, look: Look) -> ModelRun:
     """Runs `loaded`, which attends by our attention. `longest`: tokens of a sequence at most.
 
     Raises:
@@ -124,7 +135,8 @@ def watch(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelRun:
     observer = _Observer(dict(zip(attentions, layers, strict=True)), paths, generator)
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(watching_layer(model, layer, generator))
+            seen = partial(look, layer, run.ropes)
+            stack.enter_context(watching_layer(model, layer, generator, seen))
         stack.enter_context(watching_rest(model, run, generator))
         stack.enter_context(attending(observer))
         stack.enter_context(torch.inference_mode())
@@ -196,7 +208,9 @@ def _outermost(root: nn.Module, prefix: str, skip: frozenset[str]) -> Iterator[t
 
 
 @contextmanager
-def watching_layer(model: nn.Module, layer: LayerRun, generator: torch.Generator) -> Iterator[None]:
+def watching_layer(
+    model: nn.Module, layer: LayerRun, generator: torch.Generator, look: Callable[[], None]
+) -> Iterator[None]:
     module = model.get_submodule(layer.path)
 
     def replace(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -210,6 +224,11 @@ def watching_layer(model: nn.Module, layer: LayerRun, generator: torch.Generator
 
     def keep(_module: nn.Module, _args: Any, result: Any) -> None:
         layer.y_TH = flat(result[0] if isinstance(result, tuple) else result).clone()
+        look()
+        # All layers' would be hundreds of megabytes of a large base.
+        layer.calls.clear()
+        layer.attended.clear()
+        layer.stored.clear()
 
     handles = [
         module.register_forward_pre_hook(replace, with_kwargs=True),
@@ -248,7 +267,9 @@ def watching_rest(model: Any, run: ModelRun, generator: torch.Generator) -> Iter
                 more = tuple(value for value in args if not isinstance(value, Tensor))
                 named = {k: v for k, v in kwargs.items() if not isinstance(v, Tensor)}
                 cos_TR, sin_TR = (part[0].clone() for part in result)
-                run.ropes.append(RopeCall(path, module, more, named, cos_TR, sin_TR))
+                call = RopeCall(path, module, more, named, cos_TR, sin_TR)
+                if call.key not in [rope.key for rope in run.ropes]:
+                    run.ropes.append(call)
 
         return note
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache
 from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled.witness import (
     LayerRun,
+    Look,
     ModelRun,
     RopeCall,
     Unknown,
@@ -46,7 +48,7 @@ class _Seeing(Noting):
         return key_states, value_states
 
 
-def watch_padded(loaded: LoadedModel, shapes: Shapes) -> ModelRun:
+def watch_padded(loaded: LoadedModel, shapes: Shapes, look: Look) -> ModelRun:
     """Runs `loaded`. `shapes`: what its layers store, by their numbers.
 
     Raises:
@@ -62,9 +64,14 @@ def watch_padded(loaded: LoadedModel, shapes: Shapes) -> ModelRun:
     arguments: dict[str, Any] = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         arguments["position_ids"] = positions_T.unsqueeze(0)
+    written = _written(loaded, shapes, positions_T)
+
+    def seen(layer: LayerRun) -> None:
+        look(layer, run.ropes or written)
+
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(watching_layer(model, layer, generator))
+            stack.enter_context(watching_layer(model, layer, generator, partial(seen, layer)))
         stack.enter_context(watching_rest(model, run, generator))
         stack.enter_context(torch.inference_mode())
         output = model(
@@ -75,8 +82,6 @@ def watch_padded(loaded: LoadedModel, shapes: Shapes) -> ModelRun:
             **arguments,
         )
     run.logits_TV = flat(output.logits)
-    if not run.ropes:
-        run.ropes = _written(loaded, shapes, positions_T)
     return run
 
 

@@ -90,6 +90,21 @@ def test_what_a_family_is_known_for(family: str, load: Load) -> None:
     assert SHAPES[family](described(load(family)))
 
 
+@pytest.mark.parametrize("family", COMPILED)
+def test_norms_that_nobody_has_trained(family: str, load: Load) -> None:
+    """Weights of one: a norm is a factor then, of each token."""
+    loaded = load(family)
+    before = described(loaded)
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if weight.ndim == 1 or "norm" in name:
+                weight.fill_(float(name.endswith("weight")))
+    again = described(loaded)
+    for one, other in zip(before.layers, again.layers, strict=True):
+        assert (one.q_norm is None) == (other.q_norm is None)
+        assert (one.rope, one.phases) == (other.rope, other.phases)
+
+
 # ---- modules that do not do what they are called
 
 
