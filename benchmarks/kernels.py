@@ -3,7 +3,8 @@
     python -m benchmarks.kernels --json FILE
 
 lora        the delta of one module by PyTorch's operations, with the memory that it must read
-int8, fp32  one projection by fbgemm's integers and in fp32; compiled: by the compiled step
+int8, fp32  one projection by fbgemm's integers and in fp32; compiled, as nf4 is: by the compiled
+            step, whose instruction set is in the JSON
 delta       what the adapters on all seven projections of a layer add to a step
 attention   what a layer's attention over a context adds to a step
 prompt      what a layer's attention within a prompt adds to one over pieces of 16 tokens
@@ -35,6 +36,7 @@ from lorry.core import Sample, SamplingParams
 from lorry.model import int8
 from lorry.model.compiled import library
 from lorry.model.compiled.compiled_drawing import CompiledDrawing
+from lorry.model.compiled.compiled_linear import CompiledLinear
 from lorry.model.drawing import Drawing, TorchDrawing
 from lorry.model.int8 import Int8Linear
 from lorry.model.logits import Logits
@@ -102,6 +104,7 @@ def main() -> None:
             "device": str(device),
             "dtype": given.dtype,
             "threads": torch.get_num_threads(),
+            "instructions": instruction_set(),
             "rows": rows,
         }
         given.json.write_text(json.dumps(document, indent=2) + "\n")
@@ -204,12 +207,27 @@ def paths() -> tuple[str, ...]:
     return ("torch", "compiled")
 
 
+def instruction_set() -> str | None:
+    """The compiled step's; None where there is none."""
+    try:
+        return library.find()[0]
+    except library.Missing:
+        return None
+
+
 def compiled_linears(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
-    """Through the modules of a base whose weights the compiled step has taken over."""
     if by != "compiled":
         return
-    steps = Steps(base, kernels=by, slots=0, rank=1)
-    found = [module for module in steps.loaded.model.modules() if isinstance(module, Int8Linear)]
+    for quantization in ("int8", "nf4"):
+        steps = Steps(base, kernels=by, slots=0, rank=1, quantization=quantization)
+        yield from linears_of(steps, quantization, by, seconds)
+        steps.close()
+
+
+def linears_of(steps: Steps, kernel: str, by: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """One of each shape; the output head, in 8 bits everywhere, is none of them."""
+    modules = steps.loaded.model.get_decoder().modules()
+    found = [module for module in modules if isinstance(module, CompiledLinear)]
     widths = {(one.in_features, one.out_features): one for one in found}
     for (width_in, width_out), module in widths.items():
         for tokens in TOKENS:
@@ -217,15 +235,14 @@ def compiled_linears(base: Path, by: str, seconds: float) -> Iterator[dict[str, 
             with torch.inference_mode():
                 spent = clock(partial(module, x_TI), torch.device("cpu"), seconds)
             yield {
-                "kernel": "int8",
+                "kernel": kernel,
                 "by": by,
                 "tokens": tokens,
                 "in": width_in,
                 "out": width_out,
                 "us": round(spent * 1e6, 1),
-                "GB/s": round(width_in * width_out / spent / 1e9, 1),
+                "GB/s": round(module.nbytes / spent / 1e9, 1),
             }
-    steps.close()
 
 
 def deltas(base: Path, by: str, rank: int, seconds: float) -> Iterator[dict[str, Any]]:

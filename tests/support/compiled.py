@@ -28,22 +28,53 @@ from support.executor_driver import (
 
 MAX_TOKENS = 256
 
+EMULATED = "amx, emulated"
+"""What AMX runs, on a processor with AVX-512 alone: `tiles.h`'s plain C in place of tiles."""
+
+VARIANTS = (*recipe.INSTRUCTIONS, EMULATED)
+
 
 def compiled(instructions: str, folder: Path) -> ctypes.CDLL:
-    """The library that was installed, or, where that is none of these sources, one built in
-    `folder`. Skips the test where neither is possible."""
-    if instructions not in library.instructions():
-        pytest.skip(f"this processor has no {instructions}")
+    """One of `VARIANTS`: the library that was installed, or, where that is none of these sources,
+    one built in `folder`. Skips the test where neither is possible."""
+    needed = "avx512" if instructions == EMULATED else instructions
+    if needed not in library.instructions():
+        pytest.skip(f"this processor has no {needed}")
+    return library.load(library_file(instructions, folder))
+
+
+def runnable() -> list[str]:
+    """Those of `VARIANTS` that run here."""
+    here = library.instructions()
+    return [*here, EMULATED] if "avx512" in here else [*here]
+
+
+def library_file(instructions: str, folder: Path) -> Path:
+    """The file of `compiled`, for this processor or not."""
+    if instructions == EMULATED:
+        return _emulated(folder)
     name = recipe.file_name(instructions)
     try:
-        return library.load(library.FOLDER / name)
+        library.load(library.FOLDER / name)
+        return library.FOLDER / name
     except library.Missing as missing:
         compiler = shutil.which("cc")
         if compiler is None:
             pytest.skip(f"no compiled step ({missing}) and no C compiler")
     if not (folder / name).exists():
-        subprocess.run(recipe.command([compiler], instructions, folder / name), check=True)
-    return library.load(folder / name)
+        command = recipe.command([compiler], instructions, folder / name)
+        subprocess.run(command, check=True)
+    return folder / name
+
+
+def _emulated(folder: Path) -> Path:
+    compiler, target = shutil.which("cc"), folder / "step_emulated.so"
+    if compiler is None:
+        pytest.skip("no C compiler")
+    if not target.exists():
+        command = recipe.command([compiler, "-DLORRY_TILES_EMULATED"], "avx512", target)
+        subprocess.run(command, check=True)
+    return target
 
 
 def require_compiled_step() -> None:

@@ -6,7 +6,8 @@ import ctypes
 import platform
 import sys
 from contextlib import suppress
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_long, c_void_p
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,6 +17,10 @@ from lorry.model.compiled.structs import Layer, Linear, LinearSlots, Model, Pair
 
 FOLDER = Path(__file__).parent
 
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+"""SYS_arch_prctl, ARCH_REQ_XCOMP_PERM and the number of AMX's tiles in XSAVE's state: see
+Documentation/arch/x86/xstate.rst of Linux."""
+
 
 class Missing(Exception):
     """There is no compiled step to run here; the message says why, and what to do."""
@@ -24,8 +29,10 @@ class Missing(Exception):
 def instructions() -> tuple[str, ...]:
     """Those of `recipe.INSTRUCTIONS` that this processor has, best first."""
     capability = torch.backends.cpu.get_cpu_capability()
+    avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
     has = {
-        "avx512": capability == "AVX512" and torch.cpu._is_vnni_supported(),
+        "amx": avx512 and {"amx_tile", "amx_int8"} <= _flags() and _tiles_permitted(),
+        "avx512": avx512,
         # Which torch does not tell.
         "avxvnni": capability in ("AVX512", "AVX2") and "avx_vnni" in _flags(),
         "avx2": capability in ("AVX512", "AVX2"),
@@ -40,6 +47,16 @@ def _flags() -> frozenset[str]:
             if line.startswith("flags"):
                 return frozenset(line.split())
     return frozenset()
+
+
+@cache
+def _tiles_permitted() -> bool:
+    """Asks the kernel for AMX's tiles, for every thread of this process and for its children. It
+    refuses if some thread handles signals on a stack that is too small for them."""
+    asked = ctypes.CDLL(None).syscall(
+        c_long(_ARCH_PRCTL), c_long(_REQUEST_PERMISSION), c_long(_TILE_DATA)
+    )
+    return bool(asked == 0)
 
 
 def find(folder: Path = FOLDER) -> tuple[str, ctypes.CDLL]:

@@ -4,11 +4,18 @@
 
 #include "linear4.h"
 #include "linear8.h"
+#include "linear_tiles.h"
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. What comes next is fetched
  * meanwhile, `ahead` too. */
 static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *x_scale,
                           float *y, int stride, int tokens, int first, int last, Ahead *ahead) {
+#if HAS_TILES
+    if (fits_tiles(linear, tokens)) {
+        linear_in_tiles(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
+        return;
+    }
+#endif
     if (linear->levels) blocks4(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
     else blocks8(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
 }
@@ -16,6 +23,12 @@ static void linear_blocks(const Linear *linear, const uint8_t *codes, const floa
 /* The same of weights that were just read. */
 static void linear_again(const Linear *linear, const uint8_t *codes, const float *x_scale,
                          float *y, int stride, int tokens, int first, int last) {
+#if HAS_TILES
+    if (fits_tiles(linear, tokens)) {
+        linear_in_tiles(linear, codes, x_scale, y, stride, tokens, first, last, NULL);
+        return;
+    }
+#endif
     if (linear->levels) again4(linear, codes, x_scale, y, stride, tokens, first, last);
     else again8(linear, codes, x_scale, y, stride, tokens, first, last);
 }

@@ -29,6 +29,19 @@ typedef struct {
     Ints first, second;
 } Levels;
 
+/* `total` and a chunk more, of its rows' sums. */
+INLINE Floats with_chunk4(Floats total, Ints high, Ints low, Floats scale) {
+    return fused(fused(to_floats(low), splat(1.0f / CODES), to_floats(high)), scale, total);
+}
+
+/* WIDTH outputs from `o` on of one token, of all its chunks. */
+INLINE Floats answer4(const Linear *linear, int o, Floats total, Floats offset, Floats scale,
+                      float x_scale) {
+    Floats out = (total - offset) * scale * splat(x_scale);
+    if (linear->bias_O) out += load(linear->bias_O + o);
+    return out;
+}
+
 /* `tokens` x one block of outputs; `tokens` is a compile-time constant where it is called. `soon`:
  * fetch the weights that far ahead, in bytes; 0: nothing. `more`: what else to fetch meanwhile, a
  * line for every `MORE_EVERY` inputs. */
@@ -67,21 +80,17 @@ INLINE void tile4(const Linear *linear, const uint8_t *codes, const float *x_sca
         }
         for (int v = 0; v < VECTORS; v++) {
             const Floats scale = load_half(chunk_scale + i / CHUNK * BLOCK + v * WIDTH);
-            for (int t = 0; t < tokens; t++) {
-                const Floats high = to_floats(acc[2 * t][v]), low = to_floats(acc[2 * t + 1][v]);
-                total[t][v] = fused(fused(low, splat(1.0f / CODES), high), scale, total[t][v]);
-            }
+            for (int t = 0; t < tokens; t++)
+                total[t][v] = with_chunk4(total[t][v], acc[2 * t][v], acc[2 * t + 1][v], scale);
         }
     }
     for (int v = 0; v < VECTORS; v++) {
         const int o = block * BLOCK + v * WIDTH;
         const Floats offset = load(linear->offset_O + o);
         const Floats scale = load(linear->scale_O + o);
-        for (int t = 0; t < tokens; t++) {
-            Floats out = (total[t][v] - offset) * scale * splat(x_scale[t]);
-            if (linear->bias_O) out += load(linear->bias_O + o);
-            store(y + (size_t)t * stride + o, out);
-        }
+        for (int t = 0; t < tokens; t++)
+            store(y + (size_t)t * stride + o,
+                  answer4(linear, o, total[t][v], offset, scale, x_scale[t]));
     }
 }
 

@@ -22,6 +22,15 @@
 #define TILE_BLOCKS 1
 #endif
 
+/* WIDTH outputs from `o` on of one token, of its rows' sums; offset: OFFSET times the weights' sum. */
+INLINE Floats answer8(const Linear *linear, int o, Ints high, Ints low, Ints offset, Floats scale,
+                      float x_scale) {
+    const Floats h = to_floats(high - offset), l = to_floats(low - offset);
+    Floats out = fused(l, splat(1.0f / CODES), h) * scale * splat(x_scale);
+    if (linear->bias_O) out += load(linear->bias_O + o);
+    return out;
+}
+
 /* `tokens` x `blocks` outputs, both compile-time constants where it is called. `soon`: weights
  * that come next, or NULL: a line for every four inputs. `more`: what else to fetch meanwhile,
  * a line for every `MORE_EVERY`. */
@@ -54,13 +63,10 @@ INLINE void tile8(const Linear *linear, const uint8_t *codes, const float *x_sca
         const int b = bv / VECTORS, v = bv % VECTORS, o = (block + b) * BLOCK + v * WIDTH;
         Ints offset = *(const Ints *)(linear->sum_O + o) * OFFSET;
         Floats scale = load(linear->scale_O + o);
-        for (int t = 0; t < tokens; t++) {
-            Floats high = to_floats(acc[2 * t][b][v] - offset);
-            Floats low = to_floats(acc[2 * t + 1][b][v] - offset);
-            Floats out = fused(low, splat(1.0f / CODES), high) * scale * splat(x_scale[t]);
-            if (linear->bias_O) out += load(linear->bias_O + o);
-            store(y + (size_t)t * stride + o, out);
-        }
+        for (int t = 0; t < tokens; t++)
+            store(y + (size_t)t * stride + o, answer8(linear, o, acc[2 * t][b][v],
+                                                      acc[2 * t + 1][b][v], offset, scale,
+                                                      x_scale[t]));
     }
 }
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
+
 INSTRUCTIONS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512",
+    "amx": f"{AVX512} -mamx-tile -mamx-int8",
+    "avx512": AVX512,
     "avxvnni": "-mavx2 -mavxvnni",
     "avx2": "-mavx2",
 }

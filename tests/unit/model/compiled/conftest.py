@@ -1,4 +1,4 @@
-"""Both instruction sets of the compiled step, where this machine has them."""
+"""Each instruction set of the compiled step, where this machine has it, and AMX in emulation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import ctypes
 
 import pytest
 
-from lorry.model.compiled import recipe
-from support.compiled import compiled
+from support.compiled import VARIANTS, compiled
 
 
-@pytest.fixture(scope="session", params=recipe.INSTRUCTIONS)
+@pytest.fixture(scope="session", params=VARIANTS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compiled(request.param, tmp_path_factory.mktemp("built"))

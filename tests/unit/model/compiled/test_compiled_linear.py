@@ -12,7 +12,7 @@ import torch
 
 from lorry.model import quantize
 from lorry.model.base_loader import LoadedModel
-from lorry.model.compiled import compiled_linear
+from lorry.model.compiled import compiled_linear, structs
 from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_linears
 from lorry.model.compiled.pack import pack
 from lorry.model.dense import dense_weight
@@ -68,11 +68,17 @@ def test_torch_alone_keeps_bitsandbytes(load: Callable[..., LoadedModel]) -> Non
     assert any(quantize.is_quantized(module) for module in loaded.model.modules())
 
 
+@pytest.mark.parametrize("when", ["always", "with many tokens"])
 def test_a_wrong_product_is_not_used(
-    load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
+    when: str, load: Callable[..., LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(self: Multiplier, linear: object, x: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(*x.shape[:-1], linear.out)  # type: ignore[attr-defined]
+    right = Multiplier.__call__
+
+    def wrong(self: Multiplier, linear: structs.Linear, x: torch.Tensor) -> torch.Tensor:
+        if when == "always":
+            return torch.zeros(*x.shape[:-1], linear.out)
+        # In the last bit.
+        return right(self, linear, x) * (1 + 2**-23 if len(x) >= 8 else 1)
 
     monkeypatch.setattr(Multiplier, "__call__", wrong)
     loaded = load("llama")

@@ -19,7 +19,8 @@ from lorry.model.compiled.model_structs import bare
 from lorry.model.guard import Unsafe
 from lorry.model.memory import digest_of_base
 from support import tiny
-from support.compiled import CompiledDriver
+from support.compiled import CompiledDriver, runnable
+from support.compiled import compiled as compiled_library
 from support.executor_driver import Ask, ExecutorDriver, drawn, load_tiny, token_ids, tops
 from support.peft_oracle import Adapters
 from support.rounded import rounded
@@ -165,6 +166,26 @@ def test_any_number_of_threads_gives_the_same_bits(
             )
         )
     assert all(answer == answers[0] for answer in answers[1:])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+def test_tiles_give_the_bits_of_avx512(
+    family: str,
+    tiny_model: Callable[[str], Path],
+    peft_adapter: Driver,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if "avx512" not in (here := runnable()):
+        pytest.skip("this processor has no AVX-512")
+    wanted = asks([peft_adapter(family, variant, seed=i) for i, variant in enumerate(VARIANTS)])
+    answers = []
+    for name in (name for name in here if name.startswith(("amx", "avx512"))):
+        driver = CompiledDriver(tiny_model(family), compiled_library(name, tmp_path))
+        request.addfinalizer(driver.close)
+        generated = [alternatives(answer) for answer in driver.greedy(wanted, 6, top=20)]
+        answers.append((driver.score(wanted), driver.score(wanted, chunk=11), generated))
+    assert len(answers) > 1 and all(answer == answers[0] for answer in answers[1:])
 
 
 def test_the_base_is_never_touched(compiled: Driver, peft_adapter: Driver) -> None:
