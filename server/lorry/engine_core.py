@@ -107,7 +107,8 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
     Raises:
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
-    loaded = load(settings, say, replace_linears=paths.replacer(settings.kernels))
+    home = settings.home if settings.keep_packed else None
+    loaded = load(settings, say, replacer=paths.replacer(settings.kernels, home, say))
     executor = _executor(settings, loaded, say)
     base = Base(
         name=loaded.name,

@@ -92,6 +92,12 @@ class Settings:
         Kind.BOOL,
         "nf4 and fp4: also quantize the block scales, which saves 0.4 bits a weight.",
     )
+    keep_packed: bool = _option(
+        True,
+        Kind.BOOL,
+        "Keep the quantized base in the home as the compiled step reads it, so that the next "
+        "start is faster. It takes as much disk space as the base takes memory.",
+    )
     int8_threshold: float = _option(
         0.0,
         Kind.FLOAT,

@@ -57,7 +57,7 @@ def load_tiny(folder: Path, *, quantization: str = "none", kernels: str = "torch
         dtype="float32",
         quantize=quantization,
     )
-    return load(settings, lambda _: None, replace_linears=replacer(kernels))
+    return load(settings, lambda _: None, replacer=replacer(kernels))
 
 
 SIZES = Sizes(

@@ -22,6 +22,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "served_model_name": ("base", "base"),
     "quantize": ("fp4", "fp4"),
     "bnb_4bit_double_quant": ("false", False),
+    "keep_packed": ("false", False),
     "int8_threshold": ("6", 6.0),
     "device": ("cpu", "cpu"),
     "dtype": ("bfloat16", "bfloat16"),

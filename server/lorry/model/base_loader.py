@@ -7,9 +7,9 @@ is ever run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,6 +25,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
@@ -47,7 +48,26 @@ from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseLayout
 
-ReplaceLinears: TypeAlias = Callable[[PreTrainedModel], bool]
+
+class LinearReplacer(Protocol):
+    """Has linears of its own for a quantized base on a CPU."""
+
+    def config_of(
+        self, found: base_source.BaseSource, precision: Precision
+    ) -> QuantizationConfigMixin | None:
+        """A configuration with which transformers takes linears that were kept from an earlier
+        start; None where there are none."""
+        ...
+
+    def replace(self, model: PreTrainedModel) -> bool:
+        """Before bitsandbytes rearranges its weights. True if all of its linears were replaced."""
+        ...
+
+    def keep(
+        self, model: PreTrainedModel, found: base_source.BaseSource, precision: Precision
+    ) -> None:
+        """For the next start."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,14 +107,13 @@ def load(
     *,
     meter: Meter | None = None,
     attention: str = "eager",
-    replace_linears: ReplaceLinears | None = None,
+    replacer: LinearReplacer | None = None,
 ) -> LoadedModel:
     """Fetch where needed, load, quantize and describe `settings.model`.
 
     `attention` names a function registered with transformers. `meter` draws bars; without
-    one, `progress` gets a line now and then. `replace_linears` is given a
-    quantized base on a CPU before bitsandbytes rearranges its weights, and returns true if it has
-    replaced its linears. Raises ModelError, UnsupportedModel.
+    one, `progress` gets a line now and then. `replacer` may replace the linears
+    of a quantized base on a CPU. Raises ModelError, UnsupportedModel.
     """
     hush_libraries()
     precision = resolve(settings)
@@ -108,16 +127,24 @@ def load(
     progress(
         f"loading {found.name}: {weights} weights, {_short(precision.dtype)} on {precision.device}"
     )
-    model = _model(found, config, precision, attention, quantized=stored is not None)
+    quantized = kind is not Quantization.NONE
+    if not quantized or precision.device.type != "cpu":
+        replacer = None
+    # Files that are quantized themselves, or renamed on the way, are loaded each time.
+    keeper = None if stored is not None or first_qwen.is_original(found.folder) else replacer
+    kept = None if keeper is None else keeper.config_of(found, precision)
+    settled = kept or (None if stored is not None else bitsandbytes_config(precision))
+    model = _model(found, config, precision, attention, settled)
     name, *others = names_of(settings, found)
-    layout = replace(described(model, found, name), exact=kind is Quantization.NONE)
-    on_cpu = precision.device.type == "cpu"
-    quantized_here = on_cpu and kind is not Quantization.NONE
-    replaced = quantized_here and replace_linears is not None and replace_linears(model)
-    settle(model, precision)
-    if on_cpu and kind is Quantization.INT8 and not replaced:
-        use_int8_kernels(model, threshold=precision.int8_threshold)
-    if kind is not Quantization.NONE:
+    layout = replace(described(model, found, name), exact=not quantized)
+    if kept is None:
+        replaced = replacer is not None and replacer.replace(model)
+        if replaced and keeper is not None:
+            keeper.keep(model, found, precision)
+        settle(model, precision)
+        if kind is Quantization.INT8 and precision.device.type == "cpu" and not replaced:
+            use_int8_kernels(model, threshold=precision.int8_threshold)
+    if quantized:
         let_go_of_files(model)
     memory = memory_by_part(model)
     parts = ", ".join(f"{part} {format_size(size)}" for part, size in memory.items() if size)
@@ -224,8 +251,7 @@ def _model(
     config: PretrainedConfig,
     precision: Precision,
     attention: str,
-    *,
-    quantized: bool,
+    quantization: QuantizationConfigMixin | None,
 ) -> PreTrainedModel:
     try:
         with quiet():
@@ -244,7 +270,7 @@ def _model(
                 # One device, named: accelerate neither chooses nor installs hooks.
                 device_map={"": precision.device},
                 attn_implementation=attention,
-                quantization_config=None if quantized else bitsandbytes_config(precision),
+                quantization_config=quantization,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorry.model.expert_layouts import parameters_of
+from lorry.model.quantized_linear import QuantizedLinear, was_transposed
 from lorry_adapters.lora.base import BaseLayout, BaseModule, ModuleKind
 
 
@@ -65,13 +66,12 @@ def _path_of(model: PreTrainedModel, wanted: nn.Module | None) -> str | None:
 def _entry(path: str, module: nn.Module) -> BaseModule | None:
     biased = isinstance(getattr(module, "bias", None), Tensor)
     if isinstance(module, Linear4bit | Linear8bitLt):
-        # bitsandbytes replaces a Conv1D by a linear with the transposed weight, and
-        # transformers notes what was there: an adapter still says `fan_in_fan_out`.
-        transposed = issubclass(module.source_cls, Conv1D)
+        kind = ModuleKind.CONV1D if was_transposed(module) else ModuleKind.LINEAR
+        return BaseModule(path, kind, module.in_features, module.out_features, biased)
+    if isinstance(module, nn.Linear | QuantizedLinear):
+        transposed = isinstance(module, QuantizedLinear) and module.transposed
         kind = ModuleKind.CONV1D if transposed else ModuleKind.LINEAR
         return BaseModule(path, kind, module.in_features, module.out_features, biased)
-    if isinstance(module, nn.Linear):
-        return BaseModule(path, ModuleKind.LINEAR, module.in_features, module.out_features, biased)
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
         return BaseModule(path, ModuleKind.CONV1D, int(inputs), int(outputs), biased)

@@ -16,18 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model import packed, padded, selfcheck
-from lorry.model.base_loader import LoadedModel, ReplaceLinears
+from lorry.model.base_loader import LinearReplacer, LoadedModel
 from lorry.model.compiled import library, quantizer
 from lorry.model.compiled.compiled_drawing import CompiledDrawing
-from lorry.model.compiled.compiled_linear import replace_linears
 from lorry.model.compiled.compiled_model import CompiledModel, unsuited, unsuited_linears
 from lorry.model.compiled.description import ModelDescription
+from lorry.model.compiled.kept_base import KeptBases
 from lorry.model.compiled.model_structs import KV_DTYPE
 from lorry.model.compiled.survey_model import describe
 from lorry.model.compiled.witness import Unknown
@@ -122,10 +123,12 @@ def first_pass_padded(loaded: LoadedModel, unpackable: str) -> FirstPass:
         ) from error
 
 
-def replacer(kernels: str) -> ReplaceLinears | None:
-    """What `load` is given to replace a base's linears on a CPU by compiled ones; None where there
-    is no compiled product, or `--kernels` forbids it. Quantizing to 4 bits is compiled from here
-    on, too."""
+def replacer(
+    kernels: str, home: Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> LinearReplacer | None:
+    """What `load` is given to replace a base's linears on a CPU by compiled ones, which are kept in
+    `home`; None where there is no compiled product, or `--kernels` forbids it. Quantizing to 4
+    bits is compiled from here on, too."""
     if kernels == "torch":
         return None
     try:
@@ -133,7 +136,7 @@ def replacer(kernels: str) -> ReplaceLinears | None:
     except library.Missing:
         return None
     quantizer.install(built)
-    return partial(replace_linears, library=built)
+    return KeptBases(built, home, say)
 
 
 def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:

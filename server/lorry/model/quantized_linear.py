@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 class QuantizedLinear(nn.Module):
@@ -15,13 +16,17 @@ class QuantizedLinear(nn.Module):
     """
 
     bias: Tensor | None
+    transposed = False
+    """True if it stands for a `Conv1D`: adapters for it say `fan_in_fan_out`."""
 
     def __init__(self, in_features: int, out_features: int, bias_O: Tensor | None) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("bias", None if bias_O is None else bias_O.float().clone())
+        # No loader looks for them in a base's files.
+        bias = None if bias_O is None else bias_O.float().clone()
+        self.register_buffer("bias", bias, persistent=False)
         # Modeling code asks a projection for its weight's dtype; the weight itself is elsewhere.
-        self.weight = nn.Parameter(torch.empty(0, in_features), requires_grad=False)
+        self.register_buffer("weight", torch.empty(0, in_features), persistent=False)
 
     def base_tensors(self) -> Mapping[str, Tensor]:
         """The weight as numbers: what shows that it never changes. May be copies."""
@@ -35,3 +40,9 @@ class QuantizedLinear(nn.Module):
     def nbytes(self) -> int:
         """Of the weight, its scales and the bias."""
         raise NotImplementedError
+
+
+def was_transposed(module: nn.Module) -> bool:
+    """True if bitsandbytes made the linear of a `Conv1D`, with the transposed weight, which
+    transformers notes in it."""
+    return issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)

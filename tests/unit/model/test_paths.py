@@ -123,7 +123,7 @@ UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 def load_with(folder: Path, **settings: Any) -> LoadedModel:
     base = Settings(model=str(folder), home=folder, device="cpu", dtype="float32", quantize="int8")
     settled = dataclasses.replace(base, **settings)
-    return load(settled, lambda _: None, replace_linears=replacer("auto"))
+    return load(settled, lambda _: None, replacer=replacer("auto"))
 
 
 @pytest.mark.parametrize("name", UNSUITED)

@@ -25,7 +25,7 @@ from lorry.model.compiled.packer import Packer
 from lorry.model.dense import codes_of, dense_weight
 from lorry.model.four_bit import FourBitLinear, convertible, dense
 from lorry.model.kernels import is_left_out
-from lorry.model.quantized_linear import QuantizedLinear
+from lorry.model.quantized_linear import QuantizedLinear, was_transposed
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,18 @@ class Multiplier:
 class CompiledLinear(QuantizedLinear):
     """The packed weight may have more outputs, of zeros: it consists of whole blocks."""
 
-    def __init__(self, packed: PackedLinear, out_features: int, multiplier: Multiplier) -> None:
+    def __init__(
+        self,
+        packed: PackedLinear,
+        out_features: int,
+        multiplier: Multiplier,
+        *,
+        transposed: bool = False,
+    ) -> None:
         bias_O = None if packed.bias_O is None else packed.bias_O[:out_features]
         super().__init__(packed.in_features, out_features, bias_O)
         self.packed = packed
+        self.transposed = transposed
         self._struct = packed.struct
         self._multiplier = multiplier
 
@@ -166,7 +174,9 @@ def _compiled(module: nn.Module, packer: Packer, multiplier: Multiplier) -> Comp
             packed = packer.int8(codes_OI, scale_O, module.bias)
         case _:
             raise TypeError(type(module).__name__)
-    return CompiledLinear(packed, module.out_features, multiplier)
+    return CompiledLinear(
+        packed, module.out_features, multiplier, transposed=was_transposed(module)
+    )
 
 
 def _is_right(module: nn.Module, compiled: CompiledLinear) -> bool:

@@ -30,9 +30,9 @@ class PackedLinear:
     """8 bits: int8 `[out / 16, in / 4, 16, 4]`. 4 bits: uint8 `[out / 16, in / 8, 16, 4]`, where
     the first 4 of 8 inputs are in the lower halves."""
     scale_O: Tensor
-    bias_O: Tensor | None
     out_features: int
     in_features: int
+    bias_O: Tensor | None = None
     sum_O: Tensor | None = None
     """8 bits: int32, of each output's codes."""
     levels: Tensor | None = None

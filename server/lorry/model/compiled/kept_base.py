@@ -1,0 +1,199 @@
+"""The packed linears of a base on disk: the second start reads them and quantizes nothing.
+
+A folder of `home/quantized` has the tensors of every `PackedLinear` in `packed.safetensors` and,
+in its metadata, what else makes one of them. Its name ends in a digest of everything that the
+numbers depend on (`key_of`), so a base whose files change is packed anew. All else, such as
+embeddings and norms, comes from the base's own files. The folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lorry.errors import ModelError
+from lorry.model.base_source import BaseSource
+from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_linears
+from lorry.model.compiled.pack import PackedLinear
+from lorry.model.progress import Say
+from lorry.model.quantize import Precision
+from lorry.model.store import build_once, require_room
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of `PackedLinear` and of the files. Another number makes every kept base stale."""
+
+METHOD = "lorry_packed"
+"""What transformers calls the way of loading."""
+
+_FILE = "packed.safetensors"
+
+_TENSORS = tuple(
+    one.name for one in fields(PackedLinear) if one.name not in ("out_features", "in_features")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBases:
+    """Replaces the linears of bases by compiled ones, as `base_loader.LinearReplacer` says."""
+
+    library: ctypes.CDLL
+    home: Path | None
+    """None: nothing is read or kept."""
+    say: Say
+
+    def config_of(self, found: BaseSource, precision: Precision) -> QuantizationConfigMixin | None:
+        """What `from_pretrained` is given in place of bitsandbytes' configuration where the packed
+        linears of this base are there; else None."""
+        if self.home is None:
+            return None
+        folder = self._folder(self.home, found, precision)
+        if not (folder / _FILE).is_file():
+            return None
+        try:
+            return PackedConfig(_read(folder, self.library))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning(
+                "the packed base in %s cannot be read (%s); it is made anew", folder, error
+            )
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def replace(self, model: PreTrainedModel) -> bool:
+        """True if all quantized linears were replaced (`compiled_linear.replace_linears`)."""
+        return replace_linears(model, self.library)
+
+    def keep(self, model: PreTrainedModel, found: BaseSource, precision: Precision) -> None:
+        """For the next start. A disk that is full costs the next start time and nothing else."""
+        if self.home is None:
+            return
+        folder = self._folder(self.home, found, precision)
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, CompiledLinear)}
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            needed = sum(linear.nbytes for linear in linears.values())
+            require_room(folder.parent, needed, "the packed base")
+            build_once(folder, lambda into: _write(into, linears), source=found.given, say=self.say)
+            self.say(f"kept the packed base in {folder} for the next start")
+        except (ModelError, OSError) as error:
+            logger.warning("the packed base is not kept for the next start: %s", error)
+            return
+        stem = folder.name.rpartition("-")[0]
+        for other in folder.parent.glob(f"{stem}-*"):
+            if other != folder and re.fullmatch(rf"{re.escape(stem)}-[0-9a-f]{{16}}", other.name):
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _folder(self, home: Path, found: BaseSource, precision: Precision) -> Path:
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", found.name)[:80]
+        key = key_of(found, precision)
+        return home / "quantized" / f"{name}-{precision.quantization}-{key}"
+
+
+def key_of(found: BaseSource, precision: Precision) -> str:
+    """16 hexadecimal digits of what the packed numbers depend on. The files count by name, size and
+    time of change: reading them all would take longer than it saves."""
+    files = [(path.name, path.stat()) for path in sorted(found.folder.glob("*.safetensors"))]
+    depends = {
+        "format": FORMAT,
+        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files],
+        "folder": str(found.folder.resolve()),
+        "config": hashlib.sha256((found.folder / "config.json").read_bytes()).hexdigest(),
+        "quantization": precision.quantization,
+        "double": precision.double_quant,
+        "threshold": precision.int8_threshold,
+        "dtype": str(precision.dtype),
+        "versions": [version("bitsandbytes"), version("transformers")],
+    }
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+
+@register_quantization_config(METHOD)
+class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """Linears that are ready, for transformers' loader. Never written to a file."""
+
+    def __init__(self, linears: Mapping[str, CompiledLinear] | None = None, **unused: Any) -> None:
+        self.quant_method = METHOD
+        self.linears = linears or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD}
+
+
+@register_quantizer(METHOD)
+class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts them into the empty model, so that transformers reads no weight of theirs."""
+
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **more: Any) -> None:
+        for path, linear in self.quantization_config.linears.items():
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, linear)
+        head = model.get_output_embeddings()
+        if isinstance(head, CompiledLinear) and model.config.get_text_config().tie_word_embeddings:
+            # transformers ties it, and wants a parameter for that. Nothing reads it.
+            head.weight = nn.Parameter(torch.empty(0, head.in_features), requires_grad=False)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _write(folder: Path, linears: Mapping[str, CompiledLinear]) -> None:
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, list[int]] = {}
+    for path, linear in linears.items():
+        packed = linear.packed
+        numbers[path] = [
+            linear.out_features,
+            packed.out_features,
+            packed.in_features,
+            int(linear.transposed),
+        ]
+        for name in _TENSORS:
+            tensor = getattr(packed, name)
+            if tensor is not None:
+                tensors[f"{path}:{name}"] = tensor
+    save_file(tensors, folder / _FILE, metadata={"linears": json.dumps(numbers)})
+
+
+def _read(folder: Path, library: ctypes.CDLL) -> Mapping[str, CompiledLinear]:
+    with safe_open(folder / _FILE, framework="pt") as file:
+        numbers: dict[str, list[int]] = json.loads(file.metadata()["linears"])
+        widest = max(inputs for _, _, inputs, _ in numbers.values())
+        multiplier = Multiplier(library, widest, torch.get_num_threads())
+        found: dict[str, dict[str, Tensor]] = {path: {} for path in numbers}
+        for key in file.keys():  # noqa: SIM118, a handle is not a mapping
+            path, _, name = key.rpartition(":")
+            # Copied: the mapped file's tensors begin anywhere, and its pages are small.
+            found[path][name] = file.get_tensor(key).clone()
+    return {
+        path: CompiledLinear(
+            PackedLinear(out_features=packed_out, in_features=inputs, **found[path]),
+            out,
+            multiplier,
+            transposed=bool(transposed),
+        )
+        for path, (out, packed_out, inputs, transposed) in numbers.items()
+    }
