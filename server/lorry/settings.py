@@ -84,7 +84,8 @@ class Settings:
     quantize: str = _option(
         "auto",
         Kind.CHOICE,
-        "How bitsandbytes quantizes the base. auto: nf4 on CUDA, int8 on a CPU.",
+        "How bitsandbytes quantizes the base. auto: nf4 on CUDA; on a CPU int8 if it fits in the "
+        "free memory with the caches, else nf4.",
         choices=("auto", "nf4", "fp4", "int8", "none"),
     )
     bnb_4bit_double_quant: bool = _option(

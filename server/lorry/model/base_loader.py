@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import psutil
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -39,6 +40,7 @@ from lorry.model.quantize import (
     Precision,
     Quantization,
     bitsandbytes_config,
+    fitting,
     resolve,
     settle,
     stored_quantization,
@@ -120,6 +122,10 @@ def load(
     found = _fetched(settings, progress, meter)
     config = config_of(found)
     stored = stored_quantization(config, settings.quantize)
+    if settings.quantize == "auto" and stored is None:
+        precision, why = _fitting(settings, precision, found, config)
+        if why is not None:
+            progress(why)
     length = max_model_len(config, found.given, settings.max_model_len, progress)
     tokenizer = _tokenizer(found, config)
     kind = precision.quantization if stored is None else stored
@@ -165,6 +171,26 @@ def load(
         max_model_len=length,
         source=found.given,
         revision=found.revision,
+    )
+
+
+def _fitting(
+    settings: Settings,
+    precision: Precision,
+    found: base_source.BaseSource,
+    config: PretrainedConfig,
+) -> tuple[Precision, str | None]:
+    text = config.get_text_config()
+    embeddings = int(text.vocab_size) * int(text.hidden_size)
+    size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
+    stored = getattr(config, "dtype", None) or torch.float32
+    return fitting(
+        precision,
+        # A head counts with them, which is tied to the embeddings or not.
+        weights=size // stored.itemsize,
+        embeddings=embeddings,
+        beside=settings.kv_cache_memory + settings.host_cache_memory,
+        free=psutil.virtual_memory().available,
     )
 
 

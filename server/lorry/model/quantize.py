@@ -9,7 +9,7 @@ third of the time and a row's do not depend on the rows beside it, which the pla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.model.quantized_linear import QuantizedLinear
+from lorry.option import format_size
 from lorry.settings import Settings
 
 _DTYPES = {
@@ -74,6 +75,25 @@ def resolve(settings: Settings) -> Precision:
         quantization=Quantization(kind),
         double_quant=settings.bnb_4bit_double_quant,
         int8_threshold=settings.int8_threshold,
+    )
+
+
+def fitting(
+    precision: Precision, *, weights: int, embeddings: int, beside: int, free: int
+) -> tuple[Precision, str | None]:
+    """`auto` on a CPU: int8 if it fits in memory, else nf4, and a line that says why.
+
+    `weights` and `embeddings`: numbers in the linears and in the embeddings. `beside`: bytes of
+    the KV cache and the host cache. `free`: bytes of memory.
+    """
+    if precision.device.type != "cpu" or precision.quantization is not Quantization.INT8:
+        return precision, None
+    needed = weights + 4 * embeddings + beside
+    if needed <= free:
+        return precision, None
+    return replace(precision, quantization=Quantization.NF4), (
+        f"nf4 weights, since int8 ones would need {format_size(needed)} with the caches and "
+        f"{format_size(free)} are free (--quantize int8 takes them all the same)"
     )
 
 

@@ -17,6 +17,7 @@ from lorry.model.memory import PARTS, digest_of_base, memory_by_part
 from lorry.model.quantize import (
     Quantization,
     bitsandbytes_config,
+    fitting,
     resolve,
     rounds_activations,
     stored_quantization,
@@ -241,3 +242,35 @@ def test_a_4_bit_product_rounds_activations_where_the_processor_has_bfloat16(
     loaded = load_tiny(tiny_model("llama"), quantize)
     rounds = quantize == "int8" or (quantize == "nf4" and has_avx512bf16())
     assert rounds_activations(loaded.model) == rounds
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "expected"),
+    [
+        ("auto", 100 + 4 * 10 + 50, "int8"),
+        ("auto", 100 + 4 * 10 + 50 - 1, "nf4"),
+        ("fp4", 1, "fp4"),
+        ("none", 1, "none"),
+    ],
+)
+def test_a_base_that_does_not_fit_in_8_bits_is_kept_in_4(
+    asked: str, free: int, expected: str
+) -> None:
+    precision = resolve(Settings(quantize=asked, device="cpu"))
+    found, why = fitting(precision, weights=100, embeddings=10, beside=50, free=free)
+    assert found.quantization == expected
+    assert (why is not None) == (expected == "nf4")
+    if why is not None:
+        assert "190 B" in why and "--quantize int8" in why
+
+
+def test_auto_says_that_it_takes_4_bits(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    folder = tiny_model("llama")
+    for cache, kind in ((1 << 20, "int8"), (1 << 50, "nf4")):
+        settings = Settings(model=str(folder), home=folder, device="cpu", kv_cache_memory=cache)
+        assert load(settings, said.append).quantization == kind
+        told = [line for line in said if line.startswith("nf4 weights, since int8")]
+        assert len(told) == (kind == "nf4")
