@@ -48,7 +48,7 @@ class Steps:
             dtype="float32",
             quantize=quantization,
         )
-        self.loaded = load(settings, lambda _: None, replace_linears=paths.replacer(kernels))
+        self.loaded = load(settings, lambda _: None, replacer=paths.replacer(kernels))
         sizes = paths.Sizes(
             kv_blocks=cells // BLOCK_SIZE,
             block_size=BLOCK_SIZE,
