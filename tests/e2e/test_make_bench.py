@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.compiled import require_compiled_step
 from support.server import ROOT
 
 
@@ -44,8 +45,11 @@ def test_ours_and_peft_are_measured_and_the_goals_told(model: Path, tmp_path: Pa
     assert str(tmp_path) not in file.read_text() + page
 
 
-def test_the_decode_step_alone(model: Path, tmp_path: Path) -> None:
-    flags = ("--kernels", "torch", "--rows", "2", "--adapters", "2", "--seconds", "0.1")
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
+def test_the_decode_step_alone(kernels: str, model: Path, tmp_path: Path) -> None:
+    if kernels == "compiled":
+        require_compiled_step()
+    flags = ("--kernels", kernels, "--rows", "2", "--adapters", "2", "--seconds", "0.1")
     said = python_m("benchmarks.decode", *flags, "--model", str(model)).stdout
     assert said.startswith("2 rows, 2 adapters, ") and "ms a step" in said
     stacks = tmp_path / "stacks.txt"
