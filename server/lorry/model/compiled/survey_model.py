@@ -19,6 +19,9 @@ from lorry.model.compiled.witness_padded import watch_padded
 from lorry.model.kv_cache import Shapes
 from lorry.model.padded import UNSUITED
 
+FEW = 64
+"""Tokens of a vocabulary."""
+
 MOST_OFFSET = 4
 """Rows of a table of positions before that of position 0."""
 
@@ -201,11 +204,19 @@ def _end(
     scale = factor(logits_TV, answers_TV, numbers)
     if scale is not None:
         return norm, call.path, scale, None
+    # A few of them first: there are many pairs of numbers.
+    few_TF, capped_TF = answers_TV[:, :FEW], logits_TV[:, :FEW]
     for cap in (number for number in numbers if number > 1):
         for scale in (1.0, *numbers):
-            if same(logits_TV, cap * torch.tanh(answers_TV * scale / cap)):
+            if same(capped_TF, _capped(few_TF, scale, cap)) and same(
+                logits_TV, _capped(answers_TV, scale, cap)
+            ):
                 return norm, call.path, scale, cap
     raise Unknown("something is done to its logits")
+
+
+def _capped(answers_TV: Tensor, scale: float, cap: float) -> Tensor:
+    return cap * torch.tanh(answers_TV * scale / cap)
 
 
 def _norms_between(run: ModelRun, x_TH: Tensor, y_TH: Tensor) -> Iterator[NormDescription]:
