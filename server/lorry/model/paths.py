@@ -26,17 +26,17 @@ from lorry.model import packed, padded, selfcheck
 from lorry.model.base_loader import LinearReplacer, LoadedModel
 from lorry.model.compiled import library, quantizer
 from lorry.model.compiled.compiled_drawing import CompiledDrawing
-from lorry.model.compiled.compiled_model import CompiledModel, unsuited, unsuited_linears
+from lorry.model.compiled.compiled_model import CompiledModel
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.kept_base import KeptBases
 from lorry.model.compiled.model_structs import KV_DTYPE
-from lorry.model.compiled.survey_model import describe
+from lorry.model.compiled.suited import suited
 from lorry.model.compiled.witness import Unknown
 from lorry.model.dense import dense_weight
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
+from lorry.model.guard import Unsafe
 from lorry.model.kv_cache import KVCache, Shapes, bytes_per_token
-from lorry.model.length_limits import limits_of
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
@@ -152,7 +152,8 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     built: ctypes.CDLL | None = None
     try:
         name, built = library.find()
-        described = _described(loaded, found)
+        longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
+        described = suited(loaded, found.shapes, longest)
     except (library.Missing, Unknown) as missing:
         if asked == "compiled":
             raise ModelError(
@@ -164,22 +165,6 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     said = f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"
     # Half precision for all rows, those too that run packed beside the compiled step.
     return Kernels("compiled", KV_DTYPE, said, built, threads, described, asked == "compiled")
-
-
-def _described(loaded: LoadedModel, found: FirstPass) -> ModelDescription:
-    """Raises Unknown where the compiled step cannot run the model."""
-    why = unsuited(loaded)
-    if why is None and found.unpackable is not None and limits_of(loaded):
-        # Which layers have one is not seen from outside.
-        why = "rows are padded, and a layer may not see the whole past"
-    if why is not None:
-        raise Unknown(why)
-    longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
-    described = describe(loaded, found.shapes, longest)
-    why = unsuited_linears(loaded, described)
-    if why is not None:
-        raise Unknown(why)
-    return described
 
 
 def choose_for_gpu(loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
@@ -241,7 +226,7 @@ def checked(
         ModelError: no memory or no threads for the compiled step, or the cache is too small for
             padded rows.
     """
-    executor = build(loaded, found, kernels, sizes)
+    kernels, sizes, executor = _connected(loaded, found, kernels, sizes)
     if kernels.kind == "triton":
         wrong = problem(executor, loaded, kernels, sizes)
         if wrong is None:
@@ -279,6 +264,23 @@ def checked(
         raise UnsupportedModel(_refusal(loaded, wrong))
     leave_cores(executor)
     return executor
+
+
+def _connected(
+    loaded: LoadedModel, found: FirstPass, kernels: Kernels, sizes: Sizes
+) -> tuple[Kernels, Sizes, Executor]:
+    """`build`, by PyTorch's operations where a size is not what the description says."""
+    cache, lora = _cache_of(loaded, found, kernels, sizes), _lora_of(loaded, found, sizes)
+    try:
+        return kernels, sizes, _connect(loaded, found, kernels, sizes, cache, lora)
+    except Unsafe as error:
+        why = str(error)
+    if kernels.kind != "compiled" or kernels.required:
+        raise ModelError(f"{loaded.layout.architecture} cannot run on {kernels.said}: {why}")
+    nbytes = cache.nbytes
+    del cache
+    kernels = _without_compiled(loaded, kernels, why)
+    return kernels, *_anew(loaded, found, kernels, sizes, lora, nbytes)
 
 
 def leave_cores(executor: Executor) -> None:

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from lorry.bootstrap import assemble
 from lorry.errors import ModelError
-from lorry.model import selfcheck
+from lorry.model import paths, selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.compiled import library, recipe
 from lorry.model.compiled.model_structs import ModelStructs
+from lorry.model.compiled.suited import suited
 from lorry.model.paths import (
     FirstPass,
     Kernels,
@@ -253,6 +254,21 @@ def test_a_window_longer_than_the_checks_sequences_is_checked_on_it_too(
     loaded = load_tiny(tmp_path, quantization="int8", kernels="compiled")
     with pytest.raises(ModelError, match=r"not served: .* differ"):
         served("compiled", loaded)
+
+
+def test_sizes_that_are_not_as_described_are_served_by_pytorch(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the C code reads a number of them."""
+    wider = dataclasses.replace
+    monkeypatch.setattr(
+        paths, "suited", lambda *asked: wider(suited(*asked), inner=suited(*asked).inner + 16)
+    )
+    folder = tiny_model("llama")
+    with pytest.raises(ModelError, match=r"gate_proj.*: .*features, not"):
+        served("compiled", load_tiny(folder, quantization="int8", kernels="compiled"))
+    said, kernels = served("auto", load_tiny(folder, quantization="int8", kernels="compiled"))
+    assert kernels == "torch" and "features, not" in said
 
 
 def test_a_wrong_description_is_served_by_pytorch_unless_the_compiled_step_was_asked_for(

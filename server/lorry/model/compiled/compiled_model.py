@@ -24,7 +24,7 @@ from lorry.model.compiled.compiled_linear import CompiledLinear
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
-from lorry.model.compiled.model_structs import ModelStructs, bare, rope_of
+from lorry.model.compiled.model_structs import ModelStructs, rope_of
 from lorry.model.compiled.pack import BLOCK
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
@@ -38,26 +38,6 @@ from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.layers import BoundAdapter
-
-
-def unsuited(loaded: LoadedModel) -> str | None:
-    """Why the compiled step cannot hold this model's weights; None where it can. What it does
-    with them is `lorry.model.compiled.survey_model`'s."""
-    if loaded.quantization == "none" or loaded.device.type != "cpu":
-        return "it runs quantized weights on a CPU"
-    return None
-
-
-def unsuited_linears(loaded: LoadedModel, described: ModelDescription) -> str | None:
-    """The same of its linears."""
-    paths = [
-        described.head,
-        *(p for layer in described.layers for phase in layer.phases for p in phase),
-    ]
-    linears = [bare(loaded.model.get_submodule(path)) for path in paths]
-    if not all(isinstance(linear, CompiledLinear) for linear in linears):
-        return "some of its linears are in a form that it does not read"
-    return None
 
 
 class CompiledModel:
@@ -112,7 +92,7 @@ class CompiledModel:
         self._bounds = MemoryBounds(
             tokens=max_tokens,
             pairs=max_tokens * MAX_SELECTION,
-            context=max_context,
+            context=min(max_context, self._structs.context or max_context),
             blocks=cache.num_blocks,
             slots=num_slots,
             rank=padded(max_rank),

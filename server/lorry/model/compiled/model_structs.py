@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class ModelStructs:
             pairs=described.rotation == "pairs",
             activation=list(ACTIVATIONS).index(described.activation),
             gated=described.gated,
-            embedding=self._pointer(self._weight(described.embedding)),
+            embedding=self._pointer(self._table(described.embedding, described.vocab)),
             embedding_factor=within * outside,
             own_factor=outside,
             embedding_norm=self._norm(described.embedding_norm, described.hidden),
@@ -94,11 +95,38 @@ class ModelStructs:
             head_slots=self._slot(described.head),
             layers=self._layers,
         )
+        self.context: int | None = None
+        """Tokens of a sequence: so many have a learned position; None: any number."""
         if described.positions is not None:
             path, first = described.positions
-            self.model.positions = self._pointer(self._weight(path)[first:])
+            table_PH = self._table(path)[first:]
+            self.model.positions = self._pointer(table_PH)
+            self.context = len(table_PH)
+
+    def _require_sizes(self, layer: LayerDescription) -> None:
+        """The C code finds heads and gates by these alone."""
+        described = self._described
+        hidden, inner = described.hidden, described.inner
+        queries = described.heads * described.head_size
+        rows = queries + 2 * described.kv_heads * described.head_size
+        for paths, size in (
+            (layer.qkv, (hidden, rows)),
+            ((layer.o,), (queries, hidden)),
+            (layer.inner, (hidden, (1 + described.gated) * inner)),
+            ((layer.down,), (inner, hidden)),
+        ):
+            linears: list[Any] = [bare(self._modules[path]) for path in paths]
+            inputs, outputs = {m.in_features for m in linears}, sum(m.out_features for m in linears)
+            require(
+                inputs == {size[0]} and outputs == size[1],
+                f"{', '.join(paths)}: {inputs} to {outputs} features, not {size}",
+            )
+        for at in layer.heads_at or ():
+            require(0 <= at <= rows - described.head_size, f"a head at {at} of {rows}")
+        require(layer.rope is None or layer.rope < len(described.ropes), "angles of no rope")
 
     def _fill(self, target: structs.Layer, layer: LayerDescription) -> None:
+        self._require_sizes(layer)
         described = self._described
         target.qkv[: len(layer.qkv)] = [self._linear(path) for path in layer.qkv]
         target.gate_up[: len(layer.inner)] = [self._linear(path) for path in layer.inner]
@@ -159,6 +187,10 @@ class ModelStructs:
         require(len(biases) in (0, len(modules)), "some heads' norms have a bias, some none")
         bias = self._pointer(_joined(biases)) if biases else None
         weight = self._pointer(_joined(weights))
+        require(
+            all(vector.numel() % width == 0 for vector in (*weights, *biases)),
+            f"{norm.modules[0]}: a norm of other than {width} numbers",
+        )
         return structs.Norm(weight, bias, norm.epsilon, norm.centred, width)
 
     def _head_norm(self, head_norm: HeadNorm | None, heads: int) -> structs.Norm:
@@ -172,13 +204,16 @@ class ModelStructs:
             weight_of(bare(self._modules[path]), False, size).numel()
             for path in head_norm.norm.modules
         )
+        require(weights in (size, heads * size), f"a norm of {weights} numbers for {heads} heads")
         found.each = weights > size
         return found
 
-    def _weight(self, path: str) -> Tensor:
-        weight = bare(self._modules[path]).weight
-        assert isinstance(weight, Tensor)
-        return weight
+    def _table(self, path: str, rows: int | None = None) -> Tensor:
+        table = bare(self._modules[path]).weight
+        assert isinstance(table, Tensor)
+        size = (len(table) if rows is None else rows, self._described.hidden)
+        require(table.shape == size, f"{path}: a table of {tuple(table.shape)}, not {size}")
+        return table
 
     def _slot(self, path: str) -> structs.LinearSlots:
         return self._slots_of(path, bare(self._modules[path]))
