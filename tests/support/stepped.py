@@ -68,7 +68,7 @@ class Slots:
 
 class House:
     def __init__(self, model: Path, *, quantization: str = "none", kernels: str = "torch") -> None:
-        self.loaded = load_tiny(model, quantization=quantization)
+        self.loaded = load_tiny(model, quantization=quantization, kernels=kernels)
         sizes = replace(SIZES, kv_blocks=NUM_BLOCKS)
         self.executor = unchecked(self.loaded, sizes, kernels=kernels)
         leave_cores(self.executor)
