@@ -152,8 +152,7 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     built: ctypes.CDLL | None = None
     try:
         name, built = library.find()
-        longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
-        described = suited(loaded, found.shapes, longest)
+        described = suited(loaded, found.shapes, max(loaded.max_model_len, *selfcheck.LONG.lengths))
     except (library.Missing, Unknown) as missing:
         if asked == "compiled":
             raise ModelError(
@@ -252,7 +251,6 @@ def checked(
     wrong = problem(executor, loaded, kernels, sizes)
     if wrong is not None and kernels.kind == "torch" and found.unpackable is None:
         lora, nbytes = executor.paths.lora, executor.paths.cache.nbytes
-        # A device has no room for two caches.
         del executor
         found = first_pass_padded(loaded, wrong)
         sizes, executor = _anew(loaded, found, kernels, sizes, lora, nbytes)
