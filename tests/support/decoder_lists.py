@@ -176,10 +176,10 @@ UNDESCRIBED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("minicpm3", "youtu"), _KEYS),
     **dict.fromkeys(
-        ("llama4", "llama4_text", "llama4_text, no chunks", "llama4_text, tuned by position"),
-        _ANGLES,
+        ("llama4", "llama4_text", "llama4_text, tuned by position"),
+        "a layer sees the current chunk alone",
     ),
-    **dict.fromkeys(("moshi", "nanochat"), _ANGLES),
+    **dict.fromkeys(("llama4_text, no chunks", "moshi", "nanochat"), _ANGLES),
     **dict.fromkeys(
         ("bert", "bert-generation", "electra", "ernie", "roc_bert", "opt, norms after"), _ORDER
     ),
