@@ -24,6 +24,7 @@ from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
 from lorry.model.dense import codes_of, dense_weight
 from lorry.model.four_bit import FourBitLinear, convertible, dense
+from lorry.model.guard import require
 from lorry.model.kernels import is_left_out
 from lorry.model.quantized_linear import QuantizedLinear, was_transposed
 
@@ -80,6 +81,8 @@ class CompiledLinear(QuantizedLinear):
         *,
         transposed: bool = False,
     ) -> None:
+        packed.check()
+        require(out_features <= packed.out_features, f"{out_features} outputs")
         bias_O = None if packed.bias_O is None else packed.bias_O[:out_features]
         super().__init__(packed.in_features, out_features, bias_O)
         self.packed = packed

@@ -32,6 +32,7 @@ from lorry.errors import ModelError
 from lorry.model.base_source import BaseSource
 from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_linears
 from lorry.model.compiled.pack import PackedLinear
+from lorry.model.guard import Unsafe
 from lorry.model.progress import Say
 from lorry.model.quantize import Precision
 from lorry.model.store import build_once, require_room
@@ -70,7 +71,7 @@ class KeptBases:
             return None
         try:
             return PackedConfig(_read(folder, self.library))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, Unsafe) as error:
             logger.warning(
                 "the packed base in %s cannot be read (%s); it is made anew", folder, error
             )

@@ -61,6 +61,31 @@ class PackedLinear:
             }
         return found if self.bias_O is None else {**found, "bias": self.bias_O.clone()}
 
+    def check(self) -> None:
+        """Raises Unsafe where a tensor has another size than the C code takes it to have."""
+        out, inputs = self.out_features, self.in_features
+        require(out % BLOCK == 0 and inputs % BLOCK == 0, f"{out} x {inputs} weights")
+        four_bits = self.levels is not None
+        wanted = {
+            "codes": (out * inputs // 2, torch.uint8) if four_bits else (out * inputs, torch.int8),
+            "scale_O": (out, torch.float32),
+            "bias_O": (out, torch.float32),
+            "sum_O": (out, torch.int32),
+            "levels": (16, torch.int8),
+            "chunk_scale": (out * inputs // CHUNK, torch.float16),
+            "offset_O": (out, torch.float32),
+        }
+        needed = {"codes", "scale_O"}
+        needed |= {"levels", "chunk_scale", "offset_O"} if four_bits else {"sum_O"}
+        for name, (size, dtype) in wanted.items():
+            tensor: Tensor | None = getattr(self, name)
+            if tensor is None:
+                require(name not in needed, f"no {name}")
+                continue
+            found = (tensor.numel(), tensor.dtype, tensor.is_contiguous())
+            require(found == (size, dtype, True), f"{name}: {found}, not {size} of {dtype}")
+        require(not four_bits or inputs % CHUNK == 0, f"{inputs} inputs, not whole chunks")
+
     @property
     def struct(self) -> Linear:
         def address(tensor: Tensor | None) -> int | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lorry.errors import ModelError
@@ -80,6 +82,22 @@ def test_other_weights_are_packed_anew_and_the_old_ones_go(
     assert again != kept
     start(folder, home, "int8")
     assert len([one for one in (home / "quantized").iterdir() if one.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("field", ["codes", "chunk_scale", "scale_O", "offset_O"])
+def test_tensors_of_other_sizes_are_not_read(
+    field: str, tiny_model: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = start(tiny_model("llama"), tmp_path)
+    (file,) = (tmp_path / "quantized").glob("*/packed.safetensors")
+    with safe_open(file, framework="pt") as stored:
+        metadata, tensors = stored.metadata(), {k: stored.get_tensor(k) for k in stored.keys()}  # noqa: SIM118
+    key = f"model.layers.1.mlp.down_proj:{field}"
+    tensors[key] = tensors[key].flatten()[1:].clone()
+    save_file(tensors, file, metadata=metadata)
+    second = start(tiny_model("llama"), tmp_path)
+    assert f"cannot be read ({field}: " in caplog.text
+    assert torch.equal(logits(first), logits(second))
 
 
 def test_what_cannot_be_read_is_packed_anew(
