@@ -85,7 +85,9 @@ def _passes_scores(module: nn.Module) -> bool:
     """Whether all that it does to its input is to multiply it with its weight, once: then
     other scores can be passed through it, and its own choice be made among them."""
     own = dict(module.named_parameters())
-    if not {*own} <= {"weight", "bias"} or own["weight"].shape[0] > own["weight"].shape[1]:
+    if "weight" not in own or not {*own} <= {"weight", "bias"}:
+        return False
+    if own["weight"].shape[0] > own["weight"].shape[1]:
         return False
     mine = copy.deepcopy(module).to_empty(device="cpu").float()
     generator = torch.Generator().manual_seed(3)

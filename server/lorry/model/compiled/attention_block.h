@@ -134,8 +134,9 @@ static void mix_tile(const Past *past, Room *room, int tile, int rows, int whole
             mix(&values, room->scores + r, 1, laned, 0, KEYS, factor, mixed, size, count, 0, 0);
             continue;
         }
-        /* What all of them see, and before and after it what only some do. */
-        const int first = MAX(0, room->first[r + count - 1] - tile);
+        /* What all of them see, and before and after it what only some do. A row's window may
+         * begin behind the tile. */
+        const int first = MIN(KEYS, MAX(0, room->first[r + count - 1] - tile));
         const int last = MAX(first, MIN(KEYS, room->last[r] - tile + 1));
         for (int i = 0; i < count; i++)
             mix(&values, room->scores + r + i, 1, laned, MAX(0, room->first[r + i] - tile),

@@ -76,7 +76,8 @@ def test_large_scores_do_not_overflow(make: Make) -> None:
 
 
 def test_a_token_alone_and_among_others_has_the_same_bits(make: Make) -> None:
-    for options in (Options(), Options(2.0, True, True, 40), Options(window=100)):
+    windows = (Options(window=64), Options(window=100), Options(window=3))
+    for options in (Options(), Options(2.0, True, True, 40), *windows):
         attention = make(options, heads=6, kv_heads=2)
         alone = torch.cat([attention([Piece(0, at)]) for at in range(300)])
         for chunk in (2, 3, 7, 50, 96):
