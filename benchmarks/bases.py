@@ -32,6 +32,21 @@ from lorry.settings import DEFAULT_MODEL
 
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
+
+def _llama(*, hidden: int, layers: int, heads: int, size: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=size,
+        vocab_size=128_256,
+        tie_word_embeddings=True,
+        **TOKENS,
+    )
+
+
 SHAPES: Mapping[str, Callable[[], PretrainedConfig]] = {
     "gpt2": lambda: GPT2Config(**TOKENS),
     "qwen3-0.6b": lambda: Qwen3Config(
@@ -45,29 +60,9 @@ SHAPES: Mapping[str, Callable[[], PretrainedConfig]] = {
         tie_word_embeddings=True,
         **TOKENS,
     ),
-    "llama-1b": lambda: LlamaConfig(
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        vocab_size=128_256,
-        tie_word_embeddings=True,
-        **TOKENS,
-    ),
+    "llama-1b": lambda: _llama(hidden=2048, layers=16, heads=32, size=64),
     "gemma2-2b": lambda: Gemma2Config(**TOKENS),
-    "llama-3b": lambda: LlamaConfig(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=28,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128_256,
-        tie_word_embeddings=True,
-        **TOKENS,
-    ),
+    "llama-3b": lambda: _llama(hidden=3072, layers=28, heads=24, size=128),
     "phi3-mini": lambda: Phi3Config(**TOKENS),
 }
 

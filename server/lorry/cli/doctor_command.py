@@ -273,12 +273,14 @@ def _bitsandbytes(settings: Settings) -> Iterator[Finding]:
         f"{bitsandbytes.__version__} quantizes on {device}: "
         f"nf4 within {error_4bit:.2g}, int8 within {error_8bit:.2g} of 1",
     )
-    auto = "nf4" if device == "cuda" else "int8"
+    auto = "nf4" if device == "cuda" else "int8, or nf4 for a base that is too large for that,"
     if settings.quantize == "auto":
         yield Finding("quantize", FindingState.OK, f"auto means {auto} here")
     else:
         yield Finding(
-            "quantize", FindingState.OK, f"{settings.quantize}, as asked; auto means {auto}"
+            "quantize",
+            FindingState.OK,
+            f"{settings.quantize}, as asked; auto means {auto.rstrip(',')}",
         )
 
 

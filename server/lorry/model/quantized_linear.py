@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """y = x W' + bias, on the CPU in fp32; activations are rounded to `lorry.model.int8`'s codes.
 
     The weight is never changed, so copies of a module share it.
@@ -28,18 +29,18 @@ class QuantizedLinear(nn.Module):
         # Modeling code asks a projection for its weight's dtype; the weight itself is elsewhere.
         self.register_buffer("weight", torch.empty(0, in_features), persistent=False)
 
+    @abstractmethod
     def base_tensors(self) -> Mapping[str, Tensor]:
         """The weight as numbers: what shows that it never changes. May be copies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dense_weight(self) -> Tensor:
         """`[O, I]` in fp32, a copy."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Of the weight, its scales and the bias."""
-        raise NotImplementedError
 
 
 def was_transposed(module: nn.Module) -> bool:

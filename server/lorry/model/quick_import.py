@@ -7,8 +7,8 @@ def import_bitsandbytes() -> None:
     """Call it before anything else imports bitsandbytes.
 
     bitsandbytes wraps one of its functions by `torch.compile` as it is imported, which imports
-    TorchDynamo and Inductor: a third of the imports' time. It takes the plain function where that
-    fails, which is all that a server needs.
+    TorchDynamo and Inductor: a second of processor time and more at each start. It takes the plain
+    function where that fails, which is all that a server needs.
     """
     import torch
 

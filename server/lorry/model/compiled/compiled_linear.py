@@ -138,17 +138,20 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
     threads = torch.get_num_threads()
     multiplier = Multiplier(library, max(m.in_features for _, m in modules), threads)
     packer = Packer(library, threads)
+    # One of each class is compared before any is replaced.
+    checked: dict[str, CompiledLinear] = {}
     try:
         with torch.inference_mode():
-            for kind, (_, module) in {type(m): (n, m) for n, m in reversed(modules)}.items():
-                if not _is_right(module, _compiled(module, packer, multiplier)):
+            for kind, (name, module) in {type(m): (n, m) for n, m in reversed(modules)}.items():
+                checked[name] = _compiled(module, packer, multiplier)
+                if not _is_right(module, checked[name]):
                     logger.warning(
                         "the compiled product of %s is wrong here; it is not used", kind.__name__
                     )
                     return False
             for name, module in modules:
                 parent, _, leaf = name.rpartition(".")
-                compiled = _compiled(module, packer, multiplier)
+                compiled = checked.pop(name, None) or _compiled(module, packer, multiplier)
                 setattr(model.get_submodule(parent), leaf, compiled)
     finally:
         packer.close()

@@ -1,8 +1,8 @@
 """bitsandbytes' `quantize_4bit` for a CPU, compiled.
 
 bitsandbytes has none of its own there: its default takes a dozen passes of PyTorch's operations
-over the weights, a minute for a base of a billion. This one gives the same bits in a fifteenth of
-the time. It is registered where bitsandbytes looks for an implementation, so whoever quantizes has
+over the weights. This one gives the same bits; 4 million weights took 0.02 s in place of 0.3. It is
+registered where bitsandbytes looks for an implementation, so whoever quantizes has
 it.
 """
 
@@ -21,9 +21,15 @@ _MULTIPLE = 16
 """Of weights in a block."""
 
 
-@cache
+_installed: list[ctypes.CDLL] = []
+"""The one whose function bitsandbytes calls, once there is one."""
+
+
 def install(library: ctypes.CDLL) -> None:
-    """From now on, in the whole process. Once for each library."""
+    """From now on, in the whole process. The first library stays: all give the same bits."""
+    if _installed:
+        return
+    _installed.append(library)
 
     def quantize(
         weight: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype

@@ -87,6 +87,17 @@ def test_a_token_alone_and_among_others_has_the_same_bits(make: Make) -> None:
         assert attention(others)[17:57].equal(alone[150:190]), options
 
 
+@pytest.mark.parametrize("window", [0, 3, 64, 100])
+def test_the_numbers_of_other_rows_are_not_read(window: int, make: Make) -> None:
+    """They lie in the working memory still: a window that begins behind a tile read them once."""
+    clean, spoiled = (make(Options(window=window), heads=6, kv_heads=2) for _ in range(2))
+    spoiled.q_RLQD[2] = torch.nan
+    for start in range(0, 294, 7):
+        spoiled([Piece(2, 100, 96)])
+        piece = Piece(0, start, 7)
+        assert spoiled([piece]).equal(clean([piece])), start
+
+
 def test_any_number_of_threads_gives_the_same_bits(make: Make) -> None:
     pieces = [Piece(0, 170, 60), Piece(1, 5), Piece(2, 299)]
     answers = [make(heads=6, kv_heads=2, num_threads=count)(pieces) for count in (1, 2, 3, 5)]
