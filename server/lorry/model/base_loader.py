@@ -31,6 +31,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
 from lorry.model import base_source, first_qwen
+from lorry.model.half_embedding import halve
 from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
 from lorry.model.length import max_model_len
@@ -150,6 +151,8 @@ def load(
         settle(model, precision)
         if kind is Quantization.INT8 and precision.device.type == "cpu" and not replaced:
             use_int8_kernels(model, threshold=precision.int8_threshold)
+    if quantized and precision.device.type == "cpu":
+        halve(model, found.folder)
     if quantized:
         let_go_of_files(model)
     memory = memory_by_part(model)
@@ -181,14 +184,14 @@ def _fitting(
     config: PretrainedConfig,
 ) -> tuple[Precision, str | None]:
     text = config.get_text_config()
-    embeddings = int(text.vocab_size) * int(text.hidden_size)
     size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
     stored = getattr(config, "dtype", None) or torch.float32
     return fitting(
         precision,
         # A head counts with them, which is tied to the embeddings or not.
         weights=size // stored.itemsize,
-        embeddings=embeddings,
+        # As in the file where it has 16 bits (`half_embedding`).
+        table=int(text.vocab_size) * int(text.hidden_size) * min(stored.itemsize, 4),
         beside=settings.kv_cache_memory + settings.host_cache_memory,
         free=psutil.virtual_memory().available,
     )

@@ -79,16 +79,16 @@ def resolve(settings: Settings) -> Precision:
 
 
 def fitting(
-    precision: Precision, *, weights: int, embeddings: int, beside: int, free: int
+    precision: Precision, *, weights: int, table: int, beside: int, free: int
 ) -> tuple[Precision, str | None]:
     """`auto` on a CPU: int8 if it fits in memory, else nf4, and a line that says why.
 
-    `weights` and `embeddings`: numbers in the linears and in the embeddings. `beside`: bytes of
-    the KV cache and the host cache. `free`: bytes of memory.
+    `weights`: numbers in the linears. `table`: bytes of the embeddings. `beside`: bytes of the KV
+    cache and the host cache. `free`: bytes of memory.
     """
     if precision.device.type != "cpu" or precision.quantization is not Quantization.INT8:
         return precision, None
-    needed = weights + 4 * embeddings + beside
+    needed = weights + table + beside
     if needed <= free:
         return precision, None
     return replace(precision, quantization=Quantization.NF4), (

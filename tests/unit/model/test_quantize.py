@@ -257,7 +257,7 @@ def test_a_base_that_does_not_fit_in_8_bits_is_kept_in_4(
     asked: str, free: int, expected: str
 ) -> None:
     precision = resolve(Settings(quantize=asked, device="cpu"))
-    found, why = fitting(precision, weights=100, embeddings=10, beside=50, free=free)
+    found, why = fitting(precision, weights=100, table=40, beside=50, free=free)
     assert found.quantization == expected
     assert (why is not None) == (expected == "nf4")
     if why is not None:

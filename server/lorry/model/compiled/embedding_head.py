@@ -68,7 +68,7 @@ class EmbeddingHeadSlots:
             return None
         ids_T = inputs.ids_1T[0]
         # Its answer is changed in place.
-        y_TH = F.embedding(ids_T, self._table_VH) * self._table_factor
+        y_TH = F.embedding(ids_T, self._table_VH).float() * self._table_factor
         add(y_TH, self._embedding.of(ids_T, y_TH, inputs.body))
         return y_TH
 

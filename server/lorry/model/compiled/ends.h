@@ -14,8 +14,17 @@ static void embed(Engine *e, int t) {
     const Step *step = e->step;
     const int hidden = e->model->hidden;
     const float *own = step->own == NULL ? NULL : step->own[t];
-    const float *row = own ? own : e->model->embedding + (size_t)step->ids[t] * hidden;
-    memcpy(e->x_TH + (size_t)t * hidden, row, sizeof(float) * hidden);
+    const size_t row = (size_t)step->ids[t] * hidden;
+    float *x = e->x_TH + (size_t)t * hidden;
+    const int kind = own ? SINGLE : e->model->embedding_kind;
+    if (kind == SINGLE) {
+        const float *table = e->model->embedding;
+        memcpy(x, own ? own : table + row, sizeof(float) * hidden);
+        return;
+    }
+    const uint16_t *half = (const uint16_t *)e->model->embedding + row;
+    for (int i = 0; i < hidden; i += WIDTH)
+        store(x + i, kind == HALF ? load_half(half + i) : load_bfloat(half + i));
 }
 
 /* Factors, a norm and learned positions, too. */

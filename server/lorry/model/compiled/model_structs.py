@@ -25,6 +25,9 @@ from lorry.model.kv_cache import KVCache, Layer
 KV_DTYPE = torch.float16
 """Of the cache that a compiled step reads and writes."""
 
+TABLES = (torch.float32, torch.float16, torch.bfloat16)
+"""What a table of embeddings may consist of, in the order of `step.h`."""
+
 Pack = Callable[[nn.Module], structs.Linear]
 
 SlotsOf = Callable[[str, nn.Module], structs.LinearSlots]
@@ -67,6 +70,8 @@ class ModelStructs:
             self._fill(target, layer)
         within, outside = described.embedding_factors
         cap = described.logit_cap or 0.0
+        table = self._table(described.embedding, described.vocab)
+        require(table.dtype in TABLES, f"a table of {table.dtype}")
         self.model = structs.Model(
             num_layers=len(layers),
             hidden=described.hidden,
@@ -80,7 +85,8 @@ class ModelStructs:
             pairs=described.rotation == "pairs",
             activation=list(ACTIVATIONS).index(described.activation),
             gated=described.gated,
-            embedding=self._pointer(self._table(described.embedding, described.vocab)),
+            embedding=self._pointer(table, table.dtype),
+            embedding_kind=TABLES.index(table.dtype),
             embedding_factor=within * outside,
             own_factor=outside,
             embedding_norm=self._norm(described.embedding_norm, described.hidden),

@@ -74,6 +74,9 @@ typedef struct {
 /* In the order of `formulas.ACTIVATIONS`. */
 enum { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
 
+/* Numbers of a table of embeddings; in the order of `model_structs.TABLES`. */
+enum { SINGLE, HALF, BFLOAT };
+
 /* `description.py` says what a layer does. */
 typedef struct {
     Linear qkv[3], o, gate_up[2], down;
@@ -100,7 +103,8 @@ typedef struct {
     int32_t rotated;  /* of a head, its first ones */
     int32_t pairs;    /* neighbours turn together, else each with the one half of them away */
     int32_t activation, gated;
-    const float *embedding;
+    const void *embedding; /* [vocab, hidden] */
+    int32_t embedding_kind;
     const float *positions;             /* learned, from position 0 on; or NULL */
     float embedding_factor, own_factor; /* of rows of the table, and of a token's own */
     Norm embedding_norm;                /* before positions are added */

@@ -112,6 +112,7 @@ class Model(Structure):
         ("activation", c_int32),
         ("gated", c_int32),
         ("embedding", c_void_p),
+        ("embedding_kind", c_int32),
         ("positions", c_void_p),
         ("embedding_factor", c_float),
         ("own_factor", c_float),

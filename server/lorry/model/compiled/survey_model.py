@@ -156,7 +156,7 @@ def _begin(
     came_TH = run.layers[0].came_TH
     if call is None or came_TH is None:
         raise Unknown("its embeddings are made in an unknown way")
-    rows_TH = module.weight[run.ids_T]
+    rows_TH = module.weight[run.ids_T].float()
     within = factor(flat(call.y), rows_TH)
     if within is None:
         raise Unknown("its embeddings are made in an unknown way")
