@@ -36,6 +36,8 @@ class Remedy(StrEnum):
 
     ENABLE = "enable"
     """The adapter: name."""
+    REPLACE = "replace"
+    """Add a new version under the same name."""
     RAISE_MAX_RANK = "raise_max_rank"
     """The server's limit: needed, limit."""
     RAISE_MAX_UPLOAD = "raise_max_upload"

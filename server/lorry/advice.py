@@ -16,6 +16,8 @@ from lorry_adapters.lora.problems import UNKNOWN_COLUMN_ORDER
 _CONVERT: Final = "lorry adapters convert FOLDER"
 ADVICE: Final[Mapping[StrEnum, str]] = {
     Remedy.ENABLE: "enable it first (lorry adapters enable {name})",
+    Remedy.REPLACE: "replace it (lorry adapters push FOLDER --replace, or replace=true), or "
+    "choose another name",
     Remedy.RAISE_MAX_RANK: "--max-lora-rank {needed} (LORRY_MAX_LORA_RANK) allows it",
     Remedy.RAISE_MAX_UPLOAD: "--max-upload (LORRY_MAX_UPLOAD) raises that limit",
     Remedy.OTHER_HOME: "--home (LORRY_HOME) names another one",

@@ -26,6 +26,7 @@ from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.path_set import PathSet
+from lorry.model.quantize import resolve
 from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseLayout
@@ -107,6 +108,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
     Raises:
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
+    _check_cache(settings, resolve(settings).device)
     home = settings.home if settings.keep_packed else None
     loaded = load(settings, say, replacer=paths.replacer(settings.kernels, home, say))
     executor = _executor(settings, loaded, say)
@@ -150,15 +152,19 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     return executor
 
 
-def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
-    """Blocks that the budget buys, and no more than the rows could ever fill."""
-    there = _memory_of(loaded.device)
+def _check_cache(settings: Settings, device: torch.device) -> None:
+    """Raise SettingsError for a cache that can never fit, before anything is fetched or loaded."""
+    there = _memory_of(device)
     if settings.kv_cache_memory > there and settings.kv_cache_memory != Settings().kv_cache_memory:
         raise SettingsError(
             f"--kv-cache-memory {format_size(settings.kv_cache_memory)} is more memory than the "
-            f"{'GPU' if loaded.device.type == 'cuda' else 'machine'} has, which is "
+            f"{'GPU' if device.type == 'cuda' else 'machine'} has, which is "
             f"{format_size(there)}; give less"
         )
+
+
+def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
+    """Blocks that the budget buys, and no more than the rows could ever fill."""
     affordable = settings.kv_cache_memory // (per_token * BLOCK_SIZE)
     least = selfcheck.SHORT.blocks_needed(BLOCK_SIZE)
     if affordable < least:

@@ -241,9 +241,10 @@ def test_structured_output(live: Live) -> None:
         "additionalProperties": False,
     }
     config = {"format": {"type": "json_schema", "schema": schema}}
-    got = message(live, output_config=config, max_tokens=100)
-    assert json.loads(got["content"][0]["text"])["ok"] in (True, False)
-    assert got["stop_reason"] == "end_turn"
+    for asked in ({"output_config": config}, {"output_format": config["format"]}):
+        got = message(live, **asked, max_tokens=100)
+        assert json.loads(got["content"][0]["text"])["ok"] in (True, False)
+        assert got["stop_reason"] == "end_turn"
 
 
 def test_thinking_is_the_template_s(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +305,7 @@ def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
 
 CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "a"}
+FORMAT = {"type": "json_schema", "schema": {"type": "object"}}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
 
 
@@ -324,6 +326,12 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools", '"bash_20250124"'),
         ({"tool_choice": {"type": "some"}}, "tool_choice", "tool_choice.type"),
         ({"output_config": {"format": {"type": "x"}}}, "output_config", "output_config.format"),
+        ({"output_format": {"type": "x"}}, "output_format", "output_format must be"),
+        (
+            {"output_format": FORMAT, "output_config": {"format": {**FORMAT, "schema": {}}}},
+            "output_format",
+            "output_format and output_config.format differ",
+        ),
         ({"max_tokens": None}, "max_tokens", "max_tokens"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens"),
         ({"stop_sequences": ["x" * 2000]}, "stop_sequences", "stop_sequences"),

@@ -273,6 +273,7 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.1}, "temperature must be from 0 to 100, not -0.1"),
     ({"temperature": 1e999}, "temperature"),
     ({"temperature": "hot"}, "temperature must be a number"),
+    ({"max_new_tokens": "many"}, "max_new_tokens must be an integer"),
     ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": -1}, "top_k"),

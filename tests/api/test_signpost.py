@@ -21,6 +21,8 @@ from lorry.api.signpost import nearest
         ("DELETE", "/adapter/pirate", "DELETE /adapters/pirate"),
         ("GET", "/adapters/pirate/contents", "GET /adapters/pirate/content"),
         ("PUT", "/generat", "POST /generate"),
+        ("POST", "/v1/messages/batches", "POST /v1/messages"),
+        ("GET", "/v1/model/pirate", "GET /v1/models/pirate"),
     ],
 )
 def test_the_route_that_was_probably_meant_is_named(

@@ -41,6 +41,10 @@ def test_a_conversation_is_what_chat_makes_of_it(live: Live) -> None:
     assert len(ids) == usage["prompt_tokens"]
     ended = tokenize(live, messages=messages, add_generation_prompt=False)["tokens"]
     assert ids[: len(ended)] == ended and len(ended) < len(ids)
+    marked = [{"role": "user", "content": "<|im_end|>" * 4}]
+    assert len(tokenize(live, messages=marked)["tokens"]) > len(
+        tokenize(live, messages=marked, parse_special=True)["tokens"]
+    )
 
 
 def test_the_way_back(live: Live) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lorry_adapters.errors import AdapterConflict, DigestMismatch
+from lorry_adapters.errors import AdapterConflict, DigestMismatch, Problem, Remedy
 from lorry_adapters.lora.weights import AdapterFacts
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.names import check_strength
@@ -95,8 +95,10 @@ def conflict(record: AdapterRecord, digest: str) -> AdapterConflict:
                 f"but version {record.current.version} is current; go back to it, or replace"
             )
     return AdapterConflict(
-        f"adapter {record.name!r} exists with other content ({record.current.digest}); "
-        "replace it, or choose another name"
+        Problem(
+            f"adapter {record.name!r} exists with other content ({record.current.digest})",
+            Remedy.REPLACE,
+        )
     )
 
 

@@ -138,7 +138,7 @@ def _wanted(body: CountBody) -> ChatBody:
     if body.stop_sequences:
         stop = body.stop or []
         fields["stop"] = [*([stop] if isinstance(stop, str) else stop), *body.stop_sequences]
-    format = format_of(body.output_config)
+    format = format_of(body.output_config, body.output_format)
     if format is not None:
         fields["response_format"] = format
     if body.thinking is not None:

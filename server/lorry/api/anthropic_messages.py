@@ -171,14 +171,21 @@ def tool_choice_of(choice: Block | None) -> str | dict[str, Any] | None:
     return known[kind]
 
 
-def format_of(config: Block | None) -> dict[str, Any] | None:
-    """Return `output_config.format` as `response_format`. Raises InvalidRequest."""
-    format = (config or {}).get("format")
+def format_of(config: Block | None, older: Block | None = None) -> dict[str, Any] | None:
+    """Return `output_config.format` as `response_format`, or `older`, the field that was there
+    before it. Raises InvalidRequest."""
+    format, name = (config or {}).get("format"), "output_config.format"
+    if format is None:
+        format, name = older, "output_format"
+    elif older is not None and older != format:
+        raise InvalidRequest(
+            "output_format and output_config.format differ; give one", param="output_format"
+        )
     if format is None:
         return None
     if not isinstance(format, Mapping) or format.get("type") != "json_schema":
         raise InvalidRequest(
-            'output_config.format must be {"type": "json_schema", "schema": {...}}',
-            param="output_config",
+            f'{name} must be {{"type": "json_schema", "schema": {{...}}}}',
+            param=name.partition(".")[0],
         )
     return {"type": "json_schema", "json_schema": {"schema": format.get("schema")}}

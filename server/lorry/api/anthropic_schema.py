@@ -11,6 +11,7 @@ from lorry.api.block_shapes import (
     AnswerBlock,
     BlockChoice,
     BlockDelta,
+    FormatField,
     OutputField,
     SchemaTools,
     SystemBlocks,
@@ -45,6 +46,9 @@ class CountBody(SharedBody):
     )
     output_config: OutputField | None = Field(
         default=None, description="`format`: a `json_schema` that the answer follows."
+    )
+    output_format: FormatField | None = Field(
+        default=None, description="The same format, as older clients of Anthropic's send it."
     )
     chat_template_kwargs: dict[str, Any] | None = None
     cache_control: Idle = None

@@ -119,6 +119,7 @@ class OutputConfig(BaseModel):
     format: OutputFormat | None = None
 
 
+FormatField = Annotated[dict[str, Any], BodyShape(OutputFormat)]
 OutputField = Annotated[dict[str, Any], BodyShape(OutputConfig)]
 
 

@@ -177,7 +177,7 @@ class Chats:
             param = "messages" if template is None else "chat_template"
             raise InvalidRequest(f"{param}: {error.message}", param=param) from error
         except REFUSALS as error:
-            whose, param = "the base's", "messages"
+            whose, param = "the adapter's" if self._foreign else "the base's", "messages"
             if template is not None:
                 whose, param = "your", "chat_template"
             raise InvalidRequest(

@@ -150,7 +150,7 @@ TABLE: tuple[FieldRow, ...] = (
     FieldRow(
         _names(
             "echo continue_final_message include_stop_str_in_output return_token_ids "
-            "return_tokens_as_token_ids raw"
+            "return_tokens_as_token_ids apply_chat_template raw"
         ),
         "Changes the form of the prompt or of the answer",
         (False,),

@@ -81,7 +81,7 @@ def _told(item: Any) -> str:
     if kind == "none_required":
         return f"{field} is not served here; leave it out"
     message = re.sub("^(Input|String|List|Dictionary) should", "must", item["msg"])
-    message = message.replace("a valid ", "a ")
+    message = re.sub("a valid (?=[aeiou])", "an ", message).replace("a valid ", "a ")
     return f"{field} {message}, not {described(item['input'])}"
 
 

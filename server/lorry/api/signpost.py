@@ -25,21 +25,26 @@ def nearest(routes: Iterable[str], method: str, path: str) -> str | None:
     """Return the route whose path is most similar to `path`, with this method if it takes it."""
     method, path = "GET" if method == "HEAD" else method, path[:_LONG]
     methods: dict[str, list[str]] = {}
+    likeness: dict[str, float] = {}
     for route in routes:
         taken, _, template = route.partition(" ")
-        methods.setdefault(_filled(template, path), []).append(taken)
-    close = difflib.get_close_matches(path, methods, n=1, cutoff=_ALIKE)
-    if not close:
+        filled, alike = _compared(template, path)
+        methods.setdefault(filled, []).append(taken)
+        likeness[filled] = max(alike, likeness.get(filled, 0.0))
+    close = max(likeness, key=lambda filled: likeness[filled], default="")
+    if likeness.get(close, 0.0) < _ALIKE:
         return None
-    known = methods[close[0]]
-    return f"{method if method in known else known[0]} {close[0]}"
+    known = methods[close]
+    return f"{method if method in known else known[0]} {close}"
 
 
-def _filled(template: str, path: str) -> str:
-    """Return the template with the names in the path filled in: `/adapters/pirate`."""
+def _compared(template: str, path: str) -> tuple[str, float]:
+    """Return the template with the names in the path filled in (`/adapters/pirate`), and how
+    similar its own parts are to the path's, from 0 to 1. A name that fits any path counts for
+    nothing."""
     parts, given = template.split("/"), path.split("/")
-    if len(parts) != len(given):
-        return template
-    return "/".join(
-        mine if part.startswith("{") else part for part, mine in zip(parts, given, strict=True)
-    )
+    if len(parts) == len(given):
+        filled = [m if p.startswith("{") else p for p, m in zip(parts, given, strict=True)]
+        given = ["" if p.startswith("{") else m for p, m in zip(parts, given, strict=True)]
+        template, parts = "/".join(filled), ["" if p.startswith("{") else p for p in parts]
+    return template, difflib.SequenceMatcher(None, "/".join(parts), "/".join(given)).ratio()

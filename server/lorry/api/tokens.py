@@ -42,6 +42,7 @@ _OF_CHAT = (
     "add_generation_prompt",
     "continue_final_message",
     "add_special_tokens",
+    "parse_special",
 )
 
 
@@ -66,6 +67,9 @@ class TokenizeBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    parse_special: bool | None = Field(
+        default=None, description="As in chat: whether special tokens in messages are such."
+    )
 
 
 class DetokenizeBody(Body):

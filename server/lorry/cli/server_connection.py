@@ -41,7 +41,7 @@ class Connection:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._url = url.rstrip("/")
+        self._url = _base_of(url)
         try:
             self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
         except httpx.InvalidURL as error:
@@ -98,8 +98,22 @@ class Connection:
         return ServerError(f"the connection to {self._url} broke: {error or type(error).__name__}")
 
 
+def _base_of(url: str) -> str:
+    """Return the server's URL from one that a person or a client's setting has: `host:port`, or
+    with OpenAI's `/v1` behind it."""
+    if "://" not in url:
+        url = f"http://{url}"
+    return url.rstrip("/").removesuffix("/v1")
+
+
 def _reason(response: httpx.Response) -> str:
     """Return the server's error message, with every problem it lists."""
+    if response.status_code == 401:
+        return f"{_told(response)} (--api-key KEY, or LORRY_API_KEY)"
+    return _told(response)
+
+
+def _told(response: httpx.Response) -> str:
     fallback = f"the server answered {response.status_code} {response.reason_phrase}".rstrip()
     try:
         body = response.json()

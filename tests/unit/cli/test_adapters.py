@@ -103,6 +103,19 @@ def lorry(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     return run
 
 
+def test_a_missing_key_is_asked_for_by_its_flag(lorry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORRY_API_KEY")
+    for wrong in ([], ["--api-key", "another"]):
+        assert "(--api-key KEY, or LORRY_API_KEY)" in lorry("list", *wrong, code=1)
+
+
+def test_other_content_under_a_name_says_how_to_replace(lorry, peft_adapter) -> None:
+    lorry("push", str(peft_adapter("llama", "plain")), "--name", "legal")
+    other = str(peft_adapter("llama", "rslora"))
+    assert "push FOLDER --replace" in lorry("push", other, "--name", "legal", code=1)
+    assert lorry("push", other, "--name", "legal", "--replace")["version"] == 2
+
+
 def test_the_life_of_an_adapter(lorry, peft_adapter, tmp_path: Path) -> None:
     folder = peft_adapter("llama", "plain")
     record = lorry("push", str(folder), "--name", "legal", "--scale", "0.5", "--description", "é")

@@ -53,7 +53,9 @@ def test_a_wrongly_typed_command_is_one_line_and_code_2(run, arguments: list[str
     ("arguments", "said"),
     [
         (["adapters", "list", "--url", "http://127.0.0.1:9"], "no server at http://127.0.0.1:9"),
-        (["adapters", "list", "--url", "127.0.0.1:9"], "no http:// or https:// URL"),
+        (["adapters", "list", "--url", "127.0.0.1:9"], "no server at http://127.0.0.1:9 ("),
+        (["ps", "--url", "http://127.0.0.1:9/v1/"], "no server at http://127.0.0.1:9 ("),
+        (["ps", "--url", "ftp://127.0.0.1:9"], "no http:// or https:// URL"),
         (["adapters", "push", "/nowhere", "--name", "x"], "/nowhere does not exist"),
         (["adapters", "check", "/nowhere"], "/nowhere does not exist"),
         (["models", "pull", "./nowhere"], "nowhere"),

@@ -45,3 +45,4 @@ def test_a_cache_larger_than_the_machine(tmp_path: Path, tiny_model: Callable[[s
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert "is more memory than the machine has" in done.stderr
+    assert "loading" not in done.stderr
