@@ -102,6 +102,18 @@ def test_shorter_vectors_are_the_first_numbers_made_of_length_one_again(live: Li
     assert error["param"] == "dimensions"
 
 
+def test_a_list_may_be_longer_than_the_queue(live: Live) -> None:
+    """LangChain sends 1000 texts at a time, unless it is told otherwise."""
+    long = 2 * live.server.settings.max_queue
+    texts = [TEXTS[index % 2] for index in range(long)]
+    found = [one["embedding"] for one in post(live, "/v1/embeddings", input=texts)["data"]]
+    close(found, expected(live) * (long // 2))
+    for path, name in (("/v1/embeddings", "input"), ("/embed", "inputs")):
+        answer = live.http.post(path, json={name: ["x"] * 2049})
+        assert answer.status_code in (400, 422) and "the most is 2048" in answer.text
+    assert live.server.registry.open_leases() == 0
+
+
 def test_what_would_need_a_prompt_of_the_model_s_is_refused(live: Live) -> None:
     answer = live.http.post("/embed", json={"inputs": "x", "prompt_name": "query"})
     assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")

@@ -17,8 +17,11 @@ from lorry.engine.places import Place
 from lorry.metrics import Metrics, RequestMeter
 from lorry_adapters.registry.record import AdapterChoice, AdapterRef
 
-MAX_INPUTS = 256
-"""The most prompts in one request."""
+MAX_INPUTS = 2048
+"""The most prompts in one request: OpenAI's limit, up to which its clients fill a request."""
+
+_TURN = 64
+"""Prompts that are given to the engine before other requests have a turn on the event loop."""
 
 
 class VectorsUsage(BaseModel):
@@ -61,7 +64,12 @@ class Pooled:
         *,
         param: str,
     ) -> Vectors:
-        """Return the vectors. `param` is the prompts' field. The first error ends the others."""
+        """Return the vectors. `param` is the prompts' field. The first error ends the others.
+
+        All prompts together take one place: a list is as long as its client likes, whatever
+        `--max-queue` is.
+        """
+        place.share()
         asked: list[tuple[Generation, RequestMeter]] = []
         tokens = sum(len(prompt.ids) for prompt in prompts)
         try:
@@ -73,6 +81,8 @@ class Pooled:
                     generation.refs, prompt_tokens=len(prompt.ids), max_tokens=0
                 )
                 asked.append((generation, meter))
+                if len(asked) % _TURN == 0:
+                    await asyncio.sleep(0)
             ran(asked[0][0].refs, tokens, [meter for _, meter in asked])
             vectors = await asyncio.gather(*(_vector(*one) for one in asked))
         finally:

@@ -19,11 +19,17 @@ class Place:
         self._places = places
         self._held = True
         self._used = False
+        self._shared = False
+
+    def share(self) -> Place:
+        """Return this place, which from now on serves for every sequence of its request."""
+        self._shared = True
+        return self
 
     def use(self) -> Place:
         """Return a place for one sequence in the engine: this one, or a new one if the request
-        becomes several sequences. Raises QueueFull."""
-        if self._used:
+        becomes several sequences and does not share. Raises QueueFull."""
+        if self._used and not self._shared:
             return self._places.enter(self.caller).use()
         self._used = True
         return self

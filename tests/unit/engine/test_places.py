@@ -61,3 +61,12 @@ def test_one_request_that_becomes_several_takes_a_place_for_each() -> None:
     for one in (first, second):
         one.leave()
     assert places.taken == 0
+
+
+def test_a_place_that_is_shared_serves_every_sequence() -> None:
+    places = Places(1)
+    place = places.enter("a").share()
+    assert place.use() is place and place.use() is place
+    assert places.taken == 1
+    place.leave()
+    assert places.taken == 0
