@@ -218,7 +218,6 @@ def test_what_clients_send_by_themselves_is_accepted(live: Live) -> None:
             "tools[0].tools[0]",
         ),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", '"file_search"'),
-        ({"background": True}, "background", "background"),
         ({"n": 2}, "n", "one answer"),
         ({"prompt_logprobs": 0}, "prompt_logprobs", "is not served here"),
         ({"return_token_ids": True}, "return_token_ids", "must be False"),

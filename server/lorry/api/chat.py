@@ -124,7 +124,10 @@ class Chat:
 
     async def whole(self, asked: ChatRequest, place: Place) -> dict[str, Any]:
         """Return complete answers: `choices`, `usage` and `adapters`."""
-        runs = await self.start(asked, place)
+        return await self.finished(asked, await self.start(asked, place))
+
+    async def finished(self, asked: ChatRequest, runs: Sequence[Run]) -> dict[str, Any]:
+        """Like `whole`, of runs that were started."""
         made = await answers(runs)
         tellings = [asked.telling() for _ in made]
         told = zip(tellings, made, strict=True)

@@ -37,7 +37,7 @@ class ResponseObject:
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
-            "background": False,
+            "background": bool(body.background),
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
@@ -92,6 +92,16 @@ class ResponseObject:
             },
         }
 
+    def complete(self, answer: Mapping[str, Any]) -> None:
+        """Add chat's complete answer."""
+        self.begin(answer["adapters"])
+        self.grow(_as_chunk(answer["choices"][0]))
+        self.end(answer["usage"])
+
+    def cancel(self) -> None:
+        self.output.break_off()
+        self.view |= {"status": "cancelled", "output": self.output.items}
+
     def fail(self, message: str) -> None:
         self.output.break_off()
         self.view |= {
@@ -100,3 +110,11 @@ class ResponseObject:
             "store": False,
             "error": {"code": "server_error", "message": message},
         }
+
+
+def _as_chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a complete answer's choice to a chunk's."""
+    message = dict(choice["message"])
+    calls = message.get("tool_calls") or ()
+    message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    return {**choice, "delta": message}

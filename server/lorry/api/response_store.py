@@ -51,7 +51,9 @@ class ResponseStore:
         self.bytes = 0
 
     def put(self, owner: str, response: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
-        """Store a response with `store` set to true, unless it is larger than the whole limit."""
+        """Store a response with `store` set to true, unless it is larger than the whole limit. It
+        replaces an earlier state of the same response."""
+        self._drop(response["id"])
         response["store"] = True
         one = Stored(owner, _encoded(response), _encoded(items), self._clock() + self._seconds)
         if self._seconds == 0 or one.size > self._max_bytes:
@@ -69,8 +71,12 @@ class ResponseStore:
     def remove(self, owner: str, response_id: str) -> bool:
         if self.get(owner, response_id) is None:
             return False
-        self.bytes -= self._stored.pop(response_id).size
+        self._drop(response_id)
         return True
+
+    def _drop(self, response_id: str) -> None:
+        one = self._stored.pop(response_id, None)
+        self.bytes -= one.size if one is not None else 0
 
     def _sweep(self) -> None:
         now = self._clock()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -22,6 +22,7 @@ from lorry.api.errors import PreviousNotFound, ResponseNotFound, documented, mes
 from lorry.api.hosted_tools import places
 from lorry.api.openai import OpenAI, usage
 from lorry.api.remarks import remarks_of
+from lorry.api.response_background import Background
 from lorry.api.response_items import (
     Item,
     format_of,
@@ -39,10 +40,10 @@ from lorry.api.responses_schema import (
     ResponseItems,
     ResponsesBody,
 )
-from lorry.api.runs import Step
+from lorry.api.runs import Step, close_all
 from lorry.api.sse import frame, stream
 from lorry.api.submission import renaming
-from lorry.api.visit import place_of
+from lorry.api.visit import keep_place, place_of
 from lorry.errors import InvalidRequest, UnsupportedParameter
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -66,6 +67,7 @@ class Responses:
         self._openai = openai
         self._chat = chat
         self._store = store
+        self._background = Background(store, openai.metrics)
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/responses", tags=["openai"])
@@ -93,8 +95,8 @@ class Responses:
                 f"{one}/cancel",
                 self.cancel,
                 "POST",
-                "Always 400: no response runs in the background",
-                None,
+                "Cancel a response that is made in the background",
+                ResponseAnswer,
             ),
             (
                 f"{one}/input_items",
@@ -109,12 +111,7 @@ class Responses:
                 route,
                 methods=[method],
                 summary=summary,
-                responses={
-                    **({200: {"model": model}} if model else {}),
-                    **documented(400, 404),
-                },
-                # FastAPI always documents this status.
-                status_code=200 if model else 400,
+                responses={200: {"model": model}, **documented(400, 404)},
                 response_model=None,
             )
         return router
@@ -141,15 +138,24 @@ class Responses:
                 if body.store is not False:
                     self._store.put(owner, view, items)
 
-            if not body.stream:
+            if not body.stream and not body.background:
                 answer = await until_gone(request.receive, self._chat.whole(asked, place))
-                made.begin(answer["adapters"])
-                made.grow(_as_chunk(answer["choices"][0]))
-                made.end(answer["usage"])
+                made.complete(answer)
                 keep(made.view)
                 return JSONResponse(made.view)
             runs = await self._chat.start(asked, place)
             made.begin(used(runs[0].refs))
+            if body.background:
+                finished = partial(self._chat.finished, asked, runs)
+                if not self._background.begin(made, owner, items, finished):
+                    await close_all(runs)
+                    raise UnsupportedParameter(
+                        "background: this server cannot store the response (--keep-responses, "
+                        "--responses-memory), so it could never be fetched; leave it out",
+                        param="background",
+                    )
+                keep_place(request)
+                return JSONResponse(made.view)
             frames = ResponseFrames(self._chat.deltas(asked), made, runs[0].prompt_tokens, keep)
             return await stream(request, runs, frames, self._openai.metrics)
 
@@ -162,19 +168,23 @@ class Responses:
         return Response(self._found(request, response_id).response, media_type="application/json")
 
     async def delete(self, request: Request, response_id: str) -> Response:
-        """Gone at once. Responses that continued from it keep the conversation."""
+        """Gone at once, and cancelled if it is still being made. Responses that continued from it
+        keep the conversation."""
         self._found(request, response_id)
+        await self._background.stop(response_id)
         self._store.remove(owner_of(request.scope), response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request, response_id: str) -> Response:
-        """For clients that ask for it: no response runs in the background here."""
-        self._found(request, response_id)
-        raise InvalidRequest(
-            "this response was not made in the background, so it cannot be cancelled; to stop "
-            "a response, close its connection",
-            param="response_id",
-        )
+        """The response as it was when it stopped. One that has ended stays as it is."""
+        if not self._found(request, response_id).answer()["background"]:
+            raise InvalidRequest(
+                "this response was not made in the background, so it cannot be cancelled; to stop "
+                "a response, close its connection",
+                param="response_id",
+            )
+        await self._background.stop(response_id)
+        return Response(self._found(request, response_id).response, media_type="application/json")
 
     async def input_items(
         self,
@@ -220,9 +230,15 @@ class Responses:
 
         Raises InvalidRequest, UnsupportedParameter, PreviousNotFound.
         """
-        if body.background:
+        if body.background and body.stream:
             raise UnsupportedParameter(
-                "background: a response is made while its client waits; leave it out, or stream",
+                "background: a stream ends with its connection; leave background or stream out",
+                param="background",
+            )
+        if body.background and body.store is False:
+            raise InvalidRequest(
+                "background: a response that is not stored could never be fetched; leave store or "
+                "background out",
                 param="background",
             )
         fields = taken(body, own=_OWN, answer="answer")
@@ -260,7 +276,14 @@ class Responses:
                 f"there is no stored response {previous[:80]!r} to continue from; send the whole "
                 "conversation as input"
             )
-        output: list[Item] = found.answer()["output"]
+        answer = found.answer()
+        if answer["status"] == "in_progress":
+            raise InvalidRequest(
+                f"the response {previous!r} is still being made; continue from it when it has "
+                "ended",
+                param="previous_response_id",
+            )
+        output: list[Item] = answer["output"]
         return found.given() + output
 
     def _finder(self, owner: str) -> Callable[[str], Item | None]:
@@ -317,11 +340,3 @@ class ResponseFrames:
         numbered = {**event, "sequence_number": self._number}
         self._number += 1
         return frame(numbered, event=event["type"])
-
-
-def _as_chunk(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a complete answer's choice to a chunk's."""
-    message = dict(choice["message"])
-    calls = message.get("tool_calls") or ()
-    message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
-    return {**choice, "delta": message}

@@ -72,7 +72,11 @@ class ResponsesBody(SharedBody):
         default=None, description="Whether it can be retrieved later; absent: yes."
     )
     metadata: dict[str, Any] | None = Field(default=None, description="Returned unchanged.")
-    background: bool | None = Field(default=None, description="Only false.")
+    background: bool | None = Field(
+        default=None,
+        description="Whether it is made while no client waits: the answer is the response as it "
+        "begins, to be retrieved until it has ended. Not beside `stream`.",
+    )
     truncation: str | None = Field(
         default=None, description="Accepted; a conversation beyond the context is refused."
     )
@@ -113,7 +117,7 @@ class ResponseAnswer(BaseModel):
     created_at: int
     completed_at: int | None
     status: str
-    """in_progress, completed, incomplete or failed."""
+    """in_progress, completed, incomplete, failed or cancelled."""
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
     background: bool

@@ -43,6 +43,10 @@ class Visit:
         if self._place is not None:
             self._place.leave()
 
+    def keep(self) -> None:
+        """The place stays taken after the answer; whoever uses it leaves it."""
+        self._place = None
+
 
 async def arrived(request: Request) -> None:
     """Called when the body was read. Raises QueueFull, ShuttingDown if it is for the engine."""
@@ -55,6 +59,13 @@ def place_of(request: Request) -> Place:
     """Return the place of a request for the engine whose body was read."""
     visit: Visit = request.scope["state"][_KEY]
     return visit.place
+
+
+def keep_place(request: Request) -> None:
+    """Keep the place of a request whose sequences go on after the answer. The engine's client
+    leaves it, as it does for all sequences."""
+    visit: Visit = request.scope["state"][_KEY]
+    visit.keep()
 
 
 def caller_of(scope: Scope) -> str:

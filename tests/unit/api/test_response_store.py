@@ -55,3 +55,12 @@ def test_nobody_sees_another_s() -> None:
     assert store.get("bob", "a") is None and store.get("", "a") is None
     assert not store.remove("bob", "a")
     assert store.get("ann", "a") is not None
+
+
+def test_a_later_state_takes_the_place_of_an_earlier() -> None:
+    store = ResponseStore(10_000, 10, clock=Clock())
+    assert kept(store, "a", size=2000)
+    before = store.bytes
+    assert kept(store, "a", size=2000) and store.bytes == before
+    assert not kept(store, "a", size=20_000)
+    assert store.bytes == 0
