@@ -64,7 +64,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         more = {} if given.model is None else {"model": given.model}
         settings = Settings(home=Path(home), kernels=given.kernels, **more)
-        loaded = load(settings, lambda line: None)
+        loaded = load(settings, lambda line: None, replacer=paths.replacer(given.kernels))
     sizes = paths.Sizes(
         kv_blocks=ROWS * 4 * 16,
         block_size=BLOCK,

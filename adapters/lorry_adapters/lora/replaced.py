@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.effects import Delta, Dora, Effect, EffectTarget, Indivisible, PairBias
-
-_NEVER: Final = -1e30
-"""The logit of a token that must never be drawn."""
+from lorry_adapters.lora.matrix_deltas import OwnLinear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,17 +159,21 @@ class OwnModule(Indivisible):
     def bind(self, base: EffectTarget) -> Delta | None:
         if self._is_copy(base):
             return None
-        weight = None if self.weight is None else base.held(self.weight)
-        bias = None if self.bias is None else base.held(self.bias)
-        module = base.module
+        module, stored = base.module, self.weight
         if isinstance(module, nn.Embedding):
-            assert weight is not None
-            return _other_table(weight, module)
-        if weight is not None and weight.dim() == 2:
-            weight_OI = weight.T.contiguous() if self.transposed else weight
+            assert stored is not None
+            return _other_table(stored.to(base.device), module, base.dtype)
+        bias = None if self.bias is None else base.held(self.bias)
+        if stored is not None and stored.dim() == 2:
+            weight_OI = stored.T if self.transposed else stored
             outputs = weight_OI.shape[0]
             own = bias if bias is not None or base.bias is None else base.bias[:outputs]
-            return _other_linear(weight_OI, own)
+            bound = OwnLinear(weight_OI, own, base.dtype, base.device)
+            if base.device.type != "cpu":
+                # A step should not wait for the copy to the device.
+                bound.held()
+            return bound
+        weight = None if stored is None else base.held(stored)
         # A norm: its own computation with other numbers.
         mine = copy.deepcopy(module)
         with torch.no_grad():
@@ -200,31 +201,15 @@ class OwnModule(Indivisible):
         return torch.equal(mine, theirs) or torch.allclose(_rounded(mine), theirs, rtol=1e-6)
 
 
-def _other_table(weight_KH: Tensor, module: nn.Embedding) -> Delta:
+def _other_table(weight_KH: Tensor, module: nn.Embedding, dtype: torch.dtype) -> Delta:
+    """The table stays as it is stored: a step converts the rows that it looks up."""
     factor, rows = _embedding_factor(module), weight_KH.shape[0]
     if rows == module.num_embeddings:
-        return lambda ids_M, y_MH, scale: weight_KH[ids_M] * factor - y_MH
+        return lambda ids_M, y_MH, scale: weight_KH[ids_M].to(dtype) * factor - y_MH
 
     def delta(ids_M: Tensor, y_MH: Tensor, scale: Tensor) -> Tensor:
-        mine_MH = weight_KH[ids_M.clamp_max(rows - 1)] * factor
+        mine_MH = weight_KH[ids_M.clamp_max(rows - 1)].to(dtype) * factor
         return torch.where((ids_M < rows)[:, None], mine_MH - y_MH, 0)
-
-    return delta
-
-
-def _other_linear(weight_OI: Tensor, bias_O: Tensor | None) -> Delta:
-    outputs = weight_OI.shape[0]
-
-    def delta(x_MI: Tensor, y_MO: Tensor, scale: Tensor) -> Tensor:
-        mine_MO = F.linear(x_MI, weight_OI, bias_O)
-        if outputs == y_MO.shape[1]:
-            return mine_MO - y_MO
-        # In effect minus infinity, which a step would report as an overflow. A sum of two such
-        # deltas is still finite.
-        never = max(torch.finfo(y_MO.dtype).min / 4, _NEVER)
-        delta_MO = torch.full_like(y_MO, never)
-        delta_MO[:, :outputs] = mine_MO - y_MO[:, :outputs]
-        return delta_MO
 
     return delta
 

@@ -62,7 +62,8 @@ class PackedAdapter:
 
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes + (0 if self.vectors is None else self.vectors.nbytes)
+        vectors = 0 if self.vectors is None else self.vectors.nbytes
+        return self.memory.nbytes + vectors + self.embedding_head.nbytes
 
 
 def padded(rank: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
+from ctypes import addressof
 from itertools import accumulate
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.model.compiled import structs
+from lorry.model.compiled.own_head import HeadArrays, HeadRun
 from lorry.model.compiled.packed_vectors import BoundVectorDeltas
 from lorry.model.compiled.widened import widened
 from lorry.model.inputs import Inputs
@@ -75,10 +77,12 @@ class Call:
         seen_KH: Tensor | None = None,
         *,
         raw: Set[int] = frozenset(),
+        heads: Sequence[HeadRun] = (),
     ) -> None:
         """`own`: addresses of embeddings, by the token that has one instead of the table's; the
         caller keeps them. `seen_KH`: gets what the head is given. `raw`: wanted
-        tokens whose logits stay as the head answers, whatever the model makes of them."""
+        tokens whose logits stay as the head answers, whatever the model makes of them. `heads`: of
+        adapters' own."""
         size = inputs.attention.block_size
         self.ids: list[int] = []
         self.blocks: list[int] = []
@@ -119,7 +123,9 @@ class Call:
         self.slots = (body.slots,) if head is body else (body.slots, head.slots)
         """Of the adapters of the body and of the head."""
         raw_K = array("i", [token in raw for token in range(len(self.wanted))] if raw else [])
+        own_heads = HeadArrays(heads, len(self.wanted)) if heads else None
         self._keep = (
+            own_heads,
             raw_K,
             cells,
             cell,
@@ -153,6 +159,9 @@ class Call:
             seen=None if seen_KH is None else seen_KH.data_ptr(),
             logits=self._logits_KV.ctypes.data,
             norm=self._norm_K.ctypes.data,
+            own_heads=None if own_heads is None else addressof(own_heads.structs),
+            num_own_heads=len(heads),
+            all_own=own_heads is not None and own_heads.replace_all,
             raw=_address(raw_K) if raw else None,
             best=self._best_K.ctypes.data,
         )

@@ -25,6 +25,7 @@ from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.compiled.model_structs import ModelStructs, rope_of
+from lorry.model.compiled.own_head import PackedHead, pack_own_head
 from lorry.model.compiled.pack import BLOCK
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
@@ -34,6 +35,7 @@ from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
 from lorry.model.virtual_tokens import VirtualTokenSlots
+from lorry_adapters.lora.matrix_deltas import OwnLinear
 from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
@@ -116,10 +118,13 @@ class CompiledModel:
         deltas = dict(bound.deltas)
         at_head = self._described.head
         embedding, head = tuple(deltas.pop(self._described.embedding, ())), ()
+        own_head: PackedHead | None = None
         if at_head not in pairs and not fits(
             {at_head: deltas.get(at_head, ())}, pairs, names, at_head
         ):
             head = tuple(deltas.pop(at_head))
+            if len(head) == 1 and isinstance(head[0], OwnLinear):
+                own_head, head = self._packed_head(head[0]), ()
         if not fits(deltas, pairs, names, at_head):
             return None
         self._bounds.check_adapter({**pairs, **doras_of(deltas)}, deltas, self._slots.sizes)
@@ -130,7 +135,10 @@ class CompiledModel:
         vectors = vector_deltas_of(deltas, pairs, self._slots.phases)
         pairs = {**pairs, **doras_of(deltas)}
         packed = pack_adapter(self._library, pairs, self._slots.phases, vectors)
-        return replace(packed, embedding_head=EmbeddingHead(embedding, head))
+        return replace(packed, embedding_head=EmbeddingHead(embedding, head, own_head))
+
+    def _packed_head(self, own: OwnLinear) -> PackedHead:
+        return pack_own_head(self._library, own, self._model.hidden, self._vocab)
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
         """Fill `slot` with an adapter; whatever it held is gone. Between two steps only."""
@@ -156,7 +164,10 @@ class CompiledModel:
             seen_KH = torch.empty(len(inputs.wanted_K), self._model.hidden)
             headed = self._embedding_head.headed(inputs)
         vectors = self._slots.vectors(inputs.body)
-        call = Call(inputs, self._angles, self._vocab, vectors, own, seen_KH, raw=headed)
+        heads = self._embedding_head.own_heads(inputs)
+        call = Call(
+            inputs, self._angles, self._vocab, vectors, own, seen_KH, raw=headed, heads=heads
+        )
         require(bool(self._engine), "the engine is closed")
         self._bounds.check_step(call, inputs)
         self._library.lorry_run(self._engine, ctypes.byref(call.struct))

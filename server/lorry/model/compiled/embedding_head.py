@@ -5,7 +5,7 @@ the packed model's own functions compute it, before the step for its first activ
 after it for its logits. So such an adapter does not take the packed model through all layers.
 A product of PyTorch's may differ in its last digit with the number of an adapter's tokens in the
 step. A head sees the base's logits without any pair, so a row that sums it with other adapters
-runs on the packed model.
+runs on the packed model. A whole head is not PyTorch's but the step's own (`own_head`).
 
 Letters: T tokens of the step, K of them wanted, M of one adapter, H width, V vocabulary.
 """
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorry.model.compiled.own_head import HeadRun, PackedHead
 from lorry.model.guard import require
 from lorry.model.inputs import Inputs
 from lorry.model.logits import Logits
@@ -36,6 +37,12 @@ class EmbeddingHead:
 
     embedding: tuple[Delta, ...] = ()
     head: tuple[Delta, ...] = ()
+    own_head: PackedHead | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is held beside the file's content."""
+        return 0 if self.own_head is None else self.own_head.nbytes
 
 
 class EmbeddingHeadSlots:
@@ -53,14 +60,29 @@ class EmbeddingHeadSlots:
         self._logit_factor, self._logit_cap = logit_factor, logit_cap
         self._embedding = SlotEffects()
         self._head = SlotEffects()
+        self._own_head: dict[int, PackedHead] = {}
 
     def place(self, slot: int, embedding_head: EmbeddingHead) -> None:
         """Fill `slot`; empty embedding_head empty it."""
         self._embedding.place(slot, embedding_head.embedding)
         self._head.place(slot, embedding_head.head)
+        if embedding_head.own_head is None:
+            self._own_head.pop(slot, None)
+        else:
+            self._own_head[slot] = embedding_head.own_head
 
     def has_head(self, slot: int) -> bool:
-        return bool(self._head.get(slot))
+        return slot in self._own_head or bool(self._head.get(slot))
+
+    def own_heads(self, inputs: Inputs) -> list[HeadRun]:
+        """What the step multiplies instead of the base's head."""
+        if not self._own_head:
+            return []
+        return [
+            HeadRun(head, first, first + count)
+            for slot, first, count, _ in inputs.head.runs
+            if (head := self._own_head.get(slot)) is not None
+        ]
 
     def embeddings(self, inputs: Inputs) -> Tensor | None:
         """`[T, H]` of every token, where an adapter of the step changes any; else None."""
@@ -81,7 +103,7 @@ class EmbeddingHeadSlots:
         return frozenset(
             token
             for slot, first, count, _ in inputs.head.runs
-            if self.has_head(slot)
+            if self._head.get(slot)
             for token in range(first, first + count)
         )
 

@@ -59,6 +59,40 @@ static __attribute__((noinline)) void scale_logits(Engine *e, int thread) {
     }
 }
 
+/* This thread's blocks of logits, of the tokens whose adapter has a head of its own. */
+static __attribute__((noinline)) void multiply_own_heads(Engine *e, int thread) {
+    const Step *step = e->step;
+    const int stride = e->model->head_slots.out, blocks = stride / BLOCK;
+    const int first = SHARE(blocks, thread, e->pool.size);
+    const int share = SHARE(blocks, thread + 1, e->pool.size);
+    for (int h = 0; h < step->num_own_heads; h++) {
+        const OwnHead *own = step->own_heads + h;
+        const int known = own->linear->out / BLOCK, last = share < known ? share : known;
+        const size_t at = (size_t)own->first;
+        if (first >= last) continue;
+        ahead_clear(e->ahead + thread);
+        linear_blocks(own->linear, e->codes + at * 2 * own->linear->in, e->scale_T + at,
+                      step->logits + at * stride, stride, own->last - own->first, first, last,
+                      e->ahead + thread);
+    }
+}
+
+#define NEVER (-1e30f) /* minus infinity would be taken for an overflow */
+
+/* Of wanted tokens `first` to `last` - 1: no word that their own head lacks is ever drawn. */
+static __attribute__((noinline)) void forget_unknown_words(Engine *e, int first, int last) {
+    const Step *step = e->step;
+    for (int h = 0; h < step->num_own_heads; h++) {
+        const OwnHead *own = step->own_heads + h;
+        const int begin = first > own->first ? first : own->first;
+        const int end = last < own->last ? last : own->last;
+        for (int k = begin; k < end; k++) {
+            float *logits = step->logits + (size_t)k * e->model->head_slots.out;
+            for (int v = own->words; v < e->model->vocab; v++) logits[v] = NEVER;
+        }
+    }
+}
+
 /* What every sampled row needs of its logits, while they are still in a near cache. vocab: a
  * multiple of 16, `words` and nothing. */
 static void summarise(float *logits, int words, int vocab, float *norm, int32_t *best) {

@@ -145,10 +145,14 @@ static void run_step(void *argument, int thread) {
     barrier(&e->pool);
     const Modules head = {&m->head, &m->head_slots, 1, &step->head};
     const int stride = m->head_slots.out;
-    multiply(e, &head, NULL, step->logits, stride, step->num_wanted, thread);
-    add_deltas(e, &head, step->logits, stride, thread);
+    if (!step->all_own) {
+        multiply(e, &head, NULL, step->logits, stride, step->num_wanted, thread);
+        add_deltas(e, &head, step->logits, stride, thread);
+    }
+    if (step->num_own_heads) multiply_own_heads(e, thread);
     if (!m->plain_logits) scale_logits(e, thread);
     barrier(&e->pool);
+    if (step->num_own_heads) forget_unknown_words(e, first, last);
     for (int k = first; k < last; k++)
         summarise(step->logits + (size_t)k * stride, m->vocab, stride, step->norm + k, step->best + k);
 }

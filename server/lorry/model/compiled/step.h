@@ -117,6 +117,13 @@ typedef struct {
     const Layer *layers;
 } Model;
 
+/* Wanted tokens `first` to `last` - 1 have a head of their adapter's own: as wide as the base's, for
+ * the first `words` tokens of the vocabulary. */
+typedef struct {
+    const Linear *linear;
+    int32_t first, last, words;
+} OwnHead;
+
 /* Pairs (a token and one of its adapters) sorted by slot; segment s is the pairs
  * start[s] to start[s + 1] - 1, all of slot slot[s]. */
 typedef struct {
@@ -144,6 +151,8 @@ typedef struct {
     float *seen;            /* [num_wanted, hidden]: what the head is given; or NULL */
     float *logits;          /* [num_wanted, vocab up to a multiple of 16] */
     float *norm;            /* [num_wanted]: log of the sum of e^logit */
+    const OwnHead *own_heads;
+    int32_t num_own_heads, all_own; /* all_own: no wanted token has the base's head */
     const int32_t *raw;     /* per wanted token: its logits are to stay as the head answers; or NULL */
     int32_t *best;          /* [num_wanted]: the largest logit's token, the first of equals */
 } Step;

@@ -145,6 +145,15 @@ class Pairs(Structure):
     ]
 
 
+class OwnHead(Structure):
+    _fields_ = [
+        ("linear", c_void_p),
+        ("first", c_int32),
+        ("last", c_int32),
+        ("words", c_int32),
+    ]
+
+
 class StepArguments(Structure):
     _fields_ = [
         ("num_tokens", c_int32),
@@ -164,6 +173,9 @@ class StepArguments(Structure):
         ("seen", c_void_p),
         ("logits", c_void_p),
         ("norm", c_void_p),
+        ("own_heads", c_void_p),
+        ("num_own_heads", c_int32),
+        ("all_own", c_int32),
         ("raw", c_void_p),
         ("best", c_void_p),
     ]
