@@ -213,28 +213,45 @@ def test_a_merge_by_request_says_why_not(lorry: Bench) -> None:
         lorry.remove(f"a{seed}")
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+QUANTIZED = [
+    *((family, kind, "torch") for family in FAMILIES for kind in ("nf4", "int8")),
+    *((family, kind, "auto") for family in FAMILIES for kind in ("nf4", "fp4", "int8")),
+]
+
+
+@pytest.mark.parametrize(("family", "quantization", "kernels"), QUANTIZED)
 def test_on_a_quantized_base(
-    family: str, quantization: str, tiny_model: Callable[[str], Path], tmp_path: Path
+    family: str,
+    quantization: str,
+    kernels: str,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    """The linears are quantized, and the experts and the router are what they were: their deltas
-    are PEFT's over the same bitsandbytes base (int8: over the same integers, multiplied
-    exactly). Tolerances are those of test_matrix_quantized.py."""
+    """Linears and experts are quantized, and the router is what it was. The deltas are PEFT's over
+    the same weights: those of the experts dequantized, the same bitsandbytes linears, or with
+    int8 and with our own product the same integers, multiplied exactly. Tolerances are those of
+    test_matrix_quantized.py."""
     oracle = PeftOracle(tiny_model(family), quantization)
-    if quantization == "int8":
+    same_product = quantization != "int8" and kernels == "torch"
+    if not same_product:
         oracle.multiply_exactly()
-    mean, worst = (0.02, 0.15) if quantization == "nf4" else INT8
-    options = {"quantize": quantization, "kernels": "torch"}
+    mean, worst = (0.02, 0.15) if same_product else INT8
+    options = {"quantize": quantization, "kernels": kernels}
     with bench(tiny_model(family), family, tmp_path, base=oracle.base, **options) as lorry:
         made = lorry.make(KINDS["target_parameters, router"])
+        only_experts = {"router": False, "linears": False}
+        former = former_experts.make(family, oracle.base, tmp_path / "former", **only_experts)
+        # By their paths: a shared expert's linears have the same names.
+        edit_config(former.folder, target_modules=sorted(former.pairs))
         lorry.upload("this", made.folder).raise_for_status()
-        rows = [None, ("this", 1.0), ("plain", 1.0), ("this", 0.5)]
-        truths = [(None, 1.0), (made, 1.0), (lorry.plain, 1.0), (made, 0.5)]
-        lorry.ask(("this", 1.0)).raise_for_status()
-        for answer, (truth, scale) in zip(lorry.ask_together(rows), truths, strict=True):
-            errors = lorry.errors(answer, truth, scale)
-            assert (fmean(errors) < mean, max(errors) < worst) == (True, True), errors
+        lorry.upload("former", former.folder).raise_for_status()
+        rows = [None, ("this", 1.0), ("plain", 1.0), ("this", 0.5), ("former", 1.0)]
+        for name in ("this", "former"):
+            lorry.ask((name, 1.0)).raise_for_status()
+        truths: list[Any] = [None, made, lorry.plain, made, Merged(former, oracle.base)]
+        for row, answer, truth in zip(rows, lorry.ask_together(rows), truths, strict=True):
+            errors = lorry.errors(answer, truth, 1.0 if row is None else row[1])
+            assert (fmean(errors) < mean, max(errors) < worst) == (True, True), (row, errors)
             assert truth is None or fmean(lorry.errors(answer, None)) > 3 * mean
 
 

@@ -78,12 +78,13 @@ def make(
     folder: Path,
     *,
     router: bool = True,
+    linears: bool = True,
     only: str = "",
     seed: int = 5,
     **config: Any,
 ) -> FormerAdapter:
-    """Attention, a shared expert, all experts (or `only` what has that in its path) and the
-    router, drawn loud and saved. `config`: of PEFT's, beside the target_modules."""
+    """Attention and a shared expert (`linears`), all experts (or `only` what has that in its path)
+    and the router, drawn loud and saved. `config`: of PEFT's, beside the target_modules."""
     generator = torch.Generator().manual_seed(seed)
     fields = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **config}
     rank = int(fields["r"])
@@ -93,7 +94,7 @@ def make(
     shapes: dict[str, tuple[int, int]] = {}
     for path, module in base.named_modules():
         former = path.replace(".mlp.", f".{block}.")
-        if path.endswith(_LINEARS):
+        if path.endswith(_LINEARS) and linears:
             shapes[path] = (module.out_features, module.in_features)
         elif path.endswith(".mlp.gate") and router:
             shapes[former] = tuple(module.weight.shape)

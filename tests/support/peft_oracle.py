@@ -18,6 +18,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from lorry.model.expert_layouts import PROJECTIONS, holds_experts
+from lorry.model.expert_stacks import quantized
 from lorry.model.four_bit import FourBitLinear
 
 Adapters = Sequence[tuple[Path, float]]
@@ -49,6 +51,12 @@ class PeftOracle:
         self.base = AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=torch.float32, **more
         ).eval()
+        if quantization != "none":
+            round_experts(self.base, quantization)
+        for module in self.base.modules():
+            # bitsandbytes would pack it for the processor, and fail.
+            if isinstance(module, Linear4bit) and module.out_features % 32:
+                module.support_avx512bf16_for_cpu = False
         self._peft: PeftModel | None = None
         self._names: dict[Path, str] = {}
 
@@ -130,6 +138,20 @@ class PeftOracle:
                 assert not result.unexpected_keys, result.unexpected_keys
             self._peft.eval()
         return name
+
+
+def round_experts(model: torch.nn.Module, quantization: str) -> None:
+    """Give the experts, which bitsandbytes leaves alone, the numbers that the server's are worth
+    (`tests/unit/model/test_expert_stacks.py` compares those with bitsandbytes')."""
+    for module in model.modules():
+        if not holds_experts(module):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in PROJECTIONS:
+                continue
+            weight = parameter.data.transpose(1, 2) if module.is_transposed else parameter.data
+            rounded = quantized(weight, quantization, double_quant=True).dense_weight()
+            parameter.data.copy_(rounded.transpose(1, 2) if module.is_transposed else rounded)
 
 
 def _exact_int8(module: Linear8bitLt) -> Callable[[torch.Tensor], torch.Tensor]:

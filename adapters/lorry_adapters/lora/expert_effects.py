@@ -17,7 +17,7 @@ by expert, P those of one adapter; E experts, I in, O out, R rank, H width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,16 +228,15 @@ class LoraExperts(Wrapped):
         weight_MK: Tensor,
         slots: Sequence[tuple[int, Tensor | None, Tensor]],
     ) -> Tensor:
-        chosen = index_MK.shape[1]
+        base: Any = self.base
         expert_S, order_S = index_MK.flatten().sort(stable=True)
-        token_S = order_S // chosen
+        token_S = order_S // index_MK.shape[1]
         every = runs(expert_S)
         mine = [
             (deltas, _rows_of(expert_S, token_S, every, is_mine_M, scale_M1))
             for slot, is_mine_M, scale_M1 in slots
             for deltas in self.effects.get(slot)
         ]
-        base: Any = self.base
 
         def project(name: str, x_SI: Tensor) -> Tensor:
             y_SO = projected(base, name, x_SI, expert_S, every)
@@ -245,17 +244,34 @@ class LoraExperts(Wrapped):
                 deltas.add_to(name, y_SO, x_SI, rows)
             return y_SO
 
-        if base.has_gate:
-            hidden_SI = base._apply_gate(project("gate_up_proj", x_MH[token_S]))
-        else:
-            hidden_SI = base.act_fn(project("up_proj", x_MH[token_S]))
-        y_SH = project("down_proj", hidden_SI)
-        if base.has_post_expert_norm:
-            y_SH = base.post_expert_norm(y_SH)
-        y_SH = y_SH * weight_MK.flatten()[order_S].unsqueeze(1)
-        in_order_SH = torch.empty_like(y_SH)
-        in_order_SH[order_S] = y_SH
-        return in_order_SH.view(-1, chosen, y_SH.shape[1]).sum(1).to(x_MH.dtype)
+        return mixed(base, x_MH, weight_MK, order_S, project)
+
+
+def mixed(
+    base: Any,
+    x_TH: Tensor,
+    weight_TK: Tensor,
+    order_S: Tensor,
+    project: Callable[[str, Tensor], Tensor],
+) -> Tensor:
+    """Compute what the module `base` answers, like `transformers.integrations.moe`.
+
+    `order_S`: of all experts of all tokens, those with rows of the first expert first; `project`:
+    multiplies such rows by one of the module's parameters.
+    """
+    chosen = weight_TK.shape[1]
+    x_SH = x_TH[order_S // chosen]
+    if base.has_gate:
+        hidden_SI = base._apply_gate(project("gate_up_proj", x_SH))
+    else:
+        hidden_SI = base.act_fn(project("up_proj", x_SH))
+    y_SH = project("down_proj", hidden_SI)
+    if base.has_post_expert_norm:
+        y_SH = base.post_expert_norm(y_SH)
+    y_SH = y_SH * weight_TK.flatten()[order_S].unsqueeze(1)
+    in_order_SH = torch.empty_like(y_SH)
+    in_order_SH[order_S] = y_SH
+    return in_order_SH.view(-1, chosen, y_SH.shape[1]).sum(1).to(x_TH.dtype)
 
 
 def runs(expert_S: Tensor) -> Runs:
@@ -278,13 +294,17 @@ def _rows_of(
 
 
 def projected(base: Any, name: str, x_SI: Tensor, expert_S: Tensor, every: Runs) -> Tensor:
-    """Compute the base's own output, like `transformers.integrations.moe`."""
+    """Compute the base's own output, like `transformers.integrations.moe`. Quantized weights are a
+    module, which multiplies by itself."""
     weight = getattr(base, name)
-    outputs = weight.shape[2] if base.is_transposed else weight.shape[1]
-    y_SO = x_SI.new_empty(x_SI.shape[0], outputs)
-    for expert, first, last in every:
-        weight_IO = weight[expert] if base.is_transposed else weight[expert].T
-        torch.mm(x_SI[first:last], weight_IO, out=y_SO[first:last])
+    if isinstance(weight, nn.Module):
+        y_SO: Tensor = weight(x_SI, every)
+    else:
+        outputs = weight.shape[2] if base.is_transposed else weight.shape[1]
+        y_SO = x_SI.new_empty(x_SI.shape[0], outputs)
+        for expert, first, last in every:
+            weight_IO = weight[expert] if base.is_transposed else weight[expert].T
+            torch.mm(x_SI[first:last], weight_IO, out=y_SO[first:last])
     if base.has_bias:
         y_SO += getattr(base, f"{name}_bias")[expert_S]
     return y_SO

@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -31,6 +32,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
 from lorry.model import base_source, first_qwen
+from lorry.model.expert_loading import ExpertsConfig
+from lorry.model.experts import quantize_experts, use_int8_stacks
 from lorry.model.half_embedding import halve
 from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
@@ -140,8 +143,10 @@ def load(
     # Files that are quantized themselves, or renamed on the way, are loaded each time.
     keeper = None if stored is not None or first_qwen.is_original(found.folder) else replacer
     kept = None if keeper is None else keeper.config_of(found, precision)
-    settled = kept or (None if stored is not None else bitsandbytes_config(precision))
+    bitsandbytes = ExpertsConfig if precision.device.type == "cpu" else BitsAndBytesConfig
+    settled = kept or (None if stored is not None else bitsandbytes_config(precision, bitsandbytes))
     model = _model(found, config, precision, attention, settled)
+    quantize_experts(model, replace(precision, quantization=kind))
     name, *others = names_of(settings, found)
     layout = replace(described(model, found, name), exact=not quantized)
     if kept is None:
@@ -151,6 +156,7 @@ def load(
         settle(model, precision)
         if kind is Quantization.INT8 and precision.device.type == "cpu" and not replaced:
             use_int8_kernels(model, threshold=precision.int8_threshold)
+            use_int8_stacks(model)
     if quantized and precision.device.type == "cpu":
         halve(model, found.folder)
     if quantized:

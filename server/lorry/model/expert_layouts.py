@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorry.model.expert_stacks import ExpertStack
 from lorry_adapters.lora.base import BaseModule, BaseParameter, ModuleKind
 from lorry_adapters.lora.expert_effects import routed, scores
+
+PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
+"""What a linear of each expert was once: the stacked weights, in their modules' order."""
 
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
 """What transformers notes on a module of experts that its own implementations can run."""
@@ -32,7 +37,7 @@ def parameters_of(model: PreTrainedModel) -> dict[str, BaseParameter]:
     routes: dict[type, bool] = {}
     mixtral = model.config.get_text_config().model_type in _LIKE_MIXTRAL
     for path, module in model.named_modules():
-        if not all(hasattr(module, flag) for flag in _FLAGS):
+        if not holds_experts(module):
             continue
         block, _, _ = path.rpartition(".")
         for one in _experts(path, module, mixtral):
@@ -52,25 +57,40 @@ def parameters_of(model: PreTrainedModel) -> dict[str, BaseParameter]:
     return found
 
 
+def holds_experts(module: nn.Module) -> bool:
+    """True if it has the weights of all experts of a layer, and transformers can run it by another
+    implementation than its own."""
+    return all(hasattr(module, flag) for flag in _FLAGS)
+
+
 def _experts(path: str, module: nn.Module, mixtral: bool) -> Iterator[BaseParameter]:
     table = _FORMER_MIXTRAL if mixtral else _FORMER
-    for name, parameter in module.named_parameters(recurse=False):
-        own = f"{path}.{name}"
-        if parameter.ndim != 3 or name not in ("gate_up_proj", "up_proj", "down_proj"):
-            yield BaseParameter(path, _shape(own, ModuleKind.OTHER, parameter.shape))
-            continue
-        experts, *rest = parameter.shape
-        shape = _shape(own, ModuleKind.EXPERTS, rest[::-1] if module.is_transposed else rest)
+    for name, (experts, out_features, in_features) in _projections(module):
+        shape = _shape(f"{path}.{name}", ModuleKind.EXPERTS, (out_features, in_features))
         # Interleaved, or without a gate, they were never linears of one expert.
         plain = module.is_concatenated and module.has_gate
         former = table.get(name, ()) if plain else ()
         formerly = tuple(f"{_formerly(path, mixtral)}.{{}}.{old}" for old in former)
         yield BaseParameter(
             path,
-            BaseModule(own, shape.kind, shape.in_features, shape.out_features, experts=experts),
+            replace(shape, experts=experts),
             formerly=formerly,
             transposed=bool(module.is_transposed),
         )
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim != 3 or name not in PROJECTIONS:
+            yield BaseParameter(path, _shape(f"{path}.{name}", ModuleKind.OTHER, parameter.shape))
+
+
+def _projections(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
+    """Names, and E, O and I, of stacked weights, quantized or not."""
+    for name in PROJECTIONS:
+        weight = getattr(module, name, None)
+        if isinstance(weight, ExpertStack):
+            yield name, weight.shape
+        elif isinstance(weight, Tensor) and weight.ndim == 3:
+            experts, *rest = weight.shape
+            yield name, (experts, *(rest[::-1] if module.is_transposed else rest))
 
 
 def _shape(path: str, kind: ModuleKind, shape: Sequence[int]) -> BaseModule:

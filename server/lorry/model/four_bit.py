@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from bitsandbytes.functional import dequantize_blockwise, get_4bit_type
+from bitsandbytes.functional import QuantState, dequantize_blockwise, get_4bit_type
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
@@ -90,27 +90,9 @@ class FourBitLinear(QuantizedLinear):
     @classmethod
     def of(cls, module: Linear4bit) -> FourBitLinear:
         """The same codes; `convertible`."""
-        state = module.weight.quant_state
-        absmax = state.absmax
-        if state.nested:
-            absmax = dequantize_blockwise(absmax, state.state2) + state.offset
-        out, inputs = module.out_features, module.in_features
-        # A block may begin in one row and end in the next.
-        absmax_OC = (
-            absmax.float()
-            .repeat_interleave(state.blocksize // CHUNK)[: out * inputs // CHUNK]
-            .view(out, inputs // CHUNK)
-        )
-        # Quantized themselves, the scales of small blocks may be negative.
-        largest_O = absmax_OC.abs().amax(1).clamp_min(1e-30)
-        levels, unit = levels_of(state.quant_type)
-        return cls(
-            module.weight.data.view(torch.uint8).reshape(out, inputs // 2),
-            (absmax_OC / largest_O.unsqueeze(1)).half(),
-            largest_O * unit,
-            levels,
-            module.bias,
-        )
+        state, size = module.weight.quant_state, (module.out_features, module.in_features)
+        made = tensors_of(module.weight.data, state, *size)
+        return cls(made["codes"], made["chunk_scale"], made["scale"], made["levels"], module.bias)
 
     def base_tensors(self) -> Mapping[str, Tensor]:
         tensors = {
@@ -136,6 +118,29 @@ class FourBitLinear(QuantizedLinear):
         high = codes.round()
         rounded = high + ((codes - high) * CODES).round() / CODES
         return F.linear(rounded * (absmax / CODES), self.dense_weight(), self.bias)
+
+
+def tensors_of(codes: Tensor, state: QuantState, out: int, inputs: int) -> dict[str, Tensor]:
+    """`FourBitLinear`'s, of what `quantize_4bit` made of a weight `[out, inputs]`; inputs are whole
+    chunks."""
+    absmax = state.absmax
+    if state.nested:
+        absmax = dequantize_blockwise(absmax, state.state2) + state.offset
+    # A block may begin in one row and end in the next.
+    absmax_OC = (
+        absmax.float()
+        .repeat_interleave(state.blocksize // CHUNK)[: out * inputs // CHUNK]
+        .view(out, inputs // CHUNK)
+    )
+    # Quantized themselves, the scales of small blocks may be negative.
+    largest_O = absmax_OC.abs().amax(1).clamp_min(1e-30)
+    levels, unit = levels_of(state.quant_type)
+    return {
+        "codes": codes.view(torch.uint8).reshape(out, inputs // 2),
+        "chunk_scale": (absmax_OC / largest_O.unsqueeze(1)).half(),
+        "scale": largest_O * unit,
+        "levels": levels,
+    }
 
 
 def dense(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorry.model.expert_layouts import holds_experts
+from lorry.model.expert_stacks import ExpertStack
 from lorry.model.quantized_linear import QuantizedLinear
 
-PARTS = ("quantized_linears", "linears", "embeddings", "output_head", "other")
+PARTS = ("quantized_linears", "linears", "experts", "embeddings", "output_head", "other")
 
 
 def memory_by_part(model: PreTrainedModel) -> dict[str, int]:
@@ -25,7 +27,7 @@ def memory_by_part(model: PreTrainedModel) -> dict[str, int]:
     seen: set[tuple[torch.device, int]] = set()
     for module in model.modules():
         part = _part(module, head)
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedLinear | ExpertStack):
             report[part] += module.nbytes
             continue
         for _, tensor in _tensors(module):
@@ -69,6 +71,8 @@ def give_back_freed() -> None:
 def _part(module: nn.Module, head: nn.Module | None) -> str:
     if isinstance(module, nn.Embedding):
         return "embeddings"
+    if isinstance(module, ExpertStack) or holds_experts(module):
+        return "experts"
     if module is head:
         return "output_head"
     if isinstance(module, Linear4bit | Linear8bitLt | QuantizedLinear):
@@ -80,7 +84,7 @@ def _part(module: nn.Module, head: nn.Module | None) -> str:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The module's own tensors, and those bitsandbytes keeps outside its parameters."""
-    if isinstance(module, QuantizedLinear):
+    if isinstance(module, QuantizedLinear | ExpertStack):
         yield from module.base_tensors().items()
         return
     yield from module.named_parameters(recurse=False)

@@ -97,17 +97,17 @@ def fitting(
     )
 
 
-def bitsandbytes_config(precision: Precision) -> BitsAndBytesConfig | None:
+def bitsandbytes_config(
+    precision: Precision, made: type[BitsAndBytesConfig] = BitsAndBytesConfig
+) -> BitsAndBytesConfig | None:
     """What `from_pretrained` is told; None leaves the weights as they are."""
     match precision.quantization:
         case Quantization.NONE:
             return None
         case Quantization.INT8:
-            return BitsAndBytesConfig(
-                load_in_8bit=True, llm_int8_threshold=float(precision.int8_threshold)
-            )
+            return made(load_in_8bit=True, llm_int8_threshold=float(precision.int8_threshold))
         case kind:
-            return BitsAndBytesConfig(
+            return made(
                 load_in_4bit=True,
                 bnb_4bit_quant_type=kind.value,
                 bnb_4bit_compute_dtype=precision.dtype,

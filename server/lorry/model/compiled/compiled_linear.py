@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import weakref
 from collections.abc import Mapping
 
 import torch
@@ -19,10 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorry.model import int8
-from lorry.model.compiled import structs
+from lorry.model.compiled.compiled_stack import packable, replace_stacks
 from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
+from lorry.model.compiled.products import Multiplier, is_close
 from lorry.model.dense import codes_of, dense_weight
+from lorry.model.experts import stacks_of
 from lorry.model.four_bit import FourBitLinear, convertible, dense
 from lorry.model.guard import require
 from lorry.model.kernels import is_left_out
@@ -30,44 +31,8 @@ from lorry.model.quantized_linear import QuantizedLinear, was_transposed
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 64
-"""Of one product; more are multiplied one after the other."""
-
-_TOLERANCE = 0.03
-"""Of the largest number: the roundings of levels, of activations and of the head."""
-
 _CHECKED = 256
 """Outputs of a linear that are compared with the plain formula."""
-
-
-class Multiplier:
-    """The threads and the memory of products. One at a time, from one thread; it ends with the
-    last linear that has it."""
-
-    def __init__(self, library: ctypes.CDLL, widest: int, num_threads: int) -> None:
-        """`widest`: inputs of a linear. Raises MemoryError where there is no memory or there are
-        no threads."""
-        self._library = library
-        # A model without layers: its sizes are what the activations need.
-        model = structs.Model(
-            hidden=BLOCK, heads=1, kv_heads=1, head_size=BLOCK, inner=widest, vocab=BLOCK
-        )
-        self._model = model
-        self._engine = library.lorry_engine(ctypes.byref(model), _ROWS, 1, BLOCK, num_threads)
-        if not self._engine:
-            raise MemoryError("no memory or no threads for the compiled product")
-        weakref.finalize(self, library.lorry_engine_free, self._engine)
-
-    def __call__(self, linear: structs.Linear, x: Tensor) -> Tensor:
-        """`[..., I]` to `[..., O]`."""
-        x_TI = x.reshape(-1, linear.in_).float().contiguous()
-        y_TO = torch.empty(len(x_TI), linear.out)
-        for first in range(0, len(x_TI), _ROWS):
-            rows, answers = x_TI[first : first + _ROWS], y_TO[first : first + _ROWS]
-            self._library.lorry_linear(
-                self._engine, ctypes.byref(linear), rows.data_ptr(), answers.data_ptr(), len(rows)
-            )
-        return y_TO.view(*x.shape[:-1], linear.out)
 
 
 class CompiledLinear(QuantizedLinear):
@@ -97,7 +62,11 @@ class CompiledLinear(QuantizedLinear):
         tensors = self.packed.tensors()
         if self.out_features == self.packed.out_features:
             return tensors
-        return {name: tensor[: self.out_features] for name, tensor in tensors.items()}
+        whole = torch.contiguous_format
+        return {
+            name: t if name == "levels" else t[: self.out_features].clone(memory_format=whole)
+            for name, t in tensors.items()
+        }
 
     def dense_weight(self) -> Tensor:
         tensors = self.base_tensors()
@@ -136,7 +105,9 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
     if named is not None and type(head) is nn.Linear and head.in_features % BLOCK == 0:
         modules.append((named, head))
     threads = torch.get_num_threads()
-    multiplier = Multiplier(library, max(m.in_features for _, m in modules), threads)
+    stacks = [stack for _, _, stack in stacks_of(model) if packable(stack)]
+    widest = max(m.in_features for m in (*(m for _, m in modules), *stacks))
+    multiplier = Multiplier(library, widest, threads)
     packer = Packer(library, threads)
     # One of each class is compared before any is replaced.
     checked: dict[str, CompiledLinear] = {}
@@ -153,6 +124,7 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
                 parent, _, leaf = name.rpartition(".")
                 compiled = checked.pop(name, None) or _compiled(module, packer, multiplier)
                 setattr(model.get_submodule(parent), leaf, compiled)
+            replace_stacks(model, packer, multiplier)
     finally:
         packer.close()
     return True
@@ -162,16 +134,14 @@ def _fits(module: nn.Module) -> bool:
     if isinstance(module, Linear8bitLt):
         codes_OI, absmax_O = codes_of(module)
         ready = codes_OI is not None and absmax_O is not None and module.state.threshold == 0.0
-        return bool(ready and not any(size % BLOCK for size in codes_OI.shape))
-    return (
-        isinstance(module, Linear4bit) and convertible(module) and not module.out_features % BLOCK
-    )
+        return bool(ready and codes_OI.shape[1] % BLOCK == 0)
+    return isinstance(module, Linear4bit) and convertible(module)
 
 
 def _compiled(module: nn.Module, packer: Packer, multiplier: Multiplier) -> CompiledLinear:
     match module:
         case Linear4bit():
-            packed = packer.four_bits(FourBitLinear.of(module))
+            packed = packer.four_bits(FourBitLinear.of(module).base_tensors())
         case Linear8bitLt():
             codes_OI, absmax_O = codes_of(module)
             packed = packer.int8(codes_OI.contiguous(), absmax_O.float() / 127, module.bias)
@@ -195,5 +165,4 @@ def _is_right(module: nn.Module, compiled: CompiledLinear) -> bool:
     expected = F.linear(x_TI, dense_weight(module)[:_CHECKED])
     if compiled.bias is not None:
         expected += compiled.bias[:_CHECKED]
-    off = (y_TO[:, :_CHECKED] - expected).abs().max()
-    return bool(off <= _TOLERANCE * expected.abs().max())
+    return is_close(y_TO[:, :_CHECKED], expected)

@@ -1,4 +1,5 @@
-"""The packed linears of a base on disk: the second start reads them and quantizes nothing.
+"""The packed linears and experts of a base on disk: the second start reads them and quantizes
+nothing.
 
 A folder of `home/quantized` has the tensors of every `PackedLinear` in `packed.safetensors` and,
 in its metadata, what else makes one of them. Its name ends in a digest of everything that the
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,8 +31,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorry.errors import ModelError
 from lorry.model.base_source import BaseSource
-from lorry.model.compiled.compiled_linear import CompiledLinear, Multiplier, replace_linears
+from lorry.model.compiled.compiled_linear import CompiledLinear, replace_linears
+from lorry.model.compiled.compiled_stack import CompiledStack
 from lorry.model.compiled.pack import PackedLinear
+from lorry.model.compiled.products import Multiplier
+from lorry.model.experts import put
 from lorry.model.guard import Unsafe
 from lorry.model.progress import Say
 from lorry.model.quantize import Precision
@@ -39,13 +43,15 @@ from lorry.model.store import build_once, require_room
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of `PackedLinear` and of the files. Another number makes every kept base stale."""
 
 METHOD = "lorry_packed"
 """What transformers calls the way of loading."""
 
 _FILE = "packed.safetensors"
+
+Kept: TypeAlias = CompiledLinear | CompiledStack
 
 _TENSORS = tuple(
     one.name for one in fields(PackedLinear) if one.name not in ("out_features", "in_features")
@@ -87,12 +93,12 @@ class KeptBases:
         if self.home is None:
             return
         folder = self._folder(self.home, found, precision)
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, CompiledLinear)}
+        modules = {n: m for n, m in model.named_modules() if isinstance(m, Kept)}
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            needed = sum(linear.nbytes for linear in linears.values())
+            needed = sum(module.nbytes for module in modules.values())
             require_room(folder.parent, needed, "the packed base")
-            build_once(folder, lambda into: _write(into, linears), source=found.given, say=self.say)
+            build_once(folder, lambda into: _write(into, modules), source=found.given, say=self.say)
             self.say(f"kept the packed base in {folder} for the next start")
         except (ModelError, OSError) as error:
             logger.warning("the packed base is not kept for the next start: %s", error)
@@ -128,11 +134,11 @@ def key_of(found: BaseSource, precision: Precision) -> str:
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """Linears that are ready, for transformers' loader. Never written to a file."""
+    """Linears and experts that are ready, for transformers' loader. Never written to a file."""
 
-    def __init__(self, linears: Mapping[str, CompiledLinear] | None = None, **unused: Any) -> None:
+    def __init__(self, modules: Mapping[str, Kept] | None = None, **unused: Any) -> None:
         self.quant_method = METHOD
-        self.linears = linears or {}
+        self.modules = modules or {}
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -145,9 +151,13 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **more: Any) -> None:
-        for path, linear in self.quantization_config.linears.items():
+        for path, module in self.quantization_config.modules.items():
             parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, linear)
+            owner = model.get_submodule(parent)
+            if isinstance(module, CompiledStack):
+                put(owner, leaf, module)
+            else:
+                setattr(owner, leaf, module)
         head = model.get_output_embeddings()
         if isinstance(head, CompiledLinear) and model.config.get_text_config().tie_word_embeddings:
             # transformers ties it, and wants a parameter for that. Nothing reads it.
@@ -161,17 +171,16 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
-def _write(folder: Path, linears: Mapping[str, CompiledLinear]) -> None:
+def _write(folder: Path, modules: Mapping[str, Kept]) -> None:
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, list[int]] = {}
-    for path, linear in linears.items():
-        packed = linear.packed
-        numbers[path] = [
-            linear.out_features,
-            packed.out_features,
-            packed.in_features,
-            int(linear.transposed),
-        ]
+    for path, module in modules.items():
+        packed = module.packed
+        if isinstance(module, CompiledStack):
+            more = [0, module.experts]
+        else:
+            more = [int(module.transposed), 0]
+        numbers[path] = [module.out_features, packed.out_features, packed.in_features, *more]
         for name in _TENSORS:
             tensor = getattr(packed, name)
             if tensor is not None:
@@ -179,22 +188,21 @@ def _write(folder: Path, linears: Mapping[str, CompiledLinear]) -> None:
     save_file(tensors, folder / _FILE, metadata={"linears": json.dumps(numbers)})
 
 
-def _read(folder: Path, library: ctypes.CDLL) -> Mapping[str, CompiledLinear]:
+def _read(folder: Path, library: ctypes.CDLL) -> Mapping[str, Kept]:
     with safe_open(folder / _FILE, framework="pt") as file:
         numbers: dict[str, list[int]] = json.loads(file.metadata()["linears"])
-        widest = max(inputs for _, _, inputs, _ in numbers.values())
+        widest = max(inputs for _, _, inputs, _, _ in numbers.values())
         multiplier = Multiplier(library, widest, torch.get_num_threads())
         found: dict[str, dict[str, Tensor]] = {path: {} for path in numbers}
         for key in file.keys():  # noqa: SIM118, a handle is not a mapping
             path, _, name = key.rpartition(":")
             # Copied: the mapped file's tensors begin anywhere, and its pages are small.
             found[path][name] = file.get_tensor(key).clone()
-    return {
-        path: CompiledLinear(
-            PackedLinear(out_features=packed_out, in_features=inputs, **found[path]),
-            out,
-            multiplier,
-            transposed=bool(transposed),
-        )
-        for path, (out, packed_out, inputs, transposed) in numbers.items()
-    }
+    modules: dict[str, Kept] = {}
+    for path, (out, outputs, inputs, transposed, experts) in numbers.items():
+        packed = PackedLinear(out_features=outputs, in_features=inputs, **found[path])
+        if experts:
+            modules[path] = CompiledStack(packed, experts, multiplier)
+        else:
+            modules[path] = CompiledLinear(packed, out, multiplier, transposed=bool(transposed))
+    return modules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +85,31 @@ class PackedLinear:
             found = (tensor.numel(), tensor.dtype, tensor.is_contiguous())
             require(found == (size, dtype, True), f"{name}: {found}, not {size} of {dtype}")
         require(not four_bits or inputs % CHUNK == 0, f"{inputs} inputs, not whole chunks")
+
+    def part(self, first: int, out_features: int) -> PackedLinear:
+        """Some of its outputs, whole blocks of them. Shares the memory."""
+        require(
+            first % BLOCK == 0
+            and out_features % BLOCK == 0
+            and 0 <= first <= first + out_features <= self.out_features,
+            f"outputs from {first} on, {out_features} of {self.out_features}",
+        )
+        blocks = slice(first // BLOCK, (first + out_features) // BLOCK)
+        outputs = slice(first, first + out_features)
+
+        def of(tensor: Tensor | None, some: slice) -> Tensor | None:
+            return None if tensor is None else tensor[some]
+
+        return replace(
+            self,
+            codes=self.codes[blocks],
+            scale_O=self.scale_O[outputs],
+            out_features=out_features,
+            bias_O=of(self.bias_O, outputs),
+            sum_O=of(self.sum_O, outputs),
+            chunk_scale=of(self.chunk_scale, blocks),
+            offset_O=of(self.offset_O, outputs),
+        )
 
     @property
     def struct(self) -> Linear:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from lorry.model.compiled.pack import BLOCK, PackedLinear
-from lorry.model.four_bit import CHUNK, FourBitLinear
+from lorry.model.four_bit import CHUNK
 from lorry.model.guard import require
 
 
@@ -71,10 +71,23 @@ class Packer:
             in_features=inputs,
         )
 
-    def four_bits(self, linear: FourBitLinear) -> PackedLinear:
-        out, inputs = linear.out_features, linear.in_features
-        require(out % BLOCK == 0 and inputs % CHUNK == 0, f"{out} x {inputs} weights")
-        tensors = {name: tensor.contiguous() for name, tensor in linear.base_tensors().items()}
+    def tensors(self, tensors: Mapping[str, Tensor]) -> PackedLinear:
+        """Of a linear of ours in either number of bits, as its `base_tensors` has them."""
+        if "levels" in tensors:
+            return self.four_bits(tensors)
+        return self.int8(tensors["codes"].contiguous(), tensors["scale"], tensors.get("bias"))
+
+    def four_bits(self, tensors: Mapping[str, Tensor]) -> PackedLinear:
+        """Of a `FourBitLinear`'s tensors. `O` of any number: outputs up to a whole block are
+        zeros."""
+        missing = -len(tensors["codes"]) % BLOCK
+        tensors = {
+            name: tensor if name == "levels" or not missing else _longer(tensor, missing)
+            for name, tensor in tensors.items()
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        out, inputs = tensors["codes"].shape[0], 2 * tensors["codes"].shape[1]
+        require(inputs % CHUNK == 0, f"{inputs} inputs, not whole chunks")
         chunks = inputs // CHUNK
         packed = torch.empty(out // BLOCK, inputs // 8, BLOCK, 4, dtype=torch.uint8)
         chunk_scale = torch.empty(out // BLOCK, chunks, BLOCK, dtype=torch.float16)
@@ -111,6 +124,11 @@ class Packer:
         parts = [(first, min(each, rows - first)) for first in range(0, rows, each)]
         for done in [self._pool.submit(some, *part) for part in parts]:
             done.result()
+
+
+def _longer(values_O: Tensor, missing: int) -> Tensor:
+    """With zeros at the end of its first dimension."""
+    return torch.cat([values_O, values_O.new_zeros(missing, *values_O.shape[1:])])
 
 
 def _filled(values_O: Tensor, size: int, value: float) -> Tensor:

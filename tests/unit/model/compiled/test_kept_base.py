@@ -16,6 +16,8 @@ from lorry.errors import ModelError
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.compiled import kept_base
 from lorry.model.compiled.compiled_linear import CompiledLinear
+from lorry.model.compiled.compiled_stack import CompiledStack
+from lorry.model.experts import stacks_of
 from lorry.model.memory import digest_of_base
 from lorry.model.paths import replacer
 from lorry.settings import Settings
@@ -50,7 +52,10 @@ def forbid_packing(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
-@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "gpt2", "phi3", "gemma3"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "llama_tied", "qwen2", "gpt2", "phi3", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe"],
+)
 def test_the_second_start_is_the_first(
     family: str,
     quantize: str,
@@ -67,6 +72,8 @@ def test_the_second_start_is_the_first(
     assert first.quantization == second.quantization == quantize
     mine, theirs = digest_of_base(second.model), digest_of_base(first.model)
     assert mine == theirs
+    kinds = [{type(stack) for _, _, stack in stacks_of(one.model)} for one in (first, second)]
+    assert kinds[0] == kinds[1] == ({CompiledStack} if first.layout.parameters else set())
 
 
 def test_other_weights_are_packed_anew_and_the_old_ones_go(
