@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from lorry.model import int8
 from lorry.model.compiled.compiled_stack import packable, replace_stacks
+from lorry.model.compiled.multiplier import Multiplier, is_close
 from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
-from lorry.model.compiled.products import Multiplier, is_close
 from lorry.model.dense import codes_of, dense_weight
 from lorry.model.experts import stacks_of
 from lorry.model.four_bit import FourBitLinear, convertible, dense

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lorry.model.compiled.multiplier import Multiplier, is_close
 from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
-from lorry.model.compiled.products import Multiplier, is_close
 from lorry.model.expert_stacks import ExpertStack, PlainStack
 from lorry.model.experts import put, stacks_of
 from lorry.model.four_bit import CHUNK

@@ -33,8 +33,8 @@ from lorry.errors import ModelError
 from lorry.model.base_source import BaseSource
 from lorry.model.compiled.compiled_linear import CompiledLinear, replace_linears
 from lorry.model.compiled.compiled_stack import CompiledStack
+from lorry.model.compiled.multiplier import Multiplier
 from lorry.model.compiled.pack import PackedLinear
-from lorry.model.compiled.products import Multiplier
 from lorry.model.experts import put
 from lorry.model.guard import Unsafe
 from lorry.model.progress import Say

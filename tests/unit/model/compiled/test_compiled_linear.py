@@ -12,10 +12,10 @@ import torch
 
 from lorry.model import quantize
 from lorry.model.base_loader import LoadedModel
-from lorry.model.compiled import products, structs
+from lorry.model.compiled import multiplier, structs
 from lorry.model.compiled.compiled_linear import CompiledLinear, replace_linears
+from lorry.model.compiled.multiplier import Multiplier
 from lorry.model.compiled.pack import pack
-from lorry.model.compiled.products import Multiplier
 from lorry.model.dense import dense_weight
 from lorry.model.memory import digest_of_base
 from support.compiled import require_compiled_step
@@ -111,6 +111,6 @@ def test_the_weights_are_those_that_were_packed(built: ctypes.CDLL) -> None:
 
 def test_products_are_cut_to_the_memory(built: ctypes.CDLL) -> None:
     linear = CompiledLinear(pack(four_bits_of(64, 32)), 32, Multiplier(built, 64, 1))
-    x_TI = torch.randn(3 * products.ROWS + 1, 64)
+    x_TI = torch.randn(3 * multiplier.ROWS + 1, 64)
     rows = [linear(row) for row in x_TI]
     assert torch.equal(linear(x_TI), torch.stack(rows))

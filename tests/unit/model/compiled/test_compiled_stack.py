@@ -12,8 +12,8 @@ import torch
 from lorry.model.compiled import compiled_stack
 from lorry.model.compiled.compiled_linear import CompiledLinear
 from lorry.model.compiled.compiled_stack import CompiledStack
+from lorry.model.compiled.multiplier import Multiplier, is_close
 from lorry.model.compiled.packer import Packer
-from lorry.model.compiled.products import Multiplier, is_close
 from lorry.model.expert_stacks import PlainStack, quantized
 from lorry.model.experts import stacks_of
 from lorry.model.guard import Unsafe
