@@ -93,6 +93,8 @@ def test_embeddings(v1: str) -> None:
     one, two = model.embed_documents(["rice", "tea"])
     assert len(one) == len(two) > 8 and one != two
     assert model.embed_query("rice") == pytest.approx(one, abs=1e-3)
+    # As many as it sends at a time, unless it is told otherwise.
+    assert len(model.embed_documents(["rice"] * 1000)) == 1000
 
 
 def test_errors(chat: Any) -> None:

@@ -186,6 +186,16 @@ def test_responses(client: openai.OpenAI) -> None:
     assert "".join(pieces) == first.output_text
 
 
+def test_responses_in_the_background(client: openai.OpenAI) -> None:
+    given: Any = {"model": BASE, "input": "How do I cook rice?", "background": True}
+    made = client.responses.create(**given, max_output_tokens=12)
+    while made.status in ("queued", "in_progress"):
+        made = client.responses.retrieve(made.id)
+    assert made.output_text and made.background
+    long = client.responses.create(**given, extra_body={"ignore_eos": True})
+    assert client.responses.cancel(long.id).status == "cancelled"
+
+
 def test_responses_with_tools(client: openai.OpenAI, dish: Any) -> None:
     given: Any = {"model": BASE, "input": "Weather?", "temperature": 0, "max_output_tokens": 200}
     tool: Any = {"type": "function", "name": "forecast", "parameters": PARAMETERS, "strict": False}

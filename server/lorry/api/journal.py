@@ -44,7 +44,9 @@ class Entry:
         if self.prompt_tokens is not None:
             found["prompt_tokens"] = self.prompt_tokens
             found["generated_tokens"] = sum(meter.tokens for meter in self.meters)
-            found["finish"] = ",".join(sorted({meter.reason for meter in self.meters}))
+            reasons = {meter.reason for meter in self.meters} - {""}
+            if reasons:
+                found["finish"] = ",".join(sorted(reasons))
         if self.code is not None:
             found["error"] = self.code
             found["reason"] = self.reason

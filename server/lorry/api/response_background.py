@@ -51,7 +51,9 @@ class Background:
                 made.fail(message_of(error))
             del self._running[key]
             self._store.put(owner, made.view, items)
-            logger.info("%s is %s", key, made.view["status"])
+            usage = made.view["usage"]
+            used = {"generated_tokens": usage["output_tokens"]} if usage is not None else {}
+            logger.info("%s is %s", key, made.view["status"], extra=used)
 
         key = made.view["id"]
         self._running[key] = asyncio.ensure_future(run())
