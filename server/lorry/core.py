@@ -184,6 +184,20 @@ class AdapterUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Caching:
+    """What a request wants of the prefix cache."""
+
+    prompt: bool = True
+    """False: it neither reads from the cache nor leaves anything in it."""
+    salt: str = ""
+    """It shares only with requests that have the same."""
+
+
+SHARED = Caching()
+"""What a request wants that does not say so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request to the engine. The HTTP side holds its adapters' contents until the final event."""
 
@@ -198,7 +212,9 @@ class Request:
     pooling: Pooling | None = None
     """If set, the only event of the request has a `vector`, and no token is drawn."""
     caller: str = ""
-    """The caller, for fair sharing only."""
+    """The caller, for fair sharing, and to share the prefix cache only with itself if the server
+    wants that."""
+    caching: Caching = SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +254,9 @@ class TokenEvent:
     started: float = 0.0
     """In an event with a token or a vector: when the first step that ran the request began,
     `time.monotonic()` seconds."""
+    cached: int | None = None
+    """In the first event with a token or a vector: prompt tokens found in the prefix cache; None if
+    it was not searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +349,8 @@ class EngineStats:
     kv_blocks_total: int = 0
     kv_block_size: int = 0
     """Tokens per block."""
+    kv_blocks_cached: int = 0
+    """Blocks that a request with the same prefix would use, in use now or not."""
     slots_total: int = 0
     """Device slots beside the base's."""
     resident: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from lorry.engine.constraints import Constraints, compilers
 from lorry.engine.letters import Mailbox
 from lorry.engine.limits import Limits
 from lorry.engine.loop import Engine
+from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.errors import ModelError, SettingsError
@@ -70,14 +71,20 @@ class EngineCore:
             place=placement.place,
             wake=mailbox.wake,
         )
+        blocks = BlockPool(self.executor.paths.cache.num_blocks, BLOCK_SIZE)
         scheduler = Scheduler(
             Limits(
                 max_num_seqs=settings.max_num_seqs,
                 max_num_batched_tokens=settings.max_num_batched_tokens,
                 max_model_len=self.base.max_model_len,
             ),
-            BlockPool(self.executor.paths.cache.num_blocks, BLOCK_SIZE),
+            blocks,
             residency,
+            PrefixCache(
+                blocks,
+                self.executor.path_of if settings.prefix_cache == "on" else None,
+                per_caller=settings.prefix_cache_scope == "caller",
+            ),
         )
         compiler_of = compilers(
             self.loaded.tokenizer,
@@ -197,6 +204,7 @@ def _about(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[
         "device": str(loaded.device),
         "kernels": served.kernels,
         "rows": served.row_layout,
+        "prefix_cache": settings.prefix_cache,
         "torch": str(torch.__version__),
         "max_model_len": loaded.max_model_len,
         "max_loras": settings.max_loras,

@@ -223,6 +223,21 @@ class Settings:
     kv_cache_memory: int = _option(
         2 * _GIB, Kind.SIZE, "Memory for the KV cache.", minimum=_KIB, default_text="2GiB"
     )
+    prefix_cache: str = _option(
+        "on",
+        Kind.CHOICE,
+        "Whether the keys and values of a prompt are kept, as long as the KV cache has room, for "
+        "requests that begin with the same tokens and adapters.",
+        choices=("on", "off"),
+    )
+    prefix_cache_scope: str = _option(
+        "server",
+        Kind.CHOICE,
+        "Who shares them. server: all requests, so that a caller can find out by time whether "
+        "another has sent a prompt. caller: only requests of one caller, which is a client's "
+        "address as long as there is one API key.",
+        choices=("server", "caller"),
+    )
     max_upload: int = _option(
         512 * _MIB,
         Kind.SIZE,

@@ -5,6 +5,7 @@ answers at the end also hold the cache's blocks, the slots and the preemptions t
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
@@ -12,10 +13,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lorry.core import Batch, Failure, FailureCode, FinishReason, Request, TokenEvent
+from lorry.core import (
+    Batch,
+    Caching,
+    Failure,
+    FailureCode,
+    FinishReason,
+    Pooling,
+    Request,
+    TokenEvent,
+)
 from lorry.engine import scheduler as scheduler_module
 from lorry.engine.blocks import BlockPool
 from lorry.engine.limits import Limits
+from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.scheduler import Scheduler
 from support.engine_fakes import (
     CALLED,
@@ -45,22 +56,29 @@ class Ask:
     eos: frozenset[int]
     prompt_logprobs: int | None
     caller: int
+    caching: Caching
 
 
 tokens = st.integers(0, VOCABULARY - 1)
+prompts = st.one_of(
+    st.lists(tokens, min_size=1, max_size=10),
+    # Most of these begin alike.
+    st.builds(lambda count, last: [3] * count + [last], st.integers(0, 9), st.integers(3, 4)),
+)
 selections = st.lists(st.sampled_from(DIGESTS), max_size=2, unique=True).filter(
     # The registry lets nobody have both.
     lambda digests: not {PROMPT, PREFIX} <= set(digests)
 )
 asks = st.builds(
     Ask,
-    prompt=st.lists(tokens, min_size=1, max_size=10),
+    prompt=prompts,
     max_new_tokens=st.integers(1, 12),
     adapters=selections,
     scale=st.sampled_from([1.0, -0.5, 0.0]),
     eos=st.frozensets(tokens, max_size=4),
     prompt_logprobs=st.sampled_from([None, 0]),
     caller=st.integers(0, 2),
+    caching=st.sampled_from([Caching()] * 6 + [Caching(False), Caching(salt="of its own")]),
 )
 
 
@@ -99,6 +117,10 @@ class Tracked:
         return not self.request.adapters
 
 
+def used_by(request: Request) -> set[str]:
+    return {use.digest for use in request.adapters}
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         block_size=st.integers(1, 4),
@@ -108,6 +130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_slots=st.integers(2, 3),
         arrived=st.frozensets(st.sampled_from(DIGESTS)),
         callers=st.sampled_from([1, 1, 2, 3]),
+        cached=st.booleans(),
         first=st.lists(asks, min_size=1, max_size=6),
     )
     def start(
@@ -119,6 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_slots: int,
         arrived: frozenset[str],
         callers: int,
+        cached: bool,
         first: list[Ask],
     ) -> None:
         self.limits = Limits(max_num_seqs, max_num_seqs + spare_tokens, MAX_LEN, prefetch=4)
@@ -126,7 +150,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.residency = ToyResidency(num_slots)
         self.residency.arrived |= arrived
         self.runner = ToyRunner(block_size, self.residency.digest_in)
-        self.scheduler = Scheduler(self.limits, self.blocks, self.residency)
+        self.cached = cached
+        prefixes = PrefixCache(self.blocks, self.path_of if cached else None)
+        self.scheduler = Scheduler(self.limits, self.blocks, self.residency, prefixes)
         self.oldest: str | None = None
         self.callers = callers
         self.add(first)
@@ -136,6 +162,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.all: dict[str, Tracked] = {}
         self.patch = patch.object(scheduler_module, "MAX_OVERTAKEN", OVERTAKEN)
         self.patch.start()
+
+    def path_of(self, digests: Sequence[str], _: Pooling | None) -> str | None:
+        return "toy" if all(map(self.residency.holds, digests)) else None
 
     # ---- what may happen
 
@@ -155,6 +184,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 eos=ask.eos,
                 prompt_logprobs=ask.prompt_logprobs,
                 caller=f"caller {ask.caller % self.callers}",
+                caching=ask.caching,
             )
             one = Tracked(made, len(self.all))
             one.computed = one.begin
@@ -164,6 +194,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(arriving=st.frozensets(st.sampled_from(DIGESTS)))
     def load(self, arriving: frozenset[str]) -> None:
         self.residency.arrived |= arriving
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def remove(self, digest: str) -> None:
+        """The registry does it when nothing runs with it any more."""
+        if not any(digest in used_by(self.all[name].request) for name in self.live()):
+            self.scheduler.prefixes.forget(digest)
 
     @rule(digest=st.sampled_from((None, None, *DIGESTS)))
     def break_or_mend(self, digest: str | None) -> None:
@@ -247,8 +283,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(batch.rows) <= self.scheduler.num_running <= self.limits.max_num_seqs
         names = [row.request_id for row in batch.rows]
         assert len(set(names)) == len(names)
-        taken = [block for row in batch.rows for block in row.blocks]
-        assert len(set(taken)) == len(taken)
+        size, sequences = self.blocks.block_size, self.scheduler._running
+        taken = Counter(block for sequence in sequences for block in sequence.blocks)
+        assert self.cached or set(taken.values()) <= {1}
         admitted: list[Tracked] = []
         for row in batch.rows:
             one = self.all[row.request_id]
@@ -258,10 +295,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             count = len(row.token_ids)
             assert count >= 1
             if one.must_restart:
-                assert row.start == one.begin
+                assert row.start == one.begin or self.cached
                 one.must_restart = False
-            # Each token once and in order, or all of them again after a preemption.
-            assert row.start in (one.computed, one.begin)
+            # Each token once and in order, or all of them again after a preemption; or what is
+            # found in whole blocks is left out.
+            found = self.cached and row.start % size == 0 and row.start > one.begin
+            assert row.start in (one.computed, one.begin) or found
+            written = row.blocks[row.start // size : -(-(row.start + count) // size)]
+            assert all(taken[block] == 1 for block in written), "it writes where others read"
             assert list(row.token_ids) == one.tokens[row.start : row.start + count]
             virtual = len(virtual_of(one.request))
             assert row.virtual == max(0, min(virtual - row.start, count))

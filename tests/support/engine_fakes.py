@@ -4,7 +4,9 @@
 before it and of the adapters in use. It keeps what it is fed in numbered cells, as
 the real cache does, and reads its context back from the row's blocks. So two
 sequences in one block, a token fed twice, a wrong slot or a lost answer change the
-tokens that come out, and `answer_of` says what should have.
+tokens that come out, and `answer_of` says what should have. A cell also says which tokens
+and adapters it was computed of, so that a row which reads another's block is found out
+where that block is not what the row itself would have computed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 
 from lorry.constraint import Vocabulary
 from lorry.core import (
+    SHARED,
     Batch,
+    Caching,
     Drawn,
     Request,
     Row,
@@ -66,13 +70,16 @@ def request(
     eos: Iterable[int] = (),
     prompt_logprobs: int | None = None,
     caller: str = "",
+    caching: Caching = SHARED,
 ) -> Request:
     params = SamplingParams(
         max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs
     )
     refs = tuple(ref_of(digest, scale) for digest, scale in adapters)
     uses = uses_of(refs, prompt)
-    return Request(name, tuple(prompt), params, uses, 0.0, caller=caller)
+    return Request(
+        name, tuple(prompt), params, uses, 0.0, caller=caller, caching=caching or Caching()
+    )
 
 
 def _number(*what: object) -> int:
@@ -128,6 +135,8 @@ class ToyRunner:
         self.block_size = block_size
         self.digest_in = digest_in
         self.cells: dict[int, tuple[int, int]] = {}
+        self.histories: dict[int, int] = {}
+        """By cell: a hash of all that its keys and values depend on."""
         self.batches: list[list[tuple[str, int, tuple[int, ...]]]] = []
         """(request, start, tokens) of every row of every step."""
         self.failing: Exception | None = None
@@ -142,13 +151,13 @@ class ToyRunner:
                 assert not row.virtual
                 if row.start == VIRTUAL[PREFIX]:
                     for position in range(row.start):
-                        self.cells[self._cell(row, position)] = (position, -1 - position)
+                        self._write(row, position, -1 - position)
             for offset, token in enumerate(row.token_ids):
                 position = row.start + offset
                 if offset < row.virtual:
                     assert token == 0
                     token = -1 - position
-                self.cells[self._cell(row, position)] = (position, token)
+                self._write(row, position, token)
         return [self._result(row) for row in batch.rows]
 
     def _result(self, row: Row) -> RowResult:
@@ -156,6 +165,10 @@ class ToyRunner:
         context = [self.cells[self._cell(row, position)] for position in range(end)]
         assert [position for position, _ in context] == list(range(end)), "another's cells"
         tokens = [token for _, token in context]
+        history = 0
+        for position, token in enumerate(tokens):
+            history = self._history(row, position, token, history)
+            assert self.histories[self._cell(row, position)] == history, "computed otherwise"
         prompt = tuple(
             TokenLogprob(target, logprob(tokens[: row.start + row.virtual + i + 1], target))
             for i, target in enumerate(row.prompt_targets or ())
@@ -167,7 +180,8 @@ class ToyRunner:
                 row.sample.mask()
             except Exception as error:  # noqa: BLE001 - as the executor
                 return RowResult((), prompt, error=error)
-        assert [t for t in tokens if t >= 0] == [*row.sample.prompt, *row.sample.answer]
+        fed = [*row.sample.prompt, *row.sample.answer]
+        assert [token for token in tokens if token >= 0] == fed, "another's tokens"
         adapters = []
         for use in row.adapters:
             digest = self.digest_in(use.slot)
@@ -175,6 +189,16 @@ class ToyRunner:
             adapters.append((digest, use.scale, use.start))
         token = next_token(tokens, adapters)
         return RowResult((Drawn(TokenLogprob(token, logprob(tokens, token))),), prompt)
+
+    def _write(self, row: Row, position: int, token: int) -> None:
+        before = self.histories[self._cell(row, position - 1)] if position else 0
+        cell = self._cell(row, position)
+        self.cells[cell] = (position, token)
+        self.histories[cell] = self._history(row, position, token, before)
+
+    def _history(self, row: Row, position: int, token: int, before: int) -> int:
+        active = [(self.digest_in(u.slot), u.scale) for u in row.adapters if u.start <= position]
+        return hash((before, token, *active))
 
     def _cell(self, row: Row, position: int) -> int:
         return row.blocks[position // self.block_size] * self.block_size + (
@@ -197,6 +221,10 @@ class ToyResidency:
     def digest_in(self, slot: int) -> str | None:
         """Of a slot in use: nothing may run on one that is not pinned."""
         return next((d for d, s in self._slots.items() if s == slot and self.pins.get(d)), None)
+
+    def holds(self, digest: str) -> bool:
+        """Whether it lies in a slot, in use or not."""
+        return digest in self._slots
 
     def acquire(self, digests: Sequence[str]) -> tuple[int, ...] | None:
         for digest in digests:

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from lorry.core import Batch, Request, RowResult, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.limits import Limits
+from lorry.engine.prefix_cache import PathOf, PrefixCache
 from lorry.engine.restriction import Following
 from lorry.engine.scheduler import Scheduler
 from support.engine_fakes import ToyResidency, ToyRunner, tokens_of
@@ -17,11 +18,22 @@ class Bench:
     """A scheduler, its toy model, and every event so far."""
 
     def __init__(
-        self, *, seqs: int = 8, tokens: int = 64, blocks: int = 64, slots: int = 2, length: int = 64
+        self,
+        *,
+        seqs: int = 8,
+        tokens: int = 64,
+        blocks: int = 64,
+        slots: int = 2,
+        length: int = 64,
+        path_of: PathOf | None = None,
+        per_caller: bool = False,
     ) -> None:
+        """`path_of`: None for no prefix cache."""
         self.residency = ToyResidency(slots)
         self.pool = BlockPool(blocks, BLOCK)
-        self.scheduler = Scheduler(Limits(seqs, tokens, length), self.pool, self.residency)
+        prefixes = PrefixCache(self.pool, path_of, per_caller=per_caller)
+        limits = Limits(seqs, tokens, length)
+        self.scheduler = Scheduler(limits, self.pool, self.residency, prefixes)
         self.runner = ToyRunner(BLOCK, self.residency.digest_in)
         self.events: list[TokenEvent] = []
 

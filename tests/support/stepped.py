@@ -76,7 +76,7 @@ class House:
         self.preemptions = 0
         self.batches: list[list[int]] = []
         """Tokens of each row of each step of the last call."""
-        self._slots = Slots(self)
+        self.slots = Slots(self)
 
     def place(self, slot: int, digest: str) -> None:
         placement = self.executor.placement
@@ -86,7 +86,7 @@ class House:
 
     def forget_slots(self) -> None:
         """The next adapters take the slots of the last ones."""
-        self._slots = Slots(self)
+        self.slots = Slots(self)
 
     def ref(self, folder: Path, scale: float) -> AdapterRef:
         facts = weights.inspect(folder, self.loaded.layout, MAX_RANK)
@@ -111,7 +111,7 @@ class House:
     ) -> list[Answer]:
         """All of `asks` at once, `count` greedy tokens each. `budget`: tokens in a step."""
         scheduler = Scheduler(
-            Limits(len(asks), budget, MAX_LEN), BlockPool(blocks, BLOCK_SIZE), self._slots
+            Limits(len(asks), budget, MAX_LEN), BlockPool(blocks, BLOCK_SIZE), self.slots
         )
         params = SamplingParams(count, prompt_logprobs=prompt_logprobs)
         for index, ask in enumerate(asks):

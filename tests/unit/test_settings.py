@@ -49,6 +49,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "max_num_batched_tokens": ("64", 64),
     "max_queue": ("0", 0),
     "kv_cache_memory": ("1GiB", 1 << 30),
+    "prefix_cache": ("off", "off"),
+    "prefix_cache_scope": ("caller", "caller"),
     "max_upload": ("1MiB", 1 << 20),
     "adapter_roots": (os.pathsep.join(["/a", "/b"]), (Path("/a"), Path("/b"))),
     "adapter_templates": ("ignore", "ignore"),

@@ -1,16 +1,34 @@
-"""KV accounting: which sequence owns which blocks of the cache. No torch: numbers only.
+"""KV accounting: which sequences use which blocks of the cache. No torch: numbers only.
 
-A block holds the keys and values of `block_size` consecutive tokens of one sequence, in every
-layer.
+A block holds the keys and values of `block_size` consecutive tokens, in every layer. Its contents
+are final once it is full. A full block may be entered under a key (`lorry.engine.block_keys`) that
+says everything its contents depend on. From then on any number of sequences may use it.
+
+    free     used by nobody, without a key. They are taken first.
+    idle     used by nobody, with a key. They are taken next, the least recently used first.
+    used     by one sequence or more, with a key or without.
+
+`num_free` counts the free and the idle ones.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
+from collections.abc import Sequence as AbstractSequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    key: bytes
+    digests: tuple[str, ...]
+    """The adapters that changed its contents."""
 
 
 class BlockPool:
-    """Allocates and frees blocks."""
+    """Allocates, shares and frees blocks."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         assert num_blocks >= 1 and block_size >= 1
@@ -18,15 +36,25 @@ class BlockPool:
         self.block_size = block_size
         # The block freed last is used first: its memory is the most likely to be cached.
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._taken: set[int] = set()
+        # The least recently used first.
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._uses: dict[int, int] = {}
+        self._block_of: dict[bytes, int] = {}
+        self._entries: dict[int, _Entry] = {}
+        self._of_digest: dict[str, set[int]] = {}
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._free) + len(self._idle)
 
     @property
     def num_used(self) -> int:
-        return len(self._taken)
+        return len(self._uses)
+
+    @property
+    def num_entered(self) -> int:
+        """The number of blocks with a key, used or idle."""
+        return len(self._entries)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that hold `num_tokens` tokens."""
@@ -36,15 +64,93 @@ class BlockPool:
         """Extend `blocks` to hold `num_tokens`. Return False and take nothing if there are too
         few."""
         missing = self.blocks_for(num_tokens) - len(blocks)
-        if missing > len(self._free):
+        if missing > self.num_free:
             return False
         for _ in range(missing):
-            block = self._free.pop()
-            self._taken.add(block)
+            block = self._free.pop() if self._free else self._evicted()
+            self._uses[block] = 1
             blocks.append(block)
         return True
 
-    def give_back(self, blocks: Iterable[int]) -> None:
+    def give_back(self, blocks: AbstractSequence[int]) -> None:
+        """Stop using `blocks`, which are a sequence's in order.
+
+        The last one is the first to become idle: a block is of no use without those before it."""
+        for block in reversed(blocks):
+            uses = self._uses[block] - 1
+            if uses:
+                self._uses[block] = uses
+                continue
+            del self._uses[block]
+            if block in self._entries:
+                self._idle[block] = None
+            else:
+                self._free.append(block)
+
+    # ---- blocks with a key
+
+    def enter(self, block: int, key: bytes, digests: Iterable[str] = ()) -> None:
+        """Enter a full block in use. `digests`: the adapters that changed its contents.
+
+        If another block has the key, this one stays without: one of them is enough."""
+        assert block in self._uses and block not in self._entries
+        if key in self._block_of:
+            return
+        entry = _Entry(key, tuple(dict.fromkeys(digests)))
+        self._block_of[key] = block
+        self._entries[block] = entry
+        for digest in entry.digests:
+            self._of_digest.setdefault(digest, set()).add(block)
+
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """Return the blocks of the first `keys`, up to one that no block has."""
+        found: list[int] = []
+        for key in keys:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Use `blocks`, which were found, in one more sequence."""
         for block in blocks:
-            self._taken.remove(block)
-            self._free.append(block)
+            uses = self._uses.get(block, 0)
+            if not uses:
+                del self._idle[block]
+            self._uses[block] = uses + 1
+
+    def num_idle(self, blocks: Iterable[int]) -> int:
+        """Return how many of `blocks`, which were found, are idle."""
+        return sum(block in self._idle for block in blocks)
+
+    def num_freed(self, blocks: Iterable[int], kept: AbstractSet[int] = frozenset()) -> int:
+        """Return how many of a sequence's `blocks` nobody else uses, without those in `kept`."""
+        return sum(self._uses[block] == 1 and block not in kept for block in blocks)
+
+    def withdraw(self, blocks: Iterable[int]) -> None:
+        """Take away the keys of those of `blocks` that have one. No sequence finds them again."""
+        for block in blocks:
+            if block in self._entries:
+                self._remove(block)
+                if block in self._idle:
+                    del self._idle[block]
+                    self._free.append(block)
+
+    def forget(self, digest: str) -> None:
+        """Withdraw the blocks whose contents the adapter `digest` changed."""
+        self.withdraw(list(self._of_digest.get(digest, ())))
+
+    def _evicted(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        self._remove(block)
+        return block
+
+    def _remove(self, block: int) -> None:
+        entry = self._entries.pop(block)
+        del self._block_of[entry.key]
+        for digest in entry.digests:
+            others = self._of_digest[digest]
+            others.remove(block)
+            if not others:
+                del self._of_digest[digest]

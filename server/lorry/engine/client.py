@@ -18,6 +18,8 @@ from typing import Protocol
 
 from lorry.constraint import Constraint
 from lorry.core import (
+    SHARED,
+    Caching,
     Capacity,
     EngineStats,
     Failure,
@@ -166,6 +168,7 @@ class EngineClient:
         constraint: Constraint | None = None,
         pooling: Pooling | None = None,
         place: Place | None = None,
+        caching: Caching = SHARED,
     ) -> Generation:
         """Accept a request, or raise the reason against it. With a `pooling` its only event has a
         vector. `place`: the result of `enter`, shared by all sequences of one request; None takes
@@ -213,6 +216,7 @@ class EngineClient:
             constraint,
             pooling,
             place.caller,
+            caching,
         )
         if not self._engine.offer(Submit(request)):
             # It ended after the check above: nobody would ever answer.

@@ -143,7 +143,7 @@ class Engine:
                 case Cancel(request_id):
                     self.scheduler.cancel(request_id)
                 case Forget(digest):
-                    self.residency.forget(digest)
+                    self._forget(digest)
 
     def _run_batch(self, batch: Batch) -> None:
         began, failed = time.monotonic(), self._failed_steps
@@ -189,8 +189,13 @@ class Engine:
             logger.error("adapter %s: computing it failed", digest, exc_info=fault.error)
             self.scheduler.fail_waiting(digest, failure)
             # Repaired files must be read again.
-            self.residency.forget(digest)
+            self._forget(digest)
         self.scheduler.fail([fault.row.request_id], failure)
+
+    def _forget(self, digest: str) -> None:
+        """Free everything that was made of this content."""
+        self.residency.forget(digest)
+        self.scheduler.prefixes.forget(digest)
 
     def _run(self) -> None:
         try:

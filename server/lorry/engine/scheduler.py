@@ -10,10 +10,11 @@ A new request waits for one of two reasons:
                 but only `MAX_OVERTAKEN` times.
 
 If a decode finds no block, the youngest running sequence of the caller with the most sequences is
-preempted: it frees its blocks and later starts over from its prompt and its answer so far. Its
-tokens are drawn by position, so the answer does not change. A new request also preempts if its
-caller has at least two fewer running sequences, so that preemptions do not alternate. The sequence
-that has run longest is never preempted unless it is alone, so some sequence always ends.
+preempted: it gives its blocks up and later computes its prompt and its answer so far again, except
+what the prefix cache still has. Its tokens are drawn by position, so the answer does not change.
+A new request also preempts if its caller has at least two fewer running sequences, so that
+preemptions do not alternate. The sequence that has run longest is never preempted unless it is
+alone, so some sequence always ends.
 
 Virtual tokens (prompt tuning, prefix tuning) are positions before the prompt. They count in the
 cache, the step and the model's length like any token. Those of a prefix are written to the cache
@@ -26,7 +27,6 @@ from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
 from itertools import islice
-from typing import Protocol
 
 from lorry.core import (
     Batch,
@@ -44,9 +44,11 @@ from lorry.core import (
 from lorry.engine.blocks import BlockPool
 from lorry.engine.endings import adapter_failure, grammar_failure, overflowed
 from lorry.engine.limits import Limits
+from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.restriction import Following
 from lorry.engine.sequence import Sequence
 from lorry.engine.sharing import Counts, PromptTokens, counted, giving_way, youngest_of_most
+from lorry.engine.slots import Residency
 from lorry.engine.waiting import Waiting
 from lorry_adapters.errors import AdapterError
 
@@ -58,32 +60,20 @@ OUTWEIGHED = 8
 hold all the slots."""
 
 
-class Residency(Protocol):
-    """The scheduler's view of adapters and slots."""
-
-    def acquire(self, digests: AbstractSequence[str]) -> tuple[int, ...] | None:
-        """Pin all of `digests` in slots. Return None and pin nothing if they are not ready.
-
-        Raises:
-            AdapterError: one of them cannot be loaded, now or ever.
-        """
-        ...
-
-    def release(self, digests: AbstractSequence[str]) -> None: ...
-
-    def prefetch(self, digests: AbstractSequence[str]) -> None:
-        """Announce the digests wanted next, the most urgent first, so that they can be fetched.
-        Digests announced earlier and not among them may be dropped."""
-        ...
-
-
 class Scheduler:
     """Holds every accepted request from `add` to its final event."""
 
-    def __init__(self, limits: Limits, blocks: BlockPool, residency: Residency) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        blocks: BlockPool,
+        residency: Residency,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self.limits = limits
         self.blocks = blocks
         self.residency = residency
+        self.prefixes = prefixes or PrefixCache(blocks, None)
         self.preemptions = 0
         self._waiting = Waiting()
         self._arrivals = 0
@@ -154,10 +144,12 @@ class Scheduler:
             # Not if all rows decode, as in most steps: then there is nothing to share.
             tokens = PromptTokens(self._running, halves, self._waiting.callers, budget)
             for sequence in halves:
-                count = min(sequence.missing, budget, tokens.for_half(sequence.request.caller))
-                if count == 0 or sequence not in self._running:
+                if sequence not in self._running:
                     continue
-                if self._make_room(sequence, sequence.num_computed + count):
+                # Another may have computed what comes next.
+                self.prefixes.take(sequence)
+                count = min(sequence.missing, budget, tokens.for_half(sequence.request.caller))
+                if count and self._make_room(sequence, sequence.num_computed + count):
                     rows[sequence.request.id] = count
                     budget -= count
                     tokens.take(sequence.request.caller, count)
@@ -181,9 +173,14 @@ class Scheduler:
             sequence.started = sequence.started or began
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
+            overflows = overflowed(result)
+            if overflows:
+                self.prefixes.withdraw(sequence)
+            else:
+                self.prefixes.enter(sequence, row.pooling)
             if result.error is not None:
                 self._finish(sequence, FinishReason.ERROR, failure=grammar_failure(result.error))
-            elif overflowed(result):
+            elif overflows:
                 failure = Failure(FailureCode.OVERFLOW)
                 self._finish(sequence, FinishReason.ERROR, failure=failure)
             elif row.pooling is not None:
@@ -219,6 +216,7 @@ class Scheduler:
             kv_blocks_used=self.blocks.num_used,
             kv_blocks_total=self.blocks.num_blocks,
             kv_block_size=self.blocks.block_size,
+            kv_blocks_cached=self.blocks.num_entered,
             running_adapters=names(self._running),
             waiting_adapters=names([*self._waiting, *self._compiling]),
             preemptions=self.preemptions,
@@ -261,6 +259,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.uses = sequence.uses_of(slots)
+            self.prefixes.take(sequence)
             count = min(sequence.missing, tokens.for_new(caller, budget))
             tokens.take(caller, count)
             # All blocks of the prompt at once: half a prompt in the cache is useless.
@@ -277,13 +276,15 @@ class Scheduler:
 
     def _yielding(self, sequence: Sequence, running: Counts) -> list[Sequence] | None:
         """Return the sequences to preempt for `sequence`, or None if it has to wait."""
-        needed = self.blocks.blocks_for(sequence.num_tokens)
+        blocks, found = self.blocks, self.prefixes.found(sequence)
+        needed = blocks.blocks_for(sequence.num_tokens) - len(found)
         return giving_way(
             sequence,
             self._running,
             running,
-            blocks=needed - self.blocks.num_free,
+            blocks=needed - (blocks.num_free - blocks.num_idle(found)),
             seats=len(self._running) + 1 - self.limits.max_num_seqs,
+            freed=lambda other: blocks.num_freed(other.blocks, frozenset(found)),
         )
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -330,7 +331,9 @@ class Scheduler:
             vector = sequence.mean()
         if sequence.num_computed == sequence.num_tokens:
             of, done = sequence.request.id, FinishReason.STOP
-            event = TokenEvent(of, finish=done, vector=vector, started=sequence.started)
+            event = TokenEvent(
+                of, finish=done, vector=vector, started=sequence.started, cached=sequence.cached
+            )
             self._finish(sequence, done, event)
 
     def _take_tokens(self, sequence: Sequence, drawn: tuple[Drawn, ...]) -> None:
@@ -340,6 +343,7 @@ class Scheduler:
         if sequence.prompt_logprobs is not None:
             prompt = (None, *sequence.prompt_logprobs)
             sequence.prompt_logprobs = None
+        cached = None if sequence.answer else sequence.cached
         finish: FinishReason | None = None
         failure: Failure | None = None
         taken = 0
@@ -364,7 +368,9 @@ class Scheduler:
                 finish = FinishReason.LENGTH
             if finish is not None:
                 break
-        event = TokenEvent(request.id, drawn[:taken], prompt, finish, started=sequence.started)
+        event = TokenEvent(
+            request.id, drawn[:taken], prompt, finish, started=sequence.started, cached=cached
+        )
         if finish is not None:
             self._finish(sequence, finish, event)
             return

@@ -6,6 +6,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
 from lorry.core import AdapterUse, Pooling, Request, Row, Sample, SlotUse, TokenLogprob
+from lorry.engine.block_keys import VIRTUAL
 from lorry.engine.restriction import Following
 
 
@@ -26,6 +27,15 @@ class Sequence:
     num_computed: int = 0
     """Tokens whose keys and values are in the cache, or will be when the first row runs."""
     blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    """For the prefix cache: the key before its first block, and those of its first blocks."""
+    keyed: bool = True
+    """Whether its blocks are what its keys say, so that they can be entered and replaced."""
+    entered: int = 0
+    """Its first blocks that need not be entered any more."""
+    cached: int | None = None
+    """Prompt tokens that were found in the prefix cache; None if it was not searched."""
+    preempted: bool = False
     uses: tuple[SlotUse, ...] = ()
     """Set while it runs: its digests are pinned."""
     prompt_logprobs: list[TokenLogprob] | None = None
@@ -53,6 +63,7 @@ class Sequence:
             prefix=prefix,
             num_computed=prefix,
             prompt_logprobs=None if request.params.prompt_logprobs is None else [],
+            keyed=request.caching.prompt,
         )
 
     @property
@@ -79,6 +90,26 @@ class Sequence:
         done = max(done, 0)
         real = [*prompt, *self.answer][done : done + count - virtual]
         return [*[0] * virtual, *real]
+
+    def tokens_at(self, begin: int, end: int) -> list[int]:
+        """Return the tokens at the positions `begin` to `end` - 1; `VIRTUAL` for a virtual one."""
+        prompt, first = self.request.prompt_ids, max(begin - self.virtual, 0)
+        last = max(end - self.virtual, 0)
+        of_answer = self.answer[max(first - len(prompt), 0) : max(last - len(prompt), 0)]
+        tokens = [*prompt[first:last], *of_answer]
+        return [*[VIRTUAL] * (end - begin - len(tokens)), *tokens]
+
+    @property
+    def reads(self) -> bool:
+        """Whether it need not compute each token: nothing is wanted of them but keys and values."""
+        return self.prompt_logprobs is None and self.request.pooling is not Pooling.MEAN
+
+    def skip_to(self, position: int) -> None:
+        """Go on at `position`, as what is before it was found in the prefix cache."""
+        if not self.preempted:
+            before = max(self.num_computed - self.virtual, 0)
+            self.cached = (self.cached or 0) + position - self.virtual - before
+        self.num_computed = position
 
     def uses_of(self, slots: tuple[int, ...]) -> tuple[SlotUse, ...]:
         """Return its uses, given the `slots` of its adapters."""
@@ -114,8 +145,10 @@ class Sequence:
         )
 
     def forget_cache(self) -> None:
-        """Compute everything again."""
+        """Compute everything again that is not found in the prefix cache."""
+        self.preempted = True
         self.num_computed = self.prefix
+        self.entered = 0
         self.pooled = []
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = []

@@ -7,7 +7,7 @@ youngest is preempted for a decode, and a prompt may use the whole step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as AbstractSequence
 
 from lorry.engine.sequence import Sequence
@@ -42,9 +42,11 @@ def giving_way(
     *,
     blocks: int,
     seats: int,
+    freed: Callable[[Sequence], int],
 ) -> list[Sequence] | None:
     """Return the sequences of `running` to preempt for `sequence`, which needs `blocks` more blocks
-    than are free and `seats` seats. Return None if it has to wait.
+    than are free and `seats` seats. Return None if it has to wait. `freed`: the blocks that become
+    free if a sequence is preempted.
 
     Afterwards every preempted caller still has at least as many as the other."""
     counts, left = counts.copy(), list(running)
@@ -57,7 +59,7 @@ def giving_way(
             return None
         left.remove(other)
         counts[other.request.caller] -= 1
-        blocks -= len(other.blocks)
+        blocks -= freed(other)
         seats -= 1
         chosen.append(other)
     return chosen

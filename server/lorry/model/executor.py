@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from lorry.core import Batch, Drawn, Row, RowResult, Sample
+from lorry.core import Batch, Drawn, Pooling, RowResult, Sample, SlotUse
 from lorry.model.drawing import Drawing
 from lorry.model.inputs import Inputs, build_inputs
 from lorry.model.logits import Logits
@@ -30,7 +31,7 @@ class Executor:
     def run(self, batch: Batch) -> list[RowResult]:
         """A result for each row, in the batch's order. Raises OutOfMemory."""
         main, general = self.paths.main, self.paths.general
-        chosen = [self._path_of(row) for row in batch.rows]
+        chosen = [self._path(row.adapters, row.pooling) for row in batch.rows]
         if all(path is main for path in chosen):
             return self._run(batch, main)
         results: dict[int, RowResult] = {}
@@ -45,11 +46,22 @@ class Executor:
             results.update(zip(mine, made, strict=True))
         return [results[index] for index in range(len(batch.rows))]
 
-    def _path_of(self, row: Row) -> Path | None:
-        """None: it is pooled."""
-        if row.pooling is not None:
+    def path_of(self, digests: Sequence[str], pooling: Pooling | None) -> str | None:
+        """The name of the path of such rows: those with equal names round alike. None if an adapter
+        is in no slot."""
+        slots = self.placement.slots_of(digests)
+        if slots is None:
             return None
-        compiled, uses = self.paths.compiled, row.adapters
+        path = self._path([SlotUse(slot, 1.0) for slot in slots], pooling)
+        if path is None:
+            return "general" if self.paths.general is self.paths.pooled else "pooled"
+        return "compiled" if path is self.paths.compiled else "general"
+
+    def _path(self, uses: Sequence[SlotUse], pooling: Pooling | None) -> Path | None:
+        """None: it is pooled."""
+        if pooling is not None:
+            return None
+        compiled = self.paths.compiled
         if compiled is None:
             return self.paths.general
         if not uses or (self.placement.all_compiled(uses) and compiled.runs(uses)):

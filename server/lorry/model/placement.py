@@ -56,6 +56,7 @@ class Placement:
     def __init__(self, paths: PathSet) -> None:
         self._paths = paths
         self._held: dict[int, Held] = {}
+        self._slot_of: dict[str, int] = {}
 
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
@@ -77,7 +78,9 @@ class Placement:
         """
         paths, weights = self._paths, prepared.weights
         # An adapter that is placed halfway belongs to nobody.
-        self._held.pop(slot, None)
+        before = self._held.pop(slot, None)
+        if before is not None and self._slot_of.get(before.digest) == slot:
+            del self._slot_of[before.digest]
         paths.virtual_tokens.place(slot, weights.prompt)
         if prepared.compiled is None:
             if paths.compiled is not None:
@@ -96,6 +99,7 @@ class Placement:
             score=None if weights.score is None else self._on_device(weights.score),
             known_tokens=weights.tokens or 0,
         )
+        self._slot_of[weights.digest] = slot
 
     def bring_to_general(self, rows: Iterable[Row]) -> None:
         """Copy the adapters of `rows` to the general path's slots, where they lie in the compiled
@@ -110,6 +114,11 @@ class Placement:
     def all_compiled(self, uses: Sequence[SlotUse]) -> bool:
         """Whether the compiled step can apply each of them."""
         return all(self._held[use.slot].compiled for use in uses)
+
+    def slots_of(self, digests: Sequence[str]) -> list[int] | None:
+        """The slots that hold them; None if one of them is in no slot."""
+        slots = [self._slot_of[digest] for digest in digests if digest in self._slot_of]
+        return slots if len(slots) == len(digests) else None
 
     def digest_of(self, slot: int) -> str:
         return self._held[slot].digest
