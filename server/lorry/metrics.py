@@ -51,6 +51,20 @@ class Metrics:
         self._prompt_tokens = self._own(
             Counter("vllm:prompt_tokens", "Prompt tokens accepted.", **base)  # type: ignore[arg-type]
         )
+        self._queried = self._own(
+            Counter(
+                "vllm:prefix_cache_queries",
+                "Prompt tokens looked for in the prefix cache.",
+                **base,  # type: ignore[arg-type]
+            )
+        )
+        self._hits = self._own(
+            Counter(
+                "vllm:prefix_cache_hits",
+                "Prompt tokens found in the prefix cache.",
+                **base,  # type: ignore[arg-type]
+            )
+        )
         own = {"model_name": base_name, "engine": "0"}
         self._generation_tokens = PlainCounter(
             "vllm:generation_tokens", "Tokens generated.", own, collectors
@@ -154,7 +168,7 @@ class Metrics:
         self._asked.observe(max_tokens)
         names = tuple((ref.name, str(ref.version)) for ref in refs) or ((self.base_name, ""),)
         self._adapters.accepted(names, prompt_tokens)
-        return RequestMeter(self, names)
+        return RequestMeter(self, names, prompt_tokens)
 
     def answers(self, count: int) -> None:
         """Count a request for `count` answers (`n`, `best_of`)."""
@@ -184,9 +198,12 @@ class Metrics:
 class RequestMeter:
     """One accepted request's clock and counters. Exactly one `finish` counts. Event loop only."""
 
-    def __init__(self, metrics: Metrics, names: tuple[tuple[str, str], ...]) -> None:
+    def __init__(
+        self, metrics: Metrics, names: tuple[tuple[str, str], ...], prompt_tokens: int
+    ) -> None:
         self._metrics = metrics
         self._names = names
+        self._prompt_tokens = prompt_tokens
         self._start = time.monotonic()
         self._started = 0.0
         self._first = 0.0
@@ -205,6 +222,13 @@ class RequestMeter:
         """When the first token came, by `time.monotonic`."""
         assert self._tokens
         return self._first
+
+    def searched(self, cached: int) -> None:
+        """Count a prompt of which `cached` tokens were found in the prefix cache."""
+        metrics = self._metrics
+        metrics._queried.inc(self._prompt_tokens)
+        metrics._hits.inc(cached)
+        metrics._adapters.searched(self._names, self._prompt_tokens, cached)
 
     def token(self, started: float) -> None:
         """`started`: as in `TokenEvent`."""
@@ -272,6 +296,18 @@ class _AdapterSeries:
         self._prompt = Counter(
             "lorry_adapter_prompt_tokens", "Prompt tokens accepted.", labels, registry=collectors
         )
+        self._queried = Counter(
+            "lorry_adapter_prefix_cache_queries",
+            "Prompt tokens looked for in the prefix cache.",
+            labels,
+            registry=collectors,
+        )
+        self._hits = Counter(
+            "lorry_adapter_prefix_cache_hits",
+            "Prompt tokens found in the prefix cache.",
+            labels,
+            registry=collectors,
+        )
         self._generated = Counter(
             "lorry_adapter_generated_tokens", "Tokens generated.", labels, registry=collectors
         )
@@ -300,7 +336,15 @@ class _AdapterSeries:
             for name in names:
                 self._known.setdefault(name, set())
                 self._prompt.labels(*name).inc(prompt_tokens)
-                self._errors.labels(*name)
+                for metric in (self._errors, self._queried, self._hits):
+                    metric.labels(*name)
+
+    def searched(self, names: tuple[tuple[str, str], ...], tokens: int, cached: int) -> None:
+        with self._lock:
+            for name in names:
+                if name in self._known:
+                    self._queried.labels(*name).inc(tokens)
+                    self._hits.labels(*name).inc(cached)
 
     def first_token(self, names: tuple[tuple[str, str], ...], seconds: float) -> None:
         with self._lock:
@@ -331,7 +375,13 @@ class _AdapterSeries:
             for name in gone:
                 for reason in self._known.pop(name):
                     self._requests.remove(*name, reason)
-                for metric in (self._errors, self._prompt, self._generated):
+                for metric in (
+                    self._errors,
+                    self._prompt,
+                    self._queried,
+                    self._hits,
+                    self._generated,
+                ):
                     metric.remove(*name)
                 for histogram in (self._first, self._each):
                     histogram.remove(*name)

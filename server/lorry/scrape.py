@@ -107,6 +107,11 @@ class Scrape:
             (self._model_name, "0", str(stats.kv_block_size), str(stats.kv_blocks_total)), 1
         )
         yield config
+        yield _gauge(
+            "lorry_prefix_cache_tokens",
+            "Tokens in the KV cache that a prompt which begins like them would not compute.",
+            stats.kv_blocks_cached * stats.kv_block_size,
+        )
         yield _gauge("lorry_slots", "Device slots for adapters.", stats.slots_total)
         yield _gauge("lorry_slots_used", "Device slots that hold an adapter.", len(stats.resident))
         yield _counter("lorry_adapter_loads", "Adapters copied to a device slot.", stats.loads)

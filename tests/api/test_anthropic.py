@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.counted import counts
 from api.live import Live
 from api.other_words import CALLS, tokens, typed_events
 from api.test_chat import FORECAST, TEMPLATE, chat
@@ -66,7 +67,7 @@ def test_the_answer_is_chat_s(live: Live) -> None:
         said = expected["choices"][0]["message"]["content"]
         assert got["content"] == [{"type": "text", "text": said}]
         assert (got["stop_reason"], got["stop_sequence"]) == ("max_tokens", None)
-        assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+        assert counts(got)["input_tokens"] == expected["usage"]["prompt_tokens"]
         assert got["usage"]["output_tokens"] == 8
         assert got["adapters"] == expected["adapters"]
     blocks = [{"type": "text", "text": "Answer.", "cache_control": {"type": "ephemeral"}}]
@@ -91,14 +92,14 @@ def test_a_stream_tells_every_piece(live: Live) -> None:
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
     start = got[0]["message"]
     assert start["content"] == [] and start["stop_reason"] is None
-    assert start["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+    assert counts(start)["input_tokens"] == counts(whole)["input_tokens"]
     assert got[2]["content_block"] == {"type": "text", "text": ""}
     assert {event["index"] for event in got[2:-2]} == {0}
     assert {event["delta"]["type"] for event in got[3:-3]} == {"text_delta"}
     text = "".join(event["delta"]["text"] for event in got[3:-3])
     assert text == whole["content"][0]["text"]
     assert got[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
-    assert got[-2]["usage"] == whole["usage"]
+    assert counts(got[-2]) == counts(whole)
 
 
 def test_the_likeliest_of_several_is_given(live: Live) -> None:
@@ -109,7 +110,7 @@ def test_the_likeliest_of_several_is_given(live: Live) -> None:
         expected = chat(live, best_of=4, **sampled)
         assert got["content"][0]["text"] == expected["choices"][0]["message"]["content"]
         assert got["usage"]["output_tokens"] == expected["usage"]["completion_tokens"] == 4 * 8
-        assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+        assert counts(got)["input_tokens"] == expected["usage"]["prompt_tokens"]
         later |= got["content"] != message(live, **sampled)["content"]
     assert later, "the first was the likeliest each time"
 
@@ -153,7 +154,7 @@ def test_a_tool_is_used_and_answers(
     messages = [USER, {"role": "assistant", "content": [block]}]
     messages.append({"role": "user", "content": [result]})
     more = message(live, messages=messages, tools=[TOOL])
-    assert more["usage"]["input_tokens"] == tokens(live, "forecast sunny")
+    assert counts(more)["input_tokens"] == tokens(live, "forecast sunny")
 
 
 def test_a_use_that_is_cut_off_has_no_input(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +218,8 @@ def test_the_answer_goes_on_with_what_the_assistant_has_begun(live: Live) -> Non
     got = message(live, messages=[USER, begun])
     expected = chat(live, messages=[system, USER, begun], continue_final_message=True)
     assert got["content"][0]["text"] == expected["choices"][0]["message"]["content"]
-    assert got["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
-    assert got["usage"]["input_tokens"] < count(live, messages=[USER, begun, USER])
+    assert counts(got)["input_tokens"] == expected["usage"]["prompt_tokens"]
+    assert counts(got)["input_tokens"] < count(live, messages=[USER, begun, USER])
 
 
 def test_reasoning_is_a_block_of_its_own(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +258,7 @@ def test_thinking_is_the_template_s(live: Live, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tokens_are_counted_as_they_are_used(live: Live) -> None:
-    assert count(live) == message(live)["usage"]["input_tokens"]
+    assert count(live) == counts(message(live))["input_tokens"]
     assert count(live, max_tokens=8, tool_choice={"type": "auto"}) == count(live)
     # More than the model takes can be counted all the same.
     assert count(live, messages=[{"role": "user", "content": "rice " * 600}]) > 600
@@ -273,7 +274,7 @@ def test_what_ends_the_reasoning_of_a_bound_answer_is_counted(
         {"tools": [TOOL], "tool_choice": {"type": "any"}},
     ):
         counted = count(live, **bound)
-        assert counted == message(live, **bound)["usage"]["input_tokens"]
+        assert counted == counts(message(live, **bound))["input_tokens"]
         assert counted > count(live, **{**bound, "output_config": None, "tool_choice": None})
 
 

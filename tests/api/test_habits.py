@@ -66,7 +66,7 @@ def test_usage_and_fingerprint_are_whole(live: Live, path: str) -> None:
     answer = ask(live, path, ignore_eos=True)
     usage = answer["usage"]
     assert usage["completion_tokens"] == 5
-    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    assert 0 <= usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 0
     # Its base, what it was quantized to, and the version.
     assert answer["system_fingerprint"] == f"lorry-{lorry.__version__}-tiny-none"

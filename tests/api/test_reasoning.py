@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from api.counted import counts
 from api.live import Live, refused, serve
 from api.test_chat import MESSAGES, RENDERED, chat, chunks
 from lorry.settings import Settings
@@ -46,9 +47,9 @@ def test_an_answer_that_never_ends_its_reasoning_is_all_of_it(thinker: Live) -> 
     message = whole["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "", "reasoning_content": said}
     *streamed, last = chunks(thinker, stream_options={"include_usage": True})
-    assert last["usage"] == whole["usage"]
-    counts = whole["usage"]["completion_tokens_details"]
-    assert 0 < counts["reasoning_tokens"] <= whole["usage"]["completion_tokens"] == 8
+    assert counts(last) == counts(whole)
+    details = whole["usage"]["completion_tokens_details"]
+    assert 0 < details["reasoning_tokens"] <= whole["usage"]["completion_tokens"] == 8
     parts = [one["choices"][0]["delta"] for one in streamed]
     assert "".join(one.get("reasoning_content", "") for one in parts) == said
     assert not any(one.get("content") for one in parts)

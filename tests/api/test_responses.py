@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.counted import counts
 from api.live import Live, refused
 from api.other_words import typed_events
 from api.test_chat import chat
@@ -100,7 +101,7 @@ def test_a_stream_tells_every_piece_and_ends_with_the_whole(live: Live) -> None:
     assert text == text_of(whole) == got[-4]["text"] == got[-3]["part"]["text"]
     last = got[-1]["response"]
     assert last["output"] == [got[-2]["item"]]
-    assert text_of(last) == text and last["usage"] == whole["usage"]
+    assert text_of(last) == text and counts(last) == counts(whole)
     assert {event["item_id"] for event in got if "item_id" in event} == {last["output"][0]["id"]}
     assert live.http.get(f"/v1/responses/{last['id']}").json() == last
 
@@ -130,7 +131,7 @@ def test_reasoning_is_an_item_of_its_own(live: Live, monkeypatch: pytest.MonkeyP
     assert "".join(event["delta"] for event in pieces) == part["text"]
     thought = said_in_chat(live, USER)["usage"]["completion_tokens_details"]["reasoning_tokens"]
     assert got["usage"]["output_tokens_details"] == {"reasoning_tokens": thought} and thought > 0
-    assert told[-1]["response"]["usage"] == got["usage"]
+    assert counts(told[-1]["response"]) == counts(got)
     assert text_of(respond(live, reasoning={"effort": "none"}))
     # It is left out of the next prompt.
     more = respond(live, input="And then?", previous_response_id=got["id"])

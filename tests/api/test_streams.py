@@ -44,6 +44,7 @@ def test_a_stream_says_what_the_whole_answer_says(
     assert last["generated_text"] == whole["generated_text"]
     assert last["adapters"] == stream[0]["adapters"] == whole["adapters"]
     prompt_tokens = whole["details"]["prompt_tokens"]
+    assert 0 <= last["details"].pop("cached_tokens") < prompt_tokens
     assert last["details"] == {
         "finish_reason": whole["details"]["finish_reason"],
         "prompt_tokens": prompt_tokens,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from api.counted import counts
 from api.live import Live, refused, serve
 from lorry.settings import Settings
 
@@ -37,7 +38,8 @@ HARMLESS = {
 
 def said(answer: dict[str, Any]) -> Any:
     """What does not differ between two answers to one question."""
-    return {key: value for key, value in answer.items() if key not in ("id", "created")}
+    kept = {key: value for key, value in answer.items() if key not in ("id", "created")}
+    return {**kept, "usage": counts(answer)} if "usage" in answer else kept
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -171,7 +173,8 @@ def test_an_answer_can_be_sent_back_as_it_came(live: Live) -> None:
     assert whole.json()["choices"] == plain.json()["choices"]
     empty = ask(user, {"role": "assistant", "content": ""}, user).json()
     for silent in ({"content": None}, {}):
-        assert ask(user, {"role": "assistant", **silent}, user).json()["usage"] == empty["usage"]
+        said = ask(user, {"role": "assistant", **silent}, user).json()
+        assert counts(said) == counts(empty)
     result = {"name": "weather", "content": "Rain."}
     of_tool = ask(user, {"role": "tool", **result}).json()
     assert ask(user, {"role": "function", **result}).json()["choices"] == of_tool["choices"]

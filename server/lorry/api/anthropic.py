@@ -93,7 +93,8 @@ class Messages:
                 whole = self._whole(request, asked, body)
                 return JSONResponse(await until_gone(request.receive, whole))
             runs = await self._chat.start(asked, place_of(request))
-            frames = MessageFrames(self._chat.deltas(asked), self._begun(body, runs[0]))
+            made = self._begun(body, runs[0])
+            frames = MessageFrames(self._chat.deltas(asked), made, runs[0])
             return await stream(request, runs, frames, self._openai.metrics)
 
     async def _whole(
@@ -102,6 +103,7 @@ class Messages:
         runs = await self._chat.start(asked, place_of(request))
         made = self._begun(body, runs[0])
         every = await answers(runs)
+        made.found(runs[0].cached_tokens)
         (chosen,) = best(every, asked.n)
         deltas = self._chat.deltas(asked)
         for step in every[chosen].steps:
@@ -149,13 +151,17 @@ def _wanted(body: CountBody) -> ChatBody:
 class MessageFrames:
     """The events of one stream."""
 
-    def __init__(self, deltas: Deltas, made: MessageObject) -> None:
+    def __init__(self, deltas: Deltas, made: MessageObject, run: Run) -> None:
         self._deltas = deltas
         self._made = made
+        self._run = run
         self._generated = 0
 
     def step(self, index: int, step: Step) -> bytes:
-        events = [] if self._generated else self._made.begin()
+        events: list[Event] = []
+        if not self._generated:
+            self._made.found(self._run.cached_tokens)
+            events = self._made.begin()
         self._generated += 1
         for choice in self._deltas.step(index, step):
             events += self._made.grow(choice, step.stop)

@@ -37,6 +37,13 @@ class MessageObject:
         self._arguments = ""
         """Arguments of the last block, if it is a call."""
 
+    def found(self, cached: int) -> None:
+        """Tell how many tokens of the prompt were found in the prefix cache. As in Anthropic's API,
+        they are not among the input's."""
+        usage = self.view["usage"]
+        usage["input_tokens"] -= cached
+        usage["cache_read_input_tokens"] = cached
+
     def begin(self) -> list[Event]:
         shown = {**self.view, "content": [], "usage": dict(self.view["usage"])}
         return [{"type": "message_start", "message": shown}, {"type": "ping"}]

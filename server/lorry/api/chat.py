@@ -25,6 +25,7 @@ from lorry.api.openai import (
     Chunks,
     OpenAI,
     best,
+    cached_tokens,
     counts_of,
     generated_tokens,
     prompt_tokens,
@@ -111,6 +112,7 @@ class Chat:
             prompt_tokens=prompt_tokens(runs, len(runs)),
             options=options,
             choices=len(runs),
+            cached_tokens=partial(cached_tokens, runs, len(runs)),
         )
         prompt = asked.report.prompt(asked.prompts, asked.jobs[0].prompt_ids)
         frames = ChatFrames(self.deltas(asked), chunks, prompt)
@@ -141,6 +143,7 @@ class Chat:
                 prompt_tokens(runs, len(runs)),
                 generated_tokens(made),
                 sum(telling.reasoning_tokens for telling in tellings),
+                cached=cached_tokens(runs, len(runs)),
             ),
             "adapters": used(runs[0].refs),
         }

@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import AdapterUsed, used
-from lorry.api.bodies import Body, read_body
+from lorry.api.bodies import read_body
 from lorry.api.bounds import Tokens
+from lorry.api.caching import CachingBody, caching_of
 from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
@@ -32,7 +33,7 @@ from lorry.core import Pooling
 from lorry.errors import InvalidRequest
 
 
-class ClassifyBody(Body):
+class ClassifyBody(CachingBody):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
     inputs: PromptField = Field(description="A string, its token ids, or a list of either.")
@@ -101,7 +102,12 @@ class Classify:
             add_special_tokens=body.add_special_tokens,
         )
         found = await self._pooled.ask(
-            prompts, choices, Pooling.CLASSIFY, place_of(request), param="inputs"
+            prompts,
+            choices,
+            Pooling.CLASSIFY,
+            place_of(request),
+            param="inputs",
+            caching=caching_of(body),
         )
         raw = bool(body.raw_scores)
         predictions = [labels(vector, voice.labels, raw=raw) for vector in found.vectors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,6 +21,7 @@ from lorry.api.openai import (
     Chunks,
     OpenAI,
     best,
+    cached_tokens,
     counts_of,
     generated_tokens,
     prompt_tokens,
@@ -218,6 +220,7 @@ class Completions:
             prompt_tokens=prompt_tokens(runs, asked.each),
             options=options,
             choices=len(runs),
+            cached_tokens=partial(cached_tokens, runs, asked.each),
         )
         frames = Texts(asked, chunks)
         return await stream(request, runs, frames, self._openai.metrics)
@@ -238,7 +241,9 @@ class Completions:
         return {
             **envelope,
             "choices": choices,
-            "usage": usage(prompt_tokens(runs, asked.each), generated),
+            "usage": usage(
+                prompt_tokens(runs, asked.each), generated, cached=cached_tokens(runs, asked.each)
+            ),
             "adapters": used(runs[0].refs),
         }
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import AdapterUsed, used
-from lorry.api.bodies import Body, read_body
+from lorry.api.bodies import read_body
 from lorry.api.bounds import MAX_TOKENS, TokensOrAll, Whole, Within
+from lorry.api.caching import CachingBody, caching_of
 from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
@@ -39,7 +40,7 @@ Dimensions = Annotated[
 ]
 
 
-class EmbeddingsBody(Body):
+class EmbeddingsBody(CachingBody):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
     input: PromptField = Field(description="A string, its token ids, or a list of either.")
@@ -121,7 +122,14 @@ class Embeddings:
             add_special_tokens=body.add_special_tokens,
         )
         pooling = Pooling(body.pooling or "last")
-        found = await self._pooled.ask(prompts, choices, pooling, place_of(request), param="input")
+        found = await self._pooled.ask(
+            prompts,
+            choices,
+            pooling,
+            place_of(request),
+            param="input",
+            caching=caching_of(body),
+        )
         encode = _base64 if body.encoding_format == "base64" else list
         data = []
         for index, vector in enumerate(found.vectors):

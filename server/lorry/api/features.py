@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.bodies import Body, read_body
+from lorry.api.caching import CachingBody, CachingFields, caching_of
 from lorry.api.classify import is_list
 from lorry.api.completions_schema import PromptField
 from lorry.api.disconnect import until_gone
@@ -33,7 +34,7 @@ from lorry.errors import UnsupportedParameter
 Vector = tuple[float, ...]
 
 
-class FeaturesBody(Body):
+class FeaturesBody(CachingBody):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
     inputs: PromptField = Field(description="A string, its token ids, or a list of either.")
@@ -68,7 +69,7 @@ class Sentences(Body):
     sentences: list[str]
 
 
-class SimilarityBody(Body):
+class SimilarityBody(CachingBody):
     """The body of the hub's client for `sentence_similarity`."""
 
     strays: ClassVar[Strays] = Strays.HARMLESS
@@ -78,7 +79,11 @@ class SimilarityBody(Body):
     parameters: Idle = None
 
 
-_ONLY_FEATURES = frozenset(FeaturesBody.model_fields) - set(GenerateBody.model_fields)
+_ONLY_FEATURES = (
+    frozenset(FeaturesBody.model_fields)
+    - set(GenerateBody.model_fields)
+    - set(CachingBody.model_fields)
+)
 
 _ONLY_GENERATE = frozenset({"parameters", "stream", "adapter"})
 
@@ -125,7 +130,12 @@ class Features:
     async def answer(self, request: Request, body: FeaturesBody) -> Any:
         alias = None if body.parameters is None else body.parameters.adapter_id
         vectors = await self._vectors(
-            request, body.inputs, one_of(body.adapter, alias), body, body.pooling
+            request,
+            body.inputs,
+            one_of(body.adapter, alias),
+            _caching_fields(body),
+            body,
+            body.pooling,
         )
         shown = [shaped(one, body.dimensions, body.normalize) for one in vectors]
         if "parameters" in body.model_fields_set:
@@ -135,7 +145,7 @@ class Features:
     async def similarities(self, request: Request, body: SimilarityBody) -> list[float]:
         """The cosine similarity of the source's vector and each sentence's."""
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
-        source, *others = map(unit, await self._vectors(request, texts, body.adapter))
+        source, *others = map(unit, await self._vectors(request, texts, body.adapter, body))
         return [sum(a * b for a, b in zip(source, one, strict=True)) for one in others]
 
     async def _vectors(
@@ -143,6 +153,7 @@ class Features:
         request: Request,
         inputs: object,
         adapter: object,
+        caching: CachingFields,
         body: FeaturesBody | None = None,
         pooling: str | None = None,
     ) -> list[Vector]:
@@ -166,6 +177,17 @@ class Features:
                 Prompt(one.text, one.ids[-room:] if left else one.ids[:room]) for one in prompts
             ]
         found = await self._pooled.ask(
-            prompts, choices, Pooling(pooling or "last"), place_of(request), param="inputs"
+            prompts,
+            choices,
+            Pooling(pooling or "last"),
+            place_of(request),
+            param="inputs",
+            caching=caching_of(caching),
         )
         return found.vectors
+
+
+def _caching_fields(body: FeaturesBody) -> CachingFields:
+    """Return the object that has them: the body, or LoRAX's `parameters`."""
+    own = body.model_fields_set & CachingBody.model_fields.keys()
+    return body if own or body.parameters is None else body.parameters

@@ -71,12 +71,13 @@ TABLE: tuple[FieldRow, ...] = (
     FieldRow(
         _names(
             "keep_alive num_ctx num_gpu num_thread num_batch main_gpu low_vram use_mmap use_mlock "
-            "numa f16_kv cache_prompt id_slot slot_id n_keep n_threads timings_per_token "
-            "return_progress cache_salt priority guided_decoding_backend"
+            "numa f16_kv id_slot slot_id n_keep n_threads timings_per_token "
+            "return_progress priority guided_decoding_backend"
         ),
         "Options of other servers",
         ANY,
     ),
+    FieldRow(_names("cache_prompt cache_salt"), "In `/generate` they are in `parameters`"),
     FieldRow(
         _names(
             "reasoning_effort reasoning include_reasoning separate_reasoning verbosity thinking "

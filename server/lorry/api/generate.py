@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from lorry.api import sampling
 from lorry.api.adapters_used import used
 from lorry.api.bodies import read_body, read_one_of
+from lorry.api.caching import caching_of
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import events_of, json_body
 from lorry.api.errors import documented, tgi_body
@@ -152,6 +153,7 @@ class Generate:
         if asked.details:
             details = self._details(asked, made[best], best)
             details["prompt_tokens"] = runs[0].prompt_tokens
+            details["cached_tokens"] = runs[0].cached_tokens
             details["skipped_tokens"] = 0
             if len(made) > 1:
                 details["best_of_sequences"] = [
@@ -244,6 +246,7 @@ class Generate:
                     True,
                     constraint,
                     prompts=voice.prompts,
+                    caching=caching_of(given),
                 )
                 for index in range(best_of)
             ),
@@ -329,6 +332,7 @@ class GenerateEvents:
             event["details"] = {
                 "finish_reason": _REASONS[step.ending],
                 "prompt_tokens": run.prompt_tokens,
+                "cached_tokens": run.cached_tokens,
                 "generated_tokens": self._index,
                 "input_length": run.prompt_tokens,
                 "skipped_tokens": 0,

@@ -22,6 +22,7 @@ from lorry.api.bounds import (
     Top,
     TopK,
 )
+from lorry.api.caching import CachingBody
 from lorry.api.fields import Strays
 from lorry.api.format_shapes import Format
 from lorry.api.merging import MergedAdapters
@@ -29,7 +30,7 @@ from lorry.api.prompt_list import SpecialTokens
 from lorry.api.selection import AdapterField
 
 
-class Parameters(Body):
+class Parameters(CachingBody):
     strays: ClassVar[Strays] = Strays.LISTED
 
     max_new_tokens: Tokens | None = None
@@ -119,6 +120,7 @@ class BestOfSequence(BaseModel):
 class Details(BaseModel):
     finish_reason: str = Field(description="length, eos_token or stop_sequence")
     prompt_tokens: int
+    cached_tokens: int = Field(description="Of the prompt, found in the prefix cache.")
     generated_tokens: int
     skipped_tokens: int
     seed: int | None = Field(description="null for a greedy answer")
@@ -137,6 +139,7 @@ class GenerateAnswer(BaseModel):
 class StreamDetails(BaseModel):
     finish_reason: str
     prompt_tokens: int
+    cached_tokens: int
     generated_tokens: int
     input_length: int
     skipped_tokens: int

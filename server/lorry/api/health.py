@@ -61,6 +61,7 @@ class ServerInfo(BaseModel):
     model_device_type: str = Field(description="TGI's name for `device`")
     kernels: str
     rows: str = Field(description="packed or padded")
+    prefix_cache: str = Field(description="on or off")
     torch: str
     max_model_len: int
     max_loras: int

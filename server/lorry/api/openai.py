@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lorry.api import sampling
 from lorry.api.adapters_used import used
 from lorry.api.bounds import ALL_ROOM
+from lorry.api.caching import caching_of
 from lorry.api.openai_schema import SharedBody, StreamOptions
 from lorry.api.prompt_list import kept_of
 from lorry.api.prompts import Prompts
@@ -158,6 +159,7 @@ class OpenAI:
                 unstopped=body.min_tokens or 0,
                 prompts=self.prompts,
                 own_ends=own_ends,
+                caching=caching_of(body),
             )
             for prompt_ids, params in asked
             for index in range(count)
@@ -201,6 +203,8 @@ class Chunks:
     prompt_tokens: int
     options: StreamOptions
     choices: int
+    cached_tokens: Callable[[], int]
+    """Of the prompts; complete when each has its first token."""
     generated: int = 0
     reasoning: int = 0
     """How many of the tokens are reasoning."""
@@ -230,7 +234,8 @@ class Chunks:
         return frame(last) + DONE
 
     def _usage(self) -> dict[str, Any]:
-        return usage(self.prompt_tokens, self.generated, self.reasoning)
+        cached = self.cached_tokens()
+        return usage(self.prompt_tokens, self.generated, self.reasoning, cached=cached)
 
 
 def stream_options_of(body: SharedBody) -> StreamOptions:
@@ -265,12 +270,13 @@ def best(made: Sequence[Answer], n: int) -> Sequence[int]:
     return every if len(made) <= n else sorted(every, key=lambda at: -made[at].mean_logprob)[:n]
 
 
-def usage(prompt_tokens: int, generated: int, reasoning: int = 0) -> dict[str, Any]:
+def usage(prompt_tokens: int, generated: int, reasoning: int = 0, *, cached: int) -> dict[str, Any]:
+    """`cached`: of the prompt's tokens, those found in the prefix cache."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": reasoning,
             "audio_tokens": 0,
@@ -287,3 +293,8 @@ def generated_tokens(made: Sequence[Answer]) -> int:
 def prompt_tokens(runs: Sequence[Run], each: int) -> int:
     """Return the number of tokens in all prompts; `each` runs share one."""
     return sum(run.prompt_tokens for run in runs[::each])
+
+
+def cached_tokens(runs: Sequence[Run], each: int) -> int:
+    """Return how many of them were found in the prefix cache."""
+    return sum(run.cached_tokens for run in runs[::each])

@@ -28,6 +28,7 @@ from lorry.api.bounds import (
     TopOrAll,
     Words,
 )
+from lorry.api.caching import CachingBody
 from lorry.api.fields import Strays
 from lorry.api.format_shapes import Format, StructuredField
 from lorry.api.selection import AdapterField
@@ -47,7 +48,7 @@ class StreamOptions(Body):
     include_obfuscation: Idle = None
 
 
-class SharedBody(Body):
+class SharedBody(CachingBody):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
     model: str | None = Field(
@@ -141,7 +142,7 @@ class SharedBody(Body):
 
 class PromptTokensDetails(BaseModel):
     cached_tokens: int
-    """None: every prompt is computed."""
+    """Found in the prefix cache."""
     audio_tokens: int
 
 

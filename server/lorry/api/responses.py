@@ -40,7 +40,7 @@ from lorry.api.responses_schema import (
     ResponseItems,
     ResponsesBody,
 )
-from lorry.api.runs import Step, close_all
+from lorry.api.runs import Run, Step, close_all
 from lorry.api.sse import frame, stream
 from lorry.api.submission import renaming
 from lorry.api.visit import keep_place, place_of
@@ -156,7 +156,7 @@ class Responses:
                     )
                 keep_place(request)
                 return JSONResponse(made.view)
-            frames = ResponseFrames(self._chat.deltas(asked), made, runs[0].prompt_tokens, keep)
+            frames = ResponseFrames(self._chat.deltas(asked), made, runs[0], keep)
             return await stream(request, runs, frames, self._openai.metrics)
 
     async def retrieve(self, request: Request, response_id: str, stream: bool = False) -> Response:
@@ -305,12 +305,12 @@ class ResponseFrames:
         self,
         deltas: Deltas,
         made: ResponseObject,
-        prompt_tokens: int,
+        run: Run,
         keep: Callable[[dict[str, Any]], None],
     ) -> None:
         self._deltas = deltas
         self._made = made
-        self._prompt_tokens = prompt_tokens
+        self._run = run
         self._keep = keep
         self._generated = 0
         self._number = 0
@@ -325,7 +325,14 @@ class ResponseFrames:
         return events
 
     def end(self) -> bytes:
-        self._made.end(usage(self._prompt_tokens, self._generated, self._deltas.reasoning_tokens))
+        self._made.end(
+            usage(
+                self._run.prompt_tokens,
+                self._generated,
+                self._deltas.reasoning_tokens,
+                cached=self._run.cached_tokens,
+            )
+        )
         self._keep(self._made.view)
         return self._frame(self._event(f"response.{self._made.view['status']}"))
 

@@ -15,7 +15,7 @@ from lorry.api.journal import ran
 from lorry.api.prompts import Prompts
 from lorry.api.submission import failure, naming, pinned
 from lorry.constraint import Constraint
-from lorry.core import FinishReason, SamplingParams, TokenEvent, TokenLogprob
+from lorry.core import SHARED, Caching, FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from lorry.engine.client import EngineClient, Generation
 from lorry.engine.places import Place
 from lorry.engine.text import Detokenizer, StopStrings
@@ -107,6 +107,7 @@ class Job:
     """Stop strings are searched for behind this many tokens."""
     own_ends: frozenset[int] = frozenset()
     """The end tokens that the request named and that are not the base's."""
+    caching: Caching = SHARED
 
 
 class Run:
@@ -117,6 +118,8 @@ class Run:
     ) -> None:
         self.refs: tuple[AdapterRef, ...] = generation.refs
         self.prompt_tokens = len(job.prompt_ids)
+        self.cached_tokens = 0
+        """Tokens of the prompt found in the prefix cache; known from the first token on."""
         self._generation = generation
         # The last event, and how many of its tokens have been returned.
         self._event = TokenEvent("")
@@ -142,6 +145,9 @@ class Run:
         event = self._event
         if not event.drawn:
             raise self._failure(event)
+        if event.cached is not None and self._taken == 0:
+            self.cached_tokens = event.cached
+            self.meter.searched(event.cached)
         self.meter.token(event.started)
         step = self._next_of(event)
         if step.ending is not None:
@@ -248,7 +254,12 @@ class Runs:
     ) -> Run:
         with naming(param):
             generation = await self._client.submit(
-                job.prompt_ids, job.params, choices, job.constraint, place=place
+                job.prompt_ids,
+                job.params,
+                choices,
+                job.constraint,
+                place=place,
+                caching=job.caching,
             )
         meter = self._metrics.accepted(
             generation.refs,

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from lorry.api.adapters_used import AdapterUsed, used
-from lorry.api.bodies import Body, read_body
+from lorry.api.bodies import read_body
 from lorry.api.bounds import Texts, Tokens
+from lorry.api.caching import CachingBody, caching_of
 from lorry.api.classify import probability
 from lorry.api.disconnect import until_gone
 from lorry.api.docs import json_body
@@ -46,7 +47,7 @@ class RerankDocument(BaseModel):
 Document = Annotated[dict[str, Any], BodyShape(RerankDocument)]
 
 
-class _PairsBody(Body):
+class _PairsBody(CachingBody):
     strays: ClassVar[Strays] = Strays.HARMLESS
 
     model: str | None = Field(
@@ -265,7 +266,12 @@ class Scores:
             Prompt(second, ids[:limit]) for (_, second), ids in zip(pairs, made, strict=True)
         ]
         found = await self._pooled.ask(
-            prompts, choices, Pooling.CLASSIFY, place_of(request), param=param
+            prompts,
+            choices,
+            Pooling.CLASSIFY,
+            place_of(request),
+            param=param,
+            caching=caching_of(body),
         )
         labels = len(found.vectors[0])
         if labels != 1:

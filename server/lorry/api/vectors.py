@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from lorry.api.journal import ran
 from lorry.api.prompt_list import Prompt
 from lorry.api.submission import failure, naming, pinned
-from lorry.core import FinishReason, Pooling, SamplingParams
+from lorry.core import Caching, FinishReason, Pooling, SamplingParams
 from lorry.engine.client import EngineClient, Generation
 from lorry.engine.places import Place
 from lorry.metrics import Metrics, RequestMeter
@@ -63,6 +63,7 @@ class Pooled:
         place: Place,
         *,
         param: str,
+        caching: Caching,
     ) -> Vectors:
         """Return the vectors. `param` is the prompts' field. The first error ends the others.
 
@@ -76,7 +77,7 @@ class Pooled:
             for prompt in prompts:
                 if asked:
                     choices = pinned(choices, asked[0][0].refs)
-                generation = await self._submit(prompt, choices, pooling, place, param)
+                generation = await self._submit(prompt, choices, pooling, place, param, caching)
                 meter = self._metrics.accepted(
                     generation.refs, prompt_tokens=len(prompt.ids), max_tokens=0
                 )
@@ -98,15 +99,20 @@ class Pooled:
         pooling: Pooling,
         place: Place,
         param: str,
+        caching: Caching,
     ) -> Generation:
         params = SamplingParams(max_new_tokens=0)
         with naming(param):
-            return await self._client.submit(prompt.ids, params, choices, None, pooling, place)
+            return await self._client.submit(
+                prompt.ids, params, choices, None, pooling, place, caching
+            )
 
 
 async def _vector(generation: Generation, meter: RequestMeter) -> tuple[float, ...]:
     event = await anext(generation)
     if event.finish is FinishReason.STOP:
+        if event.cached is not None:
+            meter.searched(event.cached)
         meter.vector(event.started)
         meter.finish("stop")
         return event.vector

@@ -1,0 +1,139 @@
+"""The prefix cache over HTTP: what is found is told, and nobody finds what is not theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.live import Live
+
+STORY = "The lorry waited at the gate and nobody knew what was in it until the morning came. " * 3
+
+
+def text_of(begin: str) -> str:
+    """A test's own, from its first block on."""
+    return f"{begin} {STORY}"
+
+
+def chat(live: Live, text: str, **more: Any) -> dict[str, Any]:
+    body = {
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        "max_tokens": 4,
+        "ignore_eos": True,
+        **more,
+    }
+    answer = live.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def cached(answer: dict[str, Any]) -> int:
+    return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_the_second_is_told_what_was_found(live: Live) -> None:
+    text = text_of("one")
+    first, second = chat(live, text), chat(live, text)
+    prompt = first["usage"]["prompt_tokens"]
+    assert cached(second) == (prompt - 1) // 16 * 16 > 0
+    assert second["choices"] == first["choices"]
+
+
+def test_every_route_tells_it(live: Live) -> None:
+    """In a stream at its end; in Anthropic's form beside the rest of the input."""
+    text = text_of("two")
+    prompt = chat(live, text)["usage"]["prompt_tokens"]
+    found = (prompt - 1) // 16 * 16
+    asked = {"messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0}
+    message = live.http.post("/v1/messages", json=asked).json()["usage"]
+    assert (message["input_tokens"], message["cache_read_input_tokens"]) == (prompt - found, found)
+    body = {"input": text, "max_output_tokens": 4, "temperature": 0}
+    response = live.http.post("/v1/responses", json=body).json()["usage"]
+    assert response["input_tokens_details"]["cached_tokens"] == found
+    live.generate(text)
+    details = live.generate(text)["details"]
+    assert details["cached_tokens"] == (details["prompt_tokens"] - 1) // 16 * 16
+    streamed = live.http.post(
+        "/v1/chat/completions",
+        json={**asked, "stream": True, "stream_options": {"include_usage": True}},
+    )
+    assert f'"cached_tokens":{found}' in streamed.text.replace(" ", "")
+
+
+def test_a_salt_and_a_refusal_keep_prompts_apart(live: Live) -> None:
+    text = text_of("three")
+    chat(live, text)
+    assert cached(chat(live, text, cache_salt="mine")) == 0
+    assert cached(chat(live, text, cache_salt="theirs")) == 0
+    assert cached(chat(live, text, cache_salt="mine")) > 0
+    assert cached(chat(live, text, cache_prompt=False)) == 0
+    text = text_of("four")
+    chat(live, text, cache_prompt=False)
+    assert cached(chat(live, text)) == 0
+    live.generate(text, parameters={"cache_salt": "mine"})
+    assert live.generate(text)["details"]["cached_tokens"] == 0
+    assert live.generate(text, parameters={"cache_salt": "mine"})["details"]["cached_tokens"] > 0
+
+
+def test_a_salt_has_an_end(live: Live) -> None:
+    body = {"prompt": "x", "cache_salt": "x" * 257}
+    answer = live.http.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert "cache_salt" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/tokenize"])
+def test_where_it_would_do_nothing_it_is_refused(live: Live, path: str) -> None:
+    body = {"inputs": "x", "text": "x", "prompt": "x", "cache_salt": "mine"}
+    answer = live.http.post(path, json=body)
+    assert answer.status_code in (400, 422)
+
+
+def test_another_scale_version_or_adapter_is_another_prefix(live: Live) -> None:
+    text = text_of("five")
+    chat(live, text, adapter="pirate")
+    assert cached(chat(live, text, adapter="pirate")) > 0
+    assert cached(chat(live, text, adapter={"name": "pirate", "scale": 0.5})) == 0
+    assert cached(chat(live, text, adapter=["pirate", "legal"])) == 0
+    assert cached(chat(live, text)) == 0
+    # Scale 0 is the base.
+    assert cached(chat(live, text, adapter={"name": "pirate", "scale": 0})) > 0
+
+
+def test_it_is_counted_for_each_adapter(live: Live) -> None:
+    def counted(name: str, **labels: str) -> tuple[float, float]:
+        return (
+            live.metric(f"{name}_queries_total", **labels),
+            live.metric(f"{name}_hits_total", **labels),
+        )
+
+    text = text_of("six")
+    of = {"adapter": "pirate", "version": "1"}
+    before = counted("vllm:prefix_cache"), counted("lorry_adapter_prefix_cache", **of)
+    first, second = (chat(live, text, adapter="pirate") for _ in range(2))
+    asked = first["usage"]["prompt_tokens"] * 2
+    found = cached(first) + cached(second)
+    after = counted("vllm:prefix_cache"), counted("lorry_adapter_prefix_cache", **of)
+    for (queries, hits), (more, hit) in zip(before, after, strict=True):
+        assert (more - queries, hit - hits) == (asked, found)
+    assert live.metric("lorry_prefix_cache_tokens") >= found
+    assert live.http.get("/info").json()["prefix_cache"] == "on"
+
+
+def test_vectors_share_and_can_stay_out(live: Live) -> None:
+    body = {"input": text_of("seven"), "model": "pirate"}
+    of = {"adapter": "pirate", "version": "1"}
+
+    def hits() -> float:
+        return live.metric("lorry_adapter_prefix_cache_hits_total", **of)
+
+    vectors = []
+    for more, shares in (({}, False), ({}, True), ({"cache_prompt": False}, False)):
+        before = hits()
+        answer = live.http.post("/v1/embeddings", json={**body, **more}).json()
+        vectors.append(answer["data"][0]["embedding"])
+        assert (hits() > before) == shares
+    for vector in vectors[1:]:
+        assert vector == pytest.approx(vectors[0], abs=1e-4)
