@@ -87,6 +87,25 @@ def test_sampled_answers_are_drawn_again_alone(run: Run, served: Server) -> None
     assert code == 2 and "--temperature" in err
 
 
+def test_conversations_behind_a_system_prompt(run: Run, served: Server, tmp_path: Path) -> None:
+    """Each turn is sent with all that came before, and alone it is answered the same."""
+    load = ("-n", "6", "-c", "2", "--turns", "3", "--system-words", "20", "--repeats", "1")
+    short = ("--prompt-words", "4", "--new-tokens", "6", "--check-answers")
+    code, out, err = run("--url", served.url, *load, *short, "--json", tmp_path / "w.json")
+    assert code == 0, err
+    assert "base, 20 words shared, 3 turns, c=2" in out
+    assert "first token by turn, ms: " in err
+    assert "6 answers are the same when asked alone" in err
+    (row,) = json.loads((tmp_path / "w.json").read_text())["rows"]
+    assert (row["turns"], row["system_words"]) == (3, 20)
+    assert 0.3 < row["figures"]["cached"] < 1
+    assert len(row["figures"]["first_token_by_turn"]) == 3
+    code, _, err = run("--url", served.url, "--rate", "2", "--turns", "2")
+    assert code == 2 and "--turns" in err
+    code, _, err = run("--url", served.url, "--preset", "S", "--zipf")
+    assert code == 2 and "--zipf" in err
+
+
 def test_openai_s_api_with_adapters_by_their_name(
     run: Run, served: Server, model: Path, tmp_path: Path
 ) -> None:

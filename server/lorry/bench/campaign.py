@@ -78,7 +78,8 @@ class Campaign:
                     if pid is not None:
                         outcome.server["resident_at_start"] = resident_bytes(pid)
                 wanted = max(row.adapters for row in stage.rows)
-                target = stack.enter_context(self._target(administration, wanted, show))
+                shares = any(row.shares for row in stage.rows)
+                target = stack.enter_context(self._target(administration, wanted, shares, show))
                 key = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
                 session = Session(
                     url=url,
@@ -124,7 +125,9 @@ class Campaign:
         return report.describe(administration.info()) if self.api == "lorry" else {}
 
     @contextmanager
-    def _target(self, administration: Administration, wanted: int, show: Show) -> Iterator[Target]:
+    def _target(
+        self, administration: Administration, wanted: int, shares: bool, show: Show
+    ) -> Iterator[Target]:
         """Adapters that were put on the server for it leave again at the end."""
         names = self.adapter_names
         if names is not None and len(names) < wanted:
@@ -142,7 +145,7 @@ class Campaign:
                         f"{len(numbers)} (--lora)"
                     )
                 chosen = numbers if names is None else [int(name) for name in names]
-                yield LlamaCppTarget(chosen, numbers, self.sampling)
+                yield LlamaCppTarget(chosen, numbers, self.sampling, cache_prompt=shares)
             case _ if names is not None:
                 yield LorryTarget(names, self.sampling)
             case _:

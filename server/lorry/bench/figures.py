@@ -53,6 +53,10 @@ class Figures:
     late: float
     throughputs: tuple[float, ...]
     """`tokens_per_second` of each repeat, in order."""
+    cached: float = NOWHERE
+    """Share of the prompts' tokens that the server found in a prefix cache, by its own account."""
+    first_token_by_turn: tuple[float, ...] = ()
+    """Medians, where there are conversations; seconds."""
 
 
 def of(run: LoadRun) -> Figures:
@@ -63,6 +67,8 @@ def of(run: LoadRun) -> Figures:
     tokens = sum(sample.reading.tokens for sample in good)
     seconds = run.seconds or NOWHERE
     rate = tokens / seconds
+    prompts = sum(sample.reading.prompt_tokens for sample in good)
+    cached = sum(sample.reading.cached_tokens for sample in good)
     return Figures(
         tokens_per_second=rate,
         requests_per_second=len(good) / seconds,
@@ -78,6 +84,8 @@ def of(run: LoadRun) -> Figures:
         client_share=run.client_seconds / seconds,
         late=run.late,
         throughputs=(rate,),
+        cached=cached / prompts if prompts else NOWHERE,
+        first_token_by_turn=_by_turn(good),
     )
 
 
@@ -107,6 +115,10 @@ def middle(repeats: Sequence[Figures]) -> Figures:
         client_share=median(one.client_share for one in repeats),
         late=max(one.late for one in repeats),
         throughputs=tuple(rate for one in repeats for rate in one.throughputs),
+        cached=median(one.cached for one in repeats),
+        first_token_by_turn=tuple(
+            map(median, zip(*(one.first_token_by_turn for one in repeats), strict=False))
+        ),
     )
 
 
@@ -119,6 +131,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
     below = math.floor(place)
     above = math.ceil(place)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def _by_turn(samples: Sequence[LoadSample]) -> tuple[float, ...]:
+    turns = sorted({sample.ask.turn for sample in samples})
+    if len(turns) < 2:
+        return ()
+    return tuple(
+        median(sample.reading.times[0] - sample.sent for sample in samples if sample.ask.turn == at)
+        for at in turns
+    )
 
 
 def _per_token(sample: LoadSample) -> float:

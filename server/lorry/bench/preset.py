@@ -1,7 +1,9 @@
-"""Workload W: what every figure in benchmarks/README.md is of.
+"""The workloads of benchmarks/README.md. End of text is ignored; greedy, streamed; adapters of
+rank 16 on all seven projections.
 
-Prompts of 64 words, 64 new tokens, end of text ignored, greedy, streamed; adapters of rank 16
-on all seven projections.
+W   prompts of 64 words that share nothing, 64 new tokens
+S   prompts that begin alike: system prompts, conversations, and agents that send everything again
+    with each result of a tool
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lorry.bench.popularity import Popularity
-from lorry.bench.workload import WorkloadRow
+from lorry.bench.workload import Span, WorkloadRow
 
-NAMES = ("W",)
+NAMES = ("W", "S")
 
 BASE_ONE = "base, c=1"
 BASE_EIGHT = "base, c=8"
@@ -20,6 +22,11 @@ ADAPTER_EIGHT = "one adapter, c=8"
 DISTINCT = "eight adapters, c=8"
 SLOTS = "64 adapters, 16 slots, zipf, c=8"
 RESIDENT = "64 adapters, 64 slots, zipf, c=8"
+
+SYSTEM = "one system prompt of 1000 words, c=1"
+SYSTEMS = "eight adapters, system prompts of 500 words, c=8"
+CHATS = "conversations of eight turns, c=4"
+AGENTS = "agents of ten steps, c=2"
 
 MANY = 64
 ZIPF = Popularity("zipf", 1.5)
@@ -55,4 +62,53 @@ def workload_w(*, zipf: bool, own_server: bool) -> tuple[Stage, ...]:
         Stage(rows),
         Stage((slots,), ("--max-loras", "16", *_MANY_FLAGS)),
         Stage((resident,), ("--max-loras", str(MANY), *_MANY_FLAGS)),
+    )
+
+
+def workload_s() -> tuple[Stage, ...]:
+    """Four rows of prompts that begin alike. The first request of each computes what they share."""
+    short, middling, long = Span(32, 32), Span(64, 64), Span(150, 150)
+    return (
+        Stage(
+            (
+                WorkloadRow(
+                    SYSTEM,
+                    8,
+                    concurrency=1,
+                    prompt_words=short,
+                    new_tokens=short,
+                    system_words=1000,
+                    warm_up=1,
+                ),
+                WorkloadRow(
+                    SYSTEMS,
+                    48,
+                    concurrency=8,
+                    adapters=8,
+                    prompt_words=short,
+                    new_tokens=middling,
+                    system_words=500,
+                    warm_up=8,
+                ),
+                WorkloadRow(
+                    CHATS,
+                    32,
+                    concurrency=4,
+                    prompt_words=short,
+                    new_tokens=middling,
+                    turns=8,
+                    warm_up=4,
+                ),
+                WorkloadRow(
+                    AGENTS,
+                    20,
+                    concurrency=2,
+                    prompt_words=long,
+                    new_tokens=short,
+                    system_words=300,
+                    turns=10,
+                    warm_up=2,
+                ),
+            )
+        ),
     )

@@ -25,10 +25,14 @@ COLUMNS = (
     "first token ms",
     "per token ms",
     "answer s",
+    "cached",
     "errors",
 )
 
-LEGEND = "times are p50/p90/p99, every figure the median of the repeats"
+LEGEND = (
+    "times are p50/p90/p99, every figure the median of the repeats; cached is the share of the "
+    "prompts' tokens that the server did not compute"
+)
 
 
 _COMPARABLE = (
@@ -117,6 +121,7 @@ def _line(name: str, figures: Figures) -> tuple[object, ...]:
         _spread(figures.first_token, 1000, 0),
         _spread(figures.per_token, 1000, 1),
         _spread(figures.end_to_end, 1, 2),
+        "-" if math.isnan(figures.cached) else f"{figures.cached:.0%}",
         figures.errors,
     )
 
@@ -130,6 +135,8 @@ def _row(result: Result) -> dict[str, Any]:
         "popularity": str(row.popularity) if row.adapters else None,
         "random_scales": row.random_scales,
         "prompt_words": str(row.prompt_words),
+        "system_words": row.system_words,
+        "turns": row.turns,
         "new_tokens": str(row.new_tokens),
         "requests": row.requests,
         "warm_up": row.warm_up,

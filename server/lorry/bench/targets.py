@@ -24,6 +24,9 @@ class Reading:
     """Where the server tells them."""
     problem: str | None = None
     """What went wrong, in one line."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, found in a prefix cache; 0 for both where the server does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,17 @@ class LorryTarget:
 
     def read(self, answer: BenchAnswer) -> Reading:
         times, ids, text = [], [], ""
+        details: dict[str, Any] = {}
         try:
             for time, event in _events(answer):
                 times.append(time)
                 ids.append(event["token"]["id"])
                 text = event["generated_text"] or text
+                details = event.get("details") or details
         except Refused as error:
             return Reading(tuple(times), len(ids), text, tuple(ids), str(error))
-        return Reading(tuple(times), len(ids), text, tuple(ids))
+        counts = (details.get("prompt_tokens", 0), details.get("cached_tokens", 0))
+        return Reading(tuple(times), len(ids), text, tuple(ids), None, *counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ class OpenAITarget:
 
     def read(self, answer: BenchAnswer) -> Reading:
         times: list[float] = []
-        text, tokens = "", None
+        text, usage = "", {}
         try:
             for time, event in _events(answer):
                 if event.get("choices"):
@@ -128,10 +134,17 @@ class OpenAITarget:
                     if event["choices"][0].get("text") or not times:
                         times.append(time)
                 if event.get("usage"):
-                    tokens = event["usage"]["completion_tokens"]
+                    usage = event["usage"]
         except Refused as error:
             return Reading(tuple(times), len(times), text, problem=str(error))
-        return Reading(tuple(times), len(times) if tokens is None else tokens, text)
+        details = usage.get("prompt_tokens_details") or {}
+        return Reading(
+            tuple(times),
+            usage.get("completion_tokens", len(times)),
+            text,
+            prompt_tokens=usage.get("prompt_tokens", 0),
+            cached_tokens=details.get("cached_tokens") or 0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,8 @@ class LlamaCppTarget:
     """The numbers of the ones to use."""
     all_adapters: Sequence[int]
     sampling: Sampling = GREEDY
+    cache_prompt: bool = False
+    """Where prompts share something; elsewhere it would only find its own of the warm-up."""
     api: str = "llamacpp"
     path: str = "/completion"
 
@@ -155,7 +170,7 @@ class LlamaCppTarget:
             prompt=ask.prompt,
             n_predict=ask.new_tokens,
             ignore_eos=True,
-            cache_prompt=False,
+            cache_prompt=self.cache_prompt,
             stream=True,
             lora=[{"id": number, "scale": scale} for number, scale in scales.items()],
             # Its own defaults would cut the distribution further.
@@ -164,17 +179,25 @@ class LlamaCppTarget:
 
     def read(self, answer: BenchAnswer) -> Reading:
         times: list[float] = []
-        text, tokens = "", None
+        text, last = "", {}
         try:
             for time, event in _events(answer):
                 if event.get("content"):
                     times.append(time)
                     text += event["content"]
                 if event.get("stop"):
-                    tokens = event.get("tokens_predicted")
+                    last = event
         except Refused as error:
             return Reading(tuple(times), len(times), text, problem=str(error))
-        return Reading(tuple(times), len(times) if tokens is None else tokens, text)
+        computed = (last.get("timings") or {}).get("prompt_n")
+        prompt = last.get("tokens_evaluated", 0)
+        return Reading(
+            tuple(times),
+            last.get("tokens_predicted", len(times)),
+            text,
+            prompt_tokens=prompt,
+            cached_tokens=0 if computed is None else max(0, prompt - computed),
+        )
 
 
 def read(target: Target, answer: BenchAnswer, wanted: int) -> Reading:
@@ -183,7 +206,7 @@ def read(target: Target, answer: BenchAnswer, wanted: int) -> Reading:
         return Reading((), 0, "", problem=answer.reason())
     try:
         reading = target.read(answer)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         problem = f"an answer that is not this API's: {type(error).__name__} {error}"
         return Reading((), 0, "", problem=problem)
     if reading.problem is None and reading.tokens != wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorry.bench import arrivals, prompt_texts
 from lorry.bench.popularity import DISTINCT, Popularity
@@ -45,11 +45,22 @@ class WorkloadRow:
     random_scales: bool = False
     prompt_words: Span = _LENGTH
     new_tokens: Span = _LENGTH
+    system_words: int = 0
+    """Before every prompt, the same for all requests of an adapter, and for those of the base."""
+    turns: int = 1
+    """Of a conversation. Each prompt is the one before it, its answer, and new words; it goes out
+    when that answer is there. Only in a closed load, where conversations are in flight."""
     warm_up: int = 0
     """Requests before the clock starts."""
 
     def __post_init__(self) -> None:
         assert (self.concurrency is None) != (self.rate is None)
+        assert self.turns == 1 or self.rate is None
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts begin alike, so that a server with a prefix cache does less."""
+        return self.system_words > 0 or self.turns > 1
 
     @property
     def load(self) -> str:
@@ -69,6 +80,10 @@ class Ask:
     new_tokens: int
     at: float
     """Seconds after the start of an open load; 0 in a closed one."""
+    turn: int = 0
+    """Its place in its conversation."""
+    continues: bool = False
+    """`prompt` is only what comes behind the request before it and that one's answer."""
 
 
 SCALES = (0.25, 0.5, 1.0, 1.5)
@@ -89,22 +104,35 @@ def plan(row: WorkloadRow, repeat: int, seed: int = 0) -> tuple[Ask, ...]:
 def warm_up(row: WorkloadRow, seed: int = 0) -> tuple[Ask, ...]:
     """Short requests with the row's adapters and prompts of its length."""
     return tuple(
-        Ask(ask.prompt, ask.adapter, ask.scale, min(ask.new_tokens, WARM_UP_TOKENS), 0.0)
+        replace(ask, new_tokens=min(ask.new_tokens, WARM_UP_TOKENS), at=0.0)
         for ask in _drawn(row, row.warm_up, f"{seed}:warm-up")
     )
 
 
 def _drawn(row: WorkloadRow, count: int, salt: str) -> tuple[Ask, ...]:
     dice = random.Random(f"{salt}:{row.name}")
-    adapters = row.popularity.draw(count, row.adapters, dice) if row.adapters else None
+    chats = -(-count // row.turns)
+    adapters = row.popularity.draw(chats, row.adapters, dice) if row.adapters else None
     times = [0.0] * count if row.rate is None else arrivals.times(count, row.rate, row.cv, dice)
-    return tuple(
-        Ask(
-            prompt=prompt_texts.draw(row.prompt_words.draw(dice), dice),
-            adapter=None if adapters is None else adapters[index],
-            scale=dice.choice(SCALES) if row.random_scales else 1.0,
-            new_tokens=row.new_tokens.draw(dice),
-            at=times[index],
+    asks: list[Ask] = []
+    for index in range(count):
+        chat, turn = divmod(index, row.turns)
+        adapter = None if adapters is None else adapters[chat]
+        prompt = prompt_texts.draw(row.prompt_words.draw(dice), dice)
+        if row.system_words and turn == 0:
+            own = random.Random(f"{salt}:{row.name}:system:{adapter}")
+            prompt = f"{prompt_texts.draw(row.system_words, own)} {prompt}"
+        scale = dice.choice(SCALES) if row.random_scales else 1.0
+        asks.append(
+            Ask(
+                prompt=prompt,
+                adapter=adapter,
+                # A conversation keeps its scale.
+                scale=asks[-1].scale if turn else scale,
+                new_tokens=row.new_tokens.draw(dice),
+                at=times[index],
+                turn=turn,
+                continues=turn > 0,
+            )
         )
-        for index in range(count)
-    )
+    return tuple(asks)

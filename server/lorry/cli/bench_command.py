@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from lorry.bench import machine, plot, popularity, preset, random_adapters, report
-from lorry.bench.campaign import APIS, Campaign, Ticker
+from lorry.bench import machine, plot, random_adapters, report
+from lorry.bench.campaign import APIS, Campaign
 from lorry.bench.connection import Address
 from lorry.bench.preset import Stage
 from lorry.bench.served_base import ServedBase
 from lorry.bench.targets import Sampling
-from lorry.bench.workload import Span, WorkloadRow
+from lorry.bench.workload import WorkloadRow
+from lorry.cli.bench_arguments import names_of, popularity_of, preset_of, span_of
+from lorry.cli.bench_progress import show
 from lorry.cli.output import metered, report_error, write_line, write_table
 from lorry.cli.output import report as tell
 from lorry.cli.server_connection import ApiKey
@@ -84,7 +74,11 @@ def bench(
     ] = None,
     preset_name: Annotated[
         str | None,
-        typer.Option("--preset", metavar="W", help="The workload of the benchmarks page."),
+        typer.Option(
+            "--preset",
+            metavar="W|S",
+            help="A workload of the benchmarks page: W, or S for shared prompts.",
+        ),
     ] = None,
     zipf: Annotated[
         bool,
@@ -173,6 +167,24 @@ def bench(
     prompt_words: Annotated[
         str, typer.Option("--prompt-words", metavar="N|N-M", help="Length of the prompts.")
     ] = "64",
+    system_words: Annotated[
+        int,
+        typer.Option(
+            "--system-words",
+            metavar="N",
+            min=0,
+            help="Words before every prompt, the same for all requests of an adapter.",
+        ),
+    ] = 0,
+    turns: Annotated[
+        int,
+        typer.Option(
+            "--turns",
+            metavar="N",
+            min=1,
+            help="Conversations of that many requests, each with all that was said before.",
+        ),
+    ] = 1,
     new_tokens: Annotated[
         str, typer.Option("--new-tokens", metavar="N|N-M", help="Length of the answers.")
     ] = "64",
@@ -236,12 +248,16 @@ def bench(
     if url is not None:
         Address.of(url)
     if preset_name is not None:
-        stages = _preset(preset_name, zipf, own_server=url is None)
+        stages = preset_of(preset_name, zipf, own_server=url is None)
     else:
         load = (concurrency or 8, None) if rate is None else (None, rate)
         if rate is not None and concurrency is not None:
             raise SettingsError("--concurrency and --rate are two kinds of load; give one")
+        if rate is not None and turns > 1:
+            raise SettingsError("--turns: a turn waits for the one before it; give --concurrency")
         what = "base" if not adapters else f"{adapters} adapters, {popular}"
+        what += f", {system_words} words shared" if system_words else ""
+        what += f", {turns} turns" if turns > 1 else ""
         row = WorkloadRow(
             what,
             requests=requests,
@@ -249,15 +265,17 @@ def bench(
             rate=load[1],
             cv=cv,
             adapters=adapters,
-            popularity=_popularity(popular),
+            popularity=popularity_of(popular),
             random_scales=random_scales,
-            prompt_words=_span(prompt_words, "--prompt-words"),
-            new_tokens=_span(new_tokens, "--new-tokens"),
+            prompt_words=span_of(prompt_words, "--prompt-words"),
+            new_tokens=span_of(new_tokens, "--new-tokens"),
+            system_words=system_words,
+            turns=turns,
             warm_up=(concurrency or 8) if warm_up is None else warm_up,
         )
         drawn = "" if temperature == 0 else f", temperature {temperature:g}, top-p {top_p:g}"
         stages = (Stage((replace(row, name=f"{what}, {row.load}{drawn}"),)),)
-    names = None if adapter_names is None else _names(adapter_names, api)
+    names = None if adapter_names is None else names_of(adapter_names, api)
     most = max(row.adapters for stage in stages for row in stage.rows)
     settings = load_settings({"model": model, "home": home}, os.environ)
     # Fetched here: a download has bars of its own, and two cannot share a terminal.
@@ -287,7 +305,7 @@ def bench(
         sampling=Sampling(temperature, top_p),
     )
     where = machine.look()
-    outcome = campaign.run(stages, _show)
+    outcome = campaign.run(stages, show)
     made = report.Report(
         where, outcome.server, outcome.results, outcome.checked, outcome.differences
     )
@@ -311,6 +329,9 @@ def _conclude(made: report.Report) -> None:
         if figures.errors == figures.requests:
             report_error(f"{result.row.name}: no request succeeded")
             failed = True
+        if figures.first_token_by_turn:
+            times = ", ".join(f"{1000 * time:.0f}" for time in figures.first_token_by_turn)
+            tell(f"{result.row.name}: first token by turn, ms: {times}")
         if figures.client_share > BUSY_CLIENT:
             tell(
                 f"{result.row.name}: the load generator itself took {figures.client_share:.0%} of "
@@ -333,67 +354,3 @@ def _conclude(made: report.Report) -> None:
             tell(f"{made.checked} answers are the same when asked alone")
     if failed:
         raise typer.Exit(1)
-
-
-def _preset(name: str, zipf: bool, *, own_server: bool) -> tuple[Stage, ...]:
-    if name.upper() not in preset.NAMES:
-        raise SettingsError(f"--preset {name}: give one of {', '.join(preset.NAMES)}")
-    return preset.workload_w(zipf=zipf, own_server=own_server)
-
-
-def _popularity(text: str) -> popularity.Popularity:
-    try:
-        return popularity.parse(text)
-    except ValueError as error:
-        raise SettingsError(f"--popularity {text}: {error}") from None
-
-
-def _span(text: str, flag: str) -> Span:
-    low, _, high = text.partition("-")
-    if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
-        raise SettingsError(f"{flag} {text}: give a number such as 64, or a range such as 32-128")
-    return Span(int(low), int(high or low))
-
-
-def _names(text: str, api: str) -> Sequence[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or (api == "llamacpp" and not all(name.isdecimal() for name in names)):
-        what = "numbers" if api == "llamacpp" else "names"
-        raise SettingsError(f"--adapter-names {text}: give {what} with commas between them")
-    return names
-
-
-class _Bar:
-    """A ticker on standard error: a bar in a terminal, a line for each new thing elsewhere."""
-
-    def __init__(self, progress: Progress, task: TaskID, title: str) -> None:
-        self._progress = progress
-        self._task = task
-        self._title = title
-
-    def began(self, what: str) -> None:
-        if self._progress.disable:
-            tell(f"{self._title}: {what}")
-        else:
-            self._progress.update(self._task, description=f"{self._title}: {what}")
-
-    def done(self) -> None:
-        self._progress.advance(self._task)
-
-
-@contextmanager
-def _show(title: str, total: int | None) -> Iterator[Ticker]:
-    counts = () if total is None else (MofNCompleteColumn(), TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts)
-    progress = Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        # Drawn in a thread of this process, which measures: twice a second is enough.
-        refresh_per_second=2,
-        disable=not sys.stderr.isatty(),
-    )
-    with progress:
-        if progress.disable:
-            tell(title)
-        yield _Bar(progress, progress.add_task(title, total=total), title)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,30 @@ def test_the_middle_of_repeats_is_their_median_and_errors_add_up() -> None:
     assert found.tokens_per_second == pytest.approx(1.5)
     assert found.throughputs == pytest.approx((3.0, 1.5, 0.5))
     assert (found.requests, found.errors, found.problems) == (8, 2, {"429: full": 2})
+
+
+def test_the_share_of_prompts_that_was_cached_and_the_times_of_turns() -> None:
+    def turn(at: int, first: float, cached: int) -> LoadSample:
+        reading = Reading((first, first + 1), 2, "text", prompt_tokens=10, cached_tokens=cached)
+        return LoadSample(replace(ASK, turn=at), 0.0, first + 1, reading)
+
+    samples = (turn(0, 3.0, 0), turn(1, 1.0, 8), turn(0, 5.0, 2), turn(1, 1.0, 8))
+    found = figures.of(LoadRun(samples, seconds=4.0, client_seconds=0.0, late=0.0))
+    assert found.cached == pytest.approx(18 / 40)
+    assert found.first_token_by_turn == (4.0, 1.0)
+    assert figures.middle([found, found]).first_token_by_turn == (4.0, 1.0)
+    plain = figures.of(RUN)
+    assert math.isnan(plain.cached) and plain.first_token_by_turn == ()
+    made = report.Report(
+        machine.look(),
+        {"api": "lorry"},
+        [
+            Result(WorkloadRow("chats", 4, concurrency=1, turns=2), [found]),
+            Result(WorkloadRow("plain", 3, concurrency=1), [plain]),
+        ],
+    )
+    at = report.COLUMNS.index("cached")
+    assert [row[at] for row in made.table()] == ["45%", "-"]
 
 
 def test_a_report_says_everything_and_has_no_nan() -> None:

@@ -122,3 +122,21 @@ def test_what_is_not_the_api_s_is_no_success(target: Target, events: list[object
 def test_fewer_tokens_than_asked_for_are_no_success() -> None:
     reading = read(LorryTarget([]), answer(token(7), token(8, "x")), 3)
     assert reading.problem == "2 tokens where 3 were asked for"
+
+
+def test_what_a_server_tells_of_its_prefix_cache() -> None:
+    details = {"prompt_tokens": 70, "cached_tokens": 64}
+    mine = read(LorryTarget([]), answer(token(7), {**token(8, "x"), "details": details}), 2)
+    usage = {"completion_tokens": 1, "prompt_tokens": 70}
+    told = {**usage, "prompt_tokens_details": {"cached_tokens": 64}}
+    openai, piece = OpenAITarget("base", []), {"choices": [{"text": " one"}]}
+    theirs = read(openai, answer(piece, {"choices": [], "usage": told}, "[DONE]"), 1)
+    last = {"stop": True, "tokens_predicted": 1, "tokens_evaluated": 70, "timings": {"prompt_n": 6}}
+    llama = read(LlamaCppTarget([], []), answer({"content": " one"}, last), 1)
+    for reading in (mine, theirs, llama):
+        assert reading.problem is None
+        assert (reading.prompt_tokens, reading.cached_tokens) == (70, 64)
+    silent = {"choices": [], "usage": {**usage, "prompt_tokens_details": None}}
+    assert read(openai, answer(piece, silent, "[DONE]"), 1).cached_tokens == 0
+    asked = json.loads(LlamaCppTarget([], [], cache_prompt=True).body(BASE))
+    assert asked["cache_prompt"] is True

@@ -92,3 +92,49 @@ def test_zipf_compares_few_slots_with_enough_of_them_under_one_load() -> None:
     assert len(set(chosen[0])) > 8
     (others,) = preset.workload_w(zipf=True, own_server=False)
     assert others.rows[-1].name == preset.SLOTS and not others.flags
+
+
+def test_a_system_prompt_is_one_for_each_adapter_and_repeat() -> None:
+    row = WorkloadRow("row", 12, concurrency=4, adapters=3, prompt_words=Span(2, 2), system_words=5)
+    begins: dict[int | None, set[str]] = {}
+    for ask in workload.plan(row, 0):
+        assert len(ask.prompt.split()) == 7
+        begins.setdefault(ask.adapter, set()).add(" ".join(ask.prompt.split()[:5]))
+    assert set(begins) == {0, 1, 2}
+    assert all(len(prompts) == 1 for prompts in begins.values())
+    assert len(set.union(*begins.values())) == 3
+    again = {" ".join(ask.prompt.split()[:5]) for ask in workload.plan(row, 1)}
+    assert again.isdisjoint(set.union(*begins.values()))
+
+
+def test_a_conversation_has_one_adapter_and_one_system_prompt() -> None:
+    row = WorkloadRow(
+        "row",
+        7,
+        concurrency=2,
+        adapters=2,
+        random_scales=True,
+        prompt_words=Span(2, 2),
+        system_words=5,
+        turns=3,
+    )
+    asks = workload.plan(row, 0)
+    assert [ask.turn for ask in asks] == [0, 1, 2, 0, 1, 2, 0]
+    assert [ask.continues for ask in asks] == [ask.turn > 0 for ask in asks]
+    assert [ask.adapter for ask in asks] == [0, 0, 0, 1, 1, 1, 0]
+    assert [len(ask.prompt.split()) for ask in asks] == [7, 2, 2, 7, 2, 2, 7]
+    for chat in (asks[:3], asks[3:6]):
+        assert len({ask.scale for ask in chat}) == 1
+
+
+def test_what_shares_nothing_is_drawn_as_before() -> None:
+    """Or old figures were of other prompts."""
+    (ask, *_) = workload.plan(WorkloadRow("base, c=8", 24, concurrency=8), 0)
+    assert ask.prompt.startswith("such should spell home time their ")
+
+
+def test_workload_s_shares_in_every_row() -> None:
+    (stage,) = preset.workload_s()
+    assert all(row.shares for row in stage.rows)
+    assert not any(row.shares for one in preset.workload_w(zipf=True, own_server=True)
+                   for row in one.rows)  # fmt: skip
