@@ -4,10 +4,9 @@
     .venv/bin/python -m benchmarks.kinds --kernels torch without the compiled step
 
 Eight adapters of one kind, a row each, on the seven projections where the kind has a choice;
-steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. LoRA,
-DoRA, biases, (IA)3, virtual tokens and what changes embeddings or the head run on the compiled
-step, the others on the packed model beside it, at what PyTorch's operations cost; a mixed step
-says what that costs its plain rows.
+steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. SHiRA runs
+on the packed model beside the compiled step, at what PyTorch's operations cost, the others on the
+compiled step; a mixed step says what that costs its plain rows.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ from lorry_adapters.lora.base import BaseModule
 from lorry_adapters.lora.effects import (
     Dora,
     Effect,
+    EffectTarget,
+    Indivisible,
     InputGain,
     Kronecker,
     OutputGain,
@@ -41,9 +42,11 @@ from lorry_adapters.lora.effects import (
     Projections,
     Vera,
 )
+from lorry_adapters.lora.matrix_deltas import BoundChange, BoundPair, BoundTurn
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.prompt import PromptEmbeddings
 from lorry_adapters.lora.replaced import OwnModule, TokenLogits, TokenRows
+from lorry_adapters.lora.sparse import Sparse
 from lorry_adapters.lora.weights import AdapterWeights
 
 ROWS, RANK, CONTEXT, BLOCK = 8, 16, 100, 16
@@ -232,10 +235,58 @@ def kronecker(module: BaseModule, seed: int) -> Effect:
     return Kronecker(torch.randn(a, c) * 0.01, w2, 1.0)
 
 
+class Low(Indivisible):
+    """HRA and its like: a change that PEFT's layers show to be of a low rank."""
+
+    nbytes = 0
+
+    def __init__(self, module: BaseModule, seed: int) -> None:
+        self._pair = pair(module, seed)
+
+    def bind(self, base: EffectTarget) -> BoundPair:
+        return BoundPair(self._pair.a_RI, self._pair.b_OR, base.dtype, base.device)
+
+
+class Rotation(Indivisible):
+    """OFT in blocks of 32, PEFT's default."""
+
+    nbytes = 0
+
+    def __init__(self, module: BaseModule, seed: int) -> None:
+        self._blocks = torch.randn(module.in_features // 32, 32, 32) * 0.01
+
+    def bind(self, base: EffectTarget) -> BoundTurn:
+        return BoundTurn(self._blocks, base.module, base.dtype, base.device)
+
+
+class Change(Indivisible):
+    """FourierFT and its like: a change of all of a weight."""
+
+    nbytes = 0
+
+    def __init__(self, module: BaseModule, seed: int) -> None:
+        self._change_OI = torch.randn(module.out_features, module.in_features) * 0.001
+
+    def bind(self, base: EffectTarget) -> BoundChange:
+        return BoundChange(self._change_OI)
+
+
+def sparse(module: BaseModule, seed: int) -> Effect:
+    count = 16 * (module.in_features + module.out_features)
+    rows_N = torch.randint(0, module.out_features, (count,))
+    columns_N = torch.randint(0, module.in_features, (count,))
+    shape = (module.out_features, module.in_features)
+    return Sparse(rows_N, columns_N, torch.randn(count) * 0.01, shape)
+
+
 def vera(loaded: LoadedModel, seed: int) -> AdapterWeights:
     mine = linears(loaded)
     widest = max(max(m.in_features, m.out_features) for m in mine)
-    shared = Projections(torch.randn(256, widest) * 0.01, torch.randn(widest, 256) * 0.01)
+    draw = torch.Generator().manual_seed(0)
+    shared = Projections(
+        torch.randn(256, widest, generator=draw) * 0.01,
+        torch.randn(widest, 256, generator=draw) * 0.01,
+    )
     effects: dict[str, tuple[Effect, ...]] = {
         m.name: (Vera(shared, torch.ones(256), torch.ones(m.out_features) * 0.01),) for m in mine
     }
@@ -282,6 +333,10 @@ KINDS: dict[str, Any] = {
     "LoRA with a head of its own": own_head,
     "LoKr": with_effects("lokr", kronecker),
     "VeRA, r 256": vera,
+    "HRA, r 16": with_effects("hra", Low),
+    "OFT, blocks of 32": with_effects("oft", Rotation),
+    "FourierFT": with_effects("fourierft", Change),
+    "SHiRA": with_effects("shira", sparse),
     "prompt tuning, 20 tokens": prompt,
 }
 

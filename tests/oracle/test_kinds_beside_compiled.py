@@ -1,5 +1,6 @@
 """Kinds that the compiled step does not know, beside it: the same answers as without it, and the
-rows that it runs do not notice them. Those that it knows are `test_gains_native.py`'s."""
+rows that it runs do not notice them. Those that it knows are `test_vector_deltas.py`'s and
+`test_matrix_deltas.py`'s."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from support.prompts import random_prompt
 
 FAMILIES = ("llama", "gemma2", "gptj")
 """The last one's rows run padded there."""
-NAMES = ("lokr", "ln_tuning", "modules_to_save=norm")
-KNOWN = ("dora", "ia3")
+NAMES = ("kasa", "ln_tuning", "modules_to_save=norm")
+KNOWN = ("dora", "ia3", "lokr")
 """They run on the compiled step, but for sums with the others."""
 BOTTLENECK = Path(__file__).parent / "adapterhub" / "llama-pfeiffer"
 APART = 0.05
@@ -80,7 +81,7 @@ def asks(made: dict[str, Path], known: dict[str, Path], plain: Path) -> list[Ask
     half = [Ask([(path, 0.5)], random_prompt(7, seed=20)) for path in made.values()]
     summed = [
         Ask([(made[name], 1.0), (other, 0.7)], random_prompt(11, seed=30))
-        for name in ("lokr", "bottleneck")
+        for name in ("kasa", "bottleneck")
         if name in made
         for other in (plain, *known.values())
     ]
@@ -139,7 +140,7 @@ def test_a_slot_that_changes_its_kind_changes_its_path(
 ) -> None:
     plain = peft_adapter(family, "plain")
     slot = compiled.slot_of(plain)
-    order = (plain, made["lokr"], known["dora"], list(made.values())[-1], known["ia3"])
+    order = (plain, made["kasa"], known["dora"], list(made.values())[-1], known["ia3"])
     answers: dict[Path, list[list[float]]] = {}
     for path in (*order, *order[::-1], *order):
         compiled.place(slot, path)

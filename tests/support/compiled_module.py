@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,16 +13,19 @@ from lorry.model.compiled import structs
 from lorry.model.compiled.adapter import pack_adapter, padded
 from lorry.model.compiled.call import PairArrays
 from lorry.model.compiled.pack import pack
+from lorry.model.compiled.packed_matrices import pack_matrices
 from lorry.model.compiled.packed_slots import AdapterSlots
-from lorry.model.compiled.packed_vectors import doras_of, vector_deltas_of
+from lorry.model.compiled.packed_vectors import pairs_of, vector_deltas_of
+from lorry.model.compiled.shared_pairs import SharedPairs
 from lorry.model.int8 import Int8Linear
+from lorry_adapters.lora.matrix_deltas import BoundShared
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.lora.vector_deltas import Delta
 
 NUM_SLOTS = 6
 MOST_TOKENS = 24
-MOST_RANK = 25
+MOST_RANK = 40
 NAME = "m"
 
 Uses = Sequence[tuple[int, int, float]]
@@ -50,15 +54,25 @@ class CompiledModule:
             ctypes.byref(self._model), MOST_TOKENS, NUM_SLOTS * MOST_TOKENS, 16, num_threads
         )
         assert self._engine
+        self._shared_pairs = SharedPairs(built)
         self._slots = AdapterSlots([[NAME]], NUM_SLOTS)
         self._struct = self._slots.struct(NAME, inputs, outputs)
 
     def place(self, slot: int, pair: LoraPair | None = None, deltas: Sequence[Delta] = ()) -> None:
         pairs = {} if pair is None else {NAME: pair}
         all_deltas = {NAME: deltas} if deltas else {}
-        vectors = vector_deltas_of(all_deltas, pairs, [[NAME]])
-        made = pack_adapter(self._built, {**pairs, **doras_of(all_deltas)}, [[NAME]], vectors)
+        matrices = pack_matrices(self._built, all_deltas, [NAME])
+        vectors = vector_deltas_of(all_deltas, pairs, [[NAME]], matrices)
+        made = pack_adapter(self._built, {**pairs, **pairs_of(all_deltas)}, [[NAME]], vectors)
+        for delta in deltas:
+            if isinstance(delta, BoundShared):
+                parts = self._shared_pairs.parts_of({NAME: delta}, {NAME: self._struct.in_})
+                made = replace(made, shared={0: parts[NAME]})
         self._slots.place(slot, made)
+
+    @property
+    def slot_bytes(self) -> int:
+        return self._slots.nbytes
 
     def __call__(self, x_TI: Tensor, uses: Uses) -> Tensor:
         x_TI = x_TI.contiguous()

@@ -6,8 +6,8 @@ mixed with every other in one batch and in one sum, and the base itself is never
 
 An effect contains the file's data, in host memory. `bind` combines it once with its module,
 outside the running steps. A step only calls the resulting `Delta`. Deltas that are vectors of
-the module's widths are in `vector_deltas`, from which the server's compiled step reads the
-numbers.
+the module's widths or matrices are in `vector_deltas` and `matrix_deltas`, from which the server's
+compiled step reads the numbers.
 
 The scale multiplies the same strength as PEFT's `set_scale`: the pair of a DoRA, also in the norm;
 the distance from 1 of an (IA)3 vector. Trained replacements of the base's own numbers (biases,
@@ -25,6 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lorry_adapters.lora.matrix_deltas import BoundKronecker, BoundShared
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 __all__ = [
@@ -218,14 +219,8 @@ class Kronecker(Indivisible):
         return self.w1_ac.nbytes + self.w2_bd.nbytes
 
     def bind(self, base: EffectTarget) -> Delta:
-        w1_ac, w2_db = base.held(self.w1_ac.float() * self.scaling), base.held(self.w2_bd.T)
-        c, d = w1_ac.shape[1], w2_db.shape[0]
-
-        def delta(x_MI: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
-            rows_Mcb = x_MI.view(-1, c, d) @ w2_db
-            return (w1_ac @ rows_Mcb).flatten(1) * scale_M1
-
-        return delta
+        w1_ac = self.w1_ac.float() * self.scaling
+        return BoundKronecker(w1_ac, self.w2_bd.float(), base.dtype, base.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -265,11 +260,4 @@ class Vera(Indivisible):
 
     def bind(self, base: EffectTarget) -> Delta:
         a_RI, b_OR = self.projections.held(base)
-        d_R, b_O = base.held(self.d_R), base.held(self.b_O)
-        outputs = b_O.shape[0]
-
-        def delta(x_MI: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
-            hidden_MR = (x_MI @ a_RI[:, : x_MI.shape[1]].T) * d_R
-            return (hidden_MR @ b_OR[:outputs].T) * (b_O * scale_M1)
-
-        return delta
+        return BoundShared(a_RI, b_OR, base.held(self.d_R), base.held(self.b_O))

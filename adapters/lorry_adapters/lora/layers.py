@@ -24,6 +24,7 @@ from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.expert_effects import LoraExperts, LoraRouter
 from lorry_adapters.lora.kernels import Kernel, grouped
+from lorry_adapters.lora.matrix_deltas import apart
 from lorry_adapters.lora.plan import Plan
 from lorry_adapters.lora.replaced import stacked
 from lorry_adapters.lora.wrapped import (
@@ -244,9 +245,9 @@ class LoraModel:
             module = self._bare(path)
             base = EffectTarget(module, partial(self._weight, module), self._dtype, self._device)
             every = (effect.bind(base) for effect in stacked(effects))
-            bound = [delta for delta in every if delta is not None]
+            bound = apart([delta for delta in every if delta is not None])
             if bound:
-                deltas[path] = tuple(bound)
+                deltas[path] = bound
         return BoundAdapter(weights, deltas)
 
     def place(self, slot: int, adapter: BoundAdapter) -> None:

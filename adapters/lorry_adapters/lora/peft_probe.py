@@ -18,10 +18,17 @@ from lorry_adapters.errors import InvalidAdapter
 from lorry_adapters.lora.base import BaseModule, ModuleKind
 from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
 from lorry_adapters.lora.low_rank import factors
+from lorry_adapters.lora.matrix_deltas import BoundChange, BoundPair, BoundTurn, Together
 from lorry_adapters.lora.problems import shown, some
+from lorry_adapters.lora.vector_deltas import Shift
 
 _TOLERANCE: Final = 1e-3
 """Largest difference between a layer and its measured change, relative to the largest output."""
+
+_SAME: Final = 1e-4
+"""The same between a layer and the base's answer to a turned input."""
+MAX_BLOCK: Final = 128
+"""Inputs that are turned together: a change of larger blocks is kept as a whole."""
 
 
 class Unbuildable(Exception):
@@ -69,6 +76,7 @@ class PeftProbe:
             )
         model.eval().requires_grad_(False)
         self._model = model
+        self._may_turn = True
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
 
     def try_out(self, modules: Sequence[BaseModule]) -> None:
@@ -101,24 +109,13 @@ class PeftProbe:
 
         The bias matters: RoAd rotates the whole output, including the base's bias.
         """
-        layer = self._model.base_model.model.get_submodule(name)
-        bare = layer.get_base_layer()
-        light, no_bias = bare.weight, bare.bias
         outputs, inputs = weight_OI.shape
-        # GPT-2 stores its weights transposed.
-        stored = weight_OI if isinstance(bare, nn.Linear) else weight_OI.T.contiguous()
         base_O = torch.zeros(outputs) if bias_O is None else bias_O
         probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            bare.weight = nn.Parameter(stored, requires_grad=False)
-            if no_bias is not None:
-                bare.bias = nn.Parameter(base_O, requires_grad=False)
-            try:
-                # One call: most of these layers compute their whole change again in each call.
-                answer_TO = layer(torch.cat([torch.zeros(1, inputs), torch.eye(inputs), probe_TI]))
-            finally:
-                bare.weight, bare.bias = light, no_bias
-        offset_O, units_IO, probed_TO = answer_TO.split([1, inputs, len(probe_TI)])
+        # One call: most of these layers compute their whole change again in each call.
+        x_TI = torch.cat([torch.zeros(1, inputs), torch.eye(inputs), probe_TI])
+        answer_TO = self._answer(name, weight_OI, base_O, x_TI)
+        offset_O, units_IO, probed_TO = torch.split(answer_TO, [1, inputs, len(probe_TI)])
         changed_OI = (units_IO - offset_O).T
         expected_TO = probe_TI @ changed_OI.T + offset_O
         worst = float((probed_TO - expected_TO).abs().max())
@@ -131,6 +128,64 @@ class PeftProbe:
                 ]
             )
         return changed_OI - weight_OI, offset_O[0] - base_O
+
+    def turn(self, name: str, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor | None:
+        """Return `[N, S, S]`, fp32, where the layer's output is the base's for x + M x with M of
+        such blocks along its diagonal (`BoundTurn`); None where it is anything else.
+
+        With the identity as its weight, the layer shows what it does to its input.
+        """
+        if not self._may_turn:
+            return None
+        outputs, inputs = weight_OI.shape
+        base_O = torch.zeros(outputs) if bias_O is None else bias_O
+        probe_TI = torch.randn(4, inputs, generator=torch.Generator().manual_seed(1))
+        probe_TI[0] = 0
+        one_II = torch.eye(inputs)
+        try:
+            turned_II = self._answer(name, one_II, torch.zeros(inputs), one_II).T
+            blocks_NSS = diagonal_blocks(turned_II - one_II)
+            if blocks_NSS is not None:
+                wanted_TO = (probe_TI @ turned_II.T) @ weight_OI.T + base_O
+                found_TO = self._answer(name, weight_OI, base_O, probe_TI)
+                largest = 1 + float(wanted_TO.abs().max())
+                if float((found_TO - wanted_TO).abs().max()) <= _SAME * largest:
+                    return blocks_NSS
+        except Exception:  # noqa: BLE001 - PEFT's layers are not made for another weight
+            pass
+        # A method turns the inputs of all linears or of none.
+        self._may_turn = False
+        return None
+
+    def _answer(self, name: str, weight_OI: Tensor, base_O: Tensor, x_TI: Tensor) -> Tensor:
+        """What the layer answers around this weight and bias."""
+        layer = self._model.base_model.model.get_submodule(name)
+        bare = layer.get_base_layer()
+        light, no_bias = bare.weight, bare.bias
+        # GPT-2 stores its weights transposed.
+        stored = weight_OI if isinstance(bare, nn.Linear) else weight_OI.T.contiguous()
+        with torch.no_grad():
+            bare.weight = nn.Parameter(stored, requires_grad=False)
+            if no_bias is not None:
+                bare.bias = nn.Parameter(base_O, requires_grad=False)
+            try:
+                answer_TO: Tensor = layer(x_TI)
+            finally:
+                bare.weight, bare.bias = light, no_bias
+        return answer_TO
+
+
+def diagonal_blocks(matrix_II: Tensor) -> Tensor | None:
+    """Return the smallest blocks along the diagonal that have all of a matrix, `[N, S, S]`; None
+    where they would be larger than `MAX_BLOCK`."""
+    size = matrix_II.shape[0]
+    rows_N, columns_N = matrix_II.nonzero(as_tuple=True)
+    for block in range(1, min(size, MAX_BLOCK) + 1):
+        if size % block == 0 and bool((rows_N // block == columns_N // block).all()):
+            count = size // block
+            blocks = matrix_II.view(count, block, count, block).diagonal(dim1=0, dim2=2)
+            return blocks.permute(2, 0, 1).contiguous()
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,18 +207,24 @@ class Measured(Indivisible):
     def changes_nothing(self) -> bool:
         return self.peft_probe.changes_nothing(self.name)
 
-    def bind(self, base: EffectTarget) -> Delta:
+    def bind(self, base: EffectTarget) -> Delta | None:
         bias_O = None if base.bias is None else base.bias.detach().float().cpu()
         weight_OI = base.weight().cpu()
+        blocks_NSS = self.peft_probe.turn(self.name, weight_OI, bias_O)
+        if blocks_NSS is not None:
+            return BoundTurn(blocks_NSS, base.module, base.dtype, base.device)
         change_OI, offset_O = self.peft_probe.measure(self.name, weight_OI, bias_O)
         # The change is the difference of two weights, with the rounding of both.
         pair = factors(change_OI, float(weight_OI.norm() + change_OI.norm()))
-        offset_O = base.held(offset_O)
+        parts: list[Delta] = []
         if pair is None:
-            change_OI = base.held(change_OI)
-            return lambda x_MI, y, scale_M1: (x_MI @ change_OI.T + offset_O) * scale_M1
-        b_OR, a_RI = (base.held(one) for one in pair)
-        return lambda x_MI, y, scale_M1: ((x_MI @ a_RI.T) @ b_OR.T + offset_O) * scale_M1
+            parts.append(BoundChange(base.held(change_OI)))
+        elif pair[0].shape[1]:
+            b_OR, a_RI = pair
+            parts.append(BoundPair(a_RI, b_OR, base.dtype, base.device))
+        if offset_O.any():
+            parts.append(Shift(base.held(offset_O), scaled=True))
+        return Together(tuple(parts)) if parts else None
 
 
 def _skeleton(modules: Sequence[BaseModule]) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.lora.effects import Delta, EffectTarget, Indivisible
+from lorry_adapters.lora.matrix_deltas import BoundChange, BoundPair
 
 
 def tail(weight_OI: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -70,10 +71,8 @@ class NewTail(Indivisible):
         left_OX = torch.cat([u_OL * s_L, -old_OL], dim=1)
         right_XI = torch.cat([v_LI, right_LI])
         if left_OX.numel() + right_XI.numel() >= weight_OI.numel():
-            change_IO = base.held((left_OX @ right_XI).T)
-            return lambda x_MI, y, scale_M1: (x_MI @ change_IO) * scale_M1
-        left_XO, right_IX = base.held(left_OX.T), base.held(right_XI.T)
-        return lambda x_MI, y, scale_M1: ((x_MI @ right_IX) @ left_XO) * scale_M1
+            return BoundChange(base.held(left_OX @ right_XI))
+        return BoundPair(right_XI, left_OX, base.dtype, base.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,5 +175,4 @@ class InBasis(Indivisible):
         inner_II = torch.diag(self.lengths_I.double())
         places = self.basis.rows_N.long(), self.basis.columns_N.long()
         inner_II.index_put_(places, self.values_N.double(), accumulate=True)
-        change_IO = base.held((u_OI @ inner_II @ v_II.T - weight_OI).T)
-        return lambda x_MI, y, scale_M1: (x_MI @ change_IO) * scale_M1
+        return BoundChange(base.held(u_OI @ inner_II @ v_II.T - weight_OI))

@@ -4,8 +4,9 @@ A row runs on one path, and its own adapters alone decide which, so that its tok
 depend on its neighbours:
 
 compiled   (`lorry.model.compiled`) where the model allows it: for the base, and for rows all of
-           whose adapters are pairs of matrices and vectors (LoRA, DoRA, (IA)3, biases), virtual
-           tokens, or changes of the embeddings and the head
+           whose adapters are pairs of matrices, vectors and other changes of a layer's linears
+           (LoRA, DoRA, (IA)3, biases, LoKr, VeRA, OFT, what is measured), virtual tokens, or
+           changes of the embeddings and the head
 packed     (`lorry.model.packed`) transformers' modeling code. It serves every kind of adapter,
            and everything where there is no compiled step. On a GPU it runs with Triton's
            kernels and recorded decode steps (`lorry.model.triton_model`)

@@ -34,6 +34,7 @@ from lorry.model.guard import require
 
 if TYPE_CHECKING:
     from lorry.model.compiled.packed_vectors import VectorDeltas
+    from lorry.model.compiled.shared_pairs import SharedPart
     from lorry_adapters.lora.parts import LoraPair
 
 GROUP = 8
@@ -59,11 +60,20 @@ class PackedAdapter:
     """What it does beside its pairs."""
     embedding_head: EmbeddingHead = field(default_factory=EmbeddingHead)
     """What it does to embeddings and logits."""
+    shared: Mapping[int, SharedPart] = field(default_factory=dict)
+    """By the place of a linear: a pair of matrices that it shares with others."""
 
     @property
     def nbytes(self) -> int:
         vectors = 0 if self.vectors is None else self.vectors.nbytes
-        return self.memory.nbytes + vectors + self.embedding_head.nbytes
+        shared = sum(part.nbytes for part in self.shared.values())
+        return self.memory.nbytes + vectors + self.embedding_head.nbytes + shared
+
+    @property
+    def rank(self) -> int:
+        """The largest of any linear, padded."""
+        shared = (part.pair.rank for part in self.shared.values())
+        return max([int(self.places_M3[:, 2].max(initial=0)), *shared])
 
 
 def padded(rank: int) -> int:

@@ -7,8 +7,9 @@ every answer with transformers' own layers before the first request.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,15 +28,18 @@ from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.compiled.model_structs import ModelStructs, rope_of
 from lorry.model.compiled.own_head import PackedHead, pack_own_head
 from lorry.model.compiled.pack import BLOCK
+from lorry.model.compiled.packed_matrices import ROOM, pack_matrices
 from lorry.model.compiled.packed_slots import AdapterSlots
-from lorry.model.compiled.packed_vectors import doras_of, fits, vector_deltas_of
+from lorry.model.compiled.packed_vectors import fits, pairs_of, vector_deltas_of
+from lorry.model.compiled.shared_pairs import MAX_RANK, SharedPairs, SharedPart
 from lorry.model.compiled.widened import widened_delta, widened_pair
 from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
 from lorry.model.kv_cache import KVCache
 from lorry.model.logits import Logits
 from lorry.model.virtual_tokens import VirtualTokenSlots
-from lorry_adapters.lora.matrix_deltas import OwnLinear
+from lorry_adapters.lora.matrix_deltas import BoundShared, OwnLinear
+from lorry_adapters.lora.vector_deltas import Delta
 from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
@@ -86,8 +90,10 @@ class CompiledModel:
             described.logit_factor,
             described.logit_cap,
         )
+        # VeRA's ranks, and those of changes that turn out to be low, are not limited as pairs' are.
+        most_rank = padded(max(max_rank, MAX_RANK))
         self._structs = ModelStructs(
-            loaded.model, described, layers, cache, self._linear, self._slots_of, padded(max_rank)
+            loaded.model, described, layers, cache, self._linear, self._slots_of, most_rank
         )
         self._model = self._structs.model
         self._vocab = described.vocab
@@ -97,9 +103,11 @@ class CompiledModel:
             context=min(max_context, self._structs.context or max_context),
             blocks=cache.num_blocks,
             slots=num_slots,
-            rank=padded(max_rank),
+            rank=most_rank,
             vocab=self._vocab,
         )
+        self._shared_pairs = SharedPairs(library)
+        self._room = max(ROOM, self._vocab)
         self._engine = library.lorry_engine(
             ctypes.byref(self._model), max_tokens, self._bounds.pairs, max_context, num_threads
         )
@@ -119,23 +127,34 @@ class CompiledModel:
         at_head = self._described.head
         embedding, head = tuple(deltas.pop(self._described.embedding, ())), ()
         own_head: PackedHead | None = None
-        if at_head not in pairs and not fits(
-            {at_head: deltas.get(at_head, ())}, pairs, names, at_head
-        ):
+        fit = partial(fits, names=names, head=at_head, rank=self._bounds.rank, room=self._room)
+        if at_head not in pairs and not fit({at_head: deltas.get(at_head, ())}, pairs):
             head = tuple(deltas.pop(at_head))
             if len(head) == 1 and isinstance(head[0], OwnLinear):
                 own_head, head = self._packed_head(head[0]), ()
-        if not fits(deltas, pairs, names, at_head):
+        if not fit(deltas, pairs):
             return None
-        self._bounds.check_adapter({**pairs, **doras_of(deltas)}, deltas, self._slots.sizes)
+        self._bounds.check_adapter({**pairs, **pairs_of(deltas)}, deltas, self._slots.sizes)
         if self._vocab % BLOCK:
             pairs = {n: widened_pair(pair) if n == at_head else pair for n, pair in pairs.items()}
             if at_head in deltas:
                 deltas[at_head] = tuple(widened_delta(delta) for delta in deltas[at_head])
-        vectors = vector_deltas_of(deltas, pairs, self._slots.phases)
-        pairs = {**pairs, **doras_of(deltas)}
+        matrices = pack_matrices(self._library, deltas, names)
+        vectors = vector_deltas_of(deltas, pairs, self._slots.phases, matrices)
+        pairs = {**pairs, **pairs_of(deltas)}
         packed = pack_adapter(self._library, pairs, self._slots.phases, vectors)
-        return replace(packed, embedding_head=EmbeddingHead(embedding, head, own_head))
+        return replace(
+            packed,
+            embedding_head=EmbeddingHead(embedding, head, own_head),
+            shared=self._shared_parts(deltas),
+        )
+
+    def _shared_parts(self, deltas: Mapping[str, Sequence[Delta]]) -> dict[int, SharedPart]:
+        found = {n: d for n, mine in deltas.items() for d in mine if isinstance(d, BoundShared)}
+        inputs = {name: self._slots.sizes[name][0] for name in found}
+        places = {name: place for place, name in enumerate(self._slots.names)}
+        parts = self._shared_pairs.parts_of(found, inputs)
+        return {places[name]: part for name, part in parts.items()}
 
     def _packed_head(self, own: OwnLinear) -> PackedHead:
         return pack_own_head(self._library, own, self._model.hidden, self._vocab)

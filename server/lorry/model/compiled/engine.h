@@ -22,6 +22,9 @@ struct Engine {
     /* Of tokens with vectors: inward inputs and the base's answers to them. */
     uint8_t *inward_codes;
     float *inward_scale, *answers;
+    float *products; /* of tokens with vectors: what their Kronecker products add */
+    float *dense;    /* for each thread, some tokens' answers of dense changes */
+    int widest_out;
     float *spare; /* a row for each thread, as wide as any */
     Ahead *ahead; /* one for each thread */
     Units units;
@@ -38,6 +41,8 @@ struct Engine {
 
 /* Three at most that read the same input; each has its own part of `hidden`. */
 #define MODULES_MOST 3
+
+#define PRODUCT_ROOM 4096 /* floats for a Kronecker product, at least: `packed_matrices.ROOM` */
 
 static int larger(int a, int b) { return a > b ? a : b; }
 
@@ -59,6 +64,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     const int widest = larger(larger(model->hidden, queries), model->inner);
     const int rows = larger(larger(model->hidden, queries + 2 * keys), 2 * model->inner);
     e->widest = larger(rows, (model->vocab + BLOCK - 1) / BLOCK * BLOCK);
+    e->widest = larger(e->widest, PRODUCT_ROOM);
     e->x_TH = reserve(tokens * model->hidden, sizeof(float));
     e->normed_TH = reserve(tokens * model->hidden, sizeof(float));
     e->branch_TH = reserve(tokens * model->hidden, sizeof(float));
@@ -72,11 +78,15 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     e->inward_codes = reserve(MODULES_MOST * tokens * 2 * widest, 1);
     e->inward_scale = reserve(MODULES_MOST * tokens, sizeof(float));
     e->answers = reserve(tokens * rows, sizeof(float));
+    e->widest_out = larger(model->hidden, larger(queries + 2 * keys, 2 * model->inner));
+    e->widest_out = larger(e->widest_out, model->head_slots.out);
+    e->products = reserve(tokens * e->widest_out, sizeof(float));
+    e->dense = reserve((size_t)num_threads * 16 * e->widest_out, sizeof(float));
     e->spare = reserve((size_t)num_threads * e->widest, sizeof(float));
     e->ahead = calloc((size_t)num_threads, sizeof *e->ahead);
     if (!e->x_TH || !e->normed_TH || !e->branch_TH || !e->qkv || !e->attended || !e->gate || !e->scale_T ||
         !e->hidden || !e->codes || !e->hidden_codes || !e->inward_codes ||
-        !e->inward_scale || !e->answers || !e->spare || !e->ahead ||
+        !e->inward_scale || !e->answers || !e->products || !e->dense || !e->spare || !e->ahead ||
         units_start(&e->units, model, max_tokens, max_context, num_threads) ||
         pool_start(&e->pool, num_threads)) {
         e->pool.size = 0;
@@ -102,6 +112,8 @@ void lorry_engine_free(Engine *e) {
     free(e->inward_codes);
     free(e->inward_scale);
     free(e->answers);
+    free(e->products);
+    free(e->dense);
     free(e->spare);
     free(e->ahead);
     free(e);

@@ -36,6 +36,14 @@ INLINE Segment segment(const Slots *slots, const Pairs *pairs, int s) {
     return (Segment){&slots->of_S[pairs->slot[s]], pairs->start[s], pairs->start[s + 1]};
 }
 
+/* The largest rank of a step's adapters: how far apart the rows of their h lie. */
+INLINE int rank_of(const Slots *slots, const Pairs *pairs) {
+    int most = GROUP;
+    for (int s = 0; s < pairs->num_segments; s++)
+        if (slots->most_S[pairs->slot[s]] > most) most = slots->most_S[pairs->slot[s]];
+    return most;
+}
+
 /* In bytes: 16 outputs of B, their codes' scales included. */
 INLINE size_t b_block(int rank) { return (size_t)BLOCK * (size_t)rank + BLOCK * sizeof(uint16_t); }
 
@@ -138,6 +146,10 @@ static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint
                     if (groups == 1 && tokens == 1) SHRINK(1, 1);
 #endif
 #undef SHRINK
+                    if (mine.lora->inner_R)
+                        for (int t = 0; t < tokens; t++)
+                            for (int r = group * GROUP; r < (group + groups) * GROUP; r++)
+                                to[(size_t)t * max_rank + r] *= mine.lora->inner_R[r];
                     p += tokens;
                 }
                 group += groups;
@@ -178,10 +190,12 @@ INLINE Hidden encode_hidden(const float *h, int8_t *codes, int rank) {
     return hidden;
 }
 
-/* y[t][o ...] += B h[t] for one block of outputs; `tokens` a compile-time constant, and whether
- * it is all of it or, `dora`, 1 + more[t] times. */
+/* How often an output of B h counts: once, 1 + factor times or factor times. */
+enum { ONCE, ONE_AND_FACTOR, FACTOR };
+
+/* y[t][o ...] += B h[t] for one block of outputs; `tokens` and `times` compile-time constants. */
 INLINE void expand_tile(const uint8_t *b, int rank, const int8_t *codes, const Hidden *hidden,
-                        float *const *y, const float *const *more, int o, int tokens, int dora) {
+                        float *const *y, const float *const *factor, int o, int tokens, int times) {
     Ints acc[MANY][2][VECTORS];
     for (int t = 0; t < tokens; t++)
         for (int row = 0; row < 2; row++)
@@ -200,42 +214,51 @@ INLINE void expand_tile(const uint8_t *b, int rank, const int8_t *codes, const H
             float *to = y[t] + o + v * WIDTH;
             const Floats high = to_floats(acc[t][0][v]), low = to_floats(acc[t][1][v]);
             Floats scale = load_bfloat(scale_O + v * WIDTH) * splat(hidden[t].scale);
-            if (dora) scale *= splat(1.0f) + load(more[t] + o + v * WIDTH);
+            if (times == ONE_AND_FACTOR) scale *= splat(1.0f) + load(factor[t] + o + v * WIDTH);
+            if (times == FACTOR) scale *= load(factor[t] + o + v * WIDTH);
             store(to, load(to) + fused(low, splat(1.0f / CODES), high) * scale);
         }
 }
 
-/* `expand` for the pairs of one slot, which are a DoRA's or not. */
+/* `expand` for the pairs of one slot. */
 INLINE void expand_segment(const Slots *slots, const Pairs *pairs, Segment mine, const float *h,
                            float *y, int stride, int max_rank, int8_t *codes, int first, int last,
-                           int dora) {
+                           int times) {
     const int rank = mine.lora->rank;
     for (int p = mine.first; p < mine.last;) {
         const int tokens = mine.last - p >= MANY ? MANY : 1;
         Hidden hidden[MANY];
         float *rows[MANY];
-        const float *more[MANY];
+        const float *factor[MANY];
         for (int t = 0; t < tokens; t++) {
             rows[t] = y + (size_t)pairs->token[p + t] * stride;
             hidden[t] = encode_hidden(h + (size_t)(p + t) * max_rank, codes + 2 * t * (size_t)rank,
                                       rank);
-            if (dora) more[t] = pairs->vectors[p + t][slots->module].more_O;
+            if (times == ONE_AND_FACTOR) factor[t] = pairs->vectors[p + t][slots->module].more_O;
+            if (times == FACTOR) factor[t] = mine.lora->outer_O;
         }
         const uint8_t *b = mine.lora->b + first / BLOCK * b_block(rank);
         for (int o = first; o < last; o += BLOCK, b += b_block(rank)) {
-            if (tokens == MANY) expand_tile(b, rank, codes, hidden, rows, more, o, MANY, dora);
-            else expand_tile(b, rank, codes, hidden, rows, more, o, 1, dora);
+            if (tokens == MANY) expand_tile(b, rank, codes, hidden, rows, factor, o, MANY, times);
+            else expand_tile(b, rank, codes, hidden, rows, factor, o, 1, times);
         }
         p += tokens;
     }
 }
 
-/* A function of its own: the plain one is not to be compiled beside it. */
+/* Functions of their own: the plain one is not to be compiled beside them. */
 static __attribute__((noinline)) void expand_dora(const Slots *slots, const Pairs *pairs,
                                                   Segment mine, const float *h, float *y,
                                                   int stride, int max_rank, int8_t *codes,
                                                   int first, int last) {
-    expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, 1);
+    expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, ONE_AND_FACTOR);
+}
+
+static __attribute__((noinline)) void expand_shared(const Slots *slots, const Pairs *pairs,
+                                                    Segment mine, const float *h, float *y,
+                                                    int stride, int max_rank, int8_t *codes,
+                                                    int first, int last) {
+    expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, FACTOR);
 }
 
 /* y [T, stride] += B h for outputs `first` to `last` - 1 (multiples of BLOCK).
@@ -249,8 +272,10 @@ static void expand(const Slots *slots, const Pairs *pairs, const float *h, float
         const VectorDelta *vectors = pairs->num_vectored ? pairs->vectors[mine.first] : NULL;
         if (vectors && vectors[slots->module].dora)
             expand_dora(slots, pairs, mine, h, y, stride, max_rank, codes, first, last);
+        else if (mine.lora->outer_O)
+            expand_shared(slots, pairs, mine, h, y, stride, max_rank, codes, first, last);
         else
-            expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, 0);
+            expand_segment(slots, pairs, mine, h, y, stride, max_rank, codes, first, last, ONCE);
     }
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from lorry.model.compiled.call import Call
 from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
+from lorry_adapters.lora.matrix_deltas import BoundChange, BoundKronecker, BoundShared, BoundTurn
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
@@ -87,9 +88,36 @@ class MemoryBounds:
         for name, mine in deltas.items():
             inputs, outputs = sizes[name]
             for delta in mine:
+                shape = _shape(delta, outputs)
+                require(
+                    shape is None or shape == (outputs, inputs),
+                    f"{name}: a change of {shape}, not of {(outputs, inputs)}",
+                )
+                if isinstance(delta, BoundShared):
+                    wide, tall = delta.a_RI.shape[1], delta.b_OR.shape[0]
+                    require(
+                        wide >= inputs and tall >= outputs,
+                        f"{name}: {wide} to {tall} features, less than {inputs} to {outputs}",
+                    )
                 wanted_size = inputs if isinstance(delta, InwardGain) else outputs
                 for size in _lengths(delta):
                     require(size == wanted_size, f"{name}: {size} numbers, not {wanted_size}")
+
+
+def _shape(delta: Delta, outputs: int) -> tuple[int, int] | None:
+    """Outputs and inputs of a matrix; of a rotation, which has inputs alone, `outputs`."""
+    match delta:
+        case BoundTurn():
+            blocks, size, _ = delta.blocks_NSS.shape
+            return outputs, blocks * size
+        case BoundKronecker():
+            (a, c), (b, d) = delta.w1_ac.shape, delta.w2_bd.shape
+            return a * b, c * d
+        case BoundChange():
+            rows, columns = delta.change_OI.shape
+            return rows, columns
+        case _:
+            return None
 
 
 def _lengths(delta: Delta) -> list[int]:
@@ -102,6 +130,8 @@ def _lengths(delta: Delta) -> list[int]:
             vectors = [delta.more_I]
         case Shift():
             vectors = [delta.shift_O]
+        case BoundShared():
+            vectors = [delta.b_O]
         case _:
             vectors = []
     return [vector.numel() for vector in vectors]

@@ -31,16 +31,26 @@ typedef struct {
 
 static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
 
+static int total_out(const Modules *m) {
+    int out = 0;
+    for (int part = 0; part < m->parts; part++) out += m->slots[part].out;
+    return out;
+}
+
 /* Of tokens `first` to `last` - 1, whose x [T, stride] this thread has made: the codes of what
- * goes in where an adapter changes that. */
+ * goes in where an adapter changes that, and Kronecker products with x. */
 static void encode_inwards(Engine *e, const Modules *m, const float *x, int stride, int first,
                            int last, int thread) {
     const Pairs *pairs = m->pairs;
-    const int in = m->slots->in;
+    const int in = m->slots->in, out = total_out(m);
     for (int g = 0; g < pairs->num_vectored; g++) {
         const int t = pairs->vectored[g];
         if (t < first || t >= last) continue;
         float *spare = e->spare + (size_t)thread * e->widest;
+        for (int part = 0, at = 0; part < m->parts; at += m->slots[part++].out)
+            if (has_products(m->slots + part, pairs, g))
+                multiply_products(m->slots + part, pairs, g, x + (size_t)t * stride,
+                                  e->products + (size_t)g * out + at, spare);
         if (is_instead(m->slots, pairs, g)) {
             e->scale_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
                                           e->codes + (size_t)t * 2 * in);
@@ -82,7 +92,7 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
     const int threads = e->pool.size;
     Ahead *ahead = e->ahead + thread;
     shrink(m->slots, m->parts, m->pairs, e->codes, e->scale_T, e->hidden, part_size(e),
-           e->model->max_rank, thread, threads);
+           rank_of(m->slots, m->pairs), thread, threads);
     ahead_clear(ahead);
     for (int part = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
@@ -104,23 +114,57 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
     }
 }
 
+/* Tokens of one adapter that share a reading of its dense change. */
+#define DENSE_TOKENS 16
+
+/* y += scale * D x for outputs `first` to `last` - 1, of the adapters that change all of a weight. */
+static void add_dense(Engine *e, const Slots *slots, const Pairs *pairs, float *y, int stride,
+                      int first, int last, int thread) {
+    float *room = e->dense + (size_t)thread * DENSE_TOKENS * e->widest_out;
+    if (first == last) return;
+    for (int p = 0, end; p < pairs->num_pairs; p = end) {
+        end = p + 1;
+        if (!pairs->vectors[p]) continue;
+        const VectorDelta *mine = pairs->vectors[p] + slots->module;
+        if (!mine->dense) continue;
+        while (end < pairs->num_pairs && end - p < DENSE_TOKENS &&
+               pairs->vectors[end] == pairs->vectors[p] &&
+               pairs->token[end] == pairs->token[end - 1] + 1)
+            end++;
+        const size_t at = (size_t)pairs->token[p];
+        ahead_clear(e->ahead + thread);
+        linear_blocks(mine->dense, e->codes + at * 2 * (size_t)slots->in, e->scale_T + at, room,
+                      e->widest_out, end - p, first / BLOCK, last / BLOCK, e->ahead + thread);
+        for (int t = 0; t < end - p; t++)
+            for (int o = first; o < last; o += WIDTH) {
+                float *to = y + (at + t) * stride + o;
+                store(to, fused(splat(mine->scale), load(room + (size_t)t * e->widest_out + o),
+                                load(to)));
+            }
+    }
+}
+
 /* y += the adapters' deltas of the same blocks. */
 static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int thread) {
-    const int rank = e->model->max_rank;
     if (!m->pairs->num_pairs) return;
+    const int rank = rank_of(m->slots, m->pairs);
     for (int part = 0, at = 0; m->pairs->num_vectored && part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
+        const int first = SHARE(blocks, thread, e->pool.size) * BLOCK;
+        const int last = SHARE(blocks, thread + 1, e->pool.size) * BLOCK;
         add_vector_deltas(m->slots + part, m->pairs, m->linears[part].bias_O,
                           e->answers + at, y + at, stride, e->spare + (size_t)thread * e->widest,
-                          SHARE(blocks, thread, e->pool.size) * BLOCK,
-                          SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
+                          first, last);
+        add_products(m->slots + part, m->pairs, e->products + at, total_out(m), y + at, stride,
+                     first, last);
+        add_dense(e, m->slots + part, m->pairs, y + at, stride, first, last, thread);
         at += m->slots[part].out;
     }
     barrier(&e->pool); /* until every h is there */
     for (int part = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
         expand(m->slots + part, m->pairs, e->hidden + part * part_size(e), y, stride, rank,
-               e->hidden_codes + (size_t)thread * 2 * MANY * rank,
+               e->hidden_codes + (size_t)thread * 2 * MANY * e->model->max_rank,
                SHARE(blocks, thread, e->pool.size) * BLOCK,
                SHARE(blocks, thread + 1, e->pool.size) * BLOCK);
         y += m->slots[part].out;

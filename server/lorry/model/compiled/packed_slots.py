@@ -18,11 +18,12 @@ from lorry.model.compiled.widened import widened
 from lorry.model.guard import require
 from lorry_adapters.lora.plan import Plan
 
+_ADDRESSES = ("a", "b", "inner_R", "outer_O")
 _LORA = np.dtype(
     {
-        "names": ["a", "b", "rank"],
-        "formats": [np.uint64, np.uint64, np.int32],
-        "offsets": [getattr(structs.Lora, name).offset for name in ("a", "b", "rank")],
+        "names": [*_ADDRESSES, "rank"],
+        "formats": [*[np.uint64] * len(_ADDRESSES), np.int32],
+        "offsets": [getattr(structs.Lora, name).offset for name in (*_ADDRESSES, "rank")],
         "itemsize": sizeof(structs.Lora),
     }
 )
@@ -37,6 +38,7 @@ class AdapterSlots:
         names = [name for phase in phases for name in phase]
         self._index = {name: index for index, name in enumerate(names)}
         self._table_MS = np.zeros((len(names), num_slots + 1), dtype=_LORA)
+        self._most_S = np.zeros(num_slots + 1, dtype=np.int32)
         self.sizes: dict[str, tuple[int, int]] = {}
         """Inputs and outputs of each linear, by its name."""
         self._held: dict[int, PackedAdapter] = {}
@@ -52,7 +54,11 @@ class AdapterSlots:
         module = self._index[name]
         self.sizes[name] = (in_features, out_features)
         return structs.LinearSlots(
-            self._table_MS[module].ctypes.data, in_features, widened(out_features), module
+            self._table_MS[module].ctypes.data,
+            self._most_S.ctypes.data,
+            in_features,
+            widened(out_features),
+            module,
         )
 
     def place(self, slot: int, packed: PackedAdapter) -> None:
@@ -64,13 +70,22 @@ class AdapterSlots:
         column = self._table_MS[:, slot]
         column["a"] = packed.places_M3[:, 0] + base
         column["b"] = packed.places_M3[:, 1] + base
+        column["inner_R"] = column["outer_O"] = 0
         column["rank"] = packed.places_M3[:, 2]
+        for module, part in packed.shared.items():
+            pair = part.pair
+            column[module] = (
+                *(pair.a.ctypes.data, pair.b.ctypes.data),
+                *(part.inner_R.data_ptr(), part.outer_O.data_ptr(), pair.rank),
+            )
+        self._most_S[slot] = packed.rank
         self._held[slot] = packed
         (self._vectored.discard if packed.vectors is None else self._vectored.add)(slot)
 
     def clear(self, slot: int) -> None:
         """Not while a step runs."""
         self._table_MS["rank"][:, slot] = 0
+        self._most_S[slot] = 0
         self._held.pop(slot, None)
         self._vectored.discard(slot)
 
@@ -93,4 +108,6 @@ class AdapterSlots:
     @property
     def nbytes(self) -> int:
         """Of the adapters that lie in slots."""
-        return sum(packed.nbytes for packed in self._held.values())
+        held = list(self._held.values())
+        shared = {part.pair for packed in held for part in packed.shared.values()}
+        return sum(packed.nbytes for packed in held) + sum(pair.nbytes for pair in shared)

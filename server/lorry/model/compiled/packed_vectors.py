@@ -26,6 +26,15 @@ import torch
 from numpy.typing import NDArray
 
 from lorry.model.compiled import structs
+from lorry.model.compiled.packed_matrices import FIELDS as MATRIX_FIELDS
+from lorry.model.compiled.packed_matrices import MATRICES, PackedMatrices, room_of
+from lorry_adapters.lora.matrix_deltas import (
+    BoundChange,
+    BoundKronecker,
+    BoundPair,
+    BoundShared,
+    BoundTurn,
+)
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
@@ -34,11 +43,16 @@ KNOWN_SCALES = 4
 
 _FIELDS = ("more_O", "shift_O", "inward_I")
 _MARKS = ("dora", "instead")
+_NAMES = (*_FIELDS, *MATRIX_FIELDS, "scale", *_MARKS)
 _VECTOR_DELTA = np.dtype(
     {
-        "names": [*_FIELDS, *_MARKS],
-        "formats": [*[np.uint64] * len(_FIELDS), *[np.int32] * len(_MARKS)],
-        "offsets": [getattr(structs.VectorDelta, name).offset for name in (*_FIELDS, *_MARKS)],
+        "names": _NAMES,
+        "formats": [
+            *[np.uint64] * (len(_FIELDS) + len(MATRIX_FIELDS)),
+            np.float32,
+            *[np.int32] * len(_MARKS),
+        ],
+        "offsets": [getattr(structs.VectorDelta, name).offset for name in _NAMES],
         "itemsize": sizeof(structs.VectorDelta),
     }
 )
@@ -78,7 +92,8 @@ class VectorDeltas:
     """Where each linear's three vectors begin in a bound piece, or `_NONE`."""
     dora_M: NDArray[np.bool_]
     instead_M: NDArray[np.bool_]
-    """Where the inward vectors is all that reads what goes in."""
+    """Where the inward vectors or the turn is all that reads what goes in."""
+    matrices: PackedMatrices | None = None
     _known: dict[float, BoundVectorDeltas] = field(default_factory=dict, repr=False)
 
     def at(self, scales: Iterable[float]) -> dict[float, BoundVectorDeltas]:
@@ -115,6 +130,10 @@ class VectorDeltas:
             address_M = values.ctypes.data + places_M * values.itemsize
             table_M[name] = np.where(places_M == _NONE, 0, address_M)
         table_M["dora"], table_M["instead"] = self.dora_M, self.instead_M
+        if self.matrices is not None:
+            table_M["scale"] = s
+            for column, name in enumerate(MATRIX_FIELDS):
+                table_M[name] = self.matrices.addresses_M3[:, column]
         return BoundVectorDeltas(values, table_M)
 
     @property
@@ -122,47 +141,83 @@ class VectorDeltas:
         """With what is bound now."""
         parts = (self.magnitude_P, self.w_P, self.c_P, self.d_P, self.fixed_Q, self.slope_Q)
         bound = sum(one.nbytes for one in list(self._known.values()))
-        return bound + sum(part.nbytes for part in parts)
+        matrices = 0 if self.matrices is None else self.matrices.nbytes
+        return bound + matrices + sum(part.nbytes for part in parts)
 
 
 def fits(
-    deltas: Mapping[str, Sequence[Delta]], pairs: Iterable[str], names: Sequence[str], head: str
+    deltas: Mapping[str, Sequence[Delta]],
+    pairs: Iterable[str],
+    names: Sequence[str],
+    head: str,
+    *,
+    rank: int = 0,
+    room: int = 0,
 ) -> bool:
-    """Whether everything that an adapter does beside its `pairs` is such vectors, on linears
-    that the step has. `names`: theirs; nothing may change what goes into the `head`."""
+    """Whether everything that an adapter does beside its `pairs` is such vectors and matrices, on
+    linears that the step has. `names`: theirs; on the `head` there may be pairs and vectors of its
+    answer alone. `rank` of a pair, and `room` in floats for a Kronecker product, at most."""
     known, paired = frozenset(names), frozenset(pairs)
     for name, mine in deltas.items():
         kinds = [type(delta) for delta in mine]
-        dora, inward = kinds.count(BoundDora), kinds.count(InwardGain)
+        two = [kinds.count(BoundDora), kinds.count(BoundPair), kinds.count(BoundShared)]
+        inward = kinds.count(InwardGain) + kinds.count(BoundTurn)
+        matrices = sum(map(kinds.count, MATRICES)) + two[1] + two[2]
         if (
             name not in known
-            or not {*kinds} <= {BoundDora, OutwardGain, InwardGain, Shift}
-            or dora + kinds.count(OutwardGain) > 1
+            or not {*kinds} <= {*_VECTORS, *MATRICES, BoundPair, BoundShared}
+            or two[0] + kinds.count(OutwardGain) > 1
+            or max(map(kinds.count, MATRICES)) > 1
             or inward > (name != head)
-            or (dora and name in paired)
+            or (matrices and name == head)
+            or sum(two) + (name in paired) > 1
+            or any(_too_large(delta, rank, room) for delta in mine)
         ):
             return False
     return True
 
 
-def doras_of(deltas: Mapping[str, Sequence[Delta]]) -> dict[str, LoraPair]:
-    """The pairs of DoRAs, by linear."""
+_VECTORS = (BoundDora, OutwardGain, InwardGain, Shift)
+
+
+def _too_large(delta: Delta, rank: int, room: int) -> bool:
+    if isinstance(delta, BoundPair | BoundShared):
+        return delta.a_RI.shape[0] > rank
+    return isinstance(delta, BoundKronecker) and room_of(delta) > room
+
+
+def pairs_of(deltas: Mapping[str, Sequence[Delta]]) -> dict[str, LoraPair]:
+    """The pairs within deltas, by linear: DoRAs', and changes of a low rank."""
     return {
-        name: LoraPair(delta.a_RI, delta.b_OR, delta.scaling)
+        name: LoraPair(
+            delta.a_RI, delta.b_OR, delta.scaling if isinstance(delta, BoundDora) else 1.0
+        )
         for name, mine in deltas.items()
         for delta in mine
-        if isinstance(delta, BoundDora)
+        if isinstance(delta, BoundDora | BoundPair)
     }
 
 
+_READ_X = (BoundPair, BoundShared, BoundKronecker, BoundChange)
+
+
 def vector_deltas_of(
-    deltas: Mapping[str, Sequence[Delta]], pairs: Iterable[str], phases: Sequence[Sequence[str]]
+    deltas: Mapping[str, Sequence[Delta]],
+    pairs: Iterable[str],
+    phases: Sequence[Sequence[str]],
+    matrices: PackedMatrices | None = None,
 ) -> VectorDeltas | None:
     """Of deltas that fit; None where there are none. `pairs`: the linears on which the adapter
-    has some. `phases`: the step's linears, in order; those of one read the same input."""
-    if not deltas:
+    has some. `phases`: the step's linears, in order; those of one read the same input. `matrices`:
+    what else is in `deltas`."""
+    every = [delta for mine in deltas.values() for delta in mine]
+    if matrices is None and not any(isinstance(delta, _VECTORS) for delta in every):
         return None
     names = [name for phase in phases for name in phase]
+    paired = {
+        name for name, mine in deltas.items() if any(isinstance(delta, _READ_X) for delta in mine)
+    }
+    pairs = {*pairs, *paired}
     shared = {*pairs, *(name for phase in phases if len(phase) > 1 for name in phase)}
     doras: list[tuple[int, BoundDora]] = []
     others: list[tuple[int, int, Floats, Floats]] = []
@@ -176,8 +231,7 @@ def vector_deltas_of(
                 others.append((module, 0, _zeros(delta.more_O), _array(delta.more_O)))
             elif isinstance(delta, InwardGain):
                 others.append((module, 2, _zeros(delta.more_I), _array(delta.more_I)))
-            else:
-                assert isinstance(delta, Shift)
+            elif isinstance(delta, Shift):
                 fixed = _zeros(delta.shift_O) if fixed is None else fixed
                 slope = _zeros(delta.shift_O) if slope is None else slope
                 if delta.scaled:
@@ -196,6 +250,9 @@ def vector_deltas_of(
         places_M3[module, column] = end
         end += len(slope_X)
     single_M = np.array([name not in shared for name in names])
+    turned_M = np.zeros(len(names), dtype=np.bool_)
+    if matrices is not None:
+        turned_M = matrices.addresses_M3[:, 0] != 0
     return VectorDeltas(
         magnitude_P=_joined(_array(dora.magnitude_O) for _, dora in doras),
         w_P=_joined(_array(dora.w_O) for _, dora in doras),
@@ -205,7 +262,8 @@ def vector_deltas_of(
         slope_Q=_joined(slope_X for _, _, _, slope_X in others),
         places_M3=places_M3,
         dora_M=dora_M,
-        instead_M=single_M & (places_M3[:, 2] != _NONE) & (places_M3[:, 0] == _NONE),
+        instead_M=single_M & ((places_M3[:, 2] != _NONE) | turned_M) & (places_M3[:, 0] == _NONE),
+        matrices=matrices,
     )
 
 

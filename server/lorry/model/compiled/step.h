@@ -33,21 +33,42 @@ typedef struct {
     /* For each 16 outputs: codes of B plus 128 [R / 4, 16, 4], then the scales of the outputs'
      * codes, bfloat16 [16]. */
     const uint8_t *b;
+    /* Of matrices that several adapters share: what each of A's rows and B's outputs counts for
+     * this one. NULL: once. */
+    const float *inner_R, *outer_O;
     int32_t rank; /* a multiple of 8; 0: it has no such part */
 } Lora;
+
+/* y += (w1 (x) w2) x: x is [c, d], y is [a, b]. */
+typedef struct {
+    const float *w1_AC, *w2_DB; /* w2 [d, wide], wide a multiple of 16 */
+    int32_t a, b, c, d, wide;
+} Kronecker;
+
+/* x += M x, M of blocks along its diagonal: half precision [in / size, size, wide], what each input
+ * of a block adds to each other. wide: size, up to a multiple of 16. */
+typedef struct {
+    const uint16_t *blocks;
+    int32_t size, wide;
+} Turn;
 
 /* What an adapter does to one linear beside its pair, at one scale; each a vector or NULL. */
 typedef struct {
     const float *more_O;   /* y += more * base(x) */
     const float *shift_O;  /* y += shift */
     const float *inward_I; /* y += base((1 + inward) * x) - base(x) */
-    int32_t dora;          /* its pair counts 1 + more times, the base's bias once */
-    int32_t instead;       /* inward, and nothing else of it reads x or base(x) */
+    const Turn *turn;      /* the same, with scale * M in place of inward */
+    const Kronecker *kronecker; /* scale times; also the next */
+    const Linear *dense;
+    float scale;
+    int32_t dora;    /* its pair counts 1 + more times, the base's bias once */
+    int32_t instead; /* inward or turn, and nothing else of it reads x or base(x) */
 } VectorDelta;
 
 /* Of every slot, what it holds for one linear. */
 typedef struct {
     const Lora *of_S;
+    const int32_t *most_S; /* the largest rank that its adapter has on any linear */
     int32_t in, out;
     int32_t module; /* its place among an adapter's vectors */
 } Slots;

@@ -23,7 +23,29 @@ class Lora(Structure):
     _fields_ = [
         ("a", c_void_p),
         ("b", c_void_p),
+        ("inner_R", c_void_p),
+        ("outer_O", c_void_p),
         ("rank", c_int32),
+    ]
+
+
+class KroneckerFactors(Structure):
+    _fields_ = [
+        ("w1_AC", c_void_p),
+        ("w2_DB", c_void_p),
+        ("a", c_int32),
+        ("b", c_int32),
+        ("c", c_int32),
+        ("d", c_int32),
+        ("wide", c_int32),
+    ]
+
+
+class TurnBlocks(Structure):
+    _fields_ = [
+        ("blocks", c_void_p),
+        ("size", c_int32),
+        ("wide", c_int32),
     ]
 
 
@@ -32,6 +54,10 @@ class VectorDelta(Structure):
         ("more_O", c_void_p),
         ("shift_O", c_void_p),
         ("inward_I", c_void_p),
+        ("turn", c_void_p),
+        ("kronecker", c_void_p),
+        ("dense", c_void_p),
+        ("scale", c_float),
         ("dora", c_int32),
         ("instead", c_int32),
     ]
@@ -40,6 +66,7 @@ class VectorDelta(Structure):
 class LinearSlots(Structure):
     _fields_ = [
         ("of_S", c_void_p),
+        ("most_S", c_void_p),
         ("in_", c_int32),
         ("out", c_int32),
         ("module", c_int32),

@@ -27,8 +27,81 @@ INLINE int is_instead(const Slots *slots, const Pairs *pairs, int g) {
 static int is_inward(const Slots *slots, const Pairs *pairs, int g) {
     if (is_instead(slots, pairs, g)) return 0;
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++)
-        if (vector_delta_of(slots, pairs, use)->inward_I) return 1;
+        if (vector_delta_of(slots, pairs, use)->inward_I ||
+            vector_delta_of(slots, pairs, use)->turn)
+            return 1;
     return 0;
+}
+
+/* to += scale * M x. */
+static void add_turned(const Turn *turn, float scale, const float *x, float *to, int in) {
+    const int size = turn->size, wide = turn->wide;
+    const uint16_t *block = turn->blocks;
+    for (int at = 0; at < in; at += size, block += (size_t)size * wide)
+        for (int o = 0; o < wide; o += WIDTH) {
+            float some[WIDTH];
+            Floats total = splat(0);
+            for (int i = 0; i < size; i++)
+                total = fused(splat(x[at + i]), load_half(block + (size_t)i * wide + o), total);
+            store(some, total);
+            for (int k = 0; k < WIDTH && o + k < size; k++) to[at + o + k] += scale * some[k];
+        }
+}
+
+static int has_products(const Slots *slots, const Pairs *pairs, int g) {
+    for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++)
+        if (vector_delta_of(slots, pairs, use)->kronecker) return 1;
+    return 0;
+}
+
+#define ROWS_AT_ONCE 4
+
+/* to [rows, wide] = from [rows, count] times matrix [count, wide], each number a sum in order. */
+INLINE void multiply_small(const float *from, int rows, int count, const float *matrix, int wide,
+                           float *to) {
+    for (int r = 0; r < rows; r += ROWS_AT_ONCE) {
+        const int some = rows - r < ROWS_AT_ONCE ? rows - r : ROWS_AT_ONCE;
+        for (int w = 0; w < wide; w += WIDTH) {
+            Floats totals[ROWS_AT_ONCE];
+            for (int k = 0; k < ROWS_AT_ONCE; k++) totals[k] = splat(0);
+            for (int i = 0; i < count; i++) {
+                const Floats column = load(matrix + (size_t)i * wide + w);
+                for (int k = 0; k < ROWS_AT_ONCE; k++) {
+                    const float *row = from + (size_t)(r + (k < some ? k : 0)) * count;
+                    totals[k] = fused(splat(row[i]), column, totals[k]);
+                }
+            }
+            for (int k = 0; k < some; k++) store(to + (size_t)(r + k) * wide + w, totals[k]);
+        }
+    }
+}
+
+/* to [out] = the sum of the g-th token's Kronecker products with x. room: for [c + a, wide]. */
+static void multiply_products(const Slots *slots, const Pairs *pairs, int g, const float *x,
+                              float *to, float *room) {
+    for (int o = 0; o < slots->out; o++) to[o] = 0;
+    for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++) {
+        const VectorDelta *vectors = vector_delta_of(slots, pairs, use);
+        const Kronecker *k = vectors->kronecker;
+        if (!k) continue;
+        float *answers = room + (size_t)k->c * k->wide;
+        multiply_small(x, k->c, k->d, k->w2_DB, k->wide, room);
+        multiply_small(k->w1_AC, k->a, k->c, room, k->wide, answers);
+        for (int a = 0; a < k->a; a++)
+            for (int b = 0; b < k->b; b++)
+                to[a * k->b + b] += vectors->scale * answers[(size_t)a * k->wide + b];
+    }
+}
+
+/* y [T, stride] += products [G, total], for outputs `first` to `last` - 1. */
+static void add_products(const Slots *slots, const Pairs *pairs, const float *products, int total,
+                         float *y, int stride, int first, int last) {
+    for (int g = 0; g < pairs->num_vectored; g++) {
+        if (!has_products(slots, pairs, g)) continue;
+        float *to = y + (size_t)pairs->vectored[g] * stride;
+        const float *mine = products + (size_t)g * total;
+        for (int o = first; o < last; o += WIDTH) store(to + o, load(to + o) + load(mine + o));
+    }
 }
 
 /* The codes of (1 + the sum of inward) x, and their scale; scaled: room for [in]. */
@@ -37,7 +110,9 @@ static float encode_inward(const Slots *slots, const Pairs *pairs, int g, const 
     const int in = slots->in;
     memcpy(scaled, x, sizeof(float) * (size_t)in);
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++) {
-        const float *inward = vector_delta_of(slots, pairs, use)->inward_I;
+        const VectorDelta *vectors = vector_delta_of(slots, pairs, use);
+        const float *inward = vectors->inward_I;
+        if (vectors->turn) add_turned(vectors->turn, vectors->scale, x, scaled, in);
         if (!inward) continue;
         for (int i = 0; i < in; i += WIDTH)
             store(scaled + i, fused(load(inward + i), load(x + i), load(scaled + i)));

@@ -21,12 +21,12 @@ from lorry_adapters.lora.effects import (
     Effect,
     EffectTarget,
     InputGain,
-    Kronecker,
     OutputGain,
     OwnBias,
     PairBias,
 )
 from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.sparse import Sparse
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain
 from support.compiled_module import NUM_SLOTS, CompiledModule, Uses
 
@@ -274,7 +274,7 @@ def bound(*effects: Effect) -> list[Delta]:
 A_DORA = Dora(torch.ones(2, 64), torch.ones(48, 2), torch.ones(48), 1.0)
 GAIN, BIAS = OutputGain(torch.ones(48)), OwnBias(torch.ones(48))
 INWARD = InputGain(torch.ones(64))
-OTHER = Kronecker(torch.ones(6, 8), torch.ones(8, 8), 1.0)
+OTHER = Sparse(torch.zeros(1), torch.zeros(1), torch.ones(1), (48, 64))
 
 
 @pytest.mark.parametrize(
