@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from lorry.core import Batch, EngineStats, Failure, FinishReason, Request, RowResult, TokenEvent
+from lorry.core import (
+    Batch,
+    EngineStats,
+    Failure,
+    FinishReason,
+    Pooling,
+    Request,
+    RowResult,
+    TokenEvent,
+)
 from lorry.engine.blocks import BlockPool
 from lorry.engine.letters import Mailbox, Submit
 from lorry.engine.limits import Limits
 from lorry.engine.loop import Engine
+from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry_adapters.lora.slot_table import SlotTable
@@ -54,13 +64,14 @@ class Told:
 
 
 class Poisoned(Gated):
-    """Raises where a row has an adapter called `poison`."""
+    """Raises where a row has an adapter called `poison`, after it has written its cells."""
 
     def run(self, batch: Batch) -> list[RowResult]:
         digests = {self.digest_in(use.slot) for row in batch.rows for use in row.adapters}
+        results = super().run(batch)
         if "poison" in digests:
             raise ArithmeticError("poisoned")
-        return super().run(batch)
+        return results
 
 
 @dataclass
@@ -94,7 +105,13 @@ def running_house() -> Iterator[House]:
     slots = SlotTable(2)
     residency = SlotResidency(slots, fetch=fetch, place=lambda s, w: None, wake=mailbox.wake)
     runner = Poisoned(BLOCK, slots.digest_in)
-    scheduler = Scheduler(Limits(8, 32, 64), BlockPool(64, BLOCK), residency)
+    blocks = BlockPool(64, BLOCK)
+
+    def path_of(digests: Sequence[str], _: Pooling | None) -> str | None:
+        return "toy" if all(slots.slot_of(digest) is not None for digest in digests) else None
+
+    prefixes = PrefixCache(blocks, path_of)
+    scheduler = Scheduler(Limits(8, 32, 64), blocks, residency, prefixes)
     steps: list[int] = []
     engine = Engine(
         scheduler,

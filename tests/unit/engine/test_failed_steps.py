@@ -205,3 +205,41 @@ def test_even_an_untidy_end_is_told(house: House) -> None:
     house.submit(*(request(name, [1], 3, [("x", 1.0)]) for name in "rst"))
     house.engine.start()
     house.told.wait_for_end("r", "s", "t")
+
+
+# ---- what a failed step leaves in the prefix cache
+
+
+def test_blocks_of_a_row_that_failed_are_found_by_nobody(house: House) -> None:
+    """Its cells were written, by the last attempt even without its adapter; those of the rows
+    beside it are found."""
+    long = list(range(1, 14))
+    house.engine.start()
+    house.submit(
+        request("bad", long, 2, [("poison", 1.0)]), request("good", [9, *long], 2, [("a", 1.0)])
+    )
+    house.told.wait_for_end("bad", "good")
+    assert failure_of(house.told.final("bad")) == GUILTY
+    assert house.scheduler.blocks.num_entered == 3
+    # The same content without the poison: mended files.
+    again = request("again", long, 2, [("poison", 1.0)])
+    house.runner.run = super(type(house.runner), house.runner).run  # type: ignore[method-assign]
+    house.submit(again, request("base", long, 2), request("next", [9, *long], 2, [("a", 1.0)]))
+    house.told.wait_for_end("again", "base", "next")
+    assert house.told.answer("again") == answer_of(again)
+    assert house.told.answer("base") == answer_of(request("", long, 2))
+    first = {event.request_id: event for event in reversed(house.told.events)}
+    assert [first[name].cached for name in ("again", "base", "next")] == [0, 0, 12]
+
+
+def test_what_a_removed_adapter_computed_is_freed(house: House) -> None:
+    house.engine.start()
+    house.submit(request("r", list(range(13)), 1, [("a", 1.0)]))
+    house.told.wait_for_end("r")
+    house.submit(request("base", list(range(13)), 1))
+    house.told.wait_for_end("base")
+    assert house.scheduler.blocks.num_entered == 6
+    house.mailbox.put(Forget("a"))
+    house.submit(request("after", [1], 1))
+    house.told.wait_for_end("after")
+    assert house.scheduler.blocks.num_entered == 3
