@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api.live import Live
+from api.live import Live, serve
+from lorry.settings import Settings
+from support.patience import wait_until
 
 STORY = "The lorry waited at the gate and nobody knew what was in it until the morning came. " * 3
 
@@ -137,3 +141,49 @@ def test_vectors_share_and_can_stay_out(live: Live) -> None:
         assert (hits() > before) == shares
     for vector in vectors[1:]:
         assert vector == pytest.approx(vectors[0], abs=1e-4)
+
+
+def test_another_version_of_one_name_finds_nothing_of_the_last(
+    fresh: Live, archives: Callable[[int], Path]
+) -> None:
+    text = text_of("eight")
+    fresh.upload("legal", archives(1)).raise_for_status()
+    first = chat(fresh, text, adapter="legal")
+    assert cached(chat(fresh, text, adapter="legal")) > 0
+    fresh.upload("legal", archives(2), replace="true").raise_for_status()
+    second = chat(fresh, text, adapter="legal")
+    assert cached(second) == 0
+    assert second["choices"] != first["choices"]
+    assert second["choices"] == chat(fresh, text, adapter="legal", cache_prompt=False)["choices"]
+    # A digest is what it was, whatever its name.
+    fresh.upload("other", archives(2)).raise_for_status()
+    assert cached(chat(fresh, text, adapter="other")) > 0
+
+
+def test_what_a_removed_adapter_left_is_freed(fresh: Live, archives: Callable[[int], Path]) -> None:
+    fresh.upload("legal", archives(1)).raise_for_status()
+    kept = fresh.metric("lorry_prefix_cache_tokens")
+    chat(fresh, text_of("nine"), adapter="legal")
+    assert fresh.metric("lorry_prefix_cache_tokens") > kept
+    assert fresh.http.delete("/adapters/legal").status_code == 204
+    # The engine hears of it between two steps; its numbers are those of the last one.
+    wait_until(lambda: fresh.metric("lorry_prefix_cache_tokens") == kept, "the blocks to be freed")
+
+
+def test_callers_can_be_kept_apart(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    settings = settings_for(
+        tmp_path, prefix_cache_scope="caller", trusted_proxies=("127.0.0.1/32",)
+    )
+    with serve(settings) as one:
+        found = []
+        for caller in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
+            one.http.headers["x-forwarded-for"] = caller
+            found.append(cached(chat(one, text_of("ten"))))
+        assert found[0] == found[1] == 0 < found[2]
+
+
+def test_it_can_be_off(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    with serve(settings_for(tmp_path, prefix_cache="off")) as one:
+        assert [cached(chat(one, text_of("eleven"))) for _ in range(2)] == [0, 0]
+        assert one.http.get("/info").json()["prefix_cache"] == "off"
+        assert one.metric("vllm:prefix_cache_queries_total") == 0
