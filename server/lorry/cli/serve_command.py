@@ -16,7 +16,7 @@ from lorry.cli.output import metered
 from lorry.configuration import load_settings
 from lorry.errors import LorryError, SettingsError
 from lorry.model.naming import missing_path
-from lorry.model.quick_import import import_bitsandbytes
+from lorry.model.quick_import import import_libraries
 from lorry.option import Kind, Option
 from lorry.settings import Settings, options
 from lorry_adapters.errors import AdapterError
@@ -56,7 +56,7 @@ def _command() -> Any:
             if sys.stderr.isatty():
                 _fetch(settings)
         # The command line starts in a tenth of a second; torch and the server take seconds.
-        import_bitsandbytes()
+        import_libraries()
         from lorry import bootstrap
 
         try:

@@ -1,22 +1,86 @@
-"""Imports bitsandbytes without TorchDynamo and Inductor, which it does not need here."""
+"""Imports torch, transformers and bitsandbytes without TorchDynamo, Inductor and DTensor.
+
+A server uses none of these. transformers and bitsandbytes import them for a handful of decorators
+and type checks: two seconds of processor time at each start, and 100 MiB.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-def import_bitsandbytes() -> None:
-    """Call it before anything else imports bitsandbytes.
+_DYNAMO = "torch._dynamo"
 
-    bitsandbytes wraps one of its functions by `torch.compile` as it is imported, which imports
-    TorchDynamo and Inductor: a second of processor time and more at each start. It takes the plain
-    function where that fails, which is all that a server needs.
-    """
+
+def import_libraries() -> None:
+    """Call it before anything else imports transformers or bitsandbytes. Afterwards
+    `torch.compile` and `torch._dynamo` are what they always are."""
     import torch
 
-    compile_, torch.compile = torch.compile, _refuse  # type: ignore[assignment]
+    with _without_dynamo(torch):
+        _without_distributed(torch)
+        importlib.import_module("transformers.modeling_utils")
+        importlib.import_module("transformers.masking_utils")
+        compile_, torch.compile = torch.compile, _refuse  # type: ignore[assignment]
+        try:
+            # It compiles one of its functions as it is imported, and takes the plain one where
+            # that fails.
+            importlib.import_module("bitsandbytes")
+        finally:
+            torch.compile = compile_
+
+
+@contextmanager
+def _without_dynamo(torch: ModuleType) -> Iterator[None]:
+    """For the time, `torch._dynamo` is a package with the decorators that transformers uses, which
+    leave functions as they are, and with the modules of the real one, each imported alone. Whoever
+    asks for anything else gets the real one."""
+    if _DYNAMO in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(_DYNAMO)
+    stand_in.__path__ = [str(Path(str(torch.__file__)).parent / "_dynamo")]
+    for decorator in ("disable", "assume_constant_result", "allow_in_graph"):
+        setattr(stand_in, decorator, _unchanged)
+
+    def real(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _forget(torch, stand_in)
+        return getattr(importlib.import_module(_DYNAMO), name)
+
+    stand_in.__getattr__ = real  # type: ignore[method-assign]
+    sys.modules[_DYNAMO] = stand_in
     try:
-        import bitsandbytes  # noqa: F401
+        yield
     finally:
-        torch.compile = compile_
+        _forget(torch, stand_in)
+
+
+def _forget(torch: ModuleType, stand_in: ModuleType) -> None:
+    if sys.modules.get(_DYNAMO) is stand_in:
+        del sys.modules[_DYNAMO]
+    if vars(torch).get("_dynamo") is stand_in:
+        del torch._dynamo
+
+
+def _without_distributed(torch: ModuleType) -> None:
+    """transformers looks once whether torch can be distributed, and believes it from then on."""
+    checks = importlib.import_module("transformers.utils.import_utils")
+    available, torch.distributed.is_available = torch.distributed.is_available, bool
+    try:
+        checks.is_torch_distributed_available()
+    finally:
+        torch.distributed.is_available = available
+
+
+def _unchanged(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:
+    return _unchanged if function is None else function
 
 
 def _refuse(*arguments: object, **options: object) -> object:

@@ -5,18 +5,64 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CODE = """
+QUICK = """
 import sys
-from lorry.model.quick_import import import_bitsandbytes
-import_bitsandbytes()
+from lorry.model.quick_import import import_libraries
+import_libraries()
 import torch
-assert torch.compile.__module__ == "torch", torch.compile
-assert "bitsandbytes" in sys.modules
-print("torch._inductor.lowering" in sys.modules)
+import lorry.bootstrap
+from transformers import LlamaConfig, LlamaForCausalLM
 """
 
+LEFT_OUT = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy")
 
-def test_bitsandbytes_is_imported_without_inductor() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "False"
+    return done.stdout.strip()
+
+
+def test_what_a_server_does_not_use_is_not_imported() -> None:
+    asked = f"print([name for name in {LEFT_OUT} if name in sys.modules])"
+    assert run(f"{QUICK}{asked}") == "[]"
+    assert run(f"{QUICK}import torch._dynamo\n{asked}") == str([*LEFT_OUT])
+
+
+def test_a_model_answers_as_it_does_with_them() -> None:
+    answer = """
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=2, vocab_size=50)).eval()
+ids = torch.arange(20).view(2, 10)
+with torch.inference_mode():
+    print(model(ids).logits.double().sum().item())
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[0, :4] = 0
+    print(model(ids, attention_mask=mask).logits.double().sum().item())
+"""
+    plain = "import torch\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+    assert run(QUICK + answer) == run(plain + answer)
+
+
+def test_dynamo_is_there_for_whoever_wants_it() -> None:
+    compiled = """
+assert torch.compile.__module__ == "torch", torch.compile
+assert torch.distributed.is_available()
+print(torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(1)).item())
+"""
+    assert run(QUICK + compiled) == "2.0"
+    asked = "torch._dynamo.config.suppress_errors\nprint(torch._dynamo.__file__ is not None)"
+    assert run(QUICK + asked) == "True"
+
+
+def test_what_the_stand_in_has_not_is_the_real_one_s() -> None:
+    code = """
+import sys, torch
+from lorry.model import quick_import
+with quick_import._without_dynamo(torch):
+    assert torch._dynamo.disable(len) is len and torch.compiler.disable()(len) is len
+    assert "torch._inductor" not in sys.modules
+    print(torch._dynamo.config.__name__, "torch._inductor" in sys.modules)
+"""
+    assert run(code) == "torch._dynamo.config True"
