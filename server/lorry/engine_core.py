@@ -25,6 +25,7 @@ from lorry.errors import ModelError, SettingsError
 from lorry.model import memory, paths, selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
+from lorry.model.kept_verdict import verdict_of
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.path_set import PathSet
 from lorry.model.quantize import resolve
@@ -136,7 +137,10 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
 def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     """The paths that serve, checked, and what is told of them and of their cache."""
     found = paths.first_pass(loaded)
-    kernels = paths.choose(settings.kernels, loaded, found, block_size=BLOCK_SIZE)
+    verdict = verdict_of(settings, loaded, found)
+    kernels = paths.choose(
+        settings.kernels, loaded, found, block_size=BLOCK_SIZE, kept=verdict.read()
+    )
     per_token = bytes_per_token(found.shapes, kernels.kv_dtype)
     sizes = paths.Sizes(
         kv_blocks=_kv_blocks(settings, loaded, per_token),
@@ -147,6 +151,10 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     )
     executor = paths.checked(loaded, found, kernels, sizes, say)
     served = executor.paths
+    if served.compiled is None:
+        verdict.forget()
+    elif kernels.described is not None and not kernels.proven:
+        verdict.keep(kernels.described)
     if served.row_layout == "padded":
         say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
     memory.give_back_freed()

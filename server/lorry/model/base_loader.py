@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import psutil
@@ -49,6 +50,7 @@ from lorry.model.quantize import (
     settle,
     stored_quantization,
 )
+from lorry.model.quick_import import without_dynamo
 from lorry.model.quiet import quiet
 from lorry.option import format_size
 from lorry.settings import Settings
@@ -73,6 +75,10 @@ class LinearReplacer(Protocol):
         self, model: PreTrainedModel, found: base_source.BaseSource, precision: Precision
     ) -> None:
         """For the next start."""
+        ...
+
+    def folder(self, found: base_source.BaseSource, precision: Precision) -> Path | None:
+        """Where they are kept, if they are."""
         ...
 
 
@@ -105,6 +111,8 @@ class LoadedModel:
     """As the user gave it."""
     revision: str | None
     """Commit of a hub model."""
+    kept: Path | None = None
+    """Where its quantized linears lie for the next start."""
 
 
 def load(
@@ -180,6 +188,7 @@ def load(
         max_model_len=length,
         source=found.given,
         revision=found.revision,
+        kept=None if keeper is None else keeper.folder(found, precision),
     )
 
 
@@ -289,7 +298,7 @@ def _model(
     quantization: QuantizationConfigMixin | None,
 ) -> PreTrainedModel:
     try:
-        with quiet():
+        with quiet(), without_dynamo():
             # Renamed and cut on the way where the files are of the first Qwen.
             renamed = (
                 first_qwen.weights_of(found.folder)

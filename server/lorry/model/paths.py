@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +41,7 @@ from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
 from lorry.model.quiet import quiet
 from lorry.model.reach import EVERYWHERE, Reach
+from lorry.model.triton_fit import unfit_for_triton
 from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraModel
 
@@ -77,6 +77,8 @@ class Kernels:
     """What the compiled step runs."""
     required: bool = False
     """They were asked for: nothing else will do."""
+    proven: bool = False
+    """An earlier start has checked them beyond windows and chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +141,16 @@ def replacer(
     return KeptBases(built, home, say)
 
 
-def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
-    """The kernels for a model. `asked`: auto, compiled or torch, as `--kernels` has them.
+def choose(
+    asked: str,
+    loaded: LoadedModel,
+    found: FirstPass,
+    *,
+    block_size: int,
+    kept: ModelDescription | None = None,
+) -> Kernels:
+    """The kernels for a model. `asked`: auto, compiled or torch, as `--kernels` has them. `kept`:
+    what the compiled step is to run, where an earlier start has found that out and checked it.
 
     Raises:
         ModelError: `compiled` was asked for and cannot be had.
@@ -152,7 +162,8 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     built: ctypes.CDLL | None = None
     try:
         name, built = library.find()
-        described = suited(loaded, found.shapes, max(loaded.max_model_len, *selfcheck.LONG.lengths))
+        longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
+        described = kept or suited(loaded, found.shapes, longest)
     except (library.Missing, Unknown) as missing:
         if asked == "compiled":
             raise ModelError(
@@ -163,30 +174,17 @@ def choose(asked: str, loaded: LoadedModel, found: FirstPass, *, block_size: int
     threads = torch.get_num_threads()
     said = f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"
     # Half precision for all rows, those too that run packed beside the compiled step.
-    return Kernels("compiled", KV_DTYPE, said, built, threads, described, asked == "compiled")
+    required, proven = asked == "compiled", kept is not None
+    return Kernels("compiled", KV_DTYPE, said, built, threads, described, required, proven)
 
 
 def choose_for_gpu(loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
     """Triton's kernels, if each of them runs here and is right."""
-    why = _unfit_for_triton(loaded, found, block_size)
+    why = f"rows are padded: {found.unpackable}" if found.unpackable is not None else None
+    why = why or unfit_for_triton(loaded, found.shapes.values(), block_size)
     if why is not None:
         return _without_triton(loaded, why)
     return Kernels("triton", loaded.dtype, "triton's kernels")
-
-
-def _unfit_for_triton(loaded: LoadedModel, found: FirstPass, block_size: int) -> str | None:
-    """Why Triton's kernels cannot run here; None where each of them runs and is right."""
-    if found.unpackable is not None:
-        return f"rows are padded: {found.unpackable}"
-    # PyTorch's CUDA builds bring Triton, the others do not, and not on every platform: so this
-    # file does not import it, nor `lorry.model.triton_model`, which does.
-    if find_spec("triton") is None:
-        return "triton is not installed; PyTorch's CUDA builds bring it on Linux"
-    from lorry.model import triton_model
-
-    return triton_model.probe(
-        found.shapes.values(), dtype=loaded.dtype, device=loaded.device, block_size=block_size
-    )
 
 
 def _without_triton(loaded: LoadedModel, why: str) -> Kernels:
@@ -231,7 +229,7 @@ def checked(
         if wrong is None:
             say(f"steps run on {kernels.said}")
             return executor
-        kernels = _without_triton(loaded, _refusal(loaded, wrong))
+        kernels = _without_triton(loaded, f"{loaded.layout.architecture} is not served: {wrong}")
         before = executor.paths
         executor = _connect(loaded, found, kernels, sizes, before.cache, before.lora)
         del before
@@ -259,7 +257,7 @@ def checked(
         executor.paths.close()
         if found.unpackable is not None:
             wrong = f"packed in one row, {found.unpackable}; padded, {wrong}"
-        raise UnsupportedModel(_refusal(loaded, wrong))
+        raise UnsupportedModel(f"{loaded.layout.architecture} is not served: {wrong}")
     leave_cores(executor)
     return executor
 
@@ -288,10 +286,6 @@ def leave_cores(executor: Executor) -> None:
         torch.set_num_threads(1)
 
 
-def _refusal(loaded: LoadedModel, wrong: str) -> str:
-    return f"{loaded.layout.architecture} is not served: {wrong}"
-
-
 def problem(executor: Executor, loaded: LoadedModel, kernels: Kernels, sizes: Sizes) -> str | None:
     """What is wrong with the answers on the paths of `executor`, if anything."""
     unpackable = executor.paths.unpackable
@@ -302,8 +296,8 @@ def problem(executor: Executor, loaded: LoadedModel, kernels: Kernels, sizes: Si
         return build(copy, found, of, small)
 
     # Beside the compiled step rows run packed, with PyTorch's operations.
-    kinds = [replace(kernels, kind="torch")]
-    if kernels.kind == "compiled":
+    kinds = [] if kernels.proven else [replace(kernels, kind="torch")]
+    if kernels.kind == "compiled" and not kernels.proven:
         kinds.append(kernels)
     return selfcheck.problem(executor, loaded, [partial(build_copy, of=kind) for kind in kinds])
 

@@ -22,7 +22,7 @@ def import_libraries() -> None:
     `torch.compile` and `torch._dynamo` are what they always are."""
     import torch
 
-    with _without_dynamo(torch):
+    with without_dynamo():
         _without_distributed(torch)
         importlib.import_module("transformers.modeling_utils")
         importlib.import_module("transformers.masking_utils")
@@ -36,10 +36,12 @@ def import_libraries() -> None:
 
 
 @contextmanager
-def _without_dynamo(torch: ModuleType) -> Iterator[None]:
-    """For the time, `torch._dynamo` is a package with the decorators that transformers uses, which
-    leave functions as they are, and with the modules of the real one, each imported alone. Whoever
-    asks for anything else gets the real one."""
+def without_dynamo() -> Iterator[None]:
+    """For the time, `torch._dynamo` is a package with the decorators that transformers uses, and
+    torch for its operations on empty models. They leave functions as they are. The modules of the
+    real one can be imported, each alone; whoever asks for anything else gets the real one."""
+    import torch
+
     if _DYNAMO in sys.modules:
         yield
         return

@@ -54,7 +54,7 @@ def problem(
     `build_copies`: one for each kind of path whose windows and chunks are to be seen at work.
     """
     found = SHORT.problem(executor, loaded)
-    if found is not None:
+    if found is not None or not build_copies:
         return found
     beyond = _beyond_limits(loaded)
     for build_copy in build_copies:

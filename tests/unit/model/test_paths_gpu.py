@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorry.model import paths
+from lorry.model import paths, triton_fit
 from lorry.model.executor import Executor
 from lorry.model.graphs import repeated
 from lorry.model.kv_cache import LayerShape
@@ -139,7 +139,7 @@ def stays_with_torch(start: Start, caplog: pytest.LogCaptureFixture, why: str) -
 def test_without_triton(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(paths, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_fit, "find_spec", lambda name: None)
     stays_with_torch(start, caplog, "triton is not installed")
 
 

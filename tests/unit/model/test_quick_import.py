@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 QUICK = """
 import sys
@@ -60,9 +64,24 @@ def test_what_the_stand_in_has_not_is_the_real_one_s() -> None:
     code = """
 import sys, torch
 from lorry.model import quick_import
-with quick_import._without_dynamo(torch):
+with quick_import.without_dynamo():
     assert torch._dynamo.disable(len) is len and torch.compiler.disable()(len) is len
     assert "torch._inductor" not in sys.modules
     print(torch._dynamo.config.__name__, "torch._inductor" in sys.modules)
 """
     assert run(code) == "torch._dynamo.config True"
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_base_is_loaded_without_them(
+    quantization: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code = f"""
+from pathlib import Path
+from lorry.engine_core import load_core
+from lorry.settings import Settings
+load_core(Settings(model={str(tiny_model("llama"))!r}, home=Path({str(tmp_path)!r}),
+    quantize={quantization!r}, device="cpu", kv_cache_memory=1 << 22), lambda line: None)
+print([name for name in {LEFT_OUT[:3]} if name in sys.modules])
+"""
+    assert run(QUICK + code) == "[]"

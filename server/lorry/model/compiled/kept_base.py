@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -35,6 +35,7 @@ from lorry.model.compiled.compiled_linear import CompiledLinear, replace_linears
 from lorry.model.compiled.compiled_stack import CompiledStack
 from lorry.model.compiled.multiplier import Multiplier
 from lorry.model.compiled.pack import PackedLinear
+from lorry.model.compiled.tensor_reader import read_tensors
 from lorry.model.experts import put
 from lorry.model.guard import Unsafe
 from lorry.model.progress import Say
@@ -108,6 +109,13 @@ class KeptBases:
             if other != folder and re.fullmatch(rf"{re.escape(stem)}-[0-9a-f]{{16}}", other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
+    def folder(self, found: BaseSource, precision: Precision) -> Path | None:
+        """Where they lie; None where they do not."""
+        if self.home is None:
+            return None
+        folder = self._folder(self.home, found, precision)
+        return folder if (folder / _FILE).is_file() else None
+
     def _folder(self, home: Path, found: BaseSource, precision: Precision) -> Path:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", found.name)[:80]
         key = key_of(found, precision)
@@ -120,7 +128,8 @@ def key_of(found: BaseSource, precision: Precision) -> str:
     files = [(path.name, path.stat()) for path in sorted(found.folder.glob("*.safetensors"))]
     depends = {
         "format": FORMAT,
-        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files],
+        # A change keeps its time from nobody but the system.
+        "files": [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files],
         "folder": str(found.folder.resolve()),
         "config": hashlib.sha256((found.folder / "config.json").read_bytes()).hexdigest(),
         "quantization": precision.quantization,
@@ -189,15 +198,14 @@ def _write(folder: Path, modules: Mapping[str, Kept]) -> None:
 
 
 def _read(folder: Path, library: ctypes.CDLL) -> Mapping[str, Kept]:
-    with safe_open(folder / _FILE, framework="pt") as file:
-        numbers: dict[str, list[int]] = json.loads(file.metadata()["linears"])
-        widest = max(inputs for _, _, inputs, _, _ in numbers.values())
-        multiplier = Multiplier(library, widest, torch.get_num_threads())
-        found: dict[str, dict[str, Tensor]] = {path: {} for path in numbers}
-        for key in file.keys():  # noqa: SIM118, a handle is not a mapping
-            path, _, name = key.rpartition(":")
-            # Copied: the mapped file's tensors begin anywhere, and its pages are small.
-            found[path][name] = file.get_tensor(key).clone()
+    metadata, tensors = read_tensors(folder / _FILE, torch.get_num_threads())
+    numbers: dict[str, list[int]] = json.loads(metadata["linears"])
+    widest = max(inputs for _, _, inputs, _, _ in numbers.values())
+    multiplier = Multiplier(library, widest, torch.get_num_threads())
+    found: dict[str, dict[str, Tensor]] = {path: {} for path in numbers}
+    for key, tensor in tensors.items():
+        path, _, name = key.rpartition(":")
+        found[path][name] = tensor
     modules: dict[str, Kept] = {}
     for path, (out, outputs, inputs, transposed, experts) in numbers.items():
         packed = PackedLinear(out_features=outputs, in_features=inputs, **found[path])

@@ -31,16 +31,16 @@ def instructions() -> tuple[str, ...]:
     capability = torch.backends.cpu.get_cpu_capability()
     avx512 = capability == "AVX512" and torch.cpu._is_vnni_supported()
     has = {
-        "amx": avx512 and {"amx_tile", "amx_int8"} <= _flags() and _tiles_permitted(),
+        "amx": avx512 and {"amx_tile", "amx_int8"} <= processor_flags() and _tiles_permitted(),
         "avx512": avx512,
         # Which torch does not tell.
-        "avxvnni": capability in ("AVX512", "AVX2") and "avx_vnni" in _flags(),
+        "avxvnni": capability in ("AVX512", "AVX2") and "avx_vnni" in processor_flags(),
         "avx2": capability in ("AVX512", "AVX2"),
     }
     return tuple(name for name in recipe.INSTRUCTIONS if has[name])
 
 
-def _flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
     """What the system says that the processor can; nothing where it says nothing."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():

@@ -1,0 +1,26 @@
+"""Whether Triton's kernels can run a base here.
+
+PyTorch's CUDA builds bring Triton, the others do not, and not on every platform: so neither this
+file nor `lorry.model.paths` imports it, nor `lorry.model.triton_model`, which does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from lorry.model.base_loader import LoadedModel
+from lorry.model.kv_cache import LayerShape
+
+
+def unfit_for_triton(
+    loaded: LoadedModel, shapes: Iterable[LayerShape], block_size: int
+) -> str | None:
+    """Why they cannot; None where each of them runs and is right. `shapes`: of its layers."""
+    if find_spec("triton") is None:
+        return "triton is not installed; PyTorch's CUDA builds bring it on Linux"
+    from lorry.model import triton_model
+
+    return triton_model.probe(
+        shapes, dtype=loaded.dtype, device=loaded.device, block_size=block_size
+    )
