@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +40,7 @@ from lorry.model.half_embedding import halve
 from lorry.model.kernels import use_int8_kernels
 from lorry.model.layout import layout_of
 from lorry.model.length import max_model_len
-from lorry.model.memory import let_go_of_files, memory_by_part
+from lorry.model.memory import give_back_freed, let_go_of_files, memory_by_part
 from lorry.model.progress import Meter, Say, meter_of
 from lorry.model.quantize import (
     Precision,
@@ -115,6 +116,7 @@ class LoadedModel:
     """Where its quantized linears lie for the next start."""
 
 
+@without_dynamo()
 def load(
     settings: Settings,
     progress: Say,
@@ -151,7 +153,11 @@ def load(
     # Files that are quantized themselves, or renamed on the way, are loaded each time.
     keeper = None if stored is not None or first_qwen.is_original(found.folder) else replacer
     kept = None if keeper is None else keeper.config_of(found, precision)
-    bitsandbytes = ExpertsConfig if precision.device.type == "cpu" else BitsAndBytesConfig
+    bitsandbytes = (
+        partial(ExpertsConfig, meter=meter or meter_of(progress))
+        if precision.device.type == "cpu"
+        else BitsAndBytesConfig
+    )
     settled = kept or (None if stored is not None else bitsandbytes_config(precision, bitsandbytes))
     model = _model(found, config, precision, attention, settled)
     quantize_experts(model, replace(precision, quantization=kind))
@@ -168,6 +174,7 @@ def load(
     if quantized and precision.device.type == "cpu":
         halve(model, found.folder)
     if quantized:
+        give_back_freed()
         let_go_of_files(model)
     memory = memory_by_part(model)
     parts = ", ".join(f"{part} {format_size(size)}" for part, size in memory.items() if size)
@@ -298,7 +305,7 @@ def _model(
     quantization: QuantizationConfigMixin | None,
 ) -> PreTrainedModel:
     try:
-        with quiet(), without_dynamo():
+        with quiet():
             # Renamed and cut on the way where the files are of the first Qwen.
             renamed = (
                 first_qwen.weights_of(found.folder)

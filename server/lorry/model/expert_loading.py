@@ -6,6 +6,7 @@ quantizers know linears alone; these know the stacked weights of experts as well
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,17 +20,25 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from lorry.model.expert_layouts import PROJECTIONS, holds_experts
 from lorry.model.experts import quantize_projection
+from lorry.model.half_embedding import expect_half
+from lorry.model.memory import give_back_freed
+from lorry.model.progress import Meter
 
 _METHODS = {True: "lorry_bitsandbytes_4bit", False: "lorry_bitsandbytes_8bit"}
 """What transformers calls the quantizers: of 4 bits, and of 8."""
+
+_MANY = 8 << 20
+"""Weights."""
 
 
 class ExpertsConfig(BitsAndBytesConfig):  # type: ignore[misc]
     """bitsandbytes' configuration, for a base on a CPU."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *, meter: Meter | None = None, **fields: Any) -> None:
+        """`meter` is told how much is done."""
         super().__init__(**fields)
         self.quant_method = _METHODS[self.load_in_4bit]
+        self.meter = meter
 
 
 def _is_stack(model: PreTrainedModel, name: str) -> bool:
@@ -46,8 +55,11 @@ def _is_stack(model: PreTrainedModel, name: str) -> bool:
 class _Quantize(ConversionOps):  # type: ignore[misc]
     """Puts stacks where they belong, and leaves linears to bitsandbytes."""
 
-    def __init__(self, config: BitsAndBytesConfig, linears: ConversionOps) -> None:
-        self._config, self._linears = config, linears
+    def __init__(
+        self, config: BitsAndBytesConfig, linears: ConversionOps, tell: Callable[[int], None]
+    ) -> None:
+        """`tell` is told the number of weights that are done."""
+        self._config, self._linears, self._tell = config, linears, tell
 
     def convert(
         self,
@@ -59,6 +71,7 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
     ) -> dict[str, Any]:
         rest = {}
         for name, value in input_dict.items():
+            self._tell(getattr(*get_module_from_name(model, name)).numel())
             if not _is_stack(model, name):
                 rest[name] = value
                 continue
@@ -87,6 +100,16 @@ class _StacksToo:
         super().__init__(quantization_config, **more)  # type: ignore[call-arg]
         # It has done its work: to everything else this is bitsandbytes.
         quantization_config.quant_method = QuantizationMethod.BITS_AND_BYTES
+        self._meter = vars(quantization_config).pop("meter", None)
+        self._weights = self._done = 0
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, *, checkpoint_files: Sequence[str] | None, **more: Any
+    ) -> None:
+        super()._process_model_before_weight_loading(model, **more)  # type: ignore[misc]
+        expect_half(model, checkpoint_files or ())
+        names = [n for n, _ in model.named_parameters() if self.param_needs_quantization(model, n)]
+        self._weights = sum(model.get_parameter(name).numel() for name in names)
 
     def param_needs_quantization(
         self, model: PreTrainedModel, param_name: str, **more: Any
@@ -95,7 +118,17 @@ class _StacksToo:
         return bool(linear) or _is_stack(model, param_name)
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Quantize(self.quantization_config, super().get_quantize_ops())  # type: ignore[misc]
+        linears = super().get_quantize_ops()  # type: ignore[misc]
+        return _Quantize(self.quantization_config, linears, self._tell)
+
+    def _tell(self, weights: int) -> None:
+        if (self._done + weights) // _MANY > self._done // _MANY:
+            # The C library keeps what tensors of some megabytes took, for others of their size.
+            give_back_freed()
+        self._done += weights
+        if self._meter is not None:
+            # In bytes of bfloat16, as most files have them.
+            self._meter("quantizing", 2 * self._done, 2 * self._weights)
 
 
 @register_quantizer(_METHODS[True])

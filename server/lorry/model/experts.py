@@ -17,6 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from lorry.model import int8
 from lorry.model.expert_layouts import PROJECTIONS, holds_experts
 from lorry.model.expert_stacks import ExpertStack, Int8Stack, PlainStack, quantized
+from lorry.model.half_embedding import dtype_beside_table
 from lorry.model.quantize import Precision, Quantization
 from lorry_adapters.lora.expert_effects import mixed, projected, runs
 
@@ -69,7 +70,7 @@ def stacks_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, ExpertStack]]:
 def use_int8_stacks(model: PreTrainedModel) -> None:
     """Multiply integers where experts are in 8 bits, activations are fp32, and this torch has the
     kernel."""
-    if not int8.available() or model.dtype is not torch.float32:
+    if not int8.available() or dtype_beside_table(model) is not torch.float32:
         return
     for module, name, stack in stacks_of(model):
         if isinstance(stack, PlainStack) and "levels" not in stack.base_tensors():

@@ -7,7 +7,7 @@ large vocabulary the table in fp32 would be most of the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -38,11 +38,11 @@ class HalfEmbedding(nn.Embedding):
         return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
-def dtype_in_files(folder: Path, shape: torch.Size) -> torch.dtype | None:
+def dtype_in_files(files: Iterable[str | Path], shape: torch.Size) -> torch.dtype | None:
     """bfloat16 or float16 where every tensor of that shape in the files of a base has it; else
     None. The table is found by its shape, as its name there may be another than in the model."""
     found = set()
-    for path in folder.glob("*.safetensors"):
+    for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118, a handle is not a mapping
                 tensor = file.get_slice(key)
@@ -51,21 +51,52 @@ def dtype_in_files(folder: Path, shape: torch.Size) -> torch.dtype | None:
     return _DTYPES.get(found.pop()) if len(found) == 1 else None
 
 
+def expect_half(model: PreTrainedModel, files: Iterable[str | Path]) -> None:
+    """Have transformers load the input embeddings and the head of `model`, which is empty and of
+    fp32, as they are in `files`: it gives a tensor the dtype that it finds in the model. `halve`
+    has to follow."""
+    for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Embedding) and type(module) is not nn.Linear:
+            continue
+        if isinstance(weight, nn.Parameter) and weight.is_meta and weight.dtype is torch.float32:
+            dtype = dtype_in_files(files, weight.shape)
+            if dtype is not None:
+                module.weight = nn.Parameter(weight.data.to(dtype), requires_grad=False)
+
+
+def dtype_beside_table(model: PreTrainedModel) -> torch.dtype:
+    """Of a base's parameters, and so of its activations, whatever its embeddings are kept in."""
+    table = model.get_input_embeddings().weight
+    others = (p.dtype for p in model.parameters() if p.is_floating_point() and p is not table)
+    found: torch.dtype = next(others, torch.float32)
+    return found
+
+
 def halve(model: PreTrainedModel, folder: Path) -> None:
     """Keep the input embeddings of `model`, a base in fp32 from the files in `folder`, as they are
-    there. They stay in fp32 where another module than a `QuantizedLinear` reads the same
-    parameter, or where they are more than rows times a factor."""
+    there. They stay in fp32, or come to be in it, where another module than a `QuantizedLinear`
+    reads the same parameter, or where they are more than rows times a factor."""
     module = model.get_input_embeddings()
-    if not isinstance(module, nn.Embedding) or module.weight.dtype is not torch.float32:
+    if isinstance(module, nn.Embedding) and dtype_beside_table(model) is torch.float32:
+        _halve(model, module, folder)
+    for one in (model.get_input_embeddings(), model.get_output_embeddings()):
+        plain = isinstance(one, nn.Embedding | nn.Linear) and not isinstance(one, HalfEmbedding)
+        if plain and one.weight.dtype in _DTYPES.values():
+            one.weight.data = one.weight.data.float()
+
+
+def _halve(model: PreTrainedModel, module: nn.Embedding, folder: Path) -> None:
+    weight = module.weight
+    dtype = weight.dtype
+    if dtype is torch.float32:
+        dtype = dtype_in_files(folder.glob("*.safetensors"), weight.shape) or dtype
+    scale = _scale_of(module)
+    users = [m for m in model.modules() if getattr(m, "weight", None) is weight]
+    alone = all(user is module or isinstance(user, QuantizedLinear) for user in users)
+    if dtype not in _DTYPES.values() or scale is None or not alone:
         return
-    dtype = dtype_in_files(folder, module.weight.shape)
-    scale = None if dtype is None else _scale_of(module)
-    if dtype is None or scale is None:
-        return
-    users = [m for m in model.modules() if getattr(m, "weight", None) is module.weight]
-    if not all(user is module or isinstance(user, QuantizedLinear) for user in users):
-        return
-    half = HalfEmbedding(nn.Parameter(module.weight.data.to(dtype), False), scale)
+    half = HalfEmbedding(nn.Parameter(weight.data.to(dtype), False), scale)
     for path in [path for path, m in model.named_modules() if m is module]:
         model.set_submodule(path, half)
     for user in users:
@@ -77,9 +108,15 @@ def halve(model: PreTrainedModel, folder: Path) -> None:
 def _scale_of(module: nn.Embedding) -> float | None:
     """What `module` multiplies its rows by, to the last bit; None where it does something else."""
     ids = torch.arange(min(_PROBE, module.num_embeddings))
-    with torch.inference_mode():
-        rows, answers = F.embedding(ids, module.weight), module(ids)
-        return next((one for one in _scales(module) if torch.equal(rows * one, answers)), None)
+    weight = module.weight
+    rows = weight.data[ids].float()
+    try:
+        with torch.inference_mode():
+            module.weight = nn.Parameter(rows, requires_grad=False)
+            answers = module(ids)
+    finally:
+        module.weight = weight
+    return next((one for one in _scales(module) if torch.equal(rows * one, answers)), None)
 
 
 def _scales(module: nn.Module) -> Iterator[float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorry.model import int8
+from lorry.model.half_embedding import dtype_beside_table
 from lorry.model.int8 import Int8Linear
 
 
@@ -28,7 +29,7 @@ def use_int8_kernels(model: PreTrainedModel, *, threshold: float = 0.0) -> int:
     Nothing is replaced where the kernel does not exist or activations are not fp32.
     `threshold`: bitsandbytes' own; above 0 it keeps what it made.
     """
-    if not int8.available() or model.dtype is not torch.float32:
+    if not int8.available() or dtype_beside_table(model) is not torch.float32:
         return 0
     head = model.get_output_embeddings()
     replaced = 0

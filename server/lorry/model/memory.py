@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -57,9 +58,28 @@ def let_go_of_files(model: nn.Module) -> None:
     One norm's weight that lies in a mapped file keeps all of the file mapped, and the
     unquantized weights in it count as the server's memory.
     """
+    mapped = _mapped_files()
     for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.is_floating_point():
+        if parameter.device.type != "cpu" or not parameter.is_floating_point():
+            continue
+        at = parameter.data_ptr()
+        if mapped is None or any(first <= at < end for first, end in mapped):
             parameter.data = parameter.data.clone()
+
+
+def _mapped_files() -> list[tuple[int, int]] | None:
+    """The addresses at which files are mapped into this process; None where the system does not
+    tell. See proc_pid_maps(5) of Linux."""
+    found = []
+    try:
+        for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
+            span, _, _, _, inode, *_ = line.split()
+            if inode != "0":
+                first, end = (int(part, 16) for part in span.split("-"))
+                found.append((first, end))
+    except (OSError, ValueError):
+        return None
+    return found
 
 
 def give_back_freed() -> None:

@@ -9,6 +9,7 @@ third of the time and a row's do not depend on the rows beside it, which the pla
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -98,7 +99,7 @@ def fitting(
 
 
 def bitsandbytes_config(
-    precision: Precision, made: type[BitsAndBytesConfig] = BitsAndBytesConfig
+    precision: Precision, made: Callable[..., BitsAndBytesConfig] = BitsAndBytesConfig
 ) -> BitsAndBytesConfig | None:
     """What `from_pretrained` is told; None leaves the weights as they are."""
     match precision.quantization:

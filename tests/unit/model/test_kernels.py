@@ -140,6 +140,9 @@ def test_a_head_of_zeros_stays_zero() -> None:
         def get_output_embeddings(self) -> nn.Module:
             return self.head
 
+        def get_input_embeddings(self) -> nn.Module:
+            return nn.Embedding(4, 8)
+
     model = copy.deepcopy(Model())
     assert use_int8_kernels(model) == 1  # type: ignore[arg-type]
     assert torch.equal(model.head(torch.randn(2, 8)), torch.zeros(2, 4))

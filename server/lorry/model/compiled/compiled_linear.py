@@ -26,6 +26,7 @@ from lorry.model.dense import codes_of, dense_weight
 from lorry.model.experts import stacks_of
 from lorry.model.four_bit import FourBitLinear, convertible, dense
 from lorry.model.guard import require
+from lorry.model.half_embedding import dtype_beside_table
 from lorry.model.kernels import is_left_out
 from lorry.model.quantized_linear import QuantizedLinear, was_transposed
 
@@ -96,7 +97,7 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
         if isinstance(module, Linear4bit | Linear8bitLt)
     ]
     left_out = [(name, module) for name, module in model.named_modules() if is_left_out(module)]
-    if model.dtype is not torch.float32 or not all(_fits(m) for _, m in modules):
+    if dtype_beside_table(model) is not torch.float32 or not all(_fits(m) for _, m in modules):
         return False
     modules += [(name, linear) for name, linear in left_out if linear.in_features % BLOCK == 0]
     if not modules:
@@ -120,10 +121,15 @@ def replace_linears(model: PreTrainedModel, library: ctypes.CDLL) -> bool:
                         "the compiled product of %s is wrong here; it is not used", kind.__name__
                     )
                     return False
-            for name, module in modules:
+            del left_out
+            while modules:
+                name, module = modules.pop()
                 parent, _, leaf = name.rpartition(".")
                 compiled = checked.pop(name, None) or _compiled(module, packer, multiplier)
                 setattr(model.get_submodule(parent), leaf, compiled)
+                # bitsandbytes' weight knows its module: the two would wait for the collector, and
+                # memory has no room for the base twice.
+                module._parameters.clear()
             replace_stacks(model, packer, multiplier)
     finally:
         packer.close()
@@ -146,7 +152,7 @@ def _compiled(module: nn.Module, packer: Packer, multiplier: Multiplier) -> Comp
             codes_OI, absmax_O = codes_of(module)
             packed = packer.int8(codes_OI.contiguous(), absmax_O.float() / 127, module.bias)
         case nn.Linear():
-            codes_OI, scale_O = packer.quantized(module.weight.data.float().contiguous())
+            codes_OI, scale_O = packer.quantized(module.weight.data.contiguous())
             packed = packer.int8(codes_OI, scale_O, module.bias)
         case _:
             raise TypeError(type(module).__name__)
@@ -162,7 +168,10 @@ def _is_right(module: nn.Module, compiled: CompiledLinear) -> bool:
     y_TO = compiled(x_TI)
     if not torch.equal(compiled(x_TI[:3]), y_TO[:3]):
         return False
-    expected = F.linear(x_TI, dense_weight(module)[:_CHECKED])
+    # A head, which is not quantized yet, is as large as all the layers of a small base.
+    quantized = isinstance(module, Linear4bit | Linear8bitLt)
+    weight_OI = dense_weight(module) if quantized else module.get_parameter("weight")
+    expected = F.linear(x_TI, weight_OI[:_CHECKED].float())
     if compiled.bias is not None:
         expected += compiled.bias[:_CHECKED]
     return is_close(y_TO[:, :_CHECKED], expected)

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ from lorry.model.compiled.pack import PackedLinear
 from lorry.model.compiled.tensor_reader import read_tensors
 from lorry.model.experts import put
 from lorry.model.guard import Unsafe
+from lorry.model.half_embedding import expect_half
 from lorry.model.progress import Say
 from lorry.model.quantize import Precision
 from lorry.model.store import build_once, require_room
@@ -159,7 +160,9 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
 
     requires_calibration = False
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **more: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, *, checkpoint_files: Sequence[str] | None, **more: Any
+    ) -> None:
         for path, module in self.quantization_config.modules.items():
             parent, _, leaf = path.rpartition(".")
             owner = model.get_submodule(parent)
@@ -171,6 +174,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         if isinstance(head, CompiledLinear) and model.config.get_text_config().tie_word_embeddings:
             # transformers ties it, and wants a parameter for that. Nothing reads it.
             head.weight = nn.Parameter(torch.empty(0, head.in_features), requires_grad=False)
+        expect_half(model, checkpoint_files or ())
 
     def is_serializable(self) -> bool:
         return False

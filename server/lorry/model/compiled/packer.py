@@ -13,6 +13,11 @@ from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.four_bit import CHUNK
 from lorry.model.guard import require
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+_WIDENED = 512
+"""Rows at a time."""
+
 
 class Packer:
     """Whoever makes one closes it. Any thread."""
@@ -26,20 +31,23 @@ class Packer:
         self._pool.shutdown()
 
     def quantized(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-        """Of fp32: int8 codes `[O, I]`, and the scale of each row, fp32."""
+        """Of floats, which are widened to fp32 a few rows at a time: int8 codes `[O, I]`, and the
+        scale of each row, fp32."""
         out, inputs = weight_OI.shape
         require(
-            weight_OI.dtype is torch.float32 and weight_OI.is_contiguous() and inputs % BLOCK == 0,
+            weight_OI.dtype in _FLOATS and weight_OI.is_contiguous() and inputs % BLOCK == 0,
             f"a weight of {weight_OI.dtype}, {out} x {inputs}",
         )
         codes_OI = torch.empty(out, inputs, dtype=torch.int8)
         scale_O = torch.empty(out)
 
         def some(first: int, rows: int) -> None:
-            self._library.lorry_quantize8(
-                *(weight_OI[first:].data_ptr(), rows, inputs),
-                *(codes_OI[first:].data_ptr(), scale_O[first:].data_ptr()),
-            )
+            for start in range(first, first + rows, _WIDENED):
+                part_OI = weight_OI[start : min(start + _WIDENED, first + rows)].float()
+                self._library.lorry_quantize8(
+                    *(part_OI.data_ptr(), len(part_OI), inputs),
+                    *(codes_OI[start:].data_ptr(), scale_O[start:].data_ptr()),
+                )
 
         self._in_parts(out, some)
         return codes_OI, scale_O

@@ -79,6 +79,15 @@ def test_rows_are_quantized_as_by_pytorch(packer: Packer, shape: tuple[int, int]
     assert torch.equal(scale_O, tensors["scale"].float())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_what_they_are_in_fp32(dtype: torch.dtype, packer: Packer) -> None:
+    weight_OI = torch.randn(1100, 32).to(dtype)
+    for half, whole in zip(
+        packer.quantized(weight_OI), packer.quantized(weight_OI.float()), strict=True
+    ):
+        assert torch.equal(half, whole)
+
+
 def test_other_memory_is_refused(packer: Packer) -> None:
     weight_OI = torch.randn(32, 64)
     for wrong in (weight_OI.double(), weight_OI.T, weight_OI[:, :60].contiguous()):
