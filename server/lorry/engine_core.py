@@ -31,6 +31,7 @@ from lorry.model.path_set import PathSet
 from lorry.model.quantize import resolve
 from lorry.option import format_size
 from lorry.settings import Settings
+from lorry_adapters.lora import memory_limit
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.slot_table import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
@@ -171,9 +172,11 @@ def _check_cache(settings: Settings, device: torch.device) -> None:
     """Raise SettingsError for a cache that can never fit, before anything is fetched or loaded."""
     there = _memory_of(device)
     if settings.kv_cache_memory > there and settings.kv_cache_memory != Settings().kv_cache_memory:
+        contained = there < psutil.virtual_memory().total
+        place = "GPU" if device.type == "cuda" else "container" if contained else "machine"
         raise SettingsError(
             f"--kv-cache-memory {format_size(settings.kv_cache_memory)} is more memory than the "
-            f"{'GPU' if device.type == 'cuda' else 'machine'} has, which is "
+            f"{place} has, which is "
             f"{format_size(there)}; give less"
         )
 
@@ -195,7 +198,7 @@ def _memory_of(device: torch.device) -> int:
     """Bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
+    return memory_limit.total()
 
 
 def _about(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[str, object]:

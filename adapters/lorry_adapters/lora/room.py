@@ -10,28 +10,24 @@ import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import psutil
 import torch
 
 from lorry_adapters.errors import OutOfMemory
+from lorry_adapters.lora import memory_limit
 
-_CGROUP: Final = Path("/sys/fs/cgroup")
 _TORCH: Final = re.compile(r"can't allocate memory|not enough memory|DefaultCPUAllocator")
 _ASKED: Final = re.compile(r"allocate (\d+) bytes")
 
 
 def available() -> int:
     """Return the bytes that this process can still allocate."""
-    left = [int(psutil.virtual_memory().available)]
+    left = [memory_limit.free()]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         left.append(soft - int(psutil.Process().memory_info().vms))
-    group = _left_in_group()
-    if group is not None:
-        left.append(group)
     return max(0, min(left))
 
 
@@ -64,17 +60,3 @@ def _said(what: str, needed: int | None, left: int) -> str:
         f"{what} {wants}, but the server has {left} left; try again when it has less to do, "
         "or give it more memory"
     )
-
-
-def _left_in_group() -> int | None:
-    """Return what is left of a version 2 control group, as in containers; None without a limit."""
-    try:
-        most = (_CGROUP / "memory.max").read_text().strip()
-        if not most.isdigit():
-            return None
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # The page cache counts as used, but can be reclaimed.
-        return int(most) - used + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None

@@ -21,6 +21,7 @@ from lorry.cli.output import AsJson, report, write_json, write_line
 from lorry.configuration import load_settings
 from lorry.option import format_size
 from lorry.settings import DEFAULT_MODEL, Settings
+from lorry_adapters.lora import memory_limit
 
 TESTED_PYTHONS = ((3, 11), (3, 13))
 
@@ -130,10 +131,10 @@ def _cpuinfo() -> tuple[str, frozenset[str]]:
 
 
 def _memory(settings: Settings) -> Iterator[Finding]:
-    memory = psutil.virtual_memory()
+    free, total = memory_limit.free(), memory_limit.total()
     wanted = settings.kv_cache_memory + settings.host_cache_memory
-    text = f"{format_size(memory.available)} free of {format_size(memory.total)}"
-    if memory.available < wanted:
+    text = f"{format_size(free)} free of {format_size(total)}"
+    if free < wanted:
         yield Finding(
             "memory",
             FindingState.NOTE,

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -55,6 +54,7 @@ from lorry.model.quick_import import without_dynamo
 from lorry.model.quiet import quiet
 from lorry.option import format_size
 from lorry.settings import Settings
+from lorry_adapters.lora import memory_limit
 from lorry_adapters.lora.base import BaseLayout
 
 
@@ -215,7 +215,7 @@ def _fitting(
         # As in the file where it has 16 bits (`half_embedding`).
         table=int(text.vocab_size) * int(text.hidden_size) * min(stored.itemsize, 4),
         beside=settings.kv_cache_memory + settings.host_cache_memory,
-        free=psutil.virtual_memory().available,
+        free=memory_limit.free(),
     )
 
 

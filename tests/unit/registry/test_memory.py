@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorry_adapters.errors import OutOfMemory
-from lorry_adapters.lora import room
+from lorry_adapters.lora import memory_limit, room
 from lorry_adapters.registry import intake, weight_loader
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, upload
@@ -99,7 +99,9 @@ def test_what_is_left_is_the_least_of_all(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("900000\n")
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300000\n")
-    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    (tmp_path / "own").write_text("0::/\n")
+    monkeypatch.setattr(memory_limit, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory_limit, "OWN", tmp_path / "own")
     assert room.available() == 400_000
     (tmp_path / "memory.max").write_text("max\n")
     assert room.available() > 1_000_000
