@@ -5,7 +5,8 @@ has the table over the whole text, from which the distances here leave some room
 
 int8    bitsandbytes rounds activations to 8 bits, and loses 4 % of perplexity with it; ours
         keep 14 bits. Served may not be worse than its own, and stays within 1 % of fp32.
-nf4     The same kernel on both sides, but on the compiled step, which rounds levels and scales.
+nf4     The same kernel on both sides, but on the compiled step, which rounds levels, scales
+        and activations.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ FROM_BITSANDBYTES = {
     "int8": Limits(0.93, 1.00, 0.25, 0.88),
     "nf4": Limits(0.995, 1.005, 0.03, 0.96),
 }
-LEVELS_ROUNDED = Limits(0.995, 1.005, 0.06, 0.94)
-"""Of nf4 on the compiled step, whose levels are whole numbers (decision 0033)."""
+ROUNDED = Limits(0.995, 1.005, 0.08, 0.92)
+"""Of nf4 on the compiled step: levels are whole numbers (decision 0033), activations have 8 bits
+and more (decision 0039). bitsandbytes' own nf4 is 0.56 and 78 % from fp32."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_near_bitsandbytes_own(
 ) -> None:
     said = served(quantization, kernels)
     rounded = (quantization, kernels) == ("nf4", "compiled")
-    limits = LEVELS_ROUNDED if rounded else FROM_BITSANDBYTES[quantization]
+    limits = ROUNDED if rounded else FROM_BITSANDBYTES[quantization]
     check(said, transformers(quantization), limits)
 
 

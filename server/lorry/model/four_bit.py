@@ -1,6 +1,6 @@
 """A linear with bitsandbytes' 4-bit weights, for processors.
 
-The codes are bitsandbytes' own: nothing is quantized again. Two roundings make their product one
+The codes are bitsandbytes' own: nothing is quantized again. Three roundings make their product one
 of integers.
 
 - *Levels.* Each of the 16 values that a code can mean becomes a whole number of up to 7 bits and a
@@ -8,6 +8,10 @@ of integers.
   for nf4, where the distance between two levels is 8% and more.
 - *Scales.* A block's scale is a half-precision fraction of the largest scale of its output.
   Blocks of more than `CHUNK` weights have their scale several times.
+- *Activations.* `CHUNK` inputs become whole numbers of up to 7 bits and a sign, in units of their
+  largest / 127. On average that is 0.6 % of their standard deviation, where the weights' own 4 bits
+  cost 9 % of theirs. A chunk that is more than `FAR` times as large as its token's chunks on
+  average keeps 15 bits: outliers decide answers, and would blur the numbers beside them.
 
 `FourBitLinear` is the plain formula over those rounded numbers: what the compiled product
 (`lorry.model.compiled.compiled_linear`) is made from and compared with. It dequantizes the whole
@@ -25,13 +29,16 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from lorry.model.guard import require
-from lorry.model.int8 import CODES
 from lorry.model.quantized_linear import QuantizedLinear
 
 CHUNK = 64
 """Inputs that share a scale; bitsandbytes' smallest block on a CPU."""
 
+FAR = 2
+
 _LARGEST_LEVEL = 127
+_LARGEST_CODE = 127
+_LOW_CODES = 254
 
 
 def levels_of(kind: str) -> tuple[Tensor, float]:
@@ -113,11 +120,14 @@ class FourBitLinear(QuantizedLinear):
         return dense(self.base_tensors())
 
     def forward(self, x: Tensor) -> Tensor:
-        absmax = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-        codes = x * (CODES / absmax)
-        high = codes.round()
-        rounded = high + ((codes - high) * CODES).round() / CODES
-        return F.linear(rounded * (absmax / CODES), self.dense_weight(), self.bias)
+        chunks = x.unflatten(-1, (-1, CHUNK))
+        absmax = chunks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+        units = chunks * (_LARGEST_CODE / absmax)
+        high = units.round()
+        low = ((units - high) * _LOW_CODES).round() / _LOW_CODES
+        far = absmax > FAR * absmax.mean(-2, keepdim=True)
+        rounded = torch.where(far, high + low, high) * (absmax / _LARGEST_CODE)
+        return F.linear(rounded.flatten(-2), self.dense_weight(), self.bias)
 
 
 def tensors_of(codes: Tensor, state: QuantState, out: int, inputs: int) -> dict[str, Tensor]:

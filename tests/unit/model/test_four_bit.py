@@ -72,10 +72,23 @@ def test_the_product_is_bitsandbytes() -> None:
     module = theirs(weight_of(48, 576), bias=True)
     mine = FourBitLinear.of(module)
     x_TI = torch.randn(5, 576, generator=torch.Generator().manual_seed(4))
-    x_TI[:, 9] *= 50
     expected = x_TI @ exact(module).T + module.bias
     assert float((mine(x_TI) - expected).norm() / expected.norm()) < 0.01
     assert mine(x_TI[:, None]).shape == (5, 1, 48)
+
+
+@pytest.mark.parametrize("outlier", [1, 10, 50, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_roundings_cost_little_beside_the_4_bits(kind: str, outlier: float) -> None:
+    """Also where one input is far larger than the others, in every token."""
+    random = torch.Generator().manual_seed(4)
+    weight_OI = torch.randn(48, 2048, generator=random)
+    module = theirs(weight_OI.clone(), kind)
+    x_TI = torch.randn(64, 2048, generator=random)
+    x_TI[:, 9] *= outlier
+    true_TO = x_TI @ weight_OI.T
+    off = float((FourBitLinear.of(module)(x_TI) - true_TO).norm())
+    assert off < 1.03 * float((x_TI @ exact(module).T - true_TO).norm())
 
 
 def test_blocks_that_cross_rows_have_their_own_scales() -> None:

@@ -120,9 +120,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.lorry_pack8.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
     library.lorry_pack8.restype = None
     library.lorry_pack4.argtypes = [
-        *(c_void_p, c_void_p, c_void_p),
-        *(c_int32, c_int32),
-        *(c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_int32, c_int32),
+        *(c_void_p, c_void_p),
     ]
     library.lorry_pack4.restype = None
     library.lorry_keep_mass.argtypes = [

@@ -8,29 +8,29 @@
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. What comes next is fetched
  * meanwhile, `ahead` too. */
-static void linear_blocks(const Linear *linear, const uint8_t *codes, const float *x_scale,
-                          float *y, int stride, int tokens, int first, int last, Ahead *ahead) {
+static void linear_blocks(const Linear *linear, Activations x, float *y, int stride, int tokens,
+                          int first, int last, Ahead *ahead) {
 #if HAS_TILES
     if (fits_tiles(linear, tokens)) {
-        linear_in_tiles(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
+        linear_in_tiles(linear, x, y, stride, tokens, first, last, ahead);
         return;
     }
 #endif
-    if (linear->levels) blocks4(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
-    else blocks8(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
+    if (linear->levels) blocks4(linear, x, y, stride, tokens, first, last, ahead);
+    else blocks8(linear, x.codes, x.scale_T, y, stride, tokens, first, last, ahead);
 }
 
 /* The same of weights that were just read. */
-static void linear_again(const Linear *linear, const uint8_t *codes, const float *x_scale,
-                         float *y, int stride, int tokens, int first, int last) {
+static void linear_again(const Linear *linear, Activations x, float *y, int stride, int tokens,
+                         int first, int last) {
 #if HAS_TILES
     if (fits_tiles(linear, tokens)) {
-        linear_in_tiles(linear, codes, x_scale, y, stride, tokens, first, last, NULL);
+        linear_in_tiles(linear, x, y, stride, tokens, first, last, NULL);
         return;
     }
 #endif
-    if (linear->levels) again4(linear, codes, x_scale, y, stride, tokens, first, last);
-    else again8(linear, codes, x_scale, y, stride, tokens, first, last);
+    if (linear->levels) again4(linear, x, y, stride, tokens, first, last);
+    else again8(linear, x.codes, x.scale_T, y, stride, tokens, first, last);
 }
 
 #endif

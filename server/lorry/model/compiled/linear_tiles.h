@@ -1,8 +1,8 @@
-/* Linears of eight tokens and more on Intel AMX: eight tokens' rows of codes, high and low, are
- * one tile, and 64 inputs of a block of packed weights are another.
+/* Linears of many tokens on Intel AMX: eight tokens' rows of codes, high and low, or sixteen
+ * tokens' bytes are one tile, and 64 inputs of a block of packed weights are another.
  *
  * Sums of integers are exact in any order, and what comes after them is `tile8`'s and `tile4`'s
- * own: the bits are those of the other instruction sets. Eight tokens that overlap the eight
+ * own: the bits are those of the other instruction sets. Tokens that overlap those of the tile
  * before are computed twice, to the same bits: every tile is whole, and one shape serves all.
  */
 #ifndef LORRY_LINEAR_TILES_H
@@ -18,9 +18,10 @@
 #error "a row of a tile of sums is a register"
 #endif
 
-#define EIGHT (TILE_ROWS / 2) /* tokens of a tile */
+#define EIGHT (TILE_ROWS / 2) /* tokens of a tile of codes */
+#define SIXTEEN TILE_ROWS      /* tokens of a tile of bytes */
 #define TILE_INPUTS TILE_BYTES
-#define GROUPS4 4 /* tiles of tokens that share one unpacking of 4-bit weights */
+#define TILES4 4 /* of tokens, that share one unpacking of 4-bit weights */
 
 typedef int32_t Sums[TILE_ROWS][BLOCK] __attribute__((aligned(64)));
 
@@ -149,19 +150,28 @@ static __attribute__((noinline)) void blocks8_in_tiles(const Linear *linear, con
     }
 }
 
-/* `count` groups, GROUPS4 at most, x one block of outputs. `soon`: fetch the weights that far
- * ahead, in bytes; 0: nothing. */
-static void tiles4(const Linear *linear, const Group *groups, int count, int stride, int block,
-                   int soon, Range more) {
-    const int in = linear->in, o = block * BLOCK;
+/* The first token of tile `number`, or of the last sixteen tokens. */
+INLINE int first_of_tile4(int tokens, int number) {
+    const int left = tokens - SIXTEEN;
+    return SIXTEEN * number < left ? SIXTEEN * number : left;
+}
+
+/* Tiles `number` to `number` + `count` - 1 of the tokens, TILES4 at most, x one block of outputs.
+ * `soon`: fetch the weights that far ahead, in bytes; 0: nothing. */
+static void tiles4(const Linear *linear, Activations x, float *y, int stride, int tokens,
+                   int number, int count, int block, int soon, Range more) {
+    const int in = linear->in, chunks = in / CHUNK;
     const uint8_t *weights = linear->codes + (size_t)block * (size_t)in * (BLOCK / 2);
-    const uint16_t *chunk_scale = linear->chunk_scale + (size_t)block * (size_t)(in / CHUNK) * BLOCK;
+    const uint16_t *chunk_scale = linear->chunk_scale + (size_t)block * (size_t)chunks * BLOCK;
     const Ints table = all_sixteens(linear->levels);
-    Sums sums[GROUPS4];
-    Floats total[GROUPS4][EIGHT];
-    for (int g = 0; g < count; g++)
-        for (int t = 0; t < EIGHT; t++) total[g][t] = splat(0);
-    for (int i = 0; i < in; i += CHUNK) {
+    Activations met[TILES4];
+    Sums sums[TILES4];
+    Floats total[TILES4][SIXTEEN];
+    for (int g = 0; g < count; g++) {
+        met[g] = from_token(x, in, (size_t)first_of_tile4(tokens, number + g));
+        for (int t = 0; t < SIXTEEN; t++) total[g][t] = splat(0);
+    }
+    for (int c = 0; c < chunks; c++) {
         int32_t levels[TILE_ROWS][BLOCK] __attribute__((aligned(64)));
         for (int line = 0; line < CHUNK_LINES; line++, weights += LINE) {
             if (soon) _mm_prefetch((const char *)weights + soon, _MM_HINT_T0);
@@ -169,65 +179,62 @@ static void tiles4(const Linear *linear, const Group *groups, int count, int str
             *(Ints *)levels[2 * line] = look_up(table, both & 0x0f0f0f0f);
             *(Ints *)levels[2 * line + 1] = look_up(table, shifted_down(both) & 0x0f0f0f0f);
         }
-        fetch_more(more, i);
+        fetch_more(more, c * CHUNK);
         tile_load(7, levels, TILE_BYTES);
-#define MULTIPLY(G, SUM, ROWS)                                     \
-    if (G < count) {                                               \
-        tile_load(ROWS, groups[G].codes + i, (size_t)in);          \
-        tile_zero(SUM);                                            \
-        tile_dot(SUM, ROWS, 7);                                    \
-        tile_store(SUM, sums[G], TILE_BYTES);                      \
+#define MULTIPLY(G, SUM, ROWS)                                          \
+    if (G < count) {                                                    \
+        tile_load(ROWS, met[G].high + c * x.stride * CHUNK, CHUNK);     \
+        tile_zero(SUM);                                                 \
+        tile_signed_dot(SUM, ROWS, 7);                                  \
+        tile_store(SUM, sums[G], TILE_BYTES);                           \
     }
         MULTIPLY(0, 0, 4)
         MULTIPLY(1, 1, 5)
         MULTIPLY(2, 2, 6)
         MULTIPLY(3, 3, 4)
 #undef MULTIPLY
-        const Floats scale = load_half(chunk_scale + i / CHUNK * BLOCK);
+        const Floats scale = load_half(chunk_scale + c * BLOCK);
         for (int g = 0; g < count; g++)
-            for (int t = 0; t < EIGHT; t++)
-                total[g][t] = with_chunk4(total[g][t], bytes(sums[g][2 * t]),
-                                          bytes(sums[g][2 * t + 1]), scale);
+            for (int t = 0; t < SIXTEEN; t++)
+                total[g][t] = with_chunk4(total[g][t], bytes(sums[g][t]), scale,
+                                          met[g].chunks[c * x.stride + (size_t)t].scale);
     }
-    const Floats offset = load(linear->offset_O + o), scale = load(linear->scale_O + o);
-    for (int g = 0; g < count; g++)
-        for (int t = 0; t < EIGHT; t++)
-            store(groups[g].y + (size_t)t * (size_t)stride + o,
-                  answer4(linear, o, total[g][t], offset, scale, groups[g].x_scale[t]));
+    for (int g = 0; g < count; g++) {
+        float *to = y + (size_t)first_of_tile4(tokens, number + g) * (size_t)stride;
+        for (int t = 0; t < SIXTEEN; t++)
+            finish4(linear, from_token(met[g], in, (size_t)t), block, &total[g][t],
+                    to + (size_t)t * (size_t)stride);
+    }
 }
 
 /* The same as `blocks8_in_tiles`. */
-static __attribute__((noinline)) void blocks4_in_tiles(const Linear *linear, const uint8_t *codes,
-                                                       const float *x_scale, float *y, int stride,
-                                                       int tokens, int first, int last,
-                                                       Ahead *ahead) {
-    const int groups = (tokens + EIGHT - 1) / EIGHT;
+static __attribute__((noinline)) void blocks4_in_tiles(const Linear *linear, Activations x,
+                                                       float *y, int stride, int tokens, int first,
+                                                       int last, Ahead *ahead) {
+    const int tiles = (tokens + SIXTEEN - 1) / SIXTEEN;
     for (int block = first; block < last; block++)
-        for (int g = 0; g < groups; g += GROUPS4) {
-            const int count = groups - g < GROUPS4 ? groups - g : GROUPS4;
-            Group some[GROUPS4];
-            for (int i = 0; i < count; i++)
-                some[i] = group_of(linear, codes, x_scale, y, stride, tokens, g + i);
+        for (int number = 0; number < tiles; number += TILES4) {
+            const int count = tiles - number < TILES4 ? tiles - number : TILES4;
             /* The first tokens wait for the weights' memory; the others find them in a cache. */
-            const int waits = ahead && !g;
-            tiles4(linear, some, count, stride, block, waits ? STREAM_AHEAD : 0,
+            const int waits = ahead && !number;
+            tiles4(linear, x, y, stride, tokens, number, count, block, waits ? STREAM_AHEAD : 0,
                    waits ? more_of(linear, ahead) : NOTHING);
         }
 }
 
 /* Whether `linear_in_tiles` can and should multiply so many tokens. */
 static int fits_tiles(const Linear *linear, int tokens) {
-    return tokens >= EIGHT && linear->in >= TILE_INPUTS;
+    return tokens >= (linear->levels ? SIXTEEN : EIGHT) && linear->in >= TILE_INPUTS;
 }
 
-static void linear_in_tiles(const Linear *linear, const uint8_t *codes, const float *x_scale,
-                            float *y, int stride, int tokens, int first, int last, Ahead *ahead) {
+static void linear_in_tiles(const Linear *linear, Activations x, float *y, int stride, int tokens,
+                            int first, int last, Ahead *ahead) {
     /* Each time: shapes are a thread's own, and somebody else's library may have set others in
      * the caller's. Without them no signal and no switch has 8 KiB of tiles to save. */
     tile_config(&WHOLE_TILES);
-    if (linear->levels)
-        blocks4_in_tiles(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
-    else blocks8_in_tiles(linear, codes, x_scale, y, stride, tokens, first, last, ahead);
+    if (linear->levels) blocks4_in_tiles(linear, x, y, stride, tokens, first, last, ahead);
+    else
+        blocks8_in_tiles(linear, x.codes, x.scale_T, y, stride, tokens, first, last, ahead);
     tile_release();
 }
 

@@ -16,11 +16,6 @@
 
 #define SHARE(total, thread, threads) ((int)((int64_t)(total) * (thread) / (threads)))
 
-static void encode_tokens(Engine *e, const float *x, int stride, int in, int first, int last) {
-    for (int t = first; t < last; t++)
-        e->scale_T[t] = encode(x + (size_t)t * stride, e->codes + (size_t)t * 2 * in, in);
-}
-
 /* Some modules that read the same input: the linears and the slots of each. */
 typedef struct {
     const Linear *linears;
@@ -28,6 +23,30 @@ typedef struct {
     int parts;
     const Pairs *pairs;
 } Modules;
+
+/* Whether one of the linears reads bytes. */
+static int reads_bytes(const Modules *m) {
+    for (int part = 0; part < m->parts; part++)
+        if (m->linears[part].levels) return 1;
+    return 0;
+}
+
+/* Whether one of the linears, or an adapter, reads codes. */
+static int reads_codes(const Modules *m) {
+    if (m->pairs->num_pairs) return 1;
+    for (int part = 0; part < m->parts; part++)
+        if (!m->linears[part].levels) return 1;
+    return 0;
+}
+
+/* What `m` reads of tokens `first` to `last` - 1 of x [T, stride]. */
+static void encode_tokens(Engine *e, const Modules *m, const float *x, int stride, int first,
+                          int last) {
+    const int in = m->linears->in, codes = reads_codes(m), bytes = reads_bytes(m);
+    for (int t = first; t < last; t++)
+        encode_token(x + (size_t)t * stride, from_token(e->encoded, in, (size_t)t), in, codes,
+                     bytes);
+}
 
 static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
 
@@ -37,12 +56,14 @@ static int total_out(const Modules *m) {
     return out;
 }
 
-/* Of tokens `first` to `last` - 1, whose x [T, stride] this thread has made: the codes of what
- * goes in where an adapter changes that, and Kronecker products with x. */
+/* The same of what goes in where an adapter changes that, and Kronecker products with x; this
+ * thread has made x. */
 static void encode_inwards(Engine *e, const Modules *m, const float *x, int stride, int first,
                            int last, int thread) {
     const Pairs *pairs = m->pairs;
     const int in = m->slots->in, out = total_out(m);
+    if (!pairs->num_vectored) return;
+    const int codes = reads_codes(m), bytes = reads_bytes(m);
     for (int g = 0; g < pairs->num_vectored; g++) {
         const int t = pairs->vectored[g];
         if (t < first || t >= last) continue;
@@ -52,16 +73,15 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
                 multiply_products(m->slots + part, pairs, g, x + (size_t)t * stride,
                                   e->products + (size_t)g * out + at, spare);
         if (is_instead(m->slots, pairs, g)) {
-            e->scale_T[t] = encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
-                                          e->codes + (size_t)t * 2 * in);
+            encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
+                          from_token(e->encoded, in, (size_t)t), codes, bytes);
             continue;
         }
         for (int part = 0; part < m->parts; part++) {
             if (!is_inward(m->slots + part, pairs, g)) continue;
             const size_t at = (size_t)part * e->max_tokens + g;
-            e->inward_scale[at] =
-                encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
-                              e->inward_codes + at * 2 * in);
+            encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
+                          from_token(e->inward, in, at), codes, bytes);
         }
     }
 }
@@ -80,8 +100,8 @@ static void multiply_inwards(Engine *e, const Modules *m, int part, float *answe
             continue;
         }
         const size_t at = (size_t)part * e->max_tokens + g;
-        linear_again(linear, e->inward_codes + at * 2 * linear->in, e->inward_scale + at,
-                     answers + (size_t)g * stride, stride, end - g, first, last);
+        linear_again(linear, from_token(e->inward, linear->in, at), answers + (size_t)g * stride,
+                     stride, end - g, first, last);
     }
 }
 
@@ -91,8 +111,8 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
                      int tokens, int thread) {
     const int threads = e->pool.size;
     Ahead *ahead = e->ahead + thread;
-    shrink(m->slots, m->parts, m->pairs, e->codes, e->scale_T, e->hidden, part_size(e),
-           rank_of(m->slots, m->pairs), thread, threads);
+    shrink(m->slots, m->parts, m->pairs, e->encoded.codes, e->encoded.scale_T, e->hidden,
+           part_size(e), rank_of(m->slots, m->pairs), thread, threads);
     ahead_clear(ahead);
     for (int part = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
@@ -106,8 +126,7 @@ static void multiply(Engine *e, const Modules *m, const Modules *next, float *y,
     for (int part = 0, at = 0; part < m->parts; part++) {
         const int blocks = m->slots[part].out / BLOCK;
         const int first = SHARE(blocks, thread, threads), last = SHARE(blocks, thread + 1, threads);
-        linear_blocks(m->linears + part, e->codes, e->scale_T, y + at, stride, tokens, first, last,
-                      ahead);
+        linear_blocks(m->linears + part, e->encoded, y + at, stride, tokens, first, last, ahead);
         if (m->pairs->num_vectored)
             multiply_inwards(e, m, part, e->answers + at, stride, first, last);
         at += m->slots[part].out;
@@ -133,7 +152,7 @@ static void add_dense(Engine *e, const Slots *slots, const Pairs *pairs, float *
             end++;
         const size_t at = (size_t)pairs->token[p];
         ahead_clear(e->ahead + thread);
-        linear_blocks(mine->dense, e->codes + at * 2 * (size_t)slots->in, e->scale_T + at, room,
+        linear_blocks(mine->dense, from_token(e->encoded, slots->in, at), room,
                       e->widest_out, end - p, first / BLOCK, last / BLOCK, e->ahead + thread);
         for (int t = 0; t < end - p; t++)
             for (int o = first; o < last; o += WIDTH) {

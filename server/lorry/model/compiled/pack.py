@@ -10,7 +10,7 @@ from torch import Tensor
 from lorry.model.compiled.structs import Linear
 from lorry.model.four_bit import CHUNK, FourBitLinear
 from lorry.model.guard import require
-from lorry.model.int8 import CODES, Int8Linear
+from lorry.model.int8 import Int8Linear
 
 BLOCK = 16
 """Outputs of one block."""
@@ -18,8 +18,6 @@ BLOCK = 16
 FOUR = 4
 """Inputs that one integer dot product instruction takes."""
 
-_OFFSET = CODES + 1
-"""Of the activations' codes, which are stored without a sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +37,6 @@ class PackedLinear:
     """4 bits: int8 `[16]`."""
     chunk_scale: Tensor | None = None
     """4 bits: fp16 `[out / 16, in / CHUNK, 16]`."""
-    offset_O: Tensor | None = None
-    """4 bits: fp32, what each output gets from activations whose codes are all zero, in units of
-    its scale."""
 
     def tensors(self) -> dict[str, Tensor]:
         """As `base_tensors` of the linear has them. Copies."""
@@ -73,10 +68,9 @@ class PackedLinear:
             "sum_O": (out, torch.int32),
             "levels": (16, torch.int8),
             "chunk_scale": (out * inputs // CHUNK, torch.float16),
-            "offset_O": (out, torch.float32),
         }
         needed = {"codes", "scale_O"}
-        needed |= {"levels", "chunk_scale", "offset_O"} if four_bits else {"sum_O"}
+        needed |= {"levels", "chunk_scale"} if four_bits else {"sum_O"}
         for name, (size, dtype) in wanted.items():
             tensor: Tensor | None = getattr(self, name)
             if tensor is None:
@@ -123,7 +117,6 @@ class PackedLinear:
             bias_O=address(self.bias_O),
             levels=address(self.levels),
             chunk_scale=address(self.chunk_scale),
-            offset_O=address(self.offset_O),
             out=self.out_features,
             in_=self.in_features,
         )
@@ -131,7 +124,7 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         tensors = (self.codes, self.scale_O, self.bias_O, self.sum_O)
-        more = (self.levels, self.chunk_scale, self.offset_O)
+        more = (self.levels, self.chunk_scale)
         return sum(tensor.nbytes for tensor in (*tensors, *more) if tensor is not None)
 
 
@@ -166,26 +159,13 @@ def _pack4(linear: FourBitLinear) -> PackedLinear:
     codes = tensors["codes"].view(out // BLOCK, BLOCK, inputs // 8, 2, 2)
     codes = torch.stack([codes >> 4, codes & 15], 5).view(out // BLOCK, BLOCK, -1, 2, FOUR)
     lower, upper = codes.permute(0, 2, 3, 1, 4).unbind(2)
-    scale_OC, levels = tensors["chunk_scale"], tensors["levels"]
-    sums_OC = levels[codes.view(out, -1, CHUNK).int()].sum(2, dtype=torch.int32)
+    scale_OC = tensors["chunk_scale"]
     return PackedLinear(
         codes=(lower | upper << 4).contiguous(),
         scale_O=tensors["scale"].clone(),
-        levels=levels.clone(),
+        levels=tensors["levels"].clone(),
         chunk_scale=scale_OC.view(out // BLOCK, BLOCK, -1).permute(0, 2, 1).contiguous(),
-        offset_O=_offset(sums_OC, scale_OC),
         bias_O=tensors.get("bias"),
         out_features=out,
         in_features=inputs,
     )
-
-
-def _offset(sums_OC: Tensor, scale_OC: Tensor) -> Tensor:
-    """`[O]`, with every rounding of the product's: activations of zero give zero and nothing else,
-    so that an infinite scale of theirs is no number in the answer either."""
-    high_OC = (_OFFSET * sums_OC).double()
-    chunks_OC = (high_OC + high_OC * float(torch.tensor(1 / CODES))).float().double()
-    total_O = torch.zeros(len(sums_OC))
-    for chunk_O, scale_O in zip(chunks_OC.unbind(1), scale_OC.double().unbind(1), strict=True):
-        total_O = (chunk_O * scale_O + total_O.double()).float()
-    return total_O

@@ -24,26 +24,12 @@ static void pack_weights8(const int8_t *codes, int rows, int in, int8_t *packed,
     }
 }
 
-/* The output of codes that are all OFFSET, with every rounding of `tile4`. */
-static float offset4(const int32_t *sums_C, const uint16_t *scale_C, int chunks) {
-    float total = 0;
-    for (int c = 0; c < chunks; c++) {
-        const float all = (float)(OFFSET * sums_C[c]);
-        total = fmaf(fmaf(all, 1.0f / CODES, all), _cvtsh_ss(scale_C[c]), total);
-    }
-    return total;
-}
-
 /* codes [rows, in / 2], the first of two inputs in the upper half -> packed [blocks, in / 8,
  * BLOCK, 4], the first 4 of 8 inputs in the lower halves; chunk_scale [rows, in / CHUNK] ->
- * packed_scale [blocks, in / CHUNK, BLOCK]; offset [blocks * BLOCK]. sums: room for
- * [in / CHUNK]. */
-static void pack_weights4(const uint8_t *codes, const int8_t *levels, const uint16_t *chunk_scale,
-                          int rows, int in, uint8_t *packed, uint16_t *packed_scale,
-                          float *offset, int32_t *sums) {
+ * packed_scale [blocks, in / CHUNK, BLOCK]. */
+static void pack_weights4(const uint8_t *codes, const uint16_t *chunk_scale, int rows, int in,
+                          uint8_t *packed, uint16_t *packed_scale) {
     const int chunks = in / CHUNK;
-    int32_t both[256]; /* levels of the two codes of a byte, added up */
-    for (int b = 0; b < 256; b++) both[b] = levels[b >> 4] + levels[b & 15];
     for (int o = 0; o < rows; o++, codes += in / 2, chunk_scale += chunks) {
         const size_t block = (size_t)(o / BLOCK);
         uint8_t *to = packed + block * BLOCK / 2 * (size_t)in + o % BLOCK * 4;
@@ -54,13 +40,8 @@ static void pack_weights4(const uint8_t *codes, const int8_t *levels, const uint
             to[2] = (uint8_t)(from[1] >> 4 | (from[3] & 0xf0));
             to[3] = (uint8_t)((from[1] & 15) | from[3] << 4);
         }
-        for (int c = 0; c < chunks; c++) {
-            int32_t sum = 0;
-            for (int i = 0; i < CHUNK / 2; i++) sum += both[codes[c * CHUNK / 2 + i]];
-            sums[c] = sum;
+        for (int c = 0; c < chunks; c++)
             packed_scale[(block * (size_t)chunks + (size_t)c) * BLOCK + o % BLOCK] = chunk_scale[c];
-        }
-        offset[o] = offset4(sums, chunk_scale, chunks);
     }
 }
 

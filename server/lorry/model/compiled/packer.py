@@ -99,18 +99,14 @@ class Packer:
         chunks = inputs // CHUNK
         packed = torch.empty(out // BLOCK, inputs // 8, BLOCK, 4, dtype=torch.uint8)
         chunk_scale = torch.empty(out // BLOCK, chunks, BLOCK, dtype=torch.float16)
-        offset_O = torch.empty(out)
 
         def some(first: int, rows: int) -> None:
-            room = torch.empty(chunks, dtype=torch.int32)
             self._library.lorry_pack4(
                 tensors["codes"][first:].data_ptr(),
-                tensors["levels"].data_ptr(),
                 tensors["chunk_scale"][first:].data_ptr(),
                 *(rows, inputs),
                 packed[first // BLOCK :].data_ptr(),
                 chunk_scale[first // BLOCK :].data_ptr(),
-                *(offset_O[first:].data_ptr(), room.data_ptr()),
             )
 
         self._in_parts(out, some)
@@ -119,7 +115,6 @@ class Packer:
             scale_O=tensors["scale"].clone(),
             levels=tensors["levels"].clone(),
             chunk_scale=chunk_scale,
-            offset_O=offset_O,
             bias_O=tensors.get("bias"),
             out_features=out,
             in_features=inputs,

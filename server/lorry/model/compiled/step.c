@@ -65,7 +65,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     float *const answer = layer->parallel ? e->branch_TH : e->normed_TH;
 
     const float *x = normed(e, &layer->attention_norm, first, last);
-    encode_tokens(e, x, hidden, hidden, first, last);
+    encode_tokens(e, &qkv, x, hidden, first, last);
     encode_inwards(e, &qkv, x, hidden, first, last, thread);
     barrier(pool);
     multiply(e, &qkv, &o, e->qkv, stride, tokens, thread);
@@ -79,7 +79,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     barrier(pool);
     units_run(&e->units, m, layer, step, (int)(layer - m->layers), thread, e->qkv, e->attended);
     barrier(pool);
-    encode_tokens(e, e->attended, queries, queries, first, last);
+    encode_tokens(e, &o, e->attended, queries, first, last);
     encode_inwards(e, &o, e->attended, queries, first, last, thread);
     barrier(pool);
     multiply(e, &o, &gate_up, answer, hidden, tokens, thread);
@@ -90,7 +90,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     if (!layer->plain_sums && !layer->parallel)
         add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
     x = normed(e, &layer->mlp_norm, first, last);
-    encode_tokens(e, x, hidden, hidden, first, last);
+    encode_tokens(e, &gate_up, x, hidden, first, last);
     encode_inwards(e, &gate_up, x, hidden, first, last, thread);
     if (layer->parallel)
         add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
@@ -104,7 +104,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
         activate_other(e, thread);
     }
     barrier(pool);
-    encode_tokens(e, e->gate, wide, inner, first, last);
+    encode_tokens(e, &down, e->gate, wide, first, last);
     encode_inwards(e, &down, e->gate, wide, first, last, thread);
     barrier(pool);
     const Modules next = {NULL, layer[1].qkv_slots, layer[1].qkv_parts, pairs};
@@ -141,9 +141,9 @@ static void run_step(void *argument, int thread) {
         else memcpy(normed, x, sizeof(float) * hidden);
         if (step->seen) memcpy(step->seen + (size_t)k * hidden, normed, sizeof(float) * hidden);
     }
-    encode_tokens(e, e->normed_TH, hidden, hidden, first, last);
-    barrier(&e->pool);
     const Modules head = {&m->head, &m->head_slots, 1, &step->head};
+    encode_tokens(e, &head, e->normed_TH, hidden, first, last);
+    barrier(&e->pool);
     const int stride = m->head_slots.out;
     if (!step->all_own) {
         multiply(e, &head, NULL, step->logits, stride, step->num_wanted, thread);
@@ -160,12 +160,14 @@ static void run_step(void *argument, int thread) {
 static void run_linear(void *argument, int thread) {
     Engine *e = argument;
     const int in = e->linear->in, threads = e->pool.size, blocks = e->linear->out / BLOCK;
-    encode_tokens(e, e->input, in, in, SHARE(e->tokens, thread, threads),
+    static const Pairs none;
+    const Modules alone = {e->linear, NULL, 1, &none};
+    encode_tokens(e, &alone, e->input, in, SHARE(e->tokens, thread, threads),
                   SHARE(e->tokens, thread + 1, threads));
     barrier(&e->pool);
     Ahead *ahead = e->ahead + thread;
     ahead_clear(ahead);
-    linear_blocks(e->linear, e->codes, e->scale_T, e->output, e->linear->out, e->tokens,
+    linear_blocks(e->linear, e->encoded, e->output, e->linear->out, e->tokens,
                   SHARE(blocks, thread, threads), SHARE(blocks, thread + 1, threads), ahead);
 }
 
@@ -175,7 +177,7 @@ static void run_module(void *argument, int thread) {
     const int first = SHARE(e->tokens, thread, threads);
     const int last = SHARE(e->tokens, thread + 1, threads);
     const Modules alone = {e->linear, e->slots, 1, e->pairs};
-    encode_tokens(e, e->input, in, in, first, last);
+    encode_tokens(e, &alone, e->input, in, first, last);
     encode_inwards(e, &alone, e->input, in, first, last, thread);
     barrier(&e->pool);
     multiply(e, &alone, NULL, e->output, out, e->tokens, thread);
@@ -256,8 +258,7 @@ void lorry_pack8(const int8_t *codes, int32_t rows, int32_t in, int8_t *packed, 
     pack_weights8(codes, rows, in, packed, sums);
 }
 
-void lorry_pack4(const uint8_t *codes, const int8_t *levels, const uint16_t *chunk_scale,
-                 int32_t rows, int32_t in, uint8_t *packed, uint16_t *packed_scale, float *offset,
-                 int32_t *sums) {
-    pack_weights4(codes, levels, chunk_scale, rows, in, packed, packed_scale, offset, sums);
+void lorry_pack4(const uint8_t *codes, const uint16_t *chunk_scale, int32_t rows, int32_t in,
+                 uint8_t *packed, uint16_t *packed_scale) {
+    pack_weights4(codes, chunk_scale, rows, in, packed, packed_scale);
 }

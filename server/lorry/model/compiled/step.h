@@ -21,8 +21,7 @@ typedef struct {
     const float *bias_O;   /* or NULL */
     const int8_t *levels;  /* [16]; NULL: 8 bits */
     const uint16_t *chunk_scale;
-    const float *offset_O; /* 4 bits: what each output gets from codes that are all OFFSET */
-    int32_t out, in;       /* multiples of 16; in 4 bits, `in` of CHUNK */
+    int32_t out, in; /* multiples of 16; in 4 bits, `in` of CHUNK */
 } Linear;
 
 /* One adapter's part of one linear, as adapter.py packs it. */
@@ -195,9 +194,8 @@ void lorry_quantize4(const float *w, int64_t blocks, int32_t size, const float *
                      const uint8_t *order, uint8_t *packed, float *absmax);
 /* Weights as pack_weights.h has them; any thread. */
 void lorry_pack8(const int8_t *codes, int32_t rows, int32_t in, int8_t *packed, int32_t *sums);
-void lorry_pack4(const uint8_t *codes, const int8_t *levels, const uint16_t *chunk_scale,
-                 int32_t rows, int32_t in, uint8_t *packed, uint16_t *packed_scale, float *offset,
-                 int32_t *sums);
+void lorry_pack4(const uint8_t *codes, const uint16_t *chunk_scale, int32_t rows, int32_t in,
+                 uint8_t *packed, uint16_t *packed_scale);
 void lorry_quantize8(const float *w, int32_t rows, int32_t in, int8_t *codes, float *scale);
 /* y [T, out] = linear(x [T, in]). */
 void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y, int32_t tokens);

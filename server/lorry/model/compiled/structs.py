@@ -13,7 +13,6 @@ class Linear(Structure):
         ("bias_O", c_void_p),
         ("levels", c_void_p),
         ("chunk_scale", c_void_p),
-        ("offset_O", c_void_p),
         ("out", c_int32),
         ("in_", c_int32),
     ]

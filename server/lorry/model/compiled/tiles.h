@@ -2,7 +2,7 @@
  * linear needs.
  *
  * With -DLORRY_TILES_EMULATED they are memory, and each operation is the manual's own pseudo code
- * (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBUSD): for tests on
+ * (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBSSD and TDPBUSD): for tests on
  * processors without AMX.
  *
  * A register's number is a literal 0 to 7 or a macro that is one: an instruction names it.
@@ -49,7 +49,8 @@ static const TileConfig WHOLE_TILES = {
  * tile_load(t, from, stride)     row r is what lies at from + r * stride
  * tile_store(t, to, stride)
  * tile_dot(sum, a, b)            sum[m][n] += the sum over k of a[m][k] * b[k / 4][4 n + k % 4]:
- *                                int32, of unsigned and signed bytes, modulo 2^32 */
+ *                                int32, of unsigned and signed bytes, modulo 2^32
+ * tile_signed_dot(sum, a, b)     the same of bytes that are all signed */
 #ifndef LORRY_TILES_EMULATED
 
 #define tile_config(config) _tile_loadconfig(config)
@@ -69,6 +70,7 @@ static const TileConfig WHOLE_TILES = {
         __asm__ volatile("" ::"r"(tile_to) : "memory");         \
     } while (0)
 #define tile_dot(sum, a, b) _tile_dpbusd(sum, a, b)
+#define tile_signed_dot(sum, a, b) _tile_dpbssd(sum, a, b)
 
 #else
 
@@ -115,7 +117,7 @@ static inline void tile_store(int t, void *to, size_t stride) {
         memcpy((uint8_t *)to + r * stride, tile_memory[t][r], tile_shape.bytes[t]);
 }
 
-static inline void tile_dot(int sum, int a, int b) {
+static inline void tile_any_dot(int sum, int a, int b, int with_sign) {
     tile_require_shape(sum);
     tile_require_shape(a);
     tile_require_shape(b);
@@ -131,11 +133,15 @@ static inline void tile_dot(int sum, int a, int b) {
             for (int n = 0; n < columns; n++) {
                 const uint8_t *x = tile_memory[a][m] + 4 * k;
                 const int8_t *w = (const int8_t *)tile_memory[b][k] + 4 * n;
-                row[n] += (uint32_t)(x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3]);
+                for (int i = 0; i < 4; i++)
+                    row[n] += (uint32_t)((with_sign ? (int8_t)x[i] : x[i]) * w[i]);
             }
         memcpy(tile_memory[sum][m], row, sizeof row);
     }
 }
+
+static inline void tile_dot(int sum, int a, int b) { tile_any_dot(sum, a, b, 0); }
+static inline void tile_signed_dot(int sum, int a, int b) { tile_any_dot(sum, a, b, 1); }
 
 #endif
 

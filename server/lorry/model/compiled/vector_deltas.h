@@ -104,9 +104,9 @@ static void add_products(const Slots *slots, const Pairs *pairs, const float *pr
     }
 }
 
-/* The codes of (1 + the sum of inward) x, and their scale; scaled: room for [in]. */
-static float encode_inward(const Slots *slots, const Pairs *pairs, int g, const float *x,
-                           float *scaled, uint8_t *codes) {
+/* (1 + the sum of inward) x, encoded; scaled: room for [in]. */
+static void encode_inward(const Slots *slots, const Pairs *pairs, int g, const float *x,
+                          float *scaled, Activations to, int codes, int bytes) {
     const int in = slots->in;
     memcpy(scaled, x, sizeof(float) * (size_t)in);
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++) {
@@ -117,7 +117,7 @@ static float encode_inward(const Slots *slots, const Pairs *pairs, int g, const 
         for (int i = 0; i < in; i += WIDTH)
             store(scaled + i, fused(load(inward + i), load(x + i), load(scaled + i)));
     }
-    return encode(scaled, codes, in);
+    encode_token(scaled, to, in, codes, bytes);
 }
 
 /* y += more * base + shift for outputs `first` to `last` - 1. base may be y itself. */

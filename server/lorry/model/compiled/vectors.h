@@ -41,6 +41,11 @@ INLINE Floats greater(Floats a, Floats b);
 INLINE Floats smaller(Floats a, Floats b);
 INLINE Ints greater_int(Ints a, Ints b);
 INLINE float sum(Floats v);
+INLINE int32_t sum_of_ints(Ints v) {
+    int32_t total = 0;
+    for (int i = 0; i < WIDTH; i++) total += v[i];
+    return total;
+}
 /* The upper half of a float, which is a number of its own, to single. */
 INLINE Floats load_bfloat(const uint16_t *p);
 /* Half precision to single, and single to the nearest half, to even between two. */
@@ -61,6 +66,13 @@ INLINE Ints shifted_down(Ints v);
 /* acc += in each of WIDTH lanes, the dot product of 4 unsigned and 4 signed bytes. AVX2 adds
  * two products in 16 bits: those of codes up to 127 and 127, or 255 and 64, stay exact. */
 INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign);
+
+/* acc += in each of WIDTH lanes, the dot product of 4 levels of weights and 4 bytes, both with a
+ * sign: exact for magnitudes up to 127. Levels are looked up in `signed_table`, and acc begins as
+ * `signed_start` of the sum of all bytes that it will meet. */
+INLINE Ints signed_table(const int8_t *levels);
+INLINE Ints signed_start(int32_t sum);
+INLINE Ints signed_dots(Ints acc, Ints levels, Ints x);
 
 /* A bit for each lane that is all ones. */
 INLINE unsigned lanes_of(Ints mask);
@@ -270,6 +282,30 @@ INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)without_sign, (__m256i)with_sign);
     return (Ints)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
+}
+
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+
+/* The instruction takes one side without a sign: levels are 128 too large, which the start makes
+ * good. */
+#define LEVEL_OFFSET 128
+INLINE Ints signed_table(const int8_t *levels) { return all_sixteens(levels) ^ (int32_t)0x80808080; }
+INLINE Ints signed_start(int32_t sum) { return (Ints){0} - LEVEL_OFFSET * sum; }
+INLINE Ints signed_dots(Ints acc, Ints levels, Ints x) { return dots(acc, levels, x); }
+
+#else
+
+INLINE Ints signed_table(const int8_t *levels) { return all_sixteens(levels); }
+INLINE Ints signed_start(int32_t sum) {
+    (void)sum;
+    return (Ints){0};
+}
+/* Levels without their sign, which the bytes take on. */
+INLINE Ints signed_dots(Ints acc, Ints levels, Ints x) {
+    return dots(acc, (Ints)_mm256_abs_epi8((__m256i)levels),
+                (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)levels));
 }
 
 #endif

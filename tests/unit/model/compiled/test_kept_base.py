@@ -91,7 +91,7 @@ def test_other_weights_are_packed_anew_and_the_old_ones_go(
     assert len([one for one in (home / "quantized").iterdir() if one.is_dir()]) == 2
 
 
-@pytest.mark.parametrize("field", ["codes", "chunk_scale", "scale_O", "offset_O"])
+@pytest.mark.parametrize("field", ["codes", "chunk_scale", "scale_O"])
 def test_tensors_of_other_sizes_are_not_read(
     field: str, tiny_model: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
