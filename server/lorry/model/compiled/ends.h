@@ -71,7 +71,7 @@ static __attribute__((noinline)) void multiply_own_heads(Engine *e, int thread) 
         const size_t at = (size_t)own->first;
         if (first >= last) continue;
         ahead_clear(e->ahead + thread);
-        linear_blocks(own->linear, e->codes + at * 2 * own->linear->in, e->scale_T + at,
+        linear_blocks(own->linear, from_token(e->encoded, own->linear->in, at),
                       step->logits + at * stride, stride, own->last - own->first, first, last,
                       e->ahead + thread);
     }

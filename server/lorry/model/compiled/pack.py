@@ -102,7 +102,6 @@ class PackedLinear:
             bias_O=of(self.bias_O, outputs),
             sum_O=of(self.sum_O, outputs),
             chunk_scale=of(self.chunk_scale, blocks),
-            offset_O=of(self.offset_O, outputs),
         )
 
     @property
