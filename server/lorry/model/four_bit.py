@@ -120,7 +120,7 @@ class FourBitLinear(QuantizedLinear):
         return dense(self.base_tensors())
 
     def forward(self, x: Tensor) -> Tensor:
-        chunks = x.unflatten(-1, (-1, CHUNK))
+        chunks = x.reshape(*x.shape[:-1], -1, CHUNK)
         absmax = chunks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
         units = chunks * (_LARGEST_CODE / absmax)
         high = units.round()

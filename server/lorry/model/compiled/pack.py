@@ -19,7 +19,6 @@ FOUR = 4
 """Inputs that one integer dot product instruction takes."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
     """Keeps the memory that `struct` points to."""

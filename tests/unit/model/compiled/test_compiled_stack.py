@@ -43,7 +43,9 @@ def test_each_expert_multiplies_its_own_rows(kind: str, built: ctypes.CDLL, pack
         n: t.shape for n, t in plain.base_tensors().items()
     }
     found_SO, exact_SO = stack(x_SI, EVERY), plain(x_SI, EVERY)
-    assert float((found_SO - exact_SO).norm() / exact_SO.norm()) < 2e-3
+    # With 4-bit weights activations have 8 bits.
+    limit = 2e-3 if kind == "int8" else 1e-2
+    assert float((found_SO - exact_SO).norm() / exact_SO.norm()) < limit
     for expert, first, last in EVERY:
         # Bit for bit, whichever rows lie beside it.
         one = [stack.multiply(expert, x_SI[row : row + 1]) for row in range(first, last)]
