@@ -113,6 +113,14 @@ static void share_of(Shares *shares, int groups, int64_t cost, int thread, int t
     shares->done += groups * cost;
 }
 
+/* Rows `first` to `last` - 1 of h, of some tokens, so many times. A function of its own, for the
+ * plain pairs' sake. */
+static __attribute__((noinline)) void weigh(const float *inner_R, float *h, int stride, int tokens,
+                                            int first, int last) {
+    for (int t = 0; t < tokens; t++)
+        for (int r = first; r < last; r++) h[(size_t)t * stride + r] *= inner_R[r];
+}
+
 /* h [parts, max_pairs, max_rank] for this thread's share of each adapter's rows. `slots`:
  * those of `parts` modules that read the same input, whose codes [T, 2, in] these are. */
 static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint8_t *codes,
@@ -147,9 +155,8 @@ static void shrink(const Slots *slots, int parts, const Pairs *pairs, const uint
 #endif
 #undef SHRINK
                     if (mine.lora->inner_R)
-                        for (int t = 0; t < tokens; t++)
-                            for (int r = group * GROUP; r < (group + groups) * GROUP; r++)
-                                to[(size_t)t * max_rank + r] *= mine.lora->inner_R[r];
+                        weigh(mine.lora->inner_R, to, max_rank, tokens, group * GROUP,
+                              (group + groups) * GROUP);
                     p += tokens;
                 }
                 group += groups;
