@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lorry.model.compiled import structs
-from lorry.model.compiled.adapter import pack_adapter, padded
+from lorry.model.compiled.adapter import pack_adapter
 from lorry.model.compiled.call import PairArrays
-from lorry.model.compiled.pack import pack
+from lorry.model.compiled.pack import pack, padded
 from lorry.model.compiled.packed_matrices import pack_matrices
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import pairs_of, vector_deltas_of

@@ -28,7 +28,7 @@ import lorry_adapters
 from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import library
 from lorry.model.compiled.description import ModelDescription
-from lorry.model.paths import FirstPass
+from lorry.model.first_pass import FirstPass
 from lorry.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -34,29 +34,18 @@ from lorry.model.compiled.witness import Unknown
 from lorry.model.dense import dense_weight
 from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
+from lorry.model.first_pass import FirstPass
 from lorry.model.guard import Unsafe
-from lorry.model.kv_cache import KVCache, Shapes, bytes_per_token
+from lorry.model.kv_cache import KVCache, bytes_per_token
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
 from lorry.model.quiet import quiet
-from lorry.model.reach import EVERYWHERE, Reach
 from lorry.model.triton_fit import unfit_for_triton
 from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FirstPass:
-    """What a first forward pass has told of a model."""
-
-    shapes: Shapes
-    unpackable: str | None = None
-    """Why its rows are padded; None: they are packed."""
-    reach: Reach = EVERYWHERE
-    """Which tokens its modules are handed."""
 
 
 @dataclass(frozen=True, slots=True)

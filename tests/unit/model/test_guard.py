@@ -28,7 +28,6 @@ FILES = [
 """Between Python and memory that nobody guards."""
 
 TYPES = {
-    "isinstance(delta, Shift)",
     "isinstance(table, Tensor)",
     "run.x_TH is not None and run.y_TH is not None",
     "isinstance(plan, TablePlan) and plan.table is not None",

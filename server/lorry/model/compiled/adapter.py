@@ -29,16 +29,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.model.compiled.embedding_head import EmbeddingHead
-from lorry.model.compiled.pack import BLOCK
+from lorry.model.compiled.pack import BLOCK, padded
 from lorry.model.guard import require
 
 if TYPE_CHECKING:
     from lorry.model.compiled.packed_vectors import VectorDeltas
     from lorry.model.compiled.shared_pairs import SharedPart
     from lorry_adapters.lora.parts import LoraPair
-
-GROUP = 8
-"""Rows of A that lie together, and inputs of each."""
 
 CODES = 127
 LEAST = 1e-30
@@ -74,11 +71,6 @@ class PackedAdapter:
         """The largest of any linear, padded."""
         shared = (part.pair.rank for part in self.shared.values())
         return max([int(self.places_M3[:, 2].max(initial=0)), *shared])
-
-
-def padded(rank: int) -> int:
-    """The rank that the compiled step runs."""
-    return -(-rank // GROUP) * GROUP
 
 
 def pack_adapter(

@@ -19,7 +19,7 @@ from lorry.core import SlotUse
 from lorry.errors import ModelError
 from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import structs
-from lorry.model.compiled.adapter import PackedAdapter, pack_adapter, padded
+from lorry.model.compiled.adapter import PackedAdapter, pack_adapter
 from lorry.model.compiled.call import Angles, Call
 from lorry.model.compiled.compiled_linear import CompiledLinear
 from lorry.model.compiled.description import ModelDescription
@@ -27,7 +27,7 @@ from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlot
 from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.compiled.model_structs import ModelStructs, rope_of
 from lorry.model.compiled.own_head import PackedHead, pack_own_head
-from lorry.model.compiled.pack import BLOCK
+from lorry.model.compiled.pack import BLOCK, padded
 from lorry.model.compiled.packed_matrices import ROOM, pack_matrices
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import fits, pairs_of, vector_deltas_of

@@ -19,6 +19,15 @@ FOUR = 4
 """Inputs that one integer dot product instruction takes."""
 
 
+GROUP = 8
+"""Rows of A that lie together, and inputs of each."""
+
+
+def padded(rank: int) -> int:
+    """The rank that the compiled step runs."""
+    return -(-rank // GROUP) * GROUP
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
     """Keeps the memory that `struct` points to."""

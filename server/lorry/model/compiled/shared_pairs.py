@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorry.model.compiled.adapter import padded
-from lorry.model.compiled.pack import BLOCK
+from lorry.model.compiled.pack import BLOCK, padded
 from lorry_adapters.lora.matrix_deltas import BoundShared
 
 MAX_RANK = 256
