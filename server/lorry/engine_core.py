@@ -22,13 +22,14 @@ from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.errors import ModelError, SettingsError
-from lorry.model import memory, paths, selfcheck
+from lorry.model import decode_speed, memory, paths, selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
 from lorry.model.kept_verdict import verdict_of
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.path_set import PathSet
 from lorry.model.quantize import resolve
+from lorry.model.threads import use_threads
 from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora import memory_limit
@@ -118,6 +119,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
     _check_cache(settings, resolve(settings).device)
+    use_threads(settings.threads, say)
     home = settings.home if settings.keep_packed else None
     loaded = load(settings, say, replacer=paths.replacer(settings.kernels, home, say))
     executor = _executor(settings, loaded, say)
@@ -159,6 +161,9 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     if served.row_layout == "padded":
         say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
     memory.give_back_freed()
+    speed = decode_speed.measured(executor, loaded)
+    if speed is not None:
+        say(speed.said)
     tokens = served.cache.num_blocks * BLOCK_SIZE
     say(
         f"KV cache takes {format_size(served.cache.nbytes)}: "

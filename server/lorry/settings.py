@@ -172,6 +172,15 @@ class Settings:
         "passes its check, Triton's kernels on CUDA if they pass theirs, otherwise torch.",
         choices=("auto", "compiled", "torch"),
     )
+    threads: int = _option(
+        0,
+        Kind.INT,
+        "Threads that compute on a CPU. 0: as many as PyTorch counts, which is one for each "
+        "physical core or what `OMP_NUM_THREADS` says, and no more than the cores that this "
+        "process may use, by its affinity and its container's CPU quota.",
+        minimum=0,
+        maximum=1024,
+    )
     max_loras: int = _option(
         8, Kind.INT, "Most adapters on the device at once.", minimum=1, maximum=4096
     )

@@ -38,6 +38,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "home": ("/srv/lorry", Path("/srv/lorry")),
     "api_key": ("secret", "secret"),
     "kernels": ("torch", "torch"),
+    "threads": ("3", 3),
     "max_loras": ("4", 4),
     "max_cpu_loras": ("5", 5),
     "host_cache_memory": ("64MiB", 64 << 20),
@@ -291,3 +292,12 @@ def test_a_size_is_shown_within_a_tenth_of_its_unit(count: int) -> None:
 def test_bool_options_have_a_negative_flag() -> None:
     for option in options():
         assert (option.negative_flag is not None) == (option.kind is Kind.BOOL)
+
+
+@pytest.mark.parametrize("text", ["-1", "1025", "two", "0.5", "1e9"])
+def test_threads_that_nobody_has_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"threads": text}, {})
+    assert refused.value.message == (
+        f"flag --threads: {text!r} is not allowed; give a whole number from 0 to 1024"
+    )

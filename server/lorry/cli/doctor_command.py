@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -30,6 +31,9 @@ ROOM_FOR_A_MODEL = 2 << 30
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "i8mm")
 """Flags in /proc/cpuinfo by which torch's and bitsandbytes' CPU kernels are chosen."""
+
+READ, READINGS = 512 << 20, 5
+"""Bytes that are read to find out how fast, and how often; the quickest counts."""
 
 
 class FindingState(StrEnum):
@@ -58,13 +62,16 @@ def doctor(
     home: Annotated[
         str | None, typer.Option("--home", metavar="PATH", help="The folder to try.")
     ] = None,
+    threads: Annotated[
+        str | None, typer.Option("--threads", metavar="N", help="Threads to read memory with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Report what this machine can do.
 
     The exit code is 1 if a server could not run.
     """
-    settings = load_settings({"port": port, "home": home}, os.environ)
+    settings = load_settings({"port": port, "home": home, "threads": threads}, os.environ)
     findings = []
     for finding in examine(settings):
         findings.append(finding)
@@ -217,13 +224,7 @@ def _torch(settings: Settings) -> Iterator[Finding]:
         f"{torch.__version__}, transformers {transformers.__version__}; CPU kernels for "
         f"{torch.backends.cpu.get_cpu_capability()}",
     )
-    variable = os.environ.get("OMP_NUM_THREADS")
-    yield Finding(
-        "threads",
-        FindingState.OK,
-        f"torch computes with {torch.get_num_threads()}"
-        + (f" (OMP_NUM_THREADS={variable})" if variable else ""),
-    )
+    yield from _threads(settings)
     if not torch.cuda.is_available():
         if settings.device == "cuda":
             yield Finding(
@@ -242,6 +243,42 @@ def _torch(settings: Settings) -> Iterator[Finding]:
                 f"{facts.name}, {format_size(facts.total_memory)}, "
                 f"compute capability {facts.major}.{facts.minor}",
             )
+
+
+def _threads(settings: Settings) -> Iterator[Finding]:
+    from lorry.model import threads
+
+    cores, asked = threads.usable_cores(), settings.threads
+    state = FindingState.NOTE if asked > cores.count else FindingState.OK
+    yield Finding("threads", state, threads.described(asked, cores))
+    count = threads.threads_of(asked, cores)
+    rate = _read_rate(count)
+    yield Finding(
+        "bandwidth",
+        FindingState.OK,
+        f"reads {rate / 1e9:.1f} GB/s with {count} thread{'s' if count > 1 else ''}: a base of "
+        f"1 GiB is read {rate / (1 << 30):.3g} times a second at most, and each token of one "
+        "request reads it once",
+    )
+
+
+def _read_rate(threads: int) -> float:
+    """Bytes a second that torch reads of memory beyond the caches."""
+    import torch
+
+    size = min(READ, memory_limit.free() // 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        numbers = torch.ones(max(1, size // 8), dtype=torch.int64)
+        seconds = []
+        for _ in range(READINGS):
+            start = time.perf_counter()
+            numbers.sum()
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return numbers.nbytes / min(seconds)
 
 
 def _bitsandbytes(settings: Settings) -> Iterator[Finding]:

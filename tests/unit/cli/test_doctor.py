@@ -10,7 +10,7 @@ import pytest
 
 from lorry.cli import main
 
-TOPICS = {"python", "cpu", "memory", "disk", "port", "torch", "threads", "gpu"}
+TOPICS = {"python", "cpu", "memory", "disk", "port", "torch", "threads", "gpu", "bandwidth"}
 TOPICS |= {"bitsandbytes", "quantize", "kernels", "model"}
 
 

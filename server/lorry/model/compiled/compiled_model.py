@@ -27,7 +27,7 @@ from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlot
 from lorry.model.compiled.memory_bounds import MemoryBounds
 from lorry.model.compiled.model_structs import ModelStructs, rope_of
 from lorry.model.compiled.own_head import PackedHead, pack_own_head
-from lorry.model.compiled.pack import BLOCK, padded
+from lorry.model.compiled.pack import BLOCK, PackedLinear, padded
 from lorry.model.compiled.packed_matrices import ROOM, pack_matrices
 from lorry.model.compiled.packed_slots import AdapterSlots
 from lorry.model.compiled.packed_vectors import fits, pairs_of, vector_deltas_of
@@ -44,6 +44,9 @@ from lorry_adapters.registry.record import MAX_SELECTION
 
 if TYPE_CHECKING:
     from lorry_adapters.lora.layers import BoundAdapter
+
+MOST_READ = 512 << 20
+"""Bytes that `read_weights` reads: enough for any cache to hold little of them."""
 
 
 class CompiledModel:
@@ -73,8 +76,7 @@ class CompiledModel:
         self.inputs_on = torch.device("cpu")
         self._library = library
         self._prompts = prompts
-        # Everything that the compiled side points to.
-        self._keep: list[object] = []
+        self._linears: list[PackedLinear] = []
         self._described = described
         count = int(loaded.config.get_text_config().num_hidden_layers)
         layers = described.layers[:count]
@@ -197,6 +199,25 @@ class CompiledModel:
             else self._embedding_head.answers(seen_KH, logits, inputs.head)
         )
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the packed linears, all of which a step reads once, however few its tokens are."""
+        return sum(linear.nbytes for linear in self._linears)
+
+    def read_weights(self) -> int:
+        """Read as many of their codes as `MOST_READ` allows, with the step's threads, and do
+        nothing with them. Returns the bytes."""
+        require(bool(self._engine), "the engine is closed")
+        regions, left = [], MOST_READ
+        for linear in self._linears:
+            size = min(linear.codes.nbytes, left) // 8
+            left -= 8 * size
+            regions.append((linear.codes.data_ptr(), size))
+        starts = (ctypes.c_void_p * len(regions))(*(start for start, _ in regions))
+        counts = (ctypes.c_int64 * len(regions))(*(count for _, count in regions))
+        self._library.lorry_read(self._engine, starts, counts, len(regions))
+        return MOST_READ - left
+
     def close(self) -> None:
         """End the threads. No step may follow."""
         if self._engine:
@@ -206,7 +227,7 @@ class CompiledModel:
     def _linear(self, linear: nn.Module) -> structs.Linear:
         if not isinstance(linear, CompiledLinear):
             raise Unsafe(f"a linear of {type(linear).__name__}")
-        self._keep.append(linear.packed)
+        self._linears.append(linear.packed)
         return linear.packed.struct
 
     def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:

@@ -94,6 +94,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.lorry_engine_free.restype = None
     library.lorry_run.argtypes = [c_void_p, POINTER(StepArguments)]
     library.lorry_run.restype = None
+    library.lorry_read.argtypes = [c_void_p, c_void_p, c_void_p, c_int32]
+    library.lorry_read.restype = c_int64
     library.lorry_module.argtypes = [
         *(c_void_p, POINTER(Linear), POINTER(LinearSlots), POINTER(Pairs)),
         *(c_void_p, c_void_p, c_int32),

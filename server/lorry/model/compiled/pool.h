@@ -24,6 +24,10 @@
 
 typedef void (*Job)(void *argument, int thread);
 
+/* Two lines of a cache, which processors fetch in pairs. Threads that wait look at `phase`: they
+ * would lose its line to every thread that arrives. */
+#define APART 128
+
 typedef struct Pool {
     int size; /* the caller's thread included */
     pthread_t *threads;
@@ -33,9 +37,12 @@ typedef struct Pool {
     int stopping;
     Job job;
     void *argument;
+    char before[APART];
     atomic_int arrived;
+    char between[APART];
     atomic_uint phase;
     atomic_int asleep, spins;
+    char after[APART];
 } Pool;
 
 typedef struct {

@@ -14,6 +14,7 @@
 #include "pack.h"
 #include "pack_weights.h"
 #include "quantize4.h"
+#include "reading.h"
 #include "vectors.h"
 
 static void add_share(Engine *e, const float *delta, int thread) {
@@ -200,6 +201,13 @@ void lorry_run(Engine *engine, const Step *step) {
     engine->step = step;
     units_plan(&engine->units, engine->model, step, engine->pool.size);
     pool_run(&engine->pool, run_step, engine);
+}
+
+int64_t lorry_read(Engine *engine, const uint64_t *const *starts, const int64_t *counts,
+                   int32_t regions) {
+    Reading reading = {&engine->pool, starts, counts, regions, 0};
+    pool_run(&engine->pool, run_reading, &reading);
+    return (int64_t)reading.sum;
 }
 
 void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y, int32_t tokens) {

@@ -184,6 +184,9 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
                      int32_t max_context, int32_t num_threads);
 void lorry_engine_free(Engine *engine);
 void lorry_run(Engine *engine, const Step *step);
+/* The sum of the numbers in some regions of memory, each read once. */
+int64_t lorry_read(Engine *engine, const uint64_t *const *starts, const int64_t *counts,
+                   int32_t regions);
 /* Packs one adapter's part of one linear into the memory that `Lora` describes; any thread.
  * -1 where memory cannot be had. */
 int lorry_pack(const float *a_RI, const float *b_OR, float scaling, int32_t rank, int32_t in,

@@ -174,7 +174,7 @@ def test_deltas_have_the_same_bits_in_any_company(kernels: Kernels) -> None:
     pairs = {slot: pair_of(576, 176, rank, seed=slot) for slot, rank in ((1, 16), (2, 5), (3, 24))}
     x_TI = tokens_of(17, 576)
     alone: dict[tuple[int, int], Tensor] = {}
-    for threads in (1, 2, 5):
+    for threads in (1, 2, 5, 32):
         kernel = kernels(576, 176, threads)
         for slot, pair in pairs.items():
             kernel.place(slot, pair)

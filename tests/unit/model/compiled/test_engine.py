@@ -95,8 +95,20 @@ def test_more_than_there_is_memory_for_is_no_engine(built: ctypes.CDLL) -> None:
 
 def test_more_threads_than_cores_finish(built: ctypes.CDLL) -> None:
     described, linear = model(), Linear()
-    engine = built.lorry_engine(ctypes.byref(described), 8, 8, 64, 16)
+    engine = built.lorry_engine(ctypes.byref(described), 8, 8, 64, 32)
     assert engine
     for tokens in (1, 2, 8):
         linear.check(built, engine, torch.rand(tokens, WIDTH))
     built.lorry_engine_free(engine)
+
+
+def test_memory_is_read_once_however_many_threads_share_it(built: ctypes.CDLL) -> None:
+    described = model()
+    regions = [torch.randint(-(2**40), 2**40, (size,)) for size in (1, 5, 1000, 4099, 0)]
+    starts = (ctypes.c_void_p * len(regions))(*(region.data_ptr() for region in regions))
+    counts = (ctypes.c_int64 * len(regions))(*(len(region) for region in regions))
+    for num_threads in (1, 2, 7, 32):
+        engine = built.lorry_engine(ctypes.byref(described), 1, 1, 16, num_threads)
+        found = built.lorry_read(engine, starts, counts, len(regions))
+        built.lorry_engine_free(engine)
+        assert found == sum(int(region.sum()) for region in regions)

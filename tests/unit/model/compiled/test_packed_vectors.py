@@ -162,7 +162,7 @@ def test_a_tokens_bits_do_not_depend_on_its_company(built: ctypes.CDLL, seed: in
     scene = Scene(seed)
     alone: dict[int, Tensor] = {}
     luck = random.Random(seed)
-    for threads in (1, 2, 5):
+    for threads in (1, 2, 5, 32):
         with closing(CompiledModule(built, scene.linear, threads)) as module:
             scene.place(module)
             tokens = list(range(len(scene.x_TI)))

@@ -1,0 +1,105 @@
+"""How long one token takes on the compiled step, beside the time it takes to read the weights.
+
+A step of one token multiplies each weight once, so that it can be no faster than the memory gives
+the weights. Both times are taken at start-up, with the same threads: of such steps, and of reading
+the weights and doing nothing with them. The second over the first is the share of the memory's
+bandwidth at which the base runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lorry.core import Batch, Row, Sample, SamplingParams
+from lorry.model.base_loader import LoadedModel
+from lorry.model.executor import Executor
+from lorry.model.expert_stacks import ExpertStack
+from lorry.option import format_size
+
+Result = TypeVar("Result")
+
+LEAST = 64 << 20
+"""Bytes of packed weights. Those of a smaller base may lie in the processor's caches."""
+
+LONGEST = 0.2
+"""Seconds. Where reading all weights takes longer, no step is run: the start would wait for it."""
+
+BUDGET = 0.2
+"""Seconds after which no step is begun."""
+
+MOST = 5
+"""Steps and readings that are timed. The quickest of each counts: in the others the machine may
+have been busy with something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSpeed:
+    nbytes: int
+    """Of the weights that a step reads."""
+    bandwidth: float
+    """Bytes a second that the memory has given the step's threads, in a reading or in a step."""
+    seconds: float | None
+    """Of a step of one token; None: it would have taken too long to find out."""
+
+    @property
+    def share(self) -> float | None:
+        """Of the bandwidth, at which such a step runs."""
+        return None if self.seconds is None else self.nbytes / self.seconds / self.bandwidth
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        size = format_size(self.nbytes)
+        if self.seconds is None:
+            return (
+                f"one token takes {self.nbytes / self.bandwidth:.2f} s or more: {size}, and this "
+                f"memory gives {self.bandwidth / 1e9:.1f} GB/s"
+            )
+        return (
+            f"one token takes {1000 * self.seconds:.1f} ms: {size} at "
+            f"{self.nbytes / self.seconds / 1e9:.1f} GB/s, {self.share:.2f} of what this memory "
+            "gives"
+        )
+
+
+def measured(executor: Executor, loaded: LoadedModel) -> DecodeSpeed | None:
+    """Before the first request: it writes to the first block of the cache. None where it would say
+    little: without the compiled step, on a base of fewer bytes than `LEAST`, and on a mixture,
+    where a token reads some experts and not others."""
+    compiled = executor.paths.compiled
+    if compiled is None or compiled.weight_bytes < LEAST:
+        return None
+    if any(isinstance(module, ExpertStack) for module in loaded.model.modules()):
+        return None
+    nbytes, batch = compiled.weight_bytes, Batch((_row(),))
+    begun = time.perf_counter()
+    read, quickest = _timed(compiled.read_weights)
+    if nbytes * quickest / read > LONGEST:
+        return DecodeSpeed(nbytes, read / quickest, None)
+    executor.run(batch)
+    steps: list[float] = []
+    while len(steps) < MOST and (not steps or time.perf_counter() - begun < BUDGET):
+        quickest = min(quickest, _timed(compiled.read_weights)[1])
+        steps.append(_timed(lambda: executor.run(batch))[1])
+    return DecodeSpeed(nbytes, max(read / quickest, nbytes / min(steps)), min(steps))
+
+
+def _timed(run: Callable[[], Result]) -> tuple[Result, float]:
+    """And the seconds that it took."""
+    start = time.perf_counter()
+    return run(), time.perf_counter() - start
+
+
+def _row() -> Row:
+    """The first token of a sequence, and the next one drawn."""
+    return Row(
+        request_id="",
+        token_ids=[0],
+        start=0,
+        blocks=[0],
+        adapters=(),
+        sample=Sample(SamplingParams(max_new_tokens=1), [0], (), None),
+    )

@@ -1,0 +1,125 @@
+"""What is said at start-up of the time that a token takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lorry.engine_core import EngineCore, load_core
+from lorry.model import decode_speed
+from lorry.model.compiled import compiled_model
+from lorry.model.compiled.compiled_linear import CompiledLinear
+from lorry.model.decode_speed import DecodeSpeed, measured
+from lorry.settings import Settings
+from support.compiled import require_compiled_step
+
+Started = tuple[EngineCore, list[str]]
+
+
+@pytest.fixture
+def start(
+    tiny_model: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., Started]:
+    require_compiled_step()
+
+    def start(family: str = "llama", **more: object) -> Started:
+        settings = Settings(
+            model=str(tiny_model(family)),
+            home=tmp_path,
+            device="cpu",
+            quantize="int8",
+            kv_cache_memory=1 << 20,
+        )
+        said: list[str] = []
+        core = load_core(dataclasses.replace(settings, **more), said.append)
+        request.addfinalizer(core.close)
+        return core, said
+
+    return start
+
+
+def lines(said: list[str]) -> list[str]:
+    return [line for line in said if line.startswith("one token takes")]
+
+
+def linear_bytes(core: EngineCore) -> int:
+    modules = core.loaded.model.modules()
+    return sum(module.nbytes for module in modules if isinstance(module, CompiledLinear))
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_a_base_that_is_large_enough_is_measured(
+    start: Callable[..., Started], quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_speed, "LEAST", 1)
+    core, said = start(quantize=quantize)
+    (line,) = lines(said)
+    assert re.fullmatch(
+        r"one token takes [\d.]+ ms: [\d.]+ KiB at [\d.]+ GB/s, [\d.]+ of what this memory gives",
+        line,
+    )
+    speed = measured(core.executor, core.loaded)
+    assert speed is not None and speed.seconds is not None and speed.share is not None
+    assert speed.nbytes == linear_bytes(core) > 0
+    assert speed.seconds > 0 and speed.bandwidth > 0
+    assert 0 < speed.share <= 1
+    assert speed.share * speed.bandwidth * speed.seconds == pytest.approx(speed.nbytes)
+
+
+def test_reading_reads_the_codes_of_every_linear_and_no_more_than_it_may(
+    start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = start()[0].executor.paths.compiled
+    assert compiled is not None
+    codes = sum(linear.codes.nbytes for linear in compiled._linears)
+    assert compiled.read_weights() == codes
+    monkeypatch.setattr(compiled_model, "MOST_READ", 1000)
+    assert compiled.read_weights() == 1000
+
+
+def test_a_small_base_the_other_paths_and_a_mixture_are_not(
+    start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not lines(start()[1])
+    monkeypatch.setattr(decode_speed, "LEAST", 1)
+    assert not lines(start(kernels="torch")[1])
+    assert not lines(start("mixtral")[1])
+
+
+def test_no_step_is_run_where_one_would_take_long(
+    start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_speed, "LEAST", 1)
+    monkeypatch.setattr(decode_speed, "LONGEST", 0.0)
+    core, said = start()
+    (line,) = lines(said)
+    assert " s or more: " in line
+    speed = measured(core.executor, core.loaded)
+    assert speed is not None and speed.seconds is None and speed.share is None
+
+
+def test_it_is_said_in_the_units_of_the_memory() -> None:
+    speed = DecodeSpeed(747 << 20, 33.8e9, 0.0289)
+    assert speed.said == (
+        "one token takes 28.9 ms: 747.0 MiB at 27.1 GB/s, 0.80 of what this memory gives"
+    )
+    slow = DecodeSpeed(4 << 30, 10e9, None)
+    assert slow.said == "one token takes 0.43 s or more: 4.0 GiB, and this memory gives 10.0 GB/s"
+
+
+def test_the_compiled_step_has_the_threads_that_were_asked_for(
+    start: Callable[..., Started],
+) -> None:
+    def after(count: int) -> int:
+        core, said = start(threads=count)
+        assert any(f", {count} threads" in line for line in said)
+        running = psutil.Process().num_threads()
+        core.close()
+        return running - psutil.Process().num_threads()
+
+    assert after(7) >= 6
