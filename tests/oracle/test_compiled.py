@@ -15,10 +15,8 @@ from statistics import fmean
 
 import pytest
 
-from lorry.errors import ModelError
 from lorry.model.compiled import library, recipe
 from lorry.model.memory import digest_of_base
-from support import families
 from support.compiled import require_compiled_step
 from support.described_families import COMPILED
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, drawn, load_tiny, token_ids
@@ -61,9 +59,15 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @contextmanager
 def compiled(
-    folder: Path, threads: int = 1, quantization: str = "int8"
+    folder: Path, threads: int = 1, quantization: str = "int8", is_checked: bool = False
 ) -> Iterator[ExecutorDriver]:
-    driver = ExecutorDriver(folder, quantization=quantization, kernels="compiled", threads=threads)
+    driver = ExecutorDriver(
+        folder,
+        quantization=quantization,
+        kernels="compiled",
+        threads=threads,
+        is_checked=is_checked,
+    )
     yield driver
     driver.close()
 
@@ -259,9 +263,3 @@ def test_a_slot_forgets_what_it_held(
             asks = [Ask([(folder, 1.0)], random_prompt(15, 4)), Ask([], random_prompt(15, 4))]
             check(driver.score(asks), exact("llama", asks))
         assert digest_of_base(driver.loaded.model) == before
-
-
-@pytest.mark.parametrize("family", sorted({*families.FAMILIES} - set(FAMILIES)))
-def test_experts_are_refused_by_name(family: str, tiny_model: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match="its layers have experts"):
-        ExecutorDriver(tiny_model(family), quantization="int8", kernels="compiled")

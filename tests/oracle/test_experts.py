@@ -250,6 +250,9 @@ def test_on_a_quantized_base(
             lorry.ask((name, 1.0)).raise_for_status()
         truths: list[Any] = [None, made, lorry.plain, made, Merged(former, oracle.base)]
         for row, answer, truth in zip(rows, lorry.ask_together(rows), truths, strict=True):
+            if truth is lorry.plain and kernels == "auto":
+                # On the compiled step, which rounds it: `test_compiled_mixtures.py`.
+                continue
             errors = lorry.errors(answer, truth, 1.0 if row is None else row[1])
             assert (fmean(errors) < mean, max(errors) < worst) == (True, True), (row, errors)
             assert truth is None or fmean(lorry.errors(answer, None)) > 3 * mean

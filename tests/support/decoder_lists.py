@@ -154,7 +154,8 @@ REFUSED: Mapping[str, str] = {
 }
 """With words of the refusal at start."""
 
-_EXPERTS = "its layers have experts"
+_CHOSEN = "its experts are chosen in an unknown way"
+_OUT = "attention's answer does not go to one linear"
 _KEYS = "its keys are made in an unknown way"
 _ANGLES = "its keys are rotated in an unknown way"
 _ORDER = "its norms and residuals are in an unknown order"
@@ -164,17 +165,16 @@ _EMBEDDINGS = "something is done to its embeddings"
 UNDESCRIBED: Mapping[str, str] = {
     **dict.fromkeys(
         (
-            *("afmoe", "aria_text", "axk1", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3"),
-            *("dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite"),
-            *("granitemoe", "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "kolibri1", "laguna"),
-            *("mellum", "minimax_m2", "minimax_m3_vl_text", "mixtral", "olmoe", "phimoe"),
-            *("qwen2_moe", "qwen3_moe", "solar_open", "gemma4, experts", "gemma4_text, experts"),
-            *("granitemoehybrid, attention only", "laguna, no gates", "laguna, soft cap"),
-            *("qwen2_moe, sliding", "qwen3_moe, sliding"),
+            *("dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "hunyuan_v1_moe", "hy_v3"),
+            *("kolibri1", "minimax_m2", "minimax_m3_vl_text", "phimoe", "solar_open"),
         ),
-        _EXPERTS,
+        _CHOSEN,
     ),
+    **dict.fromkeys(("afmoe", "beam", "laguna", "laguna, no gates", "laguna, soft cap"), _OUT),
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _KEYS),
     **dict.fromkeys(("minicpm3", "youtu"), _KEYS),
+    "cohere2_moe": _ORDER,
+    **dict.fromkeys(("gemma4, experts", "gemma4_text, experts"), _VALUES),
     **dict.fromkeys(
         ("llama4", "llama4_text", "llama4_text, tuned by position"),
         "a layer sees the current chunk alone",
@@ -204,7 +204,7 @@ UNDESCRIBED: Mapping[str, str] = {
     **dict.fromkeys(("diffllama", "hrm_text"), "its layers do not run one after the other"),
     **dict.fromkeys(("megatron-bert", "xglm"), _EMBEDDINGS),
     "apertus": "its MLP has an activation that is not known",
-    "bitnet": "attention's answer does not go to one linear",
+    "bitnet": _OUT,
     "dbrx": "its MLP is not of two or three linears",
     "jetmoe": "its queries are made in an unknown way",
     "longcat_flash": "its layers do not run one after the other",

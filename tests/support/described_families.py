@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from support.families import (
     FAMILIES,
+    FUSED_EXPERTS,
     HIDDEN,
     LAYERS,
     MAX_POSITIONS,
@@ -145,6 +146,49 @@ DESCRIBED: Mapping[str, Family] = {
     )
 }
 
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+MORE_MIXTURES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "olmoe",
+            config_of("OlmoeConfig", num_experts=8, num_experts_per_tok=3),
+            _SPLIT_ATTENTION,
+            (),
+            experts=FUSED_EXPERTS,
+        ),
+        Family(
+            "granitemoe",
+            config_of("GraniteMoeConfig", **_EXPERTS, residual_multiplier=0.7, logits_scaling=1.5),
+            _SPLIT_ATTENTION,
+            (),
+            experts=("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"),
+        ),
+        # One layer of each kind.
+        Family(
+            "qwen3_moe_dense",
+            config_of(
+                "Qwen3MoeConfig",
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=HIDDEN,
+                head_dim=32,
+                norm_topk_prob=True,
+                mlp_only_layers=[0],
+            ),
+            _SPLIT_ATTENTION,
+            # PEFT takes an MLP's names for those of experts.
+            (),
+            experts=FUSED_EXPERTS,
+        ),
+    )
+}
+"""Mixtures of experts that are served as those in `families` are."""
+
+MIXTURES = (*(name for name, family in FAMILIES.items() if family.experts), *MORE_MIXTURES)
+"""They run on the compiled step."""
+
 ATTENDING = ("bloom", "gptj", "codegen", "mpt")
 """Their attention cannot be replaced, and is described all the same. So is Falcon's, whose linears
 PEFT's bitsandbytes leaves unquantized: `test_decoders.py` compares it with our own."""
@@ -154,4 +198,4 @@ COMPILED = (
     *DESCRIBED,
     *ATTENDING,
 )
-"""What runs on the compiled step."""
+"""What runs on the compiled step, without experts."""

@@ -49,7 +49,7 @@ class Family:
 
 _SPLIT_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _GATED_MLP = ("gate_proj", "up_proj", "down_proj")
-_FUSED_EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+FUSED_EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def config_of(kind: str, **own: Any) -> Callable[[], PretrainedConfig]:
@@ -218,7 +218,7 @@ FAMILIES: Mapping[str, Family] = {
             config_of("MixtralConfig", num_local_experts=4, num_experts_per_tok=2),
             _SPLIT_ATTENTION,
             (),
-            experts=_FUSED_EXPERTS,
+            experts=FUSED_EXPERTS,
         ),
         Family(
             "qwen2_moe",
@@ -231,7 +231,7 @@ FAMILIES: Mapping[str, Family] = {
             ),
             _SPLIT_ATTENTION,
             tuple(f"shared_expert.{name}" for name in _GATED_MLP),
-            experts=_FUSED_EXPERTS,
+            experts=FUSED_EXPERTS,
         ),
         Family(
             "qwen3_moe",
@@ -244,7 +244,7 @@ FAMILIES: Mapping[str, Family] = {
             ),
             _SPLIT_ATTENTION,
             (),
-            experts=_FUSED_EXPERTS,
+            experts=FUSED_EXPERTS,
         ),
     )
 }

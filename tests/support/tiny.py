@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from support.described_families import DESCRIBED
+from support.described_families import DESCRIBED, MORE_MIXTURES
 from support.families import FAMILIES, HIDDEN, Family
 from support.padded_families import PADDED_TOO, UNPACKABLE
 from support.tokenizer import build_tokenizer
 
 
 def family(name: str) -> Family:
-    tables = (FAMILIES, DESCRIBED, UNPACKABLE, PADDED_TOO)
+    tables = (FAMILIES, DESCRIBED, MORE_MIXTURES, UNPACKABLE, PADDED_TOO)
     found = next((table[name] for table in tables if name in table), None)
     assert found is not None, name
     return found

@@ -79,7 +79,13 @@ def rope(kind: str, **more: Any) -> dict[str, Any]:
 
 
 UNSUITED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "experts": ("mixtral", {}, {}, "its layers have experts"),
+    "experts": (
+        "mixtral",
+        {"hidden_act": "mish"},
+        {},
+        "its experts have an activation that is not known",
+    ),
+    "experts' width": ("mixtral", {"intermediate_size": 104}, {}, "is not a multiple of 16"),
     "unquantized": ("llama", {}, {"quantize": "none"}, "it runs quantized weights on a CPU"),
     "blocks that cross rows": (
         "llama",

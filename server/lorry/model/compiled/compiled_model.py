@@ -22,6 +22,7 @@ from lorry.model.compiled import structs
 from lorry.model.compiled.adapter import PackedAdapter, pack_adapter
 from lorry.model.compiled.call import Angles, Call
 from lorry.model.compiled.compiled_linear import CompiledLinear
+from lorry.model.compiled.compiled_stack import CompiledStack
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.embedding_head import EmbeddingHead, EmbeddingHeadSlots, rows_of
 from lorry.model.compiled.memory_bounds import MemoryBounds
@@ -134,7 +135,7 @@ class CompiledModel:
             head = tuple(deltas.pop(at_head))
             if len(head) == 1 and isinstance(head[0], OwnLinear):
                 own_head, head = self._packed_head(head[0]), ()
-        if not fit(deltas, pairs):
+        if not fit(deltas, pairs) or not pairs.keys() <= {*names}:
             return None
         self._bounds.check_adapter({**pairs, **pairs_of(deltas)}, deltas, self._slots.sizes)
         if self._vocab % BLOCK:
@@ -225,7 +226,7 @@ class CompiledModel:
             self._engine = None
 
     def _linear(self, linear: nn.Module) -> structs.Linear:
-        if not isinstance(linear, CompiledLinear):
+        if not isinstance(linear, CompiledLinear | CompiledStack):
             raise Unsafe(f"a linear of {type(linear).__name__}")
         self._linears.append(linear.packed)
         return linear.packed.struct

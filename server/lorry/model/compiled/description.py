@@ -56,6 +56,25 @@ class RopeDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureDescription:
+    """Of a token, the experts with the largest scores answer; each counts its part, which is
+    softmax's over all experts, or over the chosen ones."""
+
+    experts: str
+    """The module with the stacks `gate_up_proj` and `down_proj`."""
+    router: str
+    """The module with the scores' weight."""
+    count: int
+    chosen: int
+    inner: int
+    normed: bool
+    """The parts of the chosen ones are 1 in all."""
+    factor: float
+    shared_gate: str | None = None
+    """A linear of one output: the layer's own MLP counts its sigmoid."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerDescription:
     attention: str | int
     """Its module, or the layer's number: whose cache it is."""
@@ -66,8 +85,9 @@ class LayerDescription:
     order, without gaps."""
     o: str
     inner: tuple[str, ...]
-    """Of the MLP: gate and up, both in one, or, where it has no gate, up."""
-    down: str
+    """Of the MLP: gate and up, both in one, or, where it has no gate, up. Beside a mixture that is
+    an expert of all tokens; where there is none, no linear."""
+    down: str | None
     attention_norm: NormDescription | None
     after_attention: NormDescription | None
     mlp_norm: NormDescription | None
@@ -83,11 +103,13 @@ class LayerDescription:
     softcap: float | None
     slopes: tuple[float, ...] | None
     """Of ALiBi, by head of the queries."""
+    mixture: MixtureDescription | None = None
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:
         """The linears in the order in which they run; those of one phase read the same input."""
-        return (self.qkv, (self.o,), self.inner, (self.down,))
+        mlp = () if self.down is None else (self.inner, (self.down,))
+        return (self.qkv, (self.o,), *mlp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +136,7 @@ class ModelDescription:
     kv_heads: int
     head_size: int
     inner: int
+    """Of the MLPs that are no mixture's; 0: there are none."""
     vocab: int
     longest: int
     """Tokens of a sequence: so far angles were looked at."""

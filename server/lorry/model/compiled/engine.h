@@ -11,6 +11,13 @@
 #include "step.h"
 #include <stdlib.h>
 
+/* What a mixture of experts works in; mixture.h says what is what. */
+typedef struct {
+    float *score, *part, *gate, *down, *answer, *shared_T;
+    int32_t *chosen, *pair, *row, *start;
+    Activations encoded;
+} MixtureRows;
+
 struct Engine {
     Pool pool;
     const Model *model; /* Python's own: slots appear in it as adapters come */
@@ -28,11 +35,13 @@ struct Engine {
     int widest_out;
     float *spare; /* a row for each thread, as wide as any */
     Ahead *ahead; /* one for each thread */
+    MixtureRows mixture;
     Units units;
-    /* For `lorry_linear`, `lorry_module` and `lorry_attend`. */
+    /* For `lorry_linear`, `lorry_module`, `lorry_mixture` and `lorry_attend`. */
     const Layer *layers;
     int num_layers;
     const Linear *linear;
+    const Mixture *one;
     const Slots *slots;
     const Pairs *pairs;
     const float *input;
@@ -79,6 +88,49 @@ static int has_memory(Activations x) {
     return x.codes && x.scale_T && x.high && x.low && x.chunks && x.low_T;
 }
 
+/* 0, or -1 where memory cannot be had. Nothing is reserved for a model without mixtures. */
+static int mixture_start(MixtureRows *r, const Model *model, size_t tokens) {
+    int experts = 0, chosen = 0, inner = 0;
+    for (int l = 0; l < model->num_layers; l++) {
+        const Mixture *m = &model->layers[l].mixture;
+        experts = larger(experts, m->experts);
+        chosen = larger(chosen, m->chosen);
+        inner = larger(inner, m->inner);
+    }
+    if (!experts) return 0;
+    const size_t rows = tokens * chosen, hidden = model->hidden;
+    r->score = reserve(tokens * experts, sizeof(float));
+    r->part = reserve(rows, sizeof(float));
+    r->gate = reserve(rows * 2 * inner, sizeof(float));
+    r->down = reserve(rows * hidden, sizeof(float));
+    r->answer = reserve(tokens * hidden, sizeof(float));
+    r->shared_T = reserve(tokens, sizeof(float));
+    r->chosen = reserve(rows, sizeof(int32_t));
+    r->pair = reserve(rows, sizeof(int32_t));
+    r->row = reserve(rows, sizeof(int32_t));
+    r->start = reserve((size_t)experts + 1, sizeof(int32_t));
+    r->encoded = reserve_activations(rows, (size_t)larger(model->hidden, inner));
+    return !r->score || !r->part || !r->gate || !r->down || !r->answer ||
+                   !r->shared_T || !r->chosen || !r->pair || !r->row || !r->start ||
+                   !has_memory(r->encoded)
+               ? -1
+               : 0;
+}
+
+static void mixture_stop(MixtureRows *r) {
+    free(r->score);
+    free(r->part);
+    free(r->gate);
+    free(r->down);
+    free(r->answer);
+    free(r->shared_T);
+    free(r->chosen);
+    free(r->pair);
+    free(r->row);
+    free(r->start);
+    free_activations(r->encoded);
+}
+
 Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
                      int32_t max_context, int32_t num_threads) {
     Engine *e = calloc(1, sizeof *e);
@@ -112,6 +164,7 @@ Engine *lorry_engine(const Model *model, int32_t max_tokens, int32_t max_pairs,
     if (!e->x_TH || !e->normed_TH || !e->branch_TH || !e->qkv || !e->attended || !e->gate ||
         !e->hidden || !has_memory(e->encoded) || !e->hidden_codes || !has_memory(e->inward) ||
         !e->answers || !e->products || !e->dense || !e->spare || !e->ahead ||
+        mixture_start(&e->mixture, model, tokens) ||
         units_start(&e->units, model, max_tokens, max_context, num_threads) ||
         pool_start(&e->pool, num_threads)) {
         e->pool.size = 0;
@@ -131,6 +184,7 @@ void lorry_engine_free(Engine *e) {
     free(e->gate);
     free(e->hidden);
     units_stop(&e->units);
+    mixture_stop(&e->mixture);
     free_activations(e->encoded);
     free(e->hidden_codes);
     free_activations(e->inward);

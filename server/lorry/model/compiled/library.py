@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 
 from lorry.model.compiled import recipe
-from lorry.model.compiled.structs import Layer, Linear, LinearSlots, Model, Pairs, StepArguments
+from lorry.model.compiled.structs import (
+    Layer,
+    Linear,
+    LinearSlots,
+    Mixture,
+    Model,
+    Pairs,
+    StepArguments,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -133,6 +141,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.lorry_keep_mass.restype = None
     library.lorry_draw.argtypes = [c_void_p, c_float, c_int32, c_double, c_void_p]
     library.lorry_draw.restype = c_int32
+    library.lorry_mixture.argtypes = [c_void_p, POINTER(Mixture), c_void_p, c_void_p, c_int32]
+    library.lorry_mixture.restype = None
     library.lorry_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_void_p, c_int32]
     library.lorry_linear.restype = None
     return library

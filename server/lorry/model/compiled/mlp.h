@@ -57,31 +57,37 @@ static void activate(Engine *e, int thread) {
     }
 }
 
-/* gate = f(gate) * up, or up = f(up), for every f. */
-static __attribute__((noinline)) void activate_other(Engine *e, int thread) {
-    const Model *m = e->model;
-    const int tokens = e->step->num_tokens, inner = m->inner;
-    const int first = SHARE(inner / BLOCK, thread, e->pool.size) * BLOCK;
-    const int last = SHARE(inner / BLOCK, thread + 1, e->pool.size) * BLOCK;
-    for (int t = 0; t < tokens; t++) {
-        float *gate = e->gate + (size_t)t * (m->gated ? 2 : 1) * inner, *up = gate + inner;
+/* gate = f(gate) * up from `first` to `last` - 1, for every f; up NULL: gate = f(gate). */
+static __attribute__((noinline)) void activate_row(int activation, float *gate, const float *up,
+                                                   int first, int last) {
 #define ACTIVATE(KIND)                                                              \
     case KIND:                                                                      \
         for (int i = first; i < last; i += WIDTH) {                                 \
             Floats y = activated(load(gate + i), KIND);                             \
-            if (m->gated) y *= load(up + i);                                        \
+            if (up) y *= load(up + i);                                              \
             store(gate + i, y);                                                     \
         }                                                                           \
         break;
-        switch (m->activation) {
-            ACTIVATE(SILU)
-            ACTIVATE(GELU)
-            ACTIVATE(GELU_TANH)
-            ACTIVATE(GELU_QUICK)
-            ACTIVATE(RELU)
-            ACTIVATE(RELU_SQUARED)
-        }
+    switch (activation) {
+        ACTIVATE(SILU)
+        ACTIVATE(GELU)
+        ACTIVATE(GELU_TANH)
+        ACTIVATE(GELU_QUICK)
+        ACTIVATE(RELU)
+        ACTIVATE(RELU_SQUARED)
+    }
 #undef ACTIVATE
+}
+
+/* Of every token, a gate or none. */
+static void activate_other(Engine *e, int thread) {
+    const Model *m = e->model;
+    const int inner = m->inner;
+    const int first = SHARE(inner / BLOCK, thread, e->pool.size) * BLOCK;
+    const int last = SHARE(inner / BLOCK, thread + 1, e->pool.size) * BLOCK;
+    for (int t = 0; t < e->step->num_tokens; t++) {
+        float *gate = e->gate + (size_t)t * (m->gated ? 2 : 1) * inner;
+        activate_row(m->activation, gate, m->gated ? gate + inner : NULL, first, last);
     }
 }
 

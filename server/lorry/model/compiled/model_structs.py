@@ -13,12 +13,14 @@ from lorry.model.compiled.call import Rope
 from lorry.model.compiled.description import (
     HeadNorm,
     LayerDescription,
+    MixtureDescription,
     ModelDescription,
     NormDescription,
     RopeDescription,
 )
 from lorry.model.compiled.formulas import ACTIVATIONS, angles_of, bias_of, called, weight_of
 from lorry.model.compiled.written_rope import WrittenRope
+from lorry.model.dense import dense_weight
 from lorry.model.guard import require
 from lorry.model.kv_cache import KVCache, Layer
 
@@ -115,12 +117,14 @@ class ModelStructs:
         hidden, inner = described.hidden, described.inner
         queries = described.heads * described.head_size
         rows = queries + 2 * described.kv_heads * described.head_size
-        for paths, size in (
+        sizes: list[tuple[Sequence[str], tuple[int, int]]] = [
             (layer.qkv, (hidden, rows)),
             ((layer.o,), (queries, hidden)),
-            (layer.inner, (hidden, (1 + described.gated) * inner)),
-            ((layer.down,), (inner, hidden)),
-        ):
+        ]
+        if layer.down is not None:
+            sizes.append((layer.inner, (hidden, (1 + described.gated) * inner)))
+            sizes.append(((layer.down,), (inner, hidden)))
+        for paths, size in sizes:
             linears: list[Any] = [bare(self._modules[path]) for path in paths]
             inputs, outputs = {m.in_features for m in linears}, sum(m.out_features for m in linears)
             require(
@@ -136,10 +140,13 @@ class ModelStructs:
         described = self._described
         target.qkv[: len(layer.qkv)] = [self._linear(path) for path in layer.qkv]
         target.gate_up[: len(layer.inner)] = [self._linear(path) for path in layer.inner]
-        target.o, target.down = self._linear(layer.o), self._linear(layer.down)
+        target.o, target.o_slots = self._linear(layer.o), self._slot(layer.o)
+        if layer.down is not None:
+            target.down, target.down_slots = self._linear(layer.down), self._slot(layer.down)
+        if layer.mixture is not None:
+            target.mixture = self._mixture(layer.mixture)
         target.qkv_slots[: len(layer.qkv)] = [self._slot(path) for path in layer.qkv]
         target.gate_up_slots[: len(layer.inner)] = [self._slot(path) for path in layer.inner]
-        target.o_slots, target.down_slots = self._slot(layer.o), self._slot(layer.down)
         target.qkv_parts, target.gate_up_parts = len(layer.qkv), len(layer.inner)
         for name in ("attention_norm", "after_attention", "mlp_norm", "after_mlp"):
             setattr(target, name, self._norm(getattr(layer, name), described.hidden))
@@ -182,6 +189,36 @@ class ModelStructs:
             and not layer.parallel
             and layer.after_attention is None
             and layer.after_mlp is None
+        )
+
+    def _mixture(self, mixture: MixtureDescription) -> structs.Mixture:
+        hidden, count, inner = self._described.hidden, mixture.count, mixture.inner
+        experts, router = (bare(self._modules[path]) for path in (mixture.experts, mixture.router))
+        stacks = dict(experts.named_children())
+        wanted = {"gate_up_proj": (count, 2 * inner, hidden), "down_proj": (count, hidden, inner)}
+        found: dict[str, Any] = {name: stacks.get(name) for name in wanted}
+        for name, size in wanted.items():
+            shape = getattr(found[name], "shape", None)
+            require(shape == size, f"{mixture.experts}.{name}: {shape}, not {size}")
+        require(1 <= mixture.chosen <= count, f"{mixture.chosen} of {count} experts")
+        weight = router.weight
+        assert isinstance(weight, Tensor)
+        require(weight.shape == (count, hidden), f"{mixture.router}: {tuple(weight.shape)}")
+        gate = None
+        if mixture.shared_gate is not None:
+            gate_1H = dense_weight(bare(self._modules[mixture.shared_gate]))
+            require(gate_1H.shape == (1, hidden), f"{mixture.shared_gate}: {tuple(gate_1H.shape)}")
+            gate = self._pointer(gate_1H)
+        return structs.Mixture(
+            router=self._pointer(weight.detach()),
+            gate_up=self._pack(found["gate_up_proj"]),
+            down=self._pack(found["down_proj"]),
+            shared_gate=gate,
+            factor=mixture.factor,
+            experts=count,
+            chosen=mixture.chosen,
+            inner=inner,
+            normed=mixture.normed,
         )
 
     def _norm(self, norm: NormDescription | None, width: int) -> structs.Norm:

@@ -8,6 +8,7 @@
 #include "ends.h"
 #include "engine.h"
 #include "heads.h"
+#include "mixture.h"
 #include "mlp.h"
 #include "modules.h"
 #include "norms.h"
@@ -91,31 +92,41 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     if (!layer->plain_sums && !layer->parallel)
         add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
     x = normed(e, &layer->mlp_norm, first, last);
-    encode_tokens(e, &gate_up, x, hidden, first, last);
-    encode_inwards(e, &gate_up, x, hidden, first, last, thread);
-    if (layer->parallel)
-        add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
-    barrier(pool);
-    multiply(e, &gate_up, &down, e->gate, wide, tokens, thread);
-    add_deltas(e, &gate_up, e->gate, wide, thread);
-    if (layer->gate_up_parts == 2 && m->activation == SILU) activate(e, thread);
-    else {
-        /* A gate and what it meets are two threads' where they are one module's. */
-        if (m->gated && layer->gate_up_parts == 1) barrier(pool);
-        activate_other(e, thread);
+    float *mlp = e->normed_TH;
+    if (layer->mixture.experts) {
+        barrier(pool);
+        run_mixture(e, &layer->mixture, x, thread);
+        mlp = e->mixture.answer;
     }
-    barrier(pool);
-    encode_tokens(e, &down, e->gate, wide, first, last);
-    encode_inwards(e, &down, e->gate, wide, first, last, thread);
-    barrier(pool);
-    const Modules next = {NULL, layer[1].qkv_slots, layer[1].qkv_parts, pairs};
-    multiply(e, &down, layer + 1 < m->layers + m->num_layers ? &next : NULL, e->normed_TH, hidden,
-             tokens, thread);
-    add_deltas(e, &down, e->normed_TH, hidden, thread);
-    if (layer->plain_sums) add_share(e, e->normed_TH, thread);
+    if (layer->gate_up_parts) {
+        encode_tokens(e, &gate_up, x, hidden, first, last);
+        encode_inwards(e, &gate_up, x, hidden, first, last, thread);
+        if (layer->parallel)
+            add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
+        barrier(pool);
+        multiply(e, &gate_up, &down, e->gate, wide, tokens, thread);
+        add_deltas(e, &gate_up, e->gate, wide, thread);
+        if (layer->gate_up_parts == 2 && m->activation == SILU) activate(e, thread);
+        else {
+            /* A gate and what it meets are two threads' where they are one module's. */
+            if (m->gated && layer->gate_up_parts == 1) barrier(pool);
+            activate_other(e, thread);
+        }
+        barrier(pool);
+        encode_tokens(e, &down, e->gate, wide, first, last);
+        encode_inwards(e, &down, e->gate, wide, first, last, thread);
+        barrier(pool);
+        const Modules next = {NULL, layer[1].qkv_slots, layer[1].qkv_parts, pairs};
+        multiply(e, &down, layer + 1 < m->layers + m->num_layers ? &next : NULL, e->normed_TH,
+                 hidden, tokens, thread);
+        add_deltas(e, &down, e->normed_TH, hidden, thread);
+        if (layer->mixture.experts) add_shared(e, &layer->mixture, e->normed_TH, thread);
+    } else if (layer->parallel)
+        add_rows(e, &layer->after_attention, layer->attention_residual, answer, first, last);
+    if (layer->plain_sums) add_share(e, mlp, thread);
     barrier(pool);
     if (!layer->plain_sums) {
-        add_rows(e, &layer->after_mlp, layer->mlp_residual, e->normed_TH, first, last);
+        add_rows(e, &layer->after_mlp, layer->mlp_residual, mlp, first, last);
         barrier(pool);
     }
 }
@@ -185,6 +196,11 @@ static void run_module(void *argument, int thread) {
     add_deltas(e, &alone, e->output, out, thread);
 }
 
+static void run_one_mixture(void *argument, int thread) {
+    Engine *e = argument;
+    run_mixture(e, e->one, e->input, thread);
+}
+
 static void run_attention(void *argument, int thread) {
     Engine *e = argument;
     for (int turn = 0; turn < e->num_layers; turn++) {
@@ -227,6 +243,16 @@ void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, cons
     engine->output = y;
     engine->tokens = tokens;
     pool_run(&engine->pool, run_module, engine);
+}
+
+void lorry_mixture(Engine *engine, const Mixture *mixture, const float *x, float *y,
+                   int32_t tokens) {
+    const Step step = {.num_tokens = tokens};
+    engine->step = &step;
+    engine->one = mixture;
+    engine->input = x;
+    pool_run(&engine->pool, run_one_mixture, engine);
+    memcpy(y, engine->mixture.answer, (size_t)tokens * engine->model->hidden * sizeof *y);
 }
 
 void lorry_attend(Engine *engine, const Layer *layers, int32_t num_layers, const Step *step,

@@ -97,11 +97,26 @@ enum { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
 /* Numbers of a table of embeddings; in the order of `model_structs.TABLES`. */
 enum { SINGLE, HALF, BFLOAT };
 
+/* Experts, of which a token's scores choose some. Expert i has outputs 2 * inner * i to
+ * 2 * inner * (i + 1) - 1 of `gate_up`, its gate first, and hidden * i to hidden * (i + 1) - 1 of
+ * `down`. */
+typedef struct {
+    const float *router; /* [experts, hidden]: a token's scores are router . x */
+    Linear gate_up, down;
+    const float *shared_gate; /* [hidden]: the layer's own MLP counts sigmoid(shared_gate . x); or
+                               * NULL: it counts 1, if there is one */
+    float factor;             /* on the sum over the chosen ones of their part times their answer */
+    int32_t experts;          /* 0: there is no mixture */
+    int32_t chosen, inner;
+    int32_t normed; /* the chosen ones' parts are 1 in all, else all experts' are */
+} Mixture;
+
 /* `description.py` says what a layer does. */
 typedef struct {
     Linear qkv[3], o, gate_up[2], down;
     Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
-    int32_t qkv_parts, gate_up_parts; /* modules: 3 or 1, 2 or 1 */
+    Mixture mixture;
+    int32_t qkv_parts, gate_up_parts; /* modules: 3 or 1; 2, 1 or, beside a mixture, 0 */
     Norm attention_norm, after_attention, mlp_norm, after_mlp;
     Norm q_norm, k_norm;
     const int32_t *heads_at; /* where the queries' heads begin in qkv's answer, then the keys', then
@@ -205,6 +220,10 @@ void lorry_linear(Engine *engine, const Linear *linear, const float *x, float *y
 /* y [T, out] = linear(x [T, in]) and what the adapters add to it; for tests. */
 void lorry_module(Engine *engine, const Linear *linear, const Slots *slots, const Pairs *pairs,
                   const float *x, float *y, int32_t tokens);
+/* y [T, hidden] = the experts' answers to x [T, hidden]; `mixture` is a layer's of the engine's model.
+ * For tests. */
+void lorry_mixture(Engine *engine, const Mixture *mixture, const float *x, float *y,
+                   int32_t tokens);
 /* attended [T, heads * D] of qkv [T, (heads + 2 * kv_heads) * D] by the last of some layers, which
  * take turns as in a step; keys and values are in the cache. For tests. */
 void lorry_attend(Engine *engine, const Layer *layers, int32_t num_layers, const Step *step,

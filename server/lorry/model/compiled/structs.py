@@ -96,6 +96,20 @@ class Norm(Structure):
 NORMS = ("attention_norm", "after_attention", "mlp_norm", "after_mlp", "q_norm", "k_norm")
 
 
+class Mixture(Structure):
+    _fields_ = [
+        ("router", c_void_p),
+        ("gate_up", Linear),
+        ("down", Linear),
+        ("shared_gate", c_void_p),
+        ("factor", c_float),
+        ("experts", c_int32),
+        ("chosen", c_int32),
+        ("inner", c_int32),
+        ("normed", c_int32),
+    ]
+
+
 class Layer(Structure):
     _fields_ = [
         ("qkv", Linear * 3),
@@ -106,6 +120,7 @@ class Layer(Structure):
         ("o_slots", LinearSlots),
         ("gate_up_slots", LinearSlots * 2),
         ("down_slots", LinearSlots),
+        ("mixture", Mixture),
         ("qkv_parts", c_int32),
         ("gate_up_parts", c_int32),
         *((name, Norm) for name in NORMS),

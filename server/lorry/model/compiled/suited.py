@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled.compiled_linear import CompiledLinear
+from lorry.model.compiled.compiled_stack import CompiledStack
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.model_structs import bare
 from lorry.model.compiled.survey_model import describe
 from lorry.model.compiled.witness import Unknown
+from lorry.model.expert_stacks import ExpertStack
 from lorry.model.kv_cache import Shapes
 from lorry.model.length_limits import limits_of
 
@@ -31,4 +33,10 @@ def suited(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescriptio
     linears = [bare(loaded.model.get_submodule(path)) for path in (described.head, *paths)]
     if not all(isinstance(linear, CompiledLinear) for linear in linears):
         raise Unknown("some of its linears are in a form that it does not read")
+    for layer in described.layers:
+        if layer.mixture is not None:
+            experts = bare(loaded.model.get_submodule(layer.mixture.experts))
+            stacks = [stack for stack in experts.children() if isinstance(stack, ExpertStack)]
+            if not all(isinstance(stack, CompiledStack) for stack in stacks):
+                raise Unknown("some of its experts are in a form that it does not read")
     return described

@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lorry.model.compiled.description import HeadNorm, LayerDescription, NormDescription, Rotation
+from lorry.model.compiled.description import (
+    HeadNorm,
+    LayerDescription,
+    MixtureDescription,
+    NormDescription,
+    Rotation,
+)
 from lorry.model.compiled.formulas import (
     ACTIVATIONS,
     angles_of,
@@ -25,6 +31,7 @@ from lorry.model.compiled.formulas import (
     starts_of,
 )
 from lorry.model.compiled.survey_branches import survey_branches
+from lorry.model.compiled.survey_mixture import Mixture, mixture_of
 from lorry.model.compiled.witness import Attended, LayerRun, ModuleCall, RopeCall, Unknown, flat
 
 
@@ -43,6 +50,7 @@ class LayerSurvey:
     kv_heads: int
     head_size: int
     inner: int
+    """0: it has no MLP but a mixture."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,11 +69,14 @@ class Heads:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mlp:
     x_TH: Tensor
+    y_TH: Tensor
+    """A mixture's too."""
     inner: tuple[ModuleCall, ...]
-    down: ModuleCall
+    down: ModuleCall | None
     activation: str
     gated: bool
     size: int
+    mixture: MixtureDescription | None = None
 
 
 def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[float]) -> LayerSurvey:
@@ -93,9 +104,10 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
     qkv = _unique(heads.linear for heads in (q, k, v))
     if len(qkv) == 2 or any(not same(call.x, qkv[0].x) for call in qkv):
         raise Unknown("its queries, keys and values are projected in an unknown way")
-    mlp = _mlp([call for call in linears if call not in (*qkv, o)])
+    mixture = mixture_of(run.calls, numbers)
+    mlp = _mlp([call for call in linears if call not in (*qkv, o)], mixture)
     heads_at = _heads_at(q, k, v, qkv, attended)
-    branch = survey_branches(run, qkv[0], o, mlp.inner[0], mlp.down, numbers)
+    branch = survey_branches(run, qkv[0], o, mlp.x_TH, mlp.y_TH, numbers)
     return LayerSurvey(
         LayerDescription(
             attention=run.attention,
@@ -103,7 +115,7 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
             heads_at=heads_at,
             o=o.path,
             inner=tuple(call.path for call in mlp.inner),
-            down=mlp.down.path,
+            down=None if mlp.down is None else mlp.down.path,
             attention_norm=branch.attention_norm,
             after_attention=branch.after_attention,
             mlp_norm=branch.mlp_norm,
@@ -116,6 +128,7 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
             attention_scale=attended.scale * q.scale,
             softcap=attended.softcap,
             slopes=attended.slopes,
+            mixture=mlp.mixture,
         ),
         rope=None if q.rope is None else ropes[q.rope],
         rotated=q.rotated,
@@ -302,24 +315,45 @@ def _heads_at(
 # ---- the MLP
 
 
-def _mlp(linears: Sequence[ModuleCall]) -> _Mlp:
+def _mlp(linears: Sequence[ModuleCall], mixture: Mixture | None) -> _Mlp:
+    """With what a mixture adds to it, or instead of it."""
+    if mixture is None:
+        return _plain_mlp(linears)
+    linears = [call for call in linears if call is not mixture.router]
+    gates = [call for call in linears if call.y.shape[-1] == 1]
+    linears = [call for call in linears if call not in gates]
+    x_TH, described = mixture.x_TH, mixture.described
+    if not linears and not gates:
+        return _Mlp(x_TH, mixture.y_TH, (), None, mixture.activation, True, 0, described)
+    shared = _plain_mlp(linears)
+    if len(gates) > 1 or any(not same(x, x_TH) for x in (shared.x_TH, *(g.x for g in gates))):
+        raise Unknown("its experts share an MLP in an unknown way")
+    if not shared.gated or shared.activation != mixture.activation:
+        raise Unknown("its experts have another activation than the MLP beside them")
+    gate_T1 = torch.sigmoid(flat(gates[0].y)) if gates else 1.0
+    described = replace(described, shared_gate=gates[0].path if gates else None)
+    return replace(shared, y_TH=mixture.y_TH + gate_T1 * shared.y_TH, mixture=described)
+
+
+def _plain_mlp(linears: Sequence[ModuleCall]) -> _Mlp:
     if len(linears) not in (2, 3):
         raise Unknown("its MLP is not of two or three linears")
     *inner, down = linears
     if any(not same(call.x, inner[0].x) for call in inner):
         raise Unknown("the linears of its MLP run in an unknown order")
-    x_TH, answers, wanted = flat(inner[0].x), [flat(call.y) for call in inner], flat(down.x)
+    x_TH, y_TH = flat(inner[0].x), flat(down.y)
+    answers, wanted = [flat(call.y) for call in inner], flat(down.x)
     size = wanted.shape[1]
     for name, activation in ACTIVATIONS.items():
         if len(inner) == 1 and same(activation(answers[0]), wanted):
-            return _Mlp(x_TH, tuple(inner), down, name, False, size)
+            return _Mlp(x_TH, y_TH, tuple(inner), down, name, False, size)
         if len(inner) == 1 and answers[0].shape[1] == 2 * size:
             gate, up = answers[0].chunk(2, -1)
             if same(activation(gate) * up, wanted):
-                return _Mlp(x_TH, tuple(inner), down, name, True, size)
+                return _Mlp(x_TH, y_TH, tuple(inner), down, name, True, size)
         if len(inner) == 2:
             for first, second in ((0, 1), (1, 0)):
                 if same(activation(answers[first]) * answers[second], wanted):
                     pair = (inner[first], inner[second])
-                    return _Mlp(x_TH, pair, down, name, True, size)
+                    return _Mlp(x_TH, y_TH, pair, down, name, True, size)
     raise Unknown("its MLP has an activation that is not known")

@@ -68,26 +68,26 @@ def survey_branches(
     run: LayerRun,
     qkv: ModuleCall,
     o: ModuleCall,
-    inner: ModuleCall,
-    down: ModuleCall,
+    mlp_TH: Tensor,
+    answer_TH: Tensor,
     numbers: Sequence[float],
 ) -> Branches:
-    """`qkv` and `inner`: linears at the beginning of attention and of the MLP; `o` and `down`: at
-    their ends.
+    """`qkv` and `o`: linears at the beginning and the end of attention; `mlp_TH`: what the MLP
+    reads, and `answer_TH`: what it answers.
 
     Raises:
         Unknown: nothing that is known explains the layer's answer.
     """
     assert run.x_TH is not None and run.y_TH is not None
-    x_TH, y_TH, read_TH, mlp_TH = run.x_TH, run.y_TH, flat(qkv.x), flat(inner.x)
-    if {x_TH.shape[1], flat(o.y).shape[1], flat(down.y).shape[1]} != {y_TH.shape[1]}:
+    x_TH, y_TH, read_TH = run.x_TH, run.y_TH, flat(qkv.x)
+    if {x_TH.shape[1], flat(o.y).shape[1], answer_TH.shape[1]} != {y_TH.shape[1]}:
         raise Unknown("its layers change the width of what goes through them")
     norms = _Norms(run.calls, x_TH.shape[1])
     attention_norm = None if same(read_TH, x_TH) else norms.between(x_TH, read_TH)
     if attention_norm is None and not same(read_TH, x_TH):
         raise Unknown("attention reads what no known norm makes")
     attention: Answers = [*norms.of(flat(o.y)), (None, flat(o.y))]
-    answers: Answers = [*norms.of(flat(down.y)), (None, flat(down.y))]
+    answers: Answers = [*norms.of(answer_TH), (None, answer_TH)]
     for after_attention, a_TH in attention:
         for after_mlp, m_TH in answers:
             # One after the other: the MLP, or its norm, reads the sum.

@@ -33,8 +33,6 @@ def describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescript
     Raises:
         Unknown: the compiled step cannot run it; the message says why.
     """
-    if loaded.layout.parameters:
-        raise Unknown("its layers have experts")
     try:
         return _describe(loaded, shapes, longest)
     except torch.OutOfMemoryError:
@@ -89,11 +87,12 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
         heads=first.heads,
         kv_heads=first.kv_heads,
         head_size=first.head_size,
-        inner=first.inner,
+        inner=max(one.inner for one in layers),
         vocab=int(loaded.model.get_input_embeddings().weight.shape[0]),
         longest=longest,
     )
-    sizes = (description.hidden, description.inner, description.head_size)
+    mixtures = {layer.mixture.inner for layer in description.layers if layer.mixture}
+    sizes = (description.hidden, description.inner, description.head_size, *sorted(mixtures))
     if any(size % BLOCK for size in sizes):
         raise Unknown(f"a width of {sizes} is not a multiple of {BLOCK}")
     return description
@@ -114,9 +113,11 @@ def _numbers(values: dict[str, object]) -> Iterator[float]:
 def _alike(layers: Sequence[LayerSurvey]) -> LayerSurvey:
     first = layers[0]
     for one in layers:
-        for name in ("activation", "gated", "heads", "kv_heads", "head_size", "inner"):
+        for name in ("activation", "gated", "heads", "kv_heads", "head_size"):
             if getattr(one, name) != getattr(first, name):
                 raise Unknown(f"its layers differ in their {name.replace('_', ' ')}")
+    if len({one.inner for one in layers if one.inner}) > 1:
+        raise Unknown("its layers differ in their inner")
     turning = {(one.rotated, one.rotation) for one in layers if one.rotation is not None}
     if len(turning) > 1:
         raise Unknown("its layers differ in how heads are rotated")

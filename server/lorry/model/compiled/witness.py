@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lorry.model.attention import attending
 from lorry.model.base_loader import LoadedModel
+from lorry.model.expert_stacks import ExpertStack
 from lorry.model.kv_cache import Shapes
 
 LOUD = 30.0
@@ -36,6 +37,8 @@ class ModuleCall:
     module: nn.Module
     x: Tensor
     y: Tensor
+    inputs: tuple[Tensor, ...] = ()
+    """All tensors that it got, where they are several; x is the first."""
 
     @property
     def is_linear(self) -> bool:
@@ -103,7 +106,8 @@ class ModelRun:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return sized and not isinstance(module, ExpertStack)
 
 
 def flat(x: Tensor) -> Tensor:
@@ -249,7 +253,9 @@ def _noting(path: str, module: nn.Module, calls: list[ModuleCall]) -> Any:
         x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         y = result[0] if isinstance(result, tuple) and result else result
         if isinstance(x, Tensor) and isinstance(y, Tensor):
-            calls.append(ModuleCall(path, module, x.clone(), y.clone()))
+            more = tuple(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            inputs = tuple(v.clone() for v in more) if len(more) > 1 else ()
+            calls.append(ModuleCall(path, module, x.clone(), y.clone(), inputs))
 
     return module.register_forward_hook(note, with_kwargs=True)
 

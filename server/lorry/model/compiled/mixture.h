@@ -1,0 +1,205 @@
+/* A mixture of experts: of each token, the few experts that its scores choose.
+ *
+ * The chosen experts of all tokens are sorted by expert, so that an expert's weights are read once
+ * for all of its rows. What a token gets does not depend on the others: an expert's product of a row
+ * has the same bits beside any row, and a token's answers are added in the order of its scores.
+ *
+ * Letters: E experts, K chosen ones of a token, S = T K rows.
+ */
+#ifndef LORRY_MIXTURE_H
+#define LORRY_MIXTURE_H
+
+#include "engine.h"
+#include "linear.h"
+#include "mlp.h"
+#include "modules.h"
+#include "step.h"
+#include "vectors.h"
+
+/* a . b, added up in the same order on every instruction set. */
+INLINE float dot_product(const float *a, const float *b, int size) {
+    enum { SUMS = 4 };
+    Floats sums[SUMS][VECTORS];
+    for (int s = 0; s < SUMS; s++)
+        for (int v = 0; v < VECTORS; v++) sums[s][v] = splat(0);
+    int i = 0;
+    for (; i + SUMS * BLOCK <= size; i += SUMS * BLOCK)
+        for (int s = 0; s < SUMS; s++)
+            for (int v = 0; v < VECTORS; v++) {
+                const int at = i + s * BLOCK + v * WIDTH;
+                sums[s][v] = fused(load(a + at), load(b + at), sums[s][v]);
+            }
+    for (; i < size; i += BLOCK)
+        for (int v = 0; v < VECTORS; v++)
+            sums[0][v] = fused(load(a + i + v * WIDTH), load(b + i + v * WIDTH), sums[0][v]);
+    float lanes[BLOCK];
+    for (int v = 0; v < VECTORS; v++)
+        store(lanes + v * WIDTH, (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]));
+    for (int half = BLOCK / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+/* e^v of one number, with the bits that it has in a vector. */
+static float exponential_of(float v) {
+    float lanes[WIDTH];
+    store(lanes, exponential(splat(v)));
+    return lanes[0];
+}
+
+/* The scores of every token by this thread's experts: scores [T, E]. x [T, hidden]. The gate of the
+ * expert that all tokens share counts as one more expert's. */
+static void score(Engine *e, const Mixture *m, const float *x, int thread) {
+    const int hidden = e->model->hidden, tokens = e->step->num_tokens, threads = e->pool.size;
+    const int rows = m->experts + (m->shared_gate != NULL);
+    const int first = SHARE(rows, thread, threads), last = SHARE(rows, thread + 1, threads);
+    for (int r = first; r < last; r++) {
+        const float *row = r < m->experts ? m->router + (size_t)r * hidden : m->shared_gate;
+        for (int t = 0; t < tokens; t++) {
+            const float found = dot_product(row, x + (size_t)t * hidden, hidden);
+            if (r < m->experts) e->mixture.score[(size_t)t * m->experts + r] = found;
+            else e->mixture.shared_T[t] = 1.0f / (1.0f + exponential_of(-found));
+        }
+    }
+}
+
+/* The experts of token t, by falling scores, the first of equals first, and what they count. */
+static void choose(Engine *e, const Mixture *m, int t) {
+    float *score = e->mixture.score + (size_t)t * m->experts;
+    int32_t *chosen = e->mixture.chosen + (size_t)t * m->chosen;
+    float *part = e->mixture.part + (size_t)t * m->chosen;
+    float largest = score[0], total = 0;
+    for (int i = 1; i < m->experts; i++)
+        if (score[i] > largest) largest = score[i];
+    for (int i = 0; i < m->experts; i++) {
+        score[i] = exponential_of(score[i] - largest);
+        total += score[i];
+    }
+    float all = 0;
+    for (int k = 0; k < m->chosen; k++) {
+        int best = -1;
+        for (int i = 0; i < m->experts; i++) {
+            int taken = 0;
+            for (int j = 0; j < k; j++) taken |= chosen[j] == i;
+            /* Where scores are no numbers, some expert is chosen all the same. */
+            if (!taken && (best < 0 || score[i] > score[best])) best = i;
+        }
+        chosen[k] = best;
+        part[k] = score[best];
+        all += score[best];
+    }
+    const float factor = m->factor / (m->normed ? all : total);
+    for (int k = 0; k < m->chosen; k++) part[k] *= factor;
+}
+
+/* Sorts the rows: those of expert i are start[i] to start[i + 1] - 1; row s is pair pair[s], and
+ * pair p, of token p / K, is row row[p]. Those of one expert are in the tokens' order. */
+static void sort_rows(Engine *e, const Mixture *m) {
+    MixtureRows *r = &e->mixture;
+    const int rows = e->step->num_tokens * m->chosen;
+    memset(r->start, 0, sizeof *r->start * ((size_t)m->experts + 1));
+    for (int p = 0; p < rows; p++) r->start[r->chosen[p] + 1]++;
+    for (int i = 0; i < m->experts; i++) r->start[i + 1] += r->start[i];
+    /* Each start moves to its end, which is the next one's. */
+    for (int p = 0; p < rows; p++) {
+        const int s = r->start[r->chosen[p]]++;
+        r->row[p] = s;
+        r->pair[s] = p;
+    }
+    for (int i = m->experts; i > 0; i--) r->start[i] = r->start[i - 1];
+    r->start[0] = 0;
+}
+
+/* `out` outputs from `first` on, which are a linear of their own. */
+static Linear part_of(const Linear *all, int first, int out) {
+    Linear part = *all;
+    const size_t weights = (size_t)first * (size_t)all->in;
+    part.out = out;
+    part.codes += all->levels ? weights / 2 : weights;
+    part.scale_O += first;
+    if (all->sum_O) part.sum_O += first;
+    if (all->bias_O) part.bias_O += first;
+    if (all->chunk_scale) part.chunk_scale += weights / CHUNK;
+    return part;
+}
+
+/* y [S, stride]: this thread's blocks of `out` outputs from expert * each + `first` on, of each
+ * expert's rows. */
+static void multiply_rows(Engine *e, const Mixture *m, const Linear *all, int each, int first,
+                          int out, float *y, int stride, int thread) {
+    const MixtureRows *r = &e->mixture;
+    const int threads = e->pool.size, blocks = out / BLOCK;
+    for (int i = 0; i < m->experts; i++) {
+        const int rows = r->start[i + 1] - r->start[i], begin = r->start[i];
+        if (!rows) continue;
+        const Linear mine = part_of(all, i * each + first, out);
+        linear_blocks(&mine, from_token(r->encoded, all->in, (size_t)begin),
+                      y + (size_t)begin * stride, stride, rows, SHARE(blocks, thread, threads),
+                      SHARE(blocks, thread + 1, threads), e->ahead + thread);
+    }
+}
+
+/* Row s, in the form that the linear reads. */
+static void encode_row(MixtureRows *r, const Linear *linear, const float *x, int s) {
+    encode_token(x, from_token(r->encoded, linear->in, (size_t)s), linear->in,
+                 linear->levels == NULL, linear->levels != NULL);
+}
+
+/* answer [T, hidden] of the mixture: this thread's blocks of outputs. x [T, hidden] is what the
+ * router reads, everybody's. */
+static __attribute__((noinline)) void run_mixture(Engine *e, const Mixture *m, const float *x, int thread) {
+    MixtureRows *r = &e->mixture;
+    const int hidden = e->model->hidden, tokens = e->step->num_tokens, threads = e->pool.size;
+    const int inner = m->inner, rows = tokens * m->chosen;
+    const int first = SHARE(rows, thread, threads), last = SHARE(rows, thread + 1, threads);
+    ahead_clear(e->ahead + thread);
+    score(e, m, x, thread);
+    barrier(&e->pool);
+    for (int t = SHARE(tokens, thread, threads); t < SHARE(tokens, thread + 1, threads); t++)
+        choose(e, m, t);
+    barrier(&e->pool);
+    if (!thread) sort_rows(e, m);
+    barrier(&e->pool);
+    for (int s = first; s < last; s++)
+        encode_row(r, &m->gate_up, x + (size_t)(r->pair[s] / m->chosen) * hidden, s);
+    barrier(&e->pool);
+    multiply_rows(e, m, &m->gate_up, 2 * inner, 0, inner, r->gate, 2 * inner, thread);
+    multiply_rows(e, m, &m->gate_up, 2 * inner, inner, inner, r->gate + inner, 2 * inner, thread);
+    for (int s = 0; s < rows; s++) {
+        float *gate = r->gate + (size_t)s * 2 * inner;
+        activate_row(e->model->activation, gate, gate + inner,
+                     SHARE(inner / BLOCK, thread, threads) * BLOCK,
+                     SHARE(inner / BLOCK, thread + 1, threads) * BLOCK);
+    }
+    barrier(&e->pool);
+    for (int s = first; s < last; s++) encode_row(r, &m->down, r->gate + (size_t)s * 2 * inner, s);
+    barrier(&e->pool);
+    multiply_rows(e, m, &m->down, hidden, 0, hidden, r->down, hidden, thread);
+    for (int t = 0; t < tokens; t++) {
+        float *answer = r->answer + (size_t)t * hidden;
+        for (int i = SHARE(hidden / BLOCK, thread, threads) * BLOCK;
+             i < SHARE(hidden / BLOCK, thread + 1, threads) * BLOCK; i += WIDTH) {
+            Floats total = splat(0);
+            for (int p = t * m->chosen; p < (t + 1) * m->chosen; p++)
+                total = fused(load(r->down + (size_t)r->row[p] * hidden + i), splat(r->part[p]), total);
+            store(answer + i, total);
+        }
+    }
+}
+
+/* answer += gate * shared, of this thread's blocks. */
+static __attribute__((noinline)) void add_shared(Engine *e, const Mixture *m, const float *shared,
+                                                 int thread) {
+    const int hidden = e->model->hidden, threads = e->pool.size;
+    for (int t = 0; t < e->step->num_tokens; t++) {
+        const size_t row = (size_t)t * hidden;
+        const Floats gate = splat(m->shared_gate ? e->mixture.shared_T[t] : 1.0f);
+        for (int i = SHARE(hidden / BLOCK, thread, threads) * BLOCK;
+             i < SHARE(hidden / BLOCK, thread + 1, threads) * BLOCK; i += WIDTH) {
+            float *answer = e->mixture.answer + row + i;
+            store(answer, fused(load(shared + row + i), gate, load(answer)));
+        }
+    }
+}
+
+#endif
