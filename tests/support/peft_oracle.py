@@ -62,17 +62,14 @@ class PeftOracle:
 
     def multiply_exactly(self) -> None:
         """Keep a base's integers and scales, but not bitsandbytes' arithmetic with them: no
-        activation is rounded to 8 bits any more. Levels of 4 bits are rounded as the server's
-        are (`tests/unit/model/test_four_bit.py` compares them with bitsandbytes'), and the output
-        head, which bitsandbytes leaves alone, to 8 bits row by row."""
+        activation is rounded to 8 bits any more. Levels of 4 bits and what they meet are rounded
+        as the server's are (`tests/unit/model/test_four_bit.py` compares them with bitsandbytes'),
+        and the output head, which bitsandbytes leaves alone, to 8 bits row by row."""
         for module in self.base.modules():
             if isinstance(module, Linear8bitLt):
                 module.forward = _exact_int8(module)  # type: ignore[method-assign]
             elif isinstance(module, Linear4bit):
-                weight_OI = FourBitLinear.of(module).dense_weight()
-                module.forward = partial(  # type: ignore[method-assign]
-                    torch.nn.functional.linear, weight=weight_OI, bias=module.bias
-                )
+                module.forward = FourBitLinear.of(module).forward  # type: ignore[method-assign]
         head = self.base.get_output_embeddings()
         scale_O1 = head.weight.detach().abs().amax(1, keepdim=True) / 127
         rounded_OI = (head.weight.detach() / scale_O1).round() * scale_O1
