@@ -1,7 +1,7 @@
 """The compiled step against PEFT over the same int8 and nf4 weights, and against itself.
 
 `tests/oracle/test_quantized.py` says where its tolerances come from: 14 bits of an
-activation on our side, exact products on theirs.
+activation on our side, exact products on theirs. In nf4 both sides round activations alike.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ LOUD = {"llama_tied": 2, "granite_odd": 3, "nemotron": 4}
 doubles an error: PyTorch's int8 path, too, is 1.7 and 2.7 times as far from exact products as on
 Llama."""
 
+FLIPPED = 20
+"""The same for nf4, whose activations have 8 bits: both sides round alike, but the half-precision
+cache moves some numbers to the next code. 15 times seen."""
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _built() -> None:
@@ -72,8 +76,14 @@ def compiled(
     driver.close()
 
 
-def check(mine: list[list[float]], theirs: list[list[float]], family: str = "") -> None:
+def check(
+    mine: list[list[float]],
+    theirs: list[list[float]],
+    family: str = "",
+    quantization: str = "int8",
+) -> None:
     times = LOUD[family] if family in LOUD else 1  # noqa: SIM401, a limit in `get` reads as a timeout
+    times *= FLIPPED if quantization == "nf4" else 1
     for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         wrong = [abs(x - y) for x, y in zip(a, b, strict=True)]
         assert max(wrong) < times * WORST, f"row {index}"
@@ -133,7 +143,7 @@ def test_mixed_batch(
     theirs = exact(family, asks, quantization)
     with compiled(tiny_model(family), threads, quantization) as driver:
         for chunk in (None, 1, 5, 16):
-            check(driver.score(asks, chunk=chunk), theirs, family)
+            check(driver.score(asks, chunk=chunk), theirs, family, quantization)
 
 
 @pytest.mark.parametrize(("family", "quantization"), CASES)
@@ -153,14 +163,15 @@ def test_every_variant(
             part = slice(start, start + NUM_SLOTS)
             driver.forget_slots()
             alone = [driver.score([ask])[0] for ask in asks[part]]
-            check(alone, theirs[part], family)
+            check(alone, theirs[part], family, quantization)
             assert driver.score(asks[part]) == alone
         driver.forget_slots()
         held = folders[:NUM_SLOTS]
         sums = [Ask([(held[i], -0.5), (held[i + 1], 0.75)], random_prompt(12, i)) for i in range(7)]
         sums.append(Ask([(folder, 0.3) for folder in held], random_prompt(12, 60)))
         sums.append(Ask([(held[0], 2.0)], random_prompt(12, 61)))
-        check(driver.score(sums, chunk=8), exact(family, sums, quantization), family)
+        theirs = exact(family, sums, quantization)
+        check(driver.score(sums, chunk=8), theirs, family, quantization)
 
 
 @pytest.mark.usefixtures("instructions")

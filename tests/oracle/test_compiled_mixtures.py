@@ -15,7 +15,7 @@ from statistics import fmean
 import pytest
 
 from lorry.model.memory import digest_of_base
-from oracle.test_compiled import MEAN, WORST, _built, compiled, instructions
+from oracle.test_compiled import FLIPPED, MEAN, WORST, _built, compiled, instructions
 from support import peft_made, tiny
 from support.compiled import forbid_packed
 from support.described_families import MIXTURES
@@ -36,8 +36,13 @@ LOUD = {"granitemoe": 2}
 Adapter = Callable[..., Path]
 
 
-def check(mine: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], family: str) -> None:
-    times = LOUD.get(family) or 1
+def check(
+    mine: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    family: str,
+    quantization: str,
+) -> None:
+    times = (LOUD.get(family) or 1) * (FLIPPED if quantization == "nf4" else 1)
     for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         off = sorted(abs(x - y) for x, y in zip(a, b, strict=True))
         near = off[: round(KEPT * len(off))]
@@ -93,7 +98,7 @@ def test_mixed_batch(
         with compiled(tiny_model(family), threads, quantization) as driver:
             for chunk in (None, 1, 5, 16):
                 answers.append(driver.score(rows, chunk=chunk))
-                check(answers[-1], theirs, family)
+                check(answers[-1], theirs, family, quantization)
             base = driver.score([Ask([], ask.token_ids) for ask in rows])
     for row, mine in enumerate(answers[0]):
         far = fmean(abs(x - y) for x, y in zip(mine, base[row], strict=True))
@@ -148,7 +153,7 @@ def test_adapters_of_experts_run_beside_it(
         without = driver.score(rows)
         *others, mine = driver.score([*rows, Ask([(made, 1.0)], ids)])
         assert others == without
-        check([mine], [theirs], family)
+        check([mine], [theirs], family, quantization)
         base = driver.score([Ask([], ids)])[0]
         assert fmean(abs(x - y) for x, y in zip(mine, base, strict=True)) > 10 * MEAN
 

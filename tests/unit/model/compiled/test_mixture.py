@@ -21,8 +21,8 @@ from support.compiled import compiled, runnable
 
 HIDDEN, INNER, EXPERTS, CHOSEN = 128, 64, 6, 3
 MOST_TOKENS = 40
-CLOSE = 2e-3
-"""Of the largest number: activations of 14 bits, twice."""
+CLOSE = {"int8": 2e-3, "nf4": 3e-2}
+"""Of the largest number: activations of 14 bits or 8, twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,9 @@ def test_the_chosen_experts_answer(
     x_TH = clear_rows(weights, tokens)
     expected_TH = weights.answers(x_TH, normed=normed, factor=factor)
     found_TH = make(weights, threads=threads, normed=normed, factor=factor)(x_TH)
-    assert float((found_TH - expected_TH).abs().max()) < CLOSE * float(expected_TH.abs().max())
+    assert float((found_TH - expected_TH).abs().max()) < CLOSE[kind] * float(
+        expected_TH.abs().max()
+    )
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -190,7 +192,9 @@ def test_the_first_of_equals_is_chosen(make: Callable[..., CompiledMixture]) -> 
         gate_TI, up_TI = (x_TH @ up_EOI[expert].T).chunk(2, -1)
         expected_TH += (F.silu(gate_TI) * up_TI) @ down_EOI[expert].T / CHOSEN
     found_TH = make(weights)(x_TH)
-    assert float((found_TH - expected_TH).abs().max()) < CLOSE * float(expected_TH.abs().max())
+    assert float((found_TH - expected_TH).abs().max()) < CLOSE["int8"] * float(
+        expected_TH.abs().max()
+    )
 
 
 def test_what_is_no_number_stays_in_its_row(make: Callable[..., CompiledMixture]) -> None:
