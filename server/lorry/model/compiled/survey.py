@@ -31,7 +31,7 @@ from lorry.model.compiled.formulas import (
     starts_of,
 )
 from lorry.model.compiled.survey_branches import survey_branches
-from lorry.model.compiled.survey_mixture import Mixture, mixture_of
+from lorry.model.compiled.survey_mixture import FoundMixture, mixture_of
 from lorry.model.compiled.witness import Attended, LayerRun, ModuleCall, RopeCall, Unknown, flat
 
 
@@ -315,7 +315,7 @@ def _heads_at(
 # ---- the MLP
 
 
-def _mlp(linears: Sequence[ModuleCall], mixture: Mixture | None) -> _Mlp:
+def _mlp(linears: Sequence[ModuleCall], mixture: FoundMixture | None) -> _Mlp:
     """With what a mixture adds to it, or instead of it."""
     if mixture is None:
         return _plain_mlp(linears)

@@ -18,7 +18,7 @@ from lorry.model.expert_stacks import ExpertStack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mixture:
+class FoundMixture:
     described: MixtureDescription
     x_TH: Tensor
     """What the experts read."""
@@ -28,7 +28,7 @@ class Mixture:
     router: ModuleCall
 
 
-def mixture_of(calls: Sequence[ModuleCall], numbers: Sequence[float]) -> Mixture | None:
+def mixture_of(calls: Sequence[ModuleCall], numbers: Sequence[float]) -> FoundMixture | None:
     """The layer's mixture; None where it has none. `numbers`: those of the config.
 
     Raises:
@@ -54,7 +54,7 @@ def mixture_of(calls: Sequence[ModuleCall], numbers: Sequence[float]) -> Mixture
         normed=normed,
         factor=scale,
     )
-    return Mixture(described, x_TH, flat(call.y), activation, router)
+    return FoundMixture(described, x_TH, flat(call.y), activation, router)
 
 
 def _weight(call: ModuleCall) -> Any:
