@@ -69,7 +69,8 @@ class PeftOracle:
             if isinstance(module, Linear8bitLt):
                 module.forward = _exact_int8(module)  # type: ignore[method-assign]
             elif isinstance(module, Linear4bit):
-                module.forward = FourBitLinear.of(module).forward  # type: ignore[method-assign]
+                with torch.no_grad():
+                    module.forward = FourBitLinear.of(module).forward  # type: ignore[method-assign]
         head = self.base.get_output_embeddings()
         scale_O1 = head.weight.detach().abs().amax(1, keepdim=True) / 127
         rounded_OI = (head.weight.detach() / scale_O1).round() * scale_O1

@@ -192,11 +192,11 @@ def test_without_the_kernels_permission_there_is_no_amx(monkeypatch: pytest.Monk
     here = library.instructions()
     if "avx512" not in here or "amx" in here:
         pytest.skip("the kernel of a machine with AMX permits it")
-    flags = library._flags() | {"amx_tile", "amx_int8"}
-    monkeypatch.setattr(library, "_flags", lambda: flags)
+    flags = library.processor_flags() | {"amx_tile", "amx_int8"}
+    monkeypatch.setattr(library, "processor_flags", lambda: flags)
     assert library.instructions() == here
     # What it would be with it.
     monkeypatch.setattr(library, "_tiles_permitted", lambda: True)
     assert library.instructions() == ("amx", *here)
-    monkeypatch.setattr(library, "_flags", lambda: flags - {"amx_int8"})
+    monkeypatch.setattr(library, "processor_flags", lambda: flags - {"amx_int8"})
     assert library.instructions() == here
