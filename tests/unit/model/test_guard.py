@@ -29,6 +29,7 @@ FILES = [
 
 TYPES = {
     "isinstance(table, Tensor)",
+    "isinstance(weight, Tensor)",
     "run.x_TH is not None and run.y_TH is not None",
     "isinstance(plan, TablePlan) and plan.table is not None",
     "plan.place_P is not None",
