@@ -115,7 +115,7 @@ def test_each_by_itself(ground: Ground) -> None:
             ids = random_prompt(24, 1)
             ask, base = Ask([(folder, scale)], ids), Ask([], ids)
             (want,), (quiet,) = ground.packed.score([ask]), ground.packed.score([base])
-            bound = APART + LOUD.get(name, 1) * SHARE * apart(want, quiet)
+            bound = APART + (LOUD.get(name) or 1) * SHARE * apart(want, quiet)
             assert apart(want, quiet) > 4 * APART, (name, scale)
             for chunk in (None, 1, 7):
                 (have,) = ground.compiled.score([ask], chunk=chunk)

@@ -106,7 +106,7 @@ class Engine:
         self.house, self._folders = house, folders
         blocks = BlockPool(limits.get("blocks", NUM_BLOCKS), BLOCK_SIZE)
         self.scheduler = Scheduler(
-            Limits(limits.get("seqs", 4), limits.get("budget", 512), MAX_LEN),
+            Limits((limits.get("seqs") or 4), (limits.get("budget") or 512), MAX_LEN),
             blocks,
             house.slots,
             PrefixCache(blocks, house.executor.path_of if cached else None),
