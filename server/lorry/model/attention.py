@@ -5,11 +5,12 @@ queries, keys and values, `[1, heads, T, size]`, all sequences packed in one row
 we write keys and values to the cache and let every sequence see its own past.
 The step's plan reaches us through a context variable, set by `attending`.
 
-Grouped queries are never expanded to one key head each: the G query heads that
-share a key head are laid out as G query tokens.
+Keys are never expanded to one head for each query head: the G query heads that share a
+key head are laid out as G query tokens. A chunk reads from the cache what its tokens see:
+in place if its blocks are neighbours, in pieces if its mask would be large.
 
-Letters: T packed tokens, B single rows, L context, Q query heads, H key heads,
-G = Q / H, D head size.
+Letters: T packed tokens, P some of a chunk's, B single rows, L context, Q query heads,
+H key heads, G = Q / H, D head size.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lorry.errors import UnsupportedModel
-from lorry.model.inputs import AttentionPlan, Chunk
+from lorry.model.inputs import AttentionPlan
 from lorry.model.kv_cache import KVCache, LayerKV, LayerShape
 from lorry.model.sight import EVERYTHING, Masks, Sight
 
@@ -45,6 +46,10 @@ HARMLESS = frozenset(
 """Keyword arguments that cannot change a causal layer's result here. What is not in
 this list and not None would be dropped silently, so it refuses the model instead. How far
 a layer sees is known from its mask, see `lorry.model.sight`."""
+
+
+MASK_CELLS = 1 << 24
+"""Of the mask of a part of a chunk: PyTorch makes a number of 4 bytes of each."""
 
 
 @dataclass(slots=True)
@@ -174,46 +179,62 @@ def attend(
     for chunk in plan.chunks:
         part = slice(chunk.first, chunk.first + chunk.count)
         if chunk.start == 0:
-            k_LHD, v_LHD = k_THD[part], v_THD[part]
+            begin, k_LHD, v_LHD = 0, k_THD[part], v_THD[part]
         else:
-            k_LHD = kv.k_NHD.index_select(0, chunk.context_L).to(key.dtype)
-            v_LHD = kv.v_NHD.index_select(0, chunk.context_L).to(value.dtype)
-        out_TQD[part] = _chunk(q_QTD[:, part], k_LHD, v_LHD, chunk, scale, softcap, sight)
+            begin = sight.begin(chunk.start)
+            k_LHD = chunk.read(kv.k_NHD, begin).to(key.dtype)
+            v_LHD = chunk.read(kv.v_NHD, begin).to(value.dtype)
+        seen = _Seen(k_LHD, v_LHD, begin, sight)
+        out_TQD[part] = _chunk(q_QTD[:, part], seen, chunk.start, scale, softcap)
     return out_TQD.unsqueeze(0), None
 
 
-def _chunk(
-    q_QTD: Tensor,
-    k_LHD: Tensor,
-    v_LHD: Tensor,
-    chunk: Chunk,
-    scale: float,
-    softcap: float | None,
-    sight: Sight,
-) -> Tensor:
-    """Several new tokens of one sequence against its whole past: `[T, Q, D]`."""
-    heads, length = k_LHD.shape[1], k_LHD.shape[0]
-    k_1HLD, v_1HLD = k_LHD.transpose(0, 1).unsqueeze(0), v_LHD.transpose(0, 1).unsqueeze(0)
-    if chunk.start == 0 and softcap is None and sight.begin(length - 1) == 0:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a chunk's tokens see."""
+
+    k_LHD: Tensor
+    v_LHD: Tensor
+    begin: int
+    """Absolute position of the first key."""
+    sight: Sight
+
+
+def _chunk(q_QTD: Tensor, seen: _Seen, start: int, scale: float, softcap: float | None) -> Tensor:
+    """Several new tokens of one sequence, the first at `start`, against its past: `[T, Q, D]`."""
+    (queries, count, _), heads = q_QTD.shape, seen.k_LHD.shape[1]
+    end = start + count
+    if start == 0 and softcap is None and seen.sight.begin(end - 1) == 0:
         out_1QTD = F.scaled_dot_product_attention(
             q_QTD.unsqueeze(0),
-            k_1HLD,
-            v_1HLD,
+            seen.k_LHD.transpose(0, 1).unsqueeze(0),
+            seen.v_LHD.transpose(0, 1).unsqueeze(0),
             is_causal=True,
             scale=scale,
-            enable_gqa=heads != q_QTD.shape[0],
+            enable_gqa=heads != queries,
         )
         return out_1QTD[0].transpose(0, 1)
-    positions_T = torch.arange(chunk.start, length, device=k_LHD.device)
-    out_1QTD = _weigh(
-        q_QTD.unsqueeze(0),
-        k_1HLD.repeat_interleave(q_QTD.shape[0] // heads, 1),
-        v_1HLD.repeat_interleave(q_QTD.shape[0] // heads, 1),
-        sight.mask(positions_T, length)[None, None],
-        scale,
-        softcap,
-    )
-    return out_1QTD[0].transpose(0, 1)
+    group = queries // heads
+    out_TQD = q_QTD.new_empty(count, queries, seen.v_LHD.shape[2])
+    piece = max(1, MASK_CELLS // (group * (end - seen.begin)))
+    for first in range(start, end, piece):
+        last = min(first + piece, end)
+        begin = seen.sight.begin(first)
+        keys = slice(begin - seen.begin, last - seen.begin)
+        q_QPD = q_QTD[:, first - start : last - start]
+        positions_P = torch.arange(first, last, device=q_QTD.device)
+        mask_PL = seen.sight.mask(positions_P, last)[:, begin:]
+        out_1HGD = _weigh(
+            q_QPD.reshape(1, heads, group * (last - first), -1),
+            seen.k_LHD[keys].transpose(0, 1).unsqueeze(0),
+            seen.v_LHD[keys].transpose(0, 1).unsqueeze(0),
+            mask_PL.repeat(group, 1)[None, None],
+            scale,
+            softcap,
+        )
+        out_QPD = out_1HGD.view(queries, last - first, -1)
+        out_TQD[first - start : last - start] = out_QPD.transpose(0, 1)
+    return out_TQD
 
 
 def _weigh(

@@ -36,6 +36,14 @@ class Chunk:
     """Absolute position of the first."""
     context_L: Tensor
     """int64, cache rows of tokens 0 to start + count - 1."""
+    first_cell: int | None
+    """The first of them, if they are neighbours in this order."""
+
+    def read(self, cells_NHD: Tensor, begin: int) -> Tensor:
+        """`[L, H, D]`, the cells of the tokens from `begin` on: a view if they are neighbours."""
+        if self.first_cell is None:
+            return cells_NHD.index_select(0, self.context_L[begin:])
+        return cells_NHD[self.first_cell + begin : self.first_cell + self.start + self.count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,9 @@ def build_inputs(
                 )
             )
             context_L = torch.from_numpy(context).to(device)
-            chunks.append(Chunk(first, count, row.start, context_L))
+            begin = int(context[0])
+            together = (np.diff(context) == 1).all()
+            chunks.append(Chunk(first, count, row.start, context_L, begin if together else None))
         else:
             block, place = divmod(row.start, block_size)
             ids.append(row.token_ids[0])

@@ -190,7 +190,7 @@ def test_a_prompt_read_at_once_sees_what_later_pieces_read_from_the_cache() -> N
     whole = read(0, LENGTH)
     for cuts in ([0, 1, 2, LENGTH], [0, 12, 13, LENGTH]):
         pieces = [read(*cut) for cut in itertools.pairwise(cuts)]
-        torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=5e-4)
     exact = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=True
     ).transpose(1, 2)
