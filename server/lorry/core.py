@@ -185,16 +185,16 @@ class AdapterUse:
 
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """What a request wants of the prefix cache."""
+    """How a request uses the prefix cache."""
 
     prompt: bool = True
     """False: it neither reads from the cache nor leaves anything in it."""
     salt: str = ""
-    """It shares only with requests that have the same."""
+    """Blocks are shared only with requests that have the same salt."""
 
 
 SHARED = Caching()
-"""What a request wants that does not say so."""
+"""The default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,10 @@ class Live:
                     return float(sample.value)
         return 0.0
 
+    def wait_until_idle(self) -> None:
+        """Wait until no request uses an adapter."""
+        wait_until(lambda: self.server.registry.open_leases() == 0, "leases to be given back")
+
     def upload(self, name: str, archive: Path, **fields: str) -> httpx.Response:
         with archive.open("rb") as file:
             return self.http.post(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.counted import counts
 from api.live import Live, refused, serve
 from api.test_responses import INPUT, post, respond, text_of
 from lorry.settings import Settings
@@ -45,7 +46,7 @@ def test_it_is_the_response_that_a_waiting_client_has(
         whole, expected = ended(live, made), respond(live, **more)
         assert whole["id"] == made["id"] and whole["status"] == expected["status"]
         assert text_of(whole) == text_of(expected)
-        assert (whole["usage"], whole["adapters"]) == (expected["usage"], expected["adapters"])
+        assert (counts(whole), whole["adapters"]) == (counts(expected), expected["adapters"])
         assert f"{made['id']} is {whole['status']}" in caplog.messages
         # It has ended, so this changes nothing.
         assert cancelled(live, whole) == whole
@@ -61,7 +62,7 @@ def test_it_is_cancelled(long: Live) -> None:
     stopped = cancelled(long, made)
     assert (stopped["status"], stopped["output"], stopped["usage"]) == ("cancelled", [], None)
     assert fetched(long, made) == stopped == cancelled(long, made)
-    wait_until(lambda: long.server.registry.open_leases() == 0)
+    long.wait_until_idle()
     items = long.http.get(f"/v1/responses/{made['id']}/input_items").json()["data"]
     assert items[0]["content"][0]["text"] == INPUT
 
@@ -70,7 +71,7 @@ def test_it_is_deleted_while_it_is_made(long: Live) -> None:
     made = respond(long, background=True, model="pirate", **LONG)
     path = f"/v1/responses/{made['id']}"
     assert long.http.delete(path).json()["deleted"] is True
-    wait_until(lambda: long.server.registry.open_leases() == 0)
+    long.wait_until_idle()
     refused(long.http.get(path), 404, "response_not_found")
 
 
@@ -128,4 +129,4 @@ def test_it_needs_a_place_where_it_is_kept(
     with serve(settings_for(tmp_path / "home", keep_responses=0.0)) as own:
         error = refused(post(own, background=True), 400, "unsupported_parameter")
         assert "--keep-responses" in error["message"]
-        wait_until(lambda: own.server.registry.open_leases() == 0)
+        own.wait_until_idle()

@@ -1,4 +1,4 @@
-"""The prefix cache over HTTP: what is found is told, and nobody finds what is not theirs."""
+"""The prefix cache over HTTP: hits are reported, and nobody finds what is not theirs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORY = "The lorry waited at the gate and nobody knew what was in it until the m
 
 
 def text_of(begin: str) -> str:
-    """A test's own, from its first block on."""
+    """A prompt that no other test has, from its first block on."""
     return f"{begin} {STORY}"
 
 

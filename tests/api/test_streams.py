@@ -105,7 +105,7 @@ def test_leaving_a_stream_cancels_it(long: Live) -> None:
     with long.http.stream("POST", "/generate_stream", json=body) as response:
         next(response.iter_lines())
     wait_until(lambda: idle(long))
-    wait_until(lambda: long.server.registry.open_leases() == 0)
+    long.wait_until_idle()
     # The engine goes quiet before the response's task has counted it.
     wait_until(lambda: aborted(long) == before + 1)
 

@@ -17,6 +17,7 @@ import pytest
 
 from lorry.model.compiled import library, recipe
 from lorry.model.memory import digest_of_base
+from support.company import check_company
 from support.compiled import require_compiled_step
 from support.described_families import COMPILED
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, drawn, load_tiny, token_ids
@@ -184,14 +185,9 @@ def test_a_row_does_not_know_its_neighbours(
     tiny_model: Callable[[str], Path],
     adapter_of: Callable,
 ) -> None:
-    """Bit for bit: the same row alone, in any company, in any order, token by token."""
     asks = mixed(adapter_of(family))
     with compiled(tiny_model(family), threads, quantization) as driver:
-        together = driver.score(asks)
-        assert [driver.score([ask])[0] for ask in asks] == together
-        assert driver.score(asks[::-1])[::-1] == together
-        drawn = [token_ids(one) for one in driver.greedy(asks, 24, chunk=7)]
-        assert [token_ids(driver.greedy([ask], 24)[0]) for ask in asks] == drawn
+        check_company(driver, asks, 24)
 
 
 @pytest.mark.parametrize("kernels", ["compiled", "torch"])
@@ -240,14 +236,17 @@ def mixed_sums(held: list[Path]) -> list[Ask]:
 def test_decode_is_prefill(
     family: str, quantization: str, tiny_model: Callable[[str], Path], adapter_of: Callable
 ) -> None:
-    """A token's logprob when it is drawn is the one it has as part of a prompt."""
-    asks = mixed(adapter_of(family))
     with compiled(tiny_model(family), quantization=quantization) as driver:
-        for ask, results in zip(asks, driver.greedy(asks, 12, chunk=7), strict=True):
-            ids = [*ask.token_ids, *token_ids(results)]
-            again = driver.score([Ask(ask.adapters, ids)])[0][len(ask.token_ids) - 1 :]
-            for token, logprob in zip(drawn(results), again, strict=True):
-                assert abs(token.logprob - logprob) < WORST
+        check_decode(driver, mixed(adapter_of(family)))
+
+
+def check_decode(driver: ExecutorDriver, asks: list[Ask]) -> None:
+    """A token's logprob when it is drawn is the one it has as part of a prompt."""
+    for ask, results in zip(asks, driver.greedy(asks, 12, chunk=7), strict=True):
+        ids = [*ask.token_ids, *token_ids(results)]
+        again = driver.score([Ask(ask.adapters, ids)])[0][len(ask.token_ids) - 1 :]
+        for token, logprob in zip(drawn(results), again, strict=True):
+            assert abs(token.logprob - logprob) < WORST
 
 
 def test_scale_zero_is_the_base_exactly(

@@ -15,17 +15,27 @@ from statistics import fmean
 import pytest
 
 from lorry.model.memory import digest_of_base
-from oracle.test_compiled import FLIPPED, MEAN, WORST, _built, compiled, instructions
+from oracle.test_compiled import (
+    FLIPPED,
+    MEAN,
+    WORST,
+    Exact,
+    _built,
+    check_decode,
+    compiled,
+    exact,
+    instructions,
+)
 from support import peft_made, tiny
+from support.company import check_company
 from support.compiled import forbid_packed
 from support.described_families import MIXTURES
-from support.executor_driver import Ask, drawn, load_tiny, token_ids
+from support.executor_driver import Ask
 from support.peft_kinds import KINDS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
-from support.rounded import rounded
 
-__all__ = ("_built", "instructions")
+__all__ = ("_built", "exact", "instructions")
 
 CASES = [(family, kind) for family in MIXTURES for kind in ("int8", "nf4")]
 KEPT = 0.8
@@ -60,26 +70,6 @@ def asks(peft_adapter: Adapter) -> Callable[[str], list[Ask]]:
     return made
 
 
-@pytest.fixture
-def exact(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., list[list[float]]]:
-    """What PEFT says of exact products; plain adapters are rounded as the compiled step holds
-    them."""
-
-    def scored(family: str, asks: list[Ask], quantization: str) -> list[list[float]]:
-        base, done = tiny_model(family), dict[Path, Path]()
-        for folder in {folder for ask in asks for folder, _ in ask.adapters}:
-            target = tmp_path / f"rounded-{family}-{folder.name}"
-            done[folder] = rounded(folder, target, load_tiny(base).layout)
-        oracle = PeftOracle(base, quantization)
-        oracle.multiply_exactly()
-        return [
-            oracle.prompt_logprobs([(done[f], scale) for f, scale in ask.adapters], ask.token_ids)
-            for ask in asks
-        ]
-
-    return scored
-
-
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("family", "quantization"), CASES)
 def test_mixed_batch(
@@ -87,7 +77,7 @@ def test_mixed_batch(
     quantization: str,
     tiny_model: Callable[[str], Path],
     asks: Callable[[str], list[Ask]],
-    exact: Callable[..., list[list[float]]],
+    exact: Exact,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = asks(family)
@@ -115,22 +105,11 @@ def test_a_row_does_not_know_its_neighbours(
     tiny_model: Callable[[str], Path],
     asks: Callable[[str], list[Ask]],
 ) -> None:
-    """Bit for bit: the same row alone, in any company, in any order, token by token."""
     rows = asks(family)
     with compiled(tiny_model(family), threads, quantization) as driver:
         before = digest_of_base(driver.loaded.model)
-        together = driver.score(rows)
-        assert [driver.score([ask])[0] for ask in rows] == together
-        assert driver.score(rows[::-1])[::-1] == together
-        answers = driver.greedy(rows, 16, chunk=7)
-        ids = [token_ids(one) for one in answers]
-        assert [token_ids(driver.greedy([ask], 16)[0]) for ask in rows] == ids
-        # A token's logprob when it is drawn is the one that it has as part of a prompt.
-        for ask, results in zip(rows, answers, strict=True):
-            whole = [*ask.token_ids, *token_ids(results)]
-            again = driver.score([Ask(ask.adapters, whole)])[0][len(ask.token_ids) - 1 :]
-            for token, logprob in zip(drawn(results), again, strict=True):
-                assert abs(token.logprob - logprob) < WORST
+        check_company(driver, rows, 16)
+        check_decode(driver, rows)
         assert digest_of_base(driver.loaded.model) == before
 
 

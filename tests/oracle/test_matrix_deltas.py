@@ -16,8 +16,9 @@ from statistics import fmean
 import pytest
 from transformers import AutoModelForCausalLM
 
+from support.company import check_company
 from support.compiled import forbid_packed, require_compiled_step
-from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, token_ids
+from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver
 from support.families import FAMILIES as KNOWN
 from support.peft_kinds import KINDS
 from support.peft_made import make
@@ -134,11 +135,5 @@ def test_sums(ground: Ground) -> None:
 
 
 def test_a_row_does_not_know_its_neighbours(ground: Ground) -> None:
-    """Bit for bit: alone, among all the others, in another order, token by token."""
     ground.compiled.forget_slots()
-    asks = ground.together()
-    together = ground.compiled.score(asks)
-    assert [ground.compiled.score([ask])[0] for ask in asks] == together
-    assert ground.compiled.score(asks[::-1], chunk=3)[::-1] == together
-    drawn = [token_ids(one) for one in ground.compiled.greedy(asks, 6, chunk=7)]
-    assert [token_ids(ground.compiled.greedy([ask], 6)[0]) for ask in asks] == drawn
+    check_company(ground.compiled, ground.together(), 6)

@@ -41,7 +41,7 @@ from support.prompts import random_prompt
 from support.stepped import MAX_LEN, NUM_BLOCKS, House
 
 SYSTEMS = [random_prompt(35, 1), random_prompt(24, 2), random_prompt(35, 1)[:21]]
-"""How prompts begin; the last is the first, cut."""
+"""Beginnings of prompts. The last is a part of the first."""
 TAILS = [[7], random_prompt(3, 3), random_prompt(13, 4), random_prompt(30, 5)]
 
 Chosen = tuple[tuple[str, float], ...]

@@ -17,8 +17,9 @@ from statistics import fmean
 import peft
 import pytest
 
+from support.company import check_company
 from support.compiled import forbid_packed, require_compiled_step
-from support.executor_driver import Ask, ExecutorDriver, token_ids
+from support.executor_driver import Ask, ExecutorDriver
 from support.kind import Kind
 from support.lora_kinds import lora_config
 from support.peft_kinds import KINDS
@@ -162,13 +163,7 @@ def test_the_packed_model_says_the_same(ground: Ground) -> None:
 
 
 def test_a_row_does_not_know_its_neighbours(ground: Ground) -> None:
-    """Bit for bit: alone, among all the others, in another order, token by token."""
-    asks = ground.asks()
-    together = ground.compiled.score(asks)
-    assert [ground.compiled.score([ask])[0] for ask in asks] == together
-    assert ground.compiled.score(asks[::-1], chunk=3)[::-1] == together
-    drawn = [token_ids(one) for one in ground.compiled.greedy(asks, 8, chunk=7)]
-    assert [token_ids(ground.compiled.greedy([ask], 8)[0]) for ask in asks] == drawn
+    check_company(ground.compiled, ground.asks(), 8)
 
 
 def test_scale_zero_is_the_base_exactly(ground: Ground) -> None:

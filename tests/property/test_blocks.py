@@ -21,8 +21,8 @@ def name_of(key: int) -> bytes:
 
 
 class Model:
-    """The pool beside what is known of it from outside: who uses what, and which block has which
-    key, in the order of the blocks' last uses."""
+    """The pool, and a model of it: who uses which block, and the keys of blocks in the order of
+    their last use."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size

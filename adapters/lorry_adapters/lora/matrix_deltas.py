@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorry_adapters.lora.vector_deltas import Delta
+from lorry_adapters.lora.vector_deltas import Delta, Held, kept_on_device
 
 NEVER: Final = -1e30
 """The logit of a token that must never be drawn."""
@@ -34,16 +34,12 @@ class OwnLinear:
     bias_O: Tensor | None
     dtype: torch.dtype
     device: torch.device
-    _held: list[tuple[Tensor, Tensor | None]] = field(default_factory=list, repr=False)
+    _held: Held = field(default_factory=list, repr=False)
 
-    def held(self) -> tuple[Tensor, Tensor | None]:
-        """Return both on the device. They are made at the first call, which never comes if the
-        compiled step applies this adapter."""
-        if not self._held:
-            bias_O = None if self.bias_O is None else self.bias_O.to(self.device, self.dtype)
-            weight_OI = self.weight_OI.contiguous().to(self.device, self.dtype)
-            self._held.append((weight_OI, bias_O))
-        return self._held[0]
+    def held(self) -> tuple[Tensor, ...]:
+        """Return the weight, and the bias if there is one, on the device."""
+        both = (self.weight_OI,) if self.bias_O is None else (self.weight_OI, self.bias_O)
+        return kept_on_device(self._held, self.device, self.dtype, *both)
 
     def __call__(self, x_MI: Tensor, y_MO: Tensor, scale: Tensor) -> Tensor:
         mine_MO = F.linear(x_MI, *self.held())
@@ -85,17 +81,10 @@ class BoundPair:
     """fp32, in host memory."""
     dtype: torch.dtype
     device: torch.device
-    _held: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
-
-    def held(self) -> tuple[Tensor, Tensor]:
-        """Return A and B, transposed, on the device; made at the first call."""
-        if not self._held:
-            a_IR, b_RO = self.a_RI.T.contiguous(), self.b_OR.T.contiguous()
-            self._held.append((a_IR.to(self.device, self.dtype), b_RO.to(self.device, self.dtype)))
-        return self._held[0]
+    _held: Held = field(default_factory=list, repr=False)
 
     def __call__(self, x_MI: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
-        a_IR, b_RO = self.held()
+        a_IR, b_RO = kept_on_device(self._held, self.device, self.dtype, self.a_RI.T, self.b_OR.T)
         return ((x_MI @ a_IR) @ b_RO) * scale_M1
 
 
@@ -120,15 +109,10 @@ class BoundTurn:
     module: nn.Module
     dtype: torch.dtype
     device: torch.device
-    _held: list[Tensor] = field(default_factory=list, repr=False)
-
-    def held(self) -> Tensor:
-        if not self._held:
-            self._held.append(self.blocks_NSS.to(self.device, self.dtype))
-        return self._held[0]
+    _held: Held = field(default_factory=list, repr=False)
 
     def __call__(self, x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-        blocks_NSS = self.held()
+        (blocks_NSS,) = kept_on_device(self._held, self.device, self.dtype, self.blocks_NSS)
         blocks, size, _ = blocks_NSS.shape
         x_MNS = x_MI.view(-1, blocks, size)
         added_MI = torch.einsum("mnj,nij->mni", x_MNS, blocks_NSS).flatten(1)
@@ -146,16 +130,10 @@ class BoundKronecker:
     w2_bd: Tensor
     dtype: torch.dtype
     device: torch.device
-    _held: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
-
-    def held(self) -> tuple[Tensor, Tensor]:
-        if not self._held:
-            w1_ac = self.w1_ac.to(self.device, self.dtype)
-            self._held.append((w1_ac, self.w2_bd.T.to(self.device, self.dtype)))
-        return self._held[0]
+    _held: Held = field(default_factory=list, repr=False)
 
     def __call__(self, x_MI: Tensor, y: Tensor, scale_M1: Tensor) -> Tensor:
-        w1_ac, w2_db = self.held()
+        w1_ac, w2_db = kept_on_device(self._held, self.device, self.dtype, self.w1_ac, self.w2_bd.T)
         rows_Mcb = x_MI.view(-1, w1_ac.shape[1], w2_db.shape[0]) @ w2_db
         return (w1_ac @ rows_Mcb).flatten(1) * scale_M1
 

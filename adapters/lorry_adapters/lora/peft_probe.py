@@ -158,7 +158,7 @@ class PeftProbe:
         return None
 
     def _answer(self, name: str, weight_OI: Tensor, base_O: Tensor, x_TI: Tensor) -> Tensor:
-        """What the layer answers around this weight and bias."""
+        """Return the layer's output, with this weight and bias in its base layer."""
         layer = self._model.base_model.model.get_submodule(name)
         bare = layer.get_base_layer()
         light, no_bias = bare.weight, bare.bias
@@ -176,8 +176,8 @@ class PeftProbe:
 
 
 def diagonal_blocks(matrix_II: Tensor) -> Tensor | None:
-    """Return the smallest blocks along the diagonal that have all of a matrix, `[N, S, S]`; None
-    where they would be larger than `MAX_BLOCK`."""
+    """Return the smallest diagonal blocks that contain all of a matrix, `[N, S, S]`, or None if
+    they would be larger than `MAX_BLOCK`."""
     size = matrix_II.shape[0]
     rows_N, columns_N = matrix_II.nonzero(as_tuple=True)
     for block in range(1, min(size, MAX_BLOCK) + 1):

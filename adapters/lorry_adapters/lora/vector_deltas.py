@@ -22,6 +22,21 @@ KNOWN_SCALES = 4
 """Scales for which a DoRA's factors are cached: most requests use the default."""
 
 
+Held = list[tuple[Tensor, ...]]
+
+
+def kept_on_device(
+    held: Held, device: torch.device, dtype: torch.dtype, *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """Return contiguous copies of an adapter's tensors on the device, and keep them in `held`.
+
+    They are made at the first call, which never comes if the compiled step applies the adapter.
+    """
+    if not held:
+        held.append(tuple(tensor.contiguous().to(device, dtype) for tensor in tensors))
+    return held[0]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundDora:
     """(g - 1) (base(x) - bias) + g s B A x with g = m / sqrt(w + 2 s c + s^2 d), s the scale
@@ -40,7 +55,7 @@ class BoundDora:
     """The base's."""
     dtype: torch.dtype
     device: torch.device
-    _held: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    _held: Held = field(default_factory=list, repr=False)
     _known: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def gain(self, s: Tensor) -> Tensor:
@@ -60,13 +75,9 @@ class BoundDora:
         pair_MO = ((x_MI @ a_IR) @ b_RO) * s_M1
         return ((gain_MO - 1) * without_MO + gain_MO * pair_MO).to(y_MO.dtype)
 
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """Return A and B, transposed, on the device. They are made at the first call, which never
-        comes if the compiled step applies this adapter."""
-        if not self._held:
-            a_IR, b_RO = self.a_RI.T.contiguous(), self.b_OR.T.contiguous()
-            self._held.append((a_IR.to(self.device, self.dtype), b_RO.to(self.device, self.dtype)))
-        return self._held[0]
+    def pair(self) -> tuple[Tensor, ...]:
+        """Return A and B, transposed, on the device."""
+        return kept_on_device(self._held, self.device, self.dtype, self.a_RI.T, self.b_OR.T)
 
     def _at_one_scale(self, scale: Tensor, b_RO: Tensor) -> tuple[Tensor, Tensor]:
         """Return (g - 1 `[O]`, g s B `[R, O]`), cached for the next step."""

@@ -1,4 +1,4 @@
-"""The fields of a request about the prefix cache, in all bodies whose prompt the model reads."""
+"""The request fields of the prefix cache, for every route whose prompt the model reads."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class Chunks:
     options: StreamOptions
     choices: int
     cached_tokens: Callable[[], int]
-    """Of the prompts; complete when each has its first token."""
+    """Counts of the prompts. They are complete once each has its first token."""
     generated: int = 0
     reasoning: int = 0
     """How many of the tokens are reasoning."""
@@ -271,7 +271,7 @@ def best(made: Sequence[Answer], n: int) -> Sequence[int]:
 
 
 def usage(prompt_tokens: int, generated: int, reasoning: int = 0, *, cached: int) -> dict[str, Any]:
-    """`cached`: of the prompt's tokens, those found in the prefix cache."""
+    """`cached` counts the prompt's tokens that were found in the prefix cache."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,

@@ -56,7 +56,7 @@ class Figures:
     cached: float = NOWHERE
     """Share of the prompts' tokens that the server found in a prefix cache, by its own account."""
     first_token_by_turn: tuple[float, ...] = ()
-    """Medians, where there are conversations; seconds."""
+    """Medians in seconds. Empty without conversations."""
 
 
 def of(run: LoadRun) -> Figures:

@@ -20,7 +20,7 @@ class LoadSample:
     """One request and what became of it. Times are seconds on one clock."""
 
     ask: Ask
-    """With the whole prompt, in a conversation too."""
+    """In a conversation it has the whole prompt."""
     sent: float
     ended: float
     reading: Reading

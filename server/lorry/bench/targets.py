@@ -26,7 +26,7 @@ class Reading:
     """What went wrong, in one line."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt, found in a prefix cache; 0 for both where the server does not tell."""
+    """Prompt tokens found in a prefix cache. 0 for both if the server does not report them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class LlamaCppTarget:
     all_adapters: Sequence[int]
     sampling: Sampling = GREEDY
     cache_prompt: bool = False
-    """Where prompts share something; elsewhere it would only find its own of the warm-up."""
+    """True if prompts share something. Otherwise it would only find prompts of the warm-up."""
     api: str = "llamacpp"
     path: str = "/completion"
 

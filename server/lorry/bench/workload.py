@@ -46,10 +46,11 @@ class WorkloadRow:
     prompt_words: Span = _LENGTH
     new_tokens: Span = _LENGTH
     system_words: int = 0
-    """Before every prompt, the same for all requests of an adapter, and for those of the base."""
+    """Words before every prompt. All requests of one adapter, or of the base, have the same."""
     turns: int = 1
-    """Of a conversation. Each prompt is the one before it, its answer, and new words; it goes out
-    when that answer is there. Only in a closed load, where conversations are in flight."""
+    """Requests of a conversation. Each prompt is the previous prompt, its answer and new words, and
+    is sent when that answer is complete. Needs a closed load; its `concurrency` then counts
+    conversations."""
     warm_up: int = 0
     """Requests before the clock starts."""
 
@@ -59,7 +60,7 @@ class WorkloadRow:
 
     @property
     def shares(self) -> bool:
-        """Whether prompts begin alike, so that a server with a prefix cache does less."""
+        """True if prompts begin alike, so that a prefix cache saves work."""
         return self.system_words > 0 or self.turns > 1
 
     @property
@@ -81,9 +82,9 @@ class Ask:
     at: float
     """Seconds after the start of an open load; 0 in a closed one."""
     turn: int = 0
-    """Its place in its conversation."""
+    """Its index in its conversation."""
     continues: bool = False
-    """`prompt` is only what comes behind the request before it and that one's answer."""
+    """True if `prompt` only has the words that follow the previous request and its answer."""
 
 
 SCALES = (0.25, 0.5, 1.0, 1.5)

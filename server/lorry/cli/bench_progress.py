@@ -21,7 +21,7 @@ from lorry.cli.output import report as tell
 
 
 class _Bar:
-    """A ticker on standard error: a bar in a terminal, a line for each new thing elsewhere."""
+    """Progress on standard error: a bar in a terminal, otherwise a line for each new step."""
 
     def __init__(self, progress: Progress, task: TaskID, title: str) -> None:
         self._progress = progress

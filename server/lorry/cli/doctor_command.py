@@ -33,7 +33,7 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
 """Flags in /proc/cpuinfo by which torch's and bitsandbytes' CPU kernels are chosen."""
 
 READ, READINGS = 512 << 20, 5
-"""Bytes that are read to find out how fast, and how often; the quickest counts."""
+"""Bytes that are read to measure the speed of memory, and how often. The fastest counts."""
 
 
 class FindingState(StrEnum):
@@ -263,7 +263,7 @@ def _threads(settings: Settings) -> Iterator[Finding]:
 
 
 def _read_rate(threads: int) -> float:
-    """Bytes a second that torch reads of memory beyond the caches."""
+    """Return the bytes a second at which torch reads memory that is in no cache."""
     import torch
 
     size = min(READ, memory_limit.free() // 8)

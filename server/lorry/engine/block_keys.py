@@ -24,10 +24,10 @@ from hashlib import blake2b
 from lorry.core import AdapterUse
 
 VIRTUAL = -1
-"""Stands for a virtual token."""
+"""The id of a virtual token."""
 
 _SIZE = 32
-"""Bytes of a key."""
+"""Size of a key in bytes."""
 
 Change = tuple[str, float, int]
 """The digest and the scale of an adapter, and the token of the block that it begins with."""

@@ -103,7 +103,7 @@ class BlockPool:
             self._of_digest.setdefault(digest, set()).add(block)
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
-        """Return the blocks of the first `keys`, up to one that no block has."""
+        """Return the blocks of `keys`, up to the first key that no block has."""
         found: list[int] = []
         for key in keys:
             block = self._block_of.get(key)
@@ -113,7 +113,7 @@ class BlockPool:
         return found
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Use `blocks`, which were found, in one more sequence."""
+        """Use `blocks`, which `find` returned, in one more sequence."""
         for block in blocks:
             uses = self._uses.get(block, 0)
             if not uses:
@@ -125,11 +125,11 @@ class BlockPool:
         return sum(block in self._idle for block in blocks)
 
     def num_freed(self, blocks: Iterable[int], kept: AbstractSet[int] = frozenset()) -> int:
-        """Return how many of a sequence's `blocks` nobody else uses, without those in `kept`."""
+        """Return how many of a sequence's `blocks` nobody else uses and are not in `kept`."""
         return sum(self._uses[block] == 1 and block not in kept for block in blocks)
 
     def withdraw(self, blocks: Iterable[int]) -> None:
-        """Take away the keys of those of `blocks` that have one. No sequence finds them again."""
+        """Remove the keys of `blocks`, so that no sequence finds them again."""
         for block in blocks:
             if block in self._entries:
                 self._remove(block)

@@ -193,7 +193,7 @@ class Engine:
         self.scheduler.fail([fault.row.request_id], failure)
 
     def _forget(self, digest: str) -> None:
-        """Free everything that was made of this content."""
+        """Free everything that was made from this content."""
         self.residency.forget(digest)
         self.scheduler.prefixes.forget(digest)
 

@@ -22,7 +22,7 @@ class Place:
         self._shared = False
 
     def share(self) -> Place:
-        """Return this place, which from now on serves for every sequence of its request."""
+        """Return this place. From now on it serves all sequences of its request."""
         self._shared = True
         return self
 

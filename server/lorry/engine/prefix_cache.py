@@ -1,4 +1,4 @@
-"""Finds the blocks of a sequence that another one, or itself before, has computed. Pure Python.
+"""Finds blocks of a sequence that were computed earlier, by it or by another. Pure Python.
 
 A sequence reads up to its last token but one: the last is always computed, as its logits are
 wanted. It reads whole blocks, so it never writes to a block that it shares. It reads when it is
@@ -30,12 +30,12 @@ same rounding. None if it is not known yet, because an adapter is in no slot."""
 
 
 class PrefixCache:
-    """The blocks with a key, for the scheduler."""
+    """The scheduler's view of the blocks that have a key."""
 
     def __init__(
         self, blocks: BlockPool, path_of: PathOf | None, *, per_caller: bool = False
     ) -> None:
-        """`path_of`: None to switch it off. `per_caller`: callers do not share."""
+        """`path_of` is None if there is no prefix cache. `per_caller`: callers do not share."""
         self._blocks = blocks
         self._path_of = path_of
         self._per_caller = per_caller
@@ -60,7 +60,7 @@ class PrefixCache:
         sequence.skip_to(sequence.entered * blocks.block_size)
 
     def enter(self, sequence: Sequence, pooling: Pooling | None) -> None:
-        """Enter the blocks that the last step filled. `pooling`: of the step's row."""
+        """Enter the blocks that the last step filled. `pooling` is that of the step's row."""
         if self._path_of is None or not sequence.keyed:
             return
         if pooling is not sequence.request.pooling:
@@ -77,7 +77,7 @@ class PrefixCache:
             sequence.entered = index + 1
 
     def withdraw(self, sequence: Sequence) -> None:
-        """Take the keys of all its blocks away."""
+        """Remove the keys of all its blocks."""
         self._blocks.withdraw(sequence.blocks)
 
     def forget(self, digest: str) -> None:

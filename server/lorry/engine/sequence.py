@@ -28,11 +28,11 @@ class Sequence:
     """Tokens whose keys and values are in the cache, or will be when the first row runs."""
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    """For the prefix cache: the key before its first block, and those of its first blocks."""
+    """Keys for the prefix cache: the one before its first block, then those of its first blocks."""
     keyed: bool = True
-    """Whether its blocks are what its keys say, so that they can be entered and replaced."""
+    """True if its blocks have the contents that its keys name, so that they can be shared."""
     entered: int = 0
-    """Its first blocks that need not be entered any more."""
+    """How many of its first blocks have been entered."""
     cached: int | None = None
     """Prompt tokens that were found in the prefix cache; None if it was not searched."""
     preempted: bool = False
@@ -101,11 +101,11 @@ class Sequence:
 
     @property
     def reads(self) -> bool:
-        """Whether it need not compute each token: nothing is wanted of them but keys and values."""
+        """True if nothing but keys and values is wanted of its prompt, so that it can be cached."""
         return self.prompt_logprobs is None and self.request.pooling is not Pooling.MEAN
 
     def skip_to(self, position: int) -> None:
-        """Go on at `position`, as what is before it was found in the prefix cache."""
+        """Continue at `position`: what is before it was found in the prefix cache."""
         if not self.preempted:
             before = max(self.num_computed - self.virtual, 0)
             self.cached = (self.cached or 0) + position - self.virtual - before
@@ -145,7 +145,7 @@ class Sequence:
         )
 
     def forget_cache(self) -> None:
-        """Compute everything again that is not found in the prefix cache."""
+        """Start over. Whatever is not found in the prefix cache is computed again."""
         self.preempted = True
         self.num_computed = self.prefix
         self.entered = 0

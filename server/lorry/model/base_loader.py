@@ -79,7 +79,7 @@ class LinearReplacer(Protocol):
         ...
 
     def folder(self, found: base_source.BaseSource, precision: Precision) -> Path | None:
-        """Where they are kept, if they are."""
+        """The folder in which they are kept, or None."""
         ...
 
 
@@ -113,7 +113,7 @@ class LoadedModel:
     revision: str | None
     """Commit of a hub model."""
     kept: Path | None = None
-    """Where its quantized linears lie for the next start."""
+    """Where its quantized linears are kept for the next start."""
 
 
 @without_dynamo()

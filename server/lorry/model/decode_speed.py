@@ -28,7 +28,7 @@ LONGEST = 0.2
 """Seconds. Where reading all weights takes longer, no step is run: the start would wait for it."""
 
 BUDGET = 0.2
-"""Seconds after which no step is begun."""
+"""Seconds after which no further step starts."""
 
 MOST = 5
 """Steps and readings that are timed. The quickest of each counts: in the others the machine may
@@ -38,15 +38,15 @@ have been busy with something else."""
 @dataclass(frozen=True, slots=True)
 class DecodeSpeed:
     nbytes: int
-    """Of the weights that a step reads."""
+    """Bytes of the weights that a step reads."""
     bandwidth: float
-    """Bytes a second that the memory has given the step's threads, in a reading or in a step."""
+    """Bytes a second that the step's threads got from memory, by reading or in a step."""
     seconds: float | None
-    """Of a step of one token; None: it would have taken too long to find out."""
+    """Seconds of a step of one token. None if measuring it would have taken too long."""
 
     @property
     def share(self) -> float | None:
-        """Of the bandwidth, at which such a step runs."""
+        """The share of the memory's bandwidth that such a step uses."""
         return None if self.seconds is None else self.nbytes / self.seconds / self.bandwidth
 
     @property
@@ -88,7 +88,7 @@ def measured(executor: Executor, loaded: LoadedModel) -> DecodeSpeed | None:
 
 
 def _timed(run: Callable[[], Result]) -> tuple[Result, float]:
-    """And the seconds that it took."""
+    """Return the result, and the seconds that it took."""
     start = time.perf_counter()
     return run(), time.perf_counter() - start
 

@@ -20,7 +20,7 @@ from lorry_adapters.lora.base import BaseModule, BaseParameter, ModuleKind
 from lorry_adapters.lora.expert_effects import routed, scores
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
-"""What a linear of each expert was once: the stacked weights, in their modules' order."""
+"""The stacked weights, in their modules' order, that once were a linear of each expert."""
 
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
 """What transformers notes on a module of experts that its own implementations can run."""

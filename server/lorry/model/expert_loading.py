@@ -35,7 +35,7 @@ class ExpertsConfig(BitsAndBytesConfig):  # type: ignore[misc]
     """bitsandbytes' configuration, for a base on a CPU."""
 
     def __init__(self, *, meter: Meter | None = None, **fields: Any) -> None:
-        """`meter` is told how much is done."""
+        """`meter` counts the weights that are done."""
         super().__init__(**fields)
         self.quant_method = _METHODS[self.load_in_4bit]
         self.meter = meter
@@ -98,7 +98,7 @@ class _StacksToo:
 
     def __init__(self, quantization_config: BitsAndBytesConfig, **more: Any) -> None:
         super().__init__(quantization_config, **more)  # type: ignore[call-arg]
-        # It has done its work: to everything else this is bitsandbytes.
+        # From here on everything else should see bitsandbytes' own method.
         quantization_config.quant_method = QuantizationMethod.BITS_AND_BYTES
         self._meter = vars(quantization_config).pop("meter", None)
         self._weights = self._done = 0

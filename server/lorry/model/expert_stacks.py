@@ -23,7 +23,7 @@ from lorry.model.int8 import Int8Linear
 from lorry_adapters.lora.expert_effects import Runs
 
 BLOCK_SIZE = 64
-"""4-bit weights that share a scale, as in bitsandbytes' linears."""
+"""Number of 4-bit weights that share a scale, as in bitsandbytes' linears."""
 
 
 class ExpertStack(nn.Module, ABC):
@@ -93,14 +93,14 @@ class PlainStack(ExpertStack):
 
 
 class Int8Stack(ExpertStack):
-    """Multiplies integers, as `Int8Linear` does."""
+    """Multiplies integers like `Int8Linear`."""
 
     def __init__(self, plain: PlainStack) -> None:
-        """Of a stack in 8 bits."""
+        """`plain` is a stack in 8 bits."""
         super().__init__(*plain.shape)
         tensors, size = plain.base_tensors(), self.out_features
         parts = (torch.split(tensors[name], size) for name in ("codes", "scale"))
-        # Not as its children: they are no linears that an adapter could name.
+        # Not as children: adapters must not be able to target them.
         self._linears = tuple(
             Int8Linear(codes_OI, scale_O, None) for codes_OI, scale_O in zip(*parts, strict=True)
         )

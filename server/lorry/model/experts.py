@@ -22,7 +22,7 @@ from lorry.model.quantize import Precision, Quantization
 from lorry_adapters.lora.expert_effects import mixed, projected, runs
 
 IMPLEMENTATION = "lorry_quantized"
-"""What transformers calls it."""
+"""Its name in transformers."""
 
 
 def quantize_experts(model: PreTrainedModel, precision: Precision) -> None:
@@ -50,7 +50,7 @@ def quantize_projection(
 
 
 def put(module: nn.Module, name: str, stack: ExpertStack) -> None:
-    """Give the module this stack."""
+    """Put the stack into the module."""
     if name in module._parameters:
         delattr(module, name)
     setattr(module, name, stack)
@@ -79,7 +79,7 @@ def use_int8_stacks(model: PreTrainedModel) -> None:
 
 
 def _run(self: Any, x_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """transformers' signature of an implementation."""
+    """The signature is that of transformers' implementations."""
     expert_S, order_S = index_TK.flatten().sort(stable=True)
     every = runs(expert_S)
     return mixed(

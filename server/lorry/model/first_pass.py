@@ -10,10 +10,10 @@ from lorry.model.reach import EVERYWHERE, Reach
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """What a first forward pass has told of a model."""
+    """The result of a model's first forward pass."""
 
     shapes: Shapes
     unpackable: str | None = None
-    """Why its rows are padded; None: they are packed."""
+    """Why its rows are padded. None if they are packed."""
     reach: Reach = EVERYWHERE
-    """Which tokens its modules are handed."""
+    """The tokens that each of its modules receives."""

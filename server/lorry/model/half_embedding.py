@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from lorry.model.quantized_linear import QuantizedLinear
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
-"""As safetensors calls them."""
+"""Names in safetensors."""
 
 _PROBE = 8
-"""Rows that are looked up to find out what an embedding does to them."""
+"""Rows that are looked up to see what an embedding does to them."""
 
 
 class HalfEmbedding(nn.Embedding):
@@ -106,7 +106,7 @@ def _halve(model: PreTrainedModel, module: nn.Embedding, folder: Path) -> None:
 
 
 def _scale_of(module: nn.Embedding) -> float | None:
-    """What `module` multiplies its rows by, to the last bit; None where it does something else."""
+    """Return the exact factor of `module` on its rows, or None if it does something else."""
     ids = torch.arange(min(_PROBE, module.num_embeddings))
     weight = module.weight
     rows = weight.data[ids].float()

@@ -1,4 +1,4 @@
-"""What an earlier start found out about a base on the compiled step, so that the next need not.
+"""What an earlier start found out about a base on the compiled step, kept for later starts.
 
 Beside the packed linears (`lorry.model.compiled.kept_base`) lies how the step describes the layers,
 as a sign that its answers agreed with transformers' own beyond every window and chunk. It is
@@ -56,7 +56,7 @@ class KeptVerdict:
     key: str
 
     def read(self) -> ModelDescription | None:
-        """What the compiled step runs; None where that has to be found out."""
+        """Return what the compiled step runs, or None if that has to be found out."""
         if self.folder is None:
             return None
         try:
@@ -150,7 +150,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _step() -> tuple[str, str]:
-    """The instruction set, and a digest of the library as it was built."""
+    """Return the instruction set and a digest of the library."""
     try:
         name, built = library.find()
     except library.Missing as missing:

@@ -116,7 +116,7 @@ class Placement:
         return all(self._held[use.slot].compiled for use in uses)
 
     def slots_of(self, digests: Sequence[str]) -> list[int] | None:
-        """The slots that hold them; None if one of them is in no slot."""
+        """Return the slots of the digests, or None if one is in no slot."""
         slots = [self._slot_of[digest] for digest in digests if digest in self._slot_of]
         return slots if len(slots) == len(digests) else None
 

@@ -1,8 +1,8 @@
-"""How many threads compute: those of the compiled step, and PyTorch's own.
+"""The number of threads that compute: the compiled step's, and PyTorch's own.
 
-PyTorch counts the machine's cores, or takes OMP_NUM_THREADS. It does not see what a container may
-use of them: with `docker run --cpus 2` on a machine of 64 cores it would start 64 threads, and the
-kernel would stop all of them for most of each tenth of a second.
+PyTorch counts the machine's cores, or takes OMP_NUM_THREADS. It ignores a container's quota: with
+`docker run --cpus 2` on a machine of 64 cores it would start 64 threads, and the kernel would stop
+all of them for most of each tenth of a second.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 import torch
+
+from lorry_adapters.lora import control_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,31 +25,31 @@ class Cores:
     allowed: int
     """Logical cores on which it may run."""
     quota: float | None
-    """The time that it may take on them, in cores; None: all of it."""
+    """The processor time that it may use, in cores. None: no limit."""
 
     @property
     def count(self) -> int:
-        """A part of a core is left to the other threads: one that were stopped in the middle of a
-        step would keep all others waiting."""
+        """Whole cores for threads that compute. The rest of a quota goes to the other threads: one
+        compute thread that is stopped in a step would hold up all others."""
         return self.allowed if self.quota is None else max(1, min(self.allowed, int(self.quota)))
 
 
-def usable_cores(root: Path = Path("/")) -> Cores:
-    """By the process's affinity and its control groups. `root`: of /proc and /sys."""
+def usable_cores() -> Cores:
+    """Return what the process's affinity and its control groups leave it."""
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = psutil.cpu_count() or 1
-    return Cores(allowed, min(_quotas(root), default=None))
+    return Cores(allowed, min(_quotas(), default=None))
 
 
 def threads_of(asked: int, cores: Cores) -> int:
-    """Threads that compute. `asked`: as `--threads` has it, 0: as many as are useful."""
+    """Return the number of threads that compute. `asked` is `--threads`; 0 chooses one."""
     return asked or min(torch.get_num_threads(), cores.count)
 
 
 def use_threads(asked: int, say: Callable[[str], None]) -> None:
-    """From here on PyTorch has so many threads, and a compiled step that is built, too."""
+    """Set the threads of PyTorch, and of each compiled step that is built afterwards."""
     cores = usable_cores()
     if asked > cores.count:
         say(
@@ -58,7 +60,7 @@ def use_threads(asked: int, say: Callable[[str], None]) -> None:
 
 
 def described(asked: int, cores: Cores) -> str:
-    """How many, and why, for people."""
+    """Say how many threads compute, and why."""
     text = f"{threads_of(asked, cores)} compute"
     if asked:
         text += ", as asked"
@@ -74,31 +76,13 @@ def _cores(count: int) -> str:
     return f"{count} core{'s' if count != 1 else ''}"
 
 
-def _quotas(root: Path) -> list[float]:
-    """In cores, of the process's control groups and of those around them.
-
-    /proc/self/cgroup has a line `number:controllers:path` for each hierarchy, without controllers
-    in version 2 (cgroups(7)). In a container the path may be one that only the host can see: then
-    the root of the mounted hierarchy is the container's own.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    groups, found = root / "sys/fs/cgroup", []
-    for number, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
-        if number == "0" and not controllers:
-            mounts, quota_of = [groups, groups / "unified"], _version_2
-        elif "cpu" in controllers.split(","):
-            mounts, quota_of = [groups / controllers, groups / "cpu"], _version_1
-        else:
-            continue
-        inside = PurePosixPath("" if ".." in path.split("/") else path.lstrip("/"))
-        for mount in mounts:
-            for at in (inside, *inside.parents):
-                quota = quota_of(mount / at)
-                if quota is not None:
-                    found.append(quota)
+def _quotas() -> list[float]:
+    """Return the CPU quotas on this process, in cores."""
+    found = []
+    for version, folder in control_groups.folders("cpu"):
+        quota = _version_2(folder) if version == 2 else _version_1(folder)
+        if quota is not None:
+            found.append(quota)
     return found
 
 

@@ -16,7 +16,8 @@ from lorry.model.kv_cache import LayerShape
 def unfit_for_triton(
     loaded: LoadedModel, shapes: Iterable[LayerShape], block_size: int
 ) -> str | None:
-    """Why they cannot; None where each of them runs and is right. `shapes`: of its layers."""
+    """Return why the kernels cannot run, or None if all of them run and are right. `shapes` are
+    those of its layers."""
     if find_spec("triton") is None:
         return "triton is not installed; PyTorch's CUDA builds bring it on Linux"
     from lorry.model import triton_model

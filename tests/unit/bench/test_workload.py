@@ -128,7 +128,7 @@ def test_a_conversation_has_one_adapter_and_one_system_prompt() -> None:
 
 
 def test_what_shares_nothing_is_drawn_as_before() -> None:
-    """Or old figures were of other prompts."""
+    """Otherwise new figures could not be compared with old ones."""
     (ask, *_) = workload.plan(WorkloadRow("base, c=8", 24, concurrency=8), 0)
     assert ask.prompt.startswith("such should spell home time their ")
 

@@ -1,14 +1,16 @@
-"""The memory of a container, by files as the system has them."""
+"""The memory of a container, by the kernel's files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from lorry_adapters.lora import memory_limit
+from lorry_adapters.lora import control_groups, memory_limit
+from support.container import write_groups
 
 MIB = 1 << 20
 V2 = "0::{path}\n"
@@ -18,16 +20,8 @@ Write = Callable[[str, Mapping[str, str]], None]
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    def write(own: str, files: Mapping[str, str]) -> None:
-        (tmp_path / "own").write_text(own)
-        for name, text in files.items():
-            file = tmp_path / "groups" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text + "\n")
-
-    monkeypatch.setattr(memory_limit, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory_limit, "OWN", tmp_path / "own")
-    return write
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    return partial(write_groups, tmp_path)
 
 
 def test_without_groups_it_is_the_machine_s(system: Write) -> None:

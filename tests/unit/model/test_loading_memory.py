@@ -73,7 +73,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports anonymous memory in /proc")
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_the_base_is_there_once(quantize: str, base: Path, tmp_path: Path) -> None:
     for start in ("first", "second"):

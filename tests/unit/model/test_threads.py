@@ -1,4 +1,4 @@
-"""How many threads compute, by what the system says that this process may use."""
+"""The number of threads that compute, by what this process may use of the system."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import torch
 
 from lorry.model import threads
 from lorry.model.threads import Cores, threads_of, usable_cores, use_threads
+from lorry_adapters.lora import control_groups
+from support.container import write_groups
 
 
 @pytest.fixture(autouse=True)
-def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-
-
-def system(root: Path, groups: str, files: dict[str, str]) -> Path:
-    for name, text in {"proc/self/cgroup": groups, **files}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    return tmp_path
 
 
 V1 = "5:memory:/\n4:cpuset:/\n3:cpu,cpuacct:/docker/abc\n0::/system.slice\n"
@@ -30,60 +27,61 @@ V1 = "5:memory:/\n4:cpuset:/\n3:cpu,cpuacct:/docker/abc\n0::/system.slice\n"
 @pytest.mark.parametrize(
     ("groups", "files", "quota"),
     [
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2.0),
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
         ("0::/\n", {}, None),
         # A service's own group, in another with less.
         (
             "0::/a/b\n",
             {
-                "sys/fs/cgroup/a/b/cpu.max": "800000 100000\n",
-                "sys/fs/cgroup/a/cpu.max": "350000 100000\n",
+                "a/b/cpu.max": "800000 100000",
+                "a/cpu.max": "350000 100000",
             },
             3.5,
         ),
         # The host's path, and one from outside, which a container does not see.
-        ("0::/docker/abc\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
-        ("0::/../other\n", {"sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4.0),
-        ("0::/a\n", {"sys/fs/cgroup/unified/a/cpu.max": "300000 100000\n"}, 3.0),
+        ("0::/docker/abc\n", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/../other\n", {"cpu.max": "400000 100000"}, 4.0),
+        ("0::/a\n", {"unified/a/cpu.max": "300000 100000"}, 3.0),
         (
             V1,
             {
-                "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "250000\n",
-                "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+                "cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "250000",
+                "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
             },
             2.5,
         ),
         (
             V1,
             {
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "600000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "200000\n",
+                "cpu/cpu.cfs_quota_us": "600000",
+                "cpu/cpu.cfs_period_us": "200000",
             },
             3.0,
         ),
         (
             V1,
             {
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+                "cpu/cpu.cfs_quota_us": "-1",
+                "cpu/cpu.cfs_period_us": "100000",
             },
             None,
         ),
-        ("nonsense\n0::\n", {"sys/fs/cgroup/cpu.max": "many 100000\n"}, None),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "200000 0\n"}, None),
+        ("nonsense\n0::\n", {"cpu.max": "many 100000"}, None),
+        ("0::/\n", {"cpu.max": "200000 0"}, None),
     ],
 )
 def test_a_quota_is_found(
-    groups: str, files: dict[str, str], quota: float | None, tmp_path: Path
+    groups: str, files: dict[str, str], quota: float | None, root: Path
 ) -> None:
-    assert usable_cores(system(tmp_path, groups, files)) == Cores(64, quota)
+    write_groups(root, groups, files)
+    assert usable_cores() == Cores(64, quota)
 
 
-def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
-    assert usable_cores(tmp_path) == Cores(64, None)
+def test_a_system_without_control_groups_has_no_quota() -> None:
+    assert usable_cores() == Cores(64, None)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lorry_adapters.errors import OutOfMemory
-from lorry_adapters.lora import memory_limit, room
+from lorry_adapters.lora import control_groups, room
 from lorry_adapters.registry import intake, weight_loader
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, upload
+from support.container import write_groups
 from support.registries import Files, Open, acquire, blobs
 
 ERRORS = [
@@ -96,12 +97,9 @@ def test_what_is_left_is_the_least_of_all(monkeypatch: pytest.MonkeyPatch, tmp_p
         vms = psutil.Process().memory_info().vms
         patch.setattr(resource, "getrlimit", lambda kind: (vms + (100 << 20), -1))
         assert room.available() <= 110 << 20
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300000\n")
-    (tmp_path / "own").write_text("0::/\n")
-    monkeypatch.setattr(memory_limit, "GROUPS", tmp_path)
-    monkeypatch.setattr(memory_limit, "OWN", tmp_path / "own")
+    used = {"memory.current": "900000", "memory.stat": "anon 5\ninactive_file 300000"}
+    write_groups(tmp_path, "0::/\n", {"memory.max": "1000000", **used})
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
     assert room.available() == 400_000
-    (tmp_path / "memory.max").write_text("max\n")
+    write_groups(tmp_path, "0::/\n", {"memory.max": "max", **used})
     assert room.available() > 1_000_000

@@ -17,14 +17,14 @@
 #define CHUNK 64   /* inputs with one scale */
 #define BYTES 127  /* the largest of a chunk's bytes */
 #define LOW_BYTES 254 /* what one of the high bytes is worth in low ones */
-#define FAR 2 /* times the average of a row's chunks is far larger */
+#define FAR 2 /* a chunk gets low bytes if it is this many times the average of its row */
 
 #define STREAM_AHEAD 4096 /* bytes; half of it is slower, twice of it no faster */
 #define MORE_EVERY 16     /* inputs; 4 asks for more than comes, and everything waits */
 
 #define VECTORS (BLOCK / WIDTH)
 
-/* Of a chunk's bytes. */
+/* A chunk of a token's bytes. */
 typedef struct {
     float scale;     /* what one of the high bytes is worth */
     int32_t sum;     /* of the high bytes */
@@ -119,7 +119,7 @@ INLINE void encode_chunks(const float *x, Activations to, int in) {
     *next = -1;
 }
 
-/* The forms that are asked for, of one token. */
+/* One token in the forms that are asked for. */
 INLINE void encode_token(const float *x, Activations to, int in, int codes, int bytes) {
     if (codes) *to.scale_T = encode(x, to.codes, in);
     if (bytes) encode_chunks(x, to, in);

@@ -58,7 +58,7 @@ class PackedAdapter:
     embedding_head: EmbeddingHead = field(default_factory=EmbeddingHead)
     """What it does to embeddings and logits."""
     shared: Mapping[int, SharedPart] = field(default_factory=dict)
-    """By the place of a linear: a pair of matrices that it shares with others."""
+    """Pairs of matrices that adapters share, by index of the linear."""
 
     @property
     def nbytes(self) -> int:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from lorry.model import int8
 from lorry.model.compiled.compiled_stack import packable, replace_stacks
-from lorry.model.compiled.multiplier import Multiplier, is_close
+from lorry.model.compiled.multiplier import TRIED, Multiplier, is_close
 from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
 from lorry.model.dense import codes_of, dense_weight
@@ -164,7 +164,7 @@ def _compiled(module: nn.Module, packer: Packer, multiplier: Multiplier) -> Comp
 def _is_right(module: nn.Module, compiled: CompiledLinear) -> bool:
     """Compared with the plain formula, on a few rows of outputs. The number of tokens decides
     which instructions multiply them; to the bits of a row it makes no difference."""
-    x_TI = torch.randn(11, compiled.in_features, generator=torch.Generator().manual_seed(1))
+    x_TI = torch.randn(TRIED, compiled.in_features, generator=torch.Generator().manual_seed(1))
     y_TO = compiled(x_TI)
     if not torch.equal(compiled(x_TI[:3]), y_TO[:3]):
         return False

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from lorry_adapters.lora.layers import BoundAdapter
 
 MOST_READ = 512 << 20
-"""Bytes that `read_weights` reads: enough for any cache to hold little of them."""
+"""Bytes that `read_weights` reads: much more than any cache holds."""
 
 
 class CompiledModel:

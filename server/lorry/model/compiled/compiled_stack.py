@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lorry.model.compiled.multiplier import Multiplier, is_close
+from lorry.model.compiled.multiplier import TRIED, Multiplier, is_close
 from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
 from lorry.model.expert_stacks import ExpertStack, PlainStack
@@ -77,8 +77,8 @@ def replace_stacks(model: nn.Module, packer: Packer, multiplier: Multiplier) -> 
 
 
 def _is_right(stack: PlainStack, compiled: CompiledStack) -> bool:
-    """By the last expert, which lies farthest."""
-    x_SI = torch.randn(11, stack.in_features, generator=torch.Generator().manual_seed(1))
+    """Compare the product of the last expert, which has the largest offset."""
+    x_SI = torch.randn(TRIED, stack.in_features, generator=torch.Generator().manual_seed(1))
     expert = stack.experts - 1
     found_SO = compiled.multiply(expert, x_SI)
     return torch.equal(compiled.multiply(expert, x_SI[:3]), found_SO[:3]) and is_close(

@@ -63,12 +63,12 @@ class MixtureDescription:
     experts: str
     """The module with the stacks `gate_up_proj` and `down_proj`."""
     router: str
-    """The module with the scores' weight."""
+    """The module that has the router's weight."""
     count: int
     chosen: int
     inner: int
     normed: bool
-    """The parts of the chosen ones are 1 in all."""
+    """True if the weights of the chosen experts sum to 1."""
     factor: float
     shared_gate: str | None = None
     """A linear of one output: the layer's own MLP counts its sigmoid."""

@@ -41,7 +41,7 @@ class EmbeddingHead:
 
     @property
     def nbytes(self) -> int:
-        """Of what is held beside the file's content."""
+        """Bytes of what is held beside the file's content."""
         return 0 if self.own_head is None else self.own_head.nbytes
 
 

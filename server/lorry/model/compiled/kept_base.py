@@ -111,7 +111,7 @@ class KeptBases:
                 shutil.rmtree(other, ignore_errors=True)
 
     def folder(self, found: BaseSource, precision: Precision) -> Path | None:
-        """Where they lie; None where they do not."""
+        """Where they are kept, or None."""
         if self.home is None:
             return None
         folder = self._folder(self.home, found, precision)
@@ -129,7 +129,7 @@ def key_of(found: BaseSource, precision: Precision) -> str:
     files = [(path.name, path.stat()) for path in sorted(found.folder.glob("*.safetensors"))]
     depends = {
         "format": FORMAT,
-        # A change keeps its time from nobody but the system.
+        # A program can set the time of a file's modification, but not that of its last change.
         "files": [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files],
         "folder": str(found.folder.resolve()),
         "config": hashlib.sha256((found.folder / "config.json").read_bytes()).hexdigest(),

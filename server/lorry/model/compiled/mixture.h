@@ -81,7 +81,7 @@ static void choose(Engine *e, const Mixture *m, int t) {
         for (int i = 0; i < m->experts; i++) {
             int taken = 0;
             for (int j = 0; j < k; j++) taken |= chosen[j] == i;
-            /* Where scores are no numbers, some expert is chosen all the same. */
+            /* Some expert is chosen even if the scores are NaN. */
             if (!taken && (best < 0 || score[i] > score[best])) best = i;
         }
         chosen[k] = best;

@@ -1,4 +1,4 @@
-"""Products of packed weights outside of a compiled step."""
+"""Products of packed weights outside a compiled step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from lorry.model.compiled import structs
 from lorry.model.compiled.pack import BLOCK
 
 ROWS = 64
-"""Of one product; more are multiplied one after the other."""
+"""Rows of one product. More are multiplied in parts."""
+
+TRIED = 19
+"""Rows of a product that is tried: enough for AMX's tiles of 8-bit and of 4-bit weights, and a
+multiple of neither's rows."""
 
 TOLERANCE = 0.03
 """Of the largest number: the roundings of levels, of activations and of the head."""
@@ -49,5 +53,5 @@ class Multiplier:
 
 
 def is_close(found: Tensor, exact: Tensor) -> bool:
-    """Whether they are as near as the roundings of packed products allow."""
+    """True if they differ by no more than the rounding of packed products."""
     return bool((found - exact).abs().max() <= TOLERANCE * exact.abs().max())

@@ -20,16 +20,16 @@ from lorry_adapters.lora import room
 from lorry_adapters.lora.matrix_deltas import OwnLinear
 
 _ROWS = 256 * BLOCK
-"""Outputs that are quantized at a time, in fp32."""
+"""Outputs that are quantized at a time: those are copied to fp32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedHead:
-    """Keeps the memory of its linear."""
+    """Keeps the linear's memory alive."""
 
     packed: PackedLinear
     words: int
-    """Tokens that it knows, the first of the base's vocabulary."""
+    """Number of tokens that it knows: the first ones of the base's vocabulary."""
 
     @property
     def nbytes(self) -> int:

@@ -24,7 +24,7 @@ GROUP = 8
 
 
 def padded(rank: int) -> int:
-    """The rank that the compiled step runs."""
+    """Return the rank that the compiled step runs."""
     return -(-rank // GROUP) * GROUP
 
 
@@ -89,7 +89,7 @@ class PackedLinear:
         require(not four_bits or inputs % CHUNK == 0, f"{inputs} inputs, not whole chunks")
 
     def part(self, first: int, out_features: int) -> PackedLinear:
-        """Some of its outputs, whole blocks of them. Shares the memory."""
+        """Return a linear of some of its outputs, in whole blocks. It shares the memory."""
         require(
             first % BLOCK == 0
             and out_features % BLOCK == 0

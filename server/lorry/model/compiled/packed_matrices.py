@@ -42,13 +42,13 @@ class PackedMatrices:
     """Of one adapter; keeps the memory that `addresses_M3` points to."""
 
     addresses_M3: NDArray[np.uint64]
-    """Of each linear of the model, by `FIELDS`; 0: it has none."""
+    """Addresses for each linear of the model, in the order of `FIELDS`. 0: none."""
     nbytes: int
     _keep: tuple[object, ...]
 
 
 def room_of(delta: BoundKronecker) -> int:
-    """Floats that a step needs for it."""
+    """Working memory that a step needs for it, in floats."""
     (a, c), b = delta.w1_ac.shape, delta.w2_bd.shape[0]
     return int((a + c) * widened(b))
 
@@ -83,7 +83,7 @@ def pack_matrices(
 
 
 Packed = tuple[ctypes.Structure, object, int]
-"""A structure, what keeps its memory, and the bytes of that."""
+"""A C structure, the objects that own its memory, and their size in bytes."""
 
 
 def _turn(delta: BoundTurn) -> Packed:

@@ -16,7 +16,7 @@ from lorry.model.guard import require
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 _WIDENED = 512
-"""Rows at a time."""
+"""Rows that are widened at a time."""
 
 
 class Packer:
@@ -130,7 +130,7 @@ class Packer:
 
 
 def _longer(values_O: Tensor, missing: int) -> Tensor:
-    """With zeros at the end of its first dimension."""
+    """Return the tensor with zeros at the end of its first dimension."""
     return torch.cat([values_O, values_O.new_zeros(missing, *values_O.shape[1:])])
 
 

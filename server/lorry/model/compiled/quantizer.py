@@ -22,11 +22,12 @@ _MULTIPLE = 16
 
 
 _installed: list[ctypes.CDLL] = []
-"""The one whose function bitsandbytes calls, once there is one."""
+"""The library whose function bitsandbytes calls, once there is one."""
 
 
 def install(library: ctypes.CDLL) -> None:
-    """From now on, in the whole process. The first library stays: all give the same bits."""
+    """Have bitsandbytes quantize with this library, in the whole process. The first one stays: all
+    give the same bits."""
     if _installed:
         return
     _installed.append(library)

@@ -35,7 +35,7 @@ class SharedPair:
     a: NDArray[np.uint8]
     b: NDArray[np.uint8]
     rank: int
-    """Padded."""
+    """The rank, padded."""
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +56,7 @@ class SharedPart:
 
 
 class SharedPairs:
-    """Those that adapters have now. Thread-safe."""
+    """The shared pairs that adapters use now. Thread-safe."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library

@@ -50,7 +50,7 @@ class LayerSurvey:
     kv_heads: int
     head_size: int
     inner: int
-    """0: it has no MLP but a mixture."""
+    """0 if a mixture is its only MLP."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

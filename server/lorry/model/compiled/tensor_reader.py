@@ -25,13 +25,13 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
 }
-"""Those of packed linears."""
+"""The names of the dtypes that packed linears have."""
 
 _LENGTH = 8
-"""Bytes of the header's length."""
+"""Size of the header's length in bytes."""
 
 _LARGEST_HEADER = 100 << 20
-"""Bytes; as safetensors itself."""
+"""The longest header in bytes; safetensors has the same limit."""
 
 
 def read_tensors(file: Path, num_threads: int) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -38,7 +38,7 @@ class ModuleCall:
     x: Tensor
     y: Tensor
     inputs: tuple[Tensor, ...] = ()
-    """All tensors that it got, where they are several; x is the first."""
+    """All tensors of its input; x is the first."""
 
     @property
     def is_linear(self) -> bool:

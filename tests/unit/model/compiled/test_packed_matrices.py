@@ -6,8 +6,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
@@ -28,11 +29,9 @@ from lorry_adapters.lora.matrix_deltas import (
 )
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import Delta
-from support.compiled_module import NUM_SLOTS, CompiledModule, Uses
+from support.compiled_module import CompiledModule
+from support.linear_scene import Held, LinearScene, check_a_slot_forgets, linear_of
 
-SHAPES = [(16, 16), (64, 48), (80, 208), (576, 192), (48, 528)]
-"""In, out."""
-SCALES = (1.0, 0.5, -0.7, 2.0, -1.5)
 PAIR = "a pair"
 KINDS = (
     (PAIR,),
@@ -54,12 +53,6 @@ CPU = (torch.float32, torch.device("cpu"))
 def divided(size: int, luck: random.Random) -> tuple[int, int]:
     one = luck.choice([n for n in range(1, size + 1) if size % n == 0])
     return one, size // one
-
-
-def linear_of(inputs: int, outputs: int, *, bias: bool, dice: torch.Generator) -> Int8Linear:
-    codes_OI = torch.randint(-127, 128, (outputs, inputs), generator=dice, dtype=torch.int8)
-    scale_O = torch.rand(outputs, generator=dice) / 50 + 1e-3
-    return Int8Linear(codes_OI, scale_O, torch.randn(outputs, generator=dice) if bias else None)
 
 
 def shared_matrices(rank: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +95,7 @@ def made(part: object, linear: Int8Linear, dice: torch.Generator, luck: random.R
 
 
 def held_in_fewer_bits(built: ctypes.CDLL, delta: Delta, inputs: int) -> Delta:
-    """For torch, with the numbers that the step has: what that costs is said elsewhere."""
+    """Return the delta for torch, with the rounded numbers that the step holds."""
     if isinstance(delta, BoundPair):
         codes = codes_of(LoraPair(delta.a_RI, delta.b_OR, 1.0))
         b_OR = codes.b_OR.float() * codes.scale_O.float()[:, None]
@@ -120,123 +113,39 @@ def held_in_fewer_bits(built: ctypes.CDLL, delta: Delta, inputs: int) -> Delta:
     return delta
 
 
-class Held:
-    def __init__(
-        self,
-        built: ctypes.CDLL,
-        kind: Kind,
-        linear: Int8Linear,
-        dice: torch.Generator,
-        luck: random.Random,
-    ) -> None:
-        rank = luck.randrange(1, 25)
-        inputs, outputs = linear.in_features, linear.out_features
-        a_RI = torch.randn(rank, inputs, generator=dice) / inputs**0.5
-        pair = LoraPair(a_RI, torch.randn(outputs, rank, generator=dice), 0.7)
-        self.pair = pair if PAIR in kind else None
-        self.deltas = [made(part, linear, dice, luck) for part in kind if part != PAIR]
-        self.exact = [held_in_fewer_bits(built, delta, inputs) for delta in self.deltas]
-        if self.pair is not None:
-            low = BoundPair(pair.a_RI, pair.b_OR * pair.scaling, *CPU)
-            self.exact.append(held_in_fewer_bits(built, low, inputs))
+def held(
+    built: ctypes.CDLL, kind: Kind, linear: Int8Linear, dice: torch.Generator, luck: random.Random
+) -> Held:
+    rank = luck.randrange(1, 25)
+    inputs, outputs = linear.in_features, linear.out_features
+    a_RI = torch.randn(rank, inputs, generator=dice) / inputs**0.5
+    pair = LoraPair(a_RI, torch.randn(outputs, rank, generator=dice), 0.7)
+    deltas = [made(part, linear, dice, luck) for part in kind if part != PAIR]
+    whole = deltas
+    if PAIR in kind:
+        whole = [*deltas, BoundPair(pair.a_RI, pair.b_OR * pair.scaling, *CPU)]
+    exact = [held_in_fewer_bits(built, delta, inputs) for delta in whole]
+    return Held(pair if PAIR in kind else None, deltas, exact)
 
 
-class Scene:
-    """A linear, some adapters on it, some tokens, and who wants what."""
-
-    def __init__(self, built: ctypes.CDLL, seed: int) -> None:
-        luck, dice = random.Random(seed), torch.Generator().manual_seed(seed)
-        self.linear = linear_of(*SHAPES[seed % len(SHAPES)], bias=seed % 2 == 0, dice=dice)
-        kinds = [luck.choice(KINDS) for _ in range(NUM_SLOTS - 1)]
-        self.held = {
-            slot: Held(built, kind, self.linear, dice, luck) for slot, kind in enumerate(kinds, 1)
-        }
-        count = luck.randrange(1, 21)
-        self.x_TI = torch.randn(count, self.linear.in_features, generator=dice)
-        self.x_TI[:, 3] *= 10
-        alike = [(luck.randrange(1, NUM_SLOTS), luck.choice(SCALES))]
-        self.wishes = [
-            alike
-            if luck.random() < 0.4
-            else [
-                (slot, luck.choice(SCALES))
-                for slot in sorted(luck.sample(range(1, NUM_SLOTS + 1), luck.choice((0, 1, 1, 3))))
-            ]
-            for _ in range(count)
-        ]
-
-    def uses(self, tokens: Sequence[int]) -> Uses:
-        return sorted(
-            (slot, at, scale)
-            for at, token in enumerate(tokens)
-            for slot, scale in self.wishes[token]
-        )
-
-    def place(self, module: CompiledModule) -> None:
-        for slot, held in self.held.items():
-            module.place(slot, held.pair, held.deltas)
-
-    def expected(self, token: int) -> tuple[Tensor, float]:
-        """The answer, and the size of what it is the sum of."""
-        x_1I = self.x_TI[token : token + 1]
-        base_1O = self.linear(x_1I)
-        parts = [base_1O]
-        for slot, scale in self.wishes[token]:
-            if slot in self.held:
-                at = torch.tensor([[scale]])
-                parts += [delta(x_1I, base_1O, at) for delta in self.held[slot].exact]
-        return torch.stack(parts).sum(0)[0], sum(float(part.norm()) for part in parts)
+def scene(built: ctypes.CDLL, seed: int) -> LinearScene:
+    return LinearScene(
+        seed, lambda linear, dice, luck: held(built, luck.choice(KINDS), linear, dice, luck)
+    )
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_answers_are_those_of_torchs_deltas(built: ctypes.CDLL, seed: int) -> None:
-    scene = Scene(built, seed)
-    with closing(CompiledModule(built, scene.linear, 1 + seed % 3)) as module:
-        scene.place(module)
-        tokens = range(len(scene.x_TI))
-        found_TO = module(scene.x_TI, scene.uses(tokens))
-    for token in tokens:
-        wanted_O, size = scene.expected(token)
-        assert float((found_TO[token] - wanted_O).norm()) < 3e-3 * size, scene.wishes[token]
+    scene(built, seed).check_answers(built)
 
 
 @pytest.mark.parametrize("seed", range(40, 52))
 def test_a_tokens_bits_do_not_depend_on_its_company(built: ctypes.CDLL, seed: int) -> None:
-    scene = Scene(built, seed)
-    alone: dict[int, Tensor] = {}
-    luck = random.Random(seed)
-    for threads in (1, 2, 5):
-        with closing(CompiledModule(built, scene.linear, threads)) as module:
-            scene.place(module)
-            tokens = list(range(len(scene.x_TI)))
-            for token in tokens:
-                one_O = module(scene.x_TI[token : token + 1], scene.uses([token]))[0]
-                assert torch.equal(alone.setdefault(token, one_O), one_O)
-            together_TO = module(scene.x_TI, scene.uses(tokens))
-            assert all(torch.equal(together_TO[token], alone[token]) for token in tokens)
-            for _ in range(3):
-                some = luck.sample(tokens, luck.randrange(1, len(tokens) + 1))
-                together_TO = module(scene.x_TI[some], scene.uses(some))
-                for at, token in enumerate(some):
-                    assert torch.equal(together_TO[at], alone[token])
+    scene(built, seed).check_company(built)
 
 
 def test_a_slot_forgets_its_matrices(built: ctypes.CDLL) -> None:
-    dice, luck = torch.Generator().manual_seed(7), random.Random(7)
-    linear = linear_of(64, 48, bias=True, dice=dice)
-    x_TI = torch.randn(3, 64, generator=dice)
-    held = [Held(built, kind, linear, dice, luck) for kind in KINDS]
-    with closing(CompiledModule(built, linear)) as module:
-        fresh = []
-        for one in held:
-            with closing(CompiledModule(built, linear)) as new:
-                new.place(2, one.pair, one.deltas)
-                fresh.append(new(x_TI, [(2, 1, 0.5)]))
-        for one, expected in [*zip(held, fresh, strict=True)] * 2:
-            module.place(2, one.pair, one.deltas)
-            assert torch.equal(module(x_TI, [(2, 1, 0.5)]), expected)
-            module.place(2)
-            assert torch.equal(module(x_TI, [(2, 1, 0.5)]), module(x_TI, []))
+    check_a_slot_forgets(built, [partial(held, built, kind) for kind in KINDS])
 
 
 def test_adapters_with_the_same_matrices_share_them(built: ctypes.CDLL) -> None:

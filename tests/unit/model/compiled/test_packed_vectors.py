@@ -6,11 +6,10 @@ import ctypes
 import dataclasses
 import random
 from collections.abc import Sequence
-from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from lorry.model.compiled.adapter import codes_of
 from lorry.model.compiled.packed_vectors import KNOWN_SCALES, VectorDeltas, fits, vector_deltas_of
@@ -28,12 +27,7 @@ from lorry_adapters.lora.effects import (
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.sparse import Sparse
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain
-from support.compiled_module import NUM_SLOTS, CompiledModule, Uses
-
-SHAPES = [(16, 16), (64, 48), (80, 208), (576, 192), (48, 528)]
-"""In, out: one block and several, even and odd numbers of them."""
-
-SCALES = (1.0, 0.5, -0.7, 2.0, -1.5, 1e-3)
+from support.linear_scene import Held, LinearScene, check_a_slot_forgets, linear_of
 
 PLAIN, DORA = "a pair", "DoRA"
 KINDS = (
@@ -52,155 +46,67 @@ KINDS = (
 Kind = tuple[object, ...]
 
 
-class Held:
-    """An adapter on one linear: for the compiled step, and for torch."""
-
-    def __init__(self, kind: Kind, linear: Int8Linear, dice: torch.Generator) -> None:
-        base = EffectTarget(
-            linear, lambda: dense_weight(linear), torch.float32, torch.device("cpu")
-        )
-        out = linear.out_features
-        rank = int(torch.randint(1, 25, (), generator=dice))
-        pair = LoraPair(
-            torch.randn(rank, linear.in_features, generator=dice) / linear.in_features**0.5,
-            torch.randn(out, rank, generator=dice),
-            0.7,
-        )
-        effects: dict[object, Effect] = {
-            PairBias: PairBias(torch.randn(out, generator=dice), 1.3),
-            OwnBias: OwnBias(torch.randn(out, generator=dice)),
-            OutputGain: OutputGain(torch.randn(out, generator=dice)),
-            InputGain: InputGain(torch.randn(linear.in_features, generator=dice)),
-            DORA: Dora(pair.a_RI, pair.b_OR, torch.rand(out, generator=dice) * 9, pair.scaling),
-        }
-        bound = [effects[part].bind(base) for part in kind if part in effects]
-        self.deltas: list[Delta] = [delta for delta in bound if delta is not None]
-        self.pair = pair if PLAIN in kind else None
-        # In 8 bits for torch as well: what that costs is test_adapter.py's.
-        codes = codes_of(pair)
-        a_RI, b_OR = codes.a_RI.float(), codes.b_OR.float() * codes.scale_O.float().unsqueeze(1)
-        self._torch: list[Delta] = [
-            dataclasses.replace(delta, a_RI=a_RI, b_OR=b_OR / pair.scaling, _held=[], _known={})
-            if isinstance(delta, BoundDora)
-            else delta
-            for delta in self.deltas
-        ]
-        if self.pair is not None:
-            self._torch.append(lambda x_MI, y_MO, scale_M1: x_MI @ a_RI.T @ b_OR.T * scale_M1)
-
-    def added(self, x_1I: Tensor, y_1O: Tensor, scale: float) -> list[Tensor]:
-        return [delta(x_1I, y_1O, torch.tensor([[scale]])) for delta in self._torch]
+def held(kind: Kind, linear: Int8Linear, dice: torch.Generator, luck: random.Random) -> Held:
+    base = EffectTarget(linear, lambda: dense_weight(linear), torch.float32, torch.device("cpu"))
+    out, rank = linear.out_features, luck.randrange(1, 25)
+    pair = LoraPair(
+        torch.randn(rank, linear.in_features, generator=dice) / linear.in_features**0.5,
+        torch.randn(out, rank, generator=dice),
+        0.7,
+    )
+    effects: dict[object, Effect] = {
+        PairBias: PairBias(torch.randn(out, generator=dice), 1.3),
+        OwnBias: OwnBias(torch.randn(out, generator=dice)),
+        OutputGain: OutputGain(torch.randn(out, generator=dice)),
+        InputGain: InputGain(torch.randn(linear.in_features, generator=dice)),
+        DORA: Dora(pair.a_RI, pair.b_OR, torch.rand(out, generator=dice) * 9, pair.scaling),
+    }
+    found = [effects[part].bind(base) for part in kind if part in effects]
+    deltas: list[Delta] = [delta for delta in found if delta is not None]
+    # In 8 bits for torch as well: test_adapter.py has the cost of that.
+    codes = codes_of(pair)
+    a_RI, b_OR = codes.a_RI.float(), codes.b_OR.float() * codes.scale_O.float().unsqueeze(1)
+    exact: list[Delta] = [
+        dataclasses.replace(delta, a_RI=a_RI, b_OR=b_OR / pair.scaling, _held=[], _known={})
+        if isinstance(delta, BoundDora)
+        else delta
+        for delta in deltas
+    ]
+    if PLAIN in kind:
+        exact.append(lambda x_MI, y_MO, scale_M1: x_MI @ a_RI.T @ b_OR.T * scale_M1)
+    return Held(pair if PLAIN in kind else None, deltas, exact)
 
 
-def linear_of(inputs: int, outputs: int, *, bias: bool, dice: torch.Generator) -> Int8Linear:
-    codes_OI = torch.randint(-127, 128, (outputs, inputs), generator=dice, dtype=torch.int8)
-    scale_O = torch.rand(outputs, generator=dice) / 50 + 1e-3
-    return Int8Linear(codes_OI, scale_O, torch.randn(outputs, generator=dice) if bias else None)
-
-
-class Scene:
-    """A linear, some adapters on it, some tokens, and who wants what."""
-
-    def __init__(self, seed: int) -> None:
-        luck, dice = random.Random(seed), torch.Generator().manual_seed(seed)
-        self.linear = linear_of(*SHAPES[seed % len(SHAPES)], bias=seed % 2 == 0, dice=dice)
-        kinds = [luck.choice(KINDS) for _ in range(NUM_SLOTS - 1)]
-        # The last slot stays empty.
-        self.held = {slot: Held(kind, self.linear, dice) for slot, kind in enumerate(kinds, 1)}
-        count = luck.randrange(1, 21)
-        self.x_TI = torch.randn(count, self.linear.in_features, generator=dice)
-        self.x_TI[:, 3] *= 10
-        self.wishes = [
-            [
-                (slot, luck.choice(SCALES))
-                for slot in sorted(luck.sample(range(1, NUM_SLOTS + 1), luck.choice((0, 1, 1, 3))))
-            ]
-            for _ in range(count)
-        ]
-
-    def uses(self, tokens: Sequence[int]) -> Uses:
-        """Of these tokens, as they lie one after the other."""
-        return sorted(
-            (slot, at, scale)
-            for at, token in enumerate(tokens)
-            for slot, scale in self.wishes[token]
-        )
-
-    def place(self, module: CompiledModule) -> None:
-        for slot, held in self.held.items():
-            module.place(slot, held.pair, held.deltas)
-
-    def expected(self, token: int) -> tuple[Tensor, float]:
-        """The answer, and the size of what it is the sum of."""
-        x_1I = self.x_TI[token : token + 1]
-        base_1O = self.linear(x_1I)
-        parts = [base_1O]
-        for slot, scale in self.wishes[token]:
-            if slot in self.held:
-                parts += self.held[slot].added(x_1I, base_1O, scale)
-        return torch.stack(parts).sum(0)[0], sum(float(part.norm()) for part in parts)
+def scene(seed: int) -> LinearScene:
+    return LinearScene(
+        seed, lambda linear, dice, luck: held(luck.choice(KINDS), linear, dice, luck)
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_answers_are_those_of_torchs_deltas(built: ctypes.CDLL, seed: int) -> None:
-    scene = Scene(seed)
-    with closing(CompiledModule(built, scene.linear, 1 + seed % 3)) as module:
-        scene.place(module)
-        tokens = range(len(scene.x_TI))
-        found_TO = module(scene.x_TI, scene.uses(tokens))
-    for token in tokens:
-        wanted_O, size = scene.expected(token)
-        # Activations and a pair's inside are rounded to 13 bits.
-        assert float((found_TO[token] - wanted_O).norm()) < 3e-3 * size, (
-            token,
-            scene.wishes[token],
-        )
+    scene(seed).check_answers(built)
 
 
 @pytest.mark.parametrize("seed", range(40, 55))
 def test_a_tokens_bits_do_not_depend_on_its_company(built: ctypes.CDLL, seed: int) -> None:
-    scene = Scene(seed)
-    alone: dict[int, Tensor] = {}
-    luck = random.Random(seed)
-    for threads in (1, 2, 5, 32):
-        with closing(CompiledModule(built, scene.linear, threads)) as module:
-            scene.place(module)
-            tokens = list(range(len(scene.x_TI)))
-            for token in tokens:
-                one_O = module(scene.x_TI[token : token + 1], scene.uses([token]))[0]
-                assert torch.equal(alone.setdefault(token, one_O), one_O)
-            for _ in range(4):
-                some = luck.sample(tokens, luck.randrange(1, len(tokens) + 1))
-                together_TO = module(scene.x_TI[some], scene.uses(some))
-                for at, token in enumerate(some):
-                    assert torch.equal(together_TO[at], alone[token])
+    scene(seed).check_company(built)
 
 
 def test_a_slot_forgets_its_vectors(built: ctypes.CDLL) -> None:
-    dice = torch.Generator().manual_seed(7)
-    linear = linear_of(64, 48, bias=True, dice=dice)
-    x_TI = torch.randn(3, 64, generator=dice)
-    held = [Held(kind, linear, dice) for kind in KINDS]
-    with closing(CompiledModule(built, linear)) as module:
-        fresh = []
-        for one in held:
-            with closing(CompiledModule(built, linear)) as new:
-                new.place(2, one.pair, one.deltas)
-                fresh.append(new(x_TI, [(2, 1, 0.5)]))
-        for one, expected in [*zip(held, fresh, strict=True)] * 2:
-            module.place(2, one.pair, one.deltas)
-            assert torch.equal(module(x_TI, [(2, 1, 0.5)]), expected)
-            module.place(2)
-            assert torch.equal(module(x_TI, [(2, 1, 0.5)]), module(x_TI, []))
+    check_a_slot_forgets(built, [partial(held, kind) for kind in KINDS])
 
 
 # ---- scales
 
 
-def vectors(kind: Kind, seed: int = 3) -> VectorDeltas:
-    dice = torch.Generator().manual_seed(seed)
+def vectors(
+    kind: Kind, pairs: Sequence[str] = (), phases: Sequence[list[str]] = (["n"], ["m"])
+) -> VectorDeltas:
+    dice = torch.Generator().manual_seed(3)
     linear = linear_of(64, 48, bias=True, dice=dice)
-    made = vector_deltas_of({"m": Held(kind, linear, dice).deltas}, [], [["n"], ["m"]])
+    deltas = held(kind, linear, dice, random.Random(3)).deltas
+    made = vector_deltas_of({"m": deltas}, pairs, phases)
     assert made is not None
     return made
 
@@ -236,10 +142,7 @@ def test_a_scale_is_bound_once() -> None:
 def test_what_goes_in_is_replaced_where_nobody_reads_it(
     kind: Kind, pairs: list[str], phases: list[list[str]], instead: bool
 ) -> None:
-    dice = torch.Generator().manual_seed(3)
-    linear = linear_of(64, 48, bias=True, dice=dice)
-    made = vector_deltas_of({"m": Held(kind, linear, dice).deltas}, pairs, phases)
-    assert made is not None
+    made = vectors(kind, pairs, phases)
     assert made.at([1.0])[1.0].table_M["instead"].tolist() == [False, instead]
 
 
