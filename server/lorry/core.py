@@ -215,6 +215,8 @@ class Request:
     """The caller, for fair sharing, and to share the prefix cache only with itself if the server
     wants that."""
     caching: Caching = SHARED
+    weight: float = 1.0
+    """The caller's share: above 0, and twice as much is twice the service while others wait."""
 
 
 @dataclass(frozen=True, slots=True)

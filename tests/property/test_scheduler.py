@@ -95,7 +95,6 @@ class Tracked:
     started: bool = False
     must_restart: bool = False
     """It decoded and was left out of a step: it must have been preempted."""
-    overtakers: set[str] = field(default_factory=set)
 
     @property
     def tokens(self) -> list[int]:
@@ -113,8 +112,8 @@ class Tracked:
         return self.request.caller
 
     @property
-    def plain(self) -> bool:
-        return not self.request.adapters
+    def line(self) -> tuple[str, tuple[str, ...]]:
+        return self.caller, tuple(use.digest for use in self.request.adapters if use.scale)
 
 
 def used_by(request: Request) -> set[str]:
@@ -286,12 +285,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         size, sequences = self.blocks.block_size, self.scheduler._running
         taken = Counter(block for sequence in sequences for block in sequence.blocks)
         assert self.cached or set(taken.values()) <= {1}
-        admitted: list[Tracked] = []
         for row in batch.rows:
             one = self.all[row.request_id]
             assert one.final is None
-            if one.must_restart or not one.started:
-                admitted.append(one)
             count = len(row.token_ids)
             assert count >= 1
             if one.must_restart:
@@ -315,26 +311,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             one.started = True
             for other in self.all.values():
                 waits = other.final is None and (not other.started or other.must_restart)
-                mine = other.caller == one.caller
-                if waits and mine and other.arrival < one.arrival:
-                    # Only who waits for adapters is overtaken, and only so often.
-                    assert not other.plain
-                    other.overtakers.add(one.request.id)
-                    assert len(other.overtakers) <= OVERTAKEN
-        for caller in {one.caller for one in first_time}:
-            plain = [one.arrival for one in first_time if one.plain and one.caller == caller]
-            assert plain == sorted(plain)
-        self.check_shares(admitted)
-
-    def check_shares(self, admitted: list[Tracked]) -> None:
-        """Nobody with something running was let in before somebody with nothing."""
-        running = Counter(sequence.request.caller for sequence in self.scheduler._running)
-        inside = {sequence.request.id for sequence in self.scheduler._running}
-        waiting = [self.all[name] for name in self.live() if name not in inside]
-        for caller in {one.caller for one in waiting} - set(running):
-            head = min((o for o in waiting if o.caller == caller), key=lambda o: o.arrival)
-            if head.plain:
-                assert all(running[one.caller] == 1 for one in admitted), head.request.id
+                assert not (waits and other.line == one.line and other.arrival < one.arrival)
+        for sequence in self.scheduler._waiting:
+            assert sequence.overtaken < OVERTAKEN + scheduler_module.OUTWEIGHED
 
     def take(self, events: list[TokenEvent]) -> None:
         for event in events:

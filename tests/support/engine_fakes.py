@@ -71,6 +71,7 @@ def request(
     prompt_logprobs: int | None = None,
     caller: str = "",
     caching: Caching = SHARED,
+    weight: float = 1.0,
 ) -> Request:
     params = SamplingParams(
         max_new_tokens, eos_token_ids=frozenset(eos), prompt_logprobs=prompt_logprobs
@@ -78,7 +79,14 @@ def request(
     refs = tuple(ref_of(digest, scale) for digest, scale in adapters)
     uses = uses_of(refs, prompt)
     return Request(
-        name, tuple(prompt), params, uses, 0.0, caller=caller, caching=caching or Caching()
+        name,
+        tuple(prompt),
+        params,
+        uses,
+        0.0,
+        caller=caller,
+        caching=caching or Caching(),
+        weight=weight,
     )
 
 

@@ -9,12 +9,11 @@ A new request waits for one of two reasons:
     adapters    its weights are not in a slot yet, or all slots are in use. Others overtake it,
                 but only `MAX_OVERTAKEN` times.
 
-If a decode finds no block, the youngest running sequence of the caller with the most sequences is
+If a decode finds no block, the youngest running sequence of the caller with the highest load is
 preempted: it gives its blocks up and later computes its prompt and its answer so far again, except
 what the prefix cache still has. Its tokens are drawn by position, so the answer does not change.
-A new request also preempts if its caller has at least two fewer running sequences, so that
-preemptions do not alternate. The sequence that has run longest is never preempted unless it is
-alone, so some sequence always ends.
+A new request also preempts, if its caller's load is no higher afterwards than the other's. The
+sequence that has run longest is never preempted unless it is alone, so some sequence always ends.
 
 Virtual tokens (prompt tuning, prefix tuning) are positions before the prompt. They count in the
 cache, the step and the model's length like any token. Those of a prefix are written to the cache
@@ -47,7 +46,8 @@ from lorry.engine.limits import Limits
 from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.restriction import Following
 from lorry.engine.sequence import Sequence
-from lorry.engine.sharing import Counts, PromptTokens, counted, giving_way, youngest_of_most
+from lorry.engine.service import ANSWER
+from lorry.engine.sharing import Loads, PromptTokens, giving_way, loads_of, youngest_of_busiest
 from lorry.engine.slots import Residency
 from lorry.engine.waiting import Waiting
 from lorry_adapters.errors import AdapterError
@@ -227,7 +227,7 @@ class Scheduler:
     def _admit(self, rows: dict[str, int], budget: int, tokens: PromptTokens) -> None:
         if not self._waiting:
             return
-        running = counted(self._running)
+        running = loads_of(self._running)
         soon = islice(self._waiting.in_order(running), self.limits.prefetch)
         self.residency.prefetch([digest for sequence in soon for digest in sequence.digests])
         passed: list[Sequence] = []
@@ -254,12 +254,13 @@ class Scheduler:
             budget = left
             for other in yielding:
                 rows.pop(other.request.id, None)
-                running[other.request.caller] -= 1
+                running[other.request.caller] -= other.load
                 self._preempt(other)
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.uses = sequence.uses_of(slots)
             self.prefixes.take(sequence)
+            self._waiting.charge_prompt(sequence)
             count = min(sequence.missing, tokens.for_new(caller, budget))
             tokens.take(caller, count)
             # All blocks of the prompt at once: half a prompt in the cache is useless.
@@ -270,11 +271,11 @@ class Scheduler:
             for waiting in passed:
                 outweighed = running[waiting.request.caller] < running[caller]
                 waiting.overtaken += OUTWEIGHED if outweighed else 1
-            running[caller] += 1
+            running[caller] += sequence.load
             if any(waiting.overtaken >= MAX_OVERTAKEN for waiting in passed):
                 break
 
-    def _yielding(self, sequence: Sequence, running: Counts) -> list[Sequence] | None:
+    def _yielding(self, sequence: Sequence, running: Loads) -> list[Sequence] | None:
         """Return the sequences to preempt for `sequence`, or None if it has to wait."""
         blocks, found = self.blocks, self.prefixes.found(sequence)
         needed = blocks.blocks_for(sequence.num_tokens) - len(found)
@@ -288,11 +289,10 @@ class Scheduler:
         )
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Allocate blocks for `num_tokens` of a running sequence, preempting others if necessary.
-
-        Return False if it was preempted itself."""
+        """Allocate blocks for `num_tokens` of a running sequence, preempting others if necessary:
+        False if it was preempted itself."""
         while not self.blocks.grow(sequence.blocks, num_tokens):
-            other = youngest_of_most(self._running, counted(self._running))
+            other = youngest_of_busiest(self._running, loads_of(self._running))
             self._preempt(other)
             if other is sequence:
                 return False
@@ -371,6 +371,7 @@ class Scheduler:
         event = TokenEvent(
             request.id, drawn[:taken], prompt, finish, started=sequence.started, cached=cached
         )
+        self._waiting.charge(sequence, ANSWER * taken)
         if finish is not None:
             self._finish(sequence, finish, event)
             return

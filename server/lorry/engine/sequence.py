@@ -36,6 +36,8 @@ class Sequence:
     cached: int | None = None
     """Prompt tokens that were found in the prefix cache; None if it was not searched."""
     preempted: bool = False
+    charged: bool = False
+    """Whether its prompt was counted as served."""
     uses: tuple[SlotUse, ...] = ()
     """Set while it runs: its digests are pinned."""
     prompt_logprobs: list[TokenLogprob] | None = None
@@ -69,6 +71,11 @@ class Sequence:
     @property
     def digests(self) -> tuple[str, ...]:
         return tuple(one.digest for one in self.adapters)
+
+    @property
+    def load(self) -> float:
+        """What it adds to the load of its caller while it runs."""
+        return 1 / self.request.weight
 
     @property
     def num_tokens(self) -> int:

@@ -1,44 +1,48 @@
 """How several callers share the steps: pure functions of the running sequences.
 
+A caller's load is the number of its running sequences, divided by its weight.
+
 With a single caller none of them has an effect: no sequence is preempted for a new request, the
 youngest is preempted for a decode, and a prompt may use the whole step.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as AbstractSequence
 
 from lorry.engine.sequence import Sequence
 
 MARGIN = 2
-"""A caller gives way to one with this many fewer sequences, so that preemptions do not
-alternate."""
+"""The prompts of a caller wait for those of one whose load is this much less."""
 
 PART = 8
 """1 / PART of a step's tokens are for prompts of callers that outweigh another caller."""
 
-Counts = Counter[str]
-"""Running sequences of each caller."""
+Loads = defaultdict[str, float]
+"""The load of each caller."""
 
 
-def counted(running: Iterable[Sequence]) -> Counts:
-    return Counter(sequence.request.caller for sequence in running)
+def loads_of(running: Iterable[Sequence]) -> Loads:
+    loads = Loads(float)
+    for sequence in running:
+        loads[sequence.request.caller] += sequence.load
+    return loads
 
 
-def youngest_of_most(running: AbstractSequence[Sequence], counts: Counts) -> Sequence:
-    """Return the sequence to preempt first: the youngest of the caller with the most; if several
-    callers have the most, the youngest of all theirs. `running` is in order of admission and not
-    empty."""
-    most = max(counts.values())
-    return next(s for s in reversed(running) if counts[s.request.caller] == most)
+def youngest_of_busiest(running: AbstractSequence[Sequence], loads: Loads) -> Sequence:
+    """Return the sequence to preempt first: the youngest of the caller with the highest load; if
+    several callers have that, the youngest of all theirs. `running` is in order of admission and
+    not empty."""
+    most = max(loads.values())
+    return next(s for s in reversed(running) if loads[s.request.caller] == most)
 
 
 def giving_way(
     sequence: Sequence,
     running: AbstractSequence[Sequence],
-    counts: Counts,
+    loads: Loads,
     *,
     blocks: int,
     seats: int,
@@ -48,17 +52,20 @@ def giving_way(
     than are free and `seats` seats. Return None if it has to wait. `freed`: the blocks that become
     free if a sequence is preempted.
 
-    Afterwards every preempted caller still has at least as many as the other."""
-    counts, left = counts.copy(), list(running)
+    Afterwards the load of every preempted caller is still at least the other's, so that
+    preemptions do not alternate."""
+    loads, left = loads.copy(), list(running)
+    load = loads[sequence.request.caller] + sequence.load
     chosen: list[Sequence] = []
     while blocks > 0 or seats > 0:
         if not left:
             return None
-        other = youngest_of_most(left, counts)
-        if counts[other.request.caller] < counts[sequence.request.caller] + MARGIN:
+        other = youngest_of_busiest(left, loads)
+        caller = other.request.caller
+        if caller == sequence.request.caller or loads[caller] - other.load < load:
             return None
         left.remove(other)
-        counts[other.request.caller] -= 1
+        loads[caller] -= other.load
         blocks -= freed(other)
         seats -= 1
         chosen.append(other)
@@ -80,12 +87,12 @@ class PromptTokens:
         budget: int,
     ) -> None:
         """`halves` are those of `running` that are partly in the cache; `waiting` are callers."""
-        counts, new = counted(running), set(waiting)
+        loads, new = loads_of(running), set(waiting)
         asking = new.union(sequence.request.caller for sequence in halves)
-        fewest = min((counts[caller] for caller in new.union(counts)), default=0)
+        least = min((loads[caller] for caller in new.union(loads)), default=0.0)
         self._share = max(1, budget // max(1, len(asking)))
         self._part = max(1, budget // PART)
-        self._heavy = {caller for caller, count in counts.items() if count >= fewest + MARGIN}
+        self._heavy = {caller for caller, load in loads.items() if load >= least + MARGIN}
         self._taken = Counter[str]()
 
     def for_half(self, caller: str) -> int:
