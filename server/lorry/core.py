@@ -217,6 +217,9 @@ class Request:
     caching: Caching = SHARED
     weight: float = 1.0
     """The caller's share: above 0, and twice as much is twice the service while others wait."""
+    speculative: bool | None = None
+    """Whether tokens are drafted for it; None takes the server's setting. No token depends on
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,9 @@ class TokenEvent:
     cached: int | None = None
     """In the first event with a token or a vector: prompt tokens found in the prefix cache; None if
     it was not searched."""
+    drafts: int = 0
+    """Tokens that the step had drafted for the request. All of `drawn` but the last are among
+    them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,9 +289,10 @@ class Sample:
     allowed: AbstractSequence[int] | None
     """The mask of permitted tokens in 32-bit words: bit i of word w is token 32 * w + i. None if
     any token may come, and until `mask` was called."""
-    mask: Callable[[], AbstractSequence[int] | None] | None = None
-    """For a request with a constraint: returns `allowed`. The mask is computed while the model
-    runs, so call it afterwards. Its exceptions are the request's own errors."""
+    mask: Callable[[int], AbstractSequence[int] | None] | None = None
+    """For a request with a constraint: returns `allowed` behind so many of the row's drafts, all of
+    which were drawn. The mask is computed while the model runs, so call it afterwards. Its
+    exceptions are the request's own errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +301,7 @@ class Row:
 
     request_id: str
     token_ids: AbstractSequence[int]
-    """New tokens, at least one."""
+    """New tokens, at least one: those of the sequence, then drafts."""
     start: int
     """Absolute position of the first of them, which is the number of tokens in the KV cache. A
     sequence with a prefix begins right behind it. The runner writes the prefix to the cache
@@ -314,6 +321,9 @@ class Row:
     """MEAN is set for every row of the prompt, the others only for the row that ends it."""
     prompt_top: int = 0
     """How many of the likeliest tokens to report for each of `prompt_targets`."""
+    drafts: int = 0
+    """How many of the last `token_ids` are drafts. Only of a row with a `sample`: a token is drawn
+    behind the last token of the sequence, and another one as long as the draft was drawn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from lorry.engine.loop import Engine
 from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
+from lorry.engine.speculation import Speculation
 from lorry.errors import ModelError, SettingsError
 from lorry.model import decode_speed, memory, paths, selfcheck
 from lorry.model.base_loader import LoadedModel, load
@@ -51,6 +52,8 @@ class EngineCore:
     loaded: LoadedModel
     executor: Executor
     base: Base
+    fixed_tokens: float
+    """`lorry.model.decode_speed.fixed_tokens`."""
 
     @property
     def layout(self) -> BaseLayout:
@@ -75,18 +78,26 @@ class EngineCore:
             wake=mailbox.wake,
         )
         blocks = BlockPool(self.executor.paths.cache.num_blocks, BLOCK_SIZE)
+        limits = Limits(
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_model_len=self.base.max_model_len,
+        )
         scheduler = Scheduler(
-            Limits(
-                max_num_seqs=settings.max_num_seqs,
-                max_num_batched_tokens=settings.max_num_batched_tokens,
-                max_model_len=self.base.max_model_len,
-            ),
+            limits,
             blocks,
             residency,
             PrefixCache(
                 blocks,
                 self.executor.path_of if settings.prefix_cache == "on" else None,
                 per_caller=settings.prefix_cache_scope == "caller",
+            ),
+            Speculation(
+                limits,
+                blocks,
+                always=settings.speculative == "ngram",
+                fixed=self.fixed_tokens,
+                suits=self.executor.takes_drafts,
             ),
         )
         compiler_of = compilers(
@@ -134,7 +145,9 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         vocab_size=loaded.config.get_text_config().vocab_size,
         about=_about(settings, loaded, executor.paths),
     )
-    return EngineCore(settings, loaded, executor, base)
+    drafts = settings.speculative == "ngram"
+    fixed = decode_speed.fixed_tokens(executor) if drafts else decode_speed.FIXED_TOKENS
+    return EngineCore(settings, loaded, executor, base, fixed)
 
 
 def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
@@ -221,6 +234,7 @@ def _about(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[
         "kernels": served.kernels,
         "rows": served.row_layout,
         "prefix_cache": settings.prefix_cache,
+        "speculative": settings.speculative,
         "torch": str(torch.__version__),
         "max_model_len": loaded.max_model_len,
         "max_loras": settings.max_loras,

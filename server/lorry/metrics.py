@@ -9,7 +9,6 @@ series is limited by the number of adapters.
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from prometheus_client import (
 )
 
 import lorry
+from lorry.adapter_series import EACH, FIRST, AdapterSeries
 from lorry.counters import PlainCounter, PlainHistogram
 from lorry.scrape import Scrape, Sources
 from lorry_adapters.registry.record import AdapterRef
@@ -31,8 +31,6 @@ from lorry_adapters.registry.record import AdapterRef
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Wide enough for a laptop's CPU as well as for a GPU: seconds.
-_FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
-_EACH = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5)
 _WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _SPAN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
@@ -46,7 +44,7 @@ class Metrics:
     def __init__(self, collectors: CollectorRegistry, *, base_name: str) -> None:
         self.collectors = collectors
         self.base_name = base_name
-        self._adapters = _AdapterSeries(collectors)
+        self._adapters = AdapterSeries(collectors)
         base = {"labelnames": ("model_name", "engine"), "registry": collectors}
         self._prompt_tokens = self._own(
             Counter("vllm:prompt_tokens", "Prompt tokens accepted.", **base)  # type: ignore[arg-type]
@@ -66,6 +64,21 @@ class Metrics:
             )
         )
         own = {"model_name": base_name, "engine": "0"}
+        self._drafts = PlainCounter(
+            "vllm:spec_decode_num_drafts",
+            "Steps of requests with drafts.",
+            own,
+            collectors,
+        )
+        self._draft_tokens = PlainCounter(
+            "vllm:spec_decode_num_draft_tokens", "Tokens drafted.", own, collectors
+        )
+        self._accepted_tokens = PlainCounter(
+            "vllm:spec_decode_num_accepted_tokens",
+            "Drafted tokens that were right.",
+            own,
+            collectors,
+        )
         self._generation_tokens = PlainCounter(
             "vllm:generation_tokens", "Tokens generated.", own, collectors
         )
@@ -77,19 +90,19 @@ class Metrics:
             return made.labels(base_name, "0")
 
         self._first = histogram(
-            "vllm:time_to_first_token_seconds", "Time from arrival to the first token.", _FIRST
+            "vllm:time_to_first_token_seconds", "Time from arrival to the first token.", FIRST
         )
         self._between = PlainHistogram(
             "vllm:inter_token_latency_seconds",
             "Time between one token and the next.",
-            _EACH,
+            EACH,
             own,
             collectors,
         )
         self._per_token = histogram(
             "vllm:time_per_output_token_seconds",
             "Mean time of a request's tokens after the first.",
-            _EACH,
+            EACH,
         )
         self._whole = histogram(
             "vllm:e2e_request_latency_seconds", "Time from arrival to the last token.", _WHOLE
@@ -128,7 +141,7 @@ class Metrics:
         self._step_seconds = PlainHistogram(
             "lorry_engine_step_seconds",
             "Time of one forward pass, sampling included.",
-            _EACH,
+            EACH,
             {},
             collectors,
         )
@@ -210,6 +223,8 @@ class RequestMeter:
         self._last = 0.0
         self._tokens = 0
         self._finished = False
+        self.drafts = self.accepted = 0
+        """Tokens drafted, and those of them that were right."""
         self.reason = ""
         """The reason of its end, once it has ended."""
 
@@ -229,6 +244,15 @@ class RequestMeter:
         metrics._queried.inc(self._prompt_tokens)
         metrics._hits.inc(cached)
         metrics._adapters.searched(self._names, self._prompt_tokens, cached)
+
+    def drafted(self, drafts: int, accepted: int) -> None:
+        """Count a step with `drafts` drafted tokens, of which `accepted` were right."""
+        metrics = self._metrics
+        metrics._drafts.value += 1
+        metrics._draft_tokens.value += drafts
+        metrics._accepted_tokens.value += accepted
+        self.drafts += drafts
+        self.accepted += accepted
 
     def token(self, started: float) -> None:
         """`started`: as in `TokenEvent`."""
@@ -272,116 +296,6 @@ class RequestMeter:
         if self._tokens > 1:
             each = (self._last - self._first) / (self._tokens - 1)
             metrics._per_token.observe(each)
+        if self.drafts:
+            metrics._adapters.drafted(self._names, self.drafts, self.accepted)
         metrics._adapters.finished(self._names, reason, self._tokens, each)
-
-
-class _AdapterSeries:
-    """Counters per adapter and version. A request that sums two counts for both; one without any
-    counts under the base's name, which no adapter can have."""
-
-    def __init__(self, collectors: CollectorRegistry) -> None:
-        labels = ("adapter", "version")
-        self._requests = Counter(
-            "lorry_adapter_requests",
-            "Finished requests, by adapter and reason.",
-            (*labels, "finished_reason"),
-            registry=collectors,
-        )
-        self._errors = Counter(
-            "lorry_adapter_errors",
-            "Accepted requests that failed, by adapter.",
-            labels,
-            registry=collectors,
-        )
-        self._prompt = Counter(
-            "lorry_adapter_prompt_tokens", "Prompt tokens accepted.", labels, registry=collectors
-        )
-        self._queried = Counter(
-            "lorry_adapter_prefix_cache_queries",
-            "Prompt tokens looked for in the prefix cache.",
-            labels,
-            registry=collectors,
-        )
-        self._hits = Counter(
-            "lorry_adapter_prefix_cache_hits",
-            "Prompt tokens found in the prefix cache.",
-            labels,
-            registry=collectors,
-        )
-        self._generated = Counter(
-            "lorry_adapter_generated_tokens", "Tokens generated.", labels, registry=collectors
-        )
-        self._first = Histogram(
-            "lorry_adapter_time_to_first_token_seconds",
-            "Time from arrival to the first token.",
-            labels,
-            registry=collectors,
-            buckets=_FIRST,
-        )
-        self._each = Histogram(
-            "lorry_adapter_time_per_token_seconds",
-            "Mean time of a request's tokens after the first.",
-            labels,
-            registry=collectors,
-            buckets=_EACH,
-        )
-        # One lock for the check and the count: a request that outlives its adapter must not bring
-        # the removed series back.
-        self._lock = threading.Lock()
-        self._known: dict[tuple[str, str], set[str]] = {}
-        """Observed reasons, for every adapter and version that has series."""
-
-    def accepted(self, names: tuple[tuple[str, str], ...], prompt_tokens: int) -> None:
-        with self._lock:
-            for name in names:
-                self._known.setdefault(name, set())
-                self._prompt.labels(*name).inc(prompt_tokens)
-                for metric in (self._errors, self._queried, self._hits):
-                    metric.labels(*name)
-
-    def searched(self, names: tuple[tuple[str, str], ...], tokens: int, cached: int) -> None:
-        with self._lock:
-            for name in names:
-                if name in self._known:
-                    self._queried.labels(*name).inc(tokens)
-                    self._hits.labels(*name).inc(cached)
-
-    def first_token(self, names: tuple[tuple[str, str], ...], seconds: float) -> None:
-        with self._lock:
-            for name in names:
-                if name in self._known:
-                    self._first.labels(*name).observe(seconds)
-
-    def finished(
-        self, names: tuple[tuple[str, str], ...], reason: str, tokens: int, each: float | None
-    ) -> None:
-        with self._lock:
-            for name in names:
-                if name not in self._known:
-                    continue
-                self._known[name].add(reason)
-                self._requests.labels(*name, reason).inc()
-                self._generated.labels(*name).inc(tokens)
-                if each is not None:
-                    self._each.labels(*name).observe(each)
-                if reason == "error":
-                    self._errors.labels(*name).inc()
-
-    def forget(self, adapter: str, version: str | None) -> None:
-        with self._lock:
-            gone = [
-                name for name in self._known if name[0] == adapter and version in (None, name[1])
-            ]
-            for name in gone:
-                for reason in self._known.pop(name):
-                    self._requests.remove(*name, reason)
-                for metric in (
-                    self._errors,
-                    self._prompt,
-                    self._queried,
-                    self._hits,
-                    self._generated,
-                ):
-                    metric.remove(*name)
-                for histogram in (self._first, self._each):
-                    histogram.remove(*name)

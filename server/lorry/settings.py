@@ -242,10 +242,15 @@ class Settings:
     prefix_cache_scope: str = _option(
         "server",
         Kind.CHOICE,
-        "Who shares them. server: all requests, so that a caller can find out by time whether "
-        "another has sent a prompt. caller: only requests of one caller, which is a client's "
-        "address as long as there is one API key.",
+        "Who shares them. server: all requests; a caller can find out by time what others have "
+        "sent. caller: requests of one caller, a client's address as long as there is one API key.",
         choices=("server", "caller"),
+    )
+    speculative: str = _option(
+        "off",
+        Kind.CHOICE,
+        "ngram: tokens are drafted from the request's own text. No answer depends on it.",
+        choices=("off", "ngram"),
     )
     max_upload: int = _option(
         512 * _MIB,

@@ -50,6 +50,8 @@ def test_a_stream_says_what_the_whole_answer_says(
         "prompt_tokens": prompt_tokens,
         "input_length": prompt_tokens,
         "generated_tokens": len(stream),
+        "draft_tokens": 0,
+        "accepted_tokens": 0,
         "skipped_tokens": 0,
         "seed": 4,
     }

@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lorry.core import (
     Batch,
-    Caching,
     Failure,
     FailureCode,
     FinishReason,
@@ -31,9 +30,7 @@ from lorry.engine.scheduler import Scheduler
 from support.engine_fakes import (
     CALLED,
     INVOCATION,
-    PREFIX,
-    PROMPT,
-    VOCABULARY,
+    Drafts,
     ToyResidency,
     ToyRunner,
     answer_of,
@@ -41,45 +38,10 @@ from support.engine_fakes import (
     request,
     virtual_of,
 )
+from support.scheduler_asks import DIGESTS, Ask, asks
 
 MAX_LEN = 29
 OVERTAKEN = 3
-DIGESTS = ("a", "b", "c", PROMPT, PREFIX, CALLED)
-
-
-@dataclass(frozen=True)
-class Ask:
-    prompt: list[int]
-    max_new_tokens: int
-    adapters: list[str]
-    scale: float
-    eos: frozenset[int]
-    prompt_logprobs: int | None
-    caller: int
-    caching: Caching
-
-
-tokens = st.integers(0, VOCABULARY - 1)
-prompts = st.one_of(
-    st.lists(tokens, min_size=1, max_size=10),
-    # Most of these begin alike.
-    st.builds(lambda count, last: [3] * count + [last], st.integers(0, 9), st.integers(3, 4)),
-)
-selections = st.lists(st.sampled_from(DIGESTS), max_size=2, unique=True).filter(
-    # The registry lets nobody have both.
-    lambda digests: not {PROMPT, PREFIX} <= set(digests)
-)
-asks = st.builds(
-    Ask,
-    prompt=prompts,
-    max_new_tokens=st.integers(1, 12),
-    adapters=selections,
-    scale=st.sampled_from([1.0, -0.5, 0.0]),
-    eos=st.frozensets(tokens, max_size=4),
-    prompt_logprobs=st.sampled_from([None, 0]),
-    caller=st.integers(0, 2),
-    caching=st.sampled_from([Caching()] * 6 + [Caching(False), Caching(salt="of its own")]),
-)
 
 
 @dataclass
@@ -130,6 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         arrived=st.frozensets(st.sampled_from(DIGESTS)),
         callers=st.sampled_from([1, 1, 2, 3]),
         cached=st.booleans(),
+        drafts=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=4),
         first=st.lists(asks, min_size=1, max_size=6),
     )
     def start(
@@ -142,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         arrived: frozenset[str],
         callers: int,
         cached: bool,
+        drafts: list[tuple[int, int]],
         first: list[Ask],
     ) -> None:
         self.limits = Limits(max_num_seqs, max_num_seqs + spare_tokens, MAX_LEN, prefetch=4)
@@ -151,7 +115,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.runner = ToyRunner(block_size, self.residency.digest_in)
         self.cached = cached
         prefixes = PrefixCache(self.blocks, self.path_of if cached else None)
-        self.scheduler = Scheduler(self.limits, self.blocks, self.residency, prefixes)
+        self.scheduler = Scheduler(
+            self.limits,
+            self.blocks,
+            self.residency,
+            prefixes,
+            Drafts(self.limits, self.blocks, drafts) if drafts else None,
+        )
         self.oldest: str | None = None
         self.callers = callers
         self.add(first)
@@ -273,7 +243,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if cancel is not None:
             self.scheduler.cancel(cancel)
         for row in batch.rows:
-            self.all[row.request_id].computed = row.start + len(row.token_ids)
+            self.all[row.request_id].computed = row.start + len(row.token_ids) - row.drafts
         self.take(self.scheduler.commit(batch, results))
         return True
 
@@ -288,7 +258,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for row in batch.rows:
             one = self.all[row.request_id]
             assert one.final is None
-            count = len(row.token_ids)
+            count = len(row.token_ids) - row.drafts
             assert count >= 1
             if one.must_restart:
                 assert row.start == one.begin or self.cached
@@ -297,12 +267,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             # found in whole blocks is left out.
             found = self.cached and row.start % size == 0 and row.start > one.begin
             assert row.start in (one.computed, one.begin) or found
-            written = row.blocks[row.start // size : -(-(row.start + count) // size)]
+            end = row.start + len(row.token_ids)
+            written = row.blocks[row.start // size : -(-end // size)]
             assert all(taken[block] == 1 for block in written), "it writes where others read"
-            assert list(row.token_ids) == one.tokens[row.start : row.start + count]
+            assert list(row.token_ids[:count]) == one.tokens[row.start : row.start + count]
             virtual = len(virtual_of(one.request))
             assert row.virtual == max(0, min(virtual - row.start, count))
-            assert len(row.blocks) * self.blocks.block_size >= row.start + count
+            assert len(row.blocks) * self.blocks.block_size >= end
             assert (row.sample is not None) == (row.start + count == len(one.tokens))
             scales = [use.scale for use in one.request.adapters if use.scale]
             assert [use.scale for use in row.adapters] == scales
@@ -323,6 +294,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert event.prompt == () or one.answer == []
                 one.answer.append(drawn.token.token_id)
                 one.prompt += event.prompt
+            # All but the last of a step's tokens were drafts, and so are in the cache.
+            one.computed += max(len(event.drawn) - 1, 0)
             if event.finish is not None:
                 one.final = event
             else:

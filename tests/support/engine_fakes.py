@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from lorry.constraint import Vocabulary
@@ -29,10 +30,14 @@ from lorry.core import (
     TokenEvent,
     TokenLogprob,
 )
+from lorry.engine.blocks import BlockPool
 from lorry.engine.constraints import Constraints
 from lorry.engine.grammar import GrammarCompiler
 from lorry.engine.invocation import uses_of
 from lorry.engine.letters import Mailbox
+from lorry.engine.limits import Limits
+from lorry.engine.sequence import Sequence as ScheduledSequence
+from lorry.engine.speculation import Speculation
 from lorry_adapters.errors import AdapterError
 from lorry_adapters.registry.record import AdapterRef
 from support.patience import PATIENCE
@@ -185,18 +190,25 @@ class ToyRunner:
             return RowResult((), prompt)
         if row.sample.mask is not None:
             try:
-                row.sample.mask()
+                row.sample.mask(0)
             except Exception as error:  # noqa: BLE001 - as the executor
                 return RowResult((), prompt, error=error)
-        fed = [*row.sample.prompt, *row.sample.answer]
+        last = end - row.drafts
+        fed = [*row.sample.prompt, *row.sample.answer, *tokens[last:]]
         assert [token for token in tokens if token >= 0] == fed, "another's tokens"
         adapters = []
         for use in row.adapters:
             digest = self.digest_in(use.slot)
             assert digest is not None, "an empty slot"
             adapters.append((digest, use.scale, use.start))
-        token = next_token(tokens, adapters)
-        return RowResult((Drawn(TokenLogprob(token, logprob(tokens, token))),), prompt)
+        drawn: list[Drawn] = []
+        for place in range(last, end + 1):
+            before = tokens[:place]
+            token = next_token(before, adapters)
+            drawn.append(Drawn(TokenLogprob(token, logprob(before, token))))
+            if place == end or token != tokens[place]:
+                break
+        return RowResult(tuple(drawn), prompt)
 
     def _write(self, row: Row, position: int, token: int) -> None:
         before = self.histories[self._cell(row, position - 1)] if position else 0
@@ -212,6 +224,35 @@ class ToyRunner:
         return row.blocks[position // self.block_size] * self.block_size + (
             position % self.block_size
         )
+
+
+class Drafts(Speculation):
+    """Some that come true, then one that does not, then anything: `pattern` says how many of each,
+    for one row after another."""
+
+    def __init__(
+        self, limits: Limits, blocks: BlockPool, pattern: Sequence[tuple[int, int]]
+    ) -> None:
+        super().__init__(limits, blocks, always=True, fixed=0.0)
+        self._pattern = cycle(pattern)
+
+    def drafts(
+        self, running: Sequence[ScheduledSequence], rows: Mapping[str, int]
+    ) -> dict[str, list[int]]:
+        most = self._limits.max_num_batched_tokens - sum(rows[one.request.id] for one in running)
+        found: dict[str, list[int]] = {}
+        for one in running:
+            if one.missing > 1 or not one.answer:
+                continue
+            right, wrong = next(self._pattern)
+            begun = len(one.answer)
+            coming = answer_of(one.request)[begun:-1][:right]
+            room = self._limits.max_model_len - one.num_tokens - 1
+            mine = [*coming, *range(VOCABULARY - wrong, VOCABULARY)][: min(most, room)]
+            if mine and self._blocks.grow(one.blocks, one.num_tokens + len(mine)):
+                found[one.request.id] = mine
+                most -= len(mine)
+        return found
 
 
 class ToyResidency:

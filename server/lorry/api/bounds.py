@@ -102,3 +102,11 @@ TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
 Words = Annotated[list[Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]], FirstMistake()]
 Ids = Annotated[list[TokenId], FirstMistake()]
 Objects = Annotated[list[dict[str, Any]], FirstMistake()]
+
+Speculative = Annotated[
+    bool | None,
+    Field(
+        description="Whether tokens are drafted from the request's own text and checked together; "
+        "absent: as `--speculative` says. No answer depends on it."
+    ),
+]

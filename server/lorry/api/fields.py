@@ -77,7 +77,14 @@ TABLE: tuple[FieldRow, ...] = (
         "Options of other servers",
         ANY,
     ),
-    FieldRow(_names("cache_prompt cache_salt"), "In `/generate` they are in `parameters`"),
+    FieldRow(
+        _names("cache_prompt cache_salt speculative"), "In `/generate` they are in `parameters`"
+    ),
+    FieldRow(
+        _names("speculative.n_max speculative.n_min speculative.p_min"),
+        "How much llama.cpp's server drafts, which changes no answer; see `speculative`",
+        ANY,
+    ),
     FieldRow(
         _names(
             "reasoning_effort reasoning include_reasoning separate_reasoning verbosity thinking "

@@ -154,6 +154,7 @@ class Generate:
             details = self._details(asked, made[best], best)
             details["prompt_tokens"] = runs[0].prompt_tokens
             details["cached_tokens"] = runs[0].cached_tokens
+            details |= runs[best].drafting
             details["skipped_tokens"] = 0
             if len(made) > 1:
                 details["best_of_sequences"] = [
@@ -247,6 +248,7 @@ class Generate:
                     constraint,
                     prompts=voice.prompts,
                     caching=caching_of(given),
+                    speculative=given.speculative,
                 )
                 for index in range(best_of)
             ),
@@ -334,6 +336,7 @@ class GenerateEvents:
                 "prompt_tokens": run.prompt_tokens,
                 "cached_tokens": run.cached_tokens,
                 "generated_tokens": self._index,
+                **run.drafting,
                 "input_length": run.prompt_tokens,
                 "skipped_tokens": 0,
                 "seed": sampling.shown_seed(asked.jobs[0].params),

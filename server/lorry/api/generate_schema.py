@@ -16,6 +16,7 @@ from lorry.api.bounds import (
     Penalty,
     RepetitionPenalty,
     Seed,
+    Speculative,
     Temperature,
     Texts,
     Tokens,
@@ -58,6 +59,7 @@ class Parameters(CachingBody):
     details: bool | None = None
     decoder_input_details: bool | None = None
     ignore_eos_token: bool | None = None
+    speculative: Speculative = None
     grammar: Format | None = Field(default=None, description="The answer must match it.")
     response_format: Format | None = Field(
         default=None, description="LoRAX's and OpenAI's name for `grammar`."
@@ -122,6 +124,8 @@ class Details(BaseModel):
     prompt_tokens: int
     cached_tokens: int = Field(description="Of the prompt, found in the prefix cache.")
     generated_tokens: int
+    draft_tokens: int = Field(description="Drafted by speculative decoding.")
+    accepted_tokens: int = Field(description="Of those, the ones that were right.")
     skipped_tokens: int
     seed: int | None = Field(description="null for a greedy answer")
     prefill: list[PrefillToken]
@@ -141,6 +145,8 @@ class StreamDetails(BaseModel):
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
     input_length: int
     skipped_tokens: int
     seed: int | None

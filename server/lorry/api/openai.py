@@ -160,6 +160,7 @@ class OpenAI:
                 prompts=self.prompts,
                 own_ends=own_ends,
                 caching=caching_of(body),
+                speculative=body.speculative,
             )
             for prompt_ids, params in asked
             for index in range(count)

@@ -20,6 +20,7 @@ from lorry.api.bounds import (
     Penalty,
     RepetitionPenalty,
     Seed,
+    Speculative,
     Temperature,
     Texts,
     TokensOrAll,
@@ -72,6 +73,7 @@ class SharedBody(CachingBody):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
+    speculative: Speculative = None
     stop: str | Texts | None = Field(
         default=None,
         description="Strings that end the answer and are not shown. One that contains a special "

@@ -108,6 +108,7 @@ class Job:
     own_ends: frozenset[int] = frozenset()
     """The end tokens that the request named and that are not the base's."""
     caching: Caching = SHARED
+    speculative: bool | None = None
 
 
 class Run:
@@ -137,6 +138,11 @@ class Run:
         marked = prompts.with_special(job.stops, self._eos)
         self._stops = StopStrings(job.stops, keep=job.keep_stop, marked=marked)
 
+    @property
+    def drafting(self) -> dict[str, int]:
+        """The tokens drafted so far, and those of them that were right, as `/generate` tells."""
+        return {"draft_tokens": self.meter.drafts, "accepted_tokens": self.meter.accepted}
+
     async def step(self) -> Step:
         """Return the next token; nothing follows one with an ending. Raises the error that ended
         the request otherwise."""
@@ -148,6 +154,8 @@ class Run:
         if event.cached is not None and self._taken == 0:
             self.cached_tokens = event.cached
             self.meter.searched(event.cached)
+        if event.drafts and self._taken == 0:
+            self.meter.drafted(event.drafts, len(event.drawn) - 1)
         self.meter.token(event.started)
         step = self._next_of(event)
         if step.ending is not None:
@@ -260,6 +268,7 @@ class Runs:
                 job.constraint,
                 place=place,
                 caching=job.caching,
+                speculative=job.speculative,
             )
         meter = self._metrics.accepted(
             generation.refs,

@@ -72,6 +72,13 @@ class BlockPool:
             blocks.append(block)
         return True
 
+    def shorten(self, blocks: list[int], num_tokens: int) -> None:
+        """Give back those of a sequence's `blocks` that are behind `num_tokens`."""
+        kept = self.blocks_for(num_tokens)
+        if kept < len(blocks):
+            self.give_back(blocks[kept:])
+            del blocks[kept:]
+
     def give_back(self, blocks: AbstractSequence[int]) -> None:
         """Stop using `blocks`, which are a sequence's in order.
 

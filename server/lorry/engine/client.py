@@ -169,6 +169,7 @@ class EngineClient:
         pooling: Pooling | None = None,
         place: Place | None = None,
         caching: Caching = SHARED,
+        speculative: bool | None = None,
     ) -> Generation:
         """Accept a request, or raise the reason against it. With a `pooling` its only event has a
         vector. `place`: the result of `enter`, shared by all sequences of one request; None takes
@@ -217,6 +218,7 @@ class EngineClient:
             pooling,
             place.caller,
             caching,
+            speculative=speculative,
         )
         if not self._engine.offer(Submit(request)):
             # It ended after the check above: nobody would ever answer.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from copy import copy
@@ -21,6 +22,7 @@ from lorry.constraint import MAX_GRAMMAR, Grammar, GrammarKind
 from lorry.engine.grammar_process import (
     CALL,
     COMPILE_SECONDS,
+    DRAFT,
     DROP,
     HEADER,
     LOST,
@@ -48,6 +50,10 @@ _PATIENCE, _CALL_PATIENCE = 120.0, 30.0
 for a process that the machine does not run at all."""
 
 
+Said = tuple[int, memoryview]
+"""MASK and a mask, or another code and a reason."""
+
+
 class Compiled:
     """A compiled grammar. It owns the grammar's process, which ends with this object."""
 
@@ -59,7 +65,7 @@ class Compiled:
         self._begun = 0
         self._live: set[int] = set()
         """The answers that are followed, as far as the process knows."""
-        self._came: dict[int, tuple[int, memoryview]] = {}
+        self._came: dict[int, deque[Said]] = {}
         """MASK or LOST for some of them, read while waiting for something else."""
         # Answers that are over, which the process does not know yet. The last reference to an
         # answer may be dropped at any moment, even in the midst of a call.
@@ -84,24 +90,33 @@ class Compiled:
     def drop(self, index: int) -> None:
         self._dropped.append(index)
 
-    def take(self, index: int, token: int) -> tuple[int, memoryview]:
-        """Return OK, OVER, or WRONG and a reason. Raises EOFError if the process has ended."""
+    def draft(self, index: int, tokens: Sequence[int]) -> None:
+        """Ask for the masks behind `tokens`, too."""
+        with self._lock:
+            self._send(DRAFT, index, more=array("I", tokens).tobytes())
+
+    def take(self, index: int, token: int, *, drafted: bool) -> Said:
+        """`drafted`: it is the first of the drafts that are left. Otherwise those are over.
+
+        Return OK, OVER, or WRONG and a reason. Raises EOFError if the process has ended."""
         with self._lock:
             self._send(TAKE, index, token)
             while True:
                 what, of, rest = self._read()
                 if what not in (MASK, LOST):
                     assert of == index, "TAKEs are answered in order"
+                    if not drafted:
+                        self._came.pop(index, None)
                     return what, rest
                 self._keep(what, of, rest)
 
-    def next_mask(self, index: int) -> tuple[int, memoryview]:
-        """Return MASK and the mask, or LOST and a reason. Call it after a TAKE that was not WRONG.
-        Raises EOFError."""
+    def next_mask(self, index: int) -> Said:
+        """Return MASK and the mask, or LOST and a reason. Call it after a TAKE that was not WRONG,
+        and once for each token of a DRAFT. Raises EOFError."""
         with self._lock:
-            while index not in self._came:
+            while not self._came.get(index):
                 self._keep(*self._read())
-            return self._came.pop(index)
+            return self._came[index].popleft()
 
     def _read(self) -> tuple[int, int, memoryview]:
         try:
@@ -115,16 +130,16 @@ class Compiled:
     def _keep(self, what: int, index: int, rest: memoryview) -> None:
         # Nobody asks for an answer that is over.
         if index in self._live:
-            self._came[index] = what, rest
+            self._came.setdefault(index, deque()).append((what, rest))
 
-    def _send(self, kind: bytes, index: int, token: int = 0) -> None:
+    def _send(self, kind: bytes, index: int, token: int = 0, more: bytes = b"") -> None:
         try:
             while self._dropped:
                 over = self._dropped.popleft()
                 self._live.discard(over)
                 self._came.pop(over, None)
                 self._connection.send_bytes(CALL.pack(DROP, over, 0))
-            self._connection.send_bytes(CALL.pack(kind, index, token))
+            self._connection.send_bytes(CALL.pack(kind, index, token) + more)
         except OSError:
             self.lost = True
 
@@ -136,26 +151,42 @@ class TokenConstraint:
         self._compiled = compiled
         self._grammar = grammar
         self._index = compiled.begin()
-        self._mask: memoryview | None = compiled.mask
-        """None while the process computes it."""
+        self._masks: deque[Said] = deque([(MASK, compiled.mask)])
+        """Those of the next tokens that the process has computed."""
+        self._drafts: deque[int] = deque()
+        """The drafts that have not been taken."""
         self._finished = False
 
     def __del__(self) -> None:
         self._compiled.drop(self._index)
 
-    def allowed(self) -> Sequence[int]:
-        """Return the next token's mask, 32 tokens per word, as wide as the tokenizer's vocabulary,
-        which may be smaller than the model's. Waits until it is computed. Raises InvalidRequest if
-        the grammar takes too much to follow."""
-        if self._mask is None:
+    def look_ahead(self, drafts: Sequence[int]) -> None:
+        """Begin to compute the masks behind `drafts`, which may be the next tokens."""
+        if self._drafts:
+            # The masks of the last ones come all the same.
+            self._await(len(self._drafts))
+            self._masks = deque([self._masks[0]])
+        self._drafts = deque(drafts)
+        self._compiled.draft(self._index, drafts)
+
+    def allowed(self, place: int = 0) -> Sequence[int]:
+        """Return the mask of the token behind the first `place` drafts, 32 tokens per word, as wide
+        as the tokenizer's vocabulary, which may be smaller than the model's. Waits until it is
+        computed. Raises InvalidRequest if the grammar takes too much to follow, or if the drafts do
+        not follow it."""
+        self._await(place)
+        what, mask = self._masks[place]
+        if what == LOST:
+            raise self._unfollowed(mask)
+        return mask
+
+    def _await(self, place: int) -> None:
+        while len(self._masks) <= place:
             try:
                 what, rest = self._compiled.next_mask(self._index)
             except EOFError:
                 raise self._unfollowed(None) from None
-            if what == LOST:
-                raise self._unfollowed(rest)
-            self._mask = rest.cast("I")
-        return self._mask
+            self._masks.append((what, rest.cast("I") if what == MASK else rest))
 
     def advance(self, token_id: int) -> None:
         """Take a token. Raises GenerationFailed if it is outside the mask, and InvalidRequest if
@@ -163,14 +194,20 @@ class TokenConstraint:
         mask, word = self.allowed(), token_id // 32
         if not (word < len(mask) and mask[word] >> token_id % 32 & 1):
             raise GenerationFailed(f"token {token_id} does not follow the grammar")
+        drafted = bool(self._drafts) and self._drafts[0] == token_id
         try:
-            status, rest = self._compiled.take(self._index, token_id)
+            status, rest = self._compiled.take(self._index, token_id, drafted=drafted)
         except EOFError:
             raise self._unfollowed(None) from None
         if status == WRONG:
             raise self._unfollowed(rest)
         self._finished = status == OVER
-        self._mask = None
+        if drafted:
+            self._drafts.popleft()
+            self._masks.popleft()
+        else:
+            self._drafts.clear()
+            self._masks.clear()
 
     def finished(self) -> bool:
         return self._finished

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from array import array
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
@@ -34,10 +35,11 @@ MEMORY = 512 << 20
 """Bytes of a grammar and its answers."""
 
 CALL = struct.Struct("=cII")
-"""A request: NEW, TAKE or DROP, the answer's number, a token."""
+"""A request: NEW, TAKE, DROP or DRAFT, the answer's number, a token. Behind a DRAFT, which has no
+token, are the drafts as `array("I")`."""
 
-NEW, TAKE, DROP = b"n", b"t", b"d"
-"""Only TAKE has a reply."""
+NEW, TAKE, DROP, DRAFT = b"n", b"t", b"d", b"a"
+"""Only TAKE has a reply of its own."""
 
 HEADER = struct.Struct("=II")
 """A reply's header: one of the codes below, and the answer's number. It takes eight bytes, so that
@@ -47,7 +49,12 @@ OK, OVER, WRONG, MASK, LOST = range(5)
 """Every TAKE is answered at once with OK, with OVER if only the end may follow, or with WRONG and
 a reason. After OK and OVER comes the next token's MASK, or LOST with a reason, once it is computed,
 while the model runs. TAKEs go first. The grammar itself is answered with its first MASK or
-WRONG."""
+WRONG.
+
+A DRAFT asks for the masks behind its tokens, too: a MASK or LOST for each. After a TAKE of the
+first of them comes no other mask, as that one comes anyway, and the next is then the first. A TAKE
+of another token ends the DRAFT: those of its masks that were not sent before the reply never
+come."""
 
 
 class Follower:
@@ -60,6 +67,10 @@ class Follower:
         self._asked = asked
         self._answers: dict[int, llguidance.LLMatcher] = {}
         self._due: deque[int] = deque()
+        # Of DRAFTs: the answer, a copy of its matcher, and the token to take before the mask.
+        self._ahead: deque[tuple[int, llguidance.LLMatcher, int]] = deque()
+        self._drafts: dict[int, deque[int]] = {}
+        """The drafts of an answer that have not been taken."""
 
     def first(self) -> bytes:
         """Return the reply to the grammar."""
@@ -78,31 +89,52 @@ class Follower:
 
     def call(self, message: bytes) -> bytes | None:
         """Return the reply, or None if the message has none."""
-        kind, index, token = CALL.unpack(message)
+        kind, index, token = CALL.unpack_from(message)
         if kind == NEW:
             self._answers[index] = self._start.deep_copy()
         elif kind == DROP:
             self._answers.pop(index, None)
+            self._end_drafts(index)
+        elif kind == DRAFT:
+            self._end_drafts(index)
+            drafts, copy = array("I", message[CALL.size :]), self._answers[index].deep_copy()
+            self._drafts[index] = deque(drafts)
+            self._ahead.extend((index, copy, draft) for draft in drafts)
         else:
             matcher = self._answers[index]
             matcher.consume_token(token)
             if matcher.is_error():
                 return said(WRONG, index, matcher.get_error())
-            self._due.append(index)
+            drafts_left = self._drafts.get(index)
+            if drafts_left and drafts_left[0] == token:
+                drafts_left.popleft()
+            else:
+                self._end_drafts(index)
+                self._due.append(index)
             return said(OVER if matcher.is_stopped() else OK, index)
         return None
+
+    def _end_drafts(self, index: int) -> None:
+        if self._drafts.pop(index, None):
+            self._ahead = deque(one for one in self._ahead if one[0] != index)
 
     @property
     def is_due(self) -> bool:
         """Return whether there is a mask to compute."""
-        return bool(self._due)
+        return bool(self._due or self._ahead)
 
     def next_mask(self) -> bytes | None:
-        """Return the mask of the answer that has waited longest, or None if that is over by now."""
-        index = self._due.popleft()
-        matcher = self._answers.get(index)
-        if matcher is None:
-            return None
+        """Return the mask of the answer that has waited longest, or None if that is over by now.
+        Those behind drafts come last."""
+        if self._due:
+            index = self._due.popleft()
+            matcher = self._answers.get(index)
+            if matcher is None:
+                return None
+        else:
+            index, matcher, draft = self._ahead.popleft()
+            if matcher.try_consume_tokens([draft]) != 1:
+                return said(LOST, index, "a draft does not follow the grammar")
         mask: bytes = matcher.compute_bitmask()
         if matcher.is_error():
             return said(LOST, index, matcher.get_error())
@@ -134,6 +166,8 @@ def serve(connection: Connection, tokenizer: llguidance.LLTokenizer) -> None:
         if not follower.is_due or connection.poll():
             message = connection.recv_bytes()
             allowance += {NEW: ANSWER_SECONDS, TAKE: TOKEN_SECONDS}.get(message[:1], 0.0)
+            if message[:1] == DRAFT:
+                allowance += TOKEN_SECONDS * (len(message) - CALL.size) / array("I").itemsize
         left = allowance - (time.process_time() - begun)
         with at_most(min(CALL_SECONDS, left)):
             told = follower.next_mask() if message is None else follower.call(message)

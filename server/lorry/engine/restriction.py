@@ -22,8 +22,12 @@ Words = NDArray[np.uint32]
 class Following(Protocol):
     """One answer's position in its grammar or rules. Engine thread only."""
 
-    def allowed(self) -> Sequence[int] | None:
-        """Return the next token's mask, as in `Sample.allowed`."""
+    def look_ahead(self, drafts: Sequence[int]) -> None:
+        """Prepare for `drafts`, which may be the next tokens."""
+        ...
+
+    def allowed(self, place: int = 0) -> Sequence[int] | None:
+        """Return the mask of the token behind the first `place` drafts, as in `Sample.allowed`."""
         ...
 
     def advance(self, token_id: int) -> None:
@@ -57,33 +61,49 @@ class Restriction:
         self._lengths = sorted({len(one) for one in self._after})
         self._tail: tuple[int, ...] = ()
         """The end of the answer, as long as the longest banned sequence without its last token."""
-        self._mask: Words | None = None
+        self._drafts: tuple[int, ...] = ()
+        self._masks: dict[int, Words | None] = {}
+        """By place, those that were returned."""
 
-    def allowed(self) -> Sequence[int] | None:
-        """Return the next token's mask, or None if any token may come. Raises InvalidRequest if
-        none may."""
-        theirs = None if self._grammar is None else self._grammar.allowed()
-        early = self._count < self.rules.least
+    def look_ahead(self, drafts: Sequence[int]) -> None:
+        self._drafts = tuple(drafts)
+        if self._grammar is not None:
+            self._grammar.look_ahead(drafts)
+
+    def allowed(self, place: int = 0) -> Sequence[int] | None:
+        """Return the mask of the token behind the first `place` drafts, or None if any token may
+        come. Raises InvalidRequest if none may."""
+        theirs = None if self._grammar is None else self._grammar.allowed(place)
+        mask = self._masks[place] = self._mask(theirs, place)
+        return theirs if mask is None else mask.data
+
+    def _mask(self, theirs: Sequence[int] | None, place: int) -> Words | None:
+        """Return `theirs`, the grammar's, under the rules; None if no rule applies."""
+        early = self._count + place < self.rules.least
         if not early and not self._lasting:
-            self._mask = None
-            return theirs
-        words = self._words(theirs)
+            return None
+        words = self._words(theirs, (*self._tail, *self._drafts[:place]))
         mask = words & self._endless[: len(words)] if early else words
         if early and theirs is not None and not mask.any():
             # The grammar has ended, which takes precedence over the minimum length.
             mask = words
         if not mask.any():
             raise self._none_left()
-        self._mask = mask
-        return mask.data
+        return mask
 
     def advance(self, token_id: int) -> None:
         """Take a token. Raises InvalidRequest if it is not in the mask: the model allows none of
         them."""
-        if self._mask is not None:
+        mask = self._masks.get(0)
+        if mask is not None:
             word = token_id // 32
-            if not (word < len(self._mask) and int(self._mask[word]) >> token_id % 32 & 1):
+            if not (word < len(mask) and int(mask[word]) >> token_id % 32 & 1):
                 raise self._none_left()
+        if self._drafts[:1] == (token_id,):
+            self._drafts = self._drafts[1:]
+            self._masks = {place - 1: mask for place, mask in self._masks.items() if place}
+        else:
+            self._drafts, self._masks = (), {}
         if self._grammar is not None:
             self._grammar.advance(token_id)
         self._count += 1
@@ -93,15 +113,15 @@ class Restriction:
     def finished(self) -> bool:
         return self._grammar is not None and self._grammar.finished()
 
-    def _words(self, theirs: Sequence[int] | None) -> Words:
+    def _words(self, theirs: Sequence[int] | None, tail: tuple[int, ...]) -> Words:
         words = self._always
         if theirs is not None:
             other = np.asarray(theirs, dtype=np.uint32)
             size = min(len(words), len(other))
             words = words[:size] & other[:size]
         for length in self._lengths:
-            banned = self._after.get(self._tail[-length:])
-            if banned and length <= len(self._tail):
+            banned = self._after.get(tail[-length:])
+            if banned and length <= len(tail):
                 words = words.copy()
                 _clear(words, banned)
         return words

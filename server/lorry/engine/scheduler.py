@@ -36,6 +36,7 @@ from lorry.core import (
     FinishReason,
     Pooling,
     Request,
+    Row,
     RowResult,
     TokenEvent,
     TokenLogprob,
@@ -49,6 +50,8 @@ from lorry.engine.sequence import Sequence
 from lorry.engine.service import ANSWER
 from lorry.engine.sharing import Loads, PromptTokens, giving_way, loads_of, youngest_of_busiest
 from lorry.engine.slots import Residency
+from lorry.engine.speculation import Speculation
+from lorry.engine.taking import take
 from lorry.engine.waiting import Waiting
 from lorry_adapters.errors import AdapterError
 
@@ -69,12 +72,15 @@ class Scheduler:
         blocks: BlockPool,
         residency: Residency,
         prefixes: PrefixCache | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
+        """`speculation`: None for no drafts."""
         self.limits = limits
         self.blocks = blocks
         self.residency = residency
         self.prefixes = prefixes or PrefixCache(blocks, None)
         self.preemptions = 0
+        self._speculation = speculation
         self._waiting = Waiting()
         self._arrivals = 0
         # In order of admission: the last is the youngest.
@@ -156,7 +162,9 @@ class Scheduler:
             self._admit(rows, budget, tokens)
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
-        batch = Batch(tuple(s.row(rows[s.request.id]) for s in running))
+        drafts = {} if self._speculation is None else self._speculation.drafts(running, rows)
+        made = (s.row(rows[s.request.id], drafts.get(s.request.id, ())) for s in running)
+        batch = Batch(tuple(made))
         return batch if batch.rows else None
 
     def commit(
@@ -169,7 +177,7 @@ class Scheduler:
             sequence = self._by_id.get(row.request_id)
             if sequence is None:
                 continue
-            sequence.num_computed += len(row.token_ids)
+            sequence.num_computed += len(row.token_ids) - row.drafts
             sequence.started = sequence.started or began
             if row.prompt_targets is not None and sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs.extend(result.prompt)
@@ -186,7 +194,7 @@ class Scheduler:
             elif row.pooling is not None:
                 self._take_vector(sequence, row.pooling, result.vector)
             elif result.drawn:
-                self._take_tokens(sequence, result.drawn)
+                self._take_tokens(sequence, row, result.drawn)
         return self.take_events()
 
     # ---- inspection
@@ -336,49 +344,36 @@ class Scheduler:
             )
             self._finish(sequence, done, event)
 
-    def _take_tokens(self, sequence: Sequence, drawn: tuple[Drawn, ...]) -> None:
-        """Take as many of `drawn` as the answer has room for, up to a token that ends it."""
-        request, following = sequence.request, sequence.following
+    def _take_tokens(self, sequence: Sequence, row: Row, drawn: tuple[Drawn, ...]) -> None:
+        request = sequence.request
         prompt: tuple[TokenLogprob | None, ...] = ()
         if sequence.prompt_logprobs is not None:
             prompt = (None, *sequence.prompt_logprobs)
             sequence.prompt_logprobs = None
         cached = None if sequence.answer else sequence.cached
-        finish: FinishReason | None = None
-        failure: Failure | None = None
-        taken = 0
-        for one in drawn:
-            token_id = one.token.token_id
-            sequence.answer.append(token_id)
-            ends = token_id in request.params.eos_token_ids
-            if following is not None and not ends:
-                try:
-                    following.advance(token_id)
-                    ends = following.finished()
-                except Exception as error:  # noqa: BLE001 - a bad grammar ends only its own request
-                    failure = grammar_failure(error)
-                    break
-            taken += 1
-            if ends:
-                finish = FinishReason.STOP
-            elif (
-                len(sequence.answer) >= request.params.max_new_tokens
-                or sequence.num_tokens >= self.limits.max_model_len
-            ):
-                finish = FinishReason.LENGTH
-            if finish is not None:
-                break
+        taken = take(sequence, drawn, self.limits.max_model_len)
+        if row.drafts:
+            # Keys and values of the drafts that were right; the last token drawn has none yet.
+            sequence.num_computed += max(taken.count - 1, 0)
+            self.prefixes.enter(sequence, row.pooling)
+            self.blocks.shorten(sequence.blocks, sequence.num_tokens)
         event = TokenEvent(
-            request.id, drawn[:taken], prompt, finish, started=sequence.started, cached=cached
+            request.id,
+            drawn[: taken.count],
+            prompt,
+            taken.finish,
+            started=sequence.started,
+            cached=cached,
+            drafts=row.drafts,
         )
-        self._waiting.charge(sequence, ANSWER * taken)
-        if finish is not None:
-            self._finish(sequence, finish, event)
+        self._waiting.charge(sequence, ANSWER * taken.count)
+        if taken.finish is not None:
+            self._finish(sequence, taken.finish, event)
             return
-        if taken:
+        if taken.count:
             self._events.append(event)
-        if failure is not None:
-            self._finish(sequence, FinishReason.ERROR, failure=failure)
+        if taken.failure is not None:
+            self._finish(sequence, FinishReason.ERROR, failure=taken.failure)
 
     def _finish(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lorry.core import AdapterUse, Pooling, Request, Row, Sample, SlotUse, TokenLogprob
 from lorry.engine.block_keys import VIRTUAL
+from lorry.engine.drafter import Drafter
 from lorry.engine.restriction import Following
 
 
@@ -49,6 +50,10 @@ class Sequence:
     """For a request with a constraint, once that is ready."""
     pooled: list[float] = field(default_factory=list)
     """For pooling MEAN: the sum so far."""
+    drafts: bool = True
+    """False once it is known that its tokens are not drafted."""
+    drafter: Drafter | None = None
+    """Made for the first draft."""
 
     @classmethod
     def of(cls, request: Request, arrival: int) -> Sequence:
@@ -123,8 +128,8 @@ class Sequence:
         used = zip(slots, self.adapters, strict=True)
         return tuple(SlotUse(slot, one.scale, one.start) for slot, one in used)
 
-    def row(self, count: int) -> Row:
-        """Return its next `count` tokens as a row of a step."""
+    def row(self, count: int, drafts: AbstractSequence[int] = ()) -> Row:
+        """Return its next `count` tokens, and drafts behind the last one, as a row of a step."""
         request, start = self.request, self.num_computed
         prompt = request.prompt_ids
         sample: Sample | None = None
@@ -132,15 +137,18 @@ class Sequence:
         pooling = request.pooling if ends or request.pooling is Pooling.MEAN else None
         if ends and request.pooling is None:
             mask = None if self.following is None else self.following.allowed
+            if drafts and self.following is not None:
+                self.following.look_ahead(drafts)
             sample = Sample(request.params, prompt, self.answer, None, mask)
         virtual = min(max(self.virtual - start, 0), count)
         targets: AbstractSequence[int] | None = None
         first = start + virtual - self.virtual
         if self.prompt_logprobs is not None and first < len(prompt):
             targets = prompt[first + 1 : first + count - virtual + 1]
+        token_ids = self.next_tokens(count)
         return Row(
             request_id=request.id,
-            token_ids=self.next_tokens(count),
+            token_ids=[*token_ids, *drafts] if drafts else token_ids,
             start=start,
             blocks=self.blocks,
             adapters=self.uses,
@@ -149,6 +157,7 @@ class Sequence:
             prompt_top=0 if targets is None else request.params.prompt_logprobs or 0,
             virtual=virtual,
             pooling=pooling,
+            drafts=len(drafts),
         )
 
     def forget_cache(self) -> None:

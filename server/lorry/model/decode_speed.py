@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lorry.core import Batch, Row, Sample, SamplingParams
@@ -63,6 +63,33 @@ class DecodeSpeed:
             f"{self.nbytes / self.seconds / 1e9:.1f} GB/s, {self.share:.2f} of what this memory "
             "gives"
         )
+
+
+FIXED_TOKENS = 4.0
+"""`fixed_tokens` where nobody has measured it."""
+
+_FEW, _MANY = 1, 8
+"""Tokens of the steps that are compared."""
+
+
+def fixed_tokens(executor: Executor) -> float:
+    """Measure how many tokens of a step take as long as what a step takes without any: reading the
+    weights. A step of T tokens takes as long as this and T tokens. 1 to 64.
+
+    Before the first request: it writes to the first block of the cache."""
+    few, many = (min(_step_seconds(executor, count)) for count in (_FEW, _MANY))
+    each = max(many - few, 0.0) / (_MANY - _FEW)
+    return min(max((few - _FEW * each) / each, 1.0), 64.0) if each else 64.0
+
+
+def _step_seconds(executor: Executor, tokens: int) -> list[float]:
+    row = replace(_row(), token_ids=list(range(tokens)))
+    begun = time.perf_counter()
+    executor.run(Batch((row,)))
+    steps: list[float] = []
+    while len(steps) < MOST and (not steps or time.perf_counter() - begun < BUDGET):
+        steps.append(_timed(lambda: executor.run(Batch((row,))))[1])
+    return steps
 
 
 def measured(executor: Executor, loaded: LoadedModel) -> DecodeSpeed | None:

@@ -15,6 +15,7 @@ from lorry.model.path_set import Path, PathSet
 from lorry.model.placement import Placement
 from lorry.model.pooling import pool
 from lorry.model.sampler import among, logprobs_of, sample
+from lorry.model.verifying import verified
 from lorry_adapters.lora import room
 
 
@@ -57,6 +58,16 @@ class Executor:
             return "general" if self.paths.general is self.paths.pooled else "pooled"
         return "compiled" if path is self.paths.compiled else "general"
 
+    def takes_drafts(self, digests: Sequence[str]) -> bool:
+        """Whether rows with these digests, which are in slots, can have drafts: not if they are
+        padded, as each number of drafts would be a forward pass of its own."""
+        if self.paths.unpackable is None:
+            return True
+        slots = self.placement.slots_of(digests)
+        if slots is None:
+            return False
+        return self._path([SlotUse(slot, 1.0) for slot in slots], None) is self.paths.compiled
+
     def _path(self, uses: Sequence[SlotUse], pooling: Pooling | None) -> Path | None:
         """None: it is pooled."""
         if pooling is not None:
@@ -85,16 +96,18 @@ class Executor:
             first, _ = inputs.wanted[place]
             targets = row.prompt_targets or ()
             prompt = logprobs_of(logits[first : first + len(targets)], targets, row.prompt_top)
-            one = drawn.get(place)
-            if isinstance(one, Exception):
-                results[index] = RowResult((), prompt, error=one)
+            mine = drawn.get(place, ())
+            if isinstance(mine, Exception):
+                results[index] = RowResult((), prompt, error=mine)
             else:
-                results[index] = RowResult(() if one is None else (one,), prompt)
+                results[index] = RowResult(mine, prompt)
         return [result for result in results if result is not None]
 
-    def _draw(self, batch: Batch, inputs: Inputs, logits: Logits) -> dict[int, Drawn | Exception]:
-        """By place in the packed row: the drawn token, or what its mask raised."""
-        drawn: dict[int, Drawn | Exception] = {}
+    def _draw(
+        self, batch: Batch, inputs: Inputs, logits: Logits
+    ) -> dict[int, tuple[Drawn, ...] | Exception]:
+        """By place in the packed row: the drawn tokens, or what their mask raised."""
+        drawn: dict[int, tuple[Drawn, ...] | Exception] = {}
         places: list[int] = []
         samples: list[Sample] = []
         lasts: list[int] = []
@@ -104,10 +117,15 @@ class Executor:
             if wish is not None:
                 known = self.placement.known_tokens(row.adapters) if row.adapters else None
                 first, count = inputs.wanted[place]
+                if row.drafts:
+                    mine = logits[first + count - 1 - row.drafts : first + count]
+                    drafts = row.token_ids[-row.drafts :]
+                    drawn[place] = verified(mine, wish, drafts, known, self._selection)
+                    continue
                 if wish.mask is not None:
                     # It was made while the model ran.
                     try:
-                        wish = replace(wish, allowed=wish.mask())
+                        wish = replace(wish, allowed=wish.mask(0))
                     except Exception as error:  # noqa: BLE001 - a grammar is its user's
                         drawn[place] = error
                         continue
@@ -117,5 +135,5 @@ class Executor:
         if places:
             chosen = logits if len(lasts) == len(logits) else logits[lasts]
             made = sample(chosen, samples, self._selection)
-            drawn |= {at: Drawn(*one) for at, one in zip(places, made, strict=True)}
+            drawn |= {at: (Drawn(*one),) for at, one in zip(places, made, strict=True)}
         return drawn

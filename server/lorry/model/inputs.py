@@ -253,16 +253,16 @@ def _cache_rows(row: Row, begin: int, end: int, block_size: int) -> NDArray[np.i
 
 def _wanted_of(row: Row) -> list[int]:
     """Tokens of this row, by place, whose logits are needed: those that predict a prompt
-    token, and the last where the next token is to be sampled. Of a pooled row, those whose
-    hidden states are."""
+    token, and the last where the next token is to be sampled, with those of drafts. Of a
+    pooled row, those whose hidden states are."""
     if row.pooling is not None:
         last = len(row.token_ids) - 1
         return list(range(row.virtual, last + 1)) if row.pooling is Pooling.MEAN else [last]
     count = 0 if row.prompt_targets is None else len(row.prompt_targets)
     wanted = list(range(row.virtual, row.virtual + count))
-    last = len(row.token_ids) - 1
-    if row.sample is not None and last not in wanted:
-        wanted.append(last)
+    if row.sample is not None:
+        drawn = range(len(row.token_ids) - 1 - row.drafts, len(row.token_ids))
+        wanted.extend(place for place in drawn if place not in wanted)
     return wanted
 
 

@@ -40,7 +40,10 @@ class Spelled:
     answer: list[int]
     taken: list[int] = field(default_factory=list)
 
-    def allowed(self) -> Sequence[int]:
+    def look_ahead(self, drafts: Sequence[int]) -> None:
+        pass
+
+    def allowed(self, place: int = 0) -> Sequence[int]:
         return mask([*self.answer, 0][len(self.taken)])
 
     def advance(self, token_id: int) -> None:

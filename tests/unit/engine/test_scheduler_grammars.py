@@ -22,7 +22,10 @@ class Script:
         self._break_mask = break_mask
         self._break_advance = break_advance
 
-    def allowed(self) -> Sequence[int]:
+    def look_ahead(self, drafts: Sequence[int]) -> None:
+        pass
+
+    def allowed(self, place: int = 0) -> Sequence[int]:
         if len(self.taken) == self._break_mask:
             raise RuntimeError("out of fuel")
         return [len(self.taken)]
@@ -56,7 +59,7 @@ def test_the_mask_goes_with_the_token_that_is_drawn() -> None:
         batch = bench.scheduler.schedule()
         assert batch is not None
         (row,) = batch.rows
-        masks.append(None if row.sample is None else row.sample.mask())
+        masks.append(None if row.sample is None else row.sample.mask(0))
         commit_by_hand(bench, batch, bench.runner.run(batch))
     assert masks == [None, [0], [1], [2]]
 
