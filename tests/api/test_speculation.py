@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from api.live import Live
+from api.live import Live, serve
+from lorry.settings import Settings
+from support.compiled import require_compiled_step
 
 TEXT = "one two three four five six seven eight, one two three four five six"
 GREEDY = {"max_new_tokens": 60, "ignore_eos_token": True, "frequency_penalty": -2.0}
@@ -105,3 +109,24 @@ def test_what_llama_cpp_calls_it_is_taken_and_other_values_are_refused(live: Liv
     assert "speculative" in sent.json()["error"]["message"]
     sent = live.http.post("/generate", json={"inputs": "x", "speculative": True})
     assert sent.status_code in (400, 422)
+
+
+def test_a_server_can_draft_for_everybody(
+    tmp_path: Path, settings_for: Callable[..., Settings]
+) -> None:
+    """On the compiled step, where the numbers are the same, too; the engine is elsewhere."""
+    require_compiled_step()
+    settings = settings_for(
+        tmp_path, speculative="ngram", quantize="int8", kernels="compiled", engine_process="on"
+    )
+    with serve(settings) as one:
+        assert one.http.get("/info").json()["speculative"] == "ngram"
+        given = {**GREEDY, "details": True}
+        drafted = one.generate(TEXT, parameters=given)
+        plain = generated(one, False)
+        assert told(plain["details"]) == (0, 0)
+        drafts, accepted = told(drafted["details"])
+        assert 0 < accepted <= drafts
+        for answer in (plain, drafted):
+            answer["details"].pop("cached_tokens")
+        assert drafted == plain

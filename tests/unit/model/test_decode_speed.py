@@ -123,3 +123,25 @@ def test_the_compiled_step_has_the_threads_that_were_asked_for(
         return running - psutil.Process().num_threads()
 
     assert after(7) >= 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fixed"),
+    [
+        # As long for eight tokens as for one: nobody knows how many would take longer.
+        ({1: 1.0, 8: 1.0}, 64.0),
+        ({1: 1.0, 8: 0.9}, 64.0),
+        ({1: 1.0, 8: 1.7}, 9.0),
+        ({1: 1.0, 8: 8.0}, 1.0),
+    ],
+)
+def test_the_tokens_that_take_as_long_as_the_weights(
+    seconds: dict[int, float], fixed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_speed, "_step_seconds", lambda _, count: [seconds[count], 99.0])
+    assert decode_speed.fixed_tokens(None) == pytest.approx(fixed)  # type: ignore[arg-type]
+
+
+def test_it_is_measured_where_tokens_are_drafted(start: Callable[..., Started]) -> None:
+    assert start()[0].fixed_tokens == decode_speed.FIXED_TOKENS
+    assert 1.0 <= start(speculative="ngram")[0].fixed_tokens <= 64.0
