@@ -147,6 +147,8 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
     )
     drafts = settings.speculative == "ngram"
     fixed = decode_speed.fixed_tokens(executor) if drafts else decode_speed.FIXED_TOKENS
+    if drafts:
+        say(f"drafts: eight tokens take {(fixed + 8) / (fixed + 1):.1f} times as long as one")
     return EngineCore(settings, loaded, executor, base, fixed)
 
 

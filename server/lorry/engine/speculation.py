@@ -5,8 +5,9 @@ adds to the second. It pays if it makes the step's tokens cheaper:
 
     chance that it comes true > tokens that come of the step so far / (fixed + tokens in it so far)
 
-where `fixed` is the number of tokens that take as long as the weights alone. So one sequence drafts
-boldly, many draft only what is nearly certain, and beside a long prompt nobody drafts.
+by a margin, where `fixed` is the number of tokens that take as long as the weights alone. So one
+sequence drafts boldly, many draft only what is nearly certain, and beside a long prompt nobody
+drafts.
 
 A draft that does not come true costs time and nothing else: each token is still drawn from the
 model's own distribution at its position (`lorry.model.verifying`), and the keys and values behind
@@ -25,6 +26,10 @@ from lorry.engine.sequence import Sequence
 
 MOST = 15
 """Drafts of a sequence in a step."""
+
+GAIN = 1.2
+"""A draft has to pay so many times: chances and the measure are estimates, and what is around the
+model takes its time, too."""
 
 
 class Speculation:
@@ -70,7 +75,7 @@ class Speculation:
             # The last token that there is room for is drawn, not drafted.
             for index in range(min(MOST, most, room - 1)):
                 chance *= drafter.chance(index)
-                if chance * (self._fixed + tokens) <= come:
+                if chance * (self._fixed + tokens) <= GAIN * come:
                     break
                 draft = drafter.draft(index)
                 if draft in params.eos_token_ids:
