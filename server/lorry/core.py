@@ -327,10 +327,23 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """The first tokens of a block, which another block gets."""
+
+    source: int
+    target: int
+    count: int
+    """Tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of one step. Built by the scheduler, consumed by the runner."""
 
     rows: tuple[Row, ...]
+    copies: tuple[BlockCopy, ...] = ()
+    """Done before any row runs: all blocks are read, then all are written. No two have the same
+    target."""
 
     @property
     def num_tokens(self) -> int:

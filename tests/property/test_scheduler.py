@@ -260,12 +260,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert one.final is None
             count = len(row.token_ids) - row.drafts
             assert count >= 1
-            if one.must_restart:
-                assert row.start == one.begin or self.cached
-                one.must_restart = False
-            # Each token once and in order, or all of them again after a preemption; or what is
-            # found in whole blocks is left out.
-            found = self.cached and row.start % size == 0 and row.start > one.begin
+            assert not one.must_restart or row.start == one.begin or self.cached
+            one.must_restart = False
+            # Each token once and in order, or all again if preempted, but what is found.
+            block, half = divmod(row.start, size)
+            copied = {(row.blocks[block], half)} <= {(c.target, c.count) for c in batch.copies}
+            found = self.cached and (copied or half == 0) and row.start > one.begin
             assert row.start in (one.computed, one.begin) or found
             end = row.start + len(row.token_ids)
             written = row.blocks[row.start // size : -(-end // size)]

@@ -156,6 +156,13 @@ class ToyRunner:
 
     def run(self, batch: Batch) -> list[RowResult]:
         self.batches.append([(r.request_id, r.start, tuple(r.token_ids)) for r in batch.rows])
+        for cells in (self.cells, self.histories):
+            read = [
+                (copy.target, at, cells[copy.source * self.block_size + at])
+                for copy in batch.copies
+                for at in range(copy.count)
+            ]
+            cells.update({block * self.block_size + at: what for block, at, what in read})
         if self.failing is not None:
             raise self.failing
         # As on a real device: everything is written, then everything is read.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from lorry.core import AdapterUse
@@ -31,6 +32,34 @@ _SIZE = 32
 
 Change = tuple[str, float, int]
 """The digest and the scale of an adapter, and the token of the block that it begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockContent:
+    """What the tokens of a block depend on, full or not."""
+
+    before: bytes
+    """The key of the block before it."""
+    token_ids: Sequence[int]
+    changes: Sequence[Change]
+    """Of these tokens."""
+
+    def equal_tokens(self, other: BlockContent) -> int:
+        """Return how many of the first tokens depend on the same in both."""
+        assert self.before == other.before
+        pairs = zip(self.token_ids, other.token_ids, strict=False)
+        count = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
+        if count is None:
+            count = min(len(self.token_ids), len(other.token_ids))
+        while _until(self.changes, count) != _until(other.changes, count):
+            # An adapter that changes only one of them, or in another order, is in the way.
+            both = (*self.changes, *other.changes)
+            count = max(begin for *_, begin in both if begin < count)
+        return count
+
+
+def _until(changes: Sequence[Change], count: int) -> list[Change]:
+    return [change for change in changes if change[-1] < count]
 
 
 def first_key(path: str, salt: str, caller: str | None) -> bytes:

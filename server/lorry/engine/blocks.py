@@ -4,9 +4,12 @@ A block holds the keys and values of `block_size` consecutive tokens, in every l
 are final once it is full. A full block may be entered under a key (`lorry.engine.block_keys`) that
 says everything its contents depend on. From then on any number of sequences may use it.
 
-    free     used by nobody, without a key. They are taken first.
-    idle     used by nobody, with a key. They are taken next, the least recently used first.
-    used     by one sequence or more, with a key or without.
+A block that a sequence leaves half full may be entered without a key. Nobody uses such a block; but
+from any entered block that begins as a sequence goes on, the sequence may copy the beginning.
+
+    free     used by nobody, not entered. They are taken first.
+    idle     used by nobody, entered. They are taken next, the least recently used first.
+    used     by one sequence or more, entered or not.
 
 `num_free` counts the free and the idle ones.
 """
@@ -18,13 +21,22 @@ from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
+
+from lorry.engine.block_keys import BlockContent
+
+MAX_CANDIDATES = 32
+"""Blocks behind one block that are looked at for a beginning, the latest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    key: bytes
+    key: bytes | None
+    """None: it is not full."""
     digests: tuple[str, ...]
     """The adapters that changed its contents."""
+    content: BlockContent | None
+    """None: nobody copies from it."""
 
 
 class BlockPool:
@@ -42,6 +54,8 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
         self._entries: dict[int, _Entry] = {}
         self._of_digest: dict[str, set[int]] = {}
+        # By the key of the block before them; in the order in which they were entered.
+        self._behind: dict[bytes, dict[int, None]] = {}
 
     @property
     def num_free(self) -> int:
@@ -54,7 +68,7 @@ class BlockPool:
     @property
     def num_entered(self) -> int:
         """The number of blocks with a key, used or idle."""
-        return len(self._entries)
+        return len(self._block_of)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that hold `num_tokens` tokens."""
@@ -96,18 +110,48 @@ class BlockPool:
 
     # ---- blocks with a key
 
-    def enter(self, block: int, key: bytes, digests: Iterable[str] = ()) -> None:
-        """Enter a full block in use. `digests`: the adapters that changed its contents.
+    def enter(
+        self,
+        block: int,
+        key: bytes | None,
+        digests: Iterable[str] = (),
+        content: BlockContent | None = None,
+    ) -> None:
+        """Enter a block in use. `key`: None if it is not full. `digests`: the adapters that changed
+        its contents.
 
         If another block has the key, this one stays without: one of them is enough."""
         assert block in self._uses and block not in self._entries
         if key in self._block_of:
             return
-        entry = _Entry(key, tuple(dict.fromkeys(digests)))
-        self._block_of[key] = block
+        entry = _Entry(key, tuple(dict.fromkeys(digests)), content)
+        if key is not None:
+            self._block_of[key] = block
         self._entries[block] = entry
         for digest in entry.digests:
             self._of_digest.setdefault(digest, set()).add(block)
+        if content is not None:
+            self._behind.setdefault(content.before, {})[block] = None
+
+    def beginning(self, wanted: BlockContent) -> tuple[int, int] | None:
+        """Return the block that begins most like `wanted`, and the number of equal tokens; None if
+        none does."""
+        best: tuple[int, int] | None = None
+        for block in islice(reversed(self._behind.get(wanted.before, {})), MAX_CANDIDATES):
+            content = self._entries[block].content
+            assert content is not None
+            count = wanted.equal_tokens(content)
+            if count > (best[1] if best else 0):
+                best = block, count
+        return best
+
+    def take_half(self, block: int, count: int) -> None:
+        """Withdraw a block that was found to have `count` equal tokens, if these are all it has:
+        the copy has them, too."""
+        entry = self._entries[block]
+        assert entry.content is not None
+        if entry.key is None and len(entry.content.token_ids) == count:
+            self.withdraw([block])
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """Return the blocks of `keys`, up to the first key that no block has."""
@@ -155,7 +199,13 @@ class BlockPool:
 
     def _remove(self, block: int) -> None:
         entry = self._entries.pop(block)
-        del self._block_of[entry.key]
+        if entry.key is not None:
+            del self._block_of[entry.key]
+        if entry.content is not None:
+            behind = self._behind[entry.content.before]
+            del behind[block]
+            if not behind:
+                del self._behind[entry.content.before]
         for digest in entry.digests:
             others = self._of_digest[digest]
             others.remove(block)

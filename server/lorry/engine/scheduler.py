@@ -152,8 +152,7 @@ class Scheduler:
             for sequence in halves:
                 if sequence not in self._running:
                     continue
-                # Another may have computed what comes next.
-                self.prefixes.take(sequence)
+                self.prefixes.take(sequence)  # Another may have computed what comes next.
                 count = min(sequence.missing, budget, tokens.for_half(sequence.request.caller))
                 if count and self._make_room(sequence, sequence.num_computed + count):
                     rows[sequence.request.id] = count
@@ -163,9 +162,8 @@ class Scheduler:
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
         drafts = {} if self._speculation is None else self._speculation.drafts(running, rows)
-        made = (s.row(rows[s.request.id], drafts.get(s.request.id, ())) for s in running)
-        batch = Batch(tuple(made))
-        return batch if batch.rows else None
+        made = tuple(s.row(rows[s.request.id], drafts.get(s.request.id, ())) for s in running)
+        return Batch(made, self.prefixes.copies()) if made else None
 
     def commit(
         self, batch: Batch, results: AbstractSequence[RowResult], began: float = 0.0
@@ -314,6 +312,7 @@ class Scheduler:
 
     def _stop_running(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
+        self.prefixes.leave(sequence)
         self.blocks.give_back(sequence.blocks)
         sequence.blocks = []
         self.residency.release(sequence.digests)

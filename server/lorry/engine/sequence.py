@@ -34,6 +34,8 @@ class Sequence:
     """True if its blocks have the contents that its keys name, so that they can be shared."""
     entered: int = 0
     """How many of its first blocks have been entered."""
+    copied_from: int | None = None
+    """The block of another that it has copied the beginning of, last."""
     cached: int | None = None
     """Prompt tokens that were found in the prefix cache; None if it was not searched."""
     preempted: bool = False
@@ -119,8 +121,8 @@ class Sequence:
     def skip_to(self, position: int) -> None:
         """Continue at `position`: what is before it was found in the prefix cache."""
         if not self.preempted:
-            before = max(self.num_computed - self.virtual, 0)
-            self.cached = (self.cached or 0) + position - self.virtual - before
+            before, after = (max(at - self.virtual, 0) for at in (self.num_computed, position))
+            self.cached = (self.cached or 0) + after - before
         self.num_computed = position
 
     def uses_of(self, slots: tuple[int, ...]) -> tuple[SlotUse, ...]:

@@ -32,6 +32,8 @@ class Executor:
     def run(self, batch: Batch) -> list[RowResult]:
         """A result for each row, in the batch's order. Raises OutOfMemory."""
         main, general = self.paths.main, self.paths.general
+        if batch.copies:
+            self.paths.cache.copy(batch.copies)
         chosen = [self._path(row.adapters, row.pooling) for row in batch.rows]
         if all(path is main for path in chosen):
             return self._run(batch, main)

@@ -8,12 +8,14 @@ Letters: N cached tokens, H key/value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lorry.core import BlockCopy
 from lorry.model.sight import EVERYTHING, Sight
 from lorry_adapters.lora.arrays import zeros
 
@@ -81,6 +83,22 @@ class KVCache:
 
     def shape(self, layer: Layer) -> LayerShape:
         return self.shapes[layer]
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy the first tokens of blocks, in every layer: all are read, then all are written."""
+        from_M, to_M = (
+            torch.tensor(
+                [block * self.block_size + at for block, count in blocks for at in range(count)],
+                device=self.device,
+            )
+            for blocks in (
+                [(one.source, one.count) for one in copies],
+                [(one.target, one.count) for one in copies],
+            )
+        )
+        for kv in self.layers:
+            for cells_NHD in (kv.k_NHD, kv.v_NHD):
+                cells_NHD.index_copy_(0, to_M, cells_NHD.index_select(0, from_M))
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ from lorry.core import Caching, Request
 from lorry.engine import block_keys
 from support.engine_fakes import PROMPT, answer_of, request
 from support.prefixes import LONG, bench, cached, one_by_one
-from support.scheduling import BLOCK, Bench
+from support.scheduling import Bench
 
 Ask = tuple[Sequence[int], Sequence[tuple[str, float]]]
 
@@ -98,13 +98,56 @@ def test_another_start_of_an_adapter_is_another_block(
     made = bench()
     one_by_one(made, request("base", LONG), starting("first", 3))
     one_by_one(made, starting("second", start), starting("second again", start))
-    before = min(start, 3) // BLOCK * BLOCK or (start // BLOCK * BLOCK)
-    assert cached(made, "second") == before
+    assert cached(made, "second") == start
     assert cached(made, "second again") == 12
     monkeypatch.setattr(block_keys, "changes_in", changes_without(2))
     made = bench()
     with pytest.raises(AssertionError, match="computed otherwise"):
         one_by_one(made, starting("first", 0), *(starting(f"{n}", n) for n in (1, start)))
+
+
+LORA, OTHER = ("a", 1.0, 0), ("b", 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changes", "equal"),
+    [
+        ((1, 2, 3, 4), (), 4),
+        ((1, 2, 3), (), 3),
+        ((1, 2, 3, 4, 5), (), 4),
+        ((1, 2, 9, 4), (), 2),
+        ((9, 2, 3, 4), (), 0),
+        ((1, 2, 3, 4), (LORA,), 0),
+        ((1, 2, 3, 4), (("a", 1.0, 3),), 3),
+        ((1, 2, 3), (("a", 1.0, 3),), 3),
+        ((1, 2, 3, 4), (("a", 1.0, 3), ("b", 1.0, 2)), 2),
+    ],
+)
+def test_tokens_that_depend_on_the_same(
+    tokens: tuple[int, ...], changes: tuple[block_keys.Change, ...], equal: int
+) -> None:
+    mine, other = (
+        block_keys.BlockContent(b"", ids, used)
+        for ids, used in (((1, 2, 3, 4), ()), (tokens, changes))
+    )
+    assert mine.equal_tokens(other) == other.equal_tokens(mine) == equal
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "equal"),
+    [
+        ((LORA,), (LORA,), 2),
+        ((LORA, OTHER), (OTHER, LORA), 0),
+        ((LORA,), (("a", 0.5, 0),), 0),
+        ((LORA, ("b", 1.0, 1)), (LORA,), 1),
+        ((("a", 1.0, 0),), (("a", 1.0, 1),), 0),
+    ],
+)
+def test_they_depend_on_adapters_in_their_order(
+    mine: tuple[block_keys.Change, ...], theirs: tuple[block_keys.Change, ...], equal: int
+) -> None:
+    one, other = (block_keys.BlockContent(b"", (1, 2), changes) for changes in (mine, theirs))
+    assert one.equal_tokens(other) == other.equal_tokens(one) == equal
 
 
 @pytest.mark.parametrize("what", ["salt", "path", "caller"])

@@ -229,7 +229,7 @@ def test_blocks_of_a_row_that_failed_are_found_by_nobody(house: House) -> None:
     assert house.told.answer("again") == answer_of(again)
     assert house.told.answer("base") == answer_of(request("", long, 2))
     first = {event.request_id: event for event in reversed(house.told.events)}
-    assert [first[name].cached for name in ("again", "base", "next")] == [0, 0, 12]
+    assert [first[name].cached for name in ("again", "base", "next")] == [0, 0, 13]
 
 
 def test_what_a_removed_adapter_computed_is_freed(house: House) -> None:

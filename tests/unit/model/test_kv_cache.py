@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lorry.core import BlockCopy
 from lorry.model.kv_cache import KVCache, LayerShape, bytes_per_token
 from lorry.model.sight import Sight
 
@@ -42,3 +43,17 @@ def test_a_tokens_price_times_the_tokens_is_all_of_it(dtype: torch.dtype) -> Non
     price = (4 * (16 + 8) + 1 * (32 + 32)) * dtype.itemsize
     assert bytes_per_token(SHAPES, dtype) == price
     assert cache(dtype).nbytes == price * 16
+
+
+def test_copies_read_all_before_they_write() -> None:
+    made = cache()
+    for layer in made.layers:
+        for cells_NHD in (layer.k_NHD, layer.v_NHD):
+            cells_NHD[:] = torch.arange(16.0)[:, None, None]
+    # The second block is read by the one and written by the other.
+    made.copy([BlockCopy(source=0, target=1, count=3), BlockCopy(source=1, target=2, count=4)])
+    expected = [*range(5), 0, 1, 2, 8, 9, 5, 6, 7, 8, 14, 15]
+    for layer in made.layers:
+        for cells_NHD in (layer.k_NHD, layer.v_NHD):
+            assert cells_NHD[:, 0, 0].tolist() == expected
+            assert torch.equal(cells_NHD, cells_NHD[:, :1, :1].expand_as(cells_NHD))
