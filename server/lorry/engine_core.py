@@ -82,6 +82,7 @@ class EngineCore:
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=self.base.max_model_len,
+            max_step_time=settings.max_step_time or None,
         )
         scheduler = Scheduler(
             limits,

@@ -1,11 +1,9 @@
 """Every setting of the server: one frozen `Settings`, one table that drives four places.
 
-The metadata of a field says its kind, bounds and help; from it come the flag
-(`--max-loras`), the variable (`LORRY_MAX_LORAS`), the key in a TOML or YAML file
-(`max_loras`) and the row of the documentation's table. Flags win over variables,
-variables over the file, the file over the default. A bad value is refused with the
-place it came from; an unknown variable or key is refused too, because a misspelt
-setting that is ignored is worse than a server that does not start.
+The metadata of a field says its kind, bounds and help; from it come the flag (`--max-loras`), the
+variable (`LORRY_MAX_LORAS`), the key in a TOML or YAML file (`max_loras`) and the row of the
+documentation's table. Flags win over variables, variables over the file, the file over the default.
+A bad value is refused with the place it came from, and so is an unknown variable or key.
 """
 
 from __future__ import annotations
@@ -216,11 +214,13 @@ class Settings:
     )
     max_num_seqs: int = _option(16, Kind.INT, "Most requests in one step.", minimum=1, maximum=4096)
     max_num_batched_tokens: int = _option(
-        512,
-        Kind.INT,
-        "Most tokens in one step; at least max_num_seqs.",
-        minimum=1,
-        maximum=1_000_000,
+        512, Kind.INT, "Most tokens in one step; at least max_num_seqs.", minimum=1, maximum=10**6
+    )
+    max_step_time: float = _option(
+        0.0,
+        Kind.FLOAT,
+        "Seconds that a step should take: it has prompt tokens for that, 16 at least. 0: any.",
+        minimum=0,
     )
     max_queue: int = _option(
         256,

@@ -48,6 +48,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "unknown_fields": ("refuse", "refuse"),
     "max_num_seqs": ("2", 2),
     "max_num_batched_tokens": ("64", 64),
+    "max_step_time": ("0.25", 0.25),
     "max_queue": ("0", 0),
     "kv_cache_memory": ("1GiB", 1 << 30),
     "prefix_cache": ("off", "off"),

@@ -13,6 +13,8 @@ class Limits:
     """Tokens in one step."""
     max_model_len: int
     """Prompt and answer of one request, tokens."""
+    max_step_time: float | None = None
+    """Seconds that a step should take at most; None for no such limit."""
     prefetch: int = 8
     """Waiting requests whose adapters are fetched ahead."""
 

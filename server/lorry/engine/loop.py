@@ -162,7 +162,10 @@ class Engine:
         self._failures = self._failures + 1 if any(one.base for one in found.faults) else 0
         if found.batch.rows:
             self._steps += 1
-            self._on_step(found.batch.num_tokens, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._on_step(found.batch.num_tokens, seconds)
+            if found.batch is batch:
+                self.scheduler.pace.learn(batch, seconds)
 
     def _outcome(self, batch: Batch) -> Isolated:
         try:

@@ -44,6 +44,7 @@ from lorry.core import (
 from lorry.engine.blocks import BlockPool
 from lorry.engine.endings import adapter_failure, grammar_failure, overflowed
 from lorry.engine.limits import Limits
+from lorry.engine.pace import Pace
 from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.restriction import Following
 from lorry.engine.sequence import Sequence
@@ -79,6 +80,7 @@ class Scheduler:
         self.blocks = blocks
         self.residency = residency
         self.prefixes = prefixes or PrefixCache(blocks, None)
+        self.pace = Pace(limits.max_step_time)
         self.preemptions = 0
         self._speculation = speculation
         self._waiting = Waiting()
@@ -146,8 +148,8 @@ class Scheduler:
             elif sequence in self._running and self._make_room(sequence, sequence.num_tokens):
                 rows[sequence.request.id] = 1
                 budget -= 1
-        if halves or self._waiting:
-            # Not if all rows decode, as in most steps: then there is nothing to share.
+        if halves or self._waiting:  # Otherwise all rows decode, and there is nothing to share.
+            budget = self.pace.limit(budget, [s.num_computed for s in halves], bool(rows))
             tokens = PromptTokens(self._running, halves, self._waiting.callers, budget)
             for sequence in halves:
                 if sequence not in self._running:
@@ -168,8 +170,7 @@ class Scheduler:
     def commit(
         self, batch: Batch, results: AbstractSequence[RowResult], began: float = 0.0
     ) -> list[TokenEvent]:
-        """Turn the results of `batch`, which ran from `began` (`time.monotonic()`) on, into
-        events."""
+        """Turn the results of `batch`, begun at `began` (`time.monotonic()`), into events."""
         assert len(batch.rows) == len(results)
         for row, result in zip(batch.rows, results, strict=True):
             sequence = self._by_id.get(row.request_id)

@@ -102,8 +102,8 @@ class Sequence:
             return self.answer[done - len(prompt) : done - len(prompt) + count]
         virtual = min(max(-done, 0), count)
         done = max(done, 0)
-        real = [*prompt, *self.answer][done : done + count - virtual]
-        return [*[0] * virtual, *real]
+        end = done + count - virtual
+        return [*[0] * virtual, *prompt[done:end], *self.answer[: max(end - len(prompt), 0)]]
 
     def tokens_at(self, begin: int, end: int) -> list[int]:
         """Return the tokens at the positions `begin` to `end` - 1; `VIRTUAL` for a virtual one."""
