@@ -28,6 +28,9 @@ ROUNDED = 0.05
 that have it (0.028 seen there). A difference in the last digit of a sum can flip a
 code: 0.012 seen. What is served wrong is 0.4 off at least."""
 
+LOUD = {"granitemoe_swa": 2}
+"""How many times as far two right answers are apart on the compiled step: its logits are louder."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
@@ -43,7 +46,8 @@ def test_decoder(case: Case, tmp_path: Path) -> None:
         assert case.refused in outcome.reason
         return
     assert case.refused is None, f"{case.name} is served now: take it off the list"
-    assert outcome.error < tolerance_of(case.question)
+    times = LOUD.get(case.decoder.name, 1) if case.question is Question.COMPILED else 1
+    assert outcome.error < times * tolerance_of(case.question)
     if case.question is Question.COMPILED:
         assert outcome.way == Way.COMPILED
     else:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 _STATE = "keeps a state from token to token"
 _CHOICE = "passes 'indices' to attention"
-_SINKS = "passes 's_aux' to attention"
 _BIAS = "passes 'position_bias' to attention"
 _NO_CACHE = "it keeps no keys and values in transformers' cache"
 _ONE_BY_ONE = "padded, it does not run on a past"
@@ -35,19 +34,14 @@ PADDED = frozenset(
         "falcon, alibi",
         "falcon, multi-head",
         "falcon, new",
-        "flint",
         "gemma4_text, shared keys",
         "gemma4_unified",
         "gpt_neo",
         "gpt_neox_japanese",
         "gpt_neox_japanese, bidirectional",
-        "gpt_oss",
         "gptj",
-        "granite_swa",
-        "granitemoe_swa",
         "hrm_text",
         "megatron-bert",
-        "mimo_v2_flash",
         "mpt",
         "mpt, soft cap",
         "rembert",
@@ -78,7 +72,7 @@ REFUSED: Mapping[str, str] = {
     "data2vec-text": _DIFFER,
     "data2vec-text, bidirectional": _DIFFER,
     "deepseek_v32": _CHOICE,
-    "deepseek_v4": _SINKS,
+    "deepseek_v4": _OTHER_CACHE,
     "doge, experts": _MIXED,
     "dots3_note": _CHOICE,
     "dots3_note_text": _CHOICE,
@@ -163,13 +157,8 @@ _VALUES = "its values are not those of a projection"
 _EMBEDDINGS = "something is done to its embeddings"
 
 UNDESCRIBED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            *("dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "hunyuan_v1_moe", "hy_v3"),
-            *("kolibri1", "minimax_m2", "minimax_m3_vl_text", "phimoe", "solar_open"),
-        ),
-        _CHOSEN,
-    ),
+    # Its router's weight is in a linear, which is quantized.
+    "hunyuan_v1_moe": _CHOSEN,
     **dict.fromkeys(("afmoe", "beam", "laguna", "laguna, no gates", "laguna, soft cap"), _OUT),
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _KEYS),
     **dict.fromkeys(("minicpm3", "youtu"), _KEYS),
@@ -185,13 +174,12 @@ UNDESCRIBED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified_text"), _VALUES),
     **dict.fromkeys(("gemma4_text, keys as values", "olmo, clipping"), _VALUES),
+    # Its values are shorter than its keys.
+    "mimo_v2_flash": _VALUES,
     "ctrl": _EMBEDDINGS,
     "modernbert-decoder": "its head reads what no known norm makes",
     **dict.fromkeys(
-        (
-            *("doge", "flint", "gemma4_unified", "gpt_neo", "gpt_oss", "granite_swa"),
-            *("mimo_v2_flash", "granitemoe_swa", "gemma4_text, shared keys"),
-        ),
+        ("doge", "gemma4_unified", "gpt_neo", "gemma4_text, shared keys"),
         "rows are padded, and a layer may not see the whole past",
     ),
     **dict.fromkeys(("falcon, alibi", "mpt, soft cap"), "it attends in an unknown way"),
@@ -203,7 +191,9 @@ UNDESCRIBED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("diffllama", "hrm_text"), "its layers do not run one after the other"),
     **dict.fromkeys(("megatron-bert", "xglm"), _EMBEDDINGS),
-    "apertus": "its MLP has an activation that is not known",
+    **dict.fromkeys(
+        ("apertus", "minimax_m3_vl_text"), "its MLP has an activation that is not known"
+    ),
     "bitnet": _OUT,
     "dbrx": "its MLP is not of two or three linears",
     "jetmoe": "its queries are made in an unknown way",

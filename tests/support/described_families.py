@@ -182,6 +182,64 @@ MORE_MIXTURES: Mapping[str, Family] = {
             (),
             experts=FUSED_EXPERTS,
         ),
+        # Sinks, two kinds of layers, gates between the other outputs and with a limit, biases.
+        Family(
+            "gpt_oss",
+            config_of(
+                "GptOssConfig",
+                **_EXPERTS,
+                intermediate_size=HIDDEN,
+                layer_types=["sliding_attention", "full_attention"],
+                sliding_window=SLIDING_WINDOW,
+                swiglu_limit=1.5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+                **_HEAD_DIM,
+            ),
+            _SPLIT_ATTENTION,
+            (),
+            experts=FUSED_EXPERTS,
+        ),
+        # Sigmoid scores with a correction, in groups; the first layer is dense and wider.
+        Family(
+            "glm4_moe",
+            config_of(
+                "Glm4MoeConfig",
+                n_routed_experts=8,
+                num_experts_per_tok=3,
+                n_group=4,
+                topk_group=2,
+                routed_scaling_factor=2.5,
+                moe_intermediate_size=HIDDEN,
+                use_qk_norm=True,
+                **_HEAD_DIM,
+            ),
+            _SPLIT_ATTENTION,
+            (),
+            experts=FUSED_EXPERTS,
+        ),
+        # A correction of softmax's values.
+        Family(
+            "ernie4_5_moe",
+            config_of(
+                "Ernie4_5_MoeConfig",
+                moe_num_experts=4,
+                moe_k=2,
+                moe_num_shared_experts=1,
+                moe_intermediate_size=HIDDEN,
+                moe_layer_start_index=0,
+            ),
+            _SPLIT_ATTENTION,
+            (),
+            experts=FUSED_EXPERTS,
+        ),
+        # Experts one after the other, and LayerNorms.
+        Family(
+            "phimoe",
+            config_of("PhimoeConfig", **_EXPERTS, attention_bias=True, router_jitter_noise=0.2),
+            _SPLIT_ATTENTION,
+            (),
+            experts=FUSED_EXPERTS,
+        ),
     )
 }
 """Mixtures of experts that are served as those in `families` are."""

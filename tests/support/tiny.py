@@ -58,7 +58,8 @@ def save(config: PretrainedConfig, folder: Path) -> Path:
 @torch.no_grad()
 def fill(model: nn.Module, *, seed: int) -> None:
     """Draws every parameter anew: matrices at gain 1.6, the head at 3, embeddings at 1
-    (where the head is tied to them at 0.5), vectors near what they were."""
+    (where the head is tied to them at 0.5), vectors near what they were; and what corrects the
+    choice of experts."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings().weight  # type: ignore[operator]
@@ -71,3 +72,6 @@ def fill(model: nn.Module, *, seed: int) -> None:
         else:
             gain = 3.0 if parameter is head else 1.6
             parameter.copy_(noise * (gain / math.sqrt(HIDDEN)))
+    for name, buffer in sorted(model.named_buffers(), key=lambda item: item[0]):
+        if name.endswith("correction_bias"):
+            buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))

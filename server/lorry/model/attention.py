@@ -83,6 +83,7 @@ class Observer(Protocol):
         v_1HTD: Tensor,
         scale: float,
         softcap: float | None,
+        sink_Q: Tensor | None,
     ) -> Tensor:
         """`[1, T, Q, D]`, which the layer goes on with."""
         ...
@@ -120,9 +121,11 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `[1, Q, T, D]` in, `[1, T, Q, D]` out.
+    """transformers' attention interface: `[1, Q, T, D]` in, `[1, T, Q, D]` out. `s_aux`: sinks,
+    `[Q]`, the score of a token more, which has no value.
 
     Raises:
         UnsupportedModel: the layer asks for something that this function would drop.
@@ -136,11 +139,13 @@ def attend(
             )
     if isinstance(step, Recorder):
         sight = EVERYTHING if step.masks is None else step.masks.sight(module, attention_mask)
-        step.shapes[module] = LayerShape(key.shape[1], key.shape[3], value.shape[3], sight)
+        step.shapes[module] = LayerShape(
+            key.shape[1], key.shape[3], value.shape[3], sight, sinks=s_aux is not None
+        )
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(step, AttentionStep):
-        return step.attend(module, query, key, value, scale, softcap), None
+        return step.attend(module, query, key, value, scale, softcap, s_aux), None
     plan, kv, sight = step.plan, step.cache.layer(module), step.cache.shape(module).sight
     dtype = step.cache.dtype
     kept_k_THD, kept_v_THD = key[0].transpose(0, 1).to(dtype), value[0].transpose(0, 1).to(dtype)
@@ -174,6 +179,7 @@ def attend(
             singles.mask_B11L,
             scale,
             softcap,
+            None if s_aux is None else s_aux.view(1, heads, -1, 1),
         )
         out_TQD[: singles.count] = out_BHGD.flatten(1, 2)
     for chunk in plan.chunks:
@@ -184,7 +190,7 @@ def attend(
             begin = sight.begin(chunk.start)
             k_LHD = chunk.read(kv.k_NHD, begin).to(key.dtype)
             v_LHD = chunk.read(kv.v_NHD, begin).to(value.dtype)
-        seen = _Seen(k_LHD, v_LHD, begin, sight)
+        seen = _Seen(k_LHD, v_LHD, begin, sight, s_aux)
         out_TQD[part] = _chunk(q_QTD[:, part], seen, chunk.start, scale, softcap)
     return out_TQD.unsqueeze(0), None
 
@@ -198,13 +204,15 @@ class _Seen:
     begin: int
     """Absolute position of the first key."""
     sight: Sight
+    sink_Q: Tensor | None
 
 
 def _chunk(q_QTD: Tensor, seen: _Seen, start: int, scale: float, softcap: float | None) -> Tensor:
     """Several new tokens of one sequence, the first at `start`, against its past: `[T, Q, D]`."""
     (queries, count, _), heads = q_QTD.shape, seen.k_LHD.shape[1]
     end = start + count
-    if start == 0 and softcap is None and seen.sight.begin(end - 1) == 0:
+    plain = softcap is None and seen.sink_Q is None
+    if start == 0 and plain and seen.sight.begin(end - 1) == 0:
         out_1QTD = F.scaled_dot_product_attention(
             q_QTD.unsqueeze(0),
             seen.k_LHD.transpose(0, 1).unsqueeze(0),
@@ -216,6 +224,7 @@ def _chunk(q_QTD: Tensor, seen: _Seen, start: int, scale: float, softcap: float 
         return out_1QTD[0].transpose(0, 1)
     group = queries // heads
     out_TQD = q_QTD.new_empty(count, queries, seen.v_LHD.shape[2])
+    sinks_1HG = None if seen.sink_Q is None else seen.sink_Q.view(1, heads, group)
     piece = max(1, MASK_CELLS // (group * (end - seen.begin)))
     for first in range(start, end, piece):
         last = min(first + piece, end)
@@ -231,6 +240,7 @@ def _chunk(q_QTD: Tensor, seen: _Seen, start: int, scale: float, softcap: float 
             mask_PL.repeat(group, 1)[None, None],
             scale,
             softcap,
+            None if sinks_1HG is None else sinks_1HG.repeat_interleave(last - first, 2)[..., None],
         )
         out_QPD = out_1HGD.view(queries, last - first, -1)
         out_TQD[first - start : last - start] = out_QPD.transpose(0, 1)
@@ -244,16 +254,22 @@ def _weigh(
     mask: Tensor | None,
     scale: float,
     softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """softmax(q k' scale) v where `mask` is True; with Gemma 2's cap on the scores
-    (arXiv:2408.00118, section 2), which torch's fused operation does not have."""
-    if softcap is None:
+    """softmax(q k' scale) v where `mask` is True. With two things that torch's fused operation does
+    not have: Gemma 2's cap on the scores (arXiv:2408.00118, section 2) and `sinks`, which
+    broadcast to `[B, H, G, 1]` (arXiv:2309.17453, section 3.3, and GPT-OSS)."""
+    if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(q_BHGD, k_BHLD, v_BHLD, attn_mask=mask, scale=scale)
     scores = torch.matmul(q_BHGD, k_BHLD.transpose(2, 3)) * scale
-    scores = torch.tanh(scores / softcap) * softcap
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.matmul(scores.softmax(-1, dtype=torch.float32).to(v_BHLD.dtype), v_BHLD)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
+    parts = scores.softmax(-1, dtype=torch.float32).to(v_BHLD.dtype)
+    return torch.matmul(parts[..., : v_BHLD.shape[2]], v_BHLD)
 
 
 def register() -> None:

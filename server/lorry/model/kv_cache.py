@@ -29,6 +29,8 @@ class LayerShape:
     value_size: int
     sight: Sight = EVERYTHING
     """Which tokens it sees."""
+    sinks: bool = False
+    """True if its heads have attention sinks."""
 
 
 Layer: TypeAlias = nn.Module | int

@@ -20,6 +20,9 @@ def unfit_for_triton(
     those of its layers."""
     if find_spec("triton") is None:
         return "triton is not installed; PyTorch's CUDA builds bring it on Linux"
+    shapes = tuple(shapes)
+    if any(shape.sinks for shape in shapes):
+        return "its attention has sinks"
     from lorry.model import triton_model
 
     return triton_model.probe(

@@ -31,8 +31,9 @@ from lorry.model.sight import Sight
 from support.executor_driver import load_tiny
 from support.prompts import random_prompt
 
-FAMILIES = ["llama", "mistral", "gemma2", "granite"]
-"""Grouped queries; a window of 8; one in every other layer, and a soft cap; a scale of its own."""
+FAMILIES = ["llama", "mistral", "gemma2", "granite", "gpt_oss"]
+"""Grouped queries; a window of 8; one in every other layer, and a soft cap; a scale of its own;
+sinks."""
 
 BLOCK_SIZE, NUM_BLOCKS, LENGTH = 4, 64, 30
 TOLERANCE = 2e-4
@@ -273,14 +274,14 @@ def call(**more: object) -> tuple[Tensor, None]:
 
 
 def test_what_it_does_not_know_it_refuses_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match="Identity passes 's_aux' to attention"):
-        call(s_aux=torch.zeros(2))
+    with pytest.raises(UnsupportedModel, match="Identity passes 'indices' to attention"):
+        call(indices=torch.zeros(2))
     with pytest.raises(UnsupportedModel):
         call(chunked_window=8)
 
 
 def test_what_cannot_matter_it_lets_pass() -> None:
-    call(s_aux=None, some_flag=False)
+    call(indices=None, some_flag=False)
     call(**dict.fromkeys(HARMLESS, 1))
 
 

@@ -55,21 +55,52 @@ class RopeDescription:
     """How its rows have each angle twice; None: once."""
 
 
+Scoring = Literal["softmax", "sigmoid", "sparse"]
+"""What an expert's value is: softmax's or the sigmoid of its score. Sparse: the experts are chosen
+one after the other, and each one's value is softmax's over those not chosen before whose score is
+near its own (arXiv:2409.12136, SparseMixer-v2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterDescription:
+    """score = weight . x + bias; the experts with the largest values + correction are chosen. Each
+    counts its part: its value, or its share of the chosen ones' values."""
+
+    module: str
+    """It has the weight."""
+    scoring: Scoring = "softmax"
+    normed: bool = False
+    """The parts of the chosen ones are 1 in all."""
+    factor: float = 1.0
+    """On the parts."""
+    bias: str | None = None
+    """A tensor of the model, one number for each expert."""
+    correction: str | None = None
+    """The same."""
+    corrects_scores: bool = False
+    """The largest scores + correction are chosen, not values + correction."""
+    groups: tuple[int, int] | None = None
+    """Of neighbouring experts, and how many groups are kept: those where the two largest of what is
+    compared are most in all (arXiv:2412.19437, section 2.1.2). Others' experts are not chosen."""
+    tolerance: float = 0.0
+    """Sparse: scores are near a largest one that are less than this part of it away."""
+
+
 @dataclass(frozen=True, slots=True)
 class MixtureDescription:
-    """Of a token, the experts with the largest scores answer; each counts its part, which is
-    softmax's over all experts, or over the chosen ones."""
+    """Of a token, the chosen experts answer; each counts its part."""
 
     experts: str
     """The module with the stacks `gate_up_proj` and `down_proj`."""
-    router: str
-    """The module that has the router's weight."""
+    router: RouterDescription
     count: int
     chosen: int
     inner: int
-    normed: bool
-    """True if the weights of the chosen experts sum to 1."""
-    factor: float
+    interleaved: bool = False
+    """The outputs of an expert's gate lie between those of its other half, not before them."""
+    clamp: tuple[float, float] | None = None
+    """(alpha, limit) of (up + 1) * gate * sigmoid(alpha * gate), with gate <= limit and
+    |up| <= limit (GPT-OSS); None: the model's activation(gate) * up."""
     shared_gate: str | None = None
     """A linear of one output: the layer's own MLP counts its sigmoid."""
 
@@ -88,6 +119,8 @@ class LayerDescription:
     """Of the MLP: gate and up, both in one, or, where it has no gate, up. Beside a mixture that is
     an expert of all tokens; where there is none, no linear."""
     down: str | None
+    inner_size: int
+    """What `down` reads; 0: it has none."""
     attention_norm: NormDescription | None
     after_attention: NormDescription | None
     mlp_norm: NormDescription | None
@@ -103,6 +136,8 @@ class LayerDescription:
     softcap: float | None
     slopes: tuple[float, ...] | None
     """Of ALiBi, by head of the queries."""
+    sinks: tuple[float, ...] | None = None
+    """By head of the queries: the score of a token more, which has no value."""
     mixture: MixtureDescription | None = None
 
     @property
@@ -136,7 +171,7 @@ class ModelDescription:
     kv_heads: int
     head_size: int
     inner: int
-    """Of the MLPs that are no mixture's; 0: there are none."""
+    """The largest `inner_size`."""
     vocab: int
     longest: int
     """Tokens of a sequence: so far angles were looked at."""

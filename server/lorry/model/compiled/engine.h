@@ -13,7 +13,7 @@
 
 /* What a mixture of experts works in; mixture.h says what is what. */
 typedef struct {
-    float *score, *part, *gate, *down, *answer, *shared_T;
+    float *score, *compared, *part, *gate, *down, *answer, *shared_T;
     int32_t *chosen, *pair, *row, *start;
     Activations encoded;
 } MixtureRows;
@@ -100,6 +100,7 @@ static int mixture_start(MixtureRows *r, const Model *model, size_t tokens) {
     if (!experts) return 0;
     const size_t rows = tokens * chosen, hidden = model->hidden;
     r->score = reserve(tokens * experts, sizeof(float));
+    r->compared = reserve(tokens * experts, sizeof(float));
     r->part = reserve(rows, sizeof(float));
     r->gate = reserve(rows * 2 * inner, sizeof(float));
     r->down = reserve(rows * hidden, sizeof(float));
@@ -110,7 +111,7 @@ static int mixture_start(MixtureRows *r, const Model *model, size_t tokens) {
     r->row = reserve(rows, sizeof(int32_t));
     r->start = reserve((size_t)experts + 1, sizeof(int32_t));
     r->encoded = reserve_activations(rows, (size_t)larger(model->hidden, inner));
-    return !r->score || !r->part || !r->gate || !r->down || !r->answer ||
+    return !r->score || !r->compared || !r->part || !r->gate || !r->down || !r->answer ||
                    !r->shared_T || !r->chosen || !r->pair || !r->row || !r->start ||
                    !has_memory(r->encoded)
                ? -1
@@ -119,6 +120,7 @@ static int mixture_start(MixtureRows *r, const Model *model, size_t tokens) {
 
 static void mixture_stop(MixtureRows *r) {
     free(r->score);
+    free(r->compared);
     free(r->part);
     free(r->gate);
     free(r->down);

@@ -32,6 +32,12 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """In the order of `step.h`."""
 
 
+def clamped(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
+    """GPT-OSS's gate of an expert (`MixtureDescription.clamp`)."""
+    gate = gate.clamp(max=limit)
+    return (up.clamp(-limit, limit) + 1) * gate * torch.sigmoid(alpha * gate)
+
+
 ROUNDING = 5e-7
 """Of a sum's largest number: what subtracting from it leaves too much or too little."""
 

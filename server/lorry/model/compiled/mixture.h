@@ -57,38 +57,105 @@ static void score(Engine *e, const Mixture *m, const float *x, int thread) {
         const float *row = r < m->experts ? m->router + (size_t)r * hidden : m->shared_gate;
         for (int t = 0; t < tokens; t++) {
             const float found = dot_product(row, x + (size_t)t * hidden, hidden);
-            if (r < m->experts) e->mixture.score[(size_t)t * m->experts + r] = found;
+            if (r < m->experts)
+                e->mixture.score[(size_t)t * m->experts + r] = found + (m->bias ? m->bias[r] : 0);
             else e->mixture.shared_T[t] = 1.0f / (1.0f + exponential_of(-found));
         }
     }
 }
 
-/* The experts of token t, by falling scores, the first of equals first, and what they count. */
-static void choose(Engine *e, const Mixture *m, int t) {
-    float *score = e->mixture.score + (size_t)t * m->experts;
-    int32_t *chosen = e->mixture.chosen + (size_t)t * m->chosen;
-    float *part = e->mixture.part + (size_t)t * m->chosen;
+/* e^(score - the largest), in place; their sum. */
+static float exponentials(float *score, int experts) {
     float largest = score[0], total = 0;
-    for (int i = 1; i < m->experts; i++)
+    for (int i = 1; i < experts; i++)
         if (score[i] > largest) largest = score[i];
-    for (int i = 0; i < m->experts; i++) {
+    for (int i = 0; i < experts; i++) {
         score[i] = exponential_of(score[i] - largest);
         total += score[i];
     }
-    float all = 0;
+    return total;
+}
+
+/* The largest of `compared` beside the k chosen ones, the first of equals. Where they are no numbers, it
+ * is some expert all the same. */
+static int next_of(const float *compared, int experts, const int32_t *chosen, int k) {
+    int best = -1;
+    for (int i = 0; i < experts; i++) {
+        int taken = 0;
+        for (int j = 0; j < k; j++) taken |= chosen[j] == i;
+        if (!taken && (best < 0 || compared[i] > compared[best])) best = i;
+    }
+    return best;
+}
+
+/* Experts of no group that is kept are compared as the least. */
+static void leave_groups(const Mixture *m, float *compared) {
+    const int each = m->experts / m->groups;
+    float sums[GROUPS_MOST];
+    int32_t kept[GROUPS_MOST];
+    for (int g = 0; g < m->groups; g++) {
+        const float *mine = compared + g * each;
+        float first = -INFINITY, second = -INFINITY;
+        for (int i = 0; i < each; i++) {
+            if (mine[i] > first) second = first, first = mine[i];
+            else if (mine[i] > second) second = mine[i];
+        }
+        sums[g] = each > 1 ? first + second : first;
+    }
+    for (int k = 0; k < m->kept; k++) kept[k] = next_of(sums, m->groups, kept, k);
+    for (int g = 0; g < m->groups; g++) {
+        int stays = 0;
+        for (int k = 0; k < m->kept; k++) stays |= kept[k] == g;
+        for (int i = 0; i < each && !stays; i++) compared[g * each + i] = -INFINITY;
+    }
+}
+
+/* `Scoring` sparse. */
+static void choose_sparsely(const Mixture *m, const float *score, int32_t *chosen, float *part) {
     for (int k = 0; k < m->chosen; k++) {
-        int best = -1;
+        const int best = next_of(score, m->experts, chosen, k);
+        const float most = score[best];
+        float total = 0;
         for (int i = 0; i < m->experts; i++) {
             int taken = 0;
             for (int j = 0; j < k; j++) taken |= chosen[j] == i;
-            /* Some expert is chosen even if the scores are NaN. */
-            if (!taken && (best < 0 || score[i] > score[best])) best = i;
+            const float size = fabsf(score[i]) > most ? fabsf(score[i]) : most;
+            if (!taken && !((most - score[i]) / size > m->tolerance))
+                total += exponential_of(score[i] - most);
         }
         chosen[k] = best;
-        part[k] = score[best];
-        all += score[best];
+        part[k] = m->factor / total;
     }
-    const float factor = m->factor / (m->normed ? all : total);
+}
+
+/* The experts of token t, the first of equals first, and what they count. */
+static void choose(Engine *e, const Mixture *m, int t) {
+    float *score = e->mixture.score + (size_t)t * m->experts, *compared = score;
+    int32_t *chosen = e->mixture.chosen + (size_t)t * m->chosen;
+    float *part = e->mixture.part + (size_t)t * m->chosen, total = 1;
+    if (m->scoring == SPARSE) {
+        choose_sparsely(m, score, chosen, part);
+        return;
+    }
+    if (m->correction || m->groups) compared = e->mixture.compared + (size_t)t * m->experts;
+    if (m->corrects_scores)
+        for (int i = 0; i < m->experts; i++) compared[i] = score[i];
+    if (m->scoring == SOFTMAX) total = exponentials(score, m->experts);
+    else
+        for (int i = 0; i < m->experts; i++) score[i] = 1.0f / (1.0f + exponential_of(-score[i]));
+    if (compared != score && !m->corrects_scores)
+        for (int i = 0; i < m->experts; i++) compared[i] = score[i] / total;
+    if (m->correction)
+        for (int i = 0; i < m->experts; i++) compared[i] += m->correction[i];
+    if (m->groups) leave_groups(m, compared);
+    float all = 0;
+    for (int k = 0; k < m->chosen; k++) {
+        chosen[k] = next_of(compared, m->experts, chosen, k);
+        part[k] = score[chosen[k]];
+        all += part[k];
+    }
+    /* As transformers has it where all values are 0. */
+    const float factor = m->factor / (m->normed ? all + 1e-20f : total);
     for (int k = 0; k < m->chosen; k++) part[k] *= factor;
 }
 
@@ -139,6 +206,34 @@ static void multiply_rows(Engine *e, const Mixture *m, const Linear *all, int ea
     }
 }
 
+/* gate = f(gate) * up, or as GPT-OSS has it, from `first` to `last` - 1. */
+static void activate_gate(Engine *e, const Mixture *m, float *gate, const float *up, int first,
+                          int last) {
+    if (!m->alpha) {
+        activate_row(e->model->activation, gate, up, first, last);
+        return;
+    }
+    const Floats limit = splat(m->limit), alpha = splat(-m->alpha);
+    for (int i = first; i < last; i += WIDTH) {
+        const Floats g = -greater(-load(gate + i), -limit);
+        const Floats u = -greater(-greater(load(up + i), -limit), -limit);
+        store(gate + i, (u + splat(1.0f)) * (g / (splat(1.0f) + exponential(g * alpha))));
+    }
+}
+
+/* The same of a row whose gates lie between the others. */
+static void activate_pairs(Engine *e, const Mixture *m, float *row) {
+    float gate[BLOCK], up[BLOCK];
+    for (int first = 0; first < m->inner; first += BLOCK) {
+        for (int i = 0; i < BLOCK; i++) {
+            gate[i] = row[2 * (first + i)];
+            up[i] = row[2 * (first + i) + 1];
+        }
+        activate_gate(e, m, gate, up, 0, BLOCK);
+        memcpy(row + first, gate, sizeof gate);
+    }
+}
+
 /* Row s, in the form that the linear reads. */
 static void encode_row(MixtureRows *r, const Linear *linear, const float *x, int s) {
     encode_token(x, from_token(r->encoded, linear->in, (size_t)s), linear->in,
@@ -163,15 +258,20 @@ static __attribute__((noinline)) void run_mixture(Engine *e, const Mixture *m, c
     for (int s = first; s < last; s++)
         encode_row(r, &m->gate_up, x + (size_t)(r->pair[s] / m->chosen) * hidden, s);
     barrier(&e->pool);
-    multiply_rows(e, m, &m->gate_up, 2 * inner, 0, inner, r->gate, 2 * inner, thread);
-    multiply_rows(e, m, &m->gate_up, 2 * inner, inner, inner, r->gate + inner, 2 * inner, thread);
-    for (int s = 0; s < rows; s++) {
-        float *gate = r->gate + (size_t)s * 2 * inner;
-        activate_row(e->model->activation, gate, gate + inner,
-                     SHARE(inner / BLOCK, thread, threads) * BLOCK,
-                     SHARE(inner / BLOCK, thread + 1, threads) * BLOCK);
+    if (m->interleaved) {
+        multiply_rows(e, m, &m->gate_up, 2 * inner, 0, 2 * inner, r->gate, 2 * inner, thread);
+        barrier(&e->pool);
+        for (int s = first; s < last; s++) activate_pairs(e, m, r->gate + (size_t)s * 2 * inner);
+    } else {
+        multiply_rows(e, m, &m->gate_up, 2 * inner, 0, inner, r->gate, 2 * inner, thread);
+        multiply_rows(e, m, &m->gate_up, 2 * inner, inner, inner, r->gate + inner, 2 * inner, thread);
+        for (int s = 0; s < rows; s++) {
+            float *gate = r->gate + (size_t)s * 2 * inner;
+            activate_gate(e, m, gate, gate + inner, SHARE(inner / BLOCK, thread, threads) * BLOCK,
+                          SHARE(inner / BLOCK, thread + 1, threads) * BLOCK);
+        }
+        barrier(&e->pool);
     }
-    barrier(&e->pool);
     for (int s = first; s < last; s++) encode_row(r, &m->down, r->gate + (size_t)s * 2 * inner, s);
     barrier(&e->pool);
     multiply_rows(e, m, &m->down, hidden, 0, hidden, r->down, hidden, thread);

@@ -44,8 +44,8 @@ INLINE Floats activated(Floats x, int kind) {
 }
 
 /* gate = silu(gate) * up. */
-static void activate(Engine *e, int thread) {
-    const int tokens = e->step->num_tokens, inner = e->model->inner;
+static void activate(Engine *e, int inner, int thread) {
+    const int tokens = e->step->num_tokens;
     const int first = SHARE(inner / BLOCK, thread, e->pool.size) * BLOCK;
     const int last = SHARE(inner / BLOCK, thread + 1, e->pool.size) * BLOCK;
     for (int t = 0; t < tokens; t++) {
@@ -80,9 +80,8 @@ static __attribute__((noinline)) void activate_row(int activation, float *gate, 
 }
 
 /* Of every token, a gate or none. */
-static void activate_other(Engine *e, int thread) {
+static void activate_other(Engine *e, int inner, int thread) {
     const Model *m = e->model;
-    const int inner = m->inner;
     const int first = SHARE(inner / BLOCK, thread, e->pool.size) * BLOCK;
     const int last = SHARE(inner / BLOCK, thread + 1, e->pool.size) * BLOCK;
     for (int t = 0; t < e->step->num_tokens; t++) {

@@ -17,6 +17,7 @@ from lorry.model.compiled.description import (
     ModelDescription,
     NormDescription,
     RopeDescription,
+    Scoring,
 )
 from lorry.model.compiled.formulas import ACTIVATIONS, angles_of, bias_of, called, weight_of
 from lorry.model.compiled.written_rope import WrittenRope
@@ -29,6 +30,12 @@ KV_DTYPE = torch.float16
 
 TABLES = (torch.float32, torch.float16, torch.bfloat16)
 """What a table of embeddings may consist of, in the order of `step.h`."""
+
+SCORINGS: tuple[Scoring, ...] = ("softmax", "sigmoid", "sparse")
+"""In the order of `step.h`."""
+
+MOST_GROUPS = 64
+"""Of experts; `step.h` has it as well."""
 
 Pack = Callable[[nn.Module], structs.Linear]
 
@@ -114,7 +121,7 @@ class ModelStructs:
     def _require_sizes(self, layer: LayerDescription) -> None:
         """The C code finds heads and gates by these alone."""
         described = self._described
-        hidden, inner = described.hidden, described.inner
+        hidden, inner = described.hidden, layer.inner_size
         queries = described.heads * described.head_size
         rows = queries + 2 * described.kv_heads * described.head_size
         sizes: list[tuple[Sequence[str], tuple[int, int]]] = [
@@ -124,6 +131,7 @@ class ModelStructs:
         if layer.down is not None:
             sizes.append((layer.inner, (hidden, (1 + described.gated) * inner)))
             sizes.append(((layer.down,), (inner, hidden)))
+            require(inner <= described.inner, f"{inner} of {described.inner} numbers")
         for paths, size in sizes:
             linears: list[Any] = [bare(self._modules[path]) for path in paths]
             inputs, outputs = {m.in_features for m in linears}, sum(m.out_features for m in linears)
@@ -147,6 +155,7 @@ class ModelStructs:
             target.mixture = self._mixture(layer.mixture)
         target.qkv_slots[: len(layer.qkv)] = [self._slot(path) for path in layer.qkv]
         target.gate_up_slots[: len(layer.inner)] = [self._slot(path) for path in layer.inner]
+        target.inner = layer.inner_size
         target.qkv_parts, target.gate_up_parts = len(layer.qkv), len(layer.inner)
         for name in ("attention_norm", "after_attention", "mlp_norm", "after_mlp"):
             setattr(target, name, self._norm(getattr(layer, name), described.hidden))
@@ -168,8 +177,10 @@ class ModelStructs:
         target.attention = structs.Attention(
             scale=layer.attention_scale, cap=layer.softcap or 0.0, window=shape.sight.window or 0
         )
-        if layer.slopes is not None:
-            target.attention.slope_Q = self._pointer(torch.tensor(layer.slopes))
+        for name, heads in (("slope_Q", layer.slopes), ("sink_Q", layer.sinks)):
+            if heads is not None:
+                require(len(heads) == described.heads, f"{len(heads)} numbers of heads")
+                setattr(target.attention, name, self._pointer(torch.tensor(heads)))
         target.rope = -1 if layer.rope is None else layer.rope
         target.parallel = layer.parallel
         target.attention_residual, target.mlp_residual = layer.residuals
@@ -193,33 +204,71 @@ class ModelStructs:
 
     def _mixture(self, mixture: MixtureDescription) -> structs.Mixture:
         hidden, count, inner = self._described.hidden, mixture.count, mixture.inner
-        experts, router = (bare(self._modules[path]) for path in (mixture.experts, mixture.router))
+        router = mixture.router
+        experts, scorer = (bare(self._modules[path]) for path in (mixture.experts, router.module))
         stacks = dict(experts.named_children())
         wanted = {"gate_up_proj": (count, 2 * inner, hidden), "down_proj": (count, hidden, inner)}
-        found: dict[str, Any] = {name: stacks.get(name) for name in wanted}
+        packed: list[structs.Linear] = []
         for name, size in wanted.items():
-            shape = getattr(found[name], "shape", None)
+            stack: Any = stacks.get(name)
+            shape = getattr(stack, "shape", None)
             require(shape == size, f"{mixture.experts}.{name}: {shape}, not {size}")
+            # A stack knows no bias: transformers adds it afterwards.
+            packed.append(structs.Linear.from_buffer_copy(self._pack(stack)))
+            bias = getattr(experts, f"{name}_bias", None)
+            if bias is not None:
+                packed[-1].bias_O = self._numbers(bias, count * size[1], f"{name}_bias")
         require(1 <= mixture.chosen <= count, f"{mixture.chosen} of {count} experts")
-        weight = router.weight
+        groups, kept = router.groups or (1, 1)
+        require(
+            1 <= kept <= groups <= MOST_GROUPS
+            and count % groups == 0
+            and mixture.chosen <= kept * (count // groups),
+            f"{mixture.chosen} experts of {kept} in {groups} groups",
+        )
+        weight = scorer.weight
         assert isinstance(weight, Tensor)
-        require(weight.shape == (count, hidden), f"{mixture.router}: {tuple(weight.shape)}")
+        require(weight.shape == (count, hidden), f"{router.module}: {tuple(weight.shape)}")
         gate = None
         if mixture.shared_gate is not None:
             gate_1H = dense_weight(bare(self._modules[mixture.shared_gate]))
             require(gate_1H.shape == (1, hidden), f"{mixture.shared_gate}: {tuple(gate_1H.shape)}")
             gate = self._pointer(gate_1H)
+        alpha, limit = mixture.clamp or (0.0, 0.0)
         return structs.Mixture(
             router=self._pointer(weight.detach()),
-            gate_up=self._pack(found["gate_up_proj"]),
-            down=self._pack(found["down_proj"]),
+            bias=self._vector(router.bias, count),
+            correction=self._vector(router.correction, count),
+            gate_up=packed[0],
+            down=packed[1],
             shared_gate=gate,
-            factor=mixture.factor,
+            factor=router.factor,
             experts=count,
             chosen=mixture.chosen,
             inner=inner,
-            normed=mixture.normed,
+            normed=router.normed,
+            scoring=SCORINGS.index(router.scoring),
+            corrects_scores=router.corrects_scores,
+            groups=groups if router.groups else 0,
+            kept=kept,
+            tolerance=router.tolerance,
+            interleaved=mixture.interleaved,
+            alpha=alpha,
+            limit=limit,
         )
+
+    def _vector(self, path: str | None, size: int) -> int | None:
+        """Of a tensor of the model; modules on the way may be wrapped."""
+        if path is None:
+            return None
+        found: Any = self._modules[""]
+        for part in path.split("."):
+            found = getattr(bare(found), part)
+        return self._numbers(found, size, path)
+
+    def _numbers(self, tensor: Tensor, size: int, name: str) -> int:
+        require(tensor.numel() == size, f"{name}: {tensor.numel()} numbers, not {size}")
+        return self._pointer(tensor.detach().float().contiguous())
 
     def _norm(self, norm: NormDescription | None, width: int) -> structs.Norm:
         if norm is None:

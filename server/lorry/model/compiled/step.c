@@ -57,7 +57,7 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
     Pool *pool = &e->pool;
     const int threads = pool->size, tokens = step->num_tokens, hidden = m->hidden;
     const int queries = m->heads * m->head_size, keys = m->kv_heads * m->head_size;
-    const int stride = queries + 2 * keys, inner = m->inner, wide = m->gated ? 2 * inner : inner;
+    const int stride = queries + 2 * keys, inner = layer->inner, wide = m->gated ? 2 * inner : inner;
     const int first = SHARE(tokens, thread, threads), last = SHARE(tokens, thread + 1, threads);
     const Modules qkv = {layer->qkv, layer->qkv_slots, layer->qkv_parts, pairs};
     const Modules o = {&layer->o, &layer->o_slots, 1, pairs};
@@ -106,11 +106,11 @@ static void run_layer(Engine *e, const Layer *layer, int thread) {
         barrier(pool);
         multiply(e, &gate_up, &down, e->gate, wide, tokens, thread);
         add_deltas(e, &gate_up, e->gate, wide, thread);
-        if (layer->gate_up_parts == 2 && m->activation == SILU) activate(e, thread);
+        if (layer->gate_up_parts == 2 && m->activation == SILU) activate(e, inner, thread);
         else {
             /* A gate and what it meets are two threads' where they are one module's. */
             if (m->gated && layer->gate_up_parts == 1) barrier(pool);
-            activate_other(e, thread);
+            activate_other(e, inner, thread);
         }
         barrier(pool);
         encode_tokens(e, &down, e->gate, wide, first, last);

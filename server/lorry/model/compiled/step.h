@@ -97,18 +97,30 @@ enum { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
 /* Numbers of a table of embeddings; in the order of `model_structs.TABLES`. */
 enum { SINGLE, HALF, BFLOAT };
 
-/* Experts, of which a token's scores choose some. Expert i has outputs 2 * inner * i to
- * 2 * inner * (i + 1) - 1 of `gate_up`, its gate first, and hidden * i to hidden * (i + 1) - 1 of
+/* What an expert's value is; in the order of `model_structs.SCORINGS`. */
+enum { SOFTMAX, SIGMOID, SPARSE };
+
+#define GROUPS_MOST 64
+
+/* Experts, of which a token's scores choose some; `RouterDescription` says how. Expert i has outputs
+ * 2 * inner * i to 2 * inner * (i + 1) - 1 of `gate_up`, and hidden * i to hidden * (i + 1) - 1 of
  * `down`. */
 typedef struct {
-    const float *router; /* [experts, hidden]: a token's scores are router . x */
+    const float *router; /* [experts, hidden]: a token's scores are router . x + bias */
+    const float *bias, *correction; /* [experts]; or NULL */
     Linear gate_up, down;
     const float *shared_gate; /* [hidden]: the layer's own MLP counts sigmoid(shared_gate . x); or
                                * NULL: it counts 1, if there is one */
     float factor;             /* on the sum over the chosen ones of their part times their answer */
     int32_t experts;          /* 0: there is no mixture */
     int32_t chosen, inner;
-    int32_t normed; /* the chosen ones' parts are 1 in all, else all experts' are */
+    int32_t normed; /* the chosen ones' parts are 1 in all */
+    int32_t scoring, corrects_scores;
+    int32_t groups, kept; /* groups 0: any expert can be chosen */
+    float tolerance;
+    int32_t interleaved; /* of an expert's outputs of `gate_up`, every second is a gate's, from the
+                          * first on; else the first half is */
+    float alpha, limit;  /* of a gate as GPT-OSS has it; alpha 0: it is the model's */
 } Mixture;
 
 /* `description.py` says what a layer does. */
@@ -116,6 +128,7 @@ typedef struct {
     Linear qkv[3], o, gate_up[2], down;
     Slots qkv_slots[3], o_slots, gate_up_slots[2], down_slots;
     Mixture mixture;
+    int32_t inner; /* of its MLP beside a mixture */
     int32_t qkv_parts, gate_up_parts; /* modules: 3 or 1; 2, 1 or, beside a mixture, 0 */
     Norm attention_norm, after_attention, mlp_norm, after_mlp;
     Norm q_norm, k_norm;
@@ -133,7 +146,9 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    int32_t num_layers, hidden, heads, kv_heads, head_size, inner, vocab;
+    int32_t num_layers, hidden, heads, kv_heads, head_size;
+    int32_t inner; /* the largest of its layers */
+    int32_t vocab;
     int32_t max_rank; /* a multiple of 8 */
     int32_t rotated;  /* of a head, its first ones */
     int32_t pairs;    /* neighbours turn together, else each with the one half of them away */

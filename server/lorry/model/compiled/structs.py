@@ -99,6 +99,8 @@ NORMS = ("attention_norm", "after_attention", "mlp_norm", "after_mlp", "q_norm",
 class Mixture(Structure):
     _fields_ = [
         ("router", c_void_p),
+        ("bias", c_void_p),
+        ("correction", c_void_p),
         ("gate_up", Linear),
         ("down", Linear),
         ("shared_gate", c_void_p),
@@ -107,6 +109,14 @@ class Mixture(Structure):
         ("chosen", c_int32),
         ("inner", c_int32),
         ("normed", c_int32),
+        ("scoring", c_int32),
+        ("corrects_scores", c_int32),
+        ("groups", c_int32),
+        ("kept", c_int32),
+        ("tolerance", c_float),
+        ("interleaved", c_int32),
+        ("alpha", c_float),
+        ("limit", c_float),
     ]
 
 
@@ -121,6 +131,7 @@ class Layer(Structure):
         ("gate_up_slots", LinearSlots * 2),
         ("down_slots", LinearSlots),
         ("mixture", Mixture),
+        ("inner", c_int32),
         ("qkv_parts", c_int32),
         ("gate_up_parts", c_int32),
         *((name, Norm) for name in NORMS),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorry.model.compiled.description import (
     HeadNorm,
@@ -49,8 +49,6 @@ class LayerSurvey:
     heads: int
     kv_heads: int
     head_size: int
-    inner: int
-    """0 if a mixture is its only MLP."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +77,9 @@ class _Mlp:
     mixture: MixtureDescription | None = None
 
 
-def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[float]) -> LayerSurvey:
+def survey_layer(
+    model: nn.Module, run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[float]
+) -> LayerSurvey:
     """`numbers`: those of the config; a factor is one of them where it can be.
 
     Raises:
@@ -104,7 +104,7 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
     qkv = _unique(heads.linear for heads in (q, k, v))
     if len(qkv) == 2 or any(not same(call.x, qkv[0].x) for call in qkv):
         raise Unknown("its queries, keys and values are projected in an unknown way")
-    mixture = mixture_of(run.calls, numbers)
+    mixture = mixture_of(model, run.calls, numbers)
     mlp = _mlp([call for call in linears if call not in (*qkv, o)], mixture)
     heads_at = _heads_at(q, k, v, qkv, attended)
     branch = survey_branches(run, qkv[0], o, mlp.x_TH, mlp.y_TH, numbers)
@@ -116,6 +116,7 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
             o=o.path,
             inner=tuple(call.path for call in mlp.inner),
             down=None if mlp.down is None else mlp.down.path,
+            inner_size=mlp.size,
             attention_norm=branch.attention_norm,
             after_attention=branch.after_attention,
             mlp_norm=branch.mlp_norm,
@@ -128,6 +129,7 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
             attention_scale=attended.scale * q.scale,
             softcap=attended.softcap,
             slopes=attended.slopes,
+            sinks=attended.sinks,
             mixture=mlp.mixture,
         ),
         rope=None if q.rope is None else ropes[q.rope],
@@ -138,7 +140,6 @@ def survey_layer(run: LayerRun, ropes: Sequence[RopeCall], numbers: Sequence[flo
         heads=len(attended.q_QTD),
         kv_heads=len(attended.k_HTD),
         head_size=attended.q_QTD.shape[2],
-        inner=mlp.size,
     )
 
 
@@ -319,7 +320,7 @@ def _mlp(linears: Sequence[ModuleCall], mixture: FoundMixture | None) -> _Mlp:
     """With what a mixture adds to it, or instead of it."""
     if mixture is None:
         return _plain_mlp(linears)
-    linears = [call for call in linears if call is not mixture.router]
+    linears = [call for call in linears if call.path != mixture.described.router.module]
     gates = [call for call in linears if call.y.shape[-1] == 1]
     linears = [call for call in linears if call not in gates]
     x_TH, described = mixture.x_TH, mixture.described

@@ -49,7 +49,7 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
     def look(layer: LayerRun, ropes: Sequence[RopeCall]) -> None:
         if padded:
             layer.attended.append(attended_of(layer, ropes))
-        layers.append(survey_layer(layer, ropes, numbers))
+        layers.append(survey_layer(loaded.model, layer, ropes, numbers))
 
     run = watch_padded(loaded, shapes, look) if padded else watch(loaded, shapes, longest, look)
     if len(layers) != len(run.layers):
@@ -87,12 +87,13 @@ def _describe(loaded: LoadedModel, shapes: Shapes, longest: int) -> ModelDescrip
         heads=first.heads,
         kv_heads=first.kv_heads,
         head_size=first.head_size,
-        inner=max(one.inner for one in layers),
+        inner=max(one.layer.inner_size for one in layers),
         vocab=int(loaded.model.get_input_embeddings().weight.shape[0]),
         longest=longest,
     )
-    mixtures = {layer.mixture.inner for layer in description.layers if layer.mixture}
-    sizes = (description.hidden, description.inner, description.head_size, *sorted(mixtures))
+    inner = {layer.inner_size for layer in description.layers}
+    inner |= {layer.mixture.inner for layer in description.layers if layer.mixture}
+    sizes = (description.hidden, description.head_size, *sorted(inner))
     if any(size % BLOCK for size in sizes):
         raise Unknown(f"a width of {sizes} is not a multiple of {BLOCK}")
     return description
@@ -116,8 +117,6 @@ def _alike(layers: Sequence[LayerSurvey]) -> LayerSurvey:
         for name in ("activation", "gated", "heads", "kv_heads", "head_size"):
             if getattr(one, name) != getattr(first, name):
                 raise Unknown(f"its layers differ in their {name.replace('_', ' ')}")
-    if len({one.inner for one in layers if one.inner}) > 1:
-        raise Unknown("its layers differ in their inner")
     turning = {(one.rotated, one.rotation) for one in layers if one.rotation is not None}
     if len(turning) > 1:
         raise Unknown("its layers differ in how heads are rotated")

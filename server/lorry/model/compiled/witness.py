@@ -57,6 +57,8 @@ class Attended:
     softcap: float | None
     slopes: tuple[float, ...] | None = None
     """Of ALiBi, by head of the queries."""
+    sinks: tuple[float, ...] | None = None
+    """By head of the queries."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,6 +186,7 @@ class _Observer:
         v_1HTD: Tensor,
         scale: float,
         softcap: float | None,
+        sink_Q: Tensor | None,
     ) -> Tensor:
         heads, tokens = q_1QTD.shape[1:3]
         out_1TQD = torch.randn(1, tokens, heads, v_1HTD.shape[3], generator=self._generator)
@@ -195,6 +198,7 @@ class _Observer:
                 out_1TQD.flatten(2)[0],
                 scale,
                 softcap,
+                sinks=None if sink_Q is None else tuple(sink_Q.float().tolist()),
             )
         )
         return out_1TQD

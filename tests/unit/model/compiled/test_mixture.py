@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorry.model.compiled import library, structs
+from lorry.model.compiled.description import RouterDescription
+from lorry.model.compiled.formulas import clamped
+from lorry.model.compiled.model_structs import SCORINGS
 from lorry.model.compiled.pack import PackedLinear
 from lorry.model.compiled.packer import Packer
+from lorry.model.compiled.survey_router import chosen
 from lorry.model.expert_stacks import PlainStack, quantized
 from support.compiled import compiled, runnable
 
@@ -25,11 +28,38 @@ CLOSE = {"int8": 2e-3, "nf4": 3e-2}
 """Of the largest number: activations of 14 bits or 8, twice."""
 
 
+PLAIN = RouterDescription("", normed=True)
+"""Its vectors are `Weights.vectors`'."""
+
+BIASED = replace(PLAIN, bias="small")
+CORRECTED = replace(PLAIN, correction="small", normed=False, factor=2.5)
+SIGMOID = replace(PLAIN, scoring="sigmoid", normed=False)
+GROUPED = replace(PLAIN, scoring="sigmoid", correction="small", groups=(3, 2), factor=2.5)
+RAW = replace(PLAIN, scoring="sigmoid", correction="large", corrects_scores=True)
+SPARSE = RouterDescription("", scoring="sparse", tolerance=0.4)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Of experts."""
+
+    interleaved: bool = False
+    clamp: tuple[float, float] | None = None
+    biased: bool = False
+
+
+USUAL = Kind()
+GPT_OSS = Kind(True, (1.7, 0.5), True)
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     router_EH: Tensor
     gate_up: PlainStack
     down: PlainStack
+    vectors: Mapping[str, Tensor]
+    up_bias_EO: Tensor
+    down_bias_EH: Tensor
 
     @classmethod
     def of(cls, kind: str) -> Weights:
@@ -42,19 +72,29 @@ class Weights:
             quantized(drawn(EXPERTS, *size), kind, double_quant=True)
             for size in ((2 * INNER, HIDDEN), (HIDDEN, INNER))
         )
-        return cls(3 * drawn(EXPERTS, HIDDEN), *stacks)
+        return cls(
+            3 * drawn(EXPERTS, HIDDEN),
+            *stacks,
+            vectors={"small": drawn(EXPERTS), "large": 2 * drawn(EXPERTS)},
+            up_bias_EO=drawn(EXPERTS, 2 * INNER),
+            down_bias_EH=drawn(EXPERTS, HIDDEN),
+        )
 
-    def answers(self, x_TH: Tensor, *, normed: bool, factor: float) -> Tensor:
-        probability_TE = torch.softmax(x_TH @ self.router_EH.T, -1)
-        part_TK, index_TK = probability_TE.topk(CHOSEN, -1)
-        if normed:
+    def answers(self, x_TH: Tensor, router: RouterDescription, kind: Kind = USUAL) -> Tensor:
+        index_TK, part_TK = chosen(router, x_TH @ self.router_EH.T, self.vectors, CHOSEN)
+        if router.normed:
             part_TK = part_TK / part_TK.sum(-1, keepdim=True)
         up_EOI, down_EOI = self.gate_up.dense_weight(), self.down.dense_weight()
         y_TH = torch.zeros_like(x_TH)
         for t, (index_K, part_K) in enumerate(zip(index_TK, part_TK, strict=True)):
             for expert, part in zip(index_K.tolist(), part_K, strict=True):
-                gate_I, up_I = (x_TH[t] @ up_EOI[expert].T).chunk(2)
-                y_TH[t] += factor * part * ((F.silu(gate_I) * up_I) @ down_EOI[expert].T)
+                both_O = x_TH[t] @ up_EOI[expert].T + kind.biased * self.up_bias_EO[expert]
+                gate_I, up_I = both_O.view(-1, 2).T if kind.interleaved else both_O.chunk(2)
+                hidden_I = (
+                    clamped(gate_I, up_I, *kind.clamp) if kind.clamp else F.silu(gate_I) * up_I
+                )
+                y_H = hidden_I @ down_EOI[expert].T + kind.biased * self.down_bias_EH[expert]
+                y_TH[t] += router.factor * part * y_H
         return y_TH
 
 
@@ -67,10 +107,11 @@ class CompiledMixture:
         weights: Weights,
         *,
         threads: int = 1,
-        normed: bool = True,
-        factor: float = 1.0,
+        router: RouterDescription = PLAIN,
+        kind: Kind = USUAL,
     ) -> None:
         self._built, packer = built, Packer(built, 1)
+        self._weights = weights
         stacks = (weights.gate_up, weights.down)
         self._packed: list[PackedLinear] = [packer.tensors(s.base_tensors()) for s in stacks]
         packer.close()
@@ -78,14 +119,28 @@ class CompiledMixture:
         self._layers = (structs.Layer * 1)()
         self._layers[0].mixture = structs.Mixture(
             router=self._router.data_ptr(),
+            bias=self._vector(router.bias),
+            correction=self._vector(router.correction),
             gate_up=self._packed[0].struct,
             down=self._packed[1].struct,
-            factor=factor,
+            factor=router.factor,
             experts=EXPERTS,
             chosen=CHOSEN,
             inner=INNER,
-            normed=normed,
+            normed=router.normed,
+            scoring=SCORINGS.index(router.scoring),
+            corrects_scores=router.corrects_scores,
+            tolerance=router.tolerance,
+            interleaved=kind.interleaved,
         )
+        mixture = self._layers[0].mixture
+        if router.groups is not None:
+            mixture.groups, mixture.kept = router.groups
+        if kind.clamp is not None:
+            mixture.alpha, mixture.limit = kind.clamp
+        if kind.biased:
+            mixture.gate_up.bias_O = weights.up_bias_EO.data_ptr()
+            mixture.down.bias_O = weights.down_bias_EH.data_ptr()
         self._model = structs.Model(
             num_layers=1, hidden=HIDDEN, heads=1, kv_heads=1, head_size=16, inner=0, vocab=16,
             max_rank=8, gated=True, layers=self._layers,
@@ -94,6 +149,9 @@ class CompiledMixture:
             ctypes.byref(self._model), MOST_TOKENS, MOST_TOKENS, 16, threads
         )
         assert self._engine
+
+    def _vector(self, name: str | None) -> int | None:
+        return None if name is None else self._weights.vectors[name].data_ptr()
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         x_TH, y_TH = x_TH.contiguous(), torch.full_like(x_TH, torch.nan)
@@ -120,61 +178,114 @@ def make(built: ctypes.CDLL) -> Iterator[Callable[..., CompiledMixture]]:
         one.close()
 
 
-def clear_rows(weights: Weights, tokens: int) -> Tensor:
-    """Of which no rounding changes the choice."""
-    generator, found = torch.Generator().manual_seed(6), []
-    for _ in count():
-        x_H = torch.randn(HIDDEN, generator=generator)
-        scores = (weights.router_EH @ x_H).sort(descending=True).values
-        if float(scores[CHOSEN - 1] - scores[CHOSEN]) > 0.02:
-            found.append(x_H)
-        if len(found) == tokens:
-            break
-    return torch.stack(found)
+def clear_rows(weights: Weights, router: RouterDescription, tokens: int) -> Tensor:
+    """Of which no rounding of a score changes the choice."""
+    generator = torch.Generator().manual_seed(6)
+    x_TH = torch.randn(8 * MOST_TOKENS, HIDDEN, generator=generator)
+    score_TE = x_TH @ weights.router_EH.T
+    clear_T = torch.ones(len(x_TH), dtype=torch.bool)
+    wanted = chosen(router, score_TE, weights.vectors, CHOSEN)[0].sort(-1).values
+    for _ in range(20):
+        near_TE = score_TE + 0.01 * torch.randn(score_TE.shape, generator=generator)
+        found = chosen(router, near_TE, weights.vectors, CHOSEN)[0].sort(-1).values
+        clear_T &= (found == wanted).all(-1)
+    return x_TH[clear_T][:tokens]
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-@pytest.mark.parametrize(("normed", "factor"), [(True, 1.0), (False, 2.5)])
+@pytest.mark.parametrize("router", [PLAIN, replace(PLAIN, normed=False, factor=2.5)], ids=str)
 def test_the_chosen_experts_answer(
-    normed: bool,
-    factor: float,
+    router: RouterDescription,
     tokens: int,
     threads: int,
     kind: str,
     make: Callable[..., CompiledMixture],
 ) -> None:
     weights = Weights.of(kind)
-    x_TH = clear_rows(weights, tokens)
-    expected_TH = weights.answers(x_TH, normed=normed, factor=factor)
-    found_TH = make(weights, threads=threads, normed=normed, factor=factor)(x_TH)
-    assert float((found_TH - expected_TH).abs().max()) < CLOSE[kind] * float(
-        expected_TH.abs().max()
-    )
+    x_TH = clear_rows(weights, router, tokens)
+    assert len(x_TH) == tokens
+    expected_TH = weights.answers(x_TH, router)
+    found_TH = make(weights, threads=threads, router=router)(x_TH)
+    assert_near(found_TH, expected_TH, kind)
 
 
+def assert_near(found_TH: Tensor, expected_TH: Tensor, kind: str) -> None:
+    near = CLOSE[kind] * float(expected_TH.abs().max())
+    assert float((found_TH - expected_TH).abs().max()) < near
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "router", [BIASED, CORRECTED, SIGMOID, GROUPED, RAW, SPARSE],
+    ids=["bias", "correction", "sigmoid", "groups", "scores", "sparse"],
+)  # fmt: skip
+def test_each_way_to_choose(
+    router: RouterDescription, threads: int, make: Callable[..., CompiledMixture]
+) -> None:
+    weights = Weights.of("int8")
+    x_TH = clear_rows(weights, router, MOST_TOKENS)
+    assert len(x_TH) == MOST_TOKENS
+    found_TH = make(weights, threads=threads, router=router)(x_TH)
+    assert_near(found_TH, weights.answers(x_TH, router), "int8")
+    # Each part of the formula counts.
+    for simpler in (
+        replace(router, bias=None, correction=None, corrects_scores=False),
+        replace(router, groups=None),
+        replace(router, scoring="sparse" if router.scoring == "softmax" else "softmax"),
+    ):
+        if simpler != router:
+            with pytest.raises(AssertionError):
+                assert_near(found_TH, weights.answers(x_TH, simpler), "int8")
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "kind", [GPT_OSS, replace(GPT_OSS, clamp=None), replace(GPT_OSS, interleaved=False)], ids=str
+)
+def test_each_kind_of_gate(
+    kind: Kind, threads: int, quantization: str, make: Callable[..., CompiledMixture]
+) -> None:
+    weights = Weights.of(quantization)
+    x_TH = clear_rows(weights, BIASED, MOST_TOKENS)
+    found_TH = make(weights, threads=threads, router=BIASED, kind=kind)(x_TH)
+    assert_near(found_TH, weights.answers(x_TH, BIASED, kind), quantization)
+    for other in (USUAL, replace(kind, biased=False), replace(kind, clamp=(1.7, 5.0))):
+        with pytest.raises(AssertionError):
+            assert_near(found_TH, weights.answers(x_TH, BIASED, other), quantization)
+
+
+FORMS = [(PLAIN, USUAL), (BIASED, GPT_OSS), (GROUPED, USUAL), (SPARSE, USUAL), (CORRECTED, USUAL)]
+
+
+@pytest.mark.parametrize(("router", "form"), FORMS, ids=str)
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_token_does_not_know_its_neighbours(
-    kind: str, make: Callable[..., CompiledMixture]
+    kind: str, router: RouterDescription, form: Kind, make: Callable[..., CompiledMixture]
 ) -> None:
     """Bit for bit, whoever chose the same experts, on any number of threads."""
     weights = Weights.of(kind)
     x_TH = torch.randn(MOST_TOKENS, HIDDEN, generator=torch.Generator().manual_seed(7))
-    one, three = make(weights), make(weights, threads=3)
+    one, three = (make(weights, threads=n, router=router, kind=form) for n in (1, 3))
     together_TH = one(x_TH)
     assert torch.equal(torch.cat([one(row[None]) for row in x_TH]), together_TH)
     assert torch.equal(three(x_TH.flip(0)).flip(0), together_TH)
 
 
+@pytest.mark.parametrize(("router", "form"), FORMS, ids=str)
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_every_instruction_set_has_the_same_bits(kind: str, tmp_path: Path) -> None:
+def test_every_instruction_set_has_the_same_bits(
+    kind: str, router: RouterDescription, form: Kind, tmp_path: Path
+) -> None:
     """The choice too: scores are added up in one order."""
     weights = Weights.of(kind)
     x_TH = torch.randn(MOST_TOKENS, HIDDEN, generator=torch.Generator().manual_seed(8))
     answers = []
     for instructions in runnable():
-        mixture = CompiledMixture(compiled(instructions, tmp_path), weights, threads=2)
+        built = compiled(instructions, tmp_path)
+        mixture = CompiledMixture(built, weights, threads=2, router=router, kind=form)
         answers.append(mixture(x_TH))
         mixture.close()
     if len(answers) < 2:
@@ -191,10 +302,7 @@ def test_the_first_of_equals_is_chosen(make: Callable[..., CompiledMixture]) -> 
     for expert in range(CHOSEN):
         gate_TI, up_TI = (x_TH @ up_EOI[expert].T).chunk(2, -1)
         expected_TH += (F.silu(gate_TI) * up_TI) @ down_EOI[expert].T / CHOSEN
-    found_TH = make(weights)(x_TH)
-    assert float((found_TH - expected_TH).abs().max()) < CLOSE["int8"] * float(
-        expected_TH.abs().max()
-    )
+    assert_near(make(weights)(x_TH), expected_TH, "int8")
 
 
 def test_what_is_no_number_stays_in_its_row(make: Callable[..., CompiledMixture]) -> None:
