@@ -177,7 +177,7 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     if served.row_layout == "padded":
         say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
     memory.give_back_freed()
-    speed = decode_speed.measured(executor, loaded)
+    speed = decode_speed.measured(executor)
     if speed is not None:
         say(speed.said)
     tokens = served.cache.num_blocks * BLOCK_SIZE

@@ -1,9 +1,9 @@
 """How long one token takes on the compiled step, beside the time it takes to read the weights.
 
-A step of one token multiplies each weight once, so that it can be no faster than the memory gives
-the weights. Both times are taken at start-up, with the same threads: of such steps, and of reading
-the weights and doing nothing with them. The second over the first is the share of the memory's
-bandwidth at which the base runs.
+A step of one token multiplies each weight once, and of a mixture those of the chosen experts. So it
+can be no faster than the memory gives these. Both times are taken at start-up, with the same
+threads: of such steps, and of reading weights and doing nothing with them. The second over the
+first is the share of the memory's bandwidth at which the base runs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lorry.core import Batch, Row, Sample, SamplingParams
-from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
-from lorry.model.expert_stacks import ExpertStack
 from lorry.option import format_size
 
 Result = TypeVar("Result")
 
 LEAST = 64 << 20
-"""Bytes of packed weights. Those of a smaller base may lie in the processor's caches."""
+"""Bytes of weights. Those of a smaller base may lie in the processor's caches."""
 
 LONGEST = 0.2
 """Seconds. Where reading all weights takes longer, no step is run: the start would wait for it."""
@@ -92,16 +90,13 @@ def _step_seconds(executor: Executor, tokens: int) -> list[float]:
     return steps
 
 
-def measured(executor: Executor, loaded: LoadedModel) -> DecodeSpeed | None:
+def measured(executor: Executor) -> DecodeSpeed | None:
     """Before the first request: it writes to the first block of the cache. None where it would say
-    little: without the compiled step, on a base of fewer bytes than `LEAST`, and on a mixture,
-    where a token reads some experts and not others."""
+    little: without the compiled step, and where a token reads fewer bytes than `LEAST`."""
     compiled = executor.paths.compiled
-    if compiled is None or compiled.weight_bytes < LEAST:
+    if compiled is None or compiled.token_bytes < LEAST:
         return None
-    if any(isinstance(module, ExpertStack) for module in loaded.model.modules()):
-        return None
-    nbytes, batch = compiled.weight_bytes, Batch((_row(),))
+    nbytes, batch = compiled.token_bytes, Batch((_row(),))
     begun = time.perf_counter()
     read, quickest = _timed(compiled.read_weights)
     if nbytes * quickest / read > LONGEST:

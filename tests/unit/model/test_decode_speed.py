@@ -14,9 +14,11 @@ from lorry.engine_core import EngineCore, load_core
 from lorry.model import decode_speed
 from lorry.model.compiled import compiled_model
 from lorry.model.compiled.compiled_linear import CompiledLinear
+from lorry.model.compiled.compiled_stack import CompiledStack
 from lorry.model.decode_speed import DecodeSpeed, measured
 from lorry.settings import Settings
 from support.compiled import require_compiled_step
+from support.families import HIDDEN
 
 Started = tuple[EngineCore, list[str]]
 
@@ -63,7 +65,7 @@ def test_a_base_that_is_large_enough_is_measured(
         r"one token takes [\d.]+ ms: [\d.]+ KiB at [\d.]+ GB/s, [\d.]+ of what this memory gives",
         line,
     )
-    speed = measured(core.executor, core.loaded)
+    speed = measured(core.executor)
     assert speed is not None and speed.seconds is not None and speed.share is not None
     assert speed.nbytes == linear_bytes(core) > 0
     assert speed.seconds > 0 and speed.bandwidth > 0
@@ -71,24 +73,41 @@ def test_a_base_that_is_large_enough_is_measured(
     assert speed.share * speed.bandwidth * speed.seconds == pytest.approx(speed.nbytes)
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_reading_reads_the_codes_of_every_linear_and_no_more_than_it_may(
-    start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+    family: str, start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = start()[0].executor.paths.compiled
+    compiled = start(family)[0].executor.paths.compiled
     assert compiled is not None
-    codes = sum(linear.codes.nbytes for linear in compiled._linears)
+    linears = [*compiled._linears, *compiled._stacks]
+    codes = sum(linear.codes.nbytes for linear in linears)
     assert compiled.read_weights() == codes
     monkeypatch.setattr(compiled_model, "MOST_READ", 1000)
     assert compiled.read_weights() == 1000
 
 
-def test_a_small_base_the_other_paths_and_a_mixture_are_not(
+@pytest.mark.parametrize(("family", "share"), [("mixtral", 2 / 4), ("olmoe", 3 / 8)])
+def test_of_a_mixture_the_chosen_experts_count(
+    family: str, share: float, start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_speed, "LEAST", 1)
+    core, said = start(family)
+    assert lines(said)
+    speed = measured(core.executor)
+    assert speed is not None and speed.share is not None and 0 < speed.share <= 1
+    stacks = [m for m in core.loaded.model.modules() if isinstance(m, CompiledStack)]
+    assert len(stacks) == 4
+    routers = sum(4 * stacks[0].experts * HIDDEN for _ in range(2))
+    experts = sum(share * stack.nbytes for stack in stacks)
+    assert speed.nbytes == linear_bytes(core) + routers + experts
+
+
+def test_a_small_base_and_the_other_paths_are_not(
     start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not lines(start()[1])
     monkeypatch.setattr(decode_speed, "LEAST", 1)
     assert not lines(start(kernels="torch")[1])
-    assert not lines(start("mixtral")[1])
 
 
 def test_no_step_is_run_where_one_would_take_long(
@@ -99,7 +118,7 @@ def test_no_step_is_run_where_one_would_take_long(
     core, said = start()
     (line,) = lines(said)
     assert " s or more: " in line
-    speed = measured(core.executor, core.loaded)
+    speed = measured(core.executor)
     assert speed is not None and speed.seconds is None and speed.share is None
 
 

@@ -78,9 +78,10 @@ class CompiledModel:
         self._library = library
         self._prompts = prompts
         self._linears: list[PackedLinear] = []
+        self._stacks: list[PackedLinear] = []
         self._described = described
         count = int(loaded.config.get_text_config().num_hidden_layers)
-        layers = described.layers[:count]
+        layers = self._layers = described.layers[:count]
         self._slots = AdapterSlots(
             [*(phase for layer in layers for phase in layer.phases), [described.head]], num_slots
         )
@@ -108,9 +109,9 @@ class CompiledModel:
             slots=num_slots,
             rank=most_rank,
             vocab=self._vocab,
+            room=max(ROOM, self._vocab),
         )
         self._shared_pairs = SharedPairs(library)
-        self._room = max(ROOM, self._vocab)
         self._engine = library.lorry_engine(
             ctypes.byref(self._model), max_tokens, self._bounds.pairs, max_context, num_threads
         )
@@ -130,7 +131,9 @@ class CompiledModel:
         at_head = self._described.head
         embedding, head = tuple(deltas.pop(self._described.embedding, ())), ()
         own_head: PackedHead | None = None
-        fit = partial(fits, names=names, head=at_head, rank=self._bounds.rank, room=self._room)
+        fit = partial(
+            fits, names=names, head=at_head, rank=self._bounds.rank, room=self._bounds.room
+        )
         if at_head not in pairs and not fit({at_head: deltas.get(at_head, ())}, pairs):
             head = tuple(deltas.pop(at_head))
             if len(head) == 1 and isinstance(head[0], OwnLinear):
@@ -201,16 +204,23 @@ class CompiledModel:
         )
 
     @property
-    def weight_bytes(self) -> int:
-        """Of the packed linears, all of which a step reads once, however few its tokens are."""
-        return sum(linear.nbytes for linear in self._linears)
+    def token_bytes(self) -> int:
+        """Of the weights that a step of one token reads: of every linear all of them, and of a
+        mixture its router's and those of the experts that a token chooses."""
+        mixtures = [layer.mixture for layer in self._layers if layer.mixture is not None]
+        shares = (one.chosen / one.count for one in mixtures for _ in ("gate_up", "down"))
+        active = sum(
+            round(share * stack.nbytes) for share, stack in zip(shares, self._stacks, strict=True)
+        )
+        routers = sum(4 * self._described.hidden * one.count for one in mixtures)
+        return sum(linear.nbytes for linear in self._linears) + active + routers
 
     def read_weights(self) -> int:
         """Read as many of their codes as `MOST_READ` allows, with the step's threads, and do
         nothing with them. Returns the bytes."""
         require(bool(self._engine), "the engine is closed")
         regions, left = [], MOST_READ
-        for linear in self._linears:
+        for linear in (*self._linears, *self._stacks):
             size = min(linear.codes.nbytes, left) // 8
             left -= 8 * size
             regions.append((linear.codes.data_ptr(), size))
@@ -228,7 +238,8 @@ class CompiledModel:
     def _linear(self, linear: nn.Module) -> structs.Linear:
         if not isinstance(linear, CompiledLinear | CompiledStack):
             raise Unsafe(f"a linear of {type(linear).__name__}")
-        self._linears.append(linear.packed)
+        kept = self._stacks if isinstance(linear, CompiledStack) else self._linears
+        kept.append(linear.packed)
         return linear.packed.struct
 
     def _slots_of(self, name: str, linear: Any) -> structs.LinearSlots:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorry.model.compiled.call import Call
+from lorry.model.compiled.packed_matrices import room_of
 from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
 from lorry_adapters.lora.matrix_deltas import BoundChange, BoundKronecker, BoundShared, BoundTurn
@@ -36,6 +37,8 @@ class MemoryBounds:
     rank: int
     """Padded, as `adapter.padded` does it."""
     vocab: int
+    room: int
+    """Floats for a Kronecker product."""
 
     def check_step(self, call: Call, inputs: Inputs) -> None:
         """Raises Unsafe where the step would leave its memory."""
@@ -94,22 +97,36 @@ class MemoryBounds:
                     f"{name}: a change of {shape}, not of {(outputs, inputs)}",
                 )
                 if isinstance(delta, BoundShared):
-                    wide, tall = delta.a_RI.shape[1], delta.b_OR.shape[0]
+                    self._check_shared(name, delta, inputs, outputs)
+                if isinstance(delta, BoundKronecker):
+                    needed = room_of(delta)
                     require(
-                        wide >= inputs and tall >= outputs,
-                        f"{name}: {wide} to {tall} features, less than {inputs} to {outputs}",
+                        needed <= self.room,
+                        f"{name}: a product of {needed} numbers, room for {self.room}",
                     )
                 wanted_size = inputs if isinstance(delta, InwardGain) else outputs
                 for size in _lengths(delta):
                     require(size == wanted_size, f"{name}: {size} numbers, not {wanted_size}")
+
+    def _check_shared(self, name: str, delta: BoundShared, inputs: int, outputs: int) -> None:
+        (rank, wide), (tall, other) = delta.a_RI.shape, delta.b_OR.shape
+        require(rank <= self.rank, f"{name}: rank {rank}, room for {self.rank}")
+        require(
+            rank == other == delta.d_R.numel(),
+            f"{name}: ranks {rank}, {other} and {delta.d_R.numel()}",
+        )
+        require(
+            wide >= inputs and tall >= outputs,
+            f"{name}: {wide} to {tall} features, less than {inputs} to {outputs}",
+        )
 
 
 def _shape(delta: Delta, outputs: int) -> tuple[int, int] | None:
     """Outputs and inputs of a matrix; of a rotation, which has inputs alone, `outputs`."""
     match delta:
         case BoundTurn():
-            blocks, size, _ = delta.blocks_NSS.shape
-            return outputs, blocks * size
+            blocks, size, wide = delta.blocks_NSS.shape
+            return outputs, blocks * size if size == wide else 0
         case BoundKronecker():
             (a, c), (b, d) = delta.w1_ac.shape, delta.w2_bd.shape
             return a * b, c * d

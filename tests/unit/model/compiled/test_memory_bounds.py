@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lorry.core import Batch, Row, Sample, SamplingParams, SlotUse
 from lorry.model.compiled.call import Angles, Call
 from lorry.model.compiled.memory_bounds import MemoryBounds
+from lorry.model.compiled.packed_matrices import room_of
 from lorry.model.guard import Unsafe
 from lorry.model.inputs import Inputs, build_inputs
+from lorry_adapters.lora.matrix_deltas import (
+    BoundChange,
+    BoundKronecker,
+    BoundShared,
+    BoundTurn,
+)
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.plan import Plan, Run, build_plan
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 CPU = torch.device("cpu")
-BOUNDS = MemoryBounds(tokens=8, pairs=8, context=16, blocks=6, slots=3, rank=8, vocab=50)
+ROOM = 400
+BOUNDS = MemoryBounds(tokens=8, pairs=8, context=16, blocks=6, slots=3, rank=8, vocab=50, room=ROOM)
 SIZES = {"m": (32, 48)}
 
 
@@ -122,3 +132,106 @@ def test_a_pair_of_other_sizes(wrong: LoraPair) -> None:
 def test_vectors_of_another_length(make: Callable[[int], Delta], size: int) -> None:
     with pytest.raises(Unsafe, match=f"m: {size} numbers"):
         BOUNDS.check_adapter({}, {"m": [make(size)]}, SIZES)
+
+
+# ---- matrices
+
+
+def turn(blocks: int = 4, size: int = 8, wide: int | None = None) -> BoundTurn:
+    blocks_NSS = torch.zeros(blocks, size, wide or size)
+    return BoundTurn(blocks_NSS, nn.Identity(), torch.float32, CPU)
+
+
+def kronecker(a: int = 6, b: int = 8, c: int = 4, d: int = 8) -> BoundKronecker:
+    return BoundKronecker(torch.zeros(a, c), torch.zeros(b, d), torch.float32, CPU)
+
+
+def change(outputs: int = 48, inputs: int = 32) -> BoundChange:
+    return BoundChange(torch.zeros(outputs, inputs))
+
+
+def shared(
+    rank: int = 8,
+    wide: int = 40,
+    tall: int = 60,
+    *,
+    other: int | None = None,
+    middle: int | None = None,
+    last: int = 48,
+) -> BoundShared:
+    return BoundShared(
+        torch.zeros(rank, wide),
+        torch.zeros(tall, other or rank),
+        torch.zeros(middle or rank),
+        torch.zeros(last),
+    )
+
+
+def test_matrices_of_the_bases_sizes() -> None:
+    BOUNDS.check_adapter({}, {"m": [turn(), kronecker(), change(), shared()]}, SIZES)
+    BOUNDS.check_adapter({}, {"m": [turn(1, 32), kronecker(16, 3, 2, 16), shared(wide=32)]}, SIZES)
+    BOUNDS.check_adapter({}, {"m": [kronecker(1, 48, 1, 32), shared(tall=48)]}, SIZES)
+
+
+WRONG: Mapping[str, Delta] = {
+    "a turn of too few inputs": turn(blocks=3),
+    "a turn of too many": turn(blocks=5),
+    "a turn whose blocks are not square": turn(wide=1),
+    "a turn whose blocks are wide": turn(blocks=4, size=8, wide=16),
+    "a product of few outputs": kronecker(a=5),
+    "a product of many outputs": kronecker(b=16),
+    "a product of few inputs": kronecker(c=2),
+    "a product of many inputs": kronecker(d=16),
+    "a change of few outputs": change(outputs=32),
+    "a change of many outputs": change(outputs=64),
+    "a change of few inputs": change(inputs=16),
+    "a change of many inputs": change(inputs=64),
+    "a change that is turned": change(32, 48),
+    "shared matrices of few inputs": shared(wide=31),
+    "shared matrices of few outputs": shared(tall=47),
+    "shared matrices of a high rank": shared(rank=9),
+    "shared matrices of two ranks": shared(other=4),
+    "a short vector between them": shared(middle=4),
+    "a long vector between them": shared(middle=16),
+    "a short vector after them": shared(last=32),
+    "a long vector after them": shared(last=64),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_matrices_of_other_sizes(wrong: Delta) -> None:
+    with pytest.raises(Unsafe, match="m: "):
+        BOUNDS.check_adapter({}, {"m": [wrong]}, SIZES)
+    with pytest.raises(Unsafe, match="m: "):
+        BOUNDS.check_adapter({}, {"m": [change(), wrong]}, SIZES)
+
+
+def test_a_product_that_needs_more_room_than_a_step_has() -> None:
+    """As a [c, d] table, of which [a, b] and [c, b] lie in a row of a thread's own."""
+    tight = kronecker(24, 2, 1, 32)
+    assert room_of(tight) == ROOM == (24 + 1) * 16
+    BOUNDS.check_adapter({}, {"m": [tight]}, SIZES)
+    with pytest.raises(Unsafe, match="m: a product of 400 numbers, room for 399"):
+        replace(BOUNDS, room=ROOM - 1).check_adapter({}, {"m": [tight]}, SIZES)
+
+
+@given(
+    a=st.integers(1, 12), b=st.integers(1, 12), c=st.integers(1, 12), d=st.integers(1, 12),
+    blocks=st.integers(1, 12), size=st.integers(1, 12), wide=st.integers(1, 12),
+)  # fmt: skip
+def test_no_other_sizes_are_let_through(
+    a: int, b: int, c: int, d: int, blocks: int, size: int, wide: int
+) -> None:
+    sizes = {"m": (12, 24)}
+
+    def passes(delta: Delta) -> bool:
+        try:
+            BOUNDS.check_adapter({}, {"m": [delta]}, sizes)
+        except Unsafe:
+            return False
+        return True
+
+    fits = (a * b, c * d) == (24, 12) and room_of(kronecker(a, b, c, d)) <= ROOM
+    assert passes(kronecker(a, b, c, d)) == fits
+    assert passes(turn(blocks, size, wide)) == (size == wide and blocks * size == 12)
+    assert passes(change(2 * a, b)) == ((2 * a, b) == (24, 12))
