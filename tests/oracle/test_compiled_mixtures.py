@@ -30,7 +30,7 @@ from support import peft_made, tiny
 from support.company import check_company
 from support.compiled import forbid_packed
 from support.described_families import MIXTURES
-from support.executor_driver import Ask
+from support.executor_driver import Ask, load_tiny
 from support.peft_kinds import KINDS
 from support.peft_oracle import Adapters, PeftOracle
 from support.prompts import random_prompt
