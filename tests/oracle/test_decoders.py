@@ -46,7 +46,7 @@ def test_decoder(case: Case, tmp_path: Path) -> None:
         assert case.refused in outcome.reason
         return
     assert case.refused is None, f"{case.name} is served now: take it off the list"
-    times = LOUD.get(case.decoder.name, 1) if case.question is Question.COMPILED else 1
+    times = (LOUD.get(case.decoder.name) or 1) if case.question is Question.COMPILED else 1
     assert outcome.error < times * tolerance_of(case.question)
     if case.question is Question.COMPILED:
         assert outcome.way == Way.COMPILED

@@ -97,7 +97,7 @@ def examine(folder: Path, quantization: str = "none", kernels: str = "torch") ->
     wanted = [theirs.logprobs(prompt) for prompt in prompts]
     # A rounding makes the other choice where two experts' scores are almost equal.
     tied = quantization != "none" and bool(ours.loaded.layout.parameters)
-    spared = SPARED.get(ours.loaded.config.model_type, 1) if tied else 0
+    spared = (SPARED.get(ours.loaded.config.model_type) or 1) if tied else 0
     worst = apart(ours.score(asks[:1], chunk=PIECES[0])[0], wanted[0], spared)
     for mine, want in zip(ours.score(asks, chunk=PIECES[1]), wanted, strict=True):
         worst = max(worst, apart(mine, want, spared))
