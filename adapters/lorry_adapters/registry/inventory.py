@@ -26,6 +26,7 @@ from lorry_adapters.errors import (
 from lorry_adapters.lora.methods.method_table import is_prefix
 from lorry_adapters.registry.contents import ContentIndex
 from lorry_adapters.registry.names import check_scale, check_strength, nearest
+from lorry_adapters.registry.policy import Policy
 from lorry_adapters.registry.record import (
     MAX_SELECTION,
     MERGED,
@@ -46,10 +47,16 @@ class Inventory:
     """Thread-safe. Only `free` does I/O, and it must be quick."""
 
     def __init__(
-        self, reserved: frozenset[str], free: Callable[[str], None], *, words: bool = True
+        self,
+        reserved: frozenset[str],
+        free: Callable[[str], None],
+        *,
+        words: bool = True,
+        policy: Policy | None = None,
     ) -> None:
         """`free` is called under the lock with each digest that is no longer used, and must not
         call back. `words`: false if adapters' own words are not used."""
+        self._policy = policy or Policy()
         self._reserved = reserved
         self._words = words
         self._free = free
@@ -60,6 +67,7 @@ class Inventory:
         self._closed = False
 
     def find(self, name: str) -> AdapterRecord | None:
+        """Return the record, whatever the policy hides."""
         with self._lock:
             return self._records.get(name)
 
@@ -68,9 +76,9 @@ class Inventory:
             return self._record(name)
 
     def records(self) -> tuple[AdapterRecord, ...]:
-        """All records, sorted by name."""
+        """All records that the policy shows, sorted by name."""
         with self._lock:
-            return tuple(self._records[name] for name in sorted(self._records))
+            return tuple(self._records[name] for name in self._names())
 
     def pinned(self) -> frozenset[str]:
         """Return the digests of the current versions of pinned adapters."""
@@ -229,7 +237,7 @@ class Inventory:
                 yield
         except _NoSuchName as error:
             with self._lock:
-                names = sorted(self._records)
+                names = self._names()
             raise _unknown(error.name, nearest(error.name, names)) from None
 
     def _mark(self, digest: str, why: str) -> AdapterBroken:
@@ -240,9 +248,12 @@ class Inventory:
     def _record(self, name: str) -> AdapterRecord:
         """Must be called within `_looking_up`."""
         record = self._records.get(name)
-        if record is None:
+        if record is None or not self._policy.sees(name):
             raise _NoSuchName(name)
         return record
+
+    def _names(self) -> list[str]:
+        return [name for name in sorted(self._records) if self._policy.sees(name)]
 
     def _ref(self, choice: AdapterChoice) -> AdapterRef:
         if choice.digest is not None:
@@ -268,6 +279,7 @@ class Inventory:
         if choice.scale is not None:
             scale = check_scale(choice.scale, f"the scale of adapter {record.name!r}")
         check_strength(record.name, version, scale)
+        self._policy.check_scale(record.name, scale)
         return AdapterRef(
             record.name,
             version.version,
@@ -292,16 +304,16 @@ class Inventory:
         return AdapterRef(choice.name, 0, digest, scale)
 
     def _virtual_tokens(self, choice: AdapterChoice) -> int:
-        record = self._records.get(choice.name)
+        record = self._records.get(choice.name) if self._policy.sees(choice.name) else None
         if record is None or (record.scale if choice.scale is None else choice.scale) == 0.0:
             return 0
         wanted = record.current.version if choice.version is None else choice.version
         return sum(v.virtual_tokens for v in record.versions if v.version == wanted)
 
     def _owners(self, digest: str) -> str:
-        owners = sorted(self._contents.known(digest).owners)
+        owners = sorted(o for o in self._contents.known(digest).owners if self._policy.sees(o[0]))
         if not owners:
-            return f"the removed adapter {digest}"
+            return f"the adapter {digest}"
         return "adapter " + ", ".join(f"{name!r} (version {version})" for name, version in owners)
 
     def _release(self, digests: list[str], tickets: list[None]) -> None:

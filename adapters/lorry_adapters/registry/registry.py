@@ -40,6 +40,7 @@ from lorry_adapters.registry.intake import Intake
 from lorry_adapters.registry.inventory import Inventory, version_of
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.names import check_name, check_scale, check_strength
+from lorry_adapters.registry.policy import Policy
 from lorry_adapters.registry.record import (
     MERGED,
     AdapterChoice,
@@ -80,6 +81,7 @@ class Registry:
         keep_unclaimed: timedelta = timedelta(days=7),
         words: bool = True,
         cache: AdapterCache | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
@@ -92,7 +94,8 @@ class Registry:
         self._reserved = reserved_names
         self._roots = allowed_roots
         self._subscribers: tuple[Callable[[str], None], ...] = ()
-        self._inventory = Inventory(reserved_names, self._free, words=words)
+        self._policy = policy or Policy()
+        self._inventory = Inventory(reserved_names, self._free, words=words, policy=self._policy)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
             self.storage = Storage(home, keep_unclaimed)
@@ -146,7 +149,7 @@ class Registry:
         `replace` becomes the next version, which is current at once and keeps the adapter's state
         except for the given arguments.
         """
-        check_name(name, self._reserved)
+        self._policy.check_name(check_name(name, self._reserved))
         if scale is not None:
             scale = check_scale(scale)
         with self._intake.staged(upload) as new, self.storage.writing():
@@ -207,13 +210,10 @@ class Registry:
             old = self._inventory.get(name)
             check_match(old, if_match)
             current = version_of(old, version)
-            if current != old.current:
-                why = self._inventory.why_broken(current.digest)
-                if why is not None:
-                    raise AdapterBroken(
-                        f"adapter {name!r} cannot go to version {current.version}: {why}",
-                        param="version",
-                    )
+            why = self._inventory.why_broken(current.digest)
+            if why is not None and current != old.current:
+                text = f"adapter {name!r} cannot go to version {current.version}: {why}"
+                raise AdapterBroken(text, param="version")
             record = with_state(old, enabled, scale, pinned, description, current)
             if record == old:
                 return old
@@ -240,7 +240,8 @@ class Registry:
                     with self.storage.removing(self._inventory.only_of(name, [gone])):
                         self._save(without_version(old, gone))
                     return
-            with self.storage.removing(self._inventory.only_of(name, old.versions)):
+            gone_with = self._inventory.only_of(name, old.versions)
+            with self._policy.changing(old, None), self.storage.removing(gone_with):
                 self._ledger.forget(name)
             self._inventory.forget(name)
             self._cache.pin(self._inventory.pinned())
@@ -252,9 +253,8 @@ class Registry:
         and what `add` raises.
         """
         if digest not in {content.digest for content in self.unclaimed()}:
-            raise UnknownAdapter(
-                f"no stored content {digest[:80]!r} is without an adapter", param="digest"
-            )
+            text = f"no stored content {digest[:80]!r} is without an adapter"
+            raise UnknownAdapter(text, param="digest")
         if not self._blobs.intact(digest):
             raise InvalidAdapter([f"the stored files {digest} were changed on disk"])
         files = stored_upload(self._blobs.folder(digest))
@@ -297,11 +297,9 @@ class Registry:
     def story(self) -> tuple[str, ...]:
         """Return lines for people about what the start found."""
         lines = [] if self._ledger.recovery is None else [self._ledger.recovery]
-        count = len(self.unclaimed())
-        if count:
-            lines.append(
-                Problem(f"stored files that no adapter has: {count}", Remedy.ADOPT, count=count)
-            )
+        if count := len(self.unclaimed()):
+            text = f"stored files that no adapter has: {count}"
+            lines.append(Problem(text, Remedy.ADOPT, count=count))
         return tuple(lines)
 
     def in_host_cache(self, digest: str) -> bool:
@@ -339,6 +337,8 @@ class Registry:
         lease = self.acquire([changed(choice, scale=1.0) for choice, _ in parts])
         try:
             weighed = [(ref, weight) for ref, (_, weight) in zip(lease.refs, parts, strict=True)]
+            for ref, weight in weighed:
+                self._policy.check_scale(ref.name, weight)
             key = recipe.key([(ref.digest, weight) for ref, weight in weighed])
             digest = self._merges.digest(key, lambda: self._published(weighed, recipe))
             return AdapterChoice(MERGED, digest=digest), lease.refs
@@ -387,7 +387,8 @@ class Registry:
             yield new.digest
 
     def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
-        self.storage.save(record, stored)
+        with self._policy.changing(self._inventory.find(record.name), record):
+            self.storage.save(record, stored)
         self._inventory.show(record)
         self._cache.pin(self._inventory.pinned())
 

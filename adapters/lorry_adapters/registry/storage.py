@@ -46,6 +46,14 @@ class Storage:
                 raise HomeUnusable(f"cannot use the home folder {home}: {error}") from error
             self._opened = opened.pop_all()
 
+    def watch(self, path: Path) -> None:
+        """Watch a file of the server's in the home folder, which must not be replaced either.
+        Raises HomeUnusable."""
+        try:
+            self._home.watch(path)
+        except OSError as error:
+            raise HomeUnusable(f"cannot use {path}: {error}") from error
+
     def trouble(self) -> str | None:
         """Return why nothing can be stored and what to do, or None."""
         return self._home.trouble()
