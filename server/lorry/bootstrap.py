@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry
 from transformers import PreTrainedTokenizerFast
 
 from lorry import engine_program, logs, samples
+from lorry.access.access_control import AccessControl
+from lorry.access.access_database import has_keys
 from lorry.advice import advised
 from lorry.api import http10
 from lorry.api.app import Services, create_app
@@ -25,6 +27,7 @@ from lorry.engine.loop import Engine
 from lorry.engine.remote import RemoteEngine
 from lorry.engine_core import EngineCore, load_core
 from lorry.errors import GenerationFailed, SettingsError
+from lorry.hostname import is_loopback
 from lorry.metrics import Metrics
 from lorry.model import memory
 from lorry.model.base_loader import tokenizer_of
@@ -50,6 +53,7 @@ class Server:
     base: Base
     tokenizer: PreTrainedTokenizerFast
     registry: Registry
+    access: AccessControl
     engine: Engine | RemoteEngine
     client: EngineClient
     app: FastAPI
@@ -60,6 +64,7 @@ class Server:
         self.engine.stop()
         if self.core is not None:
             self.core.close()
+        self.access.close()
         self.registry.close()
 
 
@@ -72,7 +77,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     if settings.engine_process == "on":
         return _assemble_apart(settings, say, on_broken)
     core = load_core(settings, say)
-    registry = _registry(settings, core.base, core.layout)
+    registry, access = _registry(settings, core.base, core.layout)
     metrics = Metrics(CollectorRegistry(), base_name=core.base.name)
     engine = core.engine(
         registry.weights,
@@ -82,15 +87,15 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     )
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     tokenizer = core.loaded.tokenizer
-    app = _app(settings, core.base, tokenizer, registry, client, metrics)
-    return Server(settings, core.base, tokenizer, registry, engine, client, app, core)
+    app = _app(settings, core.base, tokenizer, registry, access, client, metrics)
+    return Server(settings, core.base, tokenizer, registry, access, engine, client, app, core)
 
 
 def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None]) -> Server:
     """Start the engine in a process of its own."""
     engine = RemoteEngine(engine_program.run, settings, say)
     try:
-        registry = _registry(settings, engine.base, engine.layout, engine.cache)
+        registry, access = _registry(settings, engine.base, engine.layout, engine.cache)
         tokenizer = tokenizer_of(settings)
     except BaseException:
         engine.stop()
@@ -99,14 +104,16 @@ def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None])
     metrics = Metrics(CollectorRegistry(), base_name=engine.base.name)
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     engine.connect(emit=client.emit, on_step=metrics.observe_step, on_broken=on_broken)
-    app = _app(settings, engine.base, tokenizer, registry, client, metrics)
-    return Server(settings, engine.base, tokenizer, registry, engine, client, app, None)
+    app = _app(settings, engine.base, tokenizer, registry, access, client, metrics)
+    return Server(settings, engine.base, tokenizer, registry, access, engine, client, app, None)
 
 
 def _registry(
     settings: Settings, base: Base, layout: BaseLayout, cache: AdapterCache | None = None
-) -> Registry:
-    return Registry(
+) -> tuple[Registry, AccessControl]:
+    """Open the home folder: its adapters, and who may use them."""
+    access = AccessControl(settings.api_key)
+    registry = Registry(
         settings.home,
         layout,
         max_rank=settings.max_lora_rank,
@@ -118,7 +125,14 @@ def _registry(
         keep_unclaimed=timedelta(days=settings.keep_unclaimed),
         words=settings.adapter_templates == "use",
         cache=cache,
+        policy=access.policy,
     )
+    try:
+        access.open(settings.home, registry)
+    except BaseException:
+        registry.close()
+        raise
+    return registry, access
 
 
 def _app(
@@ -126,6 +140,7 @@ def _app(
     base: Base,
     tokenizer: PreTrainedTokenizerFast,
     registry: Registry,
+    access: AccessControl,
     client: EngineClient,
     metrics: Metrics,
 ) -> FastAPI:
@@ -138,6 +153,7 @@ def _app(
             settings=settings,
             metrics=metrics,
             base=base,
+            access=access,
             give_back=memory.give_back_freed,
         )
     )
@@ -193,6 +209,7 @@ def serve(settings: Settings) -> None:
     """
     logs.setup(settings.log_level, settings.log_format)
     say = logs.news(settings.log_format)
+    _check_reach(settings)
     # Before the model: a port in use should not cost the time of a load.
     listening = _bind(settings)
     listeners: list[_Listener] = []
@@ -230,6 +247,18 @@ def serve(settings: Settings) -> None:
         server.close()
     if listener.failed:
         raise GenerationFailed("the engine broke, see the log above; the server has stopped")
+
+
+def _check_reach(settings: Settings) -> None:
+    """Refuse to serve other machines without a key. Raises SettingsError, HomeUnusable."""
+    if settings.open_to_anyone or settings.api_key is not None or is_loopback(settings.host):
+        return
+    if not has_keys(settings.home):
+        raise SettingsError(
+            f"other machines may reach --host {settings.host}, and there is no API key: set "
+            "LORRY_API_KEY, or say --open-to-anyone (LORRY_OPEN_TO_ANYONE=true) to serve whoever "
+            "reaches it"
+        )
 
 
 def _bind(settings: Settings) -> socket.socket:

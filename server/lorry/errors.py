@@ -11,6 +11,12 @@
         ├── PromptTooLong       prompt and answer exceed the model's length
         ├── InvocationMissing   the prompt does not call an activated LoRA
         ├── DoesNotFit          needs more KV cache, or slots, than the server has
+        ├── ScopeMissing        the key is not for such requests
+        ├── ForbiddenAdapter    the key may not have an adapter of that name
+        ├── KeyLimitExceeded    more than the key allows, now and later
+        ├── RateLimited         more than the key allows at a time; carries `retry_after`
+        ├── KeyNotFound         no key has that name
+        ├── KeyConflict         the name is taken, or nobody could manage keys any more
         ├── QueueFull           try again later; carries `retry_after` seconds
         ├── ShuttingDown        the server is finishing what it has
         └── GenerationFailed    the step that ran this request raised
@@ -86,6 +92,32 @@ class InvocationMissing(RequestError):
 
 
 class DoesNotFit(RequestError):
+    pass
+
+
+class ScopeMissing(RequestError):
+    pass
+
+
+class ForbiddenAdapter(RequestError):
+    param = "name"
+
+
+class KeyLimitExceeded(RequestError):
+    pass
+
+
+class RateLimited(RequestError):
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class KeyNotFound(RequestError):
+    param = "name"
+
+
+class KeyConflict(RequestError):
     pass
 
 

@@ -38,6 +38,12 @@ def _address_of(host: str) -> IPv4Address | IPv6Address | None:
     return mapped or found
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a server that listens on `host`."""
+    address = address_of(host)
+    return name_of(host) == "localhost" if address is None else address.is_loopback
+
+
 def name_of(host: str) -> str:
     """Return the canonical spelling of a name or address, which ignores case and a final dot."""
     address = address_of(host)

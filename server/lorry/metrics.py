@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -227,6 +227,8 @@ class RequestMeter:
         """Tokens drafted, and those of them that were right."""
         self.reason = ""
         """The reason of its end, once it has ended."""
+        self.spend: Callable[[int], None] | None = None
+        """Called at the end with the number of its tokens."""
 
     @property
     def tokens(self) -> int:
@@ -280,6 +282,8 @@ class RequestMeter:
             return
         self._finished = True
         self.reason = reason
+        if self.spend is not None:
+            self.spend(self._tokens)
         metrics = self._metrics
         now = time.monotonic()
         metrics._finished.labels(metrics.base_name, "0", reason).inc()

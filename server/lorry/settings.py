@@ -157,10 +157,13 @@ class Settings:
     api_key: str | None = _option(
         None,
         Kind.TEXT,
-        "Key that requests must carry as a bearer token or as `x-api-key`. Prefer the variable: "
-        "every user of the machine can read a flag.",
+        "Key, as a bearer token or `x-api-key`, that may do everything. Prefer the variable: every "
+        "user of the machine can read a flag.",
         secret=True,
         default_text="no key asked for",
+    )
+    open_to_anyone: bool = _option(
+        False, Kind.BOOL, "Serve whoever reaches a `--host` beyond this machine without any key."
     )
     kernels: str = _option(
         "auto",
@@ -243,7 +246,7 @@ class Settings:
         "server",
         Kind.CHOICE,
         "Who shares them. server: all requests; a caller can find out by time what others have "
-        "sent. caller: requests of one caller, a client's address as long as there is one API key.",
+        "sent. caller: requests of one caller: of a key of `lorry keys`, otherwise of an address.",
         choices=("server", "caller"),
     )
     speculative: str = _option(
@@ -389,12 +392,9 @@ def markdown_table() -> str:
     lines = ["| Flag | Variable | Key | Default | |", "|---|---|---|---|---|"]
     for option in options():
         flag = f"`{option.flag}`"
-        if option.negative_flag:
-            flag += f", `{option.negative_flag}`"
-        text = option.help
-        if option.choices:
-            text += " (" + ", ".join(f"`{choice}`" for choice in option.choices) + ")"
-        lines.append(
-            f"| {flag} | `{option.variable}` | `{option.name}` | {option.default_text} | {text} |"
-        )
+        flag += f", `{option.negative_flag}`" if option.negative_flag else ""
+        choices = ", ".join(f"`{choice}`" for choice in option.choices)
+        text = f"{option.help} ({choices})" if choices else option.help
+        row = (flag, f"`{option.variable}`", f"`{option.name}`", option.default_text, text)
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"

@@ -67,7 +67,8 @@ def test_examples_succeed_as_they_stand(live: Live, document: dict[str, Any]) ->
     tried = 0
     for (method, path), operation in operations(document).items():
         body = operation.get("requestBody", {"content": {}})["content"].get("application/json")
-        if body is None or path in NEEDS_FILES:
+        # Those of keys are tried where there are some (test_first_key).
+        if body is None or path in NEEDS_FILES or path.startswith("/keys"):
             continue
         at = path.replace("{name}", "pirate")
         answer = live.http.request(method, at, json=body["example"])

@@ -16,6 +16,7 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from lorry.access.access_control import AccessControl
 from lorry.api.app import Services, create_app
 from lorry.api.chat_schema import ChatBody
 from lorry.api.completions_schema import CompletionsBody
@@ -26,7 +27,7 @@ from lorry.scrape import Sources
 from lorry.settings import Settings, markdown_table
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
-from support import limits, speed
+from support import limits, scopes, speed
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ PAGES = {
     "endpoints": DOCS / "api.md",
     "fields": DOCS / "api.md",
     "settings": DOCS / "settings.md",
+    "scopes": DOCS / "access.md",
     "metrics": DOCS / "metrics.md",
     "limits-of-requests": DOCS / "limits.md",
     "limits-of-adapters": DOCS / "limits.md",
@@ -56,6 +58,7 @@ def sections() -> dict[str, Callable[[], str]]:
         "endpoints": endpoints,
         "fields": fields,
         "settings": markdown_table,
+        "scopes": scopes.table,
         "metrics": metrics,
         "limits-of-requests": limits.requests,
         "limits-of-adapters": limits.adapters,
@@ -115,6 +118,7 @@ def openapi() -> dict[str, Any]:
             vocab_size=VOCAB_SIZE,
             about={},
         ),
+        access=AccessControl(None),
     )
     return create_app(services).openapi()
 

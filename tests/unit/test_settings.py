@@ -37,6 +37,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "root_path": ("/llm/", "/llm"),
     "home": ("/srv/lorry", Path("/srv/lorry")),
     "api_key": ("secret", "secret"),
+    "open_to_anyone": ("yes", True),
     "kernels": ("torch", "torch"),
     "threads": ("3", 3),
     "max_loras": ("4", 4),

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 import lorry
+from lorry.access.access_control import AccessControl
 from lorry.api import docs, errors
 from lorry.api.adapter_schema import (
     FolderBody,
@@ -25,7 +26,8 @@ from lorry.api.adapter_schema import (
 from lorry.api.adapters import Adapters
 from lorry.api.anthropic import COUNT, Messages
 from lorry.api.anthropic_schema import CountBody, MessageEvent, MessagesBody
-from lorry.api.auth import OPEN_PATHS, Guard
+from lorry.api.audit_routes import AuditRoutes
+from lorry.api.auth import Guard
 from lorry.api.calls.choice import NOTATIONS
 from lorry.api.chat import Chat
 from lorry.api.chat_schema import ChatBody, ChatChunk
@@ -40,6 +42,8 @@ from lorry.api.generate_schema import GenerateBody, StreamEvent
 from lorry.api.health import Health
 from lorry.api.hosts import Hosts
 from lorry.api.journal import Journal
+from lorry.api.key_routes import KeyRoutes
+from lorry.api.key_schema import KeyBody, KeyPatchBody, RotateBody
 from lorry.api.leftovers import Leftovers
 from lorry.api.methods import Head
 from lorry.api.models import Models
@@ -54,6 +58,7 @@ from lorry.api.residencies import Residencies
 from lorry.api.response_store import ResponseStore
 from lorry.api.responses import Responses
 from lorry.api.responses_schema import ResponseEvent, ResponsesBody
+from lorry.api.route_scopes import METRICS, OPEN_PATHS, check_complete
 from lorry.api.runs import Runs
 from lorry.api.scores import RerankBody, ScoreBody, Scores
 from lorry.api.selection import BaseNames
@@ -95,6 +100,9 @@ _BODIES = (
     VersionForm,
     LoadBody,
     UnloadBody,
+    KeyBody,
+    KeyPatchBody,
+    RotateBody,
 )
 
 
@@ -112,6 +120,7 @@ class Services:
     settings: Settings
     metrics: Metrics
     base: Base
+    access: AccessControl
     give_back: Callable[[], None] = lambda: None
     """Returns freed memory to the system. Blocks."""
 
@@ -219,9 +228,11 @@ def create_app(services: Services) -> FastAPI:
     )
     errors.install(app, metrics)
     paths: set[str] = set()
+    routes: set[str] = set()
     for room in asking:
         router = room.router()
         paths |= _paths(router)
+        routes |= _routes(router)
         app.include_router(router)
     own = paths | set(docs.PATHS)
     app.add_middleware(Door, client=client, paths=paths - _ASKS_NOTHING, metrics=metrics)
@@ -230,12 +241,17 @@ def create_app(services: Services) -> FastAPI:
         adapters,
         Unclaimed(registry=registry, adapters=adapters),
         VllmLora(registry=registry, adapters=adapters, metrics=metrics),
+        KeyRoutes(services.access),
+        AuditRoutes(services.access),
         health,
     ):
         router = other.router()
         own |= _paths(router)
+        routes |= _routes(router)
         app.include_router(router)
-    docs.install(app, _BODIES, keyed=settings.api_key is not None, open_paths=OPEN_PATHS)
+    check_complete(routes)
+    open_paths = {*OPEN_PATHS, *(() if services.access.keyring.has_stored else (METRICS,))}
+    docs.install(app, _BODIES, keyed=services.access.keyring.asks, open_paths=open_paths)
     app.add_middleware(Remarking, strict=settings.unknown_fields == "refuse")
     origins = Origins(settings.allowed_origins)
     app.add_middleware(Head)
@@ -243,7 +259,7 @@ def create_app(services: Services) -> FastAPI:
         Guard,
         hosts=Hosts(settings.allowed_hosts, bound=settings.host),
         origins=origins,
-        api_key=settings.api_key,
+        access=services.access,
         metrics=metrics,
     )
     app.add_middleware(Sharing, origins=origins)
@@ -258,6 +274,12 @@ def create_app(services: Services) -> FastAPI:
     )
     app.add_middleware(RequestId)
     return app
+
+
+def _routes(router: APIRouter) -> set[str]:
+    """Return every route as `GET /path`."""
+    found = [route for route in router.routes if isinstance(route, APIRoute)]
+    return {f"{method} {route.path}" for route in found for method in route.methods or ()}
 
 
 def _paths(router: APIRouter) -> set[str]:

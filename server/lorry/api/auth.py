@@ -1,29 +1,35 @@
-"""Access control: the API key, and refusal of browsers on other sites, by origin and host name.
+"""Access control: keys with their scopes and limits, and refusal of browsers on other sites, by
+origin and host name.
 
-These are open without a key: health (a supervisor has no key), `/metrics` (a scraper has none; it
-shows names and counts, no text), and the documentation, which contains no data.
+These are open without a key: health (a supervisor has no key), and the documentation, which
+contains no data. `/metrics` shows names and counts, no text; it is open too (a scraper has no key)
+until there are keys for different adapters.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+from collections.abc import Callable
+from functools import partial
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lorry.api import docs
-from lorry.api.errors import HttpError, Unauthorized
+from lorry.access import caller
+from lorry.access.access_control import AccessControl
+from lorry.access.api_key import KeyRecord
+from lorry.access.caller import ANYONE, Caller
+from lorry.access.keyring import Keyring
+from lorry.access.quota import Pass
+from lorry.api.errors import Unauthorized
 from lorry.api.hosts import Hosts
 from lorry.api.origins import Origins
 from lorry.api.refusal import refuse
+from lorry.api.route_scopes import METRICS, OPEN_PATHS, RouteScopes
+from lorry.errors import LorryError, ScopeMissing
 from lorry.metrics import Metrics
 
-OPEN_PATHS = frozenset(
-    {"/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics", *docs.PATHS}
-)
-
-_OWNER = "owner"
+_PASS = "pass"
 
 
 class Guard:
@@ -35,14 +41,15 @@ class Guard:
         *,
         hosts: Hosts,
         origins: Origins,
-        api_key: str | None,
+        access: AccessControl,
         metrics: Metrics,
     ) -> None:
         self._app = app
         self._hosts = hosts
         self._origins = origins
-        # Digests have one length, so the time of the comparison reveals nothing about the key's.
-        self._key = None if api_key is None else _digest(api_key.encode())
+        self._keyring = access.keyring
+        self._quotas = access.quotas
+        self._scopes = RouteScopes()
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,44 +57,84 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = (
+        refusal: LorryError | None = (
             self._hosts.refusal(headers.getlist("host"))
             # Before the key: a browser that asks for a page sends none.
             or self._origins.refusal(scope["method"], headers)
-            or self._unauthorized(scope, headers)
         )
+        permit: Pass | None = None
         if refusal is None:
-            if self._key is not None:
-                scope.setdefault("state", {})[_OWNER] = self._key.hex()
-            await self._app(scope, receive, send)
+            try:
+                permit = self._admit(scope, headers)
+            except LorryError as error:
+                refusal = error
+        if refusal is not None:
+            await refuse(refusal, scope, receive, send, self._metrics)
             return
-        await refuse(refusal, scope, receive, send, self._metrics)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if permit is not None:
+                permit.leave()
 
-    def _unauthorized(self, scope: Scope, headers: Headers) -> HttpError | None:
-        if self._key is None or scope["path"] in OPEN_PATHS:
+    def _admit(self, scope: Scope, headers: Headers) -> Pass | None:
+        """Find the key and check it. Raises Unauthorized, ScopeMissing, RateLimited."""
+        path, keyring = scope["path"], self._keyring
+        address = scope["client"][0] if scope.get("client") else ""
+        if not keyring.asks:
+            caller.enter(Caller(ANYONE, address))
             return None
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = {
-            "Authorization": bearer.strip() if scheme.lower() == "bearer" else "",
-            "x-api-key": headers.get("x-api-key", "").strip(),
-        }
-        if not any(given.values()):
-            return Unauthorized(
-                "this server requires a key: send Authorization: Bearer KEY, or x-api-key: KEY"
+        if path in OPEN_PATHS or (path == METRICS and not keyring.has_stored):
+            caller.enter(None)
+            return None
+        key = _key_of(headers, keyring)
+        self._check_scope(key, scope["method"], path)
+        permit = self._quotas.enter(key)
+        limited = key.limits.tokens_per_minute is not None
+        spend = partial(self._quotas.spend, key) if limited else None
+        caller.enter(Caller(key, address, spend))
+        scope.setdefault("state", {})[_PASS] = permit
+        return permit
+
+    def _check_scope(self, key: KeyRecord, method: str, path: str) -> None:
+        needed = self._scopes.of(method, path)
+        if needed is not None and not key.may(needed):
+            raise ScopeMissing(
+                f"key {key.name!r} is for {_listed(key.scopes)}; {method} {path[:200]} needs one "
+                f"for {_listed(needed, 'or')}"
             )
-        # Headers are decoded from latin-1, so this restores the client's bytes.
-        keys = [_digest(one.encode("latin-1")) for one in given.values() if one]
-        if any(hmac.compare_digest(one, self._key) for one in keys):
-            return None
-        wrong = " and ".join(name for name, one in given.items() if one)
-        return Unauthorized(f"the key in {wrong} is not this server's")
+        if path == METRICS and key.adapters is not None:
+            raise ScopeMissing(
+                f"key {key.name!r} sees only some adapters, and {METRICS} names all; use one "
+                "without a list of adapters"
+            )
 
 
-def owner_of(scope: Scope) -> str:
-    """Return the owner of what this request makes: whoever has the key that it came with."""
-    owner: str = scope.get("state", {}).get(_OWNER, "")
-    return owner
+def keep_pass(request: Request) -> Callable[[], None]:
+    """Count a request as running after its answer. Return the function to call at its end."""
+    permit: Pass | None = request.scope.get("state", {}).get(_PASS)
+    return permit.keep() if permit is not None else lambda: None
 
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+def _key_of(headers: Headers, keyring: Keyring) -> KeyRecord:
+    """Return the key that a request came with. Raises Unauthorized."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    given = {
+        "Authorization": bearer.strip() if scheme.lower() == "bearer" else "",
+        "x-api-key": headers.get("x-api-key", "").strip(),
+    }
+    if not any(given.values()):
+        raise Unauthorized(
+            "this server requires a key: send Authorization: Bearer KEY, or x-api-key: KEY"
+        )
+    # Headers are decoded from latin-1, so this restores the client's bytes.
+    found = [keyring.find(one.encode("latin-1")) for one in given.values() if one]
+    for key in found:
+        if key is not None:
+            return key
+    wrong = " and ".join(name for name, one in given.items() if one)
+    raise Unauthorized(f"the key in {wrong} is not this server's")
+
+
+def _listed(scopes: frozenset[str], word: str = "and") -> str:
+    return f" {word} ".join(sorted(scopes))

@@ -45,7 +45,7 @@ _HEADERS: Mapping[str, Mapping[str, Any]] = {
     "WWW-Authenticate": {"description": "How to send a key"},
     "ETag": {"description": "The digest of the current version, in quotes", "required": True},
     "Content-Disposition": {"description": "A name for the file", "required": True},
-    "Cache-Control": {"description": "no-cache, with events"},
+    "Cache-Control": {"description": "no-cache, with events; no-store, with a new key"},
     "X-Accel-Buffering": {"description": "no, with events: nginx passes each on at once"},
 }
 """Headers of answers, beside those of HTTP itself."""
@@ -120,7 +120,11 @@ def install(
             for operation in _operations(document):
                 _complete(operation)
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "description": "The server's --api-key"}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The server's --api-key, or a key made by POST /keys",
+                }
             }
             document["security"] = [{"key": []}] if keyed else [{}, {"key": []}]
             for path in open_paths:

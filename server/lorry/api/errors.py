@@ -130,18 +130,23 @@ TABLE: Mapping[type[Exception], ErrorRow] = {
     PreviousNotFound: ErrorRow(400, "previous_response_not_found", _REQUEST, "validation"),
     Unauthorized: ErrorRow(401, "unauthorized", "authentication_error", "unauthorized"),
     ForeignHost: ErrorRow(403, "foreign_host", "permission_error", "forbidden"),
+    served.ScopeMissing: ErrorRow(403, "scope_missing", "permission_error", "forbidden"),
+    served.ForbiddenAdapter: ErrorRow(403, "forbidden_adapter", "permission_error", "forbidden"),
+    served.KeyLimitExceeded: ErrorRow(403, "key_limit_exceeded", "permission_error", "forbidden"),
     CrossSite: ErrorRow(403, "cross_site_request", "permission_error", "forbidden"),
     adapters.ForbiddenSource: ErrorRow(403, "forbidden_source", "permission_error", "forbidden"),
     NoSuchRoute: ErrorRow(404, "no_such_route", "not_found_error", "not_found"),
     ResponseNotFound: ErrorRow(404, "response_not_found", "not_found_error", "not_found"),
     served.ModelNotFound: ErrorRow(404, "model_not_found", "not_found_error", "not_found"),
     adapters.UnknownAdapter: ErrorRow(404, "unknown_adapter", "not_found_error", "not_found"),
+    served.KeyNotFound: ErrorRow(404, "unknown_key", "not_found_error", "not_found"),
     WrongMethod: ErrorRow(405, "method_not_allowed", _REQUEST, "validation"),
     BodyTooSlow: ErrorRow(408, "body_too_slow", _REQUEST, "validation"),
     adapters.AdapterDisabled: ErrorRow(
         409, "adapter_disabled", "conflict_error", "adapter_disabled"
     ),
     adapters.AdapterConflict: ErrorRow(409, "adapter_conflict", "conflict_error", "conflict"),
+    served.KeyConflict: ErrorRow(409, "key_conflict", "conflict_error", "conflict"),
     adapters.DigestMismatch: ErrorRow(412, "digest_mismatch", "precondition_error", "conflict"),
     BodyTooLarge: ErrorRow(413, "body_too_large", _REQUEST, "validation"),
     adapters.UploadTooLarge: ErrorRow(413, "upload_too_large", _REQUEST, "validation"),
@@ -157,6 +162,7 @@ TABLE: Mapping[type[Exception], ErrorRow] = {
     adapters.InvalidScale: ErrorRow(422, "invalid_scale", _REQUEST, "validation"),
     adapters.InvalidSelection: ErrorRow(422, "invalid_selection", _REQUEST, "validation"),
     adapters.AdapterBroken: ErrorRow(422, "adapter_broken", _REQUEST, "adapter_broken"),
+    served.RateLimited: ErrorRow(429, "rate_limited", "rate_limit_error", "overloaded"),
     served.QueueFull: ErrorRow(429, "queue_full", "rate_limit_error", "overloaded"),
     served.GenerationFailed: ErrorRow(500, "generation_failed", _SERVER, "generation"),
     served.ShuttingDown: ErrorRow(503, "shutting_down", _SERVER, "overloaded"),
@@ -265,7 +271,7 @@ def count(error: Exception, metrics: Metrics) -> None:
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    if isinstance(error, served.QueueFull):
+    if isinstance(error, served.QueueFull | served.RateLimited):
         return {"Retry-After": str(max(1, error.retry_after))}
     if row_of(error).status == 503:
         return {"Retry-After": str(UNREADY_RETRY)}
@@ -288,8 +294,8 @@ def documented(
     model: type[BaseModel] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that can fail with `statuses`. Any route can fail with 400,
-    401, 403 and 500, except 401 without a key (`keyless`). 408 is added wherever a body can be too
-    large. `model` is a shape of the route's own.
+    401, 403, 429 and 500, except 401 and 429 without a key (`keyless`). 408 is added wherever a
+    body can be too large. `model` is a shape of the route's own.
 
     OpenAI's routes have no 422 (`status_of`)."""
     shape: type[BaseModel] = ErrorBody
@@ -302,14 +308,15 @@ def documented(
         "not listed, also a field with a wrong value: the message names it",
         401: "No key, or a wrong one",
         403: "Not allowed",
-        404: "No such adapter, version, model or stored response",
+        404: "No such adapter, version, model, key or stored response",
         408: "The body arrived too slowly",
-        409: "The adapter is disabled, or exists with other content",
+        409: "The adapter is disabled, or exists with other content; or the key exists",
         412: "The adapter was changed since",
         413: "The body is too large",
         415: "A content type or a kind of file that is not accepted here",
         422: "A field with a wrong value; the message names it",
-        429: "The queue is full; `Retry-After` says when to try again",
+        429: "The queue is full, or a limit of the key is reached; `Retry-After` says when to try "
+        "again",
         500: "The server failed",
         503: "Not ready, shutting down, or nothing can be stored",
         507: "No room to store it, or no memory to check it",
@@ -317,7 +324,7 @@ def documented(
     }
     can = {*statuses, 400, 403, 500}
     can |= {408} if 413 in can else set()
-    can |= set() if keyless else {401}
+    can |= set() if keyless else {401, 429}
     return {
         status: {"model": model or shape, "description": meanings[status]} for status in sorted(can)
     }

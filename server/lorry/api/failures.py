@@ -36,7 +36,7 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
             )
             return AdapterBroken(Problem.within(said, failure.problem))
         case FailureCode.ADAPTER_BROKEN:
-            return AdapterBroken(failure.problem)
+            return AdapterBroken(Problem.within(_of_request(failure, refs), failure.problem))
         case FailureCode.STORE_UNUSABLE:
             return HomeUnusable(failure.problem)
         case FailureCode.OUT_OF_MEMORY:
@@ -60,6 +60,13 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
                 "the engine's process ended while it held this request; send it again once the "
                 "server has restarted"
             )
+
+
+def _of_request(failure: Failure, refs: Sequence[AdapterRef]) -> str:
+    """Return the reason, without names that only other requests may know of the same content."""
+    _, middle, why = failure.reason.partition(" cannot be served: ")
+    names = ", ".join(f"{ref.name!r} (version {ref.version})" for ref in refs)
+    return f"adapter {names}{middle}{why}" if middle and refs else failure.reason
 
 
 def _named(failure: Failure, refs: Sequence[AdapterRef]) -> str:

@@ -133,7 +133,7 @@ class Health:
         add("/version", self.version, "Show the version", version)
         info = {200: {"model": ServerInfo}, **documented()}
         add("/info", self.info, "Show the model, its memory and the limits", info)
-        metrics = {200: {"content": docs.PLAIN}, **open_to_all}
+        metrics = {200: {"content": docs.PLAIN}, **documented()}
         add("/metrics", self.metrics, "Metrics for Prometheus", metrics)
         return router
 

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Sequence
 
 from lorry.api.errors import ForeignHost, HttpError, MalformedHost
-from lorry.hostname import ANY, address_of, name_of
+from lorry.hostname import ANY, address_of, is_loopback, name_of
 
 _HERE = frozenset({"localhost", "host.docker.internal", "host.containers.internal"})
 """Names of this machine that nobody else can own; the last two are for its containers."""
@@ -34,9 +34,7 @@ class Hosts:
         own = {machine, f"{machine.partition('.')[0]}.local", name_of(bound)}
         self._names = _HERE | own | set(allowed)
         self._endings = (".localhost", *(name[1:] for name in allowed if name.startswith("*.")))
-        address = address_of(bound)
-        loopback = name_of(bound) == "localhost" if address is None else address.is_loopback
-        self._every_address = not loopback
+        self._every_address = not is_loopback(bound)
 
     def refusal(self, given: Sequence[str]) -> HttpError | None:
         """Return why a request with these `Host` headers is refused, or None.

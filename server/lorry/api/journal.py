@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lorry.access import caller
 from lorry.metrics import RequestMeter
 from lorry_adapters.registry.record import AdapterRef
 
@@ -124,4 +125,7 @@ def _write(scope: Scope, status: int, began: float, entry: Entry) -> None:
         fields["route"] = route
     if scope.get("client"):
         fields["client"] = scope["client"][0]
+    who = caller.current()
+    if who is not None and who.key.name:
+        fields["key"] = who.key.name
     logger.log(level, "%s %s", scope["method"], path[:200], extra=fields)

@@ -32,9 +32,11 @@ class Background:
         owner: str,
         items: Sequence[Item],
         work: Callable[[], Awaitable[dict[str, Any]]],
+        over: Callable[[], None],
     ) -> bool:
-        """Store `made` as it is, and again when `work` has returned chat's answer or has failed.
-        Return False, without a call of `work`, if it cannot be stored: nobody could fetch it."""
+        """Store `made` as it is, and again when `work` has returned chat's answer or has failed;
+        then call `over`. Return False, without a call of either, if it cannot be stored: nobody
+        could fetch it."""
         self._store.put(owner, made.view, items)
         if not made.view["store"]:
             return False
@@ -49,6 +51,8 @@ class Background:
                 if row_of(error).status == 500:
                     logger.exception("%s failed", key)
                 made.fail(message_of(error))
+            finally:
+                over()
             del self._running[key]
             self._store.put(owner, made.view, items)
             usage = made.view["usage"]

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from lorry.access.caller import key_id
 from lorry.api.adapters_used import used
-from lorry.api.auth import owner_of
+from lorry.api.auth import keep_pass
 from lorry.api.bodies import read_body
 from lorry.api.chat import Chat, Deltas
 from lorry.api.chat_fields import chat_body, sent_as, taken
@@ -120,7 +121,7 @@ class Responses:
         """The next items of a conversation; with `stream`, events."""
         body = await read_body(request, ResponsesBody)
         remarks_of(request).ignore(places(body.tools))
-        owner = owner_of(request.scope)
+        owner = key_id()
         tools, names = tools_of(body.tools)
         wanted, items = self._wanted(body, tools, owner)
         with renaming(sent_as(body, _FIELDS)):
@@ -147,7 +148,9 @@ class Responses:
             made.begin(used(runs[0].refs))
             if body.background:
                 finished = partial(self._chat.finished, asked, runs)
-                if not self._background.begin(made, owner, items, finished):
+                over = keep_pass(request)
+                if not self._background.begin(made, owner, items, finished, over):
+                    over()
                     await close_all(runs)
                     raise UnsupportedParameter(
                         "background: this server cannot store the response (--keep-responses, "
@@ -172,7 +175,7 @@ class Responses:
         keep the conversation."""
         self._found(request, response_id)
         await self._background.stop(response_id)
-        self._store.remove(owner_of(request.scope), response_id)
+        self._store.remove(key_id(), response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request, response_id: str) -> Response:
@@ -215,7 +218,7 @@ class Responses:
         )
 
     def _found(self, request: Request, response_id: str) -> Stored:
-        found = self._store.get(owner_of(request.scope), response_id)
+        found = self._store.get(key_id(), response_id)
         if found is None:
             raise ResponseNotFound(
                 f"there is no stored response {response_id[:80]!r}; it was made with store: false "

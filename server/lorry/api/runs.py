@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from lorry.api.journal import ran
 from lorry.api.prompts import Prompts
+from lorry.api.spending import spend
 from lorry.api.submission import failure, naming, pinned
 from lorry.constraint import Constraint
 from lorry.core import SHARED, Caching, FinishReason, SamplingParams, TokenEvent, TokenLogprob
@@ -250,11 +251,12 @@ class Runs:
             await close_all(runs)
             raise
         self._metrics.answers(each)
-        ran(
-            runs[0].refs,
+        prompt_tokens, meters = (
             sum(run.prompt_tokens for run in runs[::each]),
-            [run.meter for run in runs],
+            [r.meter for r in runs],
         )
+        ran(runs[0].refs, prompt_tokens, meters)
+        spend(prompt_tokens, meters)
         return runs
 
     async def _start(

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from lorry.api.journal import ran
 from lorry.api.prompt_list import Prompt
+from lorry.api.spending import spend
 from lorry.api.submission import failure, naming, pinned
 from lorry.core import Caching, FinishReason, Pooling, SamplingParams
 from lorry.engine.client import EngineClient, Generation
@@ -84,7 +85,9 @@ class Pooled:
                 asked.append((generation, meter))
                 if len(asked) % _TURN == 0:
                     await asyncio.sleep(0)
-            ran(asked[0][0].refs, tokens, [meter for _, meter in asked])
+            meters = [meter for _, meter in asked]
+            ran(asked[0][0].refs, tokens, meters)
+            spend(tokens, meters)
             vectors = await asyncio.gather(*(_vector(*one) for one in asked))
         finally:
             for generation, meter in asked:

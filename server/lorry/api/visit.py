@@ -7,6 +7,8 @@ from ipaddress import IPv6Address, IPv6Network
 from starlette.requests import Request
 from starlette.types import Scope
 
+from lorry.access import caller
+from lorry.access.keyring import SETTINGS_KEY
 from lorry.api.turns import Turns
 from lorry.engine.client import EngineClient
 from lorry.engine.places import Place
@@ -69,7 +71,11 @@ def keep_place(request: Request) -> None:
 
 
 def caller_of(scope: Scope) -> str:
-    """Return the caller for fair sharing: an address, or for IPv6 the network of one subscriber."""
+    """Return the caller for fair sharing: a key, or an address, or for IPv6 the network of one
+    subscriber. The settings' key is everybody's."""
+    key = caller.key_id()
+    if key not in ("", SETTINGS_KEY.id):
+        return f"key {key}"
     client = scope.get("client")
     address = None if client is None else address_of(client[0])
     if isinstance(address, IPv6Address):

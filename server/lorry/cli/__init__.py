@@ -1,4 +1,5 @@
-"""The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `bench`, `doctor`.
+"""The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `keys`,
+`audit`, `bench`, `doctor`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -19,9 +20,11 @@ from lorry import __version__
 from lorry.advice import advised, message_of
 from lorry.cli import (
     adapter_commands,
+    audit_command,
     bench_command,
     chat_commands,
     doctor_command,
+    key_commands,
     model_commands,
     ps_command,
     serve_command,
@@ -59,6 +62,8 @@ def build_app() -> typer.Typer:
     ps_command.register(app)
     app.add_typer(adapter_commands.build_app(), name="adapters")
     app.add_typer(model_commands.build_app(), name="models")
+    app.add_typer(key_commands.build_app(), name="keys")
+    audit_command.register(app)
     bench_command.register(app)
     doctor_command.register(app)
     return app

@@ -177,6 +177,7 @@ class EngineClient:
 
         Raises:
             AdapterError: what `Registry.acquire` and `check_task` raise.
+            KeyLimitExceeded: a scale is beyond what the caller's key allows.
             InvalidRequest: an empty prompt.
             InvocationMissing: the prompt does not call an activated LoRA.
             PromptTooLong: virtual tokens, prompt and answer exceed the model's length, or the
@@ -191,7 +192,7 @@ class EngineClient:
         place = (place or self._places.enter("")).use()
         try:
             lease = self._registry.acquire(choices)
-        except AdapterError:
+        except (RequestError, AdapterError):
             place.leave()
             raise
         try:

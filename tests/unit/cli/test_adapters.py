@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 
+from lorry.access.access_control import AccessControl
 from lorry.api.app import Services, create_app
 from lorry.bootstrap import KEEP_ALIVE
 from lorry.cli import main
@@ -39,6 +40,7 @@ KEY = "a key"
 def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[str]:
     base = tiny_model(getattr(request, "param", "llama"))
     settings = Settings(model=str(base), api_key=KEY, max_upload=1 << 20)
+    access = AccessControl(KEY)
     registry = Registry(
         tmp_path / "home",
         outline(settings).layout,
@@ -46,7 +48,9 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
         max_upload=settings.max_upload,
         max_host_bytes=1 << 20,
         reserved_names=frozenset({"base"}),
+        policy=access.policy,
     )
+    access.open(tmp_path / "home", registry)
     app = create_app(
         Services(
             client=cast(Any, SimpleNamespace(stats=EngineStats(), ready=True)),
@@ -65,6 +69,7 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
                 vocab_size=VOCAB_SIZE,
                 about={"max_lora_rank": settings.max_lora_rank, "memory": {}},
             ),
+            access=access,
         )
     )
     config = uvicorn.Config(
@@ -80,6 +85,7 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
     finally:
         server.should_exit = True
         thread.join()
+        access.close()
         registry.close()
 
 
