@@ -14,6 +14,8 @@ from api.live import Live, refused, serve
 from lorry.access import keyring
 from lorry.access.access_database import FILE
 from lorry.access.quota import Quotas
+from lorry.core import Request
+from lorry.engine.letters import Submit
 from lorry.settings import Settings
 from support.patience import ENDLESS, client, wait_until
 
@@ -352,13 +354,23 @@ def test_responses_belong_to_their_key(keyed: Live, new: Any) -> None:
     refused(keyed.http.get(f"/v1/responses/{made['id']}"), 404, "response_not_found")
 
 
-def test_a_caller_is_a_key(keyed: Live, new: Any) -> None:
+def test_a_caller_is_a_key(keyed: Live, new: Any, monkeypatch: Any) -> None:
     """For fair shares and the prefix cache: two keys from one address are two callers."""
     assert isinstance(keyed.server.access.quotas, Quotas)
-    one = new("generate")
+    one = new("generate", weight=2.5)
+    requests: list[Request] = []
+    offer = keyed.server.client._engine.offer
+
+    def seen(command: Any) -> bool:
+        if isinstance(command, Submit):
+            requests.append(command.request)
+        return bool(offer(command))
+
+    monkeypatch.setattr(keyed.server.client._engine, "offer", seen)
     endless = {"inputs": "x", "parameters": {"max_new_tokens": ENDLESS, "ignore_eos_token": True}}
     with one.stream("POST", "/generate_stream", json=endless) as stream:
         chunks = stream.iter_bytes()
         next(chunks)
         places = {g._place.caller for g in keyed.server.client._generations.values()}
     assert places == {f"key {made_id(keyed)}"}
+    assert [(one.caller, one.weight) for one in requests] == [(*places, 2.5)]

@@ -53,6 +53,8 @@ class KeyLimits:
     max_scale: float | None = None
     """Largest magnitude of an adapter's scale, in requests and as its default."""
     max_rank: int | None = None
+    weight: float | None = None
+    """The key's share of the model while others wait, beside the 1 that a key has without it."""
 
     def given(self) -> dict[str, int | float]:
         """Return the limits that are set, by name."""

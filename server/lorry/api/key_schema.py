@@ -34,6 +34,9 @@ class LimitsBody(Body):
         default=None, ge=0, le=MAX_SCALE, description="Largest magnitude of a scale"
     )
     max_rank: int | None = Field(default=None, ge=1, le=_MOST)
+    weight: float | None = Field(
+        default=None, ge=0.01, le=100, description="Share of the model while others wait; null is 1"
+    )
 
 
 _ADAPTERS = "Names, and prefixes such as legal-*; null is every adapter."
@@ -72,6 +75,7 @@ class LimitsView(BaseModel):
     max_adapter_bytes: int | None
     max_scale: float | None
     max_rank: int | None
+    weight: float | None
 
 
 class KeyView(BaseModel):

@@ -32,7 +32,7 @@ class Visit:
 
     async def arrive(self) -> None:
         if self._place is None:
-            self._place = self._client.enter(self._caller)
+            self._place = self._client.enter(self._caller, weight_of_caller())
             # Requests behind this one first learn whether there is a place for them.
             await self._turns.mine()
 
@@ -68,6 +68,12 @@ def keep_place(request: Request) -> None:
     leaves it, as it does for all sequences."""
     visit: Visit = request.scope["state"][_KEY]
     visit.keep()
+
+
+def weight_of_caller() -> float:
+    """Return the weight of the current request's key; 1 without one."""
+    who = caller.current()
+    return 1.0 if who is None or who.key.limits.weight is None else who.key.limits.weight
 
 
 def caller_of(scope: Scope) -> str:

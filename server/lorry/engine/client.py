@@ -154,11 +154,11 @@ class EngineClient:
         self._check_open()
         self._places.check(caller)
 
-    def enter(self, caller: str) -> Place:
+    def enter(self, caller: str, weight: float = 1.0) -> Place:
         """Take a place in the queue for a request whose prompt is not tokenized yet. Raises
         QueueFull or ShuttingDown."""
         self._check_open()
-        return self._places.enter(caller)
+        return self._places.enter(caller, weight)
 
     async def submit(
         self,
@@ -220,6 +220,7 @@ class EngineClient:
             place.caller,
             caching,
             speculative=speculative,
+            weight=place.weight,
         )
         if not self._engine.offer(Submit(request)):
             # It ended after the check above: nobody would ever answer.

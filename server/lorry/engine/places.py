@@ -14,8 +14,9 @@ from lorry.errors import QueueFull
 class Place:
     """One request's place. Leaving it twice does nothing."""
 
-    def __init__(self, places: Places, caller: str) -> None:
+    def __init__(self, places: Places, caller: str, weight: float) -> None:
         self.caller = caller
+        self.weight = weight
         self._places = places
         self._held = True
         self._used = False
@@ -30,7 +31,7 @@ class Place:
         """Return a place for one sequence in the engine: this one, or a new one if the request
         becomes several sequences and does not share. Raises QueueFull."""
         if self._used and not self._shared:
-            return self._places.enter(self.caller).use()
+            return self._places.enter(self.caller, self.weight).use()
         self._used = True
         return self
 
@@ -62,12 +63,13 @@ class Places:
                 retry_after=1,
             )
 
-    def enter(self, caller: str) -> Place:
-        """Take a place. Raises QueueFull."""
+    def enter(self, caller: str, weight: float = 1.0) -> Place:
+        """Take a place. `weight`: the caller's, for the service of its requests. Raises
+        QueueFull."""
         self.check(caller)
         self._taken[caller] += 1
         self._total += 1
-        return Place(self, caller)
+        return Place(self, caller, weight)
 
     def _give_back(self, caller: str) -> None:
         self._total -= 1
