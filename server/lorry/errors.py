@@ -11,6 +11,7 @@
         ├── PromptTooLong       prompt and answer exceed the model's length
         ├── InvocationMissing   the prompt does not call an activated LoRA
         ├── DoesNotFit          needs more KV cache, or slots, than the server has
+        ├── SourceFailed        an adapter's source is unreachable, slow, or answers an error
         ├── ScopeMissing        the key is not for such requests
         ├── ForbiddenAdapter    the key may not have an adapter of that name
         ├── KeyLimitExceeded    more than the key allows, now and later
@@ -81,6 +82,10 @@ class UnsupportedParameter(RequestError):
 
 class ModelNotFound(RequestError):
     param = "model"
+
+
+class SourceFailed(RequestError):
+    param = "source"
 
 
 class PromptTooLong(RequestError):

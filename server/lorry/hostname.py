@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 ANY = "*"
 
@@ -17,6 +17,8 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 _OWN_PORTS = {"http": ":80", "https": ":443"}
 """Ports that browsers omit."""
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}(/[^/\\?#*\[\]\s]+)*")
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
@@ -57,6 +59,42 @@ def allowed_host(text: str) -> str:
     if name == ANY or address_of(name) is not None or _NAME.fullmatch(name):
         return name
     raise ValueError(text)
+
+
+def is_host(host: str) -> bool:
+    """True if `host` is a name in ASCII, or an address without brackets."""
+    host = host.lower().removesuffix(".")
+    if ":" in host:
+        return address_of(host) is not None and "%" not in host
+    return _NAME.fullmatch(host) is not None and not host.startswith("*")
+
+
+def split_port(text: str) -> tuple[str, int | None]:
+    """Split `host:8443` or `[::1]:8443`. The host is canonical. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or address_of(text) is not None:
+        return name_of(text), None
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(text)
+    return name_of(host), int(port)
+
+
+def allowed_source(text: str) -> str:
+    """Return an entry of `--adapter-sources` in canonical spelling. Raises ValueError."""
+    text = text.strip()
+    scheme, colon, rest = text.partition("://")
+    if colon:
+        scheme, rest = scheme.lower(), rest.removesuffix("/")
+        if scheme not in ("s3", "gs") or not _BUCKET.fullmatch(rest):
+            raise ValueError(text)
+        return f"{scheme}://{rest}"
+    if "/" in text:
+        return str(ip_network(text, strict=False))
+    host, port = split_port(text)
+    if address_of(host) is None and not _NAME.fullmatch(host):
+        raise ValueError(text)
+    shown = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{shown}:{port}"
 
 
 def allowed_origin(text: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass
 from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 from lorry.errors import SettingsError
-from lorry.hostname import allowed_host, allowed_origin, url_prefix
+from lorry.hostname import allowed_host, allowed_origin, allowed_source, url_prefix
 
 PREFIX = "LORRY_"
 
@@ -34,6 +35,7 @@ class Kind(StrEnum):
     ORIGINS = "origins"
     URL_PATH = "path of a URL"
     NETWORKS = "networks"
+    SOURCES = "sources"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,12 @@ class Option:
             return "a path"
         if self.kind is Kind.NETWORKS:
             return "addresses or networks such as 10.0.0.0/8, separated by ',' (a list in a file)"
+        if self.kind is Kind.SOURCES:
+            return (
+                "hosts such as files.example.com, *.hf.co or 10.0.0.1:8443, networks such as "
+                "10.0.0.0/8, and buckets such as s3://bucket/prefix, separated by ',' (a list in a "
+                "file)"
+            )
         if self.kind is Kind.URL_PATH:
             return "the path of a URL, such as /llm"
         if self.kind is Kind.ORIGINS:
@@ -98,6 +106,16 @@ class Option:
         elif self.minimum is not None:
             bounds = f", {self.minimum:g} or more"
         return ("" if self.kind is Kind.BOOL else "a ") + self.kind.value + bounds
+
+
+def option_of(item: Field[Any]) -> Option:
+    """Return the option that a field's metadata describes."""
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    metadata = dict(item.metadata)
+    text = metadata.pop("default_text")
+    if text is None:
+        text = str(default).lower() if isinstance(default, bool) else str(default)
+    return Option(name=item.name, default=default, default_text=text, **metadata)
 
 
 def parse(option: Option, raw: object, source: str) -> object:
@@ -184,6 +202,8 @@ def _convert(kind: Kind, raw: object) -> object:
             return tuple(allowed_host(item) for item in _items(raw))
         case Kind.ORIGINS:
             return tuple(allowed_origin(item) for item in _items(raw))
+        case Kind.SOURCES:
+            return tuple(allowed_source(item) for item in _items(raw))
         case Kind.URL_PATH:
             if not isinstance(raw, str):
                 raise TypeError

@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 
-from lorry.option import Kind, Option
+from lorry.option import Kind, Option, option_of
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -268,6 +268,27 @@ class Settings:
         "Folders on this machine from which adapters may be registered.",
         default_text="none",
     )
+    adapter_sources: tuple[str, ...] = _option(
+        (),
+        Kind.SOURCES,
+        "Places from which adapters may be fetched by https, from the hub or from an object store: "
+        "`host`, `host:port`, `*.example.com`, `s3://bucket/prefix`, `gs://bucket/prefix`. An "
+        "address that is not public must be listed too, itself or its network.",
+        default_text="none",
+    )
+    hub_endpoint: str | None = _option(
+        None,
+        Kind.TEXT,
+        "The hub from which adapters with ids such as `org/name` are fetched.",
+        default_text="`HF_ENDPOINT`, or https://huggingface.co",
+    )
+    fetch_timeout: float = _option(
+        600.0,
+        Kind.FLOAT,
+        "Most seconds that fetching an adapter may take.",
+        minimum=0.1,
+        maximum=86_400,
+    )
     adapter_templates: str = _option(
         "use",
         Kind.CHOICE,
@@ -374,27 +395,4 @@ class Settings:
 
 def options() -> tuple[Option, ...]:
     """The table of settings, in the order of the documentation."""
-    rows = []
-    for item in fields(Settings):
-        default = item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        metadata = dict(item.metadata)
-        text = metadata.pop("default_text")
-        if text is None:
-            text = str(default).lower() if isinstance(default, bool) else str(default)
-        rows.append(Option(name=item.name, default=default, default_text=text, **metadata))
-    return tuple(rows)
-
-
-def markdown_table() -> str:
-    """The settings as a Markdown table, one row each, for the documentation."""
-    lines = ["| Flag | Variable | Key | Default | |", "|---|---|---|---|---|"]
-    for option in options():
-        flag = f"`{option.flag}`"
-        flag += f", `{option.negative_flag}`" if option.negative_flag else ""
-        choices = ", ".join(f"`{choice}`" for choice in option.choices)
-        text = f"{option.help} ({choices})" if choices else option.help
-        row = (flag, f"`{option.variable}`", f"`{option.name}`", option.default_text, text)
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
+    return tuple(map(option_of, fields(Settings)))

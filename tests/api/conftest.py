@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from api.fetching import authority, cdn, fetching, good, origin
 from api.live import BASE, MAX_UPLOAD, Live, serve
 from lorry.settings import Settings
+
+__all__ = ("authority", "cdn", "fetching", "good", "origin")
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def test_what_may_not_be_empty_is_shown_so(live: Live, path: str, body: dict[str
         ("/generate", {"inputs": "x", "adapter": "legal@0"}),
         ("/generate", {"inputs": "x", "adapter": [{"name": ""}]}),
         ("/adapters", {"name": "a b", "source": "/srv/a"}),
-        ("/adapters", {"name": "a", "source": "org/a"}),
+        ("/adapters", {"name": "a", "source": "./a"}),
         ("/v1/load_lora_adapter", {"lora_name": "a"}),
         ("/v1/unload_lora_adapter", {}),
     ],

@@ -24,10 +24,11 @@ from lorry.api.fields import markdown_table as markdown_table_of_fields
 from lorry.core import Base, EngineStats
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
-from lorry.settings import Settings, markdown_table
+from lorry.settings import Settings
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from support import limits, scopes, speed
+from support.settings_table import markdown_table
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lorry.configuration import load_settings
 from lorry.errors import SettingsError
 from lorry.option import Kind, format_size, parse_size
-from lorry.settings import DEFAULT_MODEL, Settings, markdown_table, options
+from lorry.settings import DEFAULT_MODEL, Settings, options
+from support.settings_table import markdown_table
 
 OTHER: dict[str, tuple[str, object]] = {
     "model": ("org/name", "org/name"),
@@ -57,6 +58,12 @@ OTHER: dict[str, tuple[str, object]] = {
     "speculative": ("ngram", "ngram"),
     "max_upload": ("1MiB", 1 << 20),
     "adapter_roots": (os.pathsep.join(["/a", "/b"]), (Path("/a"), Path("/b"))),
+    "adapter_sources": (
+        "Files.example.com, *.hf.co,[::1]:8443,10.0.0.1/8,s3://bucket/prefix/",
+        ("files.example.com", "*.hf.co", "[::1]:8443", "10.0.0.0/8", "s3://bucket/prefix"),
+    ),
+    "hub_endpoint": ("https://hub.example.com", "https://hub.example.com"),
+    "fetch_timeout": ("60", 60.0),
     "adapter_templates": ("ignore", "ignore"),
     "keep_unclaimed": ("0.5", 0.5),
     "samples": ("no", False),

@@ -94,8 +94,8 @@ class Registry:
         self._reserved = reserved_names
         self._roots = allowed_roots
         self._subscribers: tuple[Callable[[str], None], ...] = ()
-        self._policy = policy or Policy()
-        self._inventory = Inventory(reserved_names, self._free, words=words, policy=self._policy)
+        self.policy = policy or Policy()
+        self._inventory = Inventory(reserved_names, self._free, words=words, policy=self.policy)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
             self.storage = Storage(home, keep_unclaimed)
@@ -149,7 +149,7 @@ class Registry:
         `replace` becomes the next version, which is current at once and keeps the adapter's state
         except for the given arguments.
         """
-        self._policy.check_name(check_name(name, self._reserved))
+        self.policy.check_name(check_name(name, self._reserved))
         if scale is not None:
             scale = check_scale(scale)
         with self._intake.staged(upload) as new, self.storage.writing():
@@ -241,7 +241,7 @@ class Registry:
                         self._save(without_version(old, gone))
                     return
             gone_with = self._inventory.only_of(name, old.versions)
-            with self._policy.changing(old, None), self.storage.removing(gone_with):
+            with self.policy.changing(old, None), self.storage.removing(gone_with):
                 self._ledger.forget(name)
             self._inventory.forget(name)
             self._cache.pin(self._inventory.pinned())
@@ -338,7 +338,7 @@ class Registry:
         try:
             weighed = [(ref, weight) for ref, (_, weight) in zip(lease.refs, parts, strict=True)]
             for ref, weight in weighed:
-                self._policy.check_scale(ref.name, weight)
+                self.policy.check_scale(ref.name, weight)
             key = recipe.key([(ref.digest, weight) for ref, weight in weighed])
             digest = self._merges.digest(key, lambda: self._published(weighed, recipe))
             return AdapterChoice(MERGED, digest=digest), lease.refs
@@ -387,7 +387,7 @@ class Registry:
             yield new.digest
 
     def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
-        with self._policy.changing(self._inventory.find(record.name), record):
+        with self.policy.changing(self._inventory.find(record.name), record):
             self.storage.save(record, stored)
         self._inventory.show(record)
         self._cache.pin(self._inventory.pinned())

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from lorry.advice import advised
 from lorry.api.bodies import Body
 from lorry_adapters.registry.names import NAME
-from lorry_adapters.registry.record import MAX_SCALE
+from lorry_adapters.registry.record import MAX_SCALE, VersionRecord
 
 # The registry checks the scale's type and range: one rule, one message.
 Scale = Annotated[
@@ -33,13 +34,18 @@ MAX_DESCRIPTION = 10_000
 Description = Annotated[str, Field(max_length=MAX_DESCRIPTION)]
 
 
-class FolderBody(Body):
-    """An adapter on the server's own disk."""
+class SourceBody(Body):
+    """An adapter that the server reads or fetches itself."""
 
     name: Name
     source: str = Field(
-        description="Absolute path of a PEFT folder under an allowed root.",
-        json_schema_extra={"pattern": "^(/|[fF][iI][lL][eE]:///)"},
+        description="A PEFT folder by its absolute path under one of `--adapter-roots`; or, from "
+        "one of `--adapter-sources`, the https, s3 or gs URL of a PEFT folder or of a zip, tar or "
+        "tar.gz of one, or a hub id: org/name, org/name@revision or org/name@revision/folder.",
+        json_schema_extra={
+            "pattern": r"^(/|[fF][iI][lL][eE]:///|[hH][tT][tT][pP][sS]://|[sS]3://|[gG][sS]://"
+            r"|([hH][fF]://)?[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_])"
+        },
     )
     scale: Scale = None
     enabled: bool | None = None
@@ -76,6 +82,13 @@ class VersionView(BaseModel):
     created_at: str
 
 
+class FetchView(BaseModel):
+    state: str = Field(description="fetching or verifying")
+    source: str
+    bytes: int = Field(description="Bytes that have arrived")
+    total: int | None = Field(description="Bytes that are announced so far; null if unknown")
+
+
 class AdapterView(BaseModel):
     name: str
     version: int
@@ -102,9 +115,17 @@ class AdapterView(BaseModel):
     )
     residency: str = Field(description="device, host or disk: where the weights are")
     broken: str | None = Field(description="Why it cannot be served; null if it can")
+    fetch: FetchView | None = Field(description="A new version that is being fetched, if any")
     created_at: str
     updated_at: str
     versions: list[VersionView]
+
+
+class FetchingView(BaseModel):
+    """An adapter that does not exist yet, while it is fetched."""
+
+    name: str
+    fetch: FetchView
 
 
 class AdapterList(BaseModel):
@@ -183,3 +204,24 @@ class UnloadBody(Body):
 
     lora_name: str | None = None
     lora_int_id: int | None = None
+
+
+def version_view(version: VersionRecord) -> dict[str, Any]:
+    """Return a version as `VersionView` describes it."""
+    return {
+        "version": version.version,
+        "digest": version.digest,
+        "peft_type": version.peft_type,
+        "rank": version.rank,
+        "target_modules": list(version.target_modules),
+        "parameters": version.parameters,
+        "bytes": version.bytes,
+        "base_model": version.base_model,
+        "task_type": version.task_type,
+        "virtual_tokens": version.virtual_tokens,
+        "invocation": list(version.invocation),
+        "scalable": version.scalable,
+        "warnings": [advised(warning) for warning in version.warnings],
+        "words": list(version.words),
+        "created_at": version.created_at.isoformat(),
+    }

@@ -17,28 +17,34 @@ from lorry.api import docs
 from lorry.api.adapter_schema import (
     AdapterList,
     AdapterView,
-    FolderBody,
+    FetchingView,
     PatchBody,
+    SourceBody,
     UploadForm,
     VersionForm,
+    version_view,
 )
 from lorry.api.adapter_state import FIELDS, State, state_of
 from lorry.api.bodies import drop_unread, media_type, read_body
 from lorry.api.docs import json_body
-from lorry.api.errors import InvalidFields, UnsupportedMediaType, documented
+from lorry.api.errors import UnsupportedMediaType, documented
+from lorry.api.fetches import Fetch, Fetches, FetchState
 from lorry.api.residencies import Residencies
 from lorry.api.uploads import Form, raise_problems, read_form
 from lorry.api.voices import Voices
-from lorry.errors import UnsupportedParameter
+from lorry.fetch.fetcher import Fetcher
+from lorry.fetch.source_text import BucketSource, HttpsSource, source_of
 from lorry.metrics import Metrics
-from lorry_adapters.errors import AdapterError
+from lorry_adapters.errors import AdapterError, UnknownAdapter
 from lorry_adapters.lora import room
 from lorry_adapters.registry.archive import Upload
-from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.names import check_name
+from lorry_adapters.registry.record import AdapterRecord
 from lorry_adapters.registry.registry import Registry
 
 _AT_A_TIME = 2
-"""Uploads verified at once: each takes a processor, and memory beyond its files."""
+"""Uploads verified at once: each takes a processor, and memory beyond its files. As many are
+fetched at once."""
 
 
 def _form_of(kind: type[BaseModel]) -> dict[str, Any]:
@@ -55,7 +61,13 @@ class Adapters:
         residencies: Residencies,
         voices: Voices,
         max_upload: int,
+        fetcher: Fetcher,
+        hub_endpoint: str,
     ) -> None:
+        self._fetcher = fetcher
+        self._hub_endpoint = hub_endpoint
+        self._fetches = Fetches()
+        self._fetching = asyncio.Semaphore(_AT_A_TIME)
         self._registry = registry
         self._voices = voices
         self._metrics = metrics
@@ -76,7 +88,7 @@ class Adapters:
         }
         form = _form_of(UploadForm)
         upload = {"requestBody": {"required": True, "content": _form_of(VersionForm)}}
-        either = json_body(FolderBody, {"name": "legal", "source": "/srv/adapters/legal"})
+        either = json_body(SourceBody, {"name": "legal", "source": "/srv/adapters/legal"})
         either["requestBody"]["content"].update(form)
         checked = (400, 409, 413, 415, 422, 503, 507)
 
@@ -102,9 +114,11 @@ class Adapters:
 
         add("GET", "", self.listing, "List all adapters", {200: {"model": AdapterList}})
         both: dict[int | str, dict[str, Any]] = {201: record, 200: again}
-        add("POST", "", self.create, "Register an adapter", both, checked, either)
+        add("POST", "", self.create, "Register an adapter", both, (*checked, 502), either)
         one = "/{name}"
-        add("GET", one, self.show, "Show an adapter", {200: record}, (404,))
+        coming = {"model": FetchingView, "description": "It is being fetched"}
+        shown: dict[int | str, dict[str, Any]] = {200: record, 202: coming}
+        add("GET", one, self.show, "Show an adapter", shown, (404,))
         add(
             "PUT",
             one,
@@ -148,12 +162,23 @@ class Adapters:
 
     async def show(self, name: str) -> Response:
         """An adapter's record with all its versions; `ETag` is the digest of the current one."""
-        return await self.answer(self._registry.get(name))
+        try:
+            return await self.answer(self._registry.get(name))
+        except UnknownAdapter as error:
+            if not self._registry.policy.sees(name):
+                raise
+            fetch = self._fetches.view(name)
+            if fetch is not None:
+                return JSONResponse({"name": name, "fetch": fetch}, status_code=202)
+            self._fetches.explain(error, name)
+            raise
 
     async def create(self, request: Request) -> Response:
-        """Takes an archive of a PEFT folder, its two files, or JSON with a folder on the server."""
+        """Takes an archive of a PEFT folder, its two files, or JSON with a source to read them
+        from. The answer comes when the adapter is verified; meanwhile `GET` shows the progress,
+        and `DELETE` cancels."""
         if media_type(request) == "application/json":
-            return await self._create_from_folder(await read_body(request, FolderBody))
+            return await self._create_from_source(await read_body(request, SourceBody))
         async with self._form(request) as form:
             name = form.fields.pop("name", None)
             if not name:
@@ -208,8 +233,14 @@ class Adapters:
         return await self.answer(record)
 
     async def remove(self, name: str, version: int | None = None) -> Response:
-        """It is gone for new requests at once; running ones finish."""
-        await self.drop(name, version)
+        """It is gone for new requests at once; running ones finish. A fetch is cancelled."""
+        mine = version is None and self._registry.policy.sees(name)
+        cancelled = mine and await self._fetches.cancel(name)
+        try:
+            await self.drop(name, version)
+        except UnknownAdapter:
+            if not cancelled:
+                raise
         return Response(status_code=204)
 
     async def drop(self, name: str, version: int | None = None) -> None:
@@ -239,7 +270,7 @@ class Adapters:
         async with self._verifying:
             return await asyncio.to_thread(self._registry.put, name, upload, if_match=if_match)
 
-    async def _create_from_folder(self, body: FolderBody) -> Response:
+    async def _create_from_source(self, body: SourceBody) -> Response:
         state = State(
             scale=body.scale,
             enabled=body.enabled,
@@ -247,13 +278,46 @@ class Adapters:
             description=body.description,
             replace=bool(body.replace),
         )
-        record, new = await self.add_folder(body.name, folder_of(body.source), state)
+        record, new = await self.add_source(body.name, body.source, state)
         return await self.answer(record, 201 if new else 200)
 
-    async def add_folder(self, name: str, source: Path, state: State) -> tuple[AdapterRecord, bool]:
-        """Add a folder under an allowed root. Raises ForbiddenSource and what `Registry.add`
-        raises."""
-        return await self._add(name, lambda: self._registry.upload_from(source), state)
+    async def add_source(self, name: str, text: str, state: State) -> tuple[AdapterRecord, bool]:
+        """Add an adapter from a folder under an allowed root, or fetch it.
+
+        Raises InvalidRequest, UnsupportedParameter, ForbiddenSource, SourceFailed, AdapterConflict,
+        and what `Registry.add` raises.
+        """
+        source = source_of(text, self._hub_endpoint)
+        if not isinstance(source, HttpsSource | BucketSource):
+            return await self._add(name, lambda: self._registry.upload_from(source), state)
+        # Before anything is said of the name: whether it is being fetched is its owners' matter.
+        self._registry.policy.check_name(check_name(name, frozenset()))
+        self._fetcher.check(source)
+
+        async def work(fetch: Fetch) -> tuple[AdapterRecord, bool]:
+            async with self._fetching, self._staging() as folder:
+                upload = await self._fetcher.fetch(source, folder, fetch.progress)
+                fetch.state = FetchState.VERIFYING
+                try:
+                    return await self._add(name, lambda: upload, state)
+                except AdapterError as error:
+                    if error.param == "file":
+                        error.param = "source"
+                    raise
+
+        return await self._fetches.run(name, source.shown, work)
+
+    @asynccontextmanager
+    async def _staging(self) -> AsyncGenerator[Path]:
+        """Yield a folder for incoming files, which is deleted after the block."""
+        staging = self._registry.staging()
+        folder = await asyncio.to_thread(staging.__enter__)
+        try:
+            yield folder
+        except OSError as error:
+            raise self._registry.storage.unusable(error) from error
+        finally:
+            await asyncio.to_thread(staging.__exit__, None, None, None)
 
     async def _add(
         self, name: str, upload: Callable[[], Upload], state: State
@@ -277,22 +341,19 @@ class Adapters:
     @asynccontextmanager
     async def _form(self, request: Request) -> AsyncGenerator[Form]:
         """Yield the request's form. Its files are in a folder that is deleted after the block."""
-        staging = self._registry.staging()
+        entered = False
         try:
-            folder = await asyncio.to_thread(staging.__enter__)
+            async with self._staging() as folder:
+                entered = True
+                with room.named("receiving the upload"):
+                    form = await read_form(request, folder, self._max_upload)
+                yield form
         except AdapterError:
-            # Otherwise a client that is still sending would see a broken connection, not the
-            # reason.
-            await drop_unread(request)
+            if not entered:
+                # Otherwise a client that is still sending would see a broken connection, not the
+                # reason.
+                await drop_unread(request)
             raise
-        try:
-            with room.named("receiving the upload"):
-                form = await read_form(request, folder, self._max_upload)
-            yield form
-        except OSError as error:
-            raise self._registry.storage.unusable(error) from error
-        finally:
-            await asyncio.to_thread(staging.__exit__, None, None, None)
 
     def _if_match(self, request: Request, record: AdapterRecord) -> str | None:
         """Return the digest that If-Match requires, or None if any will do."""
@@ -311,7 +372,7 @@ class Adapters:
         return JSONResponse(view, status_code=status, headers=headers)
 
     def _view(self, record: AdapterRecord) -> dict[str, Any]:
-        current = _version_view(record.current)
+        current = version_view(record.current)
         why = self._registry.why_broken(record.current.digest)
         return {
             "name": record.name,
@@ -322,49 +383,8 @@ class Adapters:
             "description": record.description,
             "residency": self._residencies.of(record.current.digest),
             "broken": None if why is None else advised(why),
+            "fetch": self._fetches.view(record.name),
             "created_at": record.created_at.isoformat(),
             "updated_at": record.updated_at.isoformat(),
-            "versions": [_version_view(version) for version in record.versions],
+            "versions": [version_view(version) for version in record.versions],
         }
-
-
-def folder_of(source: str) -> Path:
-    """Return a `source` as a folder. Raises UnsupportedParameter if it is anything else."""
-    scheme, colon, rest = source.partition("://")
-    if colon and scheme.lower() == "file":
-        source = rest
-    elif colon:
-        raise UnsupportedParameter(
-            f"source: {scheme[:20]}:// is not served; upload the files, or name a folder on the "
-            "server",
-            param="source",
-        )
-    if not source.startswith("/"):
-        raise UnsupportedParameter(
-            f"source: {source[:80]!r} looks like a hub id, which is not served; upload the files, "
-            "or name a folder on the server by its absolute path",
-            param="source",
-        )
-    if "\0" in source:
-        raise InvalidFields(["source is not a path"], param="source")
-    return Path(source)
-
-
-def _version_view(version: VersionRecord) -> dict[str, Any]:
-    return {
-        "version": version.version,
-        "digest": version.digest,
-        "peft_type": version.peft_type,
-        "rank": version.rank,
-        "target_modules": list(version.target_modules),
-        "parameters": version.parameters,
-        "bytes": version.bytes,
-        "base_model": version.base_model,
-        "task_type": version.task_type,
-        "virtual_tokens": version.virtual_tokens,
-        "invocation": list(version.invocation),
-        "scalable": version.scalable,
-        "warnings": [advised(warning) for warning in version.warnings],
-        "words": list(version.words),
-        "created_at": version.created_at.isoformat(),
-    }

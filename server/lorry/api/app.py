@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,10 +16,10 @@ import lorry
 from lorry.access.access_control import AccessControl
 from lorry.api import docs, errors
 from lorry.api.adapter_schema import (
-    FolderBody,
     LoadBody,
     PatchBody,
     RecoverBody,
+    SourceBody,
     UnloadBody,
     UploadForm,
     VersionForm,
@@ -70,6 +71,9 @@ from lorry.api.vllm_lora import VllmLora
 from lorry.api.voices import Voice, Voices
 from lorry.core import Base
 from lorry.engine.client import EngineClient
+from lorry.fetch.allowed import Allowed
+from lorry.fetch.download import Downloader
+from lorry.fetch.fetcher import Fetcher
 from lorry.metrics import Metrics
 from lorry.scrape import Sources
 from lorry.settings import Settings
@@ -93,7 +97,7 @@ _BODIES = (
     MessageEvent,
     ClassifyBody,
     EmbeddingsBody,
-    FolderBody,
+    SourceBody,
     PatchBody,
     RecoverBody,
     UploadForm,
@@ -108,6 +112,9 @@ _BODIES = (
 
 _ASKS_NOTHING = frozenset({"/tokenize", "/detokenize", "/tokenizer_info", COUNT})
 """Routes that ask nothing of the engine, although others of their routers do."""
+
+
+HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,8 @@ def create_app(services: Services) -> FastAPI:
         residencies=Residencies(lambda: client.stats, registry.in_host_cache),
         voices=voices,
         max_upload=services.settings.max_upload,
+        fetcher=_fetcher(services.settings),
+        hub_endpoint=services.settings.hub_endpoint or os.environ.get("HF_ENDPOINT") or HUB,
     )
     features = Features(voices=voices, pooled=pooled)
     generate = Generate(
@@ -280,6 +289,17 @@ def _routes(router: APIRouter) -> set[str]:
     """Return every route as `GET /path`."""
     found = [route for route in router.routes if isinstance(route, APIRoute)]
     return {f"{method} {route.path}" for route in found for method in route.methods or ()}
+
+
+def _fetcher(settings: Settings) -> Fetcher:
+    allowed = Allowed.of(settings.adapter_sources)
+    return Fetcher(
+        allowed,
+        Downloader(allowed),
+        max_upload=settings.max_upload,
+        timeout=settings.fetch_timeout,
+        hub_token=settings.hf_token,
+    )
 
 
 def _paths(router: APIRouter) -> set[str]:

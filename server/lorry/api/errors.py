@@ -165,6 +165,7 @@ TABLE: Mapping[type[Exception], ErrorRow] = {
     served.RateLimited: ErrorRow(429, "rate_limited", "rate_limit_error", "overloaded"),
     served.QueueFull: ErrorRow(429, "queue_full", "rate_limit_error", "overloaded"),
     served.GenerationFailed: ErrorRow(500, "generation_failed", _SERVER, "generation"),
+    served.SourceFailed: ErrorRow(502, "source_failed", _SERVER, "source_failed"),
     served.ShuttingDown: ErrorRow(503, "shutting_down", _SERVER, "overloaded"),
     adapters.HomeUnusable: ErrorRow(503, "home_unusable", _SERVER, "overloaded"),
     adapters.StorageFull: ErrorRow(507, "storage_full", _SERVER, "overloaded"),
@@ -318,6 +319,7 @@ def documented(
         429: "The queue is full, or a limit of the key is reached; `Retry-After` says when to try "
         "again",
         500: "The server failed",
+        502: "The source of the adapter cannot be read",
         503: "Not ready, shutting down, or nothing can be stored",
         507: "No room to store it, or no memory to check it",
         529: "Not ready, or shutting down",

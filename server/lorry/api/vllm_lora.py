@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from lorry.api import docs
 from lorry.api.adapter_schema import LoadBody, UnloadBody
 from lorry.api.adapter_state import State
-from lorry.api.adapters import Adapters, folder_of
+from lorry.api.adapters import Adapters
 from lorry.api.bodies import read_body
 from lorry.api.docs import json_body
 from lorry.api.errors import count, documented, headers_of, message_of, row_of
@@ -61,14 +61,15 @@ class VllmLora:
                 route,
                 methods=["POST"],
                 summary=summary,
-                responses={**ok, **documented(400, 404, 413, 503, 507, model=VllmErrorBody)},
+                responses={**ok, **documented(400, 404, 413, 502, 503, 507, model=VllmErrorBody)},
                 openapi_extra=body,
                 response_model=None,
             )
         return router
 
     async def load(self, request: Request) -> Response:
-        """Make an adapter of a folder below one of `--adapter-roots`."""
+        """Make an adapter of a folder below one of `--adapter-roots`, or fetch it from one of
+        `--adapter-sources`."""
         try:
             body = await read_body(request, LoadBody)
             if not body.lora_name or not body.lora_path:
@@ -81,11 +82,8 @@ class VllmLora:
                     f"The lora adapter '{body.lora_name}' has already been loaded. If you want "
                     "to load the adapter in place, set 'load_inplace' to True."
                 )
-            await self._adapters.add_folder(
-                body.lora_name,
-                folder_of(body.lora_path),
-                State(replace=bool(body.load_inplace)),
-            )
+            state = State(replace=bool(body.load_inplace))
+            await self._adapters.add_source(body.lora_name, body.lora_path, state)
         except (LorryError, AdapterError) as error:
             return self._refused(error)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")

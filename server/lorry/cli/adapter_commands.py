@@ -106,11 +106,22 @@ def show(
 def push(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A PEFT folder, or a zip, tar or tar.gz of one."),
+        typer.Argument(
+            metavar="PATH",
+            help="A PEFT folder, or a zip, tar or tar.gz of one. With --from, the adapter's name.",
+        ),
     ],
     name: Annotated[
         str | None,
         typer.Option("--name", "-n", metavar="NAME", help="Its name; by default its folder's."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="Let the server read it: a URL (https, s3, gs), a hub id, or a folder there.",
+        ),
     ] = None,
     scale: Annotated[
         float | None,
@@ -130,23 +141,33 @@ def push(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload an adapter. The server verifies it against its base before it registers it."""
-    fields: dict[str, str] = {"name": name or _called(path)}
-    if scale is not None:
-        fields["scale"] = repr(scale)
-    if disabled:
-        fields["enabled"] = "false"
-    if pinned:
-        fields["pinned"] = "true"
-    if description is not None:
-        fields["description"] = description
-    if replace:
-        fields["replace"] = "true"
+    """Upload an adapter, or have the server fetch it with NAME --from SOURCE.
+
+    The server verifies it against its base before it registers it.
+    """
+    given = {
+        "name": name or (_called(path) if source is None else str(path)),
+        "scale": scale,
+        "enabled": False if disabled else None,
+        "pinned": pinned or None,
+        "description": description,
+        "replace": replace or None,
+    }
+    fields = {key: value for key, value in given.items() if value is not None}
     with Connection(url, api_key) as server:
-        record = transfer.upload(server, "/adapters", path, fields)
+        if source is not None:
+            body = {**fields, "source": source}
+            record = server.request("POST", "/adapters", json=body, timeout=None)
+        else:
+            form = {key: _in_a_form(value) for key, value in fields.items()}
+            record = transfer.upload(server, "/adapters", path, form)
     _say(record, as_json)
     for warning in record.get("warnings", ()):
         report(f"warning: {warning}")
+
+
+def _in_a_form(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _called(path: Path) -> str:

@@ -49,6 +49,7 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
         max_host_bytes=1 << 20,
         reserved_names=frozenset({"base"}),
         policy=access.policy,
+        allowed_roots=(tmp_path / "sources",),
     )
     access.open(tmp_path / "home", registry)
     app = create_app(
@@ -144,6 +145,15 @@ def test_flags_of_push(lorry, peft_adapter) -> None:
     record = lorry("push", str(folder), "--name", "a", "--disabled", "--pinned")
     assert record["enabled"] is False
     assert record["pinned"] is True
+
+
+def test_a_source_is_read_by_the_server(lorry, peft_adapter, tmp_path: Path) -> None:
+    folder = shutil.copytree(peft_adapter("llama", "plain"), tmp_path / "sources" / "a")
+    record = lorry("push", "legal", "--from", str(folder), "--scale", "-0.5", "--pinned")
+    assert (record["name"], record["scale"], record["pinned"]) == ("legal", -0.5, True)
+    pushed = lorry("push", str(folder), "--name", "same", "--pinned", "--disabled")
+    assert (pushed["digest"], pushed["enabled"]) == (record["digest"], False)
+    assert "--adapter-sources" in lorry("push", "a", "--from", "org/name", code=1)
 
 
 def test_other_content_under_the_name_needs_replace(lorry, peft_adapter) -> None:

@@ -1,0 +1,1 @@
+"""Fetches adapters from elsewhere: https, the hub, object stores. The only outbound requests."""
