@@ -114,8 +114,10 @@ class Server:
 
 
 def body(inputs: str, adapter: Any = None, tokens: int = 8, **parameters: Any) -> dict[str, Any]:
-    """A request of `/generate`: details, exactly `tokens` tokens."""
-    asked = {"max_new_tokens": tokens, "details": True, "ignore_eos_token": True, **parameters}
+    """A request of `/generate`: details, exactly `tokens` tokens. Nothing is taken from the prefix
+    cache, so that the same request has the same answer to the last digit."""
+    asked = {"max_new_tokens": tokens, "details": True, "ignore_eos_token": True}
+    asked |= {"cache_prompt": False, **parameters}
     return {"inputs": inputs, "adapter": adapter, "parameters": asked}
 
 

@@ -16,6 +16,7 @@ from lorry.errors import ModelError
 from lorry.model import paths, selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.compiled import library, recipe
+from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.model_structs import ModelStructs
 from lorry.model.compiled.suited import suited
 from lorry.model.paths import (
@@ -266,10 +267,13 @@ def test_sizes_that_are_not_as_described_are_served_by_pytorch(
     tiny_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the C code reads a number of them."""
-    wider = dataclasses.replace
-    monkeypatch.setattr(
-        paths, "suited", lambda *asked: wider(suited(*asked), inner=suited(*asked).inner + 16)
-    )
+
+    def wider(*asked: Any) -> ModelDescription:
+        found = suited(*asked)
+        layers = [dataclasses.replace(one, inner_size=one.inner_size + 16) for one in found.layers]
+        return dataclasses.replace(found, inner=found.inner + 16, layers=tuple(layers))
+
+    monkeypatch.setattr(paths, "suited", wider)
     folder = tiny_model("llama")
     with pytest.raises(ModelError, match=r"gate_proj.*: .*features, not"):
         served("compiled", load_tiny(folder, quantization="int8", kernels="compiled"))
