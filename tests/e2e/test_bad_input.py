@@ -294,7 +294,7 @@ def test_an_archive_that_unfolds_over_the_limit(server: Server, tmp_path: Path) 
         ({"content-type": "multipart/form-data; boundary=x"}, b"--x\r\n\r\nabc", 400),
         ({"content-type": "application/json"}, b'{"name": "b"}', 422),
         ({"content-type": "application/json"}, b'{"name": "b", "source": "/etc"}', 403),
-        ({"content-type": "application/json"}, b'{"name": "b", "source": "org/repo"}', 422),
+        ({"content-type": "application/json"}, b'{"name": "b", "source": "org/repo"}', 403),
     ],
 )
 def test_forms(server: Server, headers: dict[str, str], content: bytes, status: int) -> None:
