@@ -42,9 +42,6 @@ class Counters(Generic[Name]):
         self._last: Name | None = None
         self._most = _KEPT
 
-    def __len__(self) -> int:
-        return len(self._of)
-
     def __getitem__(self, name: Name) -> float:
         return self._of.get(name, self._level)
 
