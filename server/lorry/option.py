@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import MISSING, Field, dataclass
+from dataclasses import MISSING, Field, dataclass, field
 from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
@@ -106,6 +106,34 @@ class Option:
         elif self.minimum is not None:
             bounds = f", {self.minimum:g} or more"
         return ("" if self.kind is Kind.BOOL else "a ") + self.kind.value + bounds
+
+
+def setting(
+    default: object,
+    kind: Kind,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    secret: bool = False,
+    positional: bool = False,
+    default_text: str | None = None,
+) -> Any:
+    """Return a field of the settings. A `default` that can be called makes it."""
+    metadata = {
+        "kind": kind,
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "secret": secret,
+        "positional": positional,
+        "default_text": default_text,
+    }
+    if callable(default):
+        return field(default_factory=default, repr=not secret, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 def option_of(item: Field[Any]) -> Option:

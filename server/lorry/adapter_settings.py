@@ -1,0 +1,77 @@
+"""The settings about adapters: where they come from, where they are kept, and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorry.option import Kind, setting
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """As in `Settings`, which has these too."""
+
+    max_loras: int = setting(
+        8, Kind.INT, "Most adapters on the device at once.", minimum=1, maximum=4096
+    )
+    max_cpu_loras: int = setting(
+        64, Kind.INT, "Most adapters kept in host memory.", minimum=1, maximum=1_000_000
+    )
+    host_cache_memory: int = setting(
+        _GIB, Kind.SIZE, "Most host memory for adapters.", minimum=0, default_text="1GiB"
+    )
+    max_lora_rank: int = setting(
+        64, Kind.INT, "Largest rank an adapter may have.", minimum=1, maximum=1024
+    )
+    max_upload: int = setting(
+        512 * _MIB,
+        Kind.SIZE,
+        "Largest adapter that may be uploaded.",
+        minimum=_KIB,
+        default_text="512MiB",
+    )
+    adapter_roots: tuple[Path, ...] = setting(
+        (),
+        Kind.PATHS,
+        "Folders on this machine from which adapters may be registered.",
+        default_text="none",
+    )
+    adapter_sources: tuple[str, ...] = setting(
+        (),
+        Kind.SOURCES,
+        "Places from which adapters may be fetched by https, from the hub or from an object store: "
+        "`host`, `host:port`, `*.example.com`, `s3://bucket/prefix`, `gs://bucket/prefix`. An "
+        "address that is not public must be listed too, itself or its network.",
+        default_text="none",
+    )
+    hub_endpoint: str | None = setting(
+        None,
+        Kind.TEXT,
+        "The hub from which adapters with ids such as `org/name` are fetched.",
+        default_text="`HF_ENDPOINT`, or https://huggingface.co",
+    )
+    fetch_timeout: float = setting(
+        600.0,
+        Kind.FLOAT,
+        "Most seconds that fetching an adapter may take.",
+        minimum=0.1,
+        maximum=86_400,
+    )
+    adapter_templates: str = setting(
+        "use",
+        Kind.CHOICE,
+        "Chat template, end tokens, added tokens, sampling defaults and labels that an adapter "
+        "brings. use: use them for that adapter. ignore: use the base's for all.",
+        choices=("use", "ignore"),
+    )
+    keep_unclaimed: float = setting(
+        7.0,
+        Kind.FLOAT,
+        "Days to keep stored files that no adapter has; a later start deletes them.",
+        minimum=0,
+        maximum=36_500,
+    )
+    samples: bool = setting(True, Kind.BOOL, "Register the sample adapters if they fit the base.")
