@@ -120,7 +120,7 @@ def _registry(
         max_upload=settings.max_upload,
         max_host_bytes=settings.host_cache_memory,
         max_host_adapters=settings.max_cpu_loras,
-        reserved_names=frozenset({base.name, *base.other_names}),
+        reserved_names=base.names,
         allowed_roots=settings.adapter_roots,
         keep_unclaimed=timedelta(days=settings.keep_unclaimed),
         words=settings.adapter_templates == "use",

@@ -93,6 +93,12 @@ class Base:
     about: Mapping[str, Any]
     """The JSON for `/info`."""
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that means the base and no adapter."""
+        own = {self.name, *self.other_names, self.repository}
+        return frozenset(name for name in own if name is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -43,7 +43,23 @@ def test_fields_that_are_missing_or_wrong(
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("name", ["a/b", "../up", "tiny", ".hidden", "a b", "x" * 129, "a@1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a//b",
+        "/a",
+        "a/",
+        "a/content",
+        "a:",
+        "a/../b",
+        "../up",
+        "tiny",
+        ".hidden",
+        "a b",
+        "x" * 129,
+        "a@1",
+    ],
+)
 def test_bad_names(fresh: Live, archives: Callable[[int], Path], name: str) -> None:
     refused(fresh.upload(name, archives(1)), 422, "invalid_adapter_name")
 

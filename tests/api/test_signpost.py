@@ -19,7 +19,6 @@ from lorry.api.signpost import nearest
         ("HEAD", "/helth", None),
         ("GET", "/helth", "GET /health"),
         ("DELETE", "/adapter/pirate", "DELETE /adapters/pirate"),
-        ("GET", "/adapters/pirate/contents", "GET /adapters/pirate/content"),
         ("PUT", "/generat", "POST /generate"),
         ("POST", "/v1/messages/batches", "POST /v1/messages"),
         ("GET", "/v1/model/pirate", "GET /v1/models/pirate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +71,13 @@ ASKED: dict[str, Asked] = {
     "GET /v1/models/{model:path}": _named("/v1/models/NAME"),
     "GET /adapters": Asked(foreign=_LISTED),
     "POST /adapters": Asked(foreign="403", fields={"replace": "true"}),
-    "GET /adapters/{name}": _named("/adapters/NAME"),
-    "PUT /adapters/{name}": Asked(foreign="404", path="/adapters/NAME", fields={"name": "NAME"}),
-    "PATCH /adapters/{name}": _named("/adapters/NAME", {"scale": 1}),
-    "DELETE /adapters/{name}": _named("/adapters/NAME"),
-    "GET /adapters/{name}/content": _named("/adapters/NAME/content"),
+    "GET /adapters/{name:adapter}/content": _named("/adapters/NAME/content"),
+    "GET /adapters/{name:adapter}": _named("/adapters/NAME"),
+    "PUT /adapters/{name:adapter}": Asked(
+        foreign="404", path="/adapters/NAME", fields={"name": "NAME"}
+    ),
+    "PATCH /adapters/{name:adapter}": _named("/adapters/NAME", {"scale": 1}),
+    "DELETE /adapters/{name:adapter}": _named("/adapters/NAME"),
     "GET /unclaimed": Asked(),
     "POST /unclaimed": Asked(lambda name: {"digest": "sha256:" + "0" * 64}),
     "POST /v1/load_lora_adapter": Asked(
@@ -114,6 +117,6 @@ def table() -> str:
     for route in TABLE:
         cells = ["yes" if permits(route, "") else "401"]
         cells += ["yes" if permits(route, scope) else "403" for scope in SCOPES]
-        shown = route.replace("{model:path}", "{model}")
+        shown = re.sub(r"\{(\w+):\w+\}", r"{\1}", route)
         lines.append(f"| `{shown}` | {' | '.join(cells)} | {ASKED[route].foreign or '-'} |")
     return "\n".join(lines) + "\n"

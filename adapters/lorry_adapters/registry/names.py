@@ -11,9 +11,19 @@ from itertools import islice
 from lorry_adapters.errors import InvalidAdapterName, InvalidScale
 from lorry_adapters.registry.record import MAX_SCALE, VersionRecord
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""No `@`, which separates a version, and no slash, as names are in URLs."""
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+NAME = re.compile(rf"{_PART}([/:]{_PART})*")
+"""Parts that are joined by `/` or `:`, as in `org/name` and `base:adapter`. No part begins with a
+dot, so a name is a path without `..`. No `@`, which separates a version."""
 
+NAME_PREFIX = re.compile(rf"({NAME.pattern}[/:]?)?")
+"""The beginning of a name."""
+
+MAX_NAME = 128
+"""Characters."""
+
+_RESERVED_END = "/content"
+"""`/adapters/{name}/content` is the path of an adapter's files."""
 
 _ALIKE = 0.75
 """`difflib`'s ratio."""
@@ -39,11 +49,17 @@ def _begins_or_ends_as(name: str, given: str) -> bool:
 
 def check_name(name: str, reserved: frozenset[str]) -> str:
     """Return `name`. Raises InvalidAdapterName. `reserved` contains the base model's names."""
-    if NAME.fullmatch(name) is None:
+    if len(name) > MAX_NAME or NAME.fullmatch(name) is None:
         shown = name if len(name) <= 140 else name[:140] + "..."
         raise InvalidAdapterName(
-            f"{shown!r} is not an adapter name: 1 to 128 letters, digits, '.', '_' or '-', "
-            "the first a letter or a digit"
+            f"{shown!r} is not an adapter name: at most {MAX_NAME} characters, of parts that begin "
+            "with a letter or a digit, consist of letters, digits, '.', '_' and '-', and are "
+            "joined by '/' or ':'"
+        )
+    if name.endswith(_RESERVED_END):
+        raise InvalidAdapterName(
+            f"{name!r} is not an adapter name: it must not end in {_RESERVED_END!r}, which is the "
+            "path of an adapter's files"
         )
     if name in reserved:
         raise InvalidAdapterName(f"{name!r} is the base model's name; choose another")

@@ -17,12 +17,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from lorry_adapters.registry.names import NAME
+from lorry_adapters.registry.names import MAX_NAME, NAME_PREFIX
+from lorry_adapters.registry.names import NAME as ADAPTER_NAME
 
 PREFIX: Final = "lorry"
 
 MAX_PATTERNS: Final = 1000
 """Names and prefixes in a key's list of adapters."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""A key's name."""
 
 _ID: Final = re.compile(r"[0-9a-f]{12}")
 
@@ -109,8 +113,8 @@ def digest_of_key(text: bytes) -> bytes:
 
 def check_pattern(text: str) -> str:
     """Return an adapter's name or a prefix such as `legal-*`. Raises ValueError."""
-    bare = text.removesuffix("*")
-    if text != "*" and NAME.fullmatch(bare) is None:
+    form = NAME_PREFIX if text.endswith("*") else ADAPTER_NAME
+    if len(text) > MAX_NAME + 1 or form.fullmatch(text.removesuffix("*")) is None:
         raise ValueError(text)
     return text
 

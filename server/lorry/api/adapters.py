@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from lorry.advice import advised
-from lorry.api import docs
+from lorry.api import docs, name_path
+from lorry.api.adapter_answers import AdapterAnswers
 from lorry.api.adapter_schema import (
     AdapterList,
     AdapterView,
@@ -22,7 +23,6 @@ from lorry.api.adapter_schema import (
     SourceBody,
     UploadForm,
     VersionForm,
-    version_view,
 )
 from lorry.api.adapter_state import FIELDS, State, state_of
 from lorry.api.bodies import drop_unread, media_type, read_body
@@ -69,9 +69,8 @@ class Adapters:
         self._fetches = Fetches()
         self._fetching = asyncio.Semaphore(_AT_A_TIME)
         self._registry = registry
-        self._voices = voices
         self._metrics = metrics
-        self._residencies = residencies
+        self.answers = AdapterAnswers(registry, residencies, voices, self._fetches)
         self._max_upload = max_upload
         self._verifying = asyncio.Semaphore(_AT_A_TIME)
 
@@ -115,7 +114,11 @@ class Adapters:
         add("GET", "", self.listing, "List all adapters", {200: {"model": AdapterList}})
         both: dict[int | str, dict[str, Any]] = {201: record, 200: again}
         add("POST", "", self.create, "Register an adapter", both, (*checked, 502), either)
-        one = "/{name}"
+        one = f"/{{name:{name_path.CONVERTOR}}}"
+        # Before the next one, which would take `content` for a part of the name.
+        files = one + "/content"
+        title = "Download an adapter's files as a tar"
+        add("GET", files, self.content, title, {200: tar}, (404, 422, 503))
         coming = {"model": FetchingView, "description": "It is being fetched"}
         shown: dict[int | str, dict[str, Any]] = {200: record, 202: coming}
         add("GET", one, self.show, "Show an adapter", shown, (404,))
@@ -145,25 +148,16 @@ class Adapters:
             {204: gone},
             (404, 409, 422, 503, 507),
         )
-        add(
-            "GET",
-            "/{name}/content",
-            self.content,
-            "Download an adapter's files as a tar",
-            {200: tar},
-            (404, 422, 503),
-        )
         return router
 
     async def listing(self) -> Response:
         """Every adapter's record, disabled ones too."""
-        records = self._registry.records()
-        return JSONResponse({"adapters": [self._view(record) for record in records]})
+        return self.answers.all()
 
     async def show(self, name: str) -> Response:
         """An adapter's record with all its versions; `ETag` is the digest of the current one."""
         try:
-            return await self.answer(self._registry.get(name))
+            return await self.answers.one(self._registry.get(name))
         except UnknownAdapter as error:
             if not self._registry.policy.sees(name):
                 raise
@@ -188,7 +182,7 @@ class Adapters:
             raise_problems(form)
             assert name is not None and upload is not None
             record, new = await self._add(name, lambda: upload, state)
-        return await self.answer(record, 201 if new else 200)
+        return await self.answers.one(record, 201 if new else 200)
 
     async def replace(self, request: Request, name: str) -> Response:
         """Add a version, which is used from now on."""
@@ -214,7 +208,7 @@ class Adapters:
             raise_problems(form)
             assert upload is not None
             record = await self._put(name, upload, if_match)
-        return await self.answer(record)
+        return await self.answers.one(record)
 
     async def change(self, request: Request, name: str) -> Response:
         """The given fields change at once; running requests keep what they began with."""
@@ -230,7 +224,7 @@ class Adapters:
             version=body.version,
             if_match=if_match,
         )
-        return await self.answer(record)
+        return await self.answers.one(record)
 
     async def remove(self, name: str, version: int | None = None) -> Response:
         """It is gone for new requests at once; running ones finish. A fetch is cancelled."""
@@ -251,7 +245,7 @@ class Adapters:
     async def content(self, name: str, version: int | None = None) -> Response:
         """The files as they were uploaded, of the current or another version."""
         tar = await asyncio.to_thread(self._registry.content, name, version)
-        shown = name if version is None else f"{name}-{version}"
+        shown = re.sub("[/:@]", "-", name if version is None else f"{name}-{version}")
 
         async def chunks() -> AsyncGenerator[bytes]:
             try:
@@ -279,7 +273,7 @@ class Adapters:
             replace=bool(body.replace),
         )
         record, new = await self.add_source(body.name, body.source, state)
-        return await self.answer(record, 201 if new else 200)
+        return await self.answers.one(record, 201 if new else 200)
 
     async def add_source(self, name: str, text: str, state: State) -> tuple[AdapterRecord, bool]:
         """Add an adapter from a folder under an allowed root, or fetch it.
@@ -362,29 +356,3 @@ class Adapters:
             return None
         tags = [tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")]
         return record.current.digest if record.current.digest in tags else tags[0]
-
-    async def answer(self, record: AdapterRecord, status: int = 200) -> Response:
-        """Return a response with a record, and its digest as `ETag`."""
-        headers = {"ETag": f'"{record.current.digest}"'}
-        view = self._view(record)
-        if record.current.words:
-            view["words_left_out"] = await self._voices.left_out(record.name, record.current)
-        return JSONResponse(view, status_code=status, headers=headers)
-
-    def _view(self, record: AdapterRecord) -> dict[str, Any]:
-        current = version_view(record.current)
-        why = self._registry.why_broken(record.current.digest)
-        return {
-            "name": record.name,
-            **current,
-            "enabled": record.enabled,
-            "scale": record.scale,
-            "pinned": record.pinned,
-            "description": record.description,
-            "residency": self._residencies.of(record.current.digest),
-            "broken": None if why is None else advised(why),
-            "fetch": self._fetches.view(record.name),
-            "created_at": record.created_at.isoformat(),
-            "updated_at": record.updated_at.isoformat(),
-            "versions": [version_view(version) for version in record.versions],
-        }

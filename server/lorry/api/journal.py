@@ -120,7 +120,7 @@ def _write(scope: Scope, status: int, began: float, entry: Entry) -> None:
     if firsts:
         fields["first_token_s"] = round(min(firsts) - began, 4)
     fields["total_s"] = round(time.monotonic() - began, 4)
-    route = getattr(scope.get("route"), "path", path)
+    route = getattr(scope.get("route"), "path_format", path)
     if route != path:
         fields["route"] = route
     if scope.get("client"):

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from lorry.access.access_control import AccessControl
-from lorry.access.api_key import KeyLimits, KeyRecord, Scope, check_pattern
+from lorry.access.api_key import NAME, KeyLimits, KeyRecord, Scope, check_pattern
 from lorry.api.bodies import read_body
 from lorry.api.docs import headers, json_body
 from lorry.api.errors import InvalidFields, documented
@@ -23,7 +23,6 @@ from lorry.api.key_schema import (
     NewKeyView,
     RotateBody,
 )
-from lorry_adapters.registry.names import NAME
 
 _EXAMPLE = {"name": "legal-team", "scopes": ["generate", "upload"], "adapters": ["legal-*"]}
 

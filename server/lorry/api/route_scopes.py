@@ -13,7 +13,7 @@ from typing import Final
 from starlette.routing import compile_path
 
 from lorry.access.api_key import Scope
-from lorry.api import docs
+from lorry.api import docs, name_path
 
 Needed = frozenset[Scope]
 
@@ -26,6 +26,8 @@ _ADMIN: Final[Needed] = frozenset({Scope.ADMIN})
 
 METRICS: Final = "/metrics"
 """Open as long as no key was made by `/keys`; after that it needs one that sees every adapter."""
+
+_ADAPTER: Final = f"/adapters/{{name:{name_path.CONVERTOR}}}"
 
 TABLE: Final[Mapping[str, Needed]] = {
     "POST /": _GENERATE,
@@ -54,11 +56,12 @@ TABLE: Final[Mapping[str, Needed]] = {
     "GET /v1/models/{model:path}": _EITHER,
     "GET /adapters": _EITHER,
     "POST /adapters": _UPLOAD,
-    "GET /adapters/{name}": _EITHER,
-    "PUT /adapters/{name}": _UPLOAD,
-    "PATCH /adapters/{name}": _UPLOAD,
-    "DELETE /adapters/{name}": _UPLOAD,
-    "GET /adapters/{name}/content": _UPLOAD,
+    # The first that fits counts, here and in the router: a name may have slashes.
+    f"GET {_ADAPTER}/content": _UPLOAD,
+    f"GET {_ADAPTER}": _EITHER,
+    f"PUT {_ADAPTER}": _UPLOAD,
+    f"PATCH {_ADAPTER}": _UPLOAD,
+    f"DELETE {_ADAPTER}": _UPLOAD,
     "GET /unclaimed": _ADMIN,
     "POST /unclaimed": _ADMIN,
     "POST /v1/load_lora_adapter": _UPLOAD,

@@ -176,7 +176,7 @@ def _named(text: str, where: str, field: str) -> AdapterChoice:
     # No version has more than 18 digits, and SQL has no number for it.
     if not (version.isascii() and version.isdigit() and len(version) < 19 and int(version)):
         raise InvalidSelection(
-            f"{where}: {version[:80]!r} is not a version; write name@3, or the name alone",
+            f"{where}: {version[:80]!r} is not a version; write {name[:80]}@3, or the name alone",
             param=field,
         )
     return AdapterChoice(name, int(version))

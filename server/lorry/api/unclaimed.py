@@ -64,4 +64,4 @@ class Unclaimed:
         """Turn stored files into an adapter again, under an unused name."""
         body = await read_body(request, RecoverBody)
         record = await asyncio.to_thread(self._registry.recover, body.digest, body.name)
-        return await self._adapters.answer(record, 201)
+        return await self._adapters.answers.one(record, 201)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def path_of(name: str) -> str:
 def weighed(text: str) -> tuple[str, float | None]:
     """Split `legal:0.7` into (`legal`, 0.7), or None without a number. Raises SettingsError."""
     name, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
+    # A name may have colons; a part of one that begins like a number is read as a number.
+    if not colon or Path(text).exists() or not re.match(r"[-+.]?[0-9]|nan|inf", number, re.I):
         return text, None
     try:
         value = float(number)
@@ -74,7 +76,7 @@ def unpack(archive: Path, into: Path, max_bytes: int = sys.maxsize) -> None:
 
 
 def _download(given: str, folder: Path, url: str, api_key: str | None) -> None:
-    if "/" in given or given.startswith(".") or not given:
+    if given.startswith((".", "/", "~")) or not given:
         raise transfer.LocalFileError(f"{given} does not exist")
     name, at, version = given.partition("@")
     route = f"{path_of(name)}/content" + (f"?version={quote(version, safe='')}" if at else "")

@@ -150,6 +150,7 @@ def test_keys_have_256_random_bits_and_an_id() -> None:
         (("legal",), ["legal"], ["legal-a", "lega", "Legal"]),
         (("legal-*", "x"), ["legal-", "legal-a", "x"], ["legal", "xx"]),
         (("*",), ["a"], []),
+        (("org/*", "base:a"), ["org/a", "org/a/b", "base:a"], ["org", "orga", "base:ab"]),
     ],
 )
 def test_lists_of_adapters(
@@ -162,7 +163,9 @@ def test_lists_of_adapters(
         assert check_pattern(pattern) == pattern
 
 
-@pytest.mark.parametrize("pattern", ["", "**", "*a", "a*b", "a b", "a/*", "-*"])
+@pytest.mark.parametrize(
+    "pattern", ["", "**", "*a", "a*b", "a b", "a//*", "/*", "a@1*", "-*", "a/"]
+)
 def test_bad_patterns(pattern: str) -> None:
     with pytest.raises(ValueError):
         check_pattern(pattern)

@@ -84,7 +84,26 @@ def test_other_content_needs_replace(registry: Registry, files: Files, home: Pat
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a/b", "../up", ".hidden", "-x", "_x", "a b", "a\n", "a@2", "é", "a" * 129, "smol", "a\0"],
+    [
+        "",
+        "a//b",
+        "/a",
+        "a/",
+        "a:",
+        "a/.b",
+        "b/content",
+        "../up",
+        ".hidden",
+        "-x",
+        "_x",
+        "a b",
+        "a\n",
+        "a@2",
+        "é",
+        "a" * 129,
+        "smol",
+        "a\0",
+    ],
 )
 def test_bad_names(registry: Registry, files: Files, name: str) -> None:
     with pytest.raises(InvalidAdapterName):
@@ -92,7 +111,10 @@ def test_bad_names(registry: Registry, files: Files, name: str) -> None:
     assert registry.records() == ()
 
 
-@pytest.mark.parametrize("name", ["a", "9", "A.b_c-d", "a" * 128, "smol2", "Smol"])
+@pytest.mark.parametrize(
+    "name",
+    ["a", "9", "A.b_c-d", "a" * 128, "smol2", "Smol", "org/name", "a:b", "a/b:c/d", "content"],
+)
 def test_good_names(registry: Registry, files: Files, name: str) -> None:
     registry.add(name, upload(files(1)))
     assert acquire(registry, name).refs[0].name == name
