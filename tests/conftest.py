@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Before transformers or huggingface_hub are imported: no test may reach for a network.
@@ -15,10 +15,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for _variable in [name for name in os.environ if name.startswith("LORRY_")]:
     del os.environ[_variable]
 
+from typing import TYPE_CHECKING  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck  # noqa: E402
 from hypothesis import settings as hypothesis_settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from support.postgres import Postgres
 
 # Before any test is decorated. An example that takes long says something of the machine only.
 hypothesis_settings.register_profile(
@@ -114,3 +119,26 @@ def zip_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
         return pack(folder, root / f"{next(count)}.zip", members)
 
     return archive
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server of its own, running."""
+    from support.postgres import Postgres, why_not
+
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def catalog_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database."""
+    with postgres.database() as url:
+        yield url

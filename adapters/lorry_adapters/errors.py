@@ -16,6 +16,7 @@
     ├── StorageFull             no room to store it
     ├── OutOfMemory             no memory to read or check it
     ├── ToolError               the tool cannot do this with these adapters
+    ├── CatalogUnavailable      the catalog that several servers share does not answer
     └── HomeUnusable            the home folder is held by another server,
                                 written by a newer one, damaged, not writable, or gone
 
@@ -189,6 +190,11 @@ class OutOfMemory(AdapterError):
 
 class ToolError(AdapterError):
     """The tool cannot do this with these adapters; the message says why."""
+
+
+class CatalogUnavailable(AdapterError):
+    """Nothing can be changed now; the message names the catalog. A change whose end was not heard
+    may have happened."""
 
 
 class HomeUnusable(AdapterError):

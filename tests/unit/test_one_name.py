@@ -13,6 +13,7 @@ import lorry_adapters
 ADAPTERS, SERVER = (Path(package.__path__[0]) for package in (lorry_adapters, lorry))
 
 MODULES = {
+    "env": "Alembic looks for this name beside each list of migrations",
     "errors": "each package has a tree of its own under the name that Python's packages give it",
     "registry": "the room, and the one door to it",
     "kernels": "the adapters' and the base's",

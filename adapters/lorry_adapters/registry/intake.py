@@ -36,7 +36,6 @@ class Intake:
         layout: BaseLayout,
         storage: Storage,
         inventory: Inventory,
-        *,
         max_rank: int,
         max_upload: int,
     ) -> None:

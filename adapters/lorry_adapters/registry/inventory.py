@@ -169,9 +169,11 @@ class Inventory:
             self._records[record.name] = record
             for version in record.versions:
                 self._contents.own(version.digest, record.name, version.version)
-            kept = {version.version for version in record.versions}
+            # Removed and added again by another server, it may have the same numbers.
+            kept = {(version.version, version.digest) for version in record.versions}
             if old is not None:
-                self._disown(record.name, [v for v in old.versions if v.version not in kept])
+                gone = [v for v in old.versions if (v.version, v.digest) not in kept]
+                self._disown(record.name, gone)
 
     def forget(self, name: str) -> None:
         """Hide the adapter from new requests, and free contents that nothing else uses."""

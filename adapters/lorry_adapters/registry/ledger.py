@@ -17,8 +17,8 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from lorry_adapters.errors import StorageFull
 from lorry_adapters.registry.blobs import storage_full_named
 from lorry_adapters.registry.catalog import Catalog, CatalogDamaged, StoredContent
 from lorry_adapters.registry.document import Pending
+from lorry_adapters.registry.ledgers import News
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.sidecars import FOLDER, FoundSidecars, Sidecar, Sidecars
 
@@ -50,7 +51,8 @@ class Ledger:
         disk fails.
         """
         self._home = home
-        self.places = (home / _CATALOG, home / FOLDER)
+        self.is_shared = False
+        self.places: tuple[Path, ...] = (home / _CATALOG, home / FOLDER)
         """Paths that must not be replaced."""
         self._sidecars = Sidecars(home)
         found = self._sidecars.read()
@@ -78,6 +80,11 @@ class Ledger:
         """Return the highest number ever used under `name` plus one; 1 for a new name."""
         return self._catalog.next_version(name)
 
+    @contextmanager
+    def changing(self) -> Iterator[News]:
+        """Guard a change. Only this process makes any."""
+        yield News()
+
     def save(self, record: AdapterRecord, content: StoredContent | None = None) -> None:
         """Make the stored adapter equal `record`; `content` belongs to a new version. Raises
         StorageFull, HomeUnusable."""
@@ -102,6 +109,10 @@ class Ledger:
             self._sidecars.remove(name, self._catalog.revision())
         except OSError:
             self._behind(name)
+
+    def warning(self) -> str | None:
+        """Return None: whatever keeps it from changing is the home folder's trouble."""
+        return None
 
     def close(self) -> None:
         self._catalog.close()

@@ -35,6 +35,7 @@ from lorry_adapters.lora.merge import Recipe
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.catalog import StoredContent
+from lorry_adapters.registry.follower import follow
 from lorry_adapters.registry.host_cache import AdapterCache, HostCache, HostCacheStats
 from lorry_adapters.registry.intake import Intake
 from lorry_adapters.registry.inventory import Inventory, version_of
@@ -57,7 +58,7 @@ from lorry_adapters.registry.revision import (
     without_version,
 )
 from lorry_adapters.registry.sources import stored_upload, upload_from
-from lorry_adapters.registry.startup_check import FILES_GONE, check_at_startup
+from lorry_adapters.registry.startup_check import FILES_GONE, check_at_startup, fingerprint
 from lorry_adapters.registry.storage import Storage
 from lorry_adapters.registry.tarball import Tarball
 from lorry_adapters.registry.unclaimed_contents import UnclaimedContent
@@ -82,14 +83,15 @@ class Registry:
         words: bool = True,
         cache: AdapterCache | None = None,
         policy: Policy | None = None,
+        catalog: str | None = None,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
         `max_upload`: bytes of an adapter's unpacked files. `max_host_bytes`, `max_host_adapters`:
         see `host_cache`. `reserved_names`: the base's names. `allowed_roots`: folders that
         `upload_from` may read. `keep_unclaimed`: how long contents without an adapter are kept.
-        `words`: see `Inventory`. `cache`: the engine's, if that is in another process. Raises
-        HomeUnusable.
+        `words`: see `Inventory`. `cache`: the engine's, if that is in another process. `catalog`:
+        URL of a database that servers share. Raises HomeUnusable, CatalogUnavailable.
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
@@ -98,7 +100,7 @@ class Registry:
         self._inventory = Inventory(reserved_names, self._free, words=words, policy=self.policy)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
-            self.storage = Storage(home, keep_unclaimed)
+            self.storage = Storage(home, keep_unclaimed, catalog, fingerprint(layout))
             """The folder itself: its state, and what the start found there."""
             opened.callback(self.storage.close)
             self._blobs, self._ledger = self.storage.blobs, self.storage.ledger
@@ -113,15 +115,9 @@ class Registry:
             for digest, why in broken.items():
                 self._inventory.mark_broken(digest, why)
             self._cache.pin(self._inventory.pinned())
-            self._intake = Intake(
-                home,
-                layout,
-                self.storage,
-                self._inventory,
-                max_rank=max_rank,
-                max_upload=max_upload,
-            )
+            self._intake = Intake(home, layout, self.storage, self._inventory, max_rank, max_upload)
             opened.callback(self._inventory.close)
+            self._follower = follow(self.storage, self._inventory, self._cache, layout, max_rank)
             self._opened = opened.pop_all()
 
     # Changing
@@ -152,7 +148,7 @@ class Registry:
         self.policy.check_name(check_name(name, self._reserved))
         if scale is not None:
             scale = check_scale(scale)
-        with self._intake.staged(upload) as new, self.storage.writing():
+        with self._intake.staged(upload) as new, self.storage.changing():
             old = self._inventory.find(name)
             if old is None:
                 record = first_record(name, new)
@@ -176,7 +172,7 @@ class Registry:
         """Add a new current version to an existing adapter, unless it has this content already.
         Raises DigestMismatch if `if_match` is not the current digest."""
         check_match(self._inventory.get(name), if_match)
-        with self._intake.staged(upload) as new, self.storage.writing():
+        with self._intake.staged(upload) as new, self.storage.changing():
             # Looked up again: another change may have happened while the upload was read.
             old = self._inventory.get(name)
             check_match(old, if_match)
@@ -206,7 +202,7 @@ class Registry:
         """
         if scale is not None:
             scale = check_scale(scale)
-        with self.storage.writing():
+        with self.storage.changing():
             old = self._inventory.get(name)
             check_match(old, if_match)
             current = version_of(old, version)
@@ -226,7 +222,7 @@ class Registry:
         `version` removes only that one; raises AdapterConflict if it is current and not the only
         one. Removing the last version removes the adapter.
         """
-        with self.storage.writing():
+        with self.storage.changing():
             old = self._inventory.get(name)
             if version is not None:
                 gone = version_of(old, version)
@@ -372,6 +368,7 @@ class Registry:
 
     def close(self) -> None:
         """Release the home folder. A lease released later frees nothing; the next start does."""
+        self._follower.close()
         with self.storage.lock:
             self._opened.close()
 

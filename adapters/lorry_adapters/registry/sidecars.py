@@ -78,7 +78,7 @@ class Sidecars:
                 if path.name == _LAST_REMOVAL:
                     revision = max(revision, _number(_object(value)["revision"]))
                     continue
-                sidecar, its = _parsed(_object(value))
+                sidecar, its = sidecar_of(_object(value))
                 if path.name != _file_of(sidecar.record.name):
                     raise DamagedDocument(f"{path} is another adapter's: {sidecar.record.name!r}")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,7 +92,7 @@ class Sidecars:
     def prepare(self, sidecar: Sidecar, revision: int) -> Pending:
         """Write one adapter's file under a temporary name. Raises OSError."""
         path = self._folder / _file_of(sidecar.record.name)
-        return document.prepare(path, _value(sidecar, revision))
+        return document.prepare(path, document_of(sidecar, revision))
 
     def remove(self, name: str, revision: int) -> None:
         """Delete a file. After an OSError the next start does it, as the catalog's revision is
@@ -114,7 +114,7 @@ def _set_aside(path: Path, error: Exception) -> None:
     os.rename(path, path.with_name(aside))
 
 
-def _value(sidecar: Sidecar, revision: int) -> dict[str, object]:
+def document_of(sidecar: Sidecar, revision: int) -> dict[str, object]:
     record = sidecar.record
     return {
         "format": _FORMAT,
@@ -152,7 +152,7 @@ def _value(sidecar: Sidecar, revision: int) -> dict[str, object]:
     }
 
 
-def _parsed(value: dict[str, Any]) -> tuple[Sidecar, int]:
+def sidecar_of(value: dict[str, Any]) -> tuple[Sidecar, int]:
     """Return an adapter and its revision. Raises ValueError, KeyError, TypeError or
     AttributeError."""
     if value["format"] != _FORMAT:

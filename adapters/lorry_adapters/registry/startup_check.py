@@ -19,10 +19,10 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.weights import inspect
 from lorry_adapters.registry.blobs import Blobs, size_of
 from lorry_adapters.registry.catalog import StoredContent
-from lorry_adapters.registry.ledger import Ledger
+from lorry_adapters.registry.ledgers import AdapterLedger
 from lorry_adapters.registry.record import VersionRecord
 
-FILES_GONE = "its files are missing or were changed on disk; upload it again"
+FILES_GONE = "its files are missing here or were changed on disk; upload it again"
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ def fingerprint(layout: BaseLayout) -> str:
 
 
 def check_at_startup(
-    ledger: Ledger, blobs: Blobs, layout: BaseLayout, max_rank: int
+    ledger: AdapterLedger, blobs: Blobs, layout: BaseLayout, max_rank: int
 ) -> dict[str, str]:
     """Return the digests that cannot be served, each with the reason."""
     ours = fingerprint(layout)
     facts = {v.digest: v for record in ledger.adapters() for v in record.versions}
     broken = {}
     for content in ledger.contents():
-        if (why := _why_not(content, facts[content.digest], blobs, layout, ours, max_rank)) is None:
+        if (why := why_not(content, facts[content.digest], blobs, layout, ours, max_rank)) is None:
             if content.layout != ours:
                 try:
                     ledger.save_content(facts[content.digest], changed(content, layout=ours))
@@ -75,7 +75,7 @@ def check_at_startup(
     return broken
 
 
-def _why_not(
+def why_not(
     content: StoredContent,
     facts: VersionRecord,
     blobs: Blobs,
@@ -83,6 +83,7 @@ def _why_not(
     ours: str,
     max_rank: int,
 ) -> str | None:
+    """Return why a content cannot be served, or None. `ours`: fingerprint of `layout`."""
     folder = blobs.folder(content.digest)
     try:
         if size_of(folder) != content.stored_bytes:

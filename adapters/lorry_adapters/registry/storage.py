@@ -6,7 +6,7 @@ This module defines the order in which they are opened and changed; they do not 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from lorry_adapters.errors import HomeUnusable
 from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.home import Home
-from lorry_adapters.registry.ledger import Ledger
+from lorry_adapters.registry.ledgers import AdapterLedger, News, open_ledger
 from lorry_adapters.registry.record import AdapterRecord
 from lorry_adapters.registry.unclaimed_contents import UnclaimedContent, UnclaimedContents
 
@@ -23,9 +23,17 @@ from lorry_adapters.registry.unclaimed_contents import UnclaimedContent, Unclaim
 class Storage:
     """Thread-safe, except calls that must be in `writing`."""
 
-    def __init__(self, home: Path, keep_unclaimed: timedelta) -> None:
-        """Open or create `home`, which no other process may use until `close`. Raises
-        HomeUnusable."""
+    def __init__(
+        self,
+        home: Path,
+        keep_unclaimed: timedelta,
+        catalog: str | None = None,
+        layout: str = "",
+    ) -> None:
+        """Open or create `home`, which no other process may use until `close`. `catalog`, `layout`:
+        see `open_ledger`. Raises HomeUnusable, CatalogUnavailable."""
+        self.on_news: Callable[[News], None] = lambda news: None
+        """Shows what other servers changed. Called under the lock."""
         self.lock = threading.Lock()
         """Held during a change."""
         with ExitStack() as opened:
@@ -37,7 +45,9 @@ class Storage:
                 self.blobs.clean()
                 self._unclaimed = UnclaimedContents(home, self.blobs, keep_unclaimed)
                 to_stay = self.blobs.digests() - self._unclaimed.expendable()
-                self.ledger = Ledger(home, to_stay.__contains__)
+                self.ledger: AdapterLedger = open_ledger(
+                    home, to_stay.__contains__, catalog, layout
+                )
                 opened.callback(self.ledger.close)
                 owned = {content.digest for content in self.ledger.contents()}
                 self._unclaimed.collect(owned, datetime.now(UTC), sure=self.ledger.remembers)
@@ -59,8 +69,8 @@ class Storage:
         return self._home.trouble()
 
     def warning(self) -> str | None:
-        """Return what may soon prevent storing, or None."""
-        return self._home.warning()
+        """Return what prevents changes although adapters are served, or may soon, or None."""
+        return self.ledger.warning() or self._home.warning()
 
     def unusable(self, error: OSError) -> HomeUnusable:
         """Return the error for a system error while storing."""
@@ -75,8 +85,16 @@ class Storage:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Guard a block that changes what is stored; one at a time. Raises HomeUnusable."""
+        """Guard a block that stores files; one at a time. Raises HomeUnusable."""
         with self.lock, self._home.guarded():
+            yield
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Guard a block that changes an adapter; one at a time, of all servers. What others
+        changed before is shown when it begins. Raises HomeUnusable, CatalogUnavailable."""
+        with self.writing(), self.ledger.changing() as news:
+            self.on_news(news)
             yield
 
     def publish(self, folder: Path, digest: str) -> bool:

@@ -1,0 +1,1 @@
+"""A catalog that several servers share: PostgreSQL by URL."""

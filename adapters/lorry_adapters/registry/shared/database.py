@@ -1,0 +1,217 @@
+"""A PostgreSQL database by URL: connected, migrated, listened to, and its errors as ours.
+
+Whoever stores something in it brings its own tables and migrations (`Schema`); two of them may live
+in one database. The connections are given up early on purpose: a server that waits for a lost
+database would be worse than one that refuses changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from lorry_adapters.errors import CatalogUnavailable, HomeUnusable, Problem, Remedy
+
+SILENCE: Final = 5.0
+"""Seconds without an answer after which the database counts as lost."""
+
+_DRIVER: Final = "postgresql+psycopg"
+
+_CONNECT: Final = {
+    "application_name": "lorry",
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 8000,
+}
+
+_SESSION: Final = (
+    "SET statement_timeout = '20s'",
+    # Another server's change takes milliseconds, or as long as it stores its files.
+    "SET lock_timeout = '10s'",
+    # A server that hangs in the middle of a change must not keep the others out.
+    "SET idle_in_transaction_session_timeout = '60s'",
+    "SET TIME ZONE 'UTC'",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Tables with migrations of their own."""
+
+    migrations: Path
+    """Folder of Alembic's scripts."""
+    version_table: str
+    head: str
+    """The newest migration."""
+
+
+class Database:
+    """Thread-safe. Every error is CatalogUnavailable, except while opening."""
+
+    def __init__(self, url: str, schema: Schema) -> None:
+        """Connect and migrate. Raises CatalogUnavailable, and HomeUnusable for a URL that cannot
+        be used or tables of a newer server."""
+        parsed = _parsed(url)
+        self.name = parsed.render_as_string(hide_password=True)
+        """The URL without its password."""
+        self.trouble: str | None = None
+        """Why the last call failed; None if it did not."""
+        self._heard = time.monotonic()
+        try:
+            self._engine = create_engine(
+                parsed, connect_args=_CONNECT, pool_size=4, pool_recycle=600, pool_use_lifo=True
+            )
+        except ImportError as error:
+            raise HomeUnusable(
+                "a catalog in PostgreSQL needs psycopg: pip install 'lorry[postgres]'"
+            ) from error
+        event.listen(self._engine, "connect", _set_up)
+        try:
+            with self.transaction() as connection:
+                # Several servers may start at once.
+                connection.execute(text("SELECT pg_advisory_xact_lock(7207, 1)"))
+                migrate(connection, schema, self.name)
+                connection.commit()
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    @contextmanager
+    def transaction(self, *, snapshot: bool = False) -> Iterator[Connection]:
+        """Yield a connection with a transaction, which is rolled back after the block unless it
+        was committed. `snapshot`: every statement sees the state of the first."""
+        with self.translated(), self._engine.connect() as connection:
+            if snapshot:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextmanager
+    def listening(self, channel: str) -> Iterator[Listener]:
+        with self.translated(), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(text(f"LISTEN {channel}"))
+            try:
+                yield Listener(connection)
+            finally:
+                # Other users of the pool should not get its messages.
+                connection.invalidate()
+
+    @contextmanager
+    def alone(self, number: int) -> Iterator[None]:
+        """Keep every other server out of blocks with this number."""
+        with self.transaction() as connection:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(7207, :number)"), {"number": number}
+            )
+            yield
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            # The other connections are probably lost too.
+            self._engine.dispose()
+            self.trouble = self._said(error)
+            raise CatalogUnavailable(self.trouble) from error
+        self.trouble = None
+        self._heard = time.monotonic()
+
+    def warning(self) -> str | None:
+        """Return why changes are refused, or None. Needs someone who asks the database all the
+        time."""
+        if self.trouble is not None:
+            return self.trouble
+        silent = time.monotonic() - self._heard
+        if silent > SILENCE:
+            return f"the catalog {self.name} has not answered for {silent:.0f} s"
+        return None
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _said(self, error: SQLAlchemyError) -> str:
+        why = " ".join(str(getattr(error, "orig", None) or error).split())
+        return (
+            f"the catalog {self.name} cannot be used ({why[:300]}); adapters that are known here "
+            "are served, and changes are refused until it is back"
+        )
+
+
+class Listener:
+    """A connection that hears a channel's messages."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._raw: Any = connection.connection.driver_connection
+        self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
+
+    def wait(self, seconds: float) -> None:
+        """Return after the next message, or after that time. Raises CatalogUnavailable."""
+        try:
+            for _ in self._raw.notifies(timeout=seconds, stop_after=1):
+                pass
+        except self._error as error:
+            raise SQLAlchemyError(str(error)) from error
+
+
+def migrate(connection: Connection, schema: Schema, name: str) -> None:
+    """Bring a schema's tables up to date, in the connection's transaction. `name`: of the database,
+    for people. Raises HomeUnusable if a newer server made them."""
+    found = None
+    if inspect(connection).has_table(schema.version_table):
+        query = text(f"SELECT version_num FROM {schema.version_table}")
+        found = connection.execute(query).scalar()
+    if found == schema.head:
+        return
+    # Imported here: an ordinary start needs none of it.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise HomeUnusable(
+            Problem(
+                f"{name} was written by a newer Lorry (migration {found[:40]!r}; this one knows up "
+                f"to {schema.head}); upgrade, or choose another",
+                Remedy.OTHER_HOME,
+                path=name,
+            )
+        )
+    command.upgrade(config, "head")
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise HomeUnusable("the catalog's URL cannot be read; it is like " + _EXAMPLE) from error
+    if parsed.drivername not in (_DRIVER, "postgresql", "postgres"):
+        raise HomeUnusable(
+            f"a catalog cannot be in {parsed.drivername!r}, only in PostgreSQL: its URL is like "
+            + _EXAMPLE
+        )
+    return parsed.set(drivername=_DRIVER)
+
+
+_EXAMPLE: Final = "postgresql://user:password@host/database"
+
+
+def _set_up(connection: Any, _: object) -> None:
+    before = connection.autocommit
+    connection.autocommit = True
+    for statement in _SESSION:
+        connection.execute(statement)
+    connection.autocommit = before
