@@ -19,23 +19,29 @@ COPY constraints.txt ./
 RUN python -m venv /opt/lorry \
     && /opt/lorry/bin/pip install --no-deps --index-url "${TORCH_INDEX}" \
         "$(grep '^torch==' constraints.txt)"
-COPY pyproject.toml README.md LICENSE ./
-COPY server/build_compiled.py server/
-COPY server/lorry server/lorry
-COPY adapters adapters
-# Then out with what nothing here runs: torch's own tests and headers, other makers' GPU kernels,
-# and CUDA's where torch has none.
-# hadolint ignore=DL3003
-RUN /opt/lorry/bin/pip install --constraint constraints.txt . \
+# Then everything else that Lorry needs, as a layer of its own, without what nothing here runs: torch's own
+# tests and headers, other makers' GPU kernels, and CUDA's where torch has none.
+COPY pyproject.toml ./
+# hadolint ignore=DL3003,DL3042
+RUN /opt/lorry/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+        > dependencies.txt \
+    && /opt/lorry/bin/pip install --constraint constraints.txt --requirement dependencies.txt \
     && cd "$(/opt/lorry/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
     && rm -rf torch/test torch/include torch/bin/{protoc*,*Test,test_*} bitsandbytes/libbitsandbytes_{rocm,xpu}*.so \
     && case "${TORCH_INDEX}" in */cpu) rm -f bitsandbytes/libbitsandbytes_cuda*.so ;; esac
+COPY README.md LICENSE ./
+COPY server/build_compiled.py server/
+COPY server/lorry server/lorry
+COPY adapters adapters
+RUN /opt/lorry/bin/pip install --no-deps .
 
 FROM python:${PYTHON_VERSION}-slim
-# bitsandbytes' CPU library is linked against the system's OpenMP.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# bitsandbytes' CPU library is linked against the system's OpenMP. On a GPU, Triton compiles at run time.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 \
+    && case "${TORCH_INDEX}" in */cpu) set -- libgomp1 ;; *) set -- libgomp1 gcc libc6-dev ;; esac \
+    && apt-get install -y --no-install-recommends "$@" \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 lorry \
     && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home \
@@ -54,6 +60,6 @@ VOLUME ["/data"]
 EXPOSE 8000
 # The first start fetches and converts the default model. No curl in a small image.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import os; from urllib.request import urlopen; urlopen(f'http://127.0.0.1:{os.environ[\"LORRY_PORT\"]}/health', timeout=4)"]
 ENTRYPOINT ["lorry"]
 CMD ["serve"]

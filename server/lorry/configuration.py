@@ -4,6 +4,7 @@ defaults. Unknown or wrong values are refused with their source."""
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,11 @@ from lorry.settings import Settings, options
 
 OTHER_VARIABLES = frozenset({"LORRY_URL", "LORRY_CONFIG"})
 """Variables of ours that are not settings: the client's server, and the settings file."""
+
+_SERVICE_NAME = re.compile(
+    r"LORRY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
 def load_settings(
@@ -42,6 +48,8 @@ def load_settings(
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
             continue
+        if _is_of_a_service(name, environ[name]):
+            continue
         option = _known(name, variables, f"unknown variable {name}", lambda row: row.variable)
         source = f"variable {name}"
         values[option.name] = parse(option, environ[name], source)
@@ -64,6 +72,15 @@ def load_settings(
             f"{settings.max_num_seqs} requests of {other}; every running request needs one"
         )
     return settings
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    """True for what Kubernetes sets in each pod beside a Service named `lorry` or `lorry-…`, and
+    Docker for a linked container. See https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables.
+    """
+    if _SERVICE_NAME.fullmatch(name):
+        return True
+    return name.endswith("PORT") and _SERVICE_ADDRESS.match(value) is not None
 
 
 def _known(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from support.patience import ENDLESS, PATIENCE, client
+from support.patience import ENDLESS, PATIENCE, client, wait_until
 from support.server import Server, body, start
 from support.streams import Answer, Refused, stream
 from support.truth import Truth
@@ -143,3 +147,27 @@ def test_adapters_survive_a_restart_and_a_crash(
     assert tokens == truth.tokens(PROMPT, new["adapters"], 8)
     assert [used["scale"] for used in new["adapters"]] == [1.0, -1.0]
     assert server.stop() == 0
+
+
+def test_sigterm_before_it_serves_ends_it(tmp_path: Path) -> None:
+    """By a handler of its own: the kernel ignores the signal for a container's first process if
+    there is none."""
+    # The start waits for a writer, for ever.
+    config = tmp_path / "settings.toml"
+    os.mkfifo(config)
+    command = [sys.executable, "-m", "lorry", "serve", "--config", str(config)]
+    log = tmp_path / "out"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    caught = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
+
+    def handles_it() -> bool:
+        signals = caught.search(Path(f"/proc/{process.pid}/status").read_text())
+        return signals is not None and bool(int(signals[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    try:
+        wait_until(handles_it, "a handler of SIGTERM")
+        process.terminate()
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM, log.read_text()
+    finally:
+        process.kill()

@@ -213,6 +213,33 @@ def test_unknown_names_are_refused_with_the_closest_known_one(tmp_path: Path) ->
     assert caught.value.message == f"{file}: unknown key `zzzzz`"
 
 
+def test_a_kubernetes_service_of_our_name_changes_nothing() -> None:
+    """The kubelet sets these in every pod of the namespace."""
+    injected = {
+        "LORRY_SERVICE_HOST": "10.0.0.1",
+        "LORRY_SERVICE_PORT": "8000",
+        "LORRY_SERVICE_PORT_HTTP": "8000",
+        "LORRY_PORT": "tcp://10.0.0.1:8000",
+        "LORRY_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "LORRY_PORT_8000_TCP_PROTO": "tcp",
+        "LORRY_PORT_8000_TCP_PORT": "8000",
+        "LORRY_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "LORRY_GPU_SERVICE_HOST": "10.0.0.2",
+        "LORRY_GPU_PORT": "udp://10.0.0.2:53",
+        "LORRY_GPU_PORT_53_UDP": "udp://10.0.0.2:53",
+    }
+    assert load_settings({}, injected) == Settings()
+    assert load_settings({"port": "9000"}, injected).port == 9000
+    assert load_settings({}, {"LORRY_PORT": "9000"}).port == 9000
+    for name, value in {
+        "LORRY_PORT": "http://x",
+        "LORRY_SERVICE": "x",
+        "LORRY_GPU_PORT": "1",
+    }.items():
+        with pytest.raises(SettingsError, match=name):
+            load_settings({}, {name: value})
+
+
 def test_variables_of_others_are_left_alone() -> None:
     assert load_settings({}, {"LORRY_URL": "http://x", "PORT": "1", "PATH": "/bin"}) == Settings()
 

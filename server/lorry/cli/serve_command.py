@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +50,9 @@ def _command() -> Any:
         also a LORRY_… variable and a key of the --config file. Flags win over variables, and
         variables over the file.
         """
+        # A container's first process ignores a signal that it has no handler for, and would be
+        # killed after the grace. As soon as it serves, uvicorn's handler takes over.
+        signal.signal(signal.SIGTERM, _stop)
         config: Path | None = given.pop("config")
         settings = load_settings(given, os.environ, config)
         if settings.log_format != "json":
@@ -88,6 +93,11 @@ def _command() -> Any:
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     serve.__annotations__ = {item.name: item.annotation for item in parameters}
     return serve
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Exit as a process does that a signal ends."""
+    sys.exit(128 + number)
 
 
 def _look(settings: Settings) -> None:
