@@ -10,6 +10,7 @@ can be serialised.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
@@ -299,6 +300,10 @@ class Sample:
     """For a request with a constraint: returns `allowed` behind so many of the row's drafts, all of
     which were drawn. The mask is computed while the model runs, so call it afterwards. Its
     exceptions are the request's own errors."""
+    seen: array[int] | None = None
+    """For a repetition penalty: the distinct tokens of the prompt and of the first `num_seen` of
+    the answer, in 64 bits. It grows between two steps. None: they are not known yet."""
+    num_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lorry.core import AdapterUse, Pooling, Request, Row, Sample, SlotUse, TokenLogprob
 from lorry.engine.block_keys import VIRTUAL
 from lorry.engine.drafter import Drafter
 from lorry.engine.restriction import Following
+from lorry.engine.seen import Seen
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,8 @@ class Sequence:
     """For a request with a constraint, once that is ready."""
     pooled: list[float] = field(default_factory=list)
     """For pooling MEAN: the sum so far."""
+    seen: Seen | None = None
+    """Made for the first token, if there is a repetition penalty."""
     drafts: bool = True
     """False once it is known that its tokens are not drafted."""
     drafter: Drafter | None = None
@@ -142,6 +145,10 @@ class Sequence:
             if drafts and self.following is not None:
                 self.following.look_ahead(drafts)
             sample = Sample(request.params, prompt, self.answer, None, mask)
+            if request.params.repetition_penalty != 1.0:
+                self.seen = self.seen or Seen(prompt)
+                self.seen.follow(self.answer)
+                sample = replace(sample, seen=self.seen.tokens, num_seen=len(self.answer))
         virtual = min(max(self.virtual - start, 0), count)
         targets: AbstractSequence[int] | None = None
         first = start + virtual - self.virtual

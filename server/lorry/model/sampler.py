@@ -94,9 +94,9 @@ def _adjust(logits_V: Tensor, s: Sample) -> Tensor:
     p, device = s.params, logits_V.device
     scores_V = logits_V.clone()
     if p.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*s.prompt, *s.answer}), device=device)
-        had = scores_V[seen]
-        scores_V[seen] = torch.where(
+        seen_S = _seen(s).to(device)
+        had = scores_V[seen_S]
+        scores_V[seen_S] = torch.where(
             had > 0, had / p.repetition_penalty, had * p.repetition_penalty
         )
     if s.answer and (p.frequency_penalty or p.presence_penalty):
@@ -112,6 +112,15 @@ def _adjust(logits_V: Tensor, s: Sample) -> Tensor:
         scores_V[: allowed.shape[0]].masked_fill_(~allowed, float("-inf"))
         scores_V[allowed.shape[0] :] = float("-inf")
     return scores_V
+
+
+def _seen(s: Sample) -> Tensor:
+    """The tokens of prompt and answer. Some may come twice: each gets one value all the same."""
+    if s.seen is None:
+        return torch.tensor([*s.prompt, *s.answer])
+    # Copied: an array cannot grow while a tensor has its memory.
+    known = torch.from_numpy(np.frombuffer(s.seen, dtype=np.int64))
+    return torch.cat((known, torch.tensor(s.answer[s.num_seen :], dtype=torch.int64)))
 
 
 def _draw(scores_V: Tensor, s: Sample, selection: Drawing) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from lorry.core import SamplingParams
-from lorry.model.sampler import among, uniform
+from lorry.model.sampler import _adjust, among, uniform
 from support.drawn import PLAIN, WARM, V, draw, filtered, logits, wish
 
 # ---- greedy
@@ -150,6 +151,18 @@ def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
         expected = theirs(torch.tensor([said]), row_1V.clone())[0]
         asked = wish(replace(PLAIN, repetition_penalty=penalty), said[::2], said[1::2])
         assert draw(row_1V, asked) == best_after(expected)
+
+
+@pytest.mark.parametrize("num_seen", range(5))
+def test_tokens_that_are_known_to_be_in_the_text_need_no_search(num_seen: int) -> None:
+    params = replace(PLAIN, repetition_penalty=1.7)
+    prompt, answer = [5, 5, 7], [7, 9, 9, 11]
+    array_S = array("q", {*prompt, *answer[:num_seen]})
+    for row_1V in logits(40, seed=3).split(1):
+        asked = wish(params, prompt, answer)
+        known = replace(asked, seen=array_S, num_seen=num_seen)
+        assert torch.equal(_adjust(row_1V[0], known), _adjust(row_1V[0], asked))
+    array_S.append(1)  # Nothing holds its memory.
 
 
 @pytest.mark.parametrize(
