@@ -1,13 +1,17 @@
 """Speculative decoding beside none: the same requests with `speculative` true and false, in turn.
 
-    lorry serve --speculative ngram
+    lorry serve --speculative ngram          # or ngram+answers
     .venv/bin/python -m benchmarks.speculation --text extract -c 1
 
     copy     the model is asked to repeat a text: a model that follows instructions is needed
     extract  JSON from a document of about 500 tokens, under a schema
     edit     code with one name changed
+    record   JSON from one sentence, under a schema: only other answers have the same keys
+    json     questions to the sample adapter that answers each with the same three keys
     loop     a penalty drives any model into a loop, a random one too: the most that drafts give
     random   tokens at a temperature of 2: nothing repeats, so this is what drafts cost
+
+No two requests are the same, nor those of two repeats.
 
 It prints tokens per second of both, the ratio, and the drafts; the answers have to be the same.
 """
@@ -98,6 +102,39 @@ ORDERS = {
         "required": ["order", "goods", "from", "to", "driver", "price"],
     },
 }
+RECORD = {
+    "type": "object",
+    "properties": {
+        "order_number": {"type": "integer"},
+        "description_of_goods": {"type": "string", "maxLength": 20},
+        "place_of_departure": {"enum": CITIES},
+        "place_of_destination": {"enum": CITIES},
+        "name_of_the_driver": {"type": "string", "maxLength": 20},
+        "price_in_euros": {"type": "integer"},
+    },
+    "required": [
+        "order_number",
+        "description_of_goods",
+        "place_of_departure",
+        "place_of_destination",
+        "name_of_the_driver",
+        "price_in_euros",
+    ],
+}
+THINGS = [
+    "rice",
+    "bread",
+    "soup",
+    "tea",
+    "fish",
+    "tomatoes",
+    "glass",
+    "paper",
+    "steel",
+    "wool",
+    "honey",
+    "salt",
+]
 TEXTS: dict[str, dict[str, Any]] = {
     "copy": {"ask": f"Repeat this text, word for word:\n\n{DOCUMENT}", "temperature": 0},
     "extract": {
@@ -108,6 +145,15 @@ TEXTS: dict[str, dict[str, Any]] = {
             "json_schema": {"name": "orders", "schema": ORDERS},
         },
     },
+    "record": {
+        "ask": "",
+        "temperature": 0,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "order", "schema": RECORD},
+        },
+    },
+    "json": {"ask": "", "model": "json", "temperature": 0},
     "edit": {
         "ask": f"Rename `rows` to `lines` in this code and write all of it again:\n\n{CODE}",
         "temperature": 0,
@@ -129,16 +175,18 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     with httpx.Client(base_url=given.url, timeout=3600) as http:
-        asks = [body_of(given.text, index, given.tokens) for index in range(given.n)]
+        asks = [
+            body_of(given.text, index, given.tokens) for index in range(given.n * given.repeats)
+        ]
         # All prompts are in the prefix cache from here on.
         round_of(http, [{**one, "max_tokens": 1} for one in asks], given.c, speculative=False)
         rates: dict[bool, list[float]] = {False: [], True: []}
         before = counted(http)
         same = True
-        for _ in range(given.repeats):
-            answers = {}
+        for repeat in range(given.repeats):
+            mine, answers = asks[repeat * given.n : (repeat + 1) * given.n], {}
             for wants in (False, True):
-                rate, answers[wants] = round_of(http, asks, given.c, speculative=wants)
+                rate, answers[wants] = round_of(http, mine, given.c, speculative=wants)
                 rates[wants].append(rate)
             same = same and answers[True] == answers[False]
         drafted, accepted = (now - was for now, was in zip(counted(http), before, strict=True))
@@ -155,6 +203,12 @@ def body_of(text: str, index: int, tokens: int) -> dict[str, Any]:
     """The `index`-th request. No two begin alike, so the prefix cache finds only repeats."""
     given = dict(TEXTS[text])
     ask = f"({index}) {given.pop('ask')}"
+    if text == "record":
+        line = DOCUMENT.splitlines()[index % len(CITIES)]
+        ask = f"{line.replace(' pallets', f'{index} pallets')}\n\nThis order as JSON."
+    elif text == "json":
+        kind = ("How do I cook", "Who invented", "Where do I buy")[index // len(THINGS) % 3]
+        ask = f"{kind} {THINGS[index % len(THINGS)]}?"
     messages = [{"role": "user", "content": ask}]
     return {"messages": messages, "max_tokens": tokens, "seed": index, **given}
 

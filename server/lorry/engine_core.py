@@ -19,6 +19,7 @@ from lorry.engine.letters import Mailbox
 from lorry.engine.limits import Limits
 from lorry.engine.loop import Engine
 from lorry.engine.prefix_cache import PrefixCache
+from lorry.engine.recent_answers import MEMORY, AnswerBook
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.engine.speculation import Speculation
@@ -84,6 +85,8 @@ class EngineCore:
             max_model_len=self.base.max_model_len,
             max_step_time=settings.max_step_time or None,
         )
+        per_caller = settings.prefix_cache_scope == "caller"
+        with_answers = settings.speculative == "ngram+answers"
         scheduler = Scheduler(
             limits,
             blocks,
@@ -91,14 +94,15 @@ class EngineCore:
             PrefixCache(
                 blocks,
                 self.executor.path_of if settings.prefix_cache == "on" else None,
-                per_caller=settings.prefix_cache_scope == "caller",
+                per_caller=per_caller,
             ),
             Speculation(
                 limits,
                 blocks,
-                always=settings.speculative == "ngram",
+                always=settings.speculative != "off",
                 fixed=self.fixed_tokens,
                 suits=self.executor.takes_drafts,
+                answers=AnswerBook(per_caller=per_caller) if with_answers else None,
             ),
         )
         compiler_of = compilers(
@@ -146,10 +150,12 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         vocab_size=loaded.config.get_text_config().vocab_size,
         about=_about(settings, loaded, executor.paths),
     )
-    drafts = settings.speculative == "ngram"
+    drafts = settings.speculative != "off"
     fixed = decode_speed.fixed_tokens(executor) if drafts else decode_speed.FIXED_TOKENS
     if drafts:
         say(f"drafts: eight tokens take {(fixed + 8) / (fixed + 1):.1f} times as long as one")
+    if settings.speculative == "ngram+answers":
+        say(f"recent answers to draft from take at most {format_size(MEMORY)}")
     return EngineCore(settings, loaded, executor, base, fixed)
 
 

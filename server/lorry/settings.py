@@ -213,8 +213,9 @@ class Settings(AdapterSettings):
     speculative: str = setting(
         "off",
         Kind.CHOICE,
-        "ngram: tokens are drafted from the request's own text. No answer depends on it.",
-        choices=("off", "ngram"),
+        "ngram: tokens are drafted from the request's own text. ngram+answers: and from recent "
+        "answers of the same adapters. No answer depends on it.",
+        choices=("off", "ngram", "ngram+answers"),
     )
     tool_prompt: str = setting(
         "auto",

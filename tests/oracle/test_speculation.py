@@ -22,6 +22,7 @@ from lorry.engine.constraints import Constraints, compilers
 from lorry.engine.invocation import uses_of
 from lorry.engine.limits import Limits
 from lorry.engine.prefix_cache import PrefixCache
+from lorry.engine.recent_answers import AnswerBook
 from lorry.engine.scheduler import Scheduler
 from lorry.engine.speculation import Speculation
 from support.compiled import require_compiled_step
@@ -115,8 +116,15 @@ def constraint_of(chance: Random, vocab_size: int) -> Constraint | None:
     )
 
 
-def run(pair: Pair, requests: Sequence[Request], *, drafts: bool, chance: Random) -> list[Answer]:
-    """All at once."""
+def run(
+    pair: Pair,
+    requests: Sequence[Request],
+    *,
+    drafts: bool,
+    chance: Random,
+    book: AnswerBook | None = None,
+) -> list[Answer]:
+    """All at once. `book`: answers of others, to draft from."""
     house = pair.house
     limits = Limits(chance.choice([2, 4, len(requests)]), chance.choice([24, 64, 512]), MAX_LEN)
     blocks = BlockPool(chance.choice([18, 30, NUM_BLOCKS]), BLOCK_SIZE)
@@ -127,7 +135,7 @@ def run(pair: Pair, requests: Sequence[Request], *, drafts: bool, chance: Random
         house.slots,
         PrefixCache(blocks, house.executor.path_of if cached else None),
         # Anything that was followed by something is drafted.
-        Speculation(limits, blocks, always=True, fixed=1e9) if drafts else None,
+        Speculation(limits, blocks, always=True, fixed=1e9, answers=book) if drafts else None,
     )
     answers = {one.id: Answer() for one in requests}
     for one in requests:
@@ -194,35 +202,45 @@ def pair_of(
 def test_the_same_bits_as_without_drafts(
     family: str, groups: int, pair_of: Callable[..., Pair]
 ) -> None:
-    """520 requests, ten at once."""
+    """520 requests, ten at once, with drafts from their own text, and from others' answers too."""
     pair = pair_of(family, "int8", "compiled")
-    drafts = accepted = followed = 0
+    drafts = accepted = followed = from_others = 0
+    book = AnswerBook(per_caller=False)
     for seed in range(groups):
         chance = Random(seed)
         requests = [request_of(str(index), chance, pair.house, pair.folders) for index in range(10)]
         plain = run(pair, requests, drafts=False, chance=chance)
         made = run(pair, requests, drafts=True, chance=chance)
-        for asked, answer, expected in zip(requests, made, plain, strict=True):
-            assert answer.drawn == expected.drawn, asked
+        others = run(pair, requests, drafts=True, chance=chance, book=book)
+        for asked, answer, other, expected in zip(requests, made, others, plain, strict=True):
+            assert answer.drawn == other.drawn == expected.drawn, asked
             assert (answer.finish, answer.failure) == (expected.finish, expected.failure)
+            assert (other.finish, other.failure) == (expected.finish, expected.failure)
             drafts += answer.drafts
             accepted += answer.accepted
+            from_others += other.accepted
             if asked.constraint is not None and asked.constraint.grammar is not None:
                 followed += answer.accepted
+        # One half comes again after its own answers.
+        if seed % 2:
+            again = run(pair, requests, drafts=True, chance=chance, book=book)
+            assert [one.drawn for one in again] == [one.drawn for one in plain]
+            from_others += sum(one.accepted for one in again)
     assert pair.house.preemptions > 0
+    assert from_others > 1.8 * accepted, "answers of others were hardly tried"
     assert 10 * groups < accepted < drafts, "it was hardly tried"
     assert groups < followed, "grammars were hardly tried"
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
 def test_the_same_within_rounding_elsewhere(family: str, pair_of: Callable[..., Pair]) -> None:
-    pair = pair_of(family, "none", "torch")
+    pair, book = pair_of(family, "none", "torch"), AnswerBook(per_caller=False)
     accepted = 0
     for seed in range(6):
         chance = Random(seed)
         requests = [request_of(str(index), chance, pair.house, pair.folders) for index in range(10)]
         plain = run(pair, requests, drafts=False, chance=chance)
-        made = run(pair, requests, drafts=True, chance=chance)
+        made = run(pair, requests, drafts=True, chance=chance, book=book)
         for answer, expected in zip(made, plain, strict=True):
             mine = [one.token for one in answer.drawn]
             theirs = [one.token for one in expected.drawn]

@@ -55,7 +55,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "kv_cache_memory": ("1GiB", 1 << 30),
     "prefix_cache": ("off", "off"),
     "prefix_cache_scope": ("caller", "caller"),
-    "speculative": ("ngram", "ngram"),
+    "speculative": ("ngram+answers", "ngram+answers"),
     "max_upload": ("1MiB", 1 << 20),
     "adapter_roots": (os.pathsep.join(["/a", "/b"]), (Path("/a"), Path("/b"))),
     "adapter_sources": (

@@ -106,7 +106,7 @@ Objects = Annotated[list[dict[str, Any]], FirstMistake()]
 Speculative = Annotated[
     bool | None,
     Field(
-        description="Whether tokens are drafted from the request's own text and checked together; "
-        "absent: as `--speculative` says. No answer depends on it."
+        description="Whether tokens are drafted and checked together; absent: as `--speculative` "
+        "says. No answer depends on it."
     ),
 ]

@@ -62,7 +62,7 @@ class ServerInfo(BaseModel):
     kernels: str
     rows: str = Field(description="packed or padded")
     prefix_cache: str = Field(description="on or off")
-    speculative: str = Field(description="off or ngram")
+    speculative: str = Field(description="off, ngram or ngram+answers")
     torch: str
     max_model_len: int
     max_loras: int

@@ -5,8 +5,10 @@ the draft. Of several places the one that agrees with the most last tokens is ta
 the latest (arXiv:2304.04487; transformers calls it prompt lookup). A text that repeats itself with
 a period shorter than the draft goes on with that period.
 
-The index grows with each token: one entry for each pair of neighbours, and about 100 bytes. A draft
-that came true is followed without a lookup.
+They may be looked up in recent answers of the same adapters, too (`lorry.engine.recent_answers`).
+Of equals the sequence's own text is taken.
+
+A draft that came true is followed without a lookup.
 
 Each token of the answer also tells how good the drafts are, whether or not they were used:
 `chance` counts how often a draft after so many equal tokens came true. So a sequence that begins
@@ -15,67 +17,39 @@ to repeat itself is noticed, and one that does not costs the model nothing.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 
-LONGEST = 32
-"""Equal tokens, beyond which no more are counted."""
-
-PLACES = 16
-"""The latest places that are compared."""
-
-_CHANCES = (0.3, 0.5, 0.7, 0.85, 0.9)
-"""The chance of a draft after 2 to 3, 4 to 7, 8 to 15, 16 to 31, and 32 equal tokens, before the
-sequence itself has told it."""
-
-_WEIGHT = 4
-"""Such a chance counts like so many drafts."""
-
-_MEMORY = 64
-"""Drafts after which all counts are halved, so that the last ones count most."""
+from lorry.engine.chances import Chances
+from lorry.engine.recent_answers import RecentAnswers
+from lorry.engine.token_index import TokenIndex
 
 
 class Drafter:
     """Of one sequence."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        """`tokens`: all tokens of the sequence so far."""
-        self._tokens = list(tokens)
-        # By pair of neighbours: the place behind the last one. By place: the place before it that
-        # follows the same pair, or 0.
-        self._last: dict[int, int] = {}
-        self._before = array("i", bytes(4 * min(2, len(self._tokens) + 1)))
+    def __init__(self, tokens: Sequence[int], answers: RecentAnswers | None = None) -> None:
+        """`tokens`: all tokens of the sequence so far. `answers`: None for drafts from its own text
+        alone."""
+        self._own = TokenIndex(tokens)
+        self._own_chances = Chances()
+        self._answers = answers
+        self._text = self._own.tokens
+        """Where the draft is from."""
+        self._chances = self._own_chances
         self._at = 0
         """The place of the draft for the next token; 0 for none."""
         self._equal = 0
         """Tokens before it that are equal to the last ones."""
-        self._hits = [_WEIGHT * chance for chance in _CHANCES]
-        self._trials = [float(_WEIGHT)] * len(_CHANCES)
-        last, before, first = self._last, self._before, -1
-        for place, token in enumerate(self._tokens, 1):
-            if place > 1:
-                pair = first << 32 | token
-                before.append(last.get(pair, 0))
-                last[pair] = place
-            first = token
         self._look_up()
 
     def take(self, token: int) -> None:
         """Add the token that came."""
-        tokens = self._tokens
         came_true = False
         if self._at:
-            came_true = tokens[self._at] == token
-            self._count(_kind(self._equal), came_true)
-        tokens.append(token)
-        place = len(tokens)
-        if place > 1:
-            pair = tokens[-2] << 32 | token
-            self._before.append(self._last.get(pair, 0))
-            self._last[pair] = place
-        else:
-            self._before.append(0)
-        if came_true:
+            came_true = self._text[self._at] == token
+            self._chances.count(self._equal, came_true)
+        self._own.append(token)
+        if came_true and self._goes_on(self._at + 1):
             self._at += 1
             self._equal += 1
         else:
@@ -83,42 +57,31 @@ class Drafter:
 
     def draft(self, index: int) -> int:
         """Return the token that may come `index` tokens after the next one. There must be a draft:
-        `chance(0)` is above 0."""
-        at = self._at + index
-        size = len(self._tokens)
+        `chance(index)` is above 0."""
+        at, size = self._at + index, len(self._text)
         if at >= size:
             at = self._at + (at - self._at) % (size - self._at)
-        return self._tokens[at]
+        return self._text[at]
 
     def chance(self, index: int) -> float:
         """Return the chance that `draft(index)` comes if all drafts before it came; 0 if there is
         none."""
-        if not self._at:
+        if not self._at or not self._goes_on(self._at + index):
             return 0.0
-        kind = _kind(self._equal + index)
-        return self._hits[kind] / self._trials[kind]
+        return self._chances.of(self._equal + index)
+
+    def _goes_on(self, at: int) -> bool:
+        """Return whether the text has a token at `at`. The sequence's own goes on for ever."""
+        text = self._text
+        return text is self._own.tokens or (at < len(text) and text[at] >= 0)
 
     def _look_up(self) -> None:
-        tokens, size = self._tokens, len(self._tokens)
-        self._at = self._equal = 0
-        at = self._before[size] if size > 1 else 0
-        for _ in range(PLACES):
-            if not at:
-                return
-            equal = 2
-            while equal < min(at, LONGEST) and tokens[at - equal - 1] == tokens[size - equal - 1]:
-                equal += 1
-            if equal > self._equal:
-                self._at, self._equal = at, equal
-            at = self._before[at]
-
-    def _count(self, kind: int, came_true: bool) -> None:
-        if self._trials[kind] >= _MEMORY:
-            self._trials[kind] /= 2
-            self._hits[kind] /= 2
-        self._trials[kind] += 1
-        self._hits[kind] += came_true
-
-
-def _kind(equal: int) -> int:
-    return min(equal.bit_length() - 2, len(_CHANCES) - 1)
+        self._text, self._chances = self._own.tokens, self._own_chances
+        self._at, self._equal = self._own.find(self._text)
+        if self._answers is None:
+            return
+        text, at, equal = self._answers.find(self._own.tokens)
+        # Behind an answer there is nothing to draft.
+        if equal > self._equal and text[at] >= 0:
+            self._text, self._at, self._equal = text, at, equal
+            self._chances = self._answers.chances

@@ -199,6 +199,8 @@ class Engine:
         """Free everything that was made from this content."""
         self.residency.forget(digest)
         self.scheduler.prefixes.forget(digest)
+        if self.scheduler.speculation is not None:
+            self.scheduler.speculation.forget(digest)
 
     def _run(self) -> None:
         try:

@@ -82,7 +82,7 @@ class Scheduler:
         self.prefixes = prefixes or PrefixCache(blocks, None)
         self.pace = Pace(limits.max_step_time)
         self.preemptions = 0
-        self._speculation = speculation
+        self.speculation = speculation
         self._waiting = Waiting()
         self._arrivals = 0
         # In order of admission: the last is the youngest.
@@ -163,7 +163,7 @@ class Scheduler:
             self._admit(rows, budget, tokens)
         # A later row may have preempted an earlier one.
         running = [s for s in self._running if s.request.id in rows]
-        drafts = {} if self._speculation is None else self._speculation.drafts(running, rows)
+        drafts = {} if self.speculation is None else self.speculation.drafts(running, rows)
         made = tuple(s.row(rows[s.request.id], drafts.get(s.request.id, ())) for s in running)
         return Batch(made, self.prefixes.copies()) if made else None
 
@@ -387,6 +387,8 @@ class Scheduler:
         del self._by_id[request.id]
         # First, so that no client waits forever if something below fails.
         self._events.append(event or TokenEvent(request.id, finish=finish, failure=failure))
+        if self.speculation is not None and finish is not FinishReason.ERROR:
+            self.speculation.ended(sequence)
         if sequence in self._running:
             self._stop_running(sequence)
         elif sequence in self._compiling:

@@ -22,6 +22,7 @@ from collections.abc import Sequence as AbstractSequence
 from lorry.engine.blocks import BlockPool
 from lorry.engine.drafter import Drafter
 from lorry.engine.limits import Limits
+from lorry.engine.recent_answers import AnswerBook
 from lorry.engine.sequence import Sequence
 
 MOST = 15
@@ -43,14 +44,16 @@ class Speculation:
         always: bool,
         fixed: float,
         suits: Callable[[AbstractSequence[str]], bool] = lambda digests: True,
+        answers: AnswerBook | None = None,
     ) -> None:
         """`always`: for requests that do not say whether they want it. `suits` returns whether rows
-        with these digests can run with drafts."""
+        with these digests can run with drafts. `answers`: to draft from, too, or None."""
         self._limits = limits
         self._blocks = blocks
         self._always = always
         self._fixed = fixed
         self._suits = suits
+        self._answers = answers
 
     def drafts(
         self, running: AbstractSequence[Sequence], rows: Mapping[str, int]
@@ -88,6 +91,16 @@ class Speculation:
                 found[sequence.request.id] = mine
         return found
 
+    def ended(self, sequence: Sequence) -> None:
+        """Keep the answer of a sequence that may have drafts, for those that come after it."""
+        if self._answers is not None and sequence.drafter is not None:
+            self._answers.enter(sequence.request, sequence.digests, sequence.answer)
+
+    def forget(self, digest: str) -> None:
+        """Drop what this adapter has answered."""
+        if self._answers is not None:
+            self._answers.forget(digest)
+
     def _drafter(self, sequence: Sequence) -> Drafter | None:
         """Return the drafter of a sequence that decodes, unless it has no drafts."""
         if not sequence.drafts or sequence.missing > 1 or not sequence.answer:
@@ -97,5 +110,7 @@ class Speculation:
             wants = self._always if wants is None else wants
             sequence.drafts = wants and self._suits(sequence.digests)
             if sequence.drafts:
-                sequence.drafter = Drafter([*sequence.request.prompt_ids, *sequence.answer])
+                request, book = sequence.request, self._answers
+                answers = None if book is None else book.of(request, sequence.digests)
+                sequence.drafter = Drafter([*request.prompt_ids, *sequence.answer], answers)
         return sequence.drafter

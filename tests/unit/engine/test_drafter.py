@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorry.engine.drafter import LONGEST, PLACES, Drafter
+from lorry.engine.drafter import Drafter
+from lorry.engine.recent_answers import RecentAnswers
+from lorry.engine.token_index import LONGEST, PLACES
 
 few = st.lists(st.integers(0, 3), max_size=40)
 
@@ -32,6 +34,94 @@ def test_the_draft_follows_the_longest_equal_end(tokens: list[int]) -> None:
     assert (drafter.chance(0) > 0) == (equal > 0)
     if equal:
         assert drafter.draft(0) == tokens[at]
+
+
+def search_all(tokens: list[int], texts: list[list[int]]) -> tuple[list[int], int, int]:
+    """The same among several texts, the last of which counts most, and its own before them."""
+    found = [(tokens, *search(tokens))]
+    for text in reversed(texts):
+        best, end = (0, 0), tokens[-2:]
+        places = [at for at in range(len(text) - 1, 1, -1) if text[at - 2 : at] == end]
+        for at in places[:PLACES]:
+            equal = 2
+            while (
+                equal < min(at, len(tokens), LONGEST)
+                and text[at - equal - 1] == tokens[len(tokens) - equal - 1]
+            ):
+                equal += 1
+            if equal > best[1]:
+                best = (at, equal)
+        found.append((text, *best))
+    # Of the answers first: of equals the newest, and only then one's own.
+    answers = max(found[1:], key=lambda one: one[2])
+    more = answers[2] > found[0][2] and answers[0][answers[1]] >= 0
+    return answers if more else found[0]
+
+
+@settings(max_examples=300)
+@given(tokens=few.filter(lambda ids: len(ids) > 1), entered=st.lists(few, max_size=6))
+def test_answers_are_searched_too(tokens: list[int], entered: list[list[int]]) -> None:
+    answers, texts = RecentAnswers(), [list[int]()]
+    for answer in entered:
+        answers.enter(answer)
+        texts[-1] += [*answer, -1] if answer else []
+    drafter = Drafter(tokens, answers)
+    text, at, equal = search_all(tokens, texts)
+    assert (drafter.chance(0) > 0) == (equal > 0)
+    if equal:
+        assert drafter.draft(0) == text[at]
+
+
+@settings(max_examples=300)
+@given(entered=st.lists(few, max_size=6), prompt=few, answer=few)
+def test_a_draft_of_an_answer_ends_where_it_ends(
+    entered: list[list[int]], prompt: list[int], answer: list[int]
+) -> None:
+    """Token by token, while more answers come."""
+    answers, drafter = RecentAnswers(), None
+    for text in entered:
+        answers.enter(text)
+    drafter, tokens = Drafter(prompt, answers), list(prompt)
+    for place, token in enumerate(answer):
+        drafter.take(token)
+        tokens.append(token)
+        if place % 5 == 4:
+            answers.enter(tokens[-9:])
+            entered = [*entered, tokens[-9:]]
+        drafted: list[int] = []
+        while len(drafted) < 9 and drafter.chance(len(drafted)):
+            drafted.append(drafter.draft(len(drafted)))
+        if drafted:
+            assert min(drafted) >= 0
+            # Of one answer from one place on, or of its own text, which may go round.
+            end = [*tokens[-2:], *drafted]
+            within = any(
+                text[at : at + len(end)] == end for text in entered for at in range(len(text))
+            )
+            assert within or drafter.chance(100) > 0
+
+
+def test_an_answer_like_the_last_one_is_drafted_whole() -> None:
+    answers, answer = RecentAnswers(), list(range(200, 230))
+    assert Drafter([1, 2, 3], answers).chance(0) == 0
+    answers.enter([1, 2, 3, *answer])
+    drafter = Drafter([7, 8, 2, 3], answers)
+    assert [drafter.draft(index) for index in range(30)] == answer
+    assert drafter.chance(29) > 0 == drafter.chance(30)
+    for token in answer:
+        drafter.take(token)
+    assert drafter.chance(0) == 0
+
+
+def test_what_answers_were_worth_is_learnt_by_all_that_draft_from_them() -> None:
+    answers, other = RecentAnswers(), RecentAnswers()
+    for one in (answers, other):
+        one.enter([1, 2, 3, 4])
+    before = Drafter([1, 2], answers).chance(0)
+    for _ in range(20):
+        Drafter([1, 2], answers).take(9)
+    assert Drafter([1, 2], answers).chance(0) < before / 3
+    assert Drafter([1, 2], other).chance(0) == Drafter([1, 2, 3, 1, 2]).chance(0) == before
 
 
 @settings(max_examples=300)
