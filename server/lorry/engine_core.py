@@ -27,7 +27,7 @@ from lorry.errors import ModelError, SettingsError
 from lorry.model import decode_speed, memory, paths, selfcheck
 from lorry.model.base_loader import LoadedModel, load
 from lorry.model.executor import Executor
-from lorry.model.kept_verdict import verdict_of
+from lorry.model.kept_verdict import Verdict, verdict_of
 from lorry.model.kv_cache import bytes_per_token
 from lorry.model.path_set import PathSet
 from lorry.model.quantize import resolve
@@ -179,7 +179,7 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     if served.compiled is None:
         verdict.forget()
     elif kernels.described is not None and not kernels.proven:
-        verdict.keep(kernels.described)
+        verdict.keep(Verdict(kernels.described, kernels.noise))
     if served.row_layout == "padded":
         say(f"rows are padded, which costs time: packed in one row, {served.unpackable}")
     memory.give_back_freed()

@@ -18,7 +18,7 @@ from lorry.cli.output import metered
 from lorry.configuration import load_settings
 from lorry.errors import LorryError, SettingsError
 from lorry.model.naming import missing_path
-from lorry.model.quick_import import import_libraries
+from lorry.model.quick_import import collector_paused, import_libraries
 from lorry.option import Kind, Option
 from lorry.settings import Settings, options
 from lorry_adapters.errors import AdapterError
@@ -61,8 +61,9 @@ def _command() -> Any:
             if sys.stderr.isatty():
                 _fetch(settings)
         # The command line starts in a tenth of a second; torch and the server take seconds.
-        import_libraries()
-        from lorry import bootstrap
+        with collector_paused():
+            import_libraries()
+            from lorry import bootstrap
 
         try:
             bootstrap.serve(settings)

@@ -3,7 +3,8 @@
 Beside the packed linears (`lorry.model.compiled.kept_base`) lies how the step describes the layers,
 as a sign that its answers agreed with transformers' own beyond every window and chunk. It is
 believed only where nothing has changed that it depends on (`key_of`). The base itself is compared
-with transformers' own answers at every start all the same (`selfcheck.SHORT`).
+with transformers' own answers at every start all the same (`selfcheck.SHORT`). How far these go by
+themselves is kept, too: to measure it takes five more forward passes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lorry.model.base_loader import LoadedModel
 from lorry.model.compiled import library
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.first_pass import FirstPass
+from lorry.model.trial import Noise
 from lorry.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -49,30 +51,38 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    described: ModelDescription
+    """What the compiled step runs."""
+    noise: Noise
+    """Of the self-check of the base itself; empty if that did not need it."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeptVerdict:
     """In `folder`, where the packed base lies; None: nothing is read or kept."""
 
     folder: Path | None
     key: str
 
-    def read(self) -> ModelDescription | None:
-        """Return what the compiled step runs, or None if that has to be found out."""
+    def read(self) -> Verdict | None:
+        """Return None if all of it has to be found out."""
         if self.folder is None:
             return None
         try:
-            key, described = _decode((self.folder / _FILE).read_bytes())
+            key, verdict = _decode((self.folder / _FILE).read_bytes())
         except (OSError, msgspec.DecodeError):
             return None
-        return described if key == self.key else None
+        return verdict if key == self.key else None
 
-    def keep(self, described: ModelDescription) -> None:
+    def keep(self, verdict: Verdict) -> None:
         """After every check has found it right. Not kept where JSON cannot say it."""
         if self.folder is None:
             return
         beside = self.folder / f"{_FILE}.partial"
         try:
-            told = msgspec.json.encode((self.key, described))
-            if _decode(told)[1] != described:
+            told = msgspec.json.encode((self.key, verdict))
+            if _decode(told)[1] != verdict:
                 return
             with beside.open("wb") as file:
                 file.write(told)
@@ -125,8 +135,8 @@ def key_of(settings: Settings, loaded: LoadedModel, found: FirstPass) -> str:
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
-def _decode(told: bytes) -> tuple[str, ModelDescription]:
-    return msgspec.json.decode(told, type=tuple[str, ModelDescription])
+def _decode(told: bytes) -> tuple[str, Verdict]:
+    return msgspec.json.decode(told, type=tuple[str, Verdict])
 
 
 def _digest_of_package(init: str | None) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -36,11 +36,13 @@ from lorry.model.drawing import TorchDrawing
 from lorry.model.executor import Executor
 from lorry.model.first_pass import FirstPass
 from lorry.model.guard import Unsafe
+from lorry.model.kept_verdict import Verdict
 from lorry.model.kv_cache import KVCache, bytes_per_token
 from lorry.model.packed import PackedModel
 from lorry.model.padded import PaddedModel
 from lorry.model.path_set import PathSet
 from lorry.model.quiet import quiet
+from lorry.model.trial import Noise
 from lorry.model.triton_fit import unfit_for_triton
 from lorry.model.virtual_tokens import VirtualTokenSlots
 from lorry_adapters.lora.layers import LoraModel
@@ -68,6 +70,8 @@ class Kernels:
     """They were asked for: nothing else will do."""
     proven: bool = False
     """An earlier start has checked them beyond windows and chunks."""
+    noise: Noise = field(default_factory=Noise)
+    """Of `selfcheck.SHORT`, measured with the cache's dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +140,10 @@ def choose(
     found: FirstPass,
     *,
     block_size: int,
-    kept: ModelDescription | None = None,
+    kept: Verdict | None = None,
 ) -> Kernels:
     """The kernels for a model. `asked`: auto, compiled or torch, as `--kernels` has them. `kept`:
-    what the compiled step is to run, where an earlier start has found that out and checked it.
+    what an earlier start has found out about the compiled step, and checked.
 
     Raises:
         ModelError: `compiled` was asked for and cannot be had.
@@ -152,7 +156,7 @@ def choose(
     try:
         name, built = library.find()
         longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
-        described = kept or suited(loaded, found.shapes, longest)
+        described = kept.described if kept else suited(loaded, found.shapes, longest)
     except (library.Missing, Unknown) as missing:
         if asked == "compiled":
             raise ModelError(
@@ -163,8 +167,17 @@ def choose(
     threads = torch.get_num_threads()
     said = f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"
     # Half precision for all rows, those too that run packed beside the compiled step.
-    required, proven = asked == "compiled", kept is not None
-    return Kernels("compiled", KV_DTYPE, said, built, threads, described, required, proven)
+    return Kernels(
+        "compiled",
+        KV_DTYPE,
+        said,
+        built,
+        threads,
+        described,
+        required=asked == "compiled",
+        proven=kept is not None,
+        noise=kept.noise if kept else Noise(),
+    )
 
 
 def choose_for_gpu(loaded: LoadedModel, found: FirstPass, *, block_size: int) -> Kernels:
@@ -288,7 +301,8 @@ def problem(executor: Executor, loaded: LoadedModel, kernels: Kernels, sizes: Si
     kinds = [] if kernels.proven else [replace(kernels, kind="torch")]
     if kernels.kind == "compiled" and not kernels.proven:
         kinds.append(kernels)
-    return selfcheck.problem(executor, loaded, [partial(build_copy, of=kind) for kind in kinds])
+    copies = [partial(build_copy, of=kind) for kind in kinds]
+    return selfcheck.problem(executor, loaded, copies, kernels.noise)
 
 
 def _anew(

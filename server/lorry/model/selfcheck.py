@@ -23,7 +23,7 @@ from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
 from lorry.model.length_limits import limits_of, shortened
 from lorry.model.padded import UNSUITED
-from lorry.model.trial import Trial
+from lorry.model.trial import Noise, Trial
 
 SHORT = Trial(lengths=(13, 6), piece=6)
 """For the model itself, whole."""
@@ -45,15 +45,19 @@ BuildCopy: TypeAlias = Callable[[LoadedModel, int], Executor]
 
 
 def problem(
-    executor: Executor, loaded: LoadedModel, build_copies: Sequence[BuildCopy]
+    executor: Executor,
+    loaded: LoadedModel,
+    build_copies: Sequence[BuildCopy],
+    noise: Noise | None = None,
 ) -> str | None:
     """What is wrong with the answers on the paths of `executor`, or with those of one of the
     copies; None where together and alone agree. Before the first request: it writes to the cache's
     first blocks.
 
     `build_copies`: one for each kind of path whose windows and chunks are to be seen at work.
+    `noise`: of `SHORT`, as `Trial.problem` says.
     """
-    found = SHORT.problem(executor, loaded)
+    found = SHORT.problem(executor, loaded, noise=noise)
     if found is not None or not build_copies:
         return found
     beyond = _beyond_limits(loaded)

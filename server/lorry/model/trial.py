@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,19 @@ FARTHEST, MEAN = 3, 2
 Seen: once at most."""
 
 
+@dataclass(slots=True)
+class Noise:
+    """How far transformers' own answers to the first sequence of a trial go, token by token."""
+
+    moved: list[float] = field(default_factory=list)
+    """With moved embeddings, at most. Empty: it was not measured."""
+    beside: list[float] = field(default_factory=list)
+    """Beside another sequence."""
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return _joined([self.moved]), _joined([self.beside])
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     lengths: tuple[int, ...]
@@ -61,9 +74,11 @@ class Trial:
         executor: Executor,
         loaded: LoadedModel,
         alone: Sequence[Sequence[float]] | None = None,
+        noise: Noise | None = None,
     ) -> str | None:
         """What is wrong with the answers, if anything. `alone`: those of `alone`,
-        where they are known.
+        where they are known. `noise`: what `noise` returns, where it is known; if it is empty
+        and is needed, it is filled.
 
         Writes to the first blocks of its cache.
         """
@@ -79,17 +94,21 @@ class Trial:
         least = ROUNDED if rounded else TOLERANCE
         if float(off.max()) <= least:
             return None
-        moved, beside = self.noise(executor, loaded)
+        known = noise or Noise()
+        if not known.moved:
+            found = self.noise(executor, loaded)
+            known.moved, known.beside = found.moved, found.beside
+        moved, beside = known.tensors()
         if not float(beside.mean()) <= UNSTEADY:
             return (
                 "its tokens depend on more than those before them: transformers' own answers "
                 f"differ by {float(beside.mean()):.3g} on average beside another sequence"
             )
-        noise = torch.maximum(moved, beside)
+        steps = torch.maximum(moved, beside)
         # `not <=` rather than `>`: a NaN is a difference.
-        far = not float(off.max()) <= least + FARTHEST * float(noise.max())
+        far = not float(off.max()) <= least + FARTHEST * float(steps.max())
         # One flipped code moves one answer; a sequence that sees another moves most of them.
-        shifted = not float(off.mean()) <= TOLERANCE + MEAN * float(noise.mean())
+        shifted = not float(off.mean()) <= TOLERANCE + MEAN * float(steps.mean())
         if far or shifted:
             return (
                 "sequences that run together differ from the same sequences alone by "
@@ -164,9 +183,7 @@ class Trial:
                     done[index] += count
             yield step
 
-    def noise(self, executor: Executor, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
-        """How far transformers' own answers for the first sequence go with moved embeddings, at
-        most, and how far beside another sequence."""
+    def noise(self, executor: Executor, loaded: LoadedModel) -> Noise:
         digit = max(torch.finfo(loaded.dtype).eps, torch.finfo(executor.paths.cache.dtype).eps)
         first = self.sequences(loaded)[:1]
         alone = _joined(self.alone(loaded, first))
@@ -174,7 +191,7 @@ class Trial:
         moved = [self.alone(loaded, first, moved=(digit, generator)) for _ in range(NOISES)]
         beside = self.alone(loaded, first, beside=first[0][::-1])
         farthest = torch.stack([(_joined(one) - alone).abs() for one in moved]).amax(0)
-        return farthest, (_joined(beside) - alone).abs()
+        return Noise(farthest.tolist(), (_joined(beside) - alone).abs().tolist())
 
 
 def _joined(answers: Sequence[Sequence[float]]) -> Tensor:

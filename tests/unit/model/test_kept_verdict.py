@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lorry.engine_core import EngineCore, load_core
-from lorry.model import kept_verdict, paths, selfcheck
+from lorry.model import kept_verdict, paths, selfcheck, trial
 from lorry.model.compiled import library
 from lorry.model.compiled.description import ModelDescription
 from lorry.model.compiled.suited import suited
@@ -104,6 +104,30 @@ def _set(patch: pytest.MonkeyPatch, place: Any, name: str, value: Any) -> dict[s
     return {}
 
 
+def test_the_second_start_knows_what_rounds(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would run transformers' forward pass five times more."""
+    measured = []
+    noise = trial.Trial.noise
+
+    def counted(self: trial.Trial, *rest: Any) -> trial.Noise:
+        found = noise(self, *rest)
+        measured.append((self, found))
+        return found
+
+    monkeypatch.setattr(trial.Trial, "noise", counted)
+    monkeypatch.setattr(trial, "TOLERANCE", 0.0)
+    monkeypatch.setattr(trial, "MEAN", 1e9)
+    start(tiny_model("llama"), tmp_path)
+    (found,) = [noise for one, noise in measured if one is selfcheck.SHORT]
+    _, told = json.loads(verdict_in(tmp_path).read_bytes())
+    assert told["noise"] == {"moved": found.moved, "beside": found.beside}
+    measured.clear()
+    core = start(tiny_model("llama"), tmp_path)
+    assert core.executor.paths.kernels == "compiled" and measured == []
+
+
 def test_whatever_it_depends_on_makes_it_stale(
     tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +189,7 @@ def test_a_wrong_description_hides_nothing(
 ) -> None:
     start(tiny_model("llama"), tmp_path)
     key, told = json.loads(verdict_in(tmp_path).read_bytes())
-    for layer in told["layers"]:
+    for layer in told["described"]["layers"]:
         layer["attention_scale"] *= 3
     verdict_in(tmp_path).write_text(json.dumps([key, told]))
     looked.clear()
@@ -203,5 +227,6 @@ def test_a_description_is_the_same_after_json(
 ) -> None:
     loaded = load_tiny(tiny_model(family), quantization="int8", kernels="auto")
     described = suited(loaded, first_pass(loaded).shapes, 64)
-    told = msgspec.json.encode(("key", described))
-    assert kept_verdict._decode(told) == ("key", described)
+    verdict = kept_verdict.Verdict(described, trial.Noise([0.1, 1e-9], [0.25, 0.0]))
+    told = msgspec.json.encode(("key", verdict))
+    assert kept_verdict._decode(told) == ("key", verdict)

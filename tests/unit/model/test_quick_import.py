@@ -82,6 +82,77 @@ from lorry.engine_core import load_core
 from lorry.settings import Settings
 load_core(Settings(model={str(tiny_model("llama"))!r}, home=Path({str(tmp_path)!r}),
     quantize={quantization!r}, device="cpu", kv_cache_memory=1 << 22), lambda line: None)
-print([name for name in {LEFT_OUT[:3]} if name in sys.modules])
+print([name for name in {LEFT_OUT} if name in sys.modules])
 """
     assert run(QUICK + code) == "[]"
+
+
+def test_an_empty_model_is_what_it_is_with_sympy() -> None:
+    described = """
+with torch.device("meta"):
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2))
+    sizes = torch.arange(4) / 3, torch.empty(2, 1).normal_() + torch.ones(3)
+print([(name, one.shape, one.dtype, one.stride()) for name, one in model.state_dict().items()])
+print([(one.shape, one.dtype, one.device) for one in (*sizes, model.model.rotary_emb.inv_freq)])
+"""
+    without = f"""
+from lorry.model.quick_import import without_dynamo
+with without_dynamo():
+    exec({described!r})
+assert "sympy" not in sys.modules
+"""
+    plain = "import torch\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+    assert run(QUICK + without) == run(plain + described)
+
+
+def test_sympy_is_there_for_whoever_wants_it() -> None:
+    code = """
+from lorry.model.quick_import import without_dynamo
+with without_dynamo():
+    import sympy
+    print(sympy.Basic.__module__, sympy.Symbol("x") + 1, sys.modules["sympy"] is sympy)
+import sympy
+print(sympy.Basic.__module__, sympy.Symbol("x") + 1)
+"""
+    mine, real = "lorry.model.quick_import x + 1 False", "sympy.core.basic x + 1"
+    assert run(QUICK + code) == f"{mine}\n{real}"
+
+
+def test_transformers_knows_all_of_its_models() -> None:
+    """It reads their files once, and not again for the package of all models."""
+    told = """
+import transformers.models
+from transformers.utils import import_utils
+sound = import_utils._LazyModule("transformers.models", transformers.models.__file__,
+    import_utils.define_import_structure(transformers.models.__file__))
+for name in ("_modules", "_class_to_module", "_object_missing_backend"):
+    assert getattr(sound, name) == getattr(transformers.models, name), name
+assert sorted(sound.__all__) == sorted(transformers.models.__all__)
+print(len(sound._class_to_module) > 1000)
+"""
+    assert run(f"{QUICK}import transformers\n{told}") == "True"
+    counted = """
+import builtins
+seen, real = [], builtins.open
+builtins.open = lambda path, *more, **named: seen.append(str(path)) or real(path, *more, **named)
+from lorry.model.quick_import import import_libraries
+import_libraries()
+print(sum(path.endswith("modeling_llama.py") for path in seen))
+"""
+    assert run(counted) == "1"
+
+
+def test_the_collector_waits_for_the_imports() -> None:
+    code = """
+import gc
+from lorry.model.quick_import import collector_paused
+before = gc.get_freeze_count()
+with collector_paused():
+    assert not gc.isenabled()
+print(gc.isenabled(), gc.get_freeze_count() > before)
+gc.disable()
+with collector_paused():
+    pass
+print(gc.isenabled())
+"""
+    assert run(code) == "True True\nFalse"

@@ -30,6 +30,9 @@ _DTYPES = {
 _LENGTH = 8
 """Size of the header's length in bytes."""
 
+_PIECE = 16 << 20
+"""Bytes that one thread reads at a time."""
+
 _LARGEST_HEADER = 100 << 20
 """The longest header in bytes; safetensors has the same limit."""
 
@@ -55,7 +58,7 @@ def read_tensors(file: Path, num_threads: int) -> tuple[dict[str, str], dict[str
             if not 0 <= first <= end <= size - start or end - first != nbytes:
                 raise ValueError(f"{name} is not where the header says")
             tensor = torch.empty(shape, dtype=dtype)
-            _fill(handle, tensor, start + first)
+            _read_into(handle, _bytes_of(tensor), start + first)
             return name, tensor
 
         with ThreadPoolExecutor(num_threads) as pool:
@@ -64,9 +67,21 @@ def read_tensors(file: Path, num_threads: int) -> tuple[dict[str, str], dict[str
         os.close(handle)
 
 
-def _fill(handle: int, tensor: Tensor, offset: int) -> None:
+def fill(handle: int, tensor: Tensor, offset: int) -> None:
+    """Fill a contiguous tensor with what lies at `offset` of a file that is open, on PyTorch's
+    number of threads. Raises OSError, and ValueError where the file is shorter."""
+    room = _bytes_of(tensor)
+    starts = range(0, len(room), _PIECE)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(lambda at: _read_into(handle, room[at : at + _PIECE], offset + at), starts))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
     # As bytes: numpy knows no bfloat16.
-    room = tensor.flatten().view(torch.uint8).numpy().data
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
+def _read_into(handle: int, room: memoryview, offset: int) -> None:
     while room:
         count = os.preadv(handle, [room], offset)
         if not count:
