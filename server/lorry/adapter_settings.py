@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorry.option import Kind, setting
+from lorry_adapters.registry.retention import MOST, MOST_DAYS
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -73,5 +74,21 @@ class AdapterSettings:
         "Days to keep stored files that no adapter has; a later start deletes them.",
         minimum=0,
         maximum=36_500,
+    )
+    keep_versions: int = setting(
+        0,
+        Kind.INT,
+        "Newest versions kept of each adapter; 0 keeps all. Those that are current, in use, in a "
+        "split or behind an alias stay, and so do the newest two. An adapter may have a number of "
+        "its own.",
+        minimum=0,
+        maximum=MOST,
+    )
+    keep_version_days: float = setting(
+        0.0,
+        Kind.FLOAT,
+        "Days to keep a version that is none of those; 0 keeps it for ever.",
+        minimum=0,
+        maximum=MOST_DAYS,
     )
     samples: bool = setting(True, Kind.BOOL, "Register the sample adapters if they fit the base.")

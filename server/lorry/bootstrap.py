@@ -31,10 +31,12 @@ from lorry.hostname import is_loopback
 from lorry.metrics import Metrics
 from lorry.model import memory
 from lorry.model.base_loader import tokenizer_of
+from lorry.retiring import Retiring
 from lorry.settings import Settings
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.host_cache import AdapterCache
 from lorry_adapters.registry.registry import Registry
+from lorry_adapters.registry.retention import Retention
 
 Say = Callable[[str], None]
 
@@ -126,6 +128,7 @@ def _registry(
         words=settings.adapter_templates == "use",
         cache=cache,
         policy=access.policy,
+        retention=Retention(settings.keep_versions, settings.keep_version_days),
     )
     try:
         access.open(settings.home, registry)
@@ -145,6 +148,7 @@ def _app(
     metrics: Metrics,
 ) -> FastAPI:
     registry.subscribe(client.forget)
+    registry.subscribe_to_versions(metrics.forget)
     return create_app(
         Services(
             client=client,
@@ -214,6 +218,7 @@ def serve(settings: Settings) -> None:
     listening = _bind(settings)
     listeners: list[_Listener] = []
     server = assemble(settings, say, on_broken=lambda: listeners[0].give_up())
+    retiring = Retiring(server.registry)
     try:
         if settings.samples:
             added = samples.offer(server.registry, server.base.source, settings.home)
@@ -242,8 +247,10 @@ def serve(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         server.engine.start()
+        retiring.start()
         listener.run(sockets=[listening])
     finally:
+        retiring.stop()
         server.close()
     if listener.failed:
         raise GenerationFailed("the engine broke, see the log above; the server has stopped")

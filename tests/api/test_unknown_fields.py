@@ -53,11 +53,11 @@ def test_harmless_fields_are_accepted_and_named(live: Live, path: str) -> None:
 
 
 def test_a_stream_names_them_too(live: Live, caplog: pytest.LogCaptureFixture) -> None:
-    body = {**BODIES["/v1/chat/completions"], "stream": True, "user": "ann", "num_ctx": 1}
+    body = {**BODIES["/v1/chat/completions"], "stream": True, "store": True, "num_ctx": 1}
     with caplog.at_level(logging.DEBUG, "lorry.api.remarks"):
         answer = live.http.post("/v1/chat/completions", json=body)
     assert answer.text.endswith("data: [DONE]\n\n")
-    assert set(answer.headers["x-lorry-ignored"].split(", ")) == {"user", "num_ctx"}
+    assert set(answer.headers["x-lorry-ignored"].split(", ")) == {"store", "num_ctx"}
     told = [record for record in caplog.records if record.name == "lorry.api.remarks"]
     assert len(told) == 1
 

@@ -66,6 +66,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "fetch_timeout": ("60", 60.0),
     "adapter_templates": ("ignore", "ignore"),
     "keep_unclaimed": ("0.5", 0.5),
+    "keep_versions": ("20", 20),
+    "keep_version_days": ("7", 7.0),
     "samples": ("no", False),
     "tool_prompt": ("template", "template"),
     "tool_parser": ("mistral", "mistral"),

@@ -32,6 +32,7 @@ from lorry_adapters.registry.rows import (
     version_of,
 )
 from lorry_adapters.registry.schema import MIGRATIONS, SCHEMA_VERSION
+from lorry_adapters.registry.version_rules import rules_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +194,12 @@ class Catalog:
             self._save_content(facts, content)
         self._db.execute(
             "INSERT INTO adapters (name, current, last_version, enabled, scale, pinned,"
-            " description, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " description, created_at, updated_at, rules) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (name) DO UPDATE SET current = excluded.current,"
             " last_version = max(last_version, excluded.last_version),"
             " enabled = excluded.enabled, scale = excluded.scale, pinned = excluded.pinned,"
-            " description = excluded.description, updated_at = excluded.updated_at",
+            " description = excluded.description, updated_at = excluded.updated_at,"
+            " rules = excluded.rules",
             (
                 record.name,
                 record.current.version,
@@ -208,6 +210,7 @@ class Catalog:
                 record.description,
                 record.created_at.isoformat(),
                 record.updated_at.isoformat(),
+                json.dumps(rules_value(record.rules)),
             ),
         )
         stored = self._db.execute("SELECT version FROM versions WHERE name = ?", (record.name,))

@@ -11,13 +11,14 @@ again first, and the late "gone" would then take a slot away from the new reques
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 from lorry_adapters.errors import (
     AdapterBroken,
     AdapterDisabled,
+    AdapterError,
     InvalidSelection,
     Problem,
     Remedy,
@@ -25,7 +26,8 @@ from lorry_adapters.errors import (
 )
 from lorry_adapters.lora.methods.method_table import is_prefix
 from lorry_adapters.registry.contents import ContentIndex
-from lorry_adapters.registry.names import check_scale, check_strength, nearest
+from lorry_adapters.registry.name_index import NameIndex, NoSuchName
+from lorry_adapters.registry.names import check_scale, check_strength
 from lorry_adapters.registry.policy import Policy
 from lorry_adapters.registry.record import (
     MAX_SELECTION,
@@ -36,11 +38,7 @@ from lorry_adapters.registry.record import (
     Lease,
     VersionRecord,
 )
-
-
-class _NoSuchName(Exception):
-    def __init__(self, name: str) -> None:
-        self.name = name
+from lorry_adapters.registry.version_rules import main_digests, seen_as
 
 
 class Inventory:
@@ -57,11 +55,11 @@ class Inventory:
         """`free` is called under the lock with each digest that is no longer used, and must not
         call back. `words`: false if adapters' own words are not used."""
         self._policy = policy or Policy()
+        self._index = NameIndex(self._policy)
         self._reserved = reserved
         self._words = words
         self._free = free
         self._lock = threading.Lock()
-        self._records: dict[str, AdapterRecord] = {}
         self._contents = ContentIndex()
         self._leases = 0
         self._closed = False
@@ -69,21 +67,55 @@ class Inventory:
     def find(self, name: str) -> AdapterRecord | None:
         """Return the record, whatever the policy hides."""
         with self._lock:
-            return self._records.get(name)
+            return self._index.find(name)
 
     def get(self, name: str) -> AdapterRecord:
+        """Return the record as `name`, an adapter's or an alias, means it: `seen_as`."""
         with self._looking_up():
-            return self._record(name)
+            return seen_as(self._index.record(name), name)
+
+    def true(self, name: str) -> AdapterRecord:
+        """Return the record that has this name or alias, as it is stored."""
+        with self._looking_up():
+            return self._index.record(name)
+
+    def shows(self, record: AdapterRecord, name: str) -> bool:
+        with self._lock:
+            return self._index.shows(record, name)
+
+    def every(self) -> tuple[AdapterRecord, ...]:
+        """Return all records, whatever the policy hides."""
+        with self._lock:
+            return tuple(self._index.all())
+
+    def resolve(self, choice: AdapterChoice) -> tuple[AdapterRecord, VersionRecord]:
+        """Return the adapter and the version that a choice means."""
+        with self._looking_up():
+            return self._index.resolve(choice)
+
+    def adapter_of(self, name: str) -> str | None:
+        """Return the adapter that has this name or alias, whatever the policy hides."""
+        with self._lock:
+            return self._index.adapter_of(name)
+
+    def held(self, digests: Iterable[str]) -> frozenset[str]:
+        """Return those of the digests that leases hold."""
+        with self._lock:
+            contents = {digest: self._contents.find(digest) for digest in digests}
+            return frozenset(d for d, one in contents.items() if one is not None and one.holds)
 
     def records(self) -> tuple[AdapterRecord, ...]:
         """All records that the policy shows, sorted by name."""
         with self._lock:
-            return tuple(self._records[name] for name in self._names())
+            names = self._index.names()
+            return tuple(record for record in map(self._index.find, names) if record is not None)
 
     def pinned(self) -> frozenset[str]:
-        """Return the digests of the current versions of pinned adapters."""
+        """Return the digests that the names of pinned adapters mean, without their aliases."""
         with self._lock:
-            return frozenset(r.current.digest for r in self._records.values() if r.pinned)
+            return frozenset(
+                digest for r in self._index.all() if r.pinned for digest in main_digests(r)
+            )
 
     def digests(self) -> frozenset[str]:
         """Return the digests of all contents with an owner or a hold."""
@@ -155,7 +187,7 @@ class Inventory:
     def holding_version(self, name: str, version: int | None) -> Iterator[VersionRecord]:
         """Look up a version (None: the current one) and hold its content during the block."""
         with self._looking_up():
-            found = version_of(self._record(name), version)
+            _, found = self._index.resolve(AdapterChoice(name, version))
             self._contents.hold(found.digest)
         try:
             yield found
@@ -165,8 +197,7 @@ class Inventory:
     def show(self, record: AdapterRecord) -> None:
         """Replace the record of `record.name`. Versions that it no longer has lose their owner."""
         with self._lock:
-            old = self._records.get(record.name)
-            self._records[record.name] = record
+            old = self._index.put(record)
             for version in record.versions:
                 self._contents.own(version.digest, record.name, version.version)
             # Removed and added again by another server, it may have the same numbers.
@@ -178,7 +209,7 @@ class Inventory:
     def forget(self, name: str) -> None:
         """Hide the adapter from new requests, and free contents that nothing else uses."""
         with self._lock:
-            old = self._records.pop(name)
+            old = self._index.pop(name)
             self._disown(name, old.versions)
 
     def why_broken(self, digest: str) -> str | None:
@@ -237,31 +268,20 @@ class Inventory:
         try:
             with self._lock:
                 yield
-        except _NoSuchName as error:
+        except NoSuchName as error:
             with self._lock:
-                names = self._names()
-            raise _unknown(error.name, nearest(error.name, names)) from None
+                names = self._index.names()
+            raise error.error(names) from None
 
     def _mark(self, digest: str, why: str) -> AdapterBroken:
         self._contents.known(digest).broken = why
         said = f"{self._owners(digest)} cannot be served: {why}"
         return AdapterBroken(Problem.within(said, why))
 
-    def _record(self, name: str) -> AdapterRecord:
-        """Must be called within `_looking_up`."""
-        record = self._records.get(name)
-        if record is None or not self._policy.sees(name):
-            raise _NoSuchName(name)
-        return record
-
-    def _names(self) -> list[str]:
-        return [name for name in sorted(self._records) if self._policy.sees(name)]
-
     def _ref(self, choice: AdapterChoice) -> AdapterRef:
         if choice.digest is not None:
             return self._merged(choice, choice.digest)
-        record = self._record(choice.name)
-        version = version_of(record, choice.version)
+        record, version = self._index.resolve(choice)
         if not record.enabled:
             raise AdapterDisabled(
                 Problem(
@@ -271,7 +291,7 @@ class Inventory:
                 )
             )
         why = self._contents.known(version.digest).broken
-        if record.name in self._reserved:
+        if not self._reserved.isdisjoint((record.name, choice.name)):
             # Stored under another base: as a model name it would now mean this base.
             why = "it has the base model's name; upload it under another name and remove this one"
         if why is not None:
@@ -306,11 +326,13 @@ class Inventory:
         return AdapterRef(choice.name, 0, digest, scale)
 
     def _virtual_tokens(self, choice: AdapterChoice) -> int:
-        record = self._records.get(choice.name) if self._policy.sees(choice.name) else None
-        if record is None or (record.scale if choice.scale is None else choice.scale) == 0.0:
+        try:
+            record, version = self._index.resolve(choice)
+        except (NoSuchName, AdapterError):
             return 0
-        wanted = record.current.version if choice.version is None else choice.version
-        return sum(v.virtual_tokens for v in record.versions if v.version == wanted)
+        if (record.scale if choice.scale is None else choice.scale) == 0.0:
+            return 0
+        return version.virtual_tokens
 
     def _owners(self, digest: str) -> str:
         owners = sorted(o for o in self._contents.known(digest).owners if self._policy.sees(o[0]))
@@ -342,17 +364,6 @@ class Inventory:
                 self._free(digest)
 
 
-def version_of(record: AdapterRecord, version: int | None) -> VersionRecord:
-    """Return a version. Raises UnknownAdapter, whose message lists the versions."""
-    if version is None:
-        return record.current
-    for candidate in record.versions:
-        if candidate.version == version:
-            return candidate
-    known = ", ".join(str(candidate.version) for candidate in record.versions)
-    raise UnknownAdapter(f"adapter {record.name!r} has no version {version}; it has {known}")
-
-
 def _twice(first: str, second: str) -> str:
     if first == second:
         return f"adapter {first!r} is given twice; give it once with the scale you mean"
@@ -367,10 +378,3 @@ def _two_prompts(names: Sequence[str]) -> str:
         f"adapters {' and '.join(map(repr, names))} each put virtual tokens before the prompt, "
         "and only one can; give one of them"
     )
-
-
-def _unknown(name: str, meant: str | None) -> UnknownAdapter:
-    hint = "" if meant is None else f"; did you mean {meant!r}?"
-    error = UnknownAdapter(f"no adapter is named {name!r}{hint}")
-    error.meant = meant
-    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,17 +26,24 @@ class StorageTier(StrEnum):
     DISK = "disk"
 
 
+def _random_key() -> str:
+    return secrets.token_hex(8)
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterChoice:
     """An adapter as a request names it. It was not looked up yet."""
 
     name: str
+    """Of the adapter, or an alias."""
     version: int | None = None
-    """None: the current one."""
+    """None: the current one, or one that is drawn by `key` if the name means several."""
     scale: float | None = None
     """None: the adapter's default scale."""
     digest: str | None = None
     """The content itself, if it has no name. Only `Registry.merged` sets it."""
+    key: str = field(default_factory=_random_key, compare=False)
+    """Choices with the same key get the same version of a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,39 @@ class VersionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A version's part of the requests for a name."""
+
+    version: int
+    weight: int
+    """Relative to the other shares' weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another name of an adapter, for one of its versions or for several."""
+
+    name: str
+    shares: tuple[Share, ...]
+    """At least one, by version."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRules:
+    """What an adapter's names mean, and which of its versions are kept."""
+
+    aliases: tuple[Alias, ...] = ()
+    """By name."""
+    split: tuple[Share, ...] = ()
+    """What the adapter's own name means, by version. Empty: the current version; otherwise at least
+    two, of which the current version is one."""
+    keep_versions: int | None = None
+    """How many of the newest versions are kept; 0 is all, None the server's default."""
+    keep_days: float | None = None
+    """How long versions are kept; 0 is for ever, None the server's default."""
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterRecord:
     name: str
     enabled: bool
@@ -101,6 +142,7 @@ class AdapterRecord:
     """Oldest first; `current` is one of them."""
     created_at: datetime
     updated_at: datetime
+    rules: VersionRules = VersionRules()
 
 
 @dataclass(slots=True)

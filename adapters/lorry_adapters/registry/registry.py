@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace as changed
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Unpack
 
 from lorry_adapters.errors import (
     AdapterBroken,
-    AdapterConflict,
     InvalidAdapter,
     Problem,
     Remedy,
@@ -34,11 +34,10 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.merge import Recipe
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
-from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.follower import follow
 from lorry_adapters.registry.host_cache import AdapterCache, HostCache, HostCacheStats
 from lorry_adapters.registry.intake import Intake
-from lorry_adapters.registry.inventory import Inventory, version_of
+from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.merges import Merges
 from lorry_adapters.registry.names import check_name, check_scale, check_strength
 from lorry_adapters.registry.policy import Policy
@@ -48,14 +47,18 @@ from lorry_adapters.registry.record import (
     AdapterRecord,
     AdapterRef,
     Lease,
+    VersionRecord,
 )
+from lorry_adapters.registry.record_writer import RecordWriter
+from lorry_adapters.registry.retention import Retention
 from lorry_adapters.registry.revision import (
+    Changes,
     check_match,
     conflict,
     first_record,
+    has_already,
     with_state,
     with_version,
-    without_version,
 )
 from lorry_adapters.registry.sources import stored_upload, upload_from
 from lorry_adapters.registry.startup_check import FILES_GONE, check_at_startup, fingerprint
@@ -84,6 +87,7 @@ class Registry:
         cache: AdapterCache | None = None,
         policy: Policy | None = None,
         catalog: str | None = None,
+        retention: Retention | None = None,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
@@ -91,7 +95,8 @@ class Registry:
         see `host_cache`. `reserved_names`: the base's names. `allowed_roots`: folders that
         `upload_from` may read. `keep_unclaimed`: how long contents without an adapter are kept.
         `words`: see `Inventory`. `cache`: the engine's, if that is in another process. `catalog`:
-        URL of a database that servers share. Raises HomeUnusable, CatalogUnavailable.
+        URL of a database that servers share. `retention`: for adapters that have none of their own.
+        Raises HomeUnusable, CatalogUnavailable.
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
@@ -115,6 +120,14 @@ class Registry:
             for digest, why in broken.items():
                 self._inventory.mark_broken(digest, why)
             self._cache.pin(self._inventory.pinned())
+            self._writer = RecordWriter(
+                self.storage,
+                self._inventory,
+                self.policy,
+                reserved_names,
+                retention or Retention(),
+                lambda: self._cache.pin(self._inventory.pinned()),
+            )
             self._intake = Intake(home, layout, self.storage, self._inventory, max_rank, max_upload)
             opened.callback(self._inventory.close)
             self._follower = follow(self.storage, self._inventory, self._cache, layout, max_rank)
@@ -151,8 +164,9 @@ class Registry:
         with self._intake.staged(upload) as new, self.storage.changing():
             old = self._inventory.find(name)
             if old is None:
+                self._writer.check_free(name)
                 record = first_record(name, new)
-            elif old.current.digest == new.digest:
+            elif has_already(old, new.digest):
                 self._intake.publish(new)
                 return old, False
             elif not replace:
@@ -161,8 +175,7 @@ class Registry:
                 record = with_version(old, new, self._ledger.next_version(name))
             record = with_state(record, enabled, scale, pinned, description, record.current)
             self._intake.publish(new)
-            self._save(record, new.stored)
-            return record, True
+            return self._writer.save(record, new.stored), True
 
     def upload_from(self, source: Path) -> Upload:
         """Return a PEFT folder under an allowed root, for `add`. Raises ForbiddenSource."""
@@ -171,76 +184,31 @@ class Registry:
     def put(self, name: str, upload: Upload, *, if_match: str | None = None) -> AdapterRecord:
         """Add a new current version to an existing adapter, unless it has this content already.
         Raises DigestMismatch if `if_match` is not the current digest."""
-        check_match(self._inventory.get(name), if_match)
+        check_match(self._writer.own(name), if_match)
         with self._intake.staged(upload) as new, self.storage.changing():
             # Looked up again: another change may have happened while the upload was read.
-            old = self._inventory.get(name)
+            old = self._writer.own(name)
             check_match(old, if_match)
             self._intake.publish(new)
-            if old.current.digest == new.digest:
+            if has_already(old, new.digest):
                 return old
             record = with_version(old, new, self._ledger.next_version(name))
             check_strength(name, record.current, record.scale)
-            self._save(record, new.stored)
-            return record
+            return self._writer.save(record, new.stored)
 
     def patch(
-        self,
-        name: str,
-        *,
-        enabled: bool | None = None,
-        scale: float | None = None,
-        pinned: bool | None = None,
-        description: str | None = None,
-        version: int | None = None,
-        if_match: str | None = None,
+        self, name: str, *, if_match: str | None = None, **changes: Unpack[Changes]
     ) -> AdapterRecord:
-        """Change whatever is not None. Running requests keep what they started with.
-
-        `version` rolls back or forward. Raises UnknownAdapter if it does not exist, AdapterBroken
-        if it cannot be served.
-        """
-        if scale is not None:
-            scale = check_scale(scale)
-        with self.storage.changing():
-            old = self._inventory.get(name)
-            check_match(old, if_match)
-            current = version_of(old, version)
-            why = self._inventory.why_broken(current.digest)
-            if why is not None and current != old.current:
-                text = f"adapter {name!r} cannot go to version {current.version}: {why}"
-                raise AdapterBroken(text, param="version")
-            record = with_state(old, enabled, scale, pinned, description, current)
-            if record == old:
-                return old
-            self._save(record)
-            return record
+        """Change an adapter, or what an alias means: `RecordWriter.patch`."""
+        return self._writer.patch(name, if_match, changes)
 
     def remove(self, name: str, *, version: int | None = None) -> None:
-        """Remove an adapter: at once for new requests, freed when the running ones end.
+        """Remove an adapter, a version or an alias: `RecordWriter.remove`."""
+        self._writer.remove(name, version)
 
-        `version` removes only that one; raises AdapterConflict if it is current and not the only
-        one. Removing the last version removes the adapter.
-        """
-        with self.storage.changing():
-            old = self._inventory.get(name)
-            if version is not None:
-                gone = version_of(old, version)
-                if len(old.versions) > 1:
-                    if gone == old.current:
-                        raise AdapterConflict(
-                            f"version {version} of adapter {name!r} is current; make another "
-                            "one current first, or remove the adapter",
-                            param="version",
-                        )
-                    with self.storage.removing(self._inventory.only_of(name, [gone])):
-                        self._save(without_version(old, gone))
-                    return
-            gone_with = self._inventory.only_of(name, old.versions)
-            with self.policy.changing(old, None), self.storage.removing(gone_with):
-                self._ledger.forget(name)
-            self._inventory.forget(name)
-            self._cache.pin(self._inventory.pinned())
+    def retire(self, now: datetime | None = None) -> None:
+        """Remove the versions that are no longer kept: `RecordWriter.retire`."""
+        self._writer.retire(now)
 
     def recover(self, digest: str, name: str | None = None) -> AdapterRecord:
         """Make an adapter of a content without an owner, verified like a new upload.
@@ -260,8 +228,17 @@ class Registry:
     # Asking
 
     def get(self, name: str) -> AdapterRecord:
-        """Raises UnknownAdapter."""
+        """Return the record as a name or an alias means it. Raises UnknownAdapter."""
         return self._inventory.get(name)
+
+    def resolve(self, choice: AdapterChoice) -> tuple[AdapterRecord, VersionRecord]:
+        """Return the adapter and the version that `acquire` would take, even if it is disabled.
+        Raises UnknownAdapter, InvalidSelection."""
+        return self._inventory.resolve(choice)
+
+    def shows(self, record: AdapterRecord, alias: str) -> bool:
+        """Return whether the caller may know this alias of an adapter that it sees."""
+        return self._inventory.shows(record, alias)
 
     def records(self) -> tuple[AdapterRecord, ...]:
         """All adapters, by name."""
@@ -366,6 +343,11 @@ class Registry:
         with self.storage.lock:
             self._subscribers = (*self._subscribers, gone)
 
+    def subscribe_to_versions(self, lost: Callable[[str, int], None]) -> None:
+        """Call `lost(name, version)` when an adapter that stays loses a version. As `subscribe`,
+        but one subscriber."""
+        self._writer.lost = lost
+
     def close(self) -> None:
         """Release the home folder. A lease released later frees nothing; the next start does."""
         self._follower.close()
@@ -382,12 +364,6 @@ class Registry:
             with self.storage.writing():
                 self._intake.publish(new)
             yield new.digest
-
-    def _save(self, record: AdapterRecord, stored: StoredContent | None = None) -> None:
-        with self.policy.changing(self._inventory.find(record.name), record):
-            self.storage.save(record, stored)
-        self._inventory.show(record)
-        self._cache.pin(self._inventory.pinned())
 
     def _free(self, digest: str) -> None:
         self.storage.free(digest)

@@ -7,7 +7,8 @@ import json
 from datetime import datetime
 from typing import Final
 
-from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.record import AdapterRecord, VersionRecord, VersionRules
+from lorry_adapters.registry.version_rules import check_rules, rules_from
 
 VERSION_COLUMNS: Final = (
     "version, digest, peft_type, rank, target_modules, parameters, bytes, base_model, created_at,"
@@ -41,14 +42,14 @@ def version_of(row: VersionRow) -> VersionRecord:
 
 
 ADAPTER_COLUMNS: Final = (
-    "name, current, enabled, scale, pinned, description, created_at, updated_at"
+    "name, current, enabled, scale, pinned, description, created_at, updated_at, rules"
 )
-AdapterRow = tuple[str, int, int, float, int, str, str, str]
+AdapterRow = tuple[str, int, int, float, int, str, str, str, str]
 
 
 def adapter_of(row: AdapterRow, versions: tuple[VersionRecord, ...]) -> AdapterRecord:
-    name, current, enabled, scale, pinned, description, created_at, updated_at = row
-    return AdapterRecord(
+    name, current, enabled, scale, pinned, description, created_at, updated_at, rules = row
+    record = AdapterRecord(
         name=name,
         enabled=bool(enabled),
         scale=scale,
@@ -58,4 +59,7 @@ def adapter_of(row: AdapterRow, versions: tuple[VersionRecord, ...]) -> AdapterR
         versions=versions,
         created_at=datetime.fromisoformat(created_at),
         updated_at=datetime.fromisoformat(updated_at),
+        rules=rules_from(json.loads(rules)) if rules else VersionRules(),
     )
+    check_rules(record)
+    return record

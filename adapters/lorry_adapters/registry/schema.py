@@ -47,6 +47,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Until then only the two files of an adapter's folder were read.
     ("ALTER TABLE contents ADD COLUMN words TEXT NOT NULL DEFAULT '[]'",),
+    # JSON of `version_rules`; empty for an adapter that never had any.
+    ("ALTER TABLE adapters ADD COLUMN rules TEXT NOT NULL DEFAULT ''",),
 )
 
 SCHEMA_VERSION = len(MIGRATIONS)

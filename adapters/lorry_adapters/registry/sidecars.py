@@ -24,7 +24,8 @@ from typing import Any, Final
 from lorry_adapters.registry import document
 from lorry_adapters.registry.blobs import DIGEST
 from lorry_adapters.registry.document import DamagedDocument, Pending
-from lorry_adapters.registry.record import MAX_SCALE, AdapterRecord, VersionRecord
+from lorry_adapters.registry.record import MAX_SCALE, AdapterRecord, VersionRecord, VersionRules
+from lorry_adapters.registry.version_rules import check_rules, rules_from, rules_value
 
 FOLDER: Final = "records"
 
@@ -128,6 +129,7 @@ def document_of(sidecar: Sidecar, revision: int) -> dict[str, object]:
         "updated_at": record.updated_at.isoformat(),
         "current": record.current.version,
         "last_version": sidecar.last_version,
+        "rules": rules_value(record.rules),
         "versions": [
             {
                 "version": version.version,
@@ -171,7 +173,10 @@ def sidecar_of(value: dict[str, Any]) -> tuple[Sidecar, int]:
         versions=versions,
         created_at=datetime.fromisoformat(value["created_at"]),
         updated_at=datetime.fromisoformat(value["updated_at"]),
+        # Older files have none.
+        rules=rules_from(value["rules"]) if "rules" in value else VersionRules(),
     )
+    check_rules(record)
     sizes = {one["digest"]: _number(one["stored_bytes"]) for one in value["versions"]}
     last = max(_number(value["last_version"]), *numbers)
     return Sidecar(record, last, sizes), _number(value["revision"])

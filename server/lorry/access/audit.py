@@ -21,7 +21,8 @@ from lorry.access import caller
 from lorry.access.access_database import AccessDatabase
 from lorry.access.access_tables import audit as table
 from lorry_adapters.errors import AdapterError
-from lorry_adapters.registry.record import AdapterRecord
+from lorry_adapters.registry.record import AdapterRecord, VersionRules
+from lorry_adapters.registry.version_rules import rules_value
 
 ADAPTER: Final = "adapter"
 KEY: Final = "key"
@@ -125,14 +126,21 @@ def of_adapters(before: AdapterRecord | None, after: AdapterRecord | None) -> Au
         old, new = getattr(before, name, None), getattr(after, name)
         if old != new:
             detail[name] = [old, new]
+    rules = rules_value(VersionRules() if before is None else before.rules)
+    for name, value in rules_value(after.rules).items():
+        if rules[name] != value:
+            detail[name] = [rules[name], value]
     gone = sorted(set(versions) - {one.version for one in after.versions})
     if gone:
         detail["removed_versions"] = gone
     action = "changed"
     if before is None:
         action = "added"
-    elif after.current.version not in versions:
+    elif after.versions[-1].version not in versions:
         action = "replaced"
+        if after.versions[-1] != after.current:
+            # As the name is split.
+            detail["new_version"] = after.versions[-1].version
     digest_after = after.current.digest
     return AuditEntry(action, ADAPTER, record.name, digest_before, digest_after, detail)
 

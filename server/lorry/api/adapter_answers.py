@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -11,7 +12,7 @@ from lorry.api.adapter_schema import version_view
 from lorry.api.fetches import Fetches
 from lorry.api.residencies import Residencies
 from lorry.api.voices import Voices
-from lorry_adapters.registry.record import AdapterRecord
+from lorry_adapters.registry.record import AdapterRecord, Share
 from lorry_adapters.registry.registry import Registry
 
 
@@ -24,10 +25,15 @@ class AdapterAnswers:
         self._voices = voices
         self._fetches = fetches
 
-    async def one(self, record: AdapterRecord, status: int = 200) -> Response:
-        """Return a response with a record, and its digest as `ETag`."""
+    async def one(
+        self, record: AdapterRecord, status: int = 200, *, name: str | None = None
+    ) -> Response:
+        """Return a response with a record, and its digest as `ETag`. `name`: the name that was
+        asked for, perhaps an alias."""
         headers = {"ETag": f'"{record.current.digest}"'}
         view = self._view(record)
+        if name is not None and name != record.name:
+            view["alias"] = name
         if record.current.words:
             view["words_left_out"] = await self._voices.left_out(record.name, record.current)
         return JSONResponse(view, status_code=status, headers=headers)
@@ -52,4 +58,20 @@ class AdapterAnswers:
             "created_at": record.created_at.isoformat(),
             "updated_at": record.updated_at.isoformat(),
             "versions": [version_view(version) for version in record.versions],
+            "split": _weights(record.rules.split),
+            "aliases": {
+                alias.name: _meaning(alias.shares)
+                for alias in record.rules.aliases
+                if self._registry.shows(record, alias.name)
+            },
+            "keep_versions": record.rules.keep_versions,
+            "keep_days": record.rules.keep_days,
         }
+
+
+def _weights(shares: Sequence[Share]) -> dict[str, int]:
+    return {str(share.version): share.weight for share in shares}
+
+
+def _meaning(shares: Sequence[Share]) -> int | dict[str, int]:
+    return shares[0].version if len(shares) == 1 else _weights(shares)

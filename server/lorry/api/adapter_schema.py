@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -27,6 +28,12 @@ Scale = Annotated[
 
 # The registry checks the name, like the scale.
 Name = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+
+# JSON has no other keys than strings. No version has more than 18 digits.
+Weights = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]{1,18}$")], int],
+    Field(json_schema_extra={"additionalProperties": False}),
+]
 
 MAX_DESCRIPTION = 10_000
 """Characters."""
@@ -61,7 +68,25 @@ class PatchBody(Body):
     scale: Scale = None
     pinned: bool | None = None
     description: Description | None = None
-    version: int | None = None
+    version: int | None = Field(
+        default=None, description="Made current; it ends a split. Of an alias: what it means."
+    )
+    split: Weights | None = Field(
+        default=None,
+        description="Weights by version, for a trial. The version with the largest weight becomes "
+        "current unless `version` is given, too. Empty: the trial ends.",
+    )
+    aliases: dict[str, int | Weights | None] | None = Field(
+        default=None,
+        description="By name: a version, weights by version, or null, which removes the alias. "
+        "Other aliases stay.",
+    )
+    keep_versions: int | Literal["default"] | None = Field(
+        default=None, description="How many of the newest versions are kept; 0 keeps all."
+    )
+    keep_days: float | Literal["default"] | None = Field(
+        default=None, description="How long versions are kept; 0 is for ever."
+    )
 
 
 class VersionView(BaseModel):
@@ -119,6 +144,17 @@ class AdapterView(BaseModel):
     created_at: str
     updated_at: str
     versions: list[VersionView]
+    split: dict[str, int] = Field(
+        description="Weights by version; empty if the name means the current version"
+    )
+    aliases: dict[str, int | dict[str, int]] = Field(
+        description="Other names: a version, or weights by version"
+    )
+    alias: str | None = Field(
+        default=None, description="The alias that was asked for, whose version this is"
+    )
+    keep_versions: int | None = Field(description="null: the server's default")
+    keep_days: float | None = Field(description="null: the server's default")
 
 
 class FetchingView(BaseModel):
@@ -224,4 +260,20 @@ def version_view(version: VersionRecord) -> dict[str, Any]:
         "warnings": [advised(warning) for warning in version.warnings],
         "words": list(version.words),
         "created_at": version.created_at.isoformat(),
+    }
+
+
+def weights_of(split: Mapping[str, int] | None) -> dict[int, int] | None:
+    """Return weights by version as numbers."""
+    return None if split is None else {int(version): split[version] for version in split}
+
+
+def meanings_of(
+    aliases: Mapping[str, int | dict[str, int] | None] | None,
+) -> dict[str, int | Mapping[int, int] | None] | None:
+    """Return what aliases mean, with numbers as versions."""
+    if aliases is None:
+        return None
+    return {
+        name: weights_of(one) if isinstance(one, dict) else one for name, one in aliases.items()
     }

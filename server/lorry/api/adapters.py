@@ -23,6 +23,8 @@ from lorry.api.adapter_schema import (
     SourceBody,
     UploadForm,
     VersionForm,
+    meanings_of,
+    weights_of,
 )
 from lorry.api.adapter_state import FIELDS, State, state_of
 from lorry.api.bodies import drop_unread, media_type, read_body
@@ -41,6 +43,7 @@ from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.names import check_name
 from lorry_adapters.registry.record import AdapterRecord
 from lorry_adapters.registry.registry import Registry
+from lorry_adapters.registry.version_rules import seen_as
 
 _AT_A_TIME = 2
 """Uploads verified at once: each takes a processor, and memory beyond its files. As many are
@@ -137,7 +140,7 @@ class Adapters:
             self.change,
             "Change an adapter's state or current version",
             {200: record},
-            (400, 404, 412, 413, 415, 422, 503, 507),
+            (400, 404, 409, 412, 413, 415, 422, 503, 507),
             json_body(PatchBody, {"scale": 0.5}),
         )
         add(
@@ -157,7 +160,7 @@ class Adapters:
     async def show(self, name: str) -> Response:
         """An adapter's record with all its versions; `ETag` is the digest of the current one."""
         try:
-            return await self.answers.one(self._registry.get(name))
+            return await self.answers.one(self._registry.get(name), name=name)
         except UnknownAdapter as error:
             if not self._registry.policy.sees(name):
                 raise
@@ -211,7 +214,8 @@ class Adapters:
         return await self.answers.one(record)
 
     async def change(self, request: Request, name: str) -> Response:
-        """The given fields change at once; running requests keep what they began with."""
+        """The given fields change at once, together; running requests keep what they began with.
+        For an alias: `version` or `split`, what it means."""
         body = await read_body(request, PatchBody)
         if_match = self._if_match(request, self._registry.get(name))
         record = await asyncio.to_thread(
@@ -222,12 +226,17 @@ class Adapters:
             pinned=body.pinned,
             description=body.description,
             version=body.version,
+            split=weights_of(body.split),
+            aliases=meanings_of(body.aliases),
+            keep_versions=body.keep_versions,
+            keep_days=body.keep_days,
             if_match=if_match,
         )
-        return await self.answers.one(record)
+        return await self.answers.one(seen_as(record, name), name=name)
 
     async def remove(self, name: str, version: int | None = None) -> Response:
-        """It is gone for new requests at once; running ones finish. A fetch is cancelled."""
+        """It is gone for new requests at once; running ones finish. A fetch is cancelled. An alias
+        is removed alone."""
         mine = version is None and self._registry.policy.sees(name)
         cancelled = mine and await self._fetches.cancel(name)
         try:

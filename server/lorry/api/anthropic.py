@@ -143,6 +143,8 @@ def _wanted(body: CountBody) -> ChatBody:
     format = format_of(body.output_config, body.output_format)
     if format is not None:
         fields["response_format"] = format
+    if body.user is None and isinstance(body.metadata, dict):
+        fields["user"] = body.metadata.get("user_id")
     if body.thinking is not None:
         fields["enable_thinking"] = body.thinking.get("type") != "disabled"
     return chat_body(fields)

@@ -22,9 +22,8 @@ from lorry.api.docs import json_body
 from lorry.api.errors import documented
 from lorry.api.fields import Strays
 from lorry.api.openai import chosen
-from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import SpecialTokens, kept_of, prompts_of
-from lorry.api.selection import AdapterField, BaseNames
+from lorry.api.selection import AdapterField, BaseNames, User
 from lorry.api.vectors import MAX_INPUTS, Pooled, VectorsUsage
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
@@ -63,7 +62,7 @@ class EmbeddingsBody(CachingBody):
         description="Keep this many of a text's last tokens; -1: as many as fit in the context.",
     )
     add_special_tokens: SpecialTokens = None
-    user: Idle = None
+    user: User = None
 
 
 class Embedding(BaseModel):

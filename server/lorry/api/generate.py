@@ -27,7 +27,7 @@ from lorry.api.grammars import grammar_of
 from lorry.api.merging import merged
 from lorry.api.prompts import Prompts
 from lorry.api.runs import Answer, Ending, Job, Run, Runs, Step, answers, logprob_of
-from lorry.api.selection import choices_of, one_of
+from lorry.api.selection import choices_of, keyed, one_of
 from lorry.api.sse import EventStream, frame, stream
 from lorry.api.visit import place_of
 from lorry.api.voices import Voices
@@ -188,7 +188,7 @@ class Generate:
         """Resolve a body. Raises InvalidRequest, UnsupportedParameter and the adapters' errors."""
         given = body.parameters or Parameters()
         _refuse_unserved(given)
-        choices = choices_of(one_of(body.adapter, given.adapter_id))
+        choices = keyed(choices_of(one_of(body.adapter, given.adapter_id)), body.user, given.seed)
         made = None
         if given.merged_adapters is not None:
             if choices:
@@ -196,7 +196,7 @@ class Generate:
                     "parameters.merged_adapters and an adapter are both given; give one of them",
                     param="merged_adapters",
                 )
-            made = await merged(self._registry, given.merged_adapters)
+            made = await merged(self._registry, given.merged_adapters, body.user, given.seed)
             choices = (made.choice,)
         voice, choices = await self._voices.of(choices)
         stops = sampling.stops_of(given.stop, param="parameters.stop")

@@ -28,7 +28,7 @@ from lorry.api.fields import Strays
 from lorry.api.format_shapes import Format
 from lorry.api.merging import MergedAdapters
 from lorry.api.prompt_list import SpecialTokens
-from lorry.api.selection import AdapterField
+from lorry.api.selection import AdapterField, User
 
 
 class Parameters(CachingBody):
@@ -89,6 +89,7 @@ class GenerateBody(Body):
     inputs: Annotated[str, Field(description="The prompt.", json_schema_extra={"minLength": 1})]
     adapter: AdapterField = None
     parameters: Parameters | None = None
+    user: User = None
     stream: bool | None = None
 
 

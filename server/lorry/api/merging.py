@@ -16,7 +16,7 @@ from pydantic import Field
 from lorry.advice import advised, message_of
 from lorry.api.bodies import Body
 from lorry.api.bounds import FirstMistake, Fraction, Texts, Within
-from lorry.api.selection import choices_of
+from lorry.api.selection import choices_of, keyed
 from lorry.errors import InvalidRequest
 from lorry_adapters.errors import InvalidAdapter, ToolError
 from lorry_adapters.lora.merge import Recipe
@@ -53,7 +53,9 @@ class Merged:
     """Its parts, for the answer."""
 
 
-async def merged(registry: Registry, asked: MergedAdapters) -> Merged:
+async def merged(
+    registry: Registry, asked: MergedAdapters, user: object, seed: int | None
+) -> Merged:
     """Merge. Raises InvalidRequest, and what `Registry.acquire` raises for one of the adapters."""
     if len(asked.ids) != len(asked.weights):
         raise InvalidRequest(
@@ -68,7 +70,7 @@ async def merged(registry: Registry, asked: MergedAdapters) -> Merged:
             f"not {strategy[:80]!r}",
             param="merged_adapters",
         )
-    choices = choices_of(asked.ids, f"{_FIELD}.ids")
+    choices = keyed(choices_of(asked.ids, f"{_FIELD}.ids"), user, seed)
     try:
         recipe = Recipe(
             strategy,

@@ -15,6 +15,7 @@ from lorry.api.selection import BaseNames, not_found
 from lorry_adapters.errors import UnknownAdapter
 from lorry_adapters.registry.record import AdapterRecord
 from lorry_adapters.registry.registry import Registry
+from lorry_adapters.registry.version_rules import seen_as
 
 
 class ModelCard(BaseModel):
@@ -71,28 +72,35 @@ class Models:
         return router
 
     async def listing(self) -> Response:
-        """Disabled adapters are left out, as a request for one is refused."""
+        """Aliases follow their adapters. Disabled adapters are left out, as a request for one is
+        refused."""
         bases = [self._card_of_base(name) for name in (self._base.first, *self._base.others)]
-        adapters = [self._adapter(one) for one in self._registry.records() if one.enabled]
+        adapters = [
+            self._adapter(seen_as(one, name), name)
+            for one in self._registry.records()
+            if one.enabled
+            for name in (one.name, *(alias.name for alias in one.rules.aliases))
+            if self._registry.shows(one, name)
+        ]
         return JSONResponse({"object": "list", "data": [*bases, *adapters]})
 
     async def show(self, model: str) -> Response:
-        """The base, by any of its names, or an adapter."""
+        """The base, by any of its names, or an adapter, or an alias."""
         if not model:
             # The list's path with a slash at its end is redirected, like every route.
             raise HTTPException(404)
         if model in self._base:
             return JSONResponse(self._card_of_base(model))
         try:
-            return JSONResponse(self._adapter(self._registry.get(model)))
+            return JSONResponse(self._adapter(self._registry.get(model), model))
         except UnknownAdapter as error:
             raise not_found(model, self._base, error) from error
 
     def _card_of_base(self, name: str) -> dict[str, Any]:
         return self._card(name, self._started, self._base_source, None)
 
-    def _adapter(self, record: AdapterRecord) -> dict[str, Any]:
-        return self._card(record.name, record.created_at, record.current.digest, self._base.first)
+    def _adapter(self, record: AdapterRecord, name: str) -> dict[str, Any]:
+        return self._card(name, record.created_at, record.current.digest, self._base.first)
 
     def _card(self, name: str, created: datetime, root: str, parent: str | None) -> dict[str, Any]:
         return {

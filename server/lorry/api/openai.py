@@ -17,7 +17,7 @@ from lorry.api.prompt_list import kept_of
 from lorry.api.prompts import Prompts
 from lorry.api.restrictions import rules_of
 from lorry.api.runs import Answer, Ending, Job, Run, Runs
-from lorry.api.selection import BaseNames, choices_of, choices_of_model
+from lorry.api.selection import BaseNames, choices_of, choices_of_model, keyed
 from lorry.api.sse import DONE, frame
 from lorry.api.structure import grammar_asked
 from lorry.api.voices import Voice, Voices
@@ -192,7 +192,9 @@ def chosen(body: Choosing, base: BaseNames, registry: Registry) -> tuple[Adapter
     """Return the selected adapters. Raises ModelNotFound for an unknown `model` even if `adapter`
     takes precedence; also InvalidSelection, InvalidScale."""
     of_model = choices_of_model(body.model, base, registry)
-    return choices_of(body.adapter) if "adapter" in body.model_fields_set else of_model
+    found = choices_of(body.adapter) if "adapter" in body.model_fields_set else of_model
+    user = getattr(body, "user", None) or getattr(body, "safety_identifier", None)
+    return keyed(found, user, getattr(body, "seed", None))
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ from lorry.api.bounds import (
 from lorry.api.caching import CachingBody
 from lorry.api.fields import Strays
 from lorry.api.format_shapes import Format, StructuredField
-from lorry.api.selection import AdapterField
+from lorry.api.selection import AdapterField, User
 from lorry.api.sifting import Unused
 
 Idle = Annotated[Any, Field(description="Accepted; it has no effect on the answer."), Unused()]
@@ -133,7 +133,7 @@ class SharedBody(CachingBody):
         default=None, description="Return the ids of the prompt's and the answer's tokens."
     )
     ignore_eos: bool | None = None
-    user: Idle = None
+    user: User = None
     metadata: Idle = None
     store: Idle = None
     service_tier: Idle = None

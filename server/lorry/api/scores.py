@@ -28,7 +28,7 @@ from lorry.api.fields import Strays
 from lorry.api.openai import chosen
 from lorry.api.openai_schema import Idle
 from lorry.api.prompt_list import Prompt
-from lorry.api.selection import AdapterField, BaseNames
+from lorry.api.selection import AdapterField, BaseNames, User
 from lorry.api.shape import BodyShape, NotEmpty, one_of
 from lorry.api.vectors import MAX_INPUTS, Pooled, Vectors, VectorsUsage
 from lorry.api.visit import place_of
@@ -59,7 +59,7 @@ class _PairsBody(CachingBody):
     truncate_prompt_tokens: Tokens | None = Field(
         default=None, description="Keep this many of the first tokens of a pair."
     )
-    user: Idle = None
+    user: User = None
 
 
 class ScoreBody(_PairsBody):

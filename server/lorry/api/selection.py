@@ -8,24 +8,24 @@ Only the form is checked here; the registry checks names, versions and state.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
 from lorry.errors import InvalidRequest, ModelNotFound
 from lorry_adapters.errors import InvalidSelection, UnknownAdapter
-from lorry_adapters.registry.inventory import version_of
 from lorry_adapters.registry.names import check_scale, nearest
 from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION, AdapterChoice
 from lorry_adapters.registry.registry import Registry
+from lorry_adapters.registry.version_rules import LABEL
 
 _ONE: dict[str, Any] = {
     "anyOf": [
         {
             "type": "string",
-            "description": "A name, or name@version",
-            "pattern": "^[^@]+(@[0-9]{0,17}[1-9][0-9]{0,17})?$",
+            "description": "A name or an alias, or name@version",
+            "pattern": f"^[^@]+(@([0-9]{{0,17}}[1-9][0-9]{{0,17}}|{LABEL.pattern}))?$",
         },
         {
             "type": "object",
@@ -55,6 +55,18 @@ AdapterField = Annotated[
     ),
 ]
 """A field that takes an adapter spec; `choices_of` reads it."""
+
+User = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "title": "User",
+            "anyOf": [{"type": "string"}, {"type": "null"}],
+            "description": "Whoever asks: in a trial, one user gets one version of an adapter.",
+        }
+    ),
+]
+"""A field that `keyed` takes."""
 
 _KEYS = ("name", "version", "scale")
 
@@ -98,17 +110,28 @@ def choices_of_model(
         return ()
     try:
         choice = _named(model, "model", "model")
-        record = registry.get(choice.name)
+        registry.get(choice.name)
     except (InvalidSelection, UnknownAdapter) as error:
         # An adapter may have that name.
         if model in _PLACEHOLDERS:
             return ()
         raise not_found(model, base, error) from error
     try:
-        version_of(record, choice.version)
+        registry.resolve(choice)
     except UnknownAdapter as error:
         raise ModelNotFound(f"model {model[:200]!r}: {error}") from error
     return (choice,)
+
+
+def keyed(
+    choices: tuple[AdapterChoice, ...], user: object, seed: int | None
+) -> tuple[AdapterChoice, ...]:
+    """Return the choices with the key that draws the versions of a split: the user's if there is
+    one, or the seed's. Without either, each request draws."""
+    key = f"user {user}" if isinstance(user, str) and user else None
+    if key is None and seed is not None:
+        key = f"seed {seed}"
+    return choices if key is None else tuple(replace(choice, key=key) for choice in choices)
 
 
 def not_found(model: str, base: BaseNames, error: Exception | None = None) -> ModelNotFound:
@@ -173,6 +196,8 @@ def _named(text: str, where: str, field: str) -> AdapterChoice:
         raise InvalidSelection(f"{where} is empty; leave it out for the base model", param=field)
     if not at:
         return AdapterChoice(name)
+    if LABEL.fullmatch(version):
+        return AdapterChoice(text)
     # No version has more than 18 digits, and SQL has no number for it.
     if not (version.isascii() and version.isdigit() and len(version) < 19 and int(version)):
         raise InvalidSelection(

@@ -17,7 +17,7 @@ def pinned(choices: Sequence[AdapterChoice], refs: Sequence[AdapterRef]) -> list
     """Return choices with exactly the versions and scales of `refs`, so that a change between two
     prompts does not split one request."""
     return [
-        replace(choice, version=ref.version, scale=ref.scale)
+        replace(choice, name=ref.name, version=ref.version, scale=ref.scale)
         for choice, ref in zip(choices, refs, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from lorry.api.adapter_tokenizer import AdapterTokenizer
 from lorry.api.own_template import OwnTemplates
 from lorry.api.prompts import Prompts
 from lorry.constraint import Constraint, Grammar, Rules, Vocabulary
-from lorry_adapters.errors import AdapterBroken, AdapterError, UnknownAdapter
+from lorry_adapters.errors import AdapterBroken, AdapterError, InvalidSelection, UnknownAdapter
 from lorry_adapters.lora import words
 from lorry_adapters.lora.words import AddedToken, Words
 from lorry_adapters.registry.record import AdapterChoice, VersionRecord
@@ -88,13 +88,14 @@ class Voices:
         found = self._version(choices)
         if found is None:
             return self.base, choices
-        fixed = (replace(choices[0], version=found.version),)
+        name, version = found
+        fixed = (replace(choices[0], name=name, version=version.version),)
         with self._lock:
-            kept = self._kept.get(found.digest)
+            kept = self._kept.get(version.digest)
             if kept is not None:
-                self._kept.move_to_end(found.digest)
+                self._kept.move_to_end(version.digest)
                 return kept, fixed
-        return await asyncio.to_thread(self._made, fixed, found.digest), fixed
+        return await asyncio.to_thread(self._made, fixed, version.digest), fixed
 
     async def left_out(self, name: str, version: VersionRecord) -> list[str]:
         """Return the words of a version that are not used, for people. Empty if the version cannot
@@ -107,19 +108,17 @@ class Voices:
             return []
         return list(voice.left_out)
 
-    def _version(self, choices: Sequence[AdapterChoice]) -> VersionRecord | None:
-        """Return the version of the adapter that uses its own words."""
+    def _version(self, choices: Sequence[AdapterChoice]) -> tuple[str, VersionRecord] | None:
+        """Return the adapter's name and its version, if that uses its own words."""
         if not self._use or len(choices) != 1 or choices[0].digest is not None:
             return None
         (choice,) = choices
         try:
-            record = self._registry.get(choice.name)
-        except UnknownAdapter:
+            record, version = self._registry.resolve(choice)
+        except (UnknownAdapter, InvalidSelection):
             return None
         scale = record.scale if choice.scale is None else choice.scale
-        number = record.current.version if choice.version is None else choice.version
-        found = next((one for one in record.versions if one.version == number), None)
-        return found if found is not None and found.words and scale != 0 else None
+        return (record.name, version) if version.words and scale != 0 else None
 
     def _made(self, choices: tuple[AdapterChoice, ...], digest: str) -> Voice:
         # With a lease: otherwise the files could be removed while they are read.

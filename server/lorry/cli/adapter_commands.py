@@ -19,6 +19,7 @@ from lorry.cli.merge_command import merge
 from lorry.cli.output import AsJson, report, write_facts, write_json, write_line, write_table
 from lorry.cli.recover_command import recover
 from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Connection, Url
+from lorry.cli.version_commands import register
 from lorry.option import format_size
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
@@ -37,6 +38,7 @@ def build_app() -> typer.Typer:
     app.command("scale", context_settings={"ignore_unknown_options": True})(scale)
     app.command("pin")(pin)
     app.command("unpin")(unpin)
+    register(app)
     app.command("rm")(remove)
     app.command("recover")(recover)
     app.command("check")(check)
@@ -95,6 +97,8 @@ def show(
     for key, value in record.items():
         if key == "versions":
             value = [f"{item['version']} ({short(item['digest'])})" for item in value]
+        elif key in ("split", "aliases"):
+            value = [f"{name}: {meaning}" for name, meaning in value.items()]
         elif key == "bytes":
             value = format_size(value)
         elif key == "rank":

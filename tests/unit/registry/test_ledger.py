@@ -221,6 +221,7 @@ def test_a_home_from_before_there_were_files(
     with sqlite3.connect(home / "catalog.sqlite3") as db:
         db.execute("DROP TABLE home")
         db.execute("ALTER TABLE contents DROP COLUMN words")
+        db.execute("ALTER TABLE adapters DROP COLUMN rules")
         db.execute("PRAGMA user_version = 3")
     db.close()
     again = reopen()
