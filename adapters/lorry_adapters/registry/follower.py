@@ -1,22 +1,19 @@
 """Shows the changes that other servers make in a shared catalog.
 
-A thread waits for the catalog's messages and asks for its revision twice a second, since a message
-can be lost and some proxies of PostgreSQL deliver none. Records are shown at once; running requests
-keep their leases. Afterwards the contents that are new here are looked at. One that is missing here
-or does not fit the base is marked as broken, and until then reading it fails, so it is never served
-as something else.
+Records are shown at once; running requests keep their leases. Afterwards the contents that are new
+here are looked at. One that is missing here or does not fit the base is marked as broken, and until
+then reading it fails, so it is never served as something else.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-import threading
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lorry_adapters.errors import AdapterBroken, CatalogUnavailable, UnknownAdapter
+from lorry_adapters.errors import AdapterBroken, UnknownAdapter
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.host_cache import AdapterCache
 from lorry_adapters.registry.inventory import Inventory
@@ -27,9 +24,6 @@ from lorry_adapters.registry.storage import Storage
 
 if TYPE_CHECKING:
     from lorry_adapters.registry.shared.shared_ledger import SharedLedger
-
-POLL: Final = 0.5
-"""Seconds between two looks without a message."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,37 +74,19 @@ class _Follower:
         self._fingerprint = fingerprint(layout)
         self._max_rank = max_rank
         self._arrived: queue.SimpleQueue[VersionRecord] = queue.SimpleQueue()
-        self._over = threading.Event()
+        self._over = False
         storage.on_news = self._show
-        self._thread = threading.Thread(target=self._run, name="lorry-catalog", daemon=True)
-        self._thread.start()
+        self._watch = ledger.watch(self._look)
 
     def close(self) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        lost = False
-        while not self._over.is_set():
-            try:
-                with self._ledger.listening() as listener:
-                    while not self._over.is_set():
-                        self._look()
-                        if lost:
-                            _log.info("the catalog is back")
-                            lost = False
-                        self._check_arrived()
-                        listener.wait(POLL)
-            except CatalogUnavailable as error:
-                if not lost:
-                    _log.warning("%s", error.message)
-                lost = True
-                self._over.wait(POLL)
+        self._over = True
+        self._watch.close()
 
     def _look(self) -> None:
         if self._ledger.behind():
             with self._storage.lock:
                 self._show(self._ledger.news())
+        self._check_arrived()
 
     def _show(self, news: News) -> None:
         """Called under the storage's lock."""
@@ -128,7 +104,7 @@ class _Follower:
 
     def _check_arrived(self) -> None:
         with suppress(queue.Empty):
-            while not self._over.is_set():
+            while not self._over:
                 facts = self._arrived.get_nowait()
                 with suppress(UnknownAdapter, AdapterBroken):
                     self._check(facts)

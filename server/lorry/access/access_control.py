@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorry.access.access_database import FILE, AccessDatabase
+from lorry.access.access_database import FILE, AccessDatabase, AccessFile, SharedAccess
 from lorry.access.access_policy import AccessPolicy
 from lorry.access.audit import Audit
 from lorry.access.keyring import Keyring
@@ -27,14 +27,18 @@ class AccessControl:
         self.quotas = Quotas(quota_clock)
         self._database: AccessDatabase | None = None
 
-    def open(self, home: Path, registry: Registry) -> None:
-        """Open or create the database. Raises HomeUnusable."""
-        database = AccessDatabase(home / FILE)
+    def open(self, home: Path, registry: Registry, catalog: str | None = None) -> None:
+        """Open or create the database: that of the URL `catalog`, or a file in the home. Raises
+        HomeUnusable, CatalogUnavailable."""
+        database: AccessDatabase
+        database = SharedAccess(catalog) if catalog is not None else AccessFile(home / FILE)
         try:
-            registry.storage.watch(home / FILE)
+            if catalog is None:
+                registry.storage.watch(home / FILE)
             self.audit = Audit(database)
             self.keyring.open(database, self.audit, registry.storage.writing)
             self.policy.connect(self.audit, registry.records)
+            database.watch(self.keyring.refresh)
         except BaseException:
             database.close()
             raise

@@ -1,31 +1,53 @@
 """The database of keys and of the audit: opened, migrated, and its errors as ours.
 
-It is a SQLite file of its own in the home folder. A lost catalog is rebuilt from its second copy.
-Keys have none, and a server must never take a damaged file for one without keys, which would let
-everybody in: it does not start.
+It is a SQLite file of its own in the home folder, or in the database that servers share. A lost
+catalog is rebuilt from its second copy. Keys have none, and a server must never take a damaged file
+for one without keys, which would let everybody in: it does not start.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, create_engine, event, inspect, text
+from sqlalchemy import Connection, create_engine, event, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from lorry.access.access_tables import HEAD
+from lorry.access.access_tables import SCHEMA, keys
 from lorry_adapters.errors import HomeUnusable, Problem, Remedy, StorageFull
+from lorry_adapters.registry.shared.database import Database, NewerSchema, migrate
+from lorry_adapters.registry.shared.watch import Watch
 
 FILE: Final = "access.sqlite3"
 
-_VERSION: Final = "access_version"
+_CHANNEL: Final = "lorry_access"
+
+_KEYS: Final = 2
+"""Number of the lock on changes of keys."""
 
 
-class AccessDatabase:
-    """Thread-safe. Every storage error is HomeUnusable or StorageFull."""
+class AccessDatabase(Protocol):
+    """Thread-safe. Every storage error is HomeUnusable, StorageFull or CatalogUnavailable."""
+
+    def reading(self) -> AbstractContextManager[Connection]: ...
+
+    def writing(self) -> AbstractContextManager[Connection]:
+        """One transaction, which is on disk after the block."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Guard a block that changes keys: no other server changes any meanwhile."""
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call `look` when another server may have changed something, until `close`."""
+
+    def close(self) -> None: ...
+
+
+class AccessFile:
+    """The file in the home folder."""
 
     def __init__(self, path: Path) -> None:
         """Open or create `path`, and migrate it. Raises HomeUnusable if it is damaged or was
@@ -36,7 +58,12 @@ class AccessDatabase:
         event.listen(self._engine, "begin", _begin)
         try:
             with self.writing() as connection:
-                self._migrate(connection)
+                migrate(connection, SCHEMA)
+        except NewerSchema as error:
+            self._engine.dispose()
+            raise HomeUnusable(
+                Problem(f"{path} {error} home folder", Remedy.OTHER_HOME, path=str(path.parent))
+            ) from error
         except BaseException:
             self._engine.dispose()
             raise
@@ -48,36 +75,18 @@ class AccessDatabase:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One transaction, which is on disk after the block."""
         with self._translated(), self._engine.begin() as connection:
             yield connection
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        yield
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Nobody else changes the file."""
+
     def close(self) -> None:
         self._engine.dispose()
-
-    def _migrate(self, connection: Connection) -> None:
-        found = _version_in(connection)
-        if found == HEAD:
-            return
-        # Imported here: an ordinary start needs none of it.
-        from alembic import command
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-        config.attributes["connection"] = connection
-        known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
-        if found is not None and found not in known:
-            raise HomeUnusable(
-                Problem(
-                    f"{self._path} was written by a newer Lorry (migration {found[:40]!r}; this "
-                    f"one knows up to {HEAD}); upgrade, or choose another home folder",
-                    Remedy.OTHER_HOME,
-                    path=str(self._path.parent),
-                )
-            )
-        command.upgrade(config, "head")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -96,8 +105,50 @@ class AccessDatabase:
         )
 
 
-def has_keys(home: Path) -> bool:
-    """Return whether the home has API keys, without changing it. Raises HomeUnusable."""
+class SharedAccess:
+    """The database that servers share."""
+
+    def __init__(self, url: str) -> None:
+        """Raises CatalogUnavailable, and HomeUnusable if a newer server wrote it."""
+        self._database = Database(url, SCHEMA)
+        self._watch: Watch | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        with self._database.transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        with self._database.transaction() as connection:
+            yield connection
+            connection.execute(select(func.pg_notify(_CHANNEL, "")))
+            connection.commit()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._database.alone(_KEYS):
+            yield
+
+    def watch(self, look: Callable[[], None]) -> None:
+        self._watch = Watch(self._database, _CHANNEL, look)
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self._database.close()
+
+
+def has_keys(home: Path, catalog: str | None = None) -> bool:
+    """Return whether there are API keys: in the database of the URL `catalog`, or in the home
+    folder, without changing it. Raises HomeUnusable, CatalogUnavailable."""
+    if catalog is not None:
+        database = SharedAccess(catalog)
+        try:
+            with database.reading() as connection:
+                return connection.execute(select(keys.c.id).limit(1)).first() is not None
+        finally:
+            database.close()
     path = home / FILE
     if not path.exists():
         return False
@@ -109,12 +160,6 @@ def has_keys(home: Path) -> bool:
         raise HomeUnusable(
             f"the keys in {path} cannot be read ({error}); restore the file from a backup"
         ) from error
-
-
-def _version_in(connection: Connection) -> str | None:
-    if not inspect(connection).has_table(_VERSION):
-        return None
-    return connection.execute(text(f"SELECT version_num FROM {_VERSION}")).scalar()
 
 
 def _durable(connection: Any, _: object) -> None:

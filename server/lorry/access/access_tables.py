@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     DateTime,
     Float,
@@ -17,10 +19,14 @@ from sqlalchemy import (
     Table,
 )
 
-HEAD: Final = "0001"
-"""The newest migration."""
+from lorry_adapters.registry.shared.database import Schema
+
+SCHEMA: Final = Schema(Path(__file__).with_name("migrations"), "access_version", "0002")
 
 metadata = MetaData()
+
+# One row: counts the changes of keys.
+state = Table("access_state", metadata, Column("revision", BigInteger, nullable=False))
 
 keys = Table(
     "keys",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from lorry.access.access_database import AccessDatabase
 from lorry.access.access_tables import keys as table
+from lorry.access.access_tables import state
 from lorry.access.api_key import (
     KeyLimits,
     KeyRecord,
@@ -49,6 +51,7 @@ class Keyring:
         """`api_key`: the settings' key."""
         self._own = None if api_key is None else digest_of_key(api_key.encode())
         self._clock = clock
+        self._refreshing = threading.Lock()
         self._stored: Mapping[str, _Stored] = MappingProxyType({})
         """By id. Replaced as a whole by each change."""
 
@@ -59,9 +62,20 @@ class Keyring:
         writing: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Read the stored keys. `writing` guards each change; one at a time. Raises
-        HomeUnusable."""
+        HomeUnusable, CatalogUnavailable."""
         self._database, self._audit, self._writing = database, audit, writing
-        self._read()
+        self._seen = -1
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what other servers changed. Raises HomeUnusable, CatalogUnavailable."""
+        with self._refreshing, self._database.reading() as connection:
+            # Before the keys: if they change in between, they are read again.
+            revision = connection.execute(select(state.c.revision)).scalar_one()
+            if revision != self._seen:
+                rows = [dict(row._mapping) for row in connection.execute(select(table))]
+                self._stored = MappingProxyType({row["id"]: _stored(row) for row in rows})
+                self._seen = revision
 
     @property
     def asks(self) -> bool:
@@ -105,7 +119,7 @@ class Keyring:
     ) -> tuple[KeyRecord, str]:
         """Store a new key. Return it with its text, which nothing keeps. Raises KeyConflict,
         StorageFull, HomeUnusable."""
-        with self._writing():
+        with self._exclusive():
             known = {one.name for one in self.records()} | {SETTINGS_KEY.name}
             if name in known or name in self._stored:
                 raise KeyConflict(f"there is a key {name!r} already; choose another name")
@@ -136,7 +150,7 @@ class Keyring:
     def change(self, name: str, **given: Any) -> KeyRecord:
         """Change the given fields of a key: scopes, adapters, limits, description. Raises
         KeyNotFound, KeyConflict, StorageFull, HomeUnusable."""
-        with self._writing():
+        with self._exclusive():
             old = self._find(name).record
             record = replace(old, **given)
             if record == old:
@@ -156,7 +170,7 @@ class Keyring:
     def rotate(self, name: str, keep_old: float) -> tuple[KeyRecord, str]:
         """Give a key a new text and return it; the old one is good for `keep_old` seconds more.
         Raises KeyNotFound, StorageFull, HomeUnusable."""
-        with self._writing():
+        with self._exclusive():
             stored = self._find(name)
             record = replace(stored.record, updated_at=datetime.now(UTC))
             text = new_secret(record.id)
@@ -176,7 +190,7 @@ class Keyring:
 
     def revoke(self, name: str) -> KeyRecord:
         """Delete a key. Raises KeyNotFound, KeyConflict, StorageFull, HomeUnusable."""
-        with self._writing():
+        with self._exclusive():
             record = self._find(name).record
             self._check_admin_without(record)
             with self._changing(AuditEntry("revoked", KEY, record.name)) as connection:
@@ -188,9 +202,17 @@ class Keyring:
         """Yield a transaction, with the change's entry in the audit. In force after the block."""
         with self._database.writing() as connection:
             yield connection
+            connection.execute(update(state).values(revision=state.c.revision + 1))
             self._audit.write(connection, entry)
-        self._read()
+        self.refresh()
         log(entry)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Guard a change, which sees every change before it."""
+        with self._writing(), self._database.alone():
+            self.refresh()
+            yield
 
     def _find(self, name: str) -> _Stored:
         for id, stored in self._stored.items():
@@ -205,11 +227,6 @@ class Keyring:
                 f"{gone.name!r} is the only key with the scope admin, and without one nobody could "
                 "manage keys; make another first"
             )
-
-    def _read(self) -> None:
-        with self._database.reading() as connection:
-            rows = [dict(row._mapping) for row in connection.execute(select(table))]
-        self._stored = MappingProxyType({row["id"]: _stored(row) for row in rows})
 
 
 def _columns(record: KeyRecord) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from alembic.script import ScriptDirectory
 
 from lorry.access import access_database
 from lorry.access.access_control import AccessControl
-from lorry.access.access_database import FILE, AccessDatabase, has_keys
-from lorry.access.access_tables import HEAD, metadata
+from lorry.access.access_database import FILE, AccessFile, has_keys
+from lorry.access.access_tables import SCHEMA, metadata
 from lorry.access.api_key import (
     KeyLimits,
     KeyRecord,
@@ -48,7 +48,7 @@ def opened(home: Path) -> tuple[AccessControl, Registry]:
 
 
 def test_the_tables_are_what_the_migrations_make(tmp_path: Path) -> None:
-    database = AccessDatabase(tmp_path / FILE)
+    database = AccessFile(tmp_path / FILE)
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": "access_version"})
         assert compare_metadata(context, metadata) == []
@@ -56,7 +56,7 @@ def test_the_tables_are_what_the_migrations_make(tmp_path: Path) -> None:
     config = Config()
     folder = Path(access_database.__file__).with_name("migrations")
     config.set_main_option("script_location", str(folder))
-    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+    assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA.head]
 
 
 def test_a_home_without_the_file_gets_one_and_keeps_its_keys(tmp_path: Path) -> None:
@@ -81,12 +81,12 @@ def test_a_home_without_the_file_gets_one_and_keeps_its_keys(tmp_path: Path) -> 
 
 
 def test_a_newer_file_is_refused_by_name(tmp_path: Path) -> None:
-    AccessDatabase(tmp_path / FILE).close()
+    AccessFile(tmp_path / FILE).close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("UPDATE access_version SET version_num = '0099'")
         db.commit()
     with pytest.raises(HomeUnusable, match="written by a newer Lorry"):
-        AccessDatabase(tmp_path / FILE)
+        AccessFile(tmp_path / FILE)
 
 
 def test_half_a_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +98,8 @@ def test_half_a_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as broken:
         broken.setattr(op, "create_index", fail)
         with pytest.raises(RuntimeError):
-            AccessDatabase(tmp_path / FILE)
-    AccessDatabase(tmp_path / FILE).close()
+            AccessFile(tmp_path / FILE)
+    AccessFile(tmp_path / FILE).close()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorry import bootstrap
-from lorry.access.access_database import FILE, AccessDatabase
+from lorry.access.access_database import FILE, AccessFile
 from lorry.access.access_tables import keys
 from lorry.errors import SettingsError
 from lorry.settings import Settings
@@ -47,7 +47,7 @@ def test_this_machine_needs_none(tmp_path: Path, bound: list[str], host: str) ->
 
 
 def test_a_stored_key_is_enough(tmp_path: Path, bound: list[str]) -> None:
-    database = AccessDatabase(tmp_path / FILE)
+    database = AccessFile(tmp_path / FILE)
     with pytest.raises(SettingsError, match="there is no API key"):
         bootstrap.serve(Settings(host="0.0.0.0", home=tmp_path))
     with database.writing() as connection:

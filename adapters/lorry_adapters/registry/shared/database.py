@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from lorry_adapters.errors import CatalogUnavailable, HomeUnusable, Problem, Remedy
+from lorry_adapters.errors import CatalogUnavailable, HomeUnusable
 
 SILENCE: Final = 5.0
 """Seconds without an answer after which the database counts as lost."""
@@ -79,8 +79,11 @@ class Database:
             with self.transaction() as connection:
                 # Several servers may start at once.
                 connection.execute(text("SELECT pg_advisory_xact_lock(7207, 1)"))
-                migrate(connection, schema, self.name)
+                migrate(connection, schema)
                 connection.commit()
+        except NewerSchema as error:
+            self._engine.dispose()
+            raise HomeUnusable(f"the catalog {self.name} {error}") from error
         except BaseException:
             self._engine.dispose()
             raise
@@ -163,9 +166,12 @@ class Listener:
             raise SQLAlchemyError(str(error)) from error
 
 
-def migrate(connection: Connection, schema: Schema, name: str) -> None:
-    """Bring a schema's tables up to date, in the connection's transaction. `name`: of the database,
-    for people. Raises HomeUnusable if a newer server made them."""
+class NewerSchema(Exception):
+    """The message goes on from the database's name."""
+
+
+def migrate(connection: Connection, schema: Schema) -> None:
+    """Bring a schema's tables up to date, in the connection's transaction. Raises NewerSchema."""
     found = None
     if inspect(connection).has_table(schema.version_table):
         query = text(f"SELECT version_num FROM {schema.version_table}")
@@ -182,13 +188,9 @@ def migrate(connection: Connection, schema: Schema, name: str) -> None:
     config.attributes["connection"] = connection
     known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
-        raise HomeUnusable(
-            Problem(
-                f"{name} was written by a newer Lorry (migration {found[:40]!r}; this one knows up "
-                f"to {schema.head}); upgrade, or choose another",
-                Remedy.OTHER_HOME,
-                path=name,
-            )
+        raise NewerSchema(
+            f"was written by a newer Lorry (migration {found[:40]!r}; this one knows up to "
+            f"{schema.head}); upgrade, or choose another"
         )
     command.upgrade(config, "head")
 

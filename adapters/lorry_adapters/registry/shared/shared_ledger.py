@@ -5,14 +5,14 @@ with the next revision. So changes of all servers have one order, a version numb
 and whoever changes something has seen everything before it. A record is stored as in a file of
 `records/`.
 
-The other servers hear of a change by NOTIFY, and ask for the revision anyway, as a message may be
-lost. What they then read (`news`) are the rows with a higher revision than their own.
+The other servers hear of a change by NOTIFY, and ask for the revision anyway (`watch`). What they
+then read (`news`) are the rows with a higher revision than their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from lorry_adapters.errors import CatalogUnavailable
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.ledgers import News
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
-from lorry_adapters.registry.shared.database import Database, Listener
+from lorry_adapters.registry.shared.database import Database
 from lorry_adapters.registry.shared.shared_tables import (
     SCHEMA,
     adapters,
@@ -33,6 +33,7 @@ from lorry_adapters.registry.shared.shared_tables import (
     unnamed,
     versions,
 )
+from lorry_adapters.registry.shared.watch import Watch
 from lorry_adapters.registry.sidecars import Sidecar, document_of, sidecar_of
 
 CHANNEL: Final = "lorry_catalog"
@@ -113,9 +114,9 @@ class SharedLedger:
         with self.database.transaction(snapshot=True) as connection:
             return self._read(connection)
 
-    def listening(self) -> AbstractContextManager[Listener]:
-        """Yield what hears of changes. Raises CatalogUnavailable."""
-        return self.database.listening(CHANNEL)
+    def watch(self, look: Callable[[], None]) -> Watch:
+        """Call `look` when there may be something to look at, in a thread."""
+        return Watch(self.database, CHANNEL, look)
 
     def behind(self) -> bool:
         """Return whether there is something to look at. Raises CatalogUnavailable."""
