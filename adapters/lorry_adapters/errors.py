@@ -45,6 +45,8 @@ class Remedy(StrEnum):
     """The server's limit: limit, in bytes."""
     OTHER_HOME = "other_home"
     """Use another home folder: path is the unusable one."""
+    MOVE_CATALOG = "move_catalog"
+    """Move a home's own catalog to the one that servers share."""
     ADOPT = "adopt"
     """Make adapters of stored files without an adapter: count."""
     SERVE_AS_BASE = "serve_as_base"

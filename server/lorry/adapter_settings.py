@@ -68,6 +68,15 @@ class AdapterSettings:
         "brings. use: use them for that adapter. ignore: use the base's for all.",
         choices=("use", "ignore"),
     )
+    catalog: str | None = setting(
+        None,
+        Kind.TEXT,
+        "URL of a PostgreSQL database, `postgresql://user:password@host/database`, in which "
+        "several servers keep their adapters, keys and audit together. It needs the extra "
+        "`lorry[postgres]`. Prefer the variable, as for the API key.",
+        secret=True,
+        default_text="files in the home",
+    )
     keep_unclaimed: float = setting(
         7.0,
         Kind.FLOAT,

@@ -21,6 +21,7 @@ ADVICE: Final[Mapping[StrEnum, str]] = {
     Remedy.RAISE_MAX_RANK: "--max-lora-rank {needed} (LORRY_MAX_LORA_RANK) allows it",
     Remedy.RAISE_MAX_UPLOAD: "--max-upload (LORRY_MAX_UPLOAD) raises that limit",
     Remedy.OTHER_HOME: "--home (LORRY_HOME) names another one",
+    Remedy.MOVE_CATALOG: "lorry catalog move, with this server's --home and --catalog, does that",
     Remedy.ADOPT: "lorry adapters recover makes adapters of them",
     Remedy.SERVE_AS_BASE: "lorry serve FOLDER does that",
     Remedy.UNQUANTIZED_BASE: "--quantize none serves it so",

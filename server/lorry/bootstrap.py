@@ -129,9 +129,10 @@ def _registry(
         cache=cache,
         policy=access.policy,
         retention=Retention(settings.keep_versions, settings.keep_version_days),
+        catalog=settings.catalog,
     )
     try:
-        access.open(settings.home, registry)
+        access.open(settings.home, registry, settings.catalog)
     except BaseException:
         registry.close()
         raise
@@ -257,10 +258,11 @@ def serve(settings: Settings) -> None:
 
 
 def _check_reach(settings: Settings) -> None:
-    """Refuse to serve other machines without a key. Raises SettingsError, HomeUnusable."""
+    """Refuse to serve other machines without a key. Raises SettingsError, HomeUnusable,
+    CatalogUnavailable."""
     if settings.open_to_anyone or settings.api_key is not None or is_loopback(settings.host):
         return
-    if not has_keys(settings.home):
+    if not has_keys(settings.home, settings.catalog):
         raise SettingsError(
             f"other machines may reach --host {settings.host}, and there is no API key: set "
             "LORRY_API_KEY, or say --open-to-anyone (LORRY_OPEN_TO_ANYONE=true) to serve whoever "

@@ -56,9 +56,13 @@ def samples_for(base: str) -> tuple[SampleAdapter, ...]:
 def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
     """Register the samples for `base` that were not offered to this home yet. Return their names.
 
-    A name that the user gave to their own adapter is skipped. Samples whose records were lost with
-    the home's are offered again, and no others, as far as that can be determined.
+    A catalog that servers share gets them only while it is empty. A name that the user gave to
+    their own adapter is skipped. Samples whose records were lost with the home's are offered
+    again, and no others, as far as that can be determined.
     """
+    if registry.storage.ledger.began:
+        # Its adapters are not this home's alone: a sample that is missing was removed.
+        return ()
     samples = samples_for(base)
     path = home / OFFERED_FILE
     offered = _offered(path, samples) - _lost(registry, samples)

@@ -42,6 +42,8 @@ class Sources:
     records: Callable[[], Sequence[AdapterRecord]]
     in_host_cache: Callable[[str], bool]
     why_broken: Callable[[str], str | None]
+    catalog_answers: Callable[[], bool | None] = lambda: None
+    """None if no other server shares the catalog."""
 
 
 class Scrape:
@@ -60,6 +62,11 @@ class Scrape:
         records = self._sources.records()
         yield from self._engine(stats)
         yield from self._adapters(stats, records)
+        answers = self._sources.catalog_answers()
+        if answers is not None:
+            yield _gauge(
+                "lorry_catalog_up", "1 if the catalog that servers share answers.", answers
+            )
         cache = self._sources.host_cache()
         yield _gauge("lorry_host_cache_adapters", "Adapters in host memory.", cache.entries)
         yield _gauge("lorry_host_cache_bytes", "Bytes of the adapters in host memory.", cache.bytes)

@@ -151,6 +151,7 @@ def families() -> list[Metric]:
             records=lambda: (_record(),),
             in_host_cache=lambda digest: True,
             why_broken=lambda digest: None,
+            catalog_answers=lambda: True,
         )
     )
     meter = metrics.accepted((), prompt_tokens=1, max_tokens=1)

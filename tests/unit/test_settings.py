@@ -65,6 +65,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "hub_endpoint": ("https://hub.example.com", "https://hub.example.com"),
     "fetch_timeout": ("60", 60.0),
     "adapter_templates": ("ignore", "ignore"),
+    "catalog": ("postgresql://lorry@db/lorry", "postgresql://lorry@db/lorry"),
     "keep_unclaimed": ("0.5", 0.5),
     "keep_versions": ("20", 20),
     "keep_version_days": ("7", 7.0),

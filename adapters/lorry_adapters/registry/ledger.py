@@ -21,17 +21,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from lorry_adapters.errors import StorageFull
 from lorry_adapters.registry.blobs import storage_full_named
 from lorry_adapters.registry.catalog import Catalog, CatalogDamaged, StoredContent
 from lorry_adapters.registry.document import Pending
-from lorry_adapters.registry.ledgers import News
+from lorry_adapters.registry.ledgers import CATALOG, News
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.sidecars import FOLDER, FoundSidecars, Sidecar, Sidecars
-
-_CATALOG: Final = "catalog.sqlite3"
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +48,12 @@ class Ledger:
         disk fails.
         """
         self._home = home
-        self.is_shared = False
-        self.places: tuple[Path, ...] = (home / _CATALOG, home / FOLDER)
+        self.is_shared = self.began = False
+        self.places: tuple[Path, ...] = (home / CATALOG, home / FOLDER)
         """Paths that must not be replaced."""
         self._sidecars = Sidecars(home)
         found = self._sidecars.read()
-        self._catalog, aside = _opened(home / _CATALOG)
+        self._catalog, aside = _opened(home / CATALOG)
         try:
             behind = self._catalog.revision() < found.revision
             begins = self._catalog.is_new or aside is not None
@@ -122,7 +119,7 @@ class Ledger:
     ) -> str:
         kept = list(found.sidecars.values())
         owned = {version.digest for one in kept for version in one.record.versions}
-        for one in self._stored():
+        for one in self.stored():
             # Its file is missing. A removal also deletes the content, so an adapter whose content
             # still exists was not removed: its file was lost.
             digests = {version.digest for version in one.record.versions} - owned
@@ -138,7 +135,7 @@ class Ledger:
 
     def _write_copies(self, found: FoundSidecars) -> None:
         """Make the files equal to the catalog."""
-        stored = self._stored()
+        stored = self.stored()
         if stored and not self._catalog.revision():
             # The catalog is from before changes were counted; the files' numbers begin with 1.
             self._catalog.count()
@@ -153,7 +150,7 @@ class Ledger:
         except StorageFull:
             _log.warning("the disk is full: the next start writes %s/ again", FOLDER)
 
-    def _stored(self) -> tuple[Sidecar, ...]:
+    def stored(self) -> tuple[Sidecar, ...]:
         sizes = {content.digest: content.stored_bytes for content in self._catalog.contents()}
         return tuple(
             Sidecar(

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
+from lorry_adapters.errors import HomeUnusable, Problem, Remedy
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+
+CATALOG: Final = "catalog.sqlite3"
+"""The home's own, in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class AdapterLedger(Protocol):
 
     is_shared: bool
     """True if other servers change it too."""
+    began: bool
+    """True if it is shared and had changes before this server began."""
     recovery: str | None
     """A line for people about lost data that was restored."""
     remembers: bool
@@ -75,6 +81,14 @@ def open_ledger(
     if catalog is not None:
         from lorry_adapters.registry.shared.shared_ledger import SharedLedger
 
+        if (home / CATALOG).exists():
+            raise HomeUnusable(
+                Problem(
+                    f"the home folder {home} has a catalog of its own, whose adapters would not be "
+                    "served; move them to the shared one, or choose another home folder",
+                    Remedy.MOVE_CATALOG,
+                )
+            )
         return SharedLedger(catalog, layout)
     from lorry_adapters.registry.ledger import Ledger
 

@@ -72,6 +72,10 @@ class Storage:
         """Return what prevents changes although adapters are served, or may soon, or None."""
         return self.ledger.warning() or self._home.warning()
 
+    def catalog_answers(self) -> bool | None:
+        """Return whether a catalog that servers share can be used; None if it is in the home."""
+        return self.ledger.warning() is None if self.ledger.is_shared else None
+
     def unusable(self, error: OSError) -> HomeUnusable:
         """Return the error for a system error while storing."""
         return self._home.unusable(error)

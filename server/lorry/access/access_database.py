@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lorry.access.access_tables import SCHEMA, keys
 from lorry_adapters.errors import HomeUnusable, Problem, Remedy, StorageFull
 from lorry_adapters.registry.shared.database import Database, NewerSchema, migrate
-from lorry_adapters.registry.shared.watch import Watch
+from lorry_adapters.registry.shared.database_watch import DatabaseWatch
 
 FILE: Final = "access.sqlite3"
 
@@ -111,7 +111,7 @@ class SharedAccess:
     def __init__(self, url: str) -> None:
         """Raises CatalogUnavailable, and HomeUnusable if a newer server wrote it."""
         self._database = Database(url, SCHEMA)
-        self._watch: Watch | None = None
+        self._watch: DatabaseWatch | None = None
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -131,7 +131,7 @@ class SharedAccess:
             yield
 
     def watch(self, look: Callable[[], None]) -> None:
-        self._watch = Watch(self._database, _CHANNEL, look)
+        self._watch = DatabaseWatch(self._database, _CHANNEL, look)
 
     def close(self) -> None:
         if self._watch is not None:

@@ -152,6 +152,7 @@ def create_app(services: Services) -> FastAPI:
             records=registry.records,
             in_host_cache=registry.in_host_cache,
             why_broken=registry.why_broken,
+            catalog_answers=lambda: registry.storage.catalog_answers(),
         )
     )
     base = BaseNames(services.base.name, services.base.other_names, services.base.repository)

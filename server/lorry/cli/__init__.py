@@ -1,5 +1,5 @@
 """The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `keys`,
-`audit`, `bench`, `doctor`.
+`catalog`, `audit`, `bench`, `doctor`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -22,6 +22,7 @@ from lorry.cli import (
     adapter_commands,
     audit_command,
     bench_command,
+    catalog_commands,
     chat_commands,
     doctor_command,
     key_commands,
@@ -63,6 +64,7 @@ def build_app() -> typer.Typer:
     app.add_typer(adapter_commands.build_app(), name="adapters")
     app.add_typer(model_commands.build_app(), name="models")
     app.add_typer(key_commands.build_app(), name="keys")
+    app.add_typer(catalog_commands.build_app(), name="catalog")
     audit_command.register(app)
     bench_command.register(app)
     doctor_command.register(app)

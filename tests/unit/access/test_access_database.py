@@ -169,3 +169,19 @@ def test_lists_of_adapters(
 def test_bad_patterns(pattern: str) -> None:
     with pytest.raises(ValueError):
         check_pattern(pattern)
+
+
+def test_a_file_of_the_first_version_is_migrated_with_its_keys(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    access, registry = opened(home)
+    record, text = access.keyring.create("boss", ADMIN, None, KeyLimits(), "")
+    access.close()
+    registry.close()
+    with closing(sqlite3.connect(home / FILE)) as db:
+        db.execute("DROP TABLE access_state")
+        db.execute("UPDATE access_version SET version_num = '0001'")
+        db.commit()
+    access, registry = opened(home)
+    assert access.keyring.find(text.encode()) == record
+    access.close()
+    registry.close()

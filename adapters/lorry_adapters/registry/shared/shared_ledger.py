@@ -25,6 +25,7 @@ from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.ledgers import News
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
 from lorry_adapters.registry.shared.database import Database
+from lorry_adapters.registry.shared.database_watch import DatabaseWatch
 from lorry_adapters.registry.shared.shared_tables import (
     SCHEMA,
     adapters,
@@ -33,7 +34,6 @@ from lorry_adapters.registry.shared.shared_tables import (
     unnamed,
     versions,
 )
-from lorry_adapters.registry.shared.watch import Watch
 from lorry_adapters.registry.sidecars import Sidecar, document_of, sidecar_of
 
 CHANNEL: Final = "lorry_catalog"
@@ -62,14 +62,10 @@ class SharedLedger:
         try:
             with self.database.transaction(snapshot=True) as connection:
                 self._read(connection)
+            self.began = self._seen > 0
         except BaseException:
             self.database.close()
             raise
-
-    @property
-    def began(self) -> bool:
-        """True if somebody has stored an adapter here before."""
-        return self._seen > 0
 
     def adapters(self) -> tuple[AdapterRecord, ...]:
         """Return all adapters that were there at the last look, by name."""
@@ -114,9 +110,9 @@ class SharedLedger:
         with self.database.transaction(snapshot=True) as connection:
             return self._read(connection)
 
-    def watch(self, look: Callable[[], None]) -> Watch:
+    def watch(self, look: Callable[[], None]) -> DatabaseWatch:
         """Call `look` when there may be something to look at, in a thread."""
-        return Watch(self.database, CHANNEL, look)
+        return DatabaseWatch(self.database, CHANNEL, look)
 
     def behind(self) -> bool:
         """Return whether there is something to look at. Raises CatalogUnavailable."""
@@ -132,7 +128,13 @@ class SharedLedger:
             sizes[content.digest] = content.stored_bytes
         sizes = {version.digest: sizes[version.digest] for version in record.versions}
         last = max(self.next_version(record.name) - 1, *(v.version for v in record.versions))
-        sidecar = Sidecar(record, last, sizes)
+        fitting = [] if content is None else [content]
+        self.store(Sidecar(record, last, sizes), fitting)
+
+    def store(self, sidecar: Sidecar, fitting: Sequence[StoredContent]) -> None:
+        """As `save`: all that is known of an adapter, and contents that were verified."""
+        record = sidecar.record
+        old = self._known.get(record.name)
         before = {(v.version, v.digest) for v in old.record.versions} if old else set()
         after = {(v.version, v.digest) for v in record.versions}
         with self._committing(removal=False) as (connection, revision):
@@ -149,11 +151,10 @@ class SharedLedger:
             if after - before:
                 rows = [{"name": record.name, "version": v, "digest": d} for v, d in after - before]
                 connection.execute(insert(versions), rows)
-            if content is not None:
+            for content in fitting:
                 self._fit(connection, content)
         self._known[record.name] = sidecar
-        if content is not None and content.layout == self._layout:
-            self._fits.add(content.digest)
+        self._fits |= {one.digest for one in fitting if one.layout == self._layout}
 
     def save_content(self, facts: VersionRecord, content: StoredContent) -> None:
         """Remember that a content was verified against its layout. Raises CatalogUnavailable."""

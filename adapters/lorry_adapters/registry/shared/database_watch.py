@@ -20,7 +20,7 @@ POLL: Final = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Watch:
+class DatabaseWatch:
     def __init__(self, database: Database, channel: str, look: Callable[[], None]) -> None:
         """Call `look` from now on. It may raise CatalogUnavailable; then it is called again."""
         self._database = database
