@@ -55,8 +55,12 @@ class Served:
         seqs: int = 16,
         longest: int = 32768,
         max_step_time: float | None = None,
+        by_work: bool = False,
     ) -> None:
+        """`by_work`: `max_step_time` is processor time, which other work on the machine changes
+        less."""
         self._steps = steps
+        self._by_work = by_work
         executor = steps.executor
         blocks = BlockPool(executor.paths.cache.num_blocks, BLOCK_SIZE)
         self.scheduler = Scheduler(
@@ -94,8 +98,8 @@ class Served:
     def _run(self, batch: Batch, begun: float, worked: float) -> StepTime:
         results = self._steps.executor.run(batch)
         events = self.scheduler.commit(batch, results, begun)
-        seconds = time.perf_counter() - begun
-        self.scheduler.pace.learn(batch, seconds)
+        seconds, work = time.perf_counter() - begun, time.process_time() - worked
+        self.scheduler.pace.learn(batch, work if self._by_work else seconds)
         drawn = {event.request_id: event.drawn for event in events}
         rows = {row.request_id: len(row.token_ids) for row in batch.rows}
-        return StepTime(seconds, time.process_time() - worked, rows, drawn)
+        return StepTime(seconds, work, rows, drawn)

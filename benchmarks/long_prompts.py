@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--home", help="where the base is cached, as for lorry serve")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2, help="of `pauses`")
+    parser.add_argument("--by-work", action="store_true")
     parser.add_argument("--only", choices=["time", "equal", "pauses"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -69,7 +70,7 @@ def main() -> int:
     if given.only in (None, "equal"):
         equal(steps, ids)
     if given.only in (None, "pauses"):
-        pauses(steps, ids[: given.beside], given.repeats)
+        pauses(steps, ids[: given.beside], given.repeats, by_work=given.by_work)
     steps.close()
     return 0
 
@@ -110,24 +111,24 @@ def equal(steps: Steps, ids: Sequence[int]) -> None:
     )
 
 
-def pauses(steps: Steps, ids: Sequence[int], repeats: int) -> None:
+def pauses(steps: Steps, ids: Sequence[int], repeats: int, *, by_work: bool) -> None:
     gaps: dict[float | None, list[float]] = {target: [] for target in TARGETS}
     alone: list[float] = []
     firsts: dict[float | None, list[float]] = {target: [] for target in TARGETS}
     for repeat in range(repeats):
         for target in TARGETS:
-            served = Served(steps, cached=False, budget=STEP, max_step_time=target)
+            served = Served(steps, cached=False, budget=STEP, max_step_time=target, by_work=by_work)
             served.add("stream", ids[:100], 100_000)
             # What the server has learned from prompts before.
             served.add("earlier", ids[: STEP + repeat], 1)
             while served.scheduler.num_requests > 1:
                 served.step()
             for _ in range(20):
-                alone.append(step_of(served))
+                alone.append(step_of(served, by_work))
             served.add("prompt", ids, 1)
             mine: list[float] = []
             while served.scheduler.num_requests > 1:
-                mine.append(step_of(served))
+                mine.append(step_of(served, by_work))
             gaps[target] += mine
             firsts[target].append(sum(mine))
             served.scheduler.cancel("stream")
@@ -142,11 +143,11 @@ def pauses(steps: Steps, ids: Sequence[int], repeats: int) -> None:
         )
 
 
-def step_of(served: Served) -> float:
+def step_of(served: Served, by_work: bool) -> float:
     made = served.step()
     assert made is not None
     assert made.rows["stream"] == 1
-    return made.seconds
+    return made.worked if by_work else made.seconds
 
 
 def resident() -> float:

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import psutil
 
 CITIES = [
     "Oslo",
@@ -43,45 +44,48 @@ CITIES = [
     "Leeds",
     "Parma",
 ]
-DOCUMENT = "\n".join(
-    f"Order {1000 + 37 * index}: {3 + index} pallets of {what} go from {city} to "
-    f"{CITIES[index - 5]} on {1 + index} May; the driver is {who} and the price is "
-    f"{200 + 13 * index} euros."
-    for index, (city, what, who) in enumerate(
-        zip(
-            CITIES,
-            [
-                "tiles",
-                "paper",
-                "apples",
-                "steel",
-                "wine",
-                "glass",
-                "fish",
-                "cloth",
-                "bricks",
-                "cheese",
-                "books",
-                "salt",
-            ],
-            [
-                "Ada",
-                "Ben",
-                "Cleo",
-                "Dov",
-                "Eva",
-                "Finn",
-                "Gia",
-                "Hugo",
-                "Ines",
-                "Jan",
-                "Kim",
-                "Leo",
-            ],
-            strict=True,
-        )
+GOODS = [
+    "tiles",
+    "paper",
+    "apples",
+    "steel",
+    "wine",
+    "glass",
+    "fish",
+    "cloth",
+    "bricks",
+    "cheese",
+    "books",
+    "salt",
+]
+DRIVERS = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dov",
+    "Eva",
+    "Finn",
+    "Gia",
+    "Hugo",
+    "Ines",
+    "Jan",
+    "Kim",
+    "Leo",
+]
+
+
+def order(index: int) -> str:
+    """No two say the same of the same city."""
+    again, place = divmod(index, len(CITIES))
+    goods = GOODS[(place + 7 * again) % 12]
+    return (
+        f"Order {1000 + 37 * index}: {3 + index} pallets of {goods} go from "
+        f"{CITIES[place]} to {CITIES[(place + 7 + again) % 12]} on {1 + index} May; the driver is "
+        f"{DRIVERS[(place + 5 * again) % 12]} and the price is {200 + 13 * index} euros."
     )
-)
+
+
+DOCUMENT = "\n".join(order(index) for index in range(len(CITIES)))
 CODE = "\n".join(
     f"def total_{name}(rows, limit=None):\n    total = 0\n    for row in rows[:limit]:\n"
     f"        total += row.{name}\n    return total\n"
@@ -171,23 +175,33 @@ def main() -> int:
     parser.add_argument("--text", choices=sorted(TEXTS), default="copy")
     parser.add_argument("-c", type=int, default=1, help="requests in flight")
     parser.add_argument("-n", type=int, default=4, help="requests of each kind in a repeat")
+    parser.add_argument("--first", type=int, default=0, help="requests that were sent before")
     parser.add_argument("--tokens", type=int, default=200, help="most new tokens of an answer")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--pid",
+        type=int,
+        help="of the server: compares its processor time, too, which other work changes less",
+    )
     given = parser.parse_args()
     with httpx.Client(base_url=given.url, timeout=3600) as http:
         asks = [
-            body_of(given.text, index, given.tokens) for index in range(given.n * given.repeats)
+            body_of(given.text, given.first + index, given.tokens)
+            for index in range(given.n * given.repeats)
         ]
         # All prompts are in the prefix cache from here on.
         round_of(http, [{**one, "max_tokens": 1} for one in asks], given.c, speculative=False)
         rates: dict[bool, list[float]] = {False: [], True: []}
+        worked = {False: 0.0, True: 0.0}
         before = counted(http)
         same = True
         for repeat in range(given.repeats):
             mine, answers = asks[repeat * given.n : (repeat + 1) * given.n], {}
             for wants in (False, True):
+                begun = processor_time(given.pid)
                 rate, answers[wants] = round_of(http, mine, given.c, speculative=wants)
                 rates[wants].append(rate)
+                worked[wants] += processor_time(given.pid) - begun
             same = same and answers[True] == answers[False]
         drafted, accepted = (now - was for now, was in zip(counted(http), before, strict=True))
     plain, drafts = (statistics.median(rates[wants]) for wants in (False, True))
@@ -196,7 +210,17 @@ def main() -> int:
         f"ratio {drafts / plain:.2f}; {drafted:.0f} tokens drafted, {accepted:.0f} were right; "
         f"the answers are {'the same' if same else 'NOT THE SAME'}"
     )
+    if given.pid:
+        print(
+            f"processor time {worked[False]:.2f} s without drafts, {worked[True]:.2f} with, "
+            f"ratio {worked[False] / worked[True]:.2f}"
+        )
     return 0 if same else 1
+
+
+def processor_time(pid: int | None) -> float:
+    """Seconds so far; 0 for no process."""
+    return 0.0 if pid is None else sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def body_of(text: str, index: int, tokens: int) -> dict[str, Any]:
@@ -204,8 +228,7 @@ def body_of(text: str, index: int, tokens: int) -> dict[str, Any]:
     given = dict(TEXTS[text])
     ask = f"({index}) {given.pop('ask')}"
     if text == "record":
-        line = DOCUMENT.splitlines()[index % len(CITIES)]
-        ask = f"{line.replace(' pallets', f'{index} pallets')}\n\nThis order as JSON."
+        ask = f"{order(index)}\n\nThis order as JSON."
     elif text == "json":
         kind = ("How do I cook", "Who invented", "Where do I buy")[index // len(THINGS) % 3]
         ask = f"{kind} {THINGS[index % len(THINGS)]}?"

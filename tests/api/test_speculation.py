@@ -130,3 +130,25 @@ def test_a_server_can_draft_for_everybody(
         for answer in (plain, drafted):
             answer["details"].pop("cached_tokens")
         assert drafted == plain
+
+
+def test_others_are_drafted_from_answers_of_the_same_adapter(
+    tmp_path: Path, settings_for: Callable[..., Settings]
+) -> None:
+    with serve(settings_for(tmp_path, speculative="ngram+answers")) as one:
+        assert one.http.get("/info").json()["speculative"] == "ngram+answers"
+
+        def accepted(**more: Any) -> int:
+            # At this temperature nothing repeats; the same seed says the same again.
+            given = {"max_new_tokens": 40, "temperature": 2.0, "seed": 5, "do_sample": True, **more}
+            told = {"details": True, "ignore_eos_token": True}
+            details = one.generate(TEXT, parameters={**given, **told})["details"]
+            assert details["generated_tokens"] == 40
+            return int(details["accepted_tokens"])
+
+        assert accepted() < 5
+        assert accepted() > 20
+        assert accepted(cache_salt="another tenant") < 5
+        assert accepted(cache_salt="another tenant") > 20
+        assert accepted(cache_prompt=False) < 5
+        assert accepted(speculative=False) == 0
