@@ -17,6 +17,7 @@
     ├── OutOfMemory             no memory to read or check it
     ├── ToolError               the tool cannot do this with these adapters
     ├── CatalogUnavailable      the catalog that several servers share does not answer
+    ├── StoreUnavailable        the object store does not answer, or cannot be written
     └── HomeUnusable            the home folder is held by another server,
                                 written by a newer one, damaged, not writable, or gone
 
@@ -197,6 +198,10 @@ class ToolError(AdapterError):
 class CatalogUnavailable(AdapterError):
     """Nothing can be changed now; the message names the catalog. A change whose end was not heard
     may have happened."""
+
+
+class StoreUnavailable(AdapterError):
+    """Contents can be neither stored nor fetched now; the message names the store."""
 
 
 class HomeUnusable(AdapterError):

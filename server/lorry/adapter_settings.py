@@ -77,6 +77,21 @@ class AdapterSettings:
         secret=True,
         default_text="files in the home",
     )
+    store: str | None = setting(
+        None,
+        Kind.STORE,
+        "Where the adapters' files are kept, such as `s3://bucket/prefix`; the home folder is then "
+        "their cache. By default they are in the home folder alone.",
+        default_text="none",
+    )
+    store_cache: int | None = setting(
+        None,
+        Kind.SIZE,
+        "Most bytes of adapters' files in the home folder if there is a store; the least recently "
+        "used leave it first.",
+        minimum=0,
+        default_text="no limit",
+    )
     keep_unclaimed: float = setting(
         7.0,
         Kind.FLOAT,

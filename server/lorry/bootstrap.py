@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from transformers import PreTrainedTokenizerFast
 
-from lorry import engine_program, logs, samples
+from lorry import engine_program, home_contents, logs, samples
 from lorry.access.access_control import AccessControl
 from lorry.access.access_database import has_keys
 from lorry.advice import advised
@@ -130,6 +130,7 @@ def _registry(
         policy=access.policy,
         retention=Retention(settings.keep_versions, settings.keep_version_days),
         catalog=settings.catalog,
+        make_blobs=home_contents.opener(settings),
     )
     try:
         access.open(settings.home, registry, settings.catalog)

@@ -53,6 +53,8 @@ class FailureCode(StrEnum):
     """The files of `digests` are bad. `reason` is for people."""
     STORE_UNUSABLE = "store_unusable"
     """The adapters' folder cannot be read. `reason` is for people."""
+    STORE_AWAY = "store_away"
+    """The store of the adapters' files does not answer. `reason` is for people."""
     OUT_OF_MEMORY = "out_of_memory"
     """`reason` is for people."""
     OVERFLOW = "overflow"

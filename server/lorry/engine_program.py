@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import Connection
 
-from lorry import logs
+from lorry import home_contents, logs
 from lorry.core import EngineStats, TokenEvent
 from lorry.engine.wire import (
     FROM_ENGINE,
@@ -33,6 +34,7 @@ from lorry.engine.wire import (
 from lorry.engine_core import EngineCore, load_core
 from lorry.errors import LorryError
 from lorry.settings import Settings
+from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.content_reader import ContentReader
 from lorry_adapters.registry.host_cache import HostCache
 
@@ -56,6 +58,13 @@ def run(connection: Connection, settings: Settings) -> None:
     core.close()
 
 
+def _store_of(settings: Settings) -> Callable[[], Blobs] | None:
+    """Return what opens the home's contents with their store, once; None without a store."""
+    if settings.store is None:
+        return None
+    return cache(lambda: home_contents.opener(settings)(settings.home))
+
+
 class _Server:
     """The other end. Thread-safe. Messages to a closed end are dropped."""
 
@@ -75,7 +84,7 @@ class _Served:
         settings = core.settings
         self._server = server
         self._cache = HostCache(
-            ContentReader(settings.home, core.layout).load,
+            ContentReader(settings.home, core.layout, _store_of(settings)).load,
             max_bytes=settings.host_cache_memory,
             max_entries=settings.max_cpu_loras,
         )

@@ -20,6 +20,8 @@ _OWN_PORTS = {"http": ":80", "https": ":443"}
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}(/[^/\\?#*\[\]\s]+)*")
 
+_STORE = re.compile(r"[a-z][a-z0-9+.-]*://[^\s@?#\\]+")
+
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
@@ -95,6 +97,16 @@ def allowed_source(text: str) -> str:
         raise ValueError(text)
     shown = f"[{host}]" if ":" in host else host
     return host if port is None else f"{shown}:{port}"
+
+
+def store_url(text: str) -> str:
+    """Return the URL of an object store without a final slash. Raises ValueError, also if there
+    are credentials or options in it."""
+    url = text.strip().rstrip("/")
+    scheme = url.partition("://")[0].lower()
+    if not _STORE.fullmatch(url) or scheme in ("http", "https"):
+        raise ValueError(text)
+    return url
 
 
 def allowed_origin(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorry.errors import SettingsError
-from lorry.hostname import allowed_host, allowed_origin, allowed_source, url_prefix
+from lorry.hostname import allowed_host, allowed_origin, allowed_source, store_url, url_prefix
 
 PREFIX = "LORRY_"
 
@@ -36,6 +36,7 @@ class Kind(StrEnum):
     URL_PATH = "path of a URL"
     NETWORKS = "networks"
     SOURCES = "sources"
+    STORE = "URL of a store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class Option:
                 "10.0.0.0/8, and buckets such as s3://bucket/prefix, separated by ',' (a list in a "
                 "file)"
             )
+        if self.kind is Kind.STORE:
+            return "the URL of a store, such as s3://bucket/prefix or file:///srv/adapters"
         if self.kind is Kind.URL_PATH:
             return "the path of a URL, such as /llm"
         if self.kind is Kind.ORIGINS:
@@ -232,6 +235,10 @@ def _convert(kind: Kind, raw: object) -> object:
             return tuple(allowed_origin(item) for item in _items(raw))
         case Kind.SOURCES:
             return tuple(allowed_source(item) for item in _items(raw))
+        case Kind.STORE:
+            if not isinstance(raw, str):
+                raise TypeError
+            return store_url(raw)
         case Kind.URL_PATH:
             if not isinstance(raw, str):
                 raise TypeError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lorry_adapters
 from lorry.advice import message_of
-from lorry_adapters.errors import AdapterError
+from lorry_adapters.errors import AdapterError, StoreUnavailable
 from lorry_adapters.registry import document
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.blobs import digest_of
@@ -76,6 +76,10 @@ def offer(registry: Registry, base: str, home: Path) -> tuple[str, ...]:
         )
         try:
             registry.add(sample.name, upload, description=sample.description)
+        except StoreUnavailable as error:
+            # Offered again at the next start.
+            logger.warning("sample %s was not registered: %s", sample.name, message_of(error))
+            continue
         except AdapterError as error:
             logger.warning("sample %s was not registered: %s", sample.name, message_of(error))
         else:

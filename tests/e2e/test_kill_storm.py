@@ -16,6 +16,7 @@ from lorry_adapters.registry.record import AdapterChoice
 from support import killed
 from support.adapter_files import save_adapter
 from support.killed import Change, States
+from support.patience import wait_until
 from support.registries import DAMAGES
 
 LIVES = 40
@@ -32,12 +33,14 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def one_life(home: Path, folders: list[Path], seed: int, die_at: int) -> list[Change | str]:
+def one_life(
+    home: Path, folders: list[Path], seed: int, die_at: int, store: Path | None = None
+) -> list[Change | str]:
     """What a process told before it was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.killed"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=killed.run, args=(home, folders, seed, die_at, theirs))
+    process = context.Process(target=killed.run, args=(home, folders, seed, die_at, theirs, store))
     process.start()
     theirs.close()
     told: list[Change | str] = []
@@ -97,3 +100,42 @@ def test_no_adapter_is_lost_and_none_comes_back(quick: Path, seed: int) -> None:
         registry.close()
     assert changes > LIVES
     assert unheard > LIVES / 4
+
+
+def test_nothing_half_is_served_from_a_store(quick: Path) -> None:
+    """Killed while contents go into the store, come from it and leave it. What is left is loaded
+    from the store alone."""
+    folders = [save_adapter(quick / str(number), number) for number in range(killed.SEEDS)]
+    digests = [digest_of(folder) for folder in folders]
+    home, store = quick / "home", quick / "store"
+    random_ = random.Random(3)
+    states: States = {}
+    for life in range(LIVES):
+        die_at = random_.choice([random_.randrange(10, 80), random_.randrange(80, 400)])
+        told = one_life(home, folders, 3000 + life, die_at, store)
+        shutil.rmtree(home / "blobs", ignore_errors=True)
+        registry = killed.open_home(home, store)
+        expected, found = possible(told, states), {}
+        for states in expected:
+            found = killed.seen(registry, digests, states)
+            if found == states:
+                break
+        else:
+            raise AssertionError((life, told[-3:], found))
+        owned = {version.digest for one in registry.records() for version in one.versions}
+        for record in registry.records():
+            if record.enabled:
+                lease = registry.acquire([AdapterChoice(record.name)])
+                registry.weights(lease.refs[0].digest)
+                lease.release()
+        wait_until(
+            lambda owned=owned: left_in(store) == owned,
+            "the store to have what there is and no more",
+        )
+        registry.close()
+
+
+def left_in(store: Path) -> set[str]:
+    """The contents of which there is anything."""
+    found = {path.parent for path in store.glob("sha256-*/*")}
+    return {path.name.replace("-", ":") for path in found}

@@ -9,12 +9,17 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from lorry_adapters.errors import AdapterConflict, UnknownAdapter
 from lorry_adapters.registry import catalog
+from lorry_adapters.registry.blobs import Blobs
+from lorry_adapters.registry.cached_blobs import CachedBlobs
 from lorry_adapters.registry.record import AdapterChoice
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, upload
@@ -84,8 +89,20 @@ def seen(registry: Registry, digests: list[str], states: States) -> States:
     }
 
 
-def open_home(home: Path) -> Registry:
-    return Registry(home, layout(), max_rank=4, max_upload=1 << 20, max_host_bytes=1 << 20)
+def open_home(home: Path, store: Path | None = None) -> Registry:
+    make_blobs: Callable[[Path], Blobs] = Blobs
+    if store is not None:
+        make_blobs = partial(
+            CachedBlobs, url=f"file://{store}", max_content=1 << 20, max_bytes=None
+        )
+    return Registry(
+        home,
+        layout(),
+        max_rank=4,
+        max_upload=1 << 20,
+        max_host_bytes=1 << 20,
+        make_blobs=make_blobs,
+    )
 
 
 def drawn(random_: random.Random) -> Change:
@@ -114,8 +131,16 @@ def make(change: Change, registry: Registry, folders: list[Path]) -> None:
             registry.remove(change.name, version=change.number)
 
 
-def run(home: Path, folders: list[Path], seed: int, die_at: int, told: Connection) -> None:
-    """Changes at random; SIGKILL before the `die_at`th call that writes, opening included."""
+def run(
+    home: Path,
+    folders: list[Path],
+    seed: int,
+    die_at: int,
+    told: Connection,
+    store: Path | None = None,
+) -> None:
+    """Changes at random; SIGKILL before the `die_at`th call that writes, opening included, or in
+    the middle of a file that goes into the store."""
     random_ = random.Random(seed)
     calls = 0
 
@@ -132,6 +157,23 @@ def run(home: Path, folders: list[Path], seed: int, die_at: int, told: Connectio
     for name in ("fsync", "rename", "unlink", "mkdir"):
         setattr(os, name, deadly(getattr(os, name)))
 
+    put_file = LocalFileSystem.put_file
+
+    def put_deadly(self: LocalFileSystem, path: str, to: str, **more: Any) -> None:
+        nonlocal calls
+        if calls + 2 >= die_at:
+            data = Path(path).read_bytes()
+            Path(to).parent.mkdir(parents=True, exist_ok=True)
+            Path(to).write_bytes(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls += 2
+        put_file(self, path, to, **more)
+
+    if store is not None:
+        LocalFileSystem.put_file = put_deadly
+        for name in ("pipe_file", "rm_file", "cat_file"):
+            setattr(LocalFileSystem, name, deadly(getattr(LocalFileSystem, name)))
+
     class Deadly(sqlite3.Connection):
         execute = deadly(sqlite3.Connection.execute)
 
@@ -141,7 +183,7 @@ def run(home: Path, folders: list[Path], seed: int, die_at: int, told: Connectio
         return connect(*args, factory=Deadly, **kwargs)
 
     catalog.sqlite3.connect = deadly_connect
-    registry = open_home(home)
+    registry = open_home(home, store)
     for _ in range(1000):
         change = drawn(random_)
         told.send(change)

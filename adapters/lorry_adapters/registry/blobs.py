@@ -27,9 +27,10 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from lorry_adapters.errors import StorageFull
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
@@ -98,8 +99,26 @@ def storage_full_named(home: Path) -> Iterator[None]:
         ) from error
 
 
+class Users(Protocol):
+    """Who uses contents: the inventory."""
+
+    def digests(self) -> frozenset[str]:
+        """Return what has an owner or a hold."""
+
+    def pinned(self) -> frozenset[str]:
+        """Return what should stay."""
+
+    def unless_held(self, digest: str, do: Callable[[str], None]) -> bool:
+        """Call `do` unless there is a hold, so that none can begin meanwhile. Return whether."""
+
+
 class Blobs:
-    """Thread-safe for single calls; the registry orders calls for one digest."""
+    """Thread-safe for single calls; the registry orders calls for one digest.
+
+    The calls about a store do nothing here: this folder is the only place (`cached_blobs`)."""
+
+    elsewhere = False
+    """True if contents that are not here may be in a store."""
 
     def __init__(self, home: Path) -> None:
         """Create missing folders under `home`. Reads and removes nothing yet."""
@@ -206,6 +225,45 @@ class Blobs:
             _log.warning("cannot remove %s; the next start will", source, exc_info=True)
             return None
         return grave
+
+    # A store
+
+    def put(self, digest: str, folder: Path, *, anew: bool = False) -> None:
+        """Put a sealed content that is held into the store, before it gets a record. `anew`: the
+        store's copy may be damaged. Raises StoreUnavailable."""
+
+    def fetch(self, digest: str) -> bool:
+        """Fetch a held content that is missing or damaged here. Return False if it is nowhere.
+
+        Raises StoreUnavailable, InvalidAdapter if the store's copy is damaged, StorageFull."""
+        return False
+
+    def present(self, digest: str) -> Path:
+        """Return the folder of a held content, fetched if it is missing. Raises as `fetch`."""
+        folder = self.folder(digest)
+        if not folder.exists():
+            self.fetch(digest)
+        return folder
+
+    def touch(self, digests: Collection[str]) -> None:
+        """Note that contents are used now. Quick."""
+
+    def expend(self, digest: str) -> None:
+        """Mark a content that the store need not keep without a record."""
+
+    def claim(self, digest: str) -> None:
+        """Delete the mark of a content that has a record now. Never an error."""
+
+    def forget(self, digest: str) -> None:
+        """The content has neither record nor hold. Quick, and never an error."""
+
+    def begin(self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool) -> None:
+        """Keep the store and this folder in order from now on. `owned` returns what has a record;
+        `sure`: true if no records were lost. Raises HomeUnusable."""
+
+    def warning(self) -> str | None:
+        """Return why nothing can be stored although adapters are served, or None."""
+        return None
 
     def close(self) -> None:
         """Finish the deletions in progress."""

@@ -19,7 +19,7 @@ from lorry_adapters.registry.host_cache import AdapterCache
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.ledgers import News
 from lorry_adapters.registry.record import VersionRecord
-from lorry_adapters.registry.startup_check import fingerprint, why_not
+from lorry_adapters.registry.startup_check import fingerprint, is_here, why_not
 from lorry_adapters.registry.storage import Storage
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Follower:
                 self._max_rank,
             )
             if why is None:
-                if content.layout != self._fingerprint:
+                if content.layout != self._fingerprint and is_here(content, self._storage.blobs):
                     fitting = replace(content, layout=self._fingerprint)
                     self._ledger.save_content(facts, fitting)
                 return

@@ -51,12 +51,15 @@ class Intake:
 
     @contextmanager
     def staged(self, upload: Upload) -> Iterator[Staged]:
-        """Yield an upload's content, held during the block. Raises InvalidAdapter, UploadTooLarge,
-        StorageFull, OutOfMemory."""
+        """Yield an upload's content, held during the block and in the store if there is one.
+
+        Raises InvalidAdapter, UploadTooLarge, StorageFull, OutOfMemory, StoreUnavailable."""
         with self._storage.staging() as folder:
             with storage_full_named(self._home), room.named("unpacking the upload"):
                 unpack(upload, folder, max_bytes=self._max_upload)
             with self._verified(folder) as new:
+                broken = self._inventory.why_broken(new.digest) is not None
+                self._blobs.put(new.digest, new.folder, anew=broken)
                 yield new
 
     @contextmanager
@@ -67,7 +70,7 @@ class Intake:
         """
         with self._storage.staging() as folder:
             sources = [
-                Part(self._blobs.folder(ref.digest), weight, ref.name) for ref, weight in parts
+                Part(self._blobs.present(ref.digest), weight, ref.name) for ref, weight in parts
             ]
             with storage_full_named(self._home), room.named("merging the adapters"):
                 merge(sources, recipe).write(folder)

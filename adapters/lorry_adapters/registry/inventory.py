@@ -122,6 +122,16 @@ class Inventory:
         with self._lock:
             return frozenset(self._contents.digests())
 
+    def unless_held(self, digest: str, do: Callable[[str], None]) -> bool:
+        """Call `do(digest)` unless something holds the content. No hold begins meanwhile. Return
+        whether it was called."""
+        with self._lock:
+            content = self._contents.find(digest)
+            if self._closed or (content is not None and content.holds):
+                return False
+            do(digest)
+            return True
+
     def only_of(self, name: str, versions: Sequence[VersionRecord]) -> list[str]:
         """Return the digests that only these versions of adapter `name` have."""
         owners = {(name, version.version) for version in versions}

@@ -10,8 +10,7 @@ device copy are freed. Contents are counted by digest, so the same files under t
 added again during an older removal, stay as long as they are needed.
 
 A stored adapter that cannot be served (files missing or changed, made for another base) stays
-listed and raises AdapterBroken when it is requested. It prevents neither start-up nor other
-adapters. Uploading the same files again repairs it.
+listed and raises AdapterBroken when it is requested. Uploading the same files again repairs it.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.merge import Recipe
 from lorry_adapters.lora.weights import AdapterWeights
 from lorry_adapters.registry.archive import Upload
+from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.follower import follow
 from lorry_adapters.registry.host_cache import AdapterCache, HostCache, HostCacheStats
 from lorry_adapters.registry.intake import Intake
@@ -88,6 +88,7 @@ class Registry:
         policy: Policy | None = None,
         catalog: str | None = None,
         retention: Retention | None = None,
+        make_blobs: Callable[[Path], Blobs] = Blobs,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
@@ -96,7 +97,7 @@ class Registry:
         `upload_from` may read. `keep_unclaimed`: how long contents without an adapter are kept.
         `words`: see `Inventory`. `cache`: the engine's, if that is in another process. `catalog`:
         URL of a database that servers share. `retention`: for adapters that have none of their own.
-        Raises HomeUnusable, CatalogUnavailable.
+        `make_blobs`: opens the contents of a home. Raises HomeUnusable, CatalogUnavailable.
         """
         self._reserved = reserved_names
         self._roots = allowed_roots
@@ -105,7 +106,7 @@ class Registry:
         self._inventory = Inventory(reserved_names, self._free, words=words, policy=self.policy)
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
-            self.storage = Storage(home, keep_unclaimed, catalog, fingerprint(layout))
+            self.storage = Storage(home, keep_unclaimed, catalog, fingerprint(layout), make_blobs)
             """The folder itself: its state, and what the start found there."""
             opened.callback(self.storage.close)
             self._blobs, self._ledger = self.storage.blobs, self.storage.ledger
@@ -130,6 +131,7 @@ class Registry:
             )
             self._intake = Intake(home, layout, self.storage, self._inventory, max_rank, max_upload)
             opened.callback(self._inventory.close)
+            self.storage.begin(self._inventory)
             self._follower = follow(self.storage, self._inventory, self._cache, layout, max_rank)
             self._opened = opened.pop_all()
 
@@ -249,18 +251,17 @@ class Registry:
         return self._inventory.why_broken(digest)
 
     def folder(self, digest: str) -> Path:
-        """Return the folder of a content while something keeps it. Read only."""
-        return self._blobs.folder(digest)
+        """Return the folder of a held content, fetched if it is not here: `Blobs.present`."""
+        return self._blobs.present(digest)
 
     def content(self, name: str, version: int | None = None) -> Tarball:
         """Return the files as a tar in chunks. Raises UnknownAdapter, AdapterBroken."""
         with self._inventory.holding_version(name, version) as found:
             try:
-                return Tarball(self._blobs.folder(found.digest), found.digest)
-            except (OSError, ValueError) as error:
-                raise AdapterBroken(
-                    f"adapter {name!r} (version {found.version}): {FILES_GONE}"
-                ) from error
+                return Tarball(self._blobs.present(found.digest), found.digest)
+            except (OSError, ValueError, InvalidAdapter) as error:
+                text = f"adapter {name!r} (version {found.version}): {FILES_GONE}"
+                raise AdapterBroken(text) from error
 
     def unclaimed(self) -> tuple[UnclaimedContent, ...]:
         """Return the stored contents without an adapter or request; `recover` can restore each."""
@@ -290,9 +291,10 @@ class Registry:
     def acquire(self, choices: Sequence[AdapterChoice]) -> Lease:
         """Acquire all of `choices` at once, or none. No I/O. Raises UnknownAdapter,
         AdapterDisabled, AdapterBroken, InvalidScale, InvalidSelection (more than MAX_SELECTION, the
-        same content twice, or virtual tokens of two).
-        """
-        return self._inventory.acquire(choices)
+        same content twice, or virtual tokens of two)."""
+        lease = self._inventory.acquire(choices)
+        self._blobs.touch([ref.digest for ref in lease.refs])
+        return lease
 
     def virtual_tokens(self, choices: Sequence[AdapterChoice]) -> int:
         """Return the positions that `choices` take before a prompt; unknown adapters take none."""

@@ -64,7 +64,7 @@ def check_at_startup(
     broken = {}
     for content in ledger.contents():
         if (why := why_not(content, facts[content.digest], blobs, layout, ours, max_rank)) is None:
-            if content.layout != ours:
+            if content.layout != ours and is_here(content, blobs):
                 try:
                     ledger.save_content(facts[content.digest], changed(content, layout=ours))
                 except StorageFull:
@@ -73,6 +73,14 @@ def check_at_startup(
             broken[content.digest] = why
             _log.warning("the stored adapter %s cannot be served: %s", content.digest, why)
     return broken
+
+
+def is_here(content: StoredContent, blobs: Blobs) -> bool:
+    """True if the files are in the home folder, by their sizes. Raises OSError."""
+    try:
+        return size_of(blobs.folder(content.digest)) == content.stored_bytes
+    except FileNotFoundError:
+        return False
 
 
 def why_not(
@@ -86,7 +94,8 @@ def why_not(
     """Return why a content cannot be served, or None. `ours`: fingerprint of `layout`."""
     folder = blobs.folder(content.digest)
     try:
-        if size_of(folder) != content.stored_bytes:
+        here = is_here(content, blobs)
+        if not here and not blobs.elsewhere:
             return FILES_GONE
         if facts.rank > max_rank:
             return Problem(
@@ -96,7 +105,8 @@ def why_not(
                 needed=facts.rank,
                 limit=max_rank,
             )
-        if content.layout != ours:
+        # What is in the store is fetched, and verified, when it is needed.
+        if here and content.layout != ours:
             if not blobs.intact(content.digest):
                 return FILES_GONE
             with room.named("checking it"):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorry_adapters.errors import HomeUnusable
-from lorry_adapters.registry.blobs import Blobs
+from lorry_adapters.registry.blobs import Blobs, Users
 from lorry_adapters.registry.catalog import StoredContent
 from lorry_adapters.registry.home import Home
 from lorry_adapters.registry.ledgers import AdapterLedger, News, open_ledger
@@ -29,6 +29,7 @@ class Storage:
         keep_unclaimed: timedelta,
         catalog: str | None = None,
         layout: str = "",
+        make_blobs: Callable[[Path], Blobs] = Blobs,
     ) -> None:
         """Open or create `home`, which no other process may use until `close`. `catalog`, `layout`:
         see `open_ledger`. Raises HomeUnusable, CatalogUnavailable."""
@@ -40,7 +41,7 @@ class Storage:
             self._home = Home(home)
             opened.callback(self._home.close)
             try:
-                self.blobs = Blobs(home)
+                self.blobs = make_blobs(home)
                 opened.callback(self.blobs.close)
                 self.blobs.clean()
                 self._unclaimed = UnclaimedContents(home, self.blobs, keep_unclaimed)
@@ -56,6 +57,14 @@ class Storage:
                 raise HomeUnusable(f"cannot use the home folder {home}: {error}") from error
             self._opened = opened.pop_all()
 
+    def begin(self, users: Users) -> None:
+        """Keep the object store in order from now on, if there is one. Raises HomeUnusable."""
+        self.blobs.begin(
+            users,
+            lambda: [content.digest for content in self.ledger.contents()],
+            sure=self.ledger.remembers,
+        )
+
     def watch(self, path: Path) -> None:
         """Watch a file of the server's in the home folder, which must not be replaced either.
         Raises HomeUnusable."""
@@ -70,7 +79,7 @@ class Storage:
 
     def warning(self) -> str | None:
         """Return what prevents changes although adapters are served, or may soon, or None."""
-        return self.ledger.warning() or self._home.warning()
+        return self.ledger.warning() or self.blobs.warning() or self._home.warning()
 
     def catalog_answers(self) -> bool | None:
         """Return whether a catalog that servers share can be used; None if it is in the home."""
@@ -115,6 +124,7 @@ class Storage:
             # After the record. Without a mark and a record, a crash would leave a content that
             # looks like a lost adapter.
             self._unclaimed.claim(content.digest)
+            self.blobs.claim(content.digest)
 
     @contextmanager
     def removing(self, digests: Sequence[str]) -> Iterator[None]:
@@ -122,17 +132,20 @@ class Storage:
         come before they are deleted, and the next start need not keep them."""
         for digest in digests:
             self._unclaimed.expend(digest)
+            self.blobs.expend(digest)
         try:
             yield
         except BaseException:
             for digest in digests:
                 self._unclaimed.gone(digest)
+                self.blobs.claim(digest)
             raise
 
     def free(self, digest: str) -> None:
         """Free a content without owners and leases. Quick, never raises."""
         self.blobs.retire(digest)
         self._unclaimed.gone(digest)
+        self.blobs.forget(digest)
 
     def unclaimed(self, known: Collection[str]) -> tuple[UnclaimedContent, ...]:
         """Return the stored contents that are not among `known`."""

@@ -21,12 +21,13 @@ class Loader:
         self._inventory = inventory
 
     def load(self, digest: str) -> AdapterWeights:
-        """Return the weights of a held content. Raises AdapterBroken, HomeUnusable or
-        OutOfMemory."""
+        """Return the weights of a held content, fetched from the store if they are not here.
+
+        Raises AdapterBroken, HomeUnusable, OutOfMemory, StorageFull or StoreUnavailable."""
         while True:
             generation = self._inventory.generation(digest)
             try:
-                if self._blobs.intact(digest):
+                if self._blobs.intact(digest) or self._blobs.fetch(digest):
                     folder = self._blobs.folder(digest)
                     # Not remembered: there may be enough memory later.
                     with room.named(f"loading the adapter {digest}"):

@@ -168,6 +168,7 @@ TABLE: Mapping[type[Exception], ErrorRow] = {
     served.SourceFailed: ErrorRow(502, "source_failed", _SERVER, "source_failed"),
     served.ShuttingDown: ErrorRow(503, "shutting_down", _SERVER, "overloaded"),
     adapters.CatalogUnavailable: ErrorRow(503, "catalog_unavailable", _SERVER, "overloaded"),
+    adapters.StoreUnavailable: ErrorRow(503, "store_unavailable", _SERVER, "overloaded"),
     adapters.HomeUnusable: ErrorRow(503, "home_unusable", _SERVER, "overloaded"),
     adapters.StorageFull: ErrorRow(507, "storage_full", _SERVER, "overloaded"),
     adapters.OutOfMemory: ErrorRow(507, "out_of_memory", _SERVER, "overloaded"),

@@ -11,7 +11,13 @@ from lorry.errors import (
     QueueFull,
     UnsupportedParameter,
 )
-from lorry_adapters.errors import AdapterBroken, HomeUnusable, OutOfMemory, Problem
+from lorry_adapters.errors import (
+    AdapterBroken,
+    HomeUnusable,
+    OutOfMemory,
+    Problem,
+    StoreUnavailable,
+)
 from lorry_adapters.registry.record import AdapterRef
 
 
@@ -39,6 +45,8 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
             return AdapterBroken(Problem.within(_of_request(failure, refs), failure.problem))
         case FailureCode.STORE_UNUSABLE:
             return HomeUnusable(failure.problem)
+        case FailureCode.STORE_AWAY:
+            return StoreUnavailable(failure.problem)
         case FailureCode.OUT_OF_MEMORY:
             return OutOfMemory(failure.problem)
         case FailureCode.OVERFLOW:

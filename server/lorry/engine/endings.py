@@ -13,6 +13,8 @@ from lorry_adapters.errors import (
     OutOfMemory,
     Problem,
     Remedy,
+    StorageFull,
+    StoreUnavailable,
 )
 
 
@@ -40,7 +42,9 @@ def adapter_failure(error: AdapterError) -> Failure:
             code, digests = FailureCode.FILES_BROKEN, (digest,)
         case OutOfMemory():
             code = FailureCode.OUT_OF_MEMORY
-        case HomeUnusable():
+        case StoreUnavailable():
+            code = FailureCode.STORE_AWAY
+        case HomeUnusable() | StorageFull():
             code = FailureCode.STORE_UNUSABLE
         case _:
             code = FailureCode.ADAPTER_BROKEN
