@@ -92,6 +92,19 @@ class AdapterSettings:
         minimum=0,
         default_text="no limit",
     )
+    watch_adapters: Path | None = setting(  # noqa: RUF009 - it returns a field
+        None,
+        Kind.PATH,
+        "Folder whose PEFT folders are adapters, named by them: put in, registered; changed, a new "
+        "version; taken out, as `--watch-removed` says.",
+        default_text="none",
+    )
+    watch_removed: str = setting(
+        "disable",
+        Kind.CHOICE,
+        "What to do with an adapter whose folder was taken out of `--watch-adapters`.",
+        choices=("disable", "remove", "keep"),
+    )
     keep_unclaimed: float = setting(
         7.0,
         Kind.FLOAT,

@@ -33,6 +33,7 @@ from lorry.model import memory
 from lorry.model.base_loader import tokenizer_of
 from lorry.retiring import Retiring
 from lorry.settings import Settings
+from lorry.watched_folder import WatchedFolder
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.host_cache import AdapterCache
 from lorry_adapters.registry.registry import Registry
@@ -61,8 +62,11 @@ class Server:
     app: FastAPI
     core: EngineCore | None
     """None if the engine is in another process."""
+    watched: WatchedFolder | None
 
     def close(self) -> None:
+        if self.watched is not None:
+            self.watched.close()
         self.engine.stop()
         if self.core is not None:
             self.core.close()
@@ -89,8 +93,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     )
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     tokenizer = core.loaded.tokenizer
-    app = _app(settings, core.base, tokenizer, registry, access, client, metrics)
-    return Server(settings, core.base, tokenizer, registry, access, engine, client, app, core)
+    return _server(settings, core.base, tokenizer, registry, access, engine, client, metrics, core)
 
 
 def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None]) -> Server:
@@ -106,8 +109,9 @@ def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None])
     metrics = Metrics(CollectorRegistry(), base_name=engine.base.name)
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     engine.connect(emit=client.emit, on_step=metrics.observe_step, on_broken=on_broken)
-    app = _app(settings, engine.base, tokenizer, registry, access, client, metrics)
-    return Server(settings, engine.base, tokenizer, registry, access, engine, client, app, None)
+    return _server(
+        settings, engine.base, tokenizer, registry, access, engine, client, metrics, None
+    )
 
 
 def _registry(
@@ -140,18 +144,21 @@ def _registry(
     return registry, access
 
 
-def _app(
+def _server(
     settings: Settings,
     base: Base,
     tokenizer: PreTrainedTokenizerFast,
     registry: Registry,
     access: AccessControl,
+    engine: Engine | RemoteEngine,
     client: EngineClient,
     metrics: Metrics,
-) -> FastAPI:
+    core: EngineCore | None,
+) -> Server:
     registry.subscribe(client.forget)
     registry.subscribe_to_versions(metrics.forget)
-    return create_app(
+    watched = _watched(settings, registry)
+    app = create_app(
         Services(
             client=client,
             registry=registry,
@@ -161,7 +168,24 @@ def _app(
             base=base,
             access=access,
             give_back=memory.give_back_freed,
+            watched=None if watched is None else watched.problems,
         )
+    )
+    if watched is not None:
+        watched.start()
+    return Server(settings, base, tokenizer, registry, access, engine, client, app, core, watched)
+
+
+def _watched(settings: Settings, registry: Registry) -> WatchedFolder | None:
+    if settings.watch_adapters is None:
+        return None
+    return WatchedFolder(
+        registry,
+        settings.watch_adapters,
+        home=settings.home,
+        roots=settings.adapter_roots,
+        max_upload=settings.max_upload,
+        removed=settings.watch_removed,
     )
 
 

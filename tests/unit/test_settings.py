@@ -68,6 +68,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "catalog": ("postgresql://lorry@db/lorry", "postgresql://lorry@db/lorry"),
     "store": ("s3://bucket/prefix/", "s3://bucket/prefix"),
     "store_cache": ("2GiB", 2 << 30),
+    "watch_adapters": ("/srv/adapters", Path("/srv/adapters")),
+    "watch_removed": ("remove", "remove"),
     "keep_unclaimed": ("0.5", 0.5),
     "keep_versions": ("20", 20),
     "keep_version_days": ("7", 7.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -18,12 +18,18 @@ from lorry_adapters.registry.registry import Registry
 
 class AdapterAnswers:
     def __init__(
-        self, registry: Registry, residencies: Residencies, voices: Voices, fetches: Fetches
+        self,
+        registry: Registry,
+        residencies: Residencies,
+        voices: Voices,
+        fetches: Fetches,
+        watched: Callable[[], Mapping[str, str]] | None,
     ) -> None:
         self._registry = registry
         self._residencies = residencies
         self._voices = voices
         self._fetches = fetches
+        self._watched = watched
 
     async def one(
         self, record: AdapterRecord, status: int = 200, *, name: str | None = None
@@ -40,7 +46,12 @@ class AdapterAnswers:
 
     def all(self) -> Response:
         records = self._registry.records()
-        return JSONResponse({"adapters": [self._view(record) for record in records]})
+        answer: dict[str, Any] = {"adapters": [self._view(record) for record in records]}
+        if self._watched is not None:
+            sees = self._registry.policy.sees
+            found = self._watched().items()
+            answer["watch_problems"] = {name: why for name, why in found if sees(name)}
+        return JSONResponse(answer)
 
     def _view(self, record: AdapterRecord) -> dict[str, Any]:
         current = version_view(record.current)

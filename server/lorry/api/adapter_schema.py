@@ -166,6 +166,11 @@ class FetchingView(BaseModel):
 
 class AdapterList(BaseModel):
     adapters: list[AdapterView]
+    watch_problems: dict[str, str] | None = Field(
+        default=None,
+        description="With `--watch-adapters`: folders there that are no adapters as they are, and "
+        "why; `.` is the watched folder",
+    )
 
 
 class UnclaimedView(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Adapters:
         max_upload: int,
         fetcher: Fetcher,
         hub_endpoint: str,
+        watched: Callable[[], Mapping[str, str]] | None,
     ) -> None:
         self._fetcher = fetcher
         self._hub_endpoint = hub_endpoint
@@ -73,7 +74,7 @@ class Adapters:
         self._fetching = asyncio.Semaphore(_AT_A_TIME)
         self._registry = registry
         self._metrics = metrics
-        self.answers = AdapterAnswers(registry, residencies, voices, self._fetches)
+        self.answers = AdapterAnswers(registry, residencies, voices, self._fetches, watched)
         self._max_upload = max_upload
         self._verifying = asyncio.Semaphore(_AT_A_TIME)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -130,6 +130,8 @@ class Services:
     access: AccessControl
     give_back: Callable[[], None] = lambda: None
     """Returns freed memory to the system. Blocks."""
+    watched: Callable[[], Mapping[str, str]] | None = None
+    """Returns the problems of the watched folder, if there is one, by name."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -189,6 +191,7 @@ def create_app(services: Services) -> FastAPI:
         max_upload=services.settings.max_upload,
         fetcher=_fetcher(services.settings),
         hub_endpoint=services.settings.hub_endpoint or os.environ.get("HF_ENDPOINT") or HUB,
+        watched=services.watched,
     )
     features = Features(voices=voices, pooled=pooled)
     generate = Generate(
