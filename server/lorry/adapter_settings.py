@@ -54,6 +54,21 @@ class AdapterSettings:
         "The hub from which adapters with ids such as `org/name` are fetched.",
         default_text="`HF_ENDPOINT`, or https://huggingface.co",
     )
+    adapter_resolvers: tuple[str, ...] = setting(
+        (),
+        Kind.RESOLVERS,
+        "Places in which an unknown adapter that a request names is looked for: `hub` for names "
+        "such as `org/name`, `hub:org`, `s3://bucket/prefix`, `gs://bucket/prefix`, "
+        "`https://host/path`. `--adapter-sources` must allow them.",
+        default_text="none",
+    )
+    resolve_retry: float = setting(
+        60.0,
+        Kind.FLOAT,
+        "Seconds until a name that could not be resolved is looked for again.",
+        minimum=0,
+        maximum=86_400,
+    )
     fetch_timeout: float = setting(
         600.0,
         Kind.FLOAT,

@@ -20,13 +20,14 @@ from lorry.access.access_control import AccessControl
 from lorry.access.access_database import has_keys
 from lorry.advice import advised
 from lorry.api import http10
-from lorry.api.app import Services, create_app
+from lorry.api.app import Services, create_app, hub_endpoint
 from lorry.core import Base
 from lorry.engine.client import EngineClient
 from lorry.engine.loop import Engine
 from lorry.engine.remote import RemoteEngine
 from lorry.engine_core import EngineCore, load_core
 from lorry.errors import GenerationFailed, SettingsError
+from lorry.fetch.resolvers import check_resolvers
 from lorry.hostname import is_loopback
 from lorry.metrics import Metrics
 from lorry.model import memory
@@ -80,6 +81,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     Raises:
         SettingsError, ModelError, UnsupportedModel: with what to do about it.
     """
+    check_resolvers(settings.adapter_resolvers, settings.adapter_sources, hub_endpoint(settings))
     if settings.engine_process == "on":
         return _assemble_apart(settings, say, on_broken)
     core = load_core(settings, say)

@@ -22,6 +22,12 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}(/[^/\\?#*\[\]\s]+)*")
 
 _STORE = re.compile(r"[a-z][a-z0-9+.-]*://[^\s@?#\\]+")
 
+HUB = "hub"
+"""The resolver for names such as `org/name`."""
+
+_ORG = re.compile(r"hub:[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_PLACE = re.compile(r"(s3|gs|https)://[^\s@?#\\]+")
+
 _NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
@@ -107,6 +113,14 @@ def store_url(text: str) -> str:
     if not _STORE.fullmatch(url) or scheme in ("http", "https"):
         raise ValueError(text)
     return url
+
+
+def allowed_resolver(text: str) -> str:
+    """Return an entry of `--adapter-resolvers` in canonical spelling. Raises ValueError."""
+    text = text.strip().rstrip("/")
+    if text == HUB or _ORG.fullmatch(text) or _PLACE.fullmatch(text):
+        return text
+    raise ValueError(text)
 
 
 def allowed_origin(text: str) -> str:

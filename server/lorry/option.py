@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from lorry.errors import SettingsError
-from lorry.hostname import allowed_host, allowed_origin, allowed_source, store_url, url_prefix
+from lorry.hostname import (
+    allowed_host,
+    allowed_origin,
+    allowed_resolver,
+    allowed_source,
+    store_url,
+    url_prefix,
+)
 
 PREFIX = "LORRY_"
 
@@ -37,6 +44,7 @@ class Kind(StrEnum):
     NETWORKS = "networks"
     SOURCES = "sources"
     STORE = "URL of a store"
+    RESOLVERS = "resolvers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,11 @@ class Option:
                 "hosts such as files.example.com, *.hf.co or 10.0.0.1:8443, networks such as "
                 "10.0.0.0/8, and buckets such as s3://bucket/prefix, separated by ',' (a list in a "
                 "file)"
+            )
+        if self.kind is Kind.RESOLVERS:
+            return (
+                "hub, hub:org, or the https, s3 or gs URL of a place, separated by ',' (a list in "
+                "a file)"
             )
         if self.kind is Kind.STORE:
             return "the URL of a store, such as s3://bucket/prefix or file:///srv/adapters"
@@ -239,6 +252,8 @@ def _convert(kind: Kind, raw: object) -> object:
             if not isinstance(raw, str):
                 raise TypeError
             return store_url(raw)
+        case Kind.RESOLVERS:
+            return tuple(allowed_resolver(item) for item in _items(raw))
         case Kind.URL_PATH:
             if not isinstance(raw, str):
                 raise TypeError

@@ -327,13 +327,14 @@ def _files(folder: Path) -> Files:
     """Return the regular files of a folder, behind their links; empty if it is none."""
     found = []
     try:
-        for name in sorted(os.listdir(folder))[:_MAX_FILES]:
-            try:
-                about = (folder / name).stat()
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(about.st_mode):
-                found.append((name, about.st_size, about.st_mtime_ns))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name)[:_MAX_FILES]:
+                try:
+                    about = entry.stat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(about.st_mode):
+                    found.append((entry.name, about.st_size, about.st_mtime_ns))
     except OSError:
         return ()
     return tuple(found)

@@ -63,6 +63,11 @@ OTHER: dict[str, tuple[str, object]] = {
         ("files.example.com", "*.hf.co", "[::1]:8443", "10.0.0.0/8", "s3://bucket/prefix"),
     ),
     "hub_endpoint": ("https://hub.example.com", "https://hub.example.com"),
+    "adapter_resolvers": (
+        "hub, hub:org,s3://bucket/prefix/",
+        ("hub", "hub:org", "s3://bucket/prefix"),
+    ),
+    "resolve_retry": ("5", 5.0),
     "fetch_timeout": ("60", 60.0),
     "adapter_templates": ("ignore", "ignore"),
     "catalog": ("postgresql://lorry@db/lorry", "postgresql://lorry@db/lorry"),

@@ -56,6 +56,7 @@ from lorry.api.reasoning import choice_of
 from lorry.api.remarks import Remarking
 from lorry.api.request_id import RequestId
 from lorry.api.residencies import Residencies
+from lorry.api.resolving import Resolving
 from lorry.api.response_store import ResponseStore
 from lorry.api.responses import Responses
 from lorry.api.responses_schema import ResponseEvent, ResponsesBody
@@ -190,9 +191,12 @@ def create_app(services: Services) -> FastAPI:
         voices=voices,
         max_upload=services.settings.max_upload,
         fetcher=_fetcher(services.settings),
-        hub_endpoint=services.settings.hub_endpoint or os.environ.get("HF_ENDPOINT") or HUB,
+        hub_endpoint=hub_endpoint(services.settings),
         watched=services.watched,
     )
+    if services.settings.adapter_resolvers:
+        resolvers, retry = services.settings.adapter_resolvers, services.settings.resolve_retry
+        app.state.resolving = Resolving(registry, adapters, base, resolvers, retry)
     features = Features(voices=voices, pooled=pooled)
     generate = Generate(
         features=features,
@@ -304,6 +308,10 @@ def _fetcher(settings: Settings) -> Fetcher:
         timeout=settings.fetch_timeout,
         hub_token=settings.hf_token,
     )
+
+
+def hub_endpoint(settings: Settings) -> str:
+    return settings.hub_endpoint or os.environ.get("HF_ENDPOINT") or HUB
 
 
 def _paths(router: APIRouter) -> set[str]:

@@ -50,6 +50,9 @@ class Body(BaseModel):
 
 Kind = TypeVar("Kind", bound=Body)
 
+RESOLVING = "resolving"
+"""The application's `Resolving` in its state, if unknown adapters are fetched."""
+
 
 async def read_body(request: Request, kind: type[Kind]) -> Kind:
     """Return the request's JSON as `kind`.
@@ -69,8 +72,13 @@ async def read_one_of(request: Request, choose: Callable[[dict[str, Any]], type[
     await arrived(request)
     remarks = remarks_of(request)
     if len(data) > _LONG:
-        return await asyncio.to_thread(_make, data, choose, remarks)
-    return _make(data, choose, remarks)
+        body = await asyncio.to_thread(_make, data, choose, remarks)
+    else:
+        body = _make(data, choose, remarks)
+    resolving = getattr(request.app.state, RESOLVING, None)
+    if resolving is not None:
+        await resolving.prepare(body)
+    return body
 
 
 def _make(content: bytes, choose: Callable[[dict[str, Any]], type[Kind]], remarks: Remarks) -> Kind:

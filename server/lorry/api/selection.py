@@ -70,7 +70,7 @@ User = Annotated[
 
 _KEYS = ("name", "version", "scale")
 
-_PLACEHOLDERS = frozenset({"tgi", "dummy"})
+PLACEHOLDERS = frozenset({"tgi", "dummy"})
 """The `model` that Hugging Face's clients send to a server with a single model."""
 
 
@@ -113,7 +113,7 @@ def choices_of_model(
         registry.get(choice.name)
     except (InvalidSelection, UnknownAdapter) as error:
         # An adapter may have that name.
-        if model in _PLACEHOLDERS:
+        if model in PLACEHOLDERS:
             return ()
         raise not_found(model, base, error) from error
     try:

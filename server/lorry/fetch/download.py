@@ -47,6 +47,14 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
+class AnswerRefused(SourceFailed):
+    """The answer has another status than 200."""
+
+    def __init__(self, shown: str, status: int) -> None:
+        super().__init__(f"{shown} answered {status}")
+        self.status = status
+
+
 @dataclass(slots=True)
 class Progress:
     """Bytes that have arrived, and those that are announced so far; None if one answer had none."""
@@ -94,7 +102,7 @@ class Downloader:
                 if response.status_code in _ABSENT and wanted.optional:
                     return False
                 if response.status_code != 200:
-                    raise SourceFailed(f"{address.shown} answered {response.status_code}")
+                    raise AnswerRefused(address.shown, response.status_code)
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
                     raise SourceFailed(f"{address.shown} sent a compressed answer, unasked")
                 await self._write(response, address, wanted, progress)

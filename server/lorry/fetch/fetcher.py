@@ -25,6 +25,10 @@ Read = Callable[..., Awaitable[bool]]
 """(name, limit=…, cut=…): write the file of a folder; False if it is absent."""
 
 
+class NothingThere(UnsupportedUpload):
+    """The place is no PEFT folder: it has no config."""
+
+
 class Fetcher:
     def __init__(
         self,
@@ -102,9 +106,10 @@ class Fetcher:
 
 async def _folder(shown: str, folder: Path, max_upload: int, read: Read) -> Upload:
     """Read the files of a PEFT folder one by one."""
-    for name, limit in ((CONFIG_FILE, MAX_CONFIG), (WEIGHTS_FILE, max_upload)):
-        if not await read(name, limit=limit, cut=False):
-            raise UnsupportedUpload(f"{shown} has no {name}", param="source")
+    if not await read(CONFIG_FILE, limit=MAX_CONFIG, cut=False):
+        raise NothingThere(f"{shown} has no {CONFIG_FILE}", param="source")
+    if not await read(WEIGHTS_FILE, limit=max_upload, cut=False):
+        raise UnsupportedUpload(f"{shown} has no {WEIGHTS_FILE}", param="source")
     # One byte more than is read of such a file, which shows that there is more.
     words = {
         name: folder / name for name in SOURCES if await read(name, limit=MAX_FILE + 1, cut=True)
