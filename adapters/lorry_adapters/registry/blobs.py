@@ -257,9 +257,13 @@ class Blobs:
     def forget(self, digest: str) -> None:
         """The content has neither record nor hold. Quick, and never an error."""
 
-    def begin(self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool) -> None:
-        """Keep the store and this folder in order from now on. `owned` returns what has a record;
-        `sure`: true if no records were lost. Raises HomeUnusable."""
+    def begin(
+        self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool, shared: bool
+    ) -> None:
+        """Keep the store and this folder in order from now on. `owned` returns what has a record.
+        `sure`: true if no records were lost. `shared`: true if other servers use the store.
+
+        Raises HomeUnusable."""
 
     def warning(self) -> str | None:
         """Return why nothing can be stored although adapters are served, or None."""

@@ -34,6 +34,10 @@ PROBE: Final = 15.0
 RETRY: Final = 2.0
 """Seconds between two looks at one that does not."""
 
+SHARED_GRACE: Final = 600.0
+"""Seconds that a removed content stays in the store if other servers use it too: one of their
+requests may have begun with it, and not have fetched it yet."""
+
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
@@ -64,6 +68,7 @@ class CachedBlobs(Blobs):
         self._damaged: set[str] = set()
         self._away: str | None = None
         self._spared: frozenset[str] = frozenset()
+        self._grace = 0.0
         self._wake = threading.Event()
         self._over = False
         self._thread: threading.Thread | None = None
@@ -132,7 +137,10 @@ class CachedBlobs(Blobs):
 
     # The thread
 
-    def begin(self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool) -> None:
+    def begin(
+        self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool, shared: bool
+    ) -> None:
+        self._grace = SHARED_GRACE if shared else 0.0
         with suppress(StoreUnavailable):
             self._ask(self._store.check)
         if not sure:
@@ -186,7 +194,7 @@ class CachedBlobs(Blobs):
 
     def _sweep(self, users: Users, owned: Callable[[], Collection[str]]) -> None:
         """Delete marked contents that nothing uses."""
-        marked = self._marked() - self._spared - users.digests()
+        marked = self._marked(self._grace) - self._spared - users.digests()
         if not marked:
             return
         recorded = frozenset(owned())
@@ -239,9 +247,16 @@ class CachedBlobs(Blobs):
         except OSError:
             return used
 
-    def _marked(self) -> frozenset[str]:
-        names = (path.name.replace("-", ":", 1) for path in self._marks.iterdir())
-        return frozenset(filter(DIGEST.fullmatch, names))
+    def _marked(self, age: float = 0.0) -> frozenset[str]:
+        """Return what has had a mark for so many seconds."""
+        until = time.time() - age
+        old = set()
+        for path in self._marks.iterdir():
+            digest = path.name.replace("-", ":", 1)
+            with suppress(FileNotFoundError):
+                if DIGEST.fullmatch(digest) and (not age or path.stat().st_mtime <= until):
+                    old.add(digest)
+        return frozenset(old)
 
     # Within
 

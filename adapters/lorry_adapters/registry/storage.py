@@ -63,6 +63,7 @@ class Storage:
             users,
             lambda: [content.digest for content in self.ledger.contents()],
             sure=self.ledger.remembers,
+            shared=self.ledger.is_shared,
         )
 
     def watch(self, path: Path) -> None:
