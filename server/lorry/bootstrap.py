@@ -92,6 +92,7 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         emit=lambda events: client.emit(events),
         on_step=metrics.observe_step,
         on_broken=on_broken,
+        pinned=registry.pinned,
     )
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     tokenizer = core.loaded.tokenizer

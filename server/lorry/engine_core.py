@@ -5,7 +5,7 @@ The server builds it in its own process, or `lorry.engine_program` does in anoth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -68,8 +68,10 @@ class EngineCore:
         on_step: Callable[[int, float], None],
         on_broken: Callable[[], None],
         on_stats: Callable[[EngineStats], None] = lambda stats: None,
+        pinned: Callable[[], Collection[str]] = tuple,
     ) -> Engine:
-        """Not started yet. `weights(digest)` reads an adapter, in a thread; AdapterError."""
+        """Not started yet. `weights(digest)` reads an adapter, in a thread; AdapterError. `pinned`:
+        as for `SlotResidency`."""
         settings, placement = self.settings, self.executor.placement
         mailbox = Mailbox()
         residency = SlotResidency(
@@ -77,6 +79,7 @@ class EngineCore:
             fetch=lambda digest: placement.prepare(weights(digest)),
             place=placement.place,
             wake=mailbox.wake,
+            pinned=pinned,
         )
         blocks = BlockPool(self.executor.paths.cache.num_blocks, BLOCK_SIZE)
         limits = Limits(

@@ -95,6 +95,7 @@ class _Served:
             on_step=lambda tokens, seconds: server.send(StepTaken(tokens, seconds)),
             on_stats=self._show,
             on_broken=lambda: server.send(Broke()),
+            pinned=self._cache.pinned,
         )
 
     def until_told(self, connection: Connection) -> None:

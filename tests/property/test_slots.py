@@ -29,14 +29,19 @@ class SlotMachine(RuleBasedStateMachine):
         self.model: dict[str, Entry] = {}
         """In order of last use."""
 
-    @rule(digest=digests, keep=st.lists(digests, max_size=3))
-    def claim(self, digest: str, keep: list[str]) -> None:
+    @rule(
+        digest=digests,
+        keep=st.lists(digests, max_size=3),
+        last=st.frozensets(digests, max_size=4),
+    )
+    def claim(self, digest: str, keep: list[str], last: frozenset[str]) -> None:
         if digest in self.model:
             return
         taken = {entry.slot for entry in self.model.values()}
         free = [slot for slot in range(1, self.num_slots + 1) if slot not in taken]
         victims = [d for d, entry in self.model.items() if entry.pins == 0 and d not in keep]
-        claim = self.table.claim(digest, keep=keep)
+        victims.sort(key=last.__contains__)
+        claim = self.table.claim(digest, keep=keep, last=last)
         if free:
             assert claim is not None
             assert (claim.slot, claim.evicted) == (free[0], None)

@@ -2,13 +2,14 @@
 
 Slot 0 is the base model and never appears here. Slots 1 to `num_slots` each hold at most one
 adapter, identified by its digest. A pinned slot is in use by a running request and is never
-evicted; among the others the least recently used goes first.
+evicted; among the others the least recently used goes first, and adapters that users pinned go
+last.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -68,17 +69,18 @@ class SlotTable:
         )
         return missing <= len(self._free) + evictable
 
-    def claim(self, digest: str, *, keep: Sequence[str] = ()) -> Claim | None:
+    def claim(
+        self, digest: str, *, keep: Sequence[str] = (), last: Collection[str] = ()
+    ) -> Claim | None:
         """Assign a slot to `digest`: a free one, or the least recently used that is neither pinned
-        nor in `keep`. Return None if there is no such slot."""
+        nor in `keep`, nor in `last` if there is another. Return None if there is no such slot."""
         assert digest not in self._places
         evicted = None
         if not self._free:
-            evicted = next(
-                (d for d, place in self._places.items() if place.pins == 0 and d not in keep), None
-            )
-            if evicted is None:
+            idle = [d for d, place in self._places.items() if place.pins == 0 and d not in keep]
+            if not idle:
                 return None
+            evicted = next((d for d in idle if d not in last), idle[0])
             self._release(evicted)
         slot = self._free.pop()
         self._places[digest] = _Place(slot)

@@ -122,6 +122,10 @@ class HostCache:
             self._pinned = digests
             self._make_room(0, 0)
 
+    def pinned(self) -> frozenset[str]:
+        with self._lock:
+            return self._pinned
+
     def discard(self, digest: str) -> None:
         """Forget an adapter, even one that is being loaded."""
         with self._lock:

@@ -104,6 +104,7 @@ class Registry:
         self._subscribers: tuple[Callable[[str], None], ...] = ()
         self.policy = policy or Policy()
         self._inventory = Inventory(reserved_names, self._free, words=words, policy=self.policy)
+        self.pinned = self._inventory.pinned
         self._merges = Merges(self._inventory)
         with ExitStack() as opened:
             self.storage = Storage(home, keep_unclaimed, catalog, fingerprint(layout), make_blobs)
@@ -340,8 +341,7 @@ class Registry:
         """Call `gone(digest)` when a content has no version and no lease left.
 
         It is called under the registry's lock, in order, by the thread that released the last
-        lease. It must return at once, must not call the registry, and must not raise.
-        """
+        lease. It must return at once, must not call the registry, and must not raise."""
         with self.storage.lock:
             self._subscribers = (*self._subscribers, gone)
 

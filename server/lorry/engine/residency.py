@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -41,13 +41,16 @@ class SlotResidency(Generic[Prepared]):
         fetch: Callable[[str], Prepared],
         place: Callable[[int, Prepared], None],
         wake: Callable[[], None],
+        pinned: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`pinned` returns the digests that users pinned: they leave their slots last."""
         self.slots = slots
         self.loads = 0
         self.evictions = 0
         self._fetch = fetch
         self._place = place
         self._wake = wake
+        self._pinned = pinned
         self._pool = ThreadPoolExecutor(
             FETCHERS, thread_name_prefix="lorry-fetch", initializer=_step_aside
         )
@@ -123,7 +126,7 @@ class SlotResidency(Generic[Prepared]):
 
     def _load(self, digest: str, *, keep: Sequence[str]) -> None:
         weights = self._fetches.pop(digest).result()
-        claim = self.slots.claim(digest, keep=keep)
+        claim = self.slots.claim(digest, keep=keep, last=self._pinned())
         assert claim is not None, "has_room_for said so"
         self.evictions += claim.evicted is not None
         try:

@@ -122,6 +122,27 @@ def test_what_is_in_a_slot_is_there_at_once(residency: Make, depot: Depot) -> No
     assert (depot.fetched, one.loads) == (["a"], 1)
 
 
+def test_what_users_pinned_keeps_its_slot(depot: Depot) -> None:
+    pinned = {"a"}
+    one = SlotResidency(
+        SlotTable(2),
+        fetch=depot.fetch,
+        place=depot.place,
+        wake=depot.wake,
+        pinned=lambda: pinned,
+    )
+    try:
+        for digest in "abcd":
+            acquired(one, depot, digest)
+            one.release([digest])
+        assert one.slots.resident == ("a", "d")
+        pinned.clear()
+        acquired(one, depot, "e")
+        assert one.slots.resident == ("d", "e")
+    finally:
+        one.close()
+
+
 def test_nothing_to_bring_is_there_at_once(residency: Make) -> None:
     assert residency(1).acquire([]) == ()
 

@@ -54,6 +54,13 @@ def test_what_is_kept_is_not_evicted_for_its_companion() -> None:
     assert table.claim("d", keep=("a", "c", "d")) is None
 
 
+def test_what_users_pinned_leaves_last_and_leaves_all_the_same() -> None:
+    table = filled("a", "b", "c")
+    assert table.claim("d", last={"a", "b"}) == Claim(3, "c")
+    assert table.claim("e", last={"a", "b", "d"}) == Claim(1, "a")
+    assert table.claim("f", keep=("b",), last={"d"}) == Claim(1, "e")
+
+
 def test_room_counts_free_and_evictable_slots_once() -> None:
     table = filled("a", "b", slots=3)
     table.pin("a")
