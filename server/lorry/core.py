@@ -13,12 +13,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from lorry.constraint import Constraint
-from lorry_adapters.errors import Problem, Remedy
+from lorry.failure import Failure as Failure
+from lorry.failure import FailureCode as FailureCode
 
 
 class FinishReason(StrEnum):
@@ -38,41 +39,6 @@ class Pooling(StrEnum):
     """The mean of all tokens' hidden states, without virtual ones."""
     CLASSIFY = "classify"
     """The classifier head's scores for the last token's hidden state."""
-
-
-class FailureCode(StrEnum):
-    """Why a request ended with an error."""
-
-    STEP_FAILED = "step_failed"
-    """The step that ran it raised. `reason`: the name of the exception's class."""
-    ADAPTER_FAILED = "adapter_failed"
-    """The computation of its adapters raised: `digests` are at fault. `reason` as above."""
-    ADAPTER_BROKEN = "adapter_broken"
-    """An adapter cannot be loaded. `reason` is for people."""
-    FILES_BROKEN = "files_broken"
-    """The files of `digests` are bad. `reason` is for people."""
-    STORE_UNUSABLE = "store_unusable"
-    """The adapters' folder cannot be read. `reason` is for people."""
-    STORE_AWAY = "store_away"
-    """The store of the adapters' files does not answer. `reason` is for people."""
-    OUT_OF_MEMORY = "out_of_memory"
-    """`reason` is for people."""
-    OVERFLOW = "overflow"
-    """A log-probability or a vector is not finite."""
-    GRAMMAR_REFUSED = "grammar_refused"
-    """Its grammar or its rules cannot be followed. `reason` is for people."""
-    GRAMMAR_UNSUPPORTED = "grammar_unsupported"
-    """The tokenizer cannot follow any grammar. `reason` is for people."""
-    GRAMMARS_BUSY = "grammars_busy"
-    """Too many grammars are in use. `reason` is for people."""
-    GRAMMAR_FAILED = "grammar_failed"
-    """The server's own fault. `reason` is for people."""
-    ENGINE_FAILED = "engine_failed"
-    """The engine failed between two steps."""
-    ENGINE_STOPPED = "engine_stopped"
-    """The engine ended before the request did."""
-    ENGINE_LOST = "engine_lost"
-    """The engine's process ended before the request did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +67,6 @@ class Base:
         """Every name that means the base and no adapter."""
         own = {self.name, *self.other_names, self.repository}
         return frozenset(name for name in own if name is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error as a value. The HTTP side turns it into a message with advice."""
-
-    code: FailureCode
-    reason: str = ""
-    param: str | None = None
-    """The request's field that is at fault."""
-    digests: tuple[str, ...] = ()
-    """The adapters at fault."""
-    remedy: Remedy | None = None
-    """What would help, if `reason` is for people."""
-    facts: Mapping[str, str | int] = field(default_factory=dict)
-    """The remedy's facts."""
-
-    @property
-    def problem(self) -> Problem:
-        """`reason` with its remedy."""
-        return Problem(self.reason, self.remedy, **self.facts)
 
 
 @dataclass(frozen=True, slots=True)
