@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from lorry.core import Batch
 from lorry.engine_core import EngineCore, load_core
 from lorry.model import decode_speed
 from lorry.model.compiled import compiled_model
@@ -157,8 +159,44 @@ def test_the_compiled_step_has_the_threads_that_were_asked_for(
 def test_the_tokens_that_take_as_long_as_the_weights(
     seconds: dict[int, float], fixed: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_speed, "_step_seconds", lambda _, count: [seconds[count], 99.0])
+    monkeypatch.setattr(
+        decode_speed, "_quickest", lambda _, counts: [seconds[count] for count in counts]
+    )
     assert decode_speed.fixed_tokens(None) == pytest.approx(fixed)  # type: ignore[arg-type]
+
+
+class Clock:
+    """Two clocks: the machine's, on which other work takes its time in every other step, and the
+    process's own."""
+
+    def __init__(self, own: Sequence[float]) -> None:
+        """`own`: seconds of a step of one token, and of eight."""
+        self._own, self._steps = own, 0
+        self._wall = self._worked = 0.0
+
+    def run(self, batch: Batch) -> None:
+        (row,) = batch.rows
+        took = self._own[len(row.token_ids) > 1]
+        self._steps += 1
+        self._worked += took
+        self._wall += took * (10 if self._steps % 2 else 1)
+
+    def perf_counter(self) -> float:
+        return self._wall
+
+    def process_time(self) -> float:
+        return self._worked
+
+
+def test_other_work_on_the_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock((0.010, 0.017))
+    paths = SimpleNamespace(compiled=object())
+    executor = SimpleNamespace(run=clock.run, paths=paths)
+    monkeypatch.setattr(decode_speed, "time", clock)
+    assert decode_speed.fixed_tokens(executor) == pytest.approx(9.0)  # type: ignore[arg-type]
+    # By the machine's clock each step of one token seems to take ten times as long.
+    paths.compiled = None
+    assert decode_speed.fixed_tokens(executor) == 64.0  # type: ignore[arg-type]
 
 
 def test_it_is_measured_where_tokens_are_drafted(start: Callable[..., Started]) -> None:
