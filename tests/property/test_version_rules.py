@@ -4,10 +4,11 @@ leases and restarts."""
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,9 +28,16 @@ from lorry_adapters.errors import (
     UnknownAdapter,
 )
 from lorry_adapters.registry.blobs import digest_of
-from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, Lease, Share
+from lorry_adapters.registry.record import (
+    AdapterChoice,
+    AdapterRecord,
+    Alias,
+    Lease,
+    Share,
+    VersionRules,
+)
 from lorry_adapters.registry.registry import Registry
-from lorry_adapters.registry.retention import Retention
+from lorry_adapters.registry.retention import Retention, expired
 from lorry_adapters.registry.version_rules import drawn, main_of
 from support.adapter_files import layout, save_adapter, upload
 from support.registries import DAMAGES
@@ -43,7 +51,8 @@ adapters = st.sampled_from(["a", "b"])
 aliases = st.sampled_from(["prod", "a@prod", "b@prod", "a", "b"])
 names = st.one_of(adapters, aliases)
 numbers = st.integers(1, 6)
-weights = st.dictionaries(numbers, st.integers(1, 3), min_size=1, max_size=3)
+meanings = st.dictionaries(st.integers(0, 2), st.integers(1, 3), min_size=1, max_size=3)
+"""Weights by how far a version is behind the last one."""
 
 
 @dataclass
@@ -71,6 +80,7 @@ class VersionMachine(RuleBasedStateMachine):
         self.model: dict[str, Adapter] = {}
         self.held: list[Lease] = []
         self.open()
+        self.train("a", 0)
 
     def open(self) -> None:
         self.registry = Registry(
@@ -127,6 +137,11 @@ class VersionMachine(RuleBasedStateMachine):
         self.retire(adapter, seed)
         assert record.current.version == adapter.current
 
+    @rule(name=adapters, seed=st.integers(0, SEEDS - 1))
+    def train(self, name: str, seed: int) -> None:
+        for step in range(3):
+            self.push(name, (seed + step) % SEEDS)
+
     @rule(name=names, version=numbers)
     def promote(self, name: str, version: int) -> None:
         owner = self.owner(name)
@@ -146,9 +161,14 @@ class VersionMachine(RuleBasedStateMachine):
         if changes:
             self.retire(adapter)
 
-    @rule(name=names, split=weights)
-    def begin(self, name: str, split: dict[int, int]) -> None:
+    def versions_of(self, name: str | None, meaning: dict[int, int]) -> dict[int, int]:
+        last = self.model[name].last if name in self.model else 9
+        return {last - behind: weight for behind, weight in meaning.items()}
+
+    @rule(name=names, meaning=meanings)
+    def begin(self, name: str, meaning: dict[int, int]) -> None:
         owner = self.owner(name)
+        split = self.versions_of(owner, meaning)
         try:
             before = self.registry.get(name)
             self.registry.patch(name, split=split)
@@ -189,12 +209,16 @@ class VersionMachine(RuleBasedStateMachine):
         for one in self.model.values():
             self.retire(one)
 
-    @rule(name=adapters, alias=aliases, meaning=st.one_of(numbers, weights))
-    def alias(self, name: str, alias: str, meaning: int | dict[int, int]) -> None:
+    @rule(name=adapters, alias=aliases, meaning=meanings)
+    def alias(self, name: str, alias: str, meaning: dict[int, int]) -> None:
+        if self.owner(name) not in (None, name):
+            with pytest.raises(InvalidSelection):
+                self.registry.patch(name, aliases={alias: 1})
+            return
         adapter, owner = self.model.get(name), self.owner(alias)
-        wanted = {meaning: 1} if isinstance(meaning, int) else meaning
+        wanted = self.versions_of(name, meaning)
         try:
-            self.registry.patch(name, aliases={alias: meaning})
+            self.registry.patch(name, aliases={alias: wanted})
         except AdapterConflict:
             assert owner is not None and (owner != name or alias == name)
             return
@@ -211,7 +235,8 @@ class VersionMachine(RuleBasedStateMachine):
         adapter.aliases[alias] = wanted
         self.settle(adapter)
 
-    @rule(alias=aliases)
+    # Most rules need the other adapter.
+    @rule(alias=st.sampled_from(["prod", "a@prod", "b@prod", "b"]))
     def remove_name(self, alias: str) -> None:
         owner = self.owner(alias)
         try:
@@ -228,6 +253,10 @@ class VersionMachine(RuleBasedStateMachine):
 
     @rule(name=adapters, version=numbers)
     def remove_version(self, name: str, version: int) -> None:
+        if self.owner(name) not in (None, name):
+            with pytest.raises(AdapterConflict):
+                self.registry.remove(name, version=version)
+            return
         adapter = self.model.get(name)
         try:
             self.registry.remove(name, version=version)
@@ -246,6 +275,10 @@ class VersionMachine(RuleBasedStateMachine):
 
     @rule(name=adapters, keep=st.sampled_from([0, 3, "default", 1]))
     def keep(self, name: str, keep: int | str) -> None:
+        if self.owner(name) not in (None, name):
+            with pytest.raises(InvalidSelection):
+                self.registry.patch(name, keep_versions=keep)  # type: ignore[arg-type]
+            return
         adapter = self.model.get(name)
         try:
             self.registry.patch(name, keep_versions=keep)  # type: ignore[arg-type]
@@ -361,11 +394,24 @@ def test_each_version_gets_its_share_and_a_key_stays(meaning: dict[int, int]) ->
         assert drawn(record, more, key) in (version, favoured)
 
 
+def test_retention_leaves_what_a_name_means() -> None:
+    now = datetime.now(UTC)
+    record = record_of(9)
+    rules = VersionRules(
+        aliases=(Alias("prod", (Share(1, 1),)), Alias("next", (Share(2, 1), Share(4, 1)))),
+        split=(Share(5, 9), Share(9, 1)),
+    )
+    record = replace(record, rules=rules)
+    for default in (Retention(versions=2), Retention(days=1)):
+        gone = expired(record, default, now, lambda digests: frozenset())
+        assert [version.version for version in gone] == [3, 6, 7]
+    own = replace(record, rules=replace(rules, keep_versions=0))
+    assert expired(own, Retention(versions=2), now, lambda digests: frozenset()) == ()
+
+
 def test_retention_counts_days_from_a_version_s_creation() -> None:
     now = datetime.now(UTC)
     record = record_of(6, made=lambda number: now - timedelta(days=10 - number))
-    from lorry_adapters.registry.retention import expired
-
     gone = expired(record, Retention(days=6.5), now, lambda digests: frozenset())
     assert [version.version for version in gone] == [1, 2, 3]
     two = expired(record, Retention(days=0.1), now, lambda digests: frozenset())
