@@ -22,9 +22,11 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    OlmoeConfig,
     Phi3Config,
     PretrainedConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from lorry.model import known_bases
@@ -64,6 +66,20 @@ SHAPES: Mapping[str, Callable[[], PretrainedConfig]] = {
     "gemma2-2b": lambda: Gemma2Config(**TOKENS),
     "llama-3b": lambda: _llama(hidden=3072, layers=28, heads=24, size=128),
     "phi3-mini": lambda: Phi3Config(**TOKENS),
+    "olmoe-7b": lambda: OlmoeConfig(intermediate_size=1024, **TOKENS),
+    "qwen3-30b-a3b": lambda: Qwen3MoeConfig(
+        hidden_size=2048,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        moe_intermediate_size=768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        vocab_size=151_936,
+        **TOKENS,
+    ),
 }
 
 

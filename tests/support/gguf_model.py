@@ -37,7 +37,7 @@ def write_gguf(path: Path, *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_vocab_size(VOCAB_SIZE)
-    _write_tokenizer(writer)
+    write_tokenizer(writer)
     shapes = {"token_embd.weight": (VOCAB_SIZE, HIDDEN), "output.weight": (VOCAB_SIZE, HIDDEN)}
     shapes["output_norm.weight"] = (HIDDEN,)
     for layer in range(LAYERS):
@@ -90,7 +90,7 @@ def write_wheel(path: Path, distribution: str, version: str, member: str, conten
     return wheel
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
+def write_tokenizer(writer: gguf.GGUFWriter) -> None:
     tokenizer = build_tokenizer(add_bos=False)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)

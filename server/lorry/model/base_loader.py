@@ -25,14 +25,13 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2ForCausalLM,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
-from lorry.model import base_source, first_qwen
+from lorry.model import base_source, first_qwen, gguf_blocks
 from lorry.model.expert_loading import ExpertsConfig
 from lorry.model.experts import quantize_experts, use_int8_stacks
 from lorry.model.half_embedding import halve
@@ -208,10 +207,11 @@ def _fitting(
     text = config.get_text_config()
     size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
     stored = getattr(config, "dtype", None) or torch.float32
+    weights = gguf_blocks.weights_in(found.folder)
     return fitting(
         precision,
         # A head counts with them, which is tied to the embeddings or not.
-        weights=size // stored.itemsize,
+        weights=size // stored.itemsize if weights is None else weights,
         # As in the file where it has 16 bits (`half_embedding`).
         table=int(text.vocab_size) * int(text.hidden_size) * min(stored.itemsize, 4),
         beside=settings.kv_cache_memory + settings.host_cache_memory,
@@ -306,17 +306,20 @@ def _model(
 ) -> PreTrainedModel:
     try:
         with quiet():
-            # Renamed and cut on the way where the files are of the first Qwen.
-            renamed = (
+            # Renamed and cut on the way where the files are of the first Qwen, and made of blocks
+            # where they come from a GGUF file.
+            original = first_qwen.is_original(found.folder)
+            weights = (
                 first_qwen.weights_of(found.folder)
-                if first_qwen.is_original(found.folder)
-                else None
+                if original
+                else gguf_blocks.weights_of(found.folder)
             )
-            loader = AutoModelForCausalLM if renamed is None else Qwen2ForCausalLM
-            model, report = loader.from_pretrained(
-                found.folder if renamed is None else None,
+            # Weights that are given have no folder, in which `AutoModelForCausalLM` would look.
+            kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model, report = (AutoModelForCausalLM if weights is None else kind).from_pretrained(
+                found.folder if weights is None else None,
                 config=config,
-                state_dict=renamed,
+                state_dict=weights,
                 dtype=precision.dtype,
                 # One device, named: accelerate neither chooses nor installs hooks.
                 device_map={"": precision.device},
@@ -335,7 +338,7 @@ def _model(
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{found.given} cannot be loaded: {error}") from error
     _refuse_gaps(found, report)
-    if renamed is not None and (found.folder / "generation_config.json").is_file():
+    if weights is not None and (found.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(found.folder)
     model.requires_grad_(False)
     model.eval()

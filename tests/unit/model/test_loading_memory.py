@@ -14,6 +14,7 @@ from lorry.model.base_loader import load
 from lorry.model.paths import replacer
 from lorry.settings import Settings
 from support.compiled import require_compiled_step
+from support.gguf_family import Kind, write_family
 from support.tokenizer import build_tokenizer
 
 VOCAB, WIDTH = 40_000, 1024
@@ -88,6 +89,26 @@ def test_the_base_is_there_once(quantize: str, base: Path, tmp_path: Path) -> No
         assert size < 2.9 * TABLE
         # The tokenizer, modules and threads are no part of the base.
         assert peak < 1.2 * size + (48 << 20), (start, peak / size, peak)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports anonymous memory in /proc")
+def test_a_gguf_file_is_never_in_memory_as_numbers(tmp_path: Path) -> None:
+    """Neither while it is converted nor while its base is loaded."""
+    require_compiled_step()
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2048, "num_hidden_layers": 16}
+    write_family(tmp_path / "wide.gguf", "tied llama", Kind.Q4_K, **sizes)
+    for start in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(tmp_path / "wide.gguf"), str(tmp_path), "nf4"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        peak, size = map(int, done.stdout.split())
+        assert 70 << 20 < size < 100 << 20
+        # All of it in fp32 is 560 MiB.
+        assert peak < 1.2 * size + (64 << 20), (start, peak / size, peak)
 
 
 def test_it_says_how_far_it_is(base: Path, tmp_path: Path) -> None:
