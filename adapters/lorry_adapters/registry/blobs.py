@@ -28,7 +28,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -125,6 +125,10 @@ class Blobs:
         self._home = home
         self._blobs = home / BLOBS
         self._staging = home / "staging"
+        self.deleting: Callable[[str], AbstractContextManager[bool]] = lambda _: nullcontext(True)
+        """Guards a deletion from the store. Yields true if no other server needs the content; none
+        may begin to until the block ends. Blocks; may raise AdapterError, then it is tried later.
+        """
         self.places = (self._blobs,)
         """Paths that must not be replaced."""
         self._blobs.mkdir(parents=True, exist_ok=True)
@@ -257,13 +261,9 @@ class Blobs:
     def forget(self, digest: str) -> None:
         """The content has neither record nor hold. Quick, and never an error."""
 
-    def begin(
-        self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool, shared: bool
-    ) -> None:
-        """Keep the store and this folder in order from now on. `owned` returns what has a record.
-        `sure`: true if no records were lost. `shared`: true if other servers use the store.
-
-        Raises HomeUnusable."""
+    def begin(self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool) -> None:
+        """Keep the store and this folder in order from now on. `owned` returns what has a record;
+        `sure`: true if no records were lost. Raises HomeUnusable."""
 
     def warning(self) -> str | None:
         """Return why nothing can be stored although adapters are served, or None."""

@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -33,10 +33,6 @@ PROBE: Final = 15.0
 
 RETRY: Final = 2.0
 """Seconds between two looks at one that does not."""
-
-SHARED_GRACE: Final = 600.0
-"""Seconds that a removed content stays in the store if other servers use it too: one of their
-requests may have begun with it, and not have fetched it yet."""
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -57,10 +53,6 @@ class CachedBlobs(Blobs):
         self._max_bytes = max_bytes
         self._marks = home / _MARKS
         self._marks.mkdir(parents=True, exist_ok=True)
-        self.deleting: Callable[[str], AbstractContextManager[bool]] = lambda _: nullcontext(True)
-        """Guards a deletion from the store. Yields true if no other server needs the content; none
-        may begin to until the block ends. Blocks; may raise AdapterError, then it is tried later.
-        """
         self._lock = threading.Lock()
         # The lock guards these.
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
@@ -68,7 +60,6 @@ class CachedBlobs(Blobs):
         self._damaged: set[str] = set()
         self._away: str | None = None
         self._spared: frozenset[str] = frozenset()
-        self._grace = 0.0
         self._wake = threading.Event()
         self._over = False
         self._thread: threading.Thread | None = None
@@ -137,10 +128,7 @@ class CachedBlobs(Blobs):
 
     # The thread
 
-    def begin(
-        self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool, shared: bool
-    ) -> None:
-        self._grace = SHARED_GRACE if shared else 0.0
+    def begin(self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool) -> None:
         with suppress(StoreUnavailable):
             self._ask(self._store.check)
         if not sure:
@@ -194,12 +182,13 @@ class CachedBlobs(Blobs):
 
     def _sweep(self, users: Users, owned: Callable[[], Collection[str]]) -> None:
         """Delete marked contents that nothing uses."""
-        marked = self._marked(self._grace) - self._spared - users.digests()
+        marked = self._marked() - self._spared - users.digests()
         if not marked:
             return
         recorded = frozenset(owned())
         for digest in marked - recorded:
-            with self._only(digest), self.deleting(digest) as unused:
+            # In this order: whoever changes an adapter puts its content into the store then.
+            with self.deleting(digest) as unused, self._only(digest):
                 # An upload of the same content holds it before it looks at the store.
                 if self._over or not unused or digest in users.digests():
                     continue
@@ -247,16 +236,9 @@ class CachedBlobs(Blobs):
         except OSError:
             return used
 
-    def _marked(self, age: float = 0.0) -> frozenset[str]:
-        """Return what has had a mark for so many seconds."""
-        until = time.time() - age
-        old = set()
-        for path in self._marks.iterdir():
-            digest = path.name.replace("-", ":", 1)
-            with suppress(FileNotFoundError):
-                if DIGEST.fullmatch(digest) and (not age or path.stat().st_mtime <= until):
-                    old.add(digest)
-        return frozenset(old)
+    def _marked(self) -> frozenset[str]:
+        names = (path.name.replace("-", ":", 1) for path in self._marks.iterdir())
+        return frozenset(filter(DIGEST.fullmatch, names))
 
     # Within
 

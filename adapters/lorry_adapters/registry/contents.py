@@ -42,6 +42,9 @@ class ContentIndex:
     def digests(self) -> tuple[str, ...]:
         return tuple(self._by_digest)
 
+    def in_use(self) -> tuple[str, ...]:
+        return tuple(digest for digest, content in self._by_digest.items() if content.holds)
+
     def named(self, digest: str) -> set[tuple[str, int]]:
         """Return the owners that are versions of adapters."""
         content = self._by_digest.get(digest, Content())

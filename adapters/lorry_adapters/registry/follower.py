@@ -1,17 +1,24 @@
 """Shows the changes that other servers make in a shared catalog.
 
 Records are shown at once; running requests keep their leases. Afterwards the contents that are new
-here are looked at. One that is missing here or does not fit the base is marked as broken, and until
-then reading it fails, so it is never served as something else.
+here are looked at. One that is missing or does not fit the base is marked as broken, and until then
+reading it fails, so it is never served as something else. What is in a store is fetched when it
+is needed.
+
+If the servers share a store of contents, the thread also says in the catalog which of them running
+requests use here.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from lorry_adapters.errors import AdapterBroken, UnknownAdapter
 from lorry_adapters.lora.base import BaseLayout
@@ -24,6 +31,9 @@ from lorry_adapters.registry.storage import Storage
 
 if TYPE_CHECKING:
     from lorry_adapters.registry.shared.shared_ledger import SharedLedger
+
+RENEWAL: Final = 10.0
+"""Seconds after which the leases on contents are renewed. They last longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +85,7 @@ class _Follower:
         self._max_rank = max_rank
         self._arrived: queue.SimpleQueue[VersionRecord] = queue.SimpleQueue()
         self._over = False
+        self._renewed = -math.inf
         storage.on_news = self._show
         self._watch = ledger.watch(self._look)
 
@@ -87,20 +98,32 @@ class _Follower:
             with self._storage.lock:
                 self._show(self._ledger.news())
         self._check_arrived()
+        if self._storage.blobs.elsewhere and time.monotonic() - self._renewed > RENEWAL:
+            self._ledger.lease(self._inventory.in_use())
+            self._renewed = time.monotonic()
 
     def _show(self, news: News) -> None:
         """Called under the storage's lock."""
         for record in news.changed:
             old = self._inventory.find(record.name)
-            known = {version.digest for version in old.versions} if old is not None else set()
+            before = old.versions if old is not None else ()
+            known = {version.digest for version in before}
+            numbers = {version.version for version in record.versions}
             self._inventory.show(record)
             for version in record.versions:
                 if version.digest not in known:
                     self._arrived.put(version)
+            self._lose(record.name, [v for v in before if v.version not in numbers])
         for name in news.removed:
+            old = self._inventory.find(name)
             self._inventory.forget(name)
+            self._lose(name, old.versions if old is not None else ())
         if news:
             self._cache.pin(self._inventory.pinned())
+
+    def _lose(self, name: str, versions: Sequence[VersionRecord]) -> None:
+        for version in versions:
+            self._storage.on_lost(name, version.version)
 
     def _check_arrived(self) -> None:
         with suppress(queue.Empty):

@@ -122,6 +122,11 @@ class Inventory:
         with self._lock:
             return frozenset(self._contents.digests())
 
+    def in_use(self) -> frozenset[str]:
+        """Return the digests of all contents with a hold."""
+        with self._lock:
+            return frozenset(self._contents.in_use())
+
     def unless_held(self, digest: str, do: Callable[[str], None]) -> bool:
         """Call `do(digest)` unless something holds the content. No hold begins meanwhile. Return
         whether it was called."""

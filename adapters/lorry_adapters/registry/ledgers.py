@@ -63,6 +63,11 @@ class AdapterLedger(Protocol):
     def forget(self, name: str) -> None:
         """Remove an adapter with all its versions. Raises as `save`."""
 
+    def deleting(self, digest: str) -> AbstractContextManager[bool]:
+        """Guard the deletion of a content that this server does not need from a store that servers
+        share. Yields true if no other needs it. Nobody changes anything meanwhile. Raises
+        CatalogUnavailable."""
+
     def warning(self) -> str | None:
         """Return why nothing can be changed although adapters are served, or None."""
 

@@ -346,9 +346,9 @@ class Registry:
             self._subscribers = (*self._subscribers, gone)
 
     def subscribe_to_versions(self, lost: Callable[[str, int], None]) -> None:
-        """Call `lost(name, version)` when an adapter that stays loses a version. As `subscribe`,
-        but one subscriber."""
-        self._writer.lost = lost
+        """Call `lost(name, version)` when an adapter that stays loses a version, or loses any at
+        another server. As `subscribe`, but one subscriber."""
+        self._writer.lost = self.storage.on_lost = lost
 
     def close(self) -> None:
         """Release the home folder. A lease released later frees nothing; the next start does."""

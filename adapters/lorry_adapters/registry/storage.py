@@ -35,6 +35,8 @@ class Storage:
         see `open_ledger`. Raises HomeUnusable, CatalogUnavailable."""
         self.on_news: Callable[[News], None] = lambda news: None
         """Shows what other servers changed. Called under the lock."""
+        self.on_lost: Callable[[str, int], None] = lambda name, version: None
+        """Called with each version that an adapter loses at another server."""
         self.lock = threading.Lock()
         """Held during a change."""
         with ExitStack() as opened:
@@ -59,11 +61,11 @@ class Storage:
 
     def begin(self, users: Users) -> None:
         """Keep the object store in order from now on, if there is one. Raises HomeUnusable."""
+        self.blobs.deleting = self.ledger.deleting
         self.blobs.begin(
             users,
             lambda: [content.digest for content in self.ledger.contents()],
             sure=self.ledger.remembers,
-            shared=self.ledger.is_shared,
         )
 
     def watch(self, path: Path) -> None:
@@ -114,6 +116,9 @@ class Storage:
     def publish(self, folder: Path, digest: str) -> bool:
         """Like `Blobs.publish`. A new content is deleted at the next start unless it is saved; one
         that was there before is not."""
+        if self.ledger.is_shared:
+            # Another server may have deleted it from the store meanwhile, and cannot do so now.
+            self.blobs.put(digest, folder)
         if not self.blobs.folder(digest).exists():
             self._unclaimed.expend(digest)
         return self.blobs.publish(folder, digest)

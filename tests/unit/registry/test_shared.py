@@ -143,6 +143,38 @@ def test_a_name_that_was_removed_and_made_again_meanwhile(server: Server, files:
     assert two.get("a").current.digest == digest_of(files(1))
 
 
+def test_versions_that_go_are_told_at_every_server(server: Server, files: Files) -> None:
+    """So that their metrics go, too."""
+    one, two = server("one"), server("two")
+    told: list[tuple[str, int]] = []
+    two.subscribe_to_versions(lambda name, version: told.append((name, version)))
+    one.add("a", upload(files(0)))
+    one.add("a", upload(files(1)), replace=True)
+    agree(one, two)
+    one.remove("a", version=1)
+    wait_until(lambda: told == [("a", 1)])
+    one.remove("a")
+    wait_until(lambda: told == [("a", 1), ("a", 2)])
+
+
+def test_an_alias_moves_at_every_server(server: Server, files: Files) -> None:
+    one, two = server("one"), server("two")
+    one.add("a", upload(files(0)))
+    two.add("b", upload(files(1)))
+    one.patch("a", aliases={"prod": 1})
+    agree(one, two)
+    assert two.get("prod").name == "a"
+    with two.storage.lock:
+        one.patch("a", aliases={"prod": None})
+        one.patch("b", aliases={"prod": 1})
+        one.patch("a", scale=0.5)
+    agree(one, two)
+    assert one.get("prod").name == two.get("prod").name == "b"
+    with pytest.raises(AdapterConflict):
+        two.patch("a", aliases={"prod": 1})
+    assert server("three").get("prod").name == "b"
+
+
 def test_content_that_is_not_here_is_refused_until_it_is(server: Server, files: Files) -> None:
     one, two = server("one"), server("two")
     one.add("a", upload(files(0)))

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lorry_adapters.errors import CatalogUnavailable, HomeUnusable
 
-SILENCE: Final = 5.0
+SILENCE: Final = 15.0
 """Seconds without an answer after which the database counts as lost."""
 
 _DRIVER: Final = "postgresql+psycopg"
@@ -61,10 +61,9 @@ class Database:
         """Connect and migrate. Raises CatalogUnavailable, and HomeUnusable for a URL that cannot
         be used or tables of a newer server."""
         parsed = _parsed(url)
-        self.name = parsed.render_as_string(hide_password=True)
-        """The URL without its password."""
-        self.trouble: str | None = None
-        """Why the last call failed; None if it did not."""
+        self.name = f"postgresql://{parsed.host or ''}/{parsed.database or ''}"
+        """What anyone may know of the URL."""
+        self._trouble: str | None = None
         self._heard = time.monotonic()
         try:
             self._engine = create_engine(
@@ -124,30 +123,25 @@ class Database:
         except SQLAlchemyError as error:
             # The other connections are probably lost too.
             self._engine.dispose()
-            self.trouble = self._said(error)
-            raise CatalogUnavailable(self.trouble) from error
-        self.trouble = None
+            self._trouble = f"the catalog {self.name} cannot be used now"
+            why = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise CatalogUnavailable(
+                f"the catalog {self.name} cannot be used ({why[:300]}); adapters that are known "
+                "here are served, and changes are refused until it is back"
+            ) from error
+        self._trouble = None
         self._heard = time.monotonic()
 
     def warning(self) -> str | None:
-        """Return why changes are refused, or None. Needs someone who asks the database all the
-        time."""
-        if self.trouble is not None:
-            return self.trouble
-        silent = time.monotonic() - self._heard
-        if silent > SILENCE:
-            return f"the catalog {self.name} has not answered for {silent:.0f} s"
-        return None
+        """Return what anyone may know of why changes are refused, or None. Needs someone who asks
+        the database all the time."""
+        trouble, silent = self._trouble, time.monotonic() - self._heard
+        if trouble is None and silent > SILENCE:
+            trouble = f"the catalog {self.name} has not answered for {silent:.0f} s"
+        return None if trouble is None else f"{trouble}: changes are refused; the log has more"
 
     def close(self) -> None:
         self._engine.dispose()
-
-    def _said(self, error: SQLAlchemyError) -> str:
-        why = " ".join(str(getattr(error, "orig", None) or error).split())
-        return (
-            f"the catalog {self.name} cannot be used ({why[:300]}); adapters that are known here "
-            "are served, and changes are refused until it is back"
-        )
 
 
 class Listener:

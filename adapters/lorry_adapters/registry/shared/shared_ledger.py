@@ -11,7 +11,8 @@ then read (`news`) are the rows with a higher revision than their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from lorry_adapters.registry.shared.shared_tables import (
     SCHEMA,
     adapters,
     fits,
+    leases,
     state,
     unnamed,
     versions,
@@ -37,6 +39,9 @@ from lorry_adapters.registry.shared.shared_tables import (
 from lorry_adapters.registry.sidecars import Sidecar, document_of, sidecar_of
 
 CHANNEL: Final = "lorry_catalog"
+
+LEASE: Final = timedelta(seconds=60)
+"""How long a server's word counts that it uses a content."""
 
 REMOVED: Final = timedelta(seconds=60)
 """How long the store keeps what no record names any more: servers need a moment to say that they
@@ -59,6 +64,8 @@ class SharedLedger:
         self._known: dict[str, Sidecar] = {}
         self._fits: set[str] = set()
         self._connection: Connection | None = None
+        self._server = uuid.uuid4().hex
+        self._leased: frozenset[str] = frozenset()
         try:
             with self.database.transaction(snapshot=True) as connection:
                 self._read(connection)
@@ -73,7 +80,7 @@ class SharedLedger:
 
     def contents(self) -> tuple[StoredContent, ...]:
         """Return their contents; `layout` is this server's or empty."""
-        sizes = {d: size for one in self._known.values() for d, size in one.sizes.items()}
+        sizes = {d: size for one in tuple(self._known.values()) for d, size in one.sizes.items()}
         return tuple(
             StoredContent(digest, size, self._layout if digest in self._fits else "")
             for digest, size in sizes.items()
@@ -170,6 +177,50 @@ class SharedLedger:
             connection.execute(delete(adapters).where(adapters.c.name == name))
             self._let_go(connection, digests)
         del self._known[name]
+
+    @contextmanager
+    def deleting(self, digest: str) -> Iterator[bool]:
+        """Guard the deletion of a content from the store. Yields true if no record names it, no
+        other server has a lease on it, and no record named it a moment ago."""
+        with self.database.transaction() as connection:
+            connection.execute(select(state.c.revision).with_for_update())
+            needed = (
+                select(versions.c.digest).where(versions.c.digest == digest),
+                select(leases.c.digest).where(
+                    leases.c.digest == digest,
+                    leases.c.until > func.now(),
+                    leases.c.server != self._server,
+                ),
+                select(unnamed.c.digest).where(
+                    unnamed.c.digest == digest, unnamed.c.until > func.now()
+                ),
+            )
+            unused = all(connection.execute(query.limit(1)).first() is None for query in needed)
+            yield unused
+            if unused:
+                connection.execute(delete(unnamed).where(unnamed.c.digest == digest))
+                connection.commit()
+
+    def lease(self, digests: Collection[str]) -> None:
+        """Say that this server uses these contents, and no others, for a while. Raises
+        CatalogUnavailable."""
+        if not digests and not self._leased:
+            return
+        until = func.now() + LEASE
+        with self.database.transaction() as connection:
+            over = (leases.c.server == self._server) & leases.c.digest.not_in(digests)
+            connection.execute(delete(leases).where(over | (leases.c.until < func.now())))
+            if digests:
+                row = upsert(leases).values(
+                    [{"server": self._server, "digest": one, "until": until} for one in digests]
+                )
+                connection.execute(
+                    row.on_conflict_do_update(
+                        index_elements=["server", "digest"], set_={"until": row.excluded.until}
+                    )
+                )
+            connection.commit()
+        self._leased = frozenset(digests)
 
     def warning(self) -> str | None:
         """Return why changes are refused, or None."""
