@@ -7,7 +7,7 @@ int8, fp32  one projection by fbgemm's integers and in fp32; compiled, as nf4 is
             step, whose instruction set is in the JSON
 delta       what the adapters on all seven projections of a layer add to a step
 attention   what a layer's attention over a context adds to a step
-prompt      what a layer's attention within a prompt adds to one over pieces of 16 tokens
+prompt      what a layer's attention over the end of a prompt adds to one over pieces of 16 tokens
 greedy, top-p, ...   one token a row from a vocabulary, drawn so
 
 A `delta` and an `attention` are the difference of two whole steps, by the path that is
@@ -57,7 +57,8 @@ BASES = {
 """Layers as those of such a model."""
 
 CONTEXTS = (128, 1024, 4096)
-PROMPTS = (64, 512)
+PROMPTS = ((64, 64), (512, 512), (512, 4096))
+"""Tokens, and with those before them."""
 VOCABULARY = 49152
 
 SAMPLING = {
@@ -110,8 +111,9 @@ def main() -> None:
         given.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
-NAMES = ("kernel", "by", "tokens", "adapters", "rank", "in", "out", "us", "GB/s", "error")
-"""`in` and `out` of a projection; for a layer its width and, of attention, the context."""
+NAMES = ("kernel", "by", "kv", "tokens", "adapters", "rank", "in", "out", "us", "GB/s", "error")
+"""`in` and `out` of a projection; for a layer its width and, of attention, the context; `kv`:
+the type of the cache."""
 
 
 def lora(device: torch.device, dtype: torch.dtype, seconds: float) -> Iterator[dict[str, Any]]:
@@ -267,31 +269,35 @@ def deltas(base: Path, by: str, rank: int, seconds: float) -> Iterator[dict[str,
 
 
 def attention(base: Path, by: str, seconds: float) -> Iterator[dict[str, Any]]:
-    steps = Steps(base, kernels=by, slots=0, rank=1, cells=8 * (max(CONTEXTS) + 64))
-    width = steps.loaded.config.hidden_size
-    for tokens in (1, 8):
-        runs = [steps.decode(tokens, context) for context in (1, *CONTEXTS)]
-        least, *others = race(runs, seconds)
-        for context, spent in zip(CONTEXTS, others, strict=True):
+    for kv_cache in ("auto", "int8") if by == "compiled" else ("auto",):
+        cells = 8 * (max(CONTEXTS) + 64)
+        steps = Steps(base, kernels=by, slots=0, rank=1, cells=cells, kv_cache=kv_cache)
+        width = steps.loaded.config.hidden_size
+        kept = {"by": by, "kv": str(steps.executor.paths.cache.dtype).removeprefix("torch.")}
+        for tokens in (1, 8):
+            runs = [steps.decode(tokens, context) for context in (1, *CONTEXTS)]
+            least, *others = race(runs, seconds)
+            for context, spent in zip(CONTEXTS, others, strict=True):
+                yield {
+                    "kernel": "attention",
+                    **kept,
+                    "tokens": tokens,
+                    "in": width,
+                    "out": context,
+                    "us": round((spent - least) / LAYERS * 1e6, 1),
+                }
+        for tokens, context in PROMPTS:
+            whole = steps.prompt(tokens, start=context - tokens)
+            least, spent = race([steps.prompt(tokens, pieces=tokens // 16), whole], seconds)
             yield {
-                "kernel": "attention",
-                "by": by,
+                "kernel": "prompt",
+                **kept,
                 "tokens": tokens,
                 "in": width,
                 "out": context,
                 "us": round((spent - least) / LAYERS * 1e6, 1),
             }
-    for tokens in PROMPTS:
-        runs = [steps.prompt(tokens, pieces=tokens // 16), steps.prompt(tokens)]
-        pieces, whole = race(runs, seconds)
-        yield {
-            "kernel": "prompt",
-            "by": by,
-            "tokens": tokens,
-            "in": width,
-            "us": round((whole - pieces) / LAYERS * 1e6, 1),
-        }
-    steps.close()
+        steps.close()
 
 
 def sampler(device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:

@@ -39,8 +39,10 @@ class Steps:
         max_tokens: int = 512,
         cells: int = 16384,
         quantization: str = "int8",
+        kv_cache: str = "auto",
     ) -> None:
-        """`cells`: tokens that the cache holds. Raises ModelError."""
+        """`cells`: tokens that the cache holds. `kv_cache`: as `--kv-cache-dtype`. Raises
+        ModelError."""
         settings = Settings(
             model=str(folder),
             home=folder,
@@ -57,7 +59,7 @@ class Steps:
             max_tokens=max_tokens,
         )
         found = paths.first_pass(self.loaded)
-        chosen = paths.choose(kernels, self.loaded, found, block_size=BLOCK_SIZE)
+        chosen = paths.choose(kernels, self.loaded, found, block_size=BLOCK_SIZE, kv_cache=kv_cache)
         self.chosen = chosen.said
         self.executor = paths.build(self.loaded, found, chosen, sizes)
         paths.leave_cores(self.executor)
@@ -88,17 +90,17 @@ class Steps:
             for row in range(rows)
         )
 
-    def prompt(self, tokens: int, adapters: int = 0, pieces: int = 1) -> Run:
-        """`tokens` of prompt, read at once, and a first token; in so many `pieces` they are
-        prompts of their own, of which only the last is answered."""
+    def prompt(self, tokens: int, adapters: int = 0, pieces: int = 1, start: int = 0) -> Run:
+        """`tokens` of prompt, behind `start` others, read at once, and a first token; in so many
+        `pieces` they are prompts of their own, of which only the last is answered."""
         length = tokens // pieces
-        blocks = -(-length // BLOCK_SIZE)
+        blocks = -(-(start + length) // BLOCK_SIZE)
         ids = [5 + token % 256 for token in range(length)]
         return self._step(
             Row(
                 request_id=str(piece),
                 token_ids=ids,
-                start=0,
+                start=start,
                 blocks=range(piece * blocks, (piece + 1) * blocks),
                 adapters=_uses(piece, adapters),
                 sample=Sample(_PARAMS, ids, [], None) if piece == pieces - 1 else None,

@@ -167,7 +167,12 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
     found = paths.first_pass(loaded)
     verdict = verdict_of(settings, loaded, found)
     kernels = paths.choose(
-        settings.kernels, loaded, found, block_size=BLOCK_SIZE, kept=verdict.read()
+        settings.kernels,
+        loaded,
+        found,
+        block_size=BLOCK_SIZE,
+        kv_cache=settings.kv_cache_dtype,
+        kept=verdict.read(),
     )
     per_token = bytes_per_token(found.shapes, kernels.kv_dtype)
     sizes = paths.Sizes(

@@ -196,6 +196,14 @@ class Settings(AdapterSettings):
     kv_cache_memory: int = setting(
         2 * _GIB, Kind.SIZE, "Memory for the KV cache.", minimum=_KIB, default_text="2GiB"
     )
+    kv_cache_dtype: str = setting(
+        "auto",
+        Kind.CHOICE,
+        "Type of its numbers. auto: float16 on the compiled step, elsewhere that of activations. "
+        "int8: bytes with a scale for each token and head, about half of float16; for the "
+        "compiled step alone.",
+        choices=("auto", "int8"),
+    )
     prefix_cache: str = setting(
         "on",
         Kind.CHOICE,

@@ -189,7 +189,7 @@ def pair_of(
     houses: list[House] = []
 
     @cache
-    def of(family: str, quantization: str, kernels: str) -> Pair:
+    def of(family: str, quantization: str, kernels: str, kv_cache: str = "auto") -> Pair:
         if kernels == "compiled":
             require_compiled_step()
         model = tiny_model(family)
@@ -201,7 +201,8 @@ def pair_of(
             path = root / name.replace(" ", "-")
             return make(KINDS[kind], family, base, path, seed=seed).folder
 
-        cached, plain = (House(model, quantization=quantization, kernels=kernels) for _ in range(2))
+        options = {"quantization": quantization, "kernels": kernels, "kv_cache": kv_cache}
+        cached, plain = (House(model, **options) for _ in range(2))
         houses.extend((cached, plain))
 
         @cache
@@ -266,11 +267,12 @@ def drive(pair: Pair, moves: Sequence[Any], limits: dict[str, int]) -> Engine:
     return engine
 
 
+@pytest.mark.parametrize("kv_cache", ["auto", "int8"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_the_same_bits_as_without_on_the_compiled_step(
-    family: str, pair_of: Callable[..., Pair]
+    family: str, kv_cache: str, pair_of: Callable[..., Pair]
 ) -> None:
-    pair = pair_of(family, "int8", "compiled")
+    pair = pair_of(family, "int8", "compiled", kv_cache)
     hits: list[int] = []
     copies: list[int] = []
 
@@ -340,7 +342,6 @@ PARTS: dict[str, tuple[Ask, Ask]] = {
 
 def broken(part: str, patch: pytest.MonkeyPatch) -> None:
     changes_in, next_key = block_keys.changes_in, block_keys.next_key
-    first_key = block_keys.first_key
 
     def changes(keep: Callable[[block_keys.Change], Any]) -> Callable[..., Any]:
         return lambda *given: tuple(map(keep, changes_in(*given)))
@@ -353,7 +354,7 @@ def broken(part: str, patch: pytest.MonkeyPatch) -> None:
         "tokens": ("next_key", lambda key, ids, more: next_key(key, [0] * len(ids), more)),
         # As if an activated adapter were active from the start, like any other.
         "the call": ("changes_in", lambda used, begin, end: tuple((a.digest, 0) for a in used)),
-        "path": ("first_key", lambda path, *more: first_key("", *more)),
+        "path": ("first_key", lambda _, *more, of=block_keys.first_key: of("", *more)),
     }
     patch.setattr(block_keys, *makers[part])
 
@@ -375,8 +376,7 @@ def differs(pair: Pair, part: str) -> bool:
             answers.append(run_ids(engine, late))
         return answers[0] != answers[1]
     engine.alone(first)
-    answer = engine.alone(second)
-    return answer.numbers != pair.expected(second).numbers
+    return engine.alone(second).numbers != pair.expected(second).numbers
 
 
 def run_ids(engine: Engine, ids: Sequence[int]) -> list[tuple[int, float]]:

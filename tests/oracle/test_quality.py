@@ -47,6 +47,10 @@ ROUNDED = Limits(0.995, 1.005, 0.08, 0.92)
 """Of nf4 on the compiled step: levels are whole numbers (decision 0033), activations have 8 bits
 and more (decision 0039). bitsandbytes' own nf4 is 0.56 and 78 % from fp32."""
 
+IN_BYTES = Limits(0.99, 1.01, 0.1, 0.92)
+"""Of a KV cache in bytes from one in half precision. Over the whole text and over long contexts:
+benchmarks/README.md."""
+
 
 @pytest.fixture(scope="module")
 def quality(pytestconfig: pytest.Config) -> Quality:
@@ -93,6 +97,14 @@ def test_int8_is_near_the_unquantized_base(
     kernels: str, served: Callable[[str, str], Said], transformers: Callable[[str], Said]
 ) -> None:
     check(served("int8", kernels), transformers("none"), FROM_FP32)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_cache_in_bytes_is_near_one_in_half_precision(
+    quantization: str, quality: Quality, served: Callable[[str, str], Said]
+) -> None:
+    half = served(quantization, "compiled")
+    check(quality.served(quantization, "compiled", "int8"), half, IN_BYTES)
 
 
 def test_both_paths_of_int8_say_the_same(served: Callable[[str, str], Said]) -> None:

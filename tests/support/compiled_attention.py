@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from lorry.model.compiled import structs
+from lorry.model.kv_cache import LARGEST, Cells, encoded, spread
 
 BLOCK = 16
+TILE = 64
+"""Keys."""
 MOST_TOKENS = 96
 
 
@@ -36,7 +39,8 @@ class Piece:
 
 
 class CompiledAttention:
-    """Rows of `context` tokens, whose blocks lie in the cache in any order. `close` it."""
+    """Rows of `context` tokens, whose blocks lie in the cache in any order, in half precision or in
+    bytes. `close` it."""
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class CompiledAttention:
         context: int = 300,
         num_threads: int = 1,
         loud: float = 1.0,
+        in_bytes: bool = False,
     ) -> None:
         dice = torch.Generator().manual_seed(7)
         blocks = -(-context // BLOCK)
@@ -59,8 +64,10 @@ class CompiledAttention:
         self.cells_RL = (order.view(rows, blocks, 1) * BLOCK + torch.arange(BLOCK)).flatten(1).int()
         # What no row has yet is no number: nobody may see it.
         shape = (rows * blocks * BLOCK + 1, kv_heads, size)
-        self.k_NHD = torch.full(shape, torch.nan, dtype=torch.float16)
-        self.v_NHD = torch.full(shape, torch.nan, dtype=torch.float16)
+        dtype = torch.int8 if in_bytes else torch.float16
+        kept = [torch.full(shape, 77 if in_bytes else torch.nan, dtype=dtype) for _ in range(2)]
+        scales = [torch.full(shape[:2], torch.nan).half() if in_bytes else None for _ in range(2)]
+        self._keys, self._values = (Cells(*both) for both in zip(kept, scales, strict=True))
         self.q_RLQD = torch.randn(rows, context, heads, size, generator=dice) * loud
         self.k_RLHD, self.v_RLHD = (
             torch.randn(rows, context, kv_heads, size, generator=dice).half() for _ in range(2)
@@ -78,12 +85,21 @@ class CompiledAttention:
             sink_Q=self._sink_Q.data_ptr() if options.sinks else None,
             window=options.window,
         )
-        k, v = self.k_NHD.data_ptr(), self.v_NHD.data_ptr()
         # Two that answer something else go first, and leave whatever they do behind.
         self._layers = (structs.Layer * 3)(
             *(
-                structs.Layer(k_NHD=one, v_NHD=other, attention=attention)
-                for one, other in ((v, k), (v, k), (k, v))
+                structs.Layer(
+                    k_NHD=one.kept_NHD.data_ptr(),
+                    v_NHD=other.kept_NHD.data_ptr(),
+                    k_scale_NH=None if one.scale_NH is None else one.scale_NH.data_ptr(),
+                    v_scale_NH=None if other.scale_NH is None else other.scale_NH.data_ptr(),
+                    attention=attention,
+                )
+                for one, other in (
+                    (self._values, self._keys),
+                    (self._values, self._keys),
+                    (self._keys, self._values),
+                )
             )
         )
         self._engine = built.lorry_engine(
@@ -94,9 +110,9 @@ class CompiledAttention:
     def know(self, row: int, end: int) -> None:
         """The cache holds the row's tokens before `end`, and none after."""
         cells_L = self.cells_RL[row].long()
-        for kept, all_RLHD in ((self.k_NHD, self.k_RLHD), (self.v_NHD, self.v_RLHD)):
-            kept[cells_L] = torch.nan
-            kept[cells_L[:end]] = all_RLHD[row, :end]
+        for cells, all_RLHD in ((self._keys, self.k_RLHD), (self._values, self.v_RLHD)):
+            cells.tensors[-1][cells_L] = torch.nan
+            cells.write(cells_L[:end], all_RLHD[row, :end])
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
         """`[T, Q, D]`, of the pieces' tokens in one step."""
@@ -145,6 +161,44 @@ class CompiledAttention:
             scores_QL = torch.cat([scores_QL, self._sink_Q.double()[:, None]], 1)
         weights_QL = scores_QL.softmax(1)[:, : position + 1 - begin]
         return torch.einsum("ql,lqd->qd", weights_QL, v_LQD)
+
+    def reference_in_bytes(self, row: int, position: int) -> Tensor:
+        """`[Q, D]`, one token by the formulas of decision 0048, in fp64."""
+        options = self._options
+        begin = max(0, position + 1 - options.window) if options.window else 0
+        group = self._heads // self.k_RLHD.shape[2]
+        seen = slice(begin, position + 1)
+        (k_LHD, k_scale_LH), (v_LHD, v_scale_LH) = (
+            (codes.double(), scale.double())
+            for codes, scale in (
+                encoded(all_RLHD[row, seen]) for all_RLHD in (self.k_RLHD, self.v_RLHD)
+            )
+        )
+        q_QD = spread(self.q_RLQD[row, position].double())
+        unit_Q1 = q_QD.abs().amax(1, keepdim=True) / LARGEST
+        q_QD = (q_QD / unit_Q1).round() * unit_Q1
+        k_LQD = (k_LHD * k_scale_LH[..., None]).repeat_interleave(group, 1)
+        scores_QL = torch.einsum("qd,lqd->ql", q_QD, k_LQD) * self._size**-0.5
+        if options.cap:
+            scores_QL = options.cap * torch.tanh(scores_QL / options.cap)
+        if options.slopes:
+            distance_L = position - torch.arange(begin, position + 1)
+            scores_QL -= self._slope_Q.double()[:, None] * distance_L
+        most_Q1 = scores_QL.amax(1, keepdim=True)
+        total_Q1 = (scores_QL - most_Q1).exp().sum(1, keepdim=True)
+        if options.sinks:
+            total_Q1 += (self._sink_Q.double()[:, None] - most_Q1).exp()
+        out_QD = torch.zeros_like(q_QD)
+        for tile in range(begin // TILE * TILE, position + 1, TILE):
+            part = slice(max(0, tile - begin), tile + TILE - begin)
+            largest_Q1 = scores_QL[:, part].amax(1, keepdim=True)
+            scale_QL = v_scale_LH[part].T.repeat_interleave(group, 0)
+            unit_Q1 = scale_QL.amax(1, keepdim=True) / LARGEST
+            weights_QL = ((scores_QL[:, part] - largest_Q1).exp() * scale_QL / unit_Q1).round()
+            v_LQD = v_LHD[part].repeat_interleave(group, 1)
+            mixed_QD = torch.einsum("ql,lqd->qd", weights_QL, v_LQD) * unit_Q1
+            out_QD += mixed_QD * (largest_Q1 - most_Q1).exp()
+        return spread(out_QD / total_Q1)
 
     def close(self) -> None:
         self._built.lorry_engine_free(self._engine)

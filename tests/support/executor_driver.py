@@ -69,10 +69,12 @@ SIZES = Sizes(
 )
 
 
-def unchecked(loaded: LoadedModel, sizes: Sizes, *, kernels: str = "torch") -> Executor:
+def unchecked(
+    loaded: LoadedModel, sizes: Sizes, *, kernels: str = "torch", kv_cache: str = "auto"
+) -> Executor:
     """Paths as `--kernels` chooses them, without the self-check's half a second."""
     found = first_pass(loaded)
-    chosen = choose(kernels, loaded, found, block_size=sizes.block_size)
+    chosen = choose(kernels, loaded, found, block_size=sizes.block_size, kv_cache=kv_cache)
     return build(loaded, found, chosen, sizes)
 
 
@@ -87,13 +89,15 @@ class ExecutorDriver:
         kernels: str = "torch",
         threads: int = 1,
         is_checked: bool = False,
+        kv_cache: str = "auto",
     ) -> None:
         """`kernels`: torch or compiled, as `--kernels` has them; `threads` of the compiled ones.
+        `kv_cache`: as `--kv-cache-dtype`.
         `is_checked`: by the self-check, as the server's are."""
         self.loaded = load_tiny(folder, quantization=quantization, kernels=kernels)
         self._slots: dict[Path, int] = {}
         found = first_pass(self.loaded)
-        chosen = choose(kernels, self.loaded, found, block_size=BLOCK_SIZE)
+        chosen = choose(kernels, self.loaded, found, block_size=BLOCK_SIZE, kv_cache=kv_cache)
         self.executor = self.start(found, replace(chosen, threads=threads), is_checked)
 
     def start(self, found: FirstPass, kernels: Kernels, is_checked: bool) -> Executor:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m support.quality [FOLDER]
 
-prints the table of benchmarks/README.md. `tests/oracle/test_quality.py` holds the distances.
+prints the tables of benchmarks/README.md. `tests/oracle/test_quality.py` holds the distances.
 
 Perplexity is of public-domain prose (Carroll, Melville, Austen, Darwin, Dickens), in windows that
 know nothing of each other. Greedy tokens are compared along one set of answers, those that the
@@ -105,6 +105,8 @@ class Quality:
         ids = tokenizer((TEXTS / "prose.txt").read_text())["input_ids"]
         cuts = list(pairwise(range(0, len(ids) + 1, WINDOW)))[:windows]
         self.windows: list[list[int]] = [ids[start:stop] for start, stop in cuts]
+        self.whole: list[int] = list(chain.from_iterable(self.windows))
+        """The same as one context."""
         self.questions: list[list[int]] = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": line}], add_generation_prompt=True, return_dict=False
@@ -136,11 +138,17 @@ class Quality:
         ]
         return Said(logprobs, greedy)
 
-    def served(self, quantization: str, kernels: str) -> Said:
-        """The executor of the server; answers come token by token, all in one batch."""
-        driver = ExecutorDriver(self._folder, quantization=quantization, kernels=kernels)
+    def served(
+        self, quantization: str, kernels: str, kv_cache: str = "auto", *, whole: bool = False
+    ) -> Said:
+        """The executor of the server; answers come token by token, all in one batch. `whole`: the
+        prose as one context."""
+        driver = ExecutorDriver(
+            self._folder, quantization=quantization, kernels=kernels, kv_cache=kv_cache
+        )
+        windows = [self.whole] if whole else self.windows
         try:
-            logprobs = [p for ids in self.windows for p in driver.score([Ask([], ids)])[0]]
+            logprobs = [p for ids in windows for p in driver.score([Ask([], ids)], chunk=512)[0]]
             return Said(logprobs, list(map(list, zip(*self._steps(driver), strict=True))))
         finally:
             driver.close()
@@ -200,6 +208,26 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def table_of_caches(folder: Path) -> str:
+    """A KV cache in bytes beside one in half precision, in Markdown."""
+    quality = Quality(folder)
+    columns = ("perplexity", "to half precision", "logprobs off", "greedy tokens as with it")
+    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (1 + len(columns))]
+    for kind in ("int8", "nf4"):
+        for whole in (False, True):
+            half, said = (
+                quality.served(kind, "compiled", cache, whole=whole) for cache in ("auto", "int8")
+            )
+            context = f"{len(quality.whole)} tokens" if whole else f"windows of {WINDOW}"
+            ratio, off = said.against(half), said.distance(half)
+            lines += [
+                f"| {kind}, {context}, float16 | {half.perplexity:.3f} | - | - | - |",
+                f"| {kind}, {context}, int8 | {said.perplexity:.3f} | {ratio:.4f} | {off:.4f} | "
+                f"{said.agreement(half):.1%} |",
+            ]
+    return "\n".join(lines)
+
+
 COLUMNS = (
     "",
     "perplexity",
@@ -227,7 +255,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     home = platformdirs.user_data_path("lorry", appauthor=False)
     folder = Path(arguments[0]) if arguments else default_base(home)
-    sys.stdout.write(table(folder) + "\n")
+    sys.stdout.write(table(folder) + "\n\n" + table_of_caches(folder) + "\n")
 
 
 if __name__ == "__main__":

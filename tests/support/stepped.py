@@ -67,10 +67,17 @@ class Slots:
 
 
 class House:
-    def __init__(self, model: Path, *, quantization: str = "none", kernels: str = "torch") -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        quantization: str = "none",
+        kernels: str = "torch",
+        kv_cache: str = "auto",
+    ) -> None:
         self.loaded = load_tiny(model, quantization=quantization, kernels=kernels)
         sizes = replace(SIZES, kv_blocks=NUM_BLOCKS)
-        self.executor = unchecked(self.loaded, sizes, kernels=kernels)
+        self.executor = unchecked(self.loaded, sizes, kernels=kernels, kv_cache=kv_cache)
         leave_cores(self.executor)
         assert self.executor.paths.kernels == kernels
         self.preemptions = 0

@@ -53,6 +53,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "max_step_time": ("0.25", 0.25),
     "max_queue": ("0", 0),
     "kv_cache_memory": ("1GiB", 1 << 30),
+    "kv_cache_dtype": ("int8", "int8"),
     "prefix_cache": ("off", "off"),
     "prefix_cache_scope": ("caller", "caller"),
     "speculative": ("ngram+answers", "ngram+answers"),

@@ -147,12 +147,9 @@ def attend(
     if not isinstance(step, AttentionStep):
         return step.attend(module, query, key, value, scale, softcap, s_aux), None
     plan, kv, sight = step.plan, step.cache.layer(module), step.cache.shape(module).sight
-    dtype = step.cache.dtype
-    kept_k_THD, kept_v_THD = key[0].transpose(0, 1).to(dtype), value[0].transpose(0, 1).to(dtype)
-    kv.k_NHD.index_copy_(0, plan.write_T, kept_k_THD)
-    kv.v_NHD.index_copy_(0, plan.write_T, kept_v_THD)
     # What a later step will read: whether a prompt is read at once or in pieces is the same.
-    k_THD, v_THD = kept_k_THD.to(key.dtype), kept_v_THD.to(value.dtype)
+    k_THD = kv.keys.write(plan.write_T, key[0].transpose(0, 1))
+    v_THD = kv.values.write(plan.write_T, value[0].transpose(0, 1))
     q_QTD = query[0]
     out_TQD = q_QTD.new_empty(q_QTD.shape[1], q_QTD.shape[0], value.shape[3])
     if plan.num_singles and step.singles is not None:
@@ -162,8 +159,8 @@ def attend(
         )
     elif plan.num_singles:
         singles = plan.singles(sight)
-        k_BLHD = kv.k_NHD.index_select(0, singles.context_BL.flatten()).to(key.dtype)
-        v_BLHD = kv.v_NHD.index_select(0, singles.context_BL.flatten()).to(value.dtype)
+        k_BLHD = kv.keys.read(singles.context_BL.flatten(), key.dtype)
+        v_BLHD = kv.values.read(singles.context_BL.flatten(), value.dtype)
         size = singles.context_BL.shape
         heads = k_BLHD.shape[1]
         # [Q, B, D] -> [B, H, G, D]: query heads of one key head are neighbours.
@@ -188,8 +185,8 @@ def attend(
             begin, k_LHD, v_LHD = 0, k_THD[part], v_THD[part]
         else:
             begin = sight.begin(chunk.start)
-            k_LHD = chunk.read(kv.k_NHD, begin).to(key.dtype)
-            v_LHD = chunk.read(kv.v_NHD, begin).to(value.dtype)
+            k_LHD = chunk.read(kv.keys, begin, key.dtype)
+            v_LHD = chunk.read(kv.values, begin, value.dtype)
         seen = _Seen(k_LHD, v_LHD, begin, sight, s_aux)
         out_TQD[part] = _chunk(q_QTD[:, part], seen, chunk.start, scale, softcap)
     return out_TQD.unsqueeze(0), None

@@ -50,15 +50,17 @@ class Executor:
         return [results[index] for index in range(len(batch.rows))]
 
     def path_of(self, digests: Sequence[str], pooling: Pooling | None) -> str | None:
-        """The name of the path of such rows: those with equal names round alike. None if an adapter
-        is in no slot."""
+        """The name of the path of such rows and of the cache's type: those with equal names round
+        alike. None if an adapter is in no slot."""
         slots = self.placement.slots_of(digests)
         if slots is None:
             return None
         path = self._path([SlotUse(slot, 1.0) for slot in slots], pooling)
         if path is None:
-            return "general" if self.paths.general is self.paths.pooled else "pooled"
-        return "compiled" if path is self.paths.compiled else "general"
+            name = "general" if self.paths.general is self.paths.pooled else "pooled"
+        else:
+            name = "compiled" if path is self.paths.compiled else "general"
+        return f"{name}, {self.paths.cache.dtype}"
 
     def takes_drafts(self, digests: Sequence[str]) -> bool:
         """Whether rows with these digests, which are in slots, can have drafts: not if they are

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorry.core import Batch, Pooling, Row
+from lorry.model.kv_cache import Cells
 from lorry.model.sight import Sight
 from lorry_adapters.lora.plan import Plan, Uses, build_plan
 
@@ -39,11 +40,13 @@ class Chunk:
     first_cell: int | None
     """The first of them, if they are neighbours in this order."""
 
-    def read(self, cells_NHD: Tensor, begin: int) -> Tensor:
-        """`[L, H, D]`, the cells of the tokens from `begin` on: a view if they are neighbours."""
+    def read(self, cells: Cells, begin: int, dtype: torch.dtype) -> Tensor:
+        """`[L, H, D]`, of the tokens from `begin` on: a view if their cells are neighbours and of
+        this type."""
         if self.first_cell is None:
-            return cells_NHD.index_select(0, self.context_L[begin:])
-        return cells_NHD[self.first_cell + begin : self.first_cell + self.start + self.count]
+            return cells.read(self.context_L[begin:], dtype)
+        end = self.first_cell + self.start + self.count
+        return cells.part(self.first_cell + begin, end, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ _SETTINGS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "kv_cache_memory",
+    "kv_cache_dtype",
     "max_loras",
     "max_lora_rank",
 )

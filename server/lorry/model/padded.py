@@ -33,7 +33,7 @@ from lorry.core import Row
 from lorry.errors import UnsupportedModel
 from lorry.model.base_loader import LoadedModel
 from lorry.model.inputs import AttentionPlan, Inputs
-from lorry.model.kv_cache import KVCache, LayerKV, LayerShape, Shapes
+from lorry.model.kv_cache import Cells, KVCache, LayerKV, LayerShape, Shapes
 from lorry.model.logits import Logits
 from lorry.model.plain_attention import choose_plain, is_plain
 from lorry.model.reach import TOKENS, Reach, Watch, kept_of
@@ -94,14 +94,15 @@ class _Paged(CacheLayerMixin):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Takes `[B, H, Q, D]`, gives `[B, H, L, D]`."""
-        return self._swap(self._kv.k_NHD, key_states), self._swap(self._kv.v_NHD, value_states)
+        return self._swap(self._kv.keys, key_states), self._swap(self._kv.values, value_states)
 
-    def _swap(self, cells_NHD: Tensor, new_BHQD: Tensor) -> Tensor:
+    def _swap(self, cells: Cells, new_BHQD: Tensor) -> Tensor:
         group = self._group
         new_MHD = new_BHQD.transpose(1, 2).flatten(0, 1)[group.place_M]
-        cells_NHD.index_copy_(0, group.write_M, new_MHD.to(cells_NHD.dtype))
-        all_BLHD = cells_NHD[group.read_X].view(*group.mask_BL.shape, *cells_NHD.shape[1:])
-        return all_BLHD.transpose(1, 2).to(new_BHQD.dtype).contiguous()
+        cells.write(group.write_M, new_MHD)
+        all_XHD = cells.read(group.read_X, new_BHQD.dtype)
+        all_BLHD = all_XHD.view(*group.mask_BL.shape, *all_XHD.shape[1:])
+        return all_BLHD.transpose(1, 2).contiguous()
 
     def get_seq_length(self) -> int:
         return self._group.past

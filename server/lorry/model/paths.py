@@ -140,14 +140,18 @@ def choose(
     found: FirstPass,
     *,
     block_size: int,
+    kv_cache: str = "auto",
     kept: Verdict | None = None,
 ) -> Kernels:
-    """The kernels for a model. `asked`: auto, compiled or torch, as `--kernels` has them. `kept`:
-    what an earlier start has found out about the compiled step, and checked.
+    """The kernels for a model. `asked` and `kv_cache`: as `--kernels` and `--kv-cache-dtype` have
+    them. `kept`: what an earlier start has found out about the compiled step, and checked.
 
     Raises:
-        ModelError: `compiled` was asked for and cannot be had.
+        ModelError: the compiled step was asked for, by either, and cannot be had.
     """
+    in_bytes = kv_cache == "int8"
+    if in_bytes and (asked == "torch" or loaded.device.type == "cuda"):
+        raise ModelError("--kv-cache-dtype int8: only the compiled step on a CPU has such a cache")
     if asked == "torch":
         return Kernels("torch", loaded.dtype, "PyTorch's operations, as asked for")
     if loaded.device.type == "cuda" and asked == "auto":
@@ -158,23 +162,22 @@ def choose(
         longest = max(loaded.max_model_len, *selfcheck.LONG.lengths)
         described = kept.described if kept else suited(loaded, found.shapes, longest)
     except (library.Missing, Unknown) as missing:
-        if asked == "compiled":
-            raise ModelError(
-                f"--kernels compiled: the compiled step cannot run here: {missing}"
-            ) from missing
+        if asked == "compiled" or in_bytes:
+            option = "--kv-cache-dtype int8" if in_bytes else "--kernels compiled"
+            raise ModelError(f"{option}: the compiled step cannot run here: {missing}") from missing
         said = f"PyTorch's operations; not the compiled step: {missing}"
         return Kernels("torch", loaded.dtype, said, built)
     threads = torch.get_num_threads()
     said = f"the compiled step, {name}, {threads} thread{'s' if threads > 1 else ''}"
-    # Half precision for all rows, those too that run packed beside the compiled step.
     return Kernels(
         "compiled",
-        KV_DTYPE,
+        # For all rows, those too that run packed beside the compiled step.
+        torch.int8 if in_bytes else KV_DTYPE,
         said,
         built,
         threads,
         described,
-        required=asked == "compiled",
+        required=asked == "compiled" or in_bytes,
         proven=kept is not None,
         noise=kept.noise if kept else Noise(),
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lorry.core import Batch, Row, Sample, SamplingParams
 from lorry.model.base_loader import LoadedModel
 from lorry.model.executor import Executor
+from lorry.model.kv_cache import step_of
 from lorry.model.padded import UNSUITED
 from lorry.model.plain_attention import plain
 from lorry.model.quantize import rounds_activations
@@ -90,7 +91,11 @@ class Trial:
         except UNSUITED as error:
             return f"sequences that run together fail ({str(error).strip() or repr(error)})"
         off = (have - _joined(alone or self.alone(loaded, sequences))).abs()
-        rounded = loaded.quantization == "int8" or rounds_activations(loaded.model)
+        rounded = (
+            loaded.quantization == "int8"
+            or rounds_activations(loaded.model)
+            or not executor.paths.cache.dtype.is_floating_point
+        )
         least = ROUNDED if rounded else TOLERANCE
         if float(off.max()) <= least:
             return None
@@ -184,7 +189,7 @@ class Trial:
             yield step
 
     def noise(self, executor: Executor, loaded: LoadedModel) -> Noise:
-        digit = max(torch.finfo(loaded.dtype).eps, torch.finfo(executor.paths.cache.dtype).eps)
+        digit = max(torch.finfo(loaded.dtype).eps, step_of(executor.paths.cache.dtype))
         first = self.sequences(loaded)[:1]
         alone = _joined(self.alone(loaded, first))
         generator = torch.Generator(loaded.device).manual_seed(1)

@@ -47,7 +47,8 @@ class VirtualTokenSlots:
                 self._rows_NH[slot] = rows_NH.to(self._device, self._dtype).contiguous()
             case KeyValuePrefix(cells_L2NKD):
                 self._check(cells_L2NKD)
-                self._cells_L2NKD[slot] = cells_L2NKD.to(self._device, self._cache.dtype)
+                dtype = self._cache.dtype if self._cache.dtype.is_floating_point else self._dtype
+                self._cells_L2NKD[slot] = cells_L2NKD.to(self._device, dtype)
 
     def fill(self, attention: AttentionPlan) -> None:
         """Put the prefix of every row that begins behind one in the cache."""
@@ -58,8 +59,8 @@ class VirtualTokenSlots:
                 if row.start == cells_L2NKD.shape[2]:
                     where_N = attention.cells_before(row).to(self._device)
                     for kv, (k_NKD, v_NKD) in zip(self._cache.layers, cells_L2NKD, strict=True):
-                        kv.k_NHD.index_copy_(0, where_N, k_NKD)
-                        kv.v_NHD.index_copy_(0, where_N, v_NKD)
+                        kv.keys.write(where_N, k_NKD)
+                        kv.values.write(where_N, v_NKD)
 
     def put(
         self,

@@ -15,7 +15,7 @@ from lorry.core import Batch, Row
 from lorry.model import attention
 from lorry.model.attention import AttentionStep, attend, attending
 from lorry.model.inputs import Chunk, build_inputs
-from lorry.model.kv_cache import KVCache, LayerShape
+from lorry.model.kv_cache import Cells, KVCache, LayerShape
 from lorry.model.sight import Sight
 
 BLOCK_SIZE, LENGTH = 4, 30
@@ -122,8 +122,8 @@ def test_what_none_of_its_tokens_sees_is_not_read(
 ) -> None:
     layer, lengths, read = Layer(sight, blocks), list[int](), Chunk.read
 
-    def watched(chunk: Chunk, cells_NHD: Tensor, begin: int) -> Tensor:
-        cells_LHD = read(chunk, cells_NHD, begin)
+    def watched(chunk: Chunk, cells: Cells, begin: int, dtype: torch.dtype) -> Tensor:
+        cells_LHD = read(chunk, cells, begin, dtype)
         lengths.append(len(cells_LHD))
         return cells_LHD
 

@@ -192,6 +192,45 @@ def test_the_cache_is_in_half_precision_where_the_compiled_step_runs_and_nowhere
     assert f"{tokens} tokens of " in line and line.endswith(str(expected).removeprefix("torch."))
 
 
+def test_a_cache_in_bytes_holds_more_tokens(tiny_model: Model, tmp_path: Path) -> None:
+    blocks = {}
+    for kind in ("auto", "int8"):
+        settings = Settings(
+            model=str(tiny_model("llama")),
+            home=tmp_path,
+            device="cpu",
+            dtype="float32",
+            quantize="int8",
+            kv_cache_memory=1 << 20,
+            kv_cache_dtype=kind,
+            max_num_seqs=64,
+        )
+        said: list[str] = []
+        server = assemble(settings, said.append, on_broken=lambda: None)
+        blocks[kind] = server.core.executor.paths.cache.num_blocks
+        assert server.core.base.about["kv_cache_dtype"] == {"auto": "float16"}.get(kind, kind)
+        server.close()
+    assert any(line.startswith("KV cache takes") and line.endswith("int8") for line in said)
+    # Heads of 16 numbers: 18 bytes of each in place of 32.
+    assert blocks["int8"] == int(blocks["auto"] * 32 / 18)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "asked", "why"),
+    [
+        ("int8", "torch", "only the compiled step on a CPU has such a cache"),
+        ("none", "auto", "the compiled step cannot run here: "),
+        ("none", "compiled", "the compiled step cannot run here: "),
+    ],
+)
+def test_a_cache_in_bytes_is_the_compiled_steps_alone(
+    quantization: str, asked: str, why: str, tiny_model: Model
+) -> None:
+    loaded = load_tiny(tiny_model("llama"), quantization=quantization, kernels=asked)
+    with pytest.raises(ModelError, match=f"--kv-cache-dtype int8: {why}"):
+        choose(asked, loaded, first_pass(loaded), block_size=BLOCK_SIZE, kv_cache="int8")
+
+
 def test_without_the_library_the_cache_is_the_models_own(
     tiny_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,9 @@
 typedef struct {
     const Attention *how;
     const uint16_t *k_NHD, *v_NHD; /* in half precision, at this key head already */
+    const int8_t *k_codes, *v_codes; /* or bytes, with */
+    const uint16_t *k_scale, *v_scale; /* a scale for each; NULL: there are no bytes */
+    size_t scale_stride;
     const int32_t *cells;          /* of the row, by position */
     size_t cell_stride;
     int head, group, size; /* the first query head, how many share the key head, their numbers */
@@ -51,6 +54,11 @@ typedef struct {
     float *scores;
     float *factor;        /* [LANED(rows)] */
     int32_t *first, *last; /* [LANED(rows)]: the positions that a row sees */
+    /* Of bytes: */
+    float *key_scale, *value_scale, *shares; /* [KEYS] */
+    float *query_scale, *part_scale;         /* [LANED(rows)] */
+    int32_t *key_sum, *query_sum;            /* [KEYS], [LANED(rows)] */
+    uint8_t *parts;                          /* [KEYS, LANED(rows)], in the order of whoever uses it */
     Partial now, whole;
 } Room;
 
@@ -64,8 +72,8 @@ static Partial partial_at(float *memory, int rows) {
 
 static size_t room_floats(int rows, int size) {
     const size_t laned = LANED(rows);
-    return laned * size + 2 * KEYS * (size_t)size + KEYS * laned + 3 * laned +
-           2 * partial_floats(laned, size);
+    return laned * size + 2 * KEYS * (size_t)size + KEYS * laned + 6 * laned + 4 * KEYS +
+           KEYS * laned / 4 + 2 * partial_floats(laned, size);
 }
 
 static Room room_at(float *memory, int rows, int size) {
@@ -78,6 +86,14 @@ static Room room_at(float *memory, int rows, int size) {
     room.factor = memory, memory += laned;
     room.first = (int32_t *)memory, memory += laned;
     room.last = (int32_t *)memory, memory += laned;
+    room.query_scale = memory, memory += laned;
+    room.part_scale = memory, memory += laned;
+    room.query_sum = (int32_t *)memory, memory += laned;
+    room.key_scale = memory, memory += KEYS;
+    room.value_scale = memory, memory += KEYS;
+    room.shares = memory, memory += KEYS;
+    room.key_sum = (int32_t *)memory, memory += KEYS;
+    room.parts = (uint8_t *)memory, memory += KEYS * laned / 4;
     room.now = partial_at(memory, laned), memory += partial_floats(laned, size);
     room.whole = partial_at(memory, laned);
     return room;
@@ -114,6 +130,41 @@ static void fold(Partial *into, const Partial *from, int rows, int size) {
     }
 }
 
+/* to = H x, where H is the orthonormal Hadamard matrix of the largest power of two that divides `size`,
+ * along the diagonal. Each number becomes a part of all of them, and what sticks out is shared. H H = 1.
+ * `to` may be x. */
+static void spread(const float *x, float *to, int size) {
+    const int block = size & -size;
+    const Floats factor = splat(1 / sqrtf((float)block));
+    Ints lane;
+    for (int i = 0; i < WIDTH; i++) lane[i] = i;
+    for (int d = 0; d < size; d += WIDTH) {
+        Floats v = load(x + d);
+#define STAGE(STEP, SHUFFLED) \
+    v = fused(v, chosen((lane & STEP) == 0, splat(1), splat(-1)), (Floats)(SHUFFLED));
+#if WIDTH == 16
+        STAGE(1, _mm512_permute_ps((__m512)v, 0xb1))
+        STAGE(2, _mm512_permute_ps((__m512)v, 0x4e))
+        STAGE(4, _mm512_shuffle_f32x4((__m512)v, (__m512)v, 0xb1))
+        STAGE(8, _mm512_shuffle_f32x4((__m512)v, (__m512)v, 0x4e))
+#else
+        STAGE(1, _mm256_permute_ps((__m256)v, 0xb1))
+        STAGE(2, _mm256_permute_ps((__m256)v, 0x4e))
+        STAGE(4, _mm256_permute2f128_ps((__m256)v, (__m256)v, 1))
+#endif
+#undef STAGE
+        store(to + d, v);
+    }
+    for (int step = WIDTH; step < block; step *= 2)
+        for (int d = 0; d < size; d += WIDTH) {
+            if (d & step) continue;
+            const Floats a = load(to + d), b = load(to + d + step);
+            store(to + d, a + b);
+            store(to + d + step, a - b);
+        }
+    for (int d = 0; d < size; d += WIDTH) store(to + d, load(to + d) * factor);
+}
+
 /* out of the rows `first` to `last` - 1, which are the queries of one token. */
 static void finish(const Past *past, const Partial *whole, int first, int last, float *out) {
     for (int r = first; r < last; r++) {
@@ -128,6 +179,8 @@ static void finish(const Past *past, const Partial *whole, int first, int last, 
         for (int d = 0; d < past->size; d += WIDTH)
             store(out + (size_t)(r - first) * past->size + d,
                   load(whole->mixed + (size_t)r * past->size + d) * splat(factor));
+        float *mine = out + (size_t)(r - first) * past->size;
+        if (past->k_scale) spread(mine, mine, past->size);
     }
 }
 

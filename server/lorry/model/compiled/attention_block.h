@@ -150,6 +150,14 @@ static void mix_tile(const Past *past, Room *room, int tile, int rows, int whole
     }
 }
 
+/* room->first, room->last: what the queries of tokens from `position` on see. */
+static void see_rows(const Attention *how, int position, int rows, int group, Room *room) {
+    for (int r = 0; r < LANED(rows); r++) {
+        room->last[r] = position + MIN(r, rows - 1) / group;
+        room->first[r] = first_seen(how, room->last[r]);
+    }
+}
+
 /* q, out: of the first of `tokens` tokens, the query heads that share the key head; the next
  * token's are a stride further. `position`: the first one's. */
 static void attend_block(const Past *past, const float *q, size_t q_stride, int tokens,
@@ -158,10 +166,7 @@ static void attend_block(const Past *past, const float *q, size_t q_stride, int 
     const int size = past->size, group = past->group, rows = tokens * group, laned = LANED(rows);
     const int begin = first_seen(how, position), end = position + tokens;
     turn_queries(past, q, q_stride, rows, room);
-    for (int r = 0; r < laned; r++) {
-        room->last[r] = position + MIN(r, rows - 1) / group;
-        room->first[r] = first_seen(how, room->last[r]);
-    }
+    see_rows(how, position, rows, group, room);
     clear(&room->now, laned, size);
     clear(&room->whole, laned, size);
     for (int tile = begin / KEYS * KEYS; tile < end; tile += KEYS) {

@@ -4,6 +4,7 @@
 #define LORRY_ATTENTION_SINGLE_H
 
 #include "attention.h"
+#include "attention8_single.h"
 
 #define SCORE_HEADS (WIDTH == 16 ? 4 : 2) /* query heads that share a load of keys */
 #define SCORE_VECTORS 4                   /* of keys */
@@ -99,8 +100,12 @@ static float weigh_head(const Past *past, int g, int tile, int first, int last, 
     return factor;
 }
 
-/* room->now = the keys `begin` to `end` - 1, all of one part; room->queries: q_GD, scaled. */
+/* room->now = the keys `begin` to `end` - 1, all of one part; room->queries: of `scale_queries`. */
 static void attend_part(const Past *past, int position, int begin, int end, Room *room) {
+    if (past->k_scale) {
+        attend_part8(past, position, begin, end, room);
+        return;
+    }
     const int size = past->size, group = past->group;
     uint16_t *const keys_DL = (uint16_t *)room->keys;
     Partial *now = &room->now;
@@ -129,6 +134,10 @@ static void attend_part(const Past *past, int position, int begin, int end, Room
 }
 
 static void scale_queries(const Past *past, const float *q_GD, Room *room) {
+    if (past->k_scale) {
+        encode_group(past, q_GD, room);
+        return;
+    }
     for (int i = 0; i < past->group * past->size; i += WIDTH)
         store(room->queries + i, load(q_GD + i) * splat(past->how->scale));
 }

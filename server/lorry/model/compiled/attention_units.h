@@ -8,6 +8,7 @@
 #define LORRY_ATTENTION_UNITS_H
 
 #include "attention.h"
+#include "attention8_block.h"
 #include "attention_block.h"
 #include "attention_single.h"
 #include <stdatomic.h>
@@ -127,6 +128,23 @@ static void attend_split(Units *u, const Past *past, const Unit *unit, int kv_he
     finish(past, &mine.whole, 0, past->group, out_GD);
 }
 
+/* What the queries of key head `h` see; `cells`: of their row. */
+static Past past_of(const Layer *layer, int h, int group, int size, int kv_heads,
+                    const int32_t *cells) {
+    Past past = {.how = &layer->attention, .cells = cells, .cell_stride = (size_t)kv_heads * size,
+                 .scale_stride = (size_t)kv_heads, .head = h * group, .group = group, .size = size};
+    if (layer->k_scale_NH) {
+        past.k_codes = (const int8_t *)layer->k_NHD + h * size;
+        past.v_codes = (const int8_t *)layer->v_NHD + h * size;
+        past.k_scale = layer->k_scale_NH + h;
+        past.v_scale = layer->v_scale_NH + h;
+    } else {
+        past.k_NHD = (const uint16_t *)layer->k_NHD + h * size;
+        past.v_NHD = (const uint16_t *)layer->v_NHD + h * size;
+    }
+    return past;
+}
+
 /* The units that this thread gets of a layer. `turn`: 0, 1, 2, ... in the layers of a step;
  * between two of them all threads wait for each other. */
 static void units_run(Units *u, const Model *m, const Layer *layer, const Step *step, int turn,
@@ -142,14 +160,16 @@ static void units_run(Units *u, const Model *m, const Layer *layer, const Step *
         if (next >= u->count * m->kv_heads) return;
         const Unit *unit = u->units + next / m->kv_heads;
         const int h = next % m->kv_heads, t = unit->token, position = step->position[t];
-        const Past past = {&layer->attention, layer->k_NHD + h * size, layer->v_NHD + h * size,
-                           step->cells + step->context[step->row[t]], keys, h * group, group, size};
+        const Past past = past_of(layer, h, group, size, m->kv_heads,
+                                  step->cells + step->context[step->row[t]]);
         const float *q = qkv + t * stride + h * group * size;
         float *out = attended + t * queries + h * group * size;
         if (unit->parts > 1)
             attend_split(u, &past, unit, h, q, position, out, &room);
         else if (unit->count == 1)
             attend_single(&past, q, position, out, &room);
+        else if (past.k_scale)
+            attend_block8(&past, q, stride, unit->count, position, out, queries, &room);
         else
             attend_block(&past, q, stride, unit->count, position, out, queries, &room);
     }

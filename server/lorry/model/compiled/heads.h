@@ -27,8 +27,18 @@ static void rotate_pairs(float *head, const float *cos, const float *sin, int si
 
 static void keep_heads(Engine *e, const Layer *layer, int t, const float *k, const float *v,
                        int keys) {
-    uint16_t *const kept_k = layer->k_NHD + (size_t)e->step->cell[t] * keys;
-    uint16_t *const kept_v = layer->v_NHD + (size_t)e->step->cell[t] * keys;
+    const size_t cell = (size_t)e->step->cell[t], heads = (size_t)e->model->kv_heads;
+    if (layer->k_scale_NH) {
+        const int size = e->model->head_size;
+        for (size_t h = 0; h < heads; h++) {
+            const size_t at = cell * heads + h;
+            keep_bytes(k + h * size, (int8_t *)layer->k_NHD + at * size, layer->k_scale_NH + at, size);
+            keep_bytes(v + h * size, (int8_t *)layer->v_NHD + at * size, layer->v_scale_NH + at, size);
+        }
+        return;
+    }
+    uint16_t *const kept_k = (uint16_t *)layer->k_NHD + cell * keys;
+    uint16_t *const kept_v = (uint16_t *)layer->v_NHD + cell * keys;
     for (int i = 0; i < keys; i += WIDTH) {
         store_half(kept_k + i, load(k + i));
         store_half(kept_v + i, load(v + i));

@@ -26,7 +26,7 @@ from lorry.model.guard import require
 from lorry.model.kv_cache import KVCache, Layer
 
 KV_DTYPE = torch.float16
-"""Of the cache that a compiled step reads and writes."""
+"""Of the cache that a compiled step reads and writes, if it is not in bytes."""
 
 TABLES = (torch.float32, torch.float16, torch.bfloat16)
 """What a table of embeddings may consist of, in the order of `step.h`."""
@@ -171,8 +171,11 @@ class ModelStructs:
         stored = (shape.heads, shape.key_size, shape.value_size)
         size = described.head_size
         require(stored == (described.kv_heads, size, size), f"a cache of {stored}")
-        target.k_NHD = self._pointer(kv.k_NHD, KV_DTYPE)
-        target.v_NHD = self._pointer(kv.v_NHD, KV_DTYPE)
+        kept = torch.int8 if self._cache.dtype is torch.int8 else KV_DTYPE
+        target.k_NHD, target.v_NHD = self._pointer(kv.k_NHD, kept), self._pointer(kv.v_NHD, kept)
+        if kv.k_scale_NH is not None and kv.v_scale_NH is not None:
+            target.k_scale_NH = self._pointer(kv.k_scale_NH, torch.float16)
+            target.v_scale_NH = self._pointer(kv.v_scale_NH, torch.float16)
         require(shape.sight.chunk is None, "no model of this path has chunks")
         target.attention = structs.Attention(
             scale=layer.attention_scale, cap=layer.softcap or 0.0, window=shape.sight.window or 0

@@ -134,7 +134,8 @@ typedef struct {
     Norm q_norm, k_norm;
     const int32_t *heads_at; /* where the queries' heads begin in qkv's answer, then the keys', then
                               * the values'; NULL: they lie in this order */
-    uint16_t *k_NHD, *v_NHD; /* half precision */
+    void *k_NHD, *v_NHD; /* half precision, or where there are scales, signed bytes */
+    uint16_t *k_scale_NH, *v_scale_NH; /* what a byte is worth, in half precision; or NULL */
     Attention attention;
     int32_t rope;            /* which of the step's angles; -1: heads are not rotated */
     int32_t parallel;        /* the MLP reads the x that attention read */

@@ -138,6 +138,8 @@ class Layer(Structure):
         ("heads_at", c_void_p),
         ("k_NHD", c_void_p),
         ("v_NHD", c_void_p),
+        ("k_scale_NH", c_void_p),
+        ("v_scale_NH", c_void_p),
         ("attention", Attention),
         ("rope", c_int32),
         ("parallel", c_int32),
