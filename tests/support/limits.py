@@ -19,7 +19,7 @@ from lorry.api import (
 )
 from lorry.engine import grammar, grammar_process
 from lorry_adapters.lora import config_fields, patterns, problems, tensor_file
-from lorry_adapters.registry import archive, merges, record
+from lorry_adapters.registry import archive, merges, names, record, version_rules
 
 
 def requests() -> str:
@@ -64,6 +64,10 @@ def requests() -> str:
 def adapters() -> str:
     return _table(
         {
+            "a name or an alias": f"{_count(names.MAX_NAME)} characters",
+            "aliases of an adapter": _count(version_rules.MAX_ALIASES),
+            "versions in a split, and a weight": f"{_count(version_rules.MAX_SHARES)}, and "
+            f"{_count(version_rules.MAX_WEIGHT)}",
             "members of an archive": _count(archive.MAX_MEMBERS),
             "a path in an archive": f"{_count(archive.MAX_PATH)} characters",
             "`adapter_config.json`": _size(config_fields.MAX_CONFIG),
