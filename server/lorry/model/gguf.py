@@ -77,7 +77,7 @@ def convert(
         try:
             with quiet():
                 tensors = gguf_names.stored_tensors(file, reader, model, dense=dense)
-        except gguf_names.Unknown as unknown:
+        except gguf_names.UnmappedTensor as unknown:
             say(f"{unknown}: all of {file.name} is read into memory for that")
             require_room(into, 4 * weights, what)
             with quiet():

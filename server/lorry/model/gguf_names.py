@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from lorry.model.gguf_blocks import StoredTensor
 
 
-class Unknown(Exception):
+class UnmappedTensor(Exception):
     """What keeps the tensors from going over one by one, for people."""
 
 
@@ -30,7 +30,7 @@ def stored_tensors(
     file: Path, reader: GGUFReader, model: PreTrainedModel, *, dense: bool
 ) -> list[StoredTensor]:
     """The tensors of the empty `model`, each made of one of `file`. Linears in blocks, unless they
-    are to be `dense`. Raises Unknown."""
+    are to be `dense`. Raises UnmappedTensor."""
     architecture = str(reader.fields["general.architecture"].contents())
     processor, names = _names(file, architecture, model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -44,7 +44,7 @@ def stored_tensors(
         if name is None:
             continue
         if shapes.get(name) != made.shape:
-            raise Unknown(f"{tensor.name} is {[*made.shape]}, not {[*shapes.get(name, ())]}")
+            raise UnmappedTensor(f"{tensor.name} is {[*made.shape]}, not {[*shapes.get(name, ())]}")
         order = None if made is rows else _order(made, rows)
         processed = None if made is rows or order is not None else process
         plain = tensor.tensor_type is GGMLQuantizationType.F32
@@ -55,7 +55,7 @@ def stored_tensors(
     tied = {name for name, parameter in parameters.items() if id(parameter) in there}
     missing = set(shapes) - set(found) - tied
     if missing:
-        raise Unknown(f"{min(missing)} is no tensor of the file")
+        raise UnmappedTensor(f"{min(missing)} is no tensor of the file")
     return list(found.values())
 
 
@@ -66,7 +66,7 @@ def _names(file: Path, architecture: str, model: PreTrainedModel) -> tuple[Any, 
         from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
         if architecture in GGUF_ARCHS:
-            raise Unknown(f"transformers reads {architecture} in another way")
+            raise UnmappedTensor(f"transformers reads {architecture} in another way")
     except ImportError:
         pass
     try:
@@ -75,7 +75,9 @@ def _names(file: Path, architecture: str, model: PreTrainedModel) -> tuple[Any, 
         processor = kind(config=config)
         return processor, library.get_gguf_hf_weights_map(model, processor)
     except (AttributeError, TypeError) as error:
-        raise Unknown(f"this release of transformers has no names of tensors ({error})") from error
+        raise UnmappedTensor(
+            f"this release of transformers has no names of tensors ({error})"
+        ) from error
 
 
 def _processed(
@@ -91,9 +93,9 @@ def _processed(
                 parsed_parameters={"tensors": {}},
             )
     except KeyError as error:
-        raise Unknown(f"{name} is part of {error}, which is not in the model") from error
+        raise UnmappedTensor(f"{name} is part of {error}, which is not in the model") from error
     if result.name != name:
-        raise Unknown(f"{name} is not one tensor in transformers")
+        raise UnmappedTensor(f"{name} is not one tensor in transformers")
     made: NDArray[Any] = result.weights
     return made
 

@@ -79,7 +79,7 @@ def converted_by_transformers(file: Path, into: Path, monkeypatch: pytest.Monkey
     """The oracle: transformers has read the file, all of it at once."""
 
     def unknown(*_: Any, **__: Any) -> None:
-        raise gguf_names.Unknown("asked for")
+        raise gguf_names.UnmappedTensor("asked for")
 
     into.mkdir()
     with monkeypatch.context() as patch:
