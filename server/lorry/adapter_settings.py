@@ -21,8 +21,12 @@ class AdapterSettings:
     max_cpu_loras: int = setting(
         64, Kind.INT, "Most adapters kept in host memory.", minimum=1, maximum=1_000_000
     )
-    host_cache_memory: int = setting(
-        _GIB, Kind.SIZE, "Most host memory for adapters.", minimum=0, default_text="1GiB"
+    host_cache_memory: int | None = setting(
+        None,
+        Kind.SIZE,
+        "Most host memory for adapters.",
+        minimum=0,
+        default_text="1GiB, or a quarter of the free memory",
     )
     max_lora_rank: int = setting(
         64, Kind.INT, "Largest rank an adapter may have.", minimum=1, maximum=1024

@@ -85,7 +85,9 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     if settings.engine_process == "on":
         return _assemble_apart(settings, say, on_broken)
     core = load_core(settings, say)
-    registry, access = _registry(settings, core.base, core.layout)
+    registry, access = _registry(
+        settings, core.base, core.layout, host_cache=core.host_cache_memory
+    )
     metrics = Metrics(CollectorRegistry(), base_name=core.base.name)
     engine = core.engine(
         registry.weights,
@@ -103,7 +105,7 @@ def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None])
     """Start the engine in a process of its own."""
     engine = RemoteEngine(engine_program.run, settings, say)
     try:
-        registry, access = _registry(settings, engine.base, engine.layout, engine.cache)
+        registry, access = _registry(settings, engine.base, engine.layout, cache=engine.cache)
         tokenizer = tokenizer_of(settings)
     except BaseException:
         engine.stop()
@@ -118,16 +120,22 @@ def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None])
 
 
 def _registry(
-    settings: Settings, base: Base, layout: BaseLayout, cache: AdapterCache | None = None
+    settings: Settings,
+    base: Base,
+    layout: BaseLayout,
+    *,
+    host_cache: int = 0,
+    cache: AdapterCache | None = None,
 ) -> tuple[Registry, AccessControl]:
-    """Open the home folder: its adapters, and who may use them."""
+    """Open the home folder: its adapters, and who may use them. Either `host_cache`, its most
+    bytes, or the engine's `cache`."""
     access = AccessControl(settings.api_key)
     registry = Registry(
         settings.home,
         layout,
         max_rank=settings.max_lora_rank,
         max_upload=settings.max_upload,
-        max_host_bytes=settings.host_cache_memory,
+        max_host_bytes=host_cache,
         max_host_adapters=settings.max_cpu_loras,
         reserved_names=base.names,
         allowed_roots=settings.adapter_roots,

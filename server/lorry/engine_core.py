@@ -12,6 +12,7 @@ import psutil
 import torch
 
 import lorry
+from lorry.cache_memory import for_host_cache, for_kv_cache
 from lorry.core import Base, EngineStats, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.constraints import Constraints, compilers
@@ -55,6 +56,8 @@ class EngineCore:
     base: Base
     fixed_tokens: float
     """`lorry.model.decode_speed.fixed_tokens`."""
+    host_cache_memory: int
+    """Most bytes of the host cache."""
 
     @property
     def layout(self) -> BaseLayout:
@@ -142,6 +145,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
     home = settings.home if settings.keep_packed else None
     loaded = load(settings, say, replacer=paths.replacer(settings.kernels, home, say))
     executor = _executor(settings, loaded, say)
+    host_cache = for_host_cache(settings, memory_limit.free())
     base = Base(
         name=loaded.name,
         other_names=loaded.other_names,
@@ -151,7 +155,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         eos_token_ids=loaded.eos_token_ids,
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.config.get_text_config().vocab_size,
-        about=_about(settings, loaded, executor.paths),
+        about=_about(settings, loaded, executor.paths, host_cache),
     )
     drafts = settings.speculative != "off"
     fixed = decode_speed.fixed_tokens(executor) if drafts else decode_speed.FIXED_TOKENS
@@ -159,7 +163,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         say(f"drafts: eight tokens take {(fixed + 8) / (fixed + 1):.1f} times as long as one")
     if settings.speculative == "ngram+answers":
         say(f"recent answers to draft from take at most {format_size(MEMORY)}")
-    return EngineCore(settings, loaded, executor, base, fixed)
+    return EngineCore(settings, loaded, executor, base, fixed, host_cache)
 
 
 def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
@@ -206,7 +210,7 @@ def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
 def _check_cache(settings: Settings, device: torch.device) -> None:
     """Raise SettingsError for a cache that can never fit, before anything is fetched or loaded."""
     there = _memory_of(device)
-    if settings.kv_cache_memory > there and settings.kv_cache_memory != Settings().kv_cache_memory:
+    if settings.kv_cache_memory is not None and settings.kv_cache_memory > there:
         contained = there < psutil.virtual_memory().total
         place = "GPU" if device.type == "cuda" else "container" if contained else "machine"
         raise SettingsError(
@@ -218,12 +222,13 @@ def _check_cache(settings: Settings, device: torch.device) -> None:
 
 def _kv_blocks(settings: Settings, loaded: LoadedModel, per_token: int) -> int:
     """Blocks that the budget buys, and no more than the rows could ever fill."""
-    affordable = settings.kv_cache_memory // (per_token * BLOCK_SIZE)
+    memory = for_kv_cache(settings, _free(loaded.device))
+    affordable = memory // (per_token * BLOCK_SIZE)
     least = selfcheck.SHORT.blocks_needed(BLOCK_SIZE)
     if affordable < least:
         raise ModelError(
-            f"--kv-cache-memory {format_size(settings.kv_cache_memory)} does not hold "
-            f"{least * BLOCK_SIZE} tokens of {format_size(per_token)} each; give more"
+            f"a KV cache of {format_size(memory)} does not hold {least * BLOCK_SIZE} tokens of "
+            f"{format_size(per_token)} each; give --kv-cache-memory more"
         )
     per_row = -(-loaded.max_model_len // BLOCK_SIZE)
     return min(affordable, max(least, settings.max_num_seqs * per_row))
@@ -236,7 +241,16 @@ def _memory_of(device: torch.device) -> int:
     return memory_limit.total()
 
 
-def _about(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[str, object]:
+def _free(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory_limit.free()
+
+
+def _about(
+    settings: Settings, loaded: LoadedModel, served: PathSet, host_cache: int
+) -> Mapping[str, object]:
     """What `/info` says of the model and of the memory, bytes by part."""
     return {
         "version": lorry.__version__,
@@ -259,6 +273,6 @@ def _about(settings: Settings, loaded: LoadedModel, served: PathSet) -> Mapping[
         "memory": {
             **loaded.memory,
             "kv_cache": served.cache.nbytes,
-            "host_cache_limit": settings.host_cache_memory,
+            "host_cache_limit": host_cache,
         },
     }

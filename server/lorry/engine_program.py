@@ -85,7 +85,7 @@ class _Served:
         self._server = server
         self._cache = HostCache(
             ContentReader(settings.home, core.layout, _store_of(settings)).load,
-            max_bytes=settings.host_cache_memory,
+            max_bytes=core.host_cache_memory,
             max_entries=settings.max_cpu_loras,
         )
         self._told: tuple[int, ...] = ()

@@ -193,8 +193,12 @@ class Settings(AdapterSettings):
         "so that no caller can keep others out.",
         minimum=0,
     )
-    kv_cache_memory: int = setting(
-        2 * _GIB, Kind.SIZE, "Memory for the KV cache.", minimum=_KIB, default_text="2GiB"
+    kv_cache_memory: int | None = setting(
+        None,
+        Kind.SIZE,
+        "Memory for the KV cache.",
+        minimum=_KIB,
+        default_text="2GiB, or half of what is free beside the base",
     )
     kv_cache_dtype: str = setting(
         "auto",

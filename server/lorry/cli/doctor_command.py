@@ -18,6 +18,7 @@ import httpx
 import psutil
 import typer
 
+from lorry.cache_memory import for_host_cache, for_kv_cache
 from lorry.cli.output import AsJson, report, write_json, write_line
 from lorry.configuration import load_settings
 from lorry.option import format_size
@@ -139,7 +140,7 @@ def _cpuinfo() -> tuple[str, frozenset[str]]:
 
 def _memory(settings: Settings) -> Iterator[Finding]:
     free, total = memory_limit.free(), memory_limit.total()
-    wanted = settings.kv_cache_memory + settings.host_cache_memory
+    wanted = for_kv_cache(settings, free) + for_host_cache(settings, free)
     text = f"{format_size(free)} free of {format_size(total)}"
     if free < wanted:
         yield Finding(

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lorry.cache_memory import for_host_cache, for_kv_cache
 from lorry.errors import ModelError, UnsupportedModel
 from lorry.logs import hush_libraries
 from lorry.model import base_source, first_qwen, gguf_blocks
@@ -208,14 +209,15 @@ def _fitting(
     size = sum(path.stat().st_size for path in found.folder.glob("*.safetensors"))
     stored = getattr(config, "dtype", None) or torch.float32
     weights = gguf_blocks.weights_in(found.folder)
+    free = memory_limit.free()
     return fitting(
         precision,
         # A head counts with them, which is tied to the embeddings or not.
         weights=size // stored.itemsize if weights is None else weights,
         # As in the file where it has 16 bits (`half_embedding`).
         table=int(text.vocab_size) * int(text.hidden_size) * min(stored.itemsize, 4),
-        beside=settings.kv_cache_memory + settings.host_cache_memory,
-        free=memory_limit.free(),
+        beside=for_kv_cache(settings, free) + for_host_cache(settings, free),
+        free=free,
     )
 
 
