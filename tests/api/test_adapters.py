@@ -41,6 +41,10 @@ FIELDS = {
     "fetch",
     "created_at",
     "updated_at",
+    "split",
+    "aliases",
+    "keep_versions",
+    "keep_days",
     "versions",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.live import Live, refused, serve
-from lorry.access.access_database import AccessDatabase
+from lorry.access.access_database import AccessFile
 from lorry.logs import JsonFormatter
 from lorry.settings import Settings
 from lorry_adapters.errors import StorageFull
@@ -138,7 +138,7 @@ def test_a_full_disk_does_not_keep_an_adapter(
 
     caplog.set_level(logging.INFO)
     with monkeypatch.context() as broken:
-        broken.setattr(AccessDatabase, "writing", full)
+        broken.setattr(AccessFile, "writing", full)
         assert audited.http.delete("/adapters/legal").status_code == 204
         refused(
             audited.http.post("/keys", json={"name": "a", "scopes": ["upload"]}),

@@ -127,7 +127,10 @@ def build(decoder: Decoder, *, seed: int = 0) -> PreTrainedModel:
     count = sum(parameter.numel() for parameter in on_meta.parameters())
     if count > MAX_PARAMETERS:
         raise TooLarge(f"{decoder.name}: {count} parameters")
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng():
+        # Vectors stay near what they were, and attention sinks begin as random ones.
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tiny.fill(model, seed=seed)
     return model.eval()
 

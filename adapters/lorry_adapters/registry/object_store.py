@@ -152,7 +152,7 @@ class ObjectStore:
             raise InvalidAdapter(
                 [
                     f"its copy in the store {self.url} has {sum(sizes.values())} bytes, more than "
-                    f"the limit of {limit} (--max-upload)"
+                    f"the limit of {limit}"
                 ]
             )
         for name, size in sizes.items():

@@ -15,7 +15,8 @@ CONVERTOR: Final = "adapter"
 
 
 class _NameConvertor(Convertor[str]):
-    regex = "[^/]+(?:/[^/]+)*"
+    # A path below an adapter is a route of its own, for every method.
+    regex = "[^/]+(?:/(?!content$)[^/]+)*"
 
     def convert(self, value: str) -> str:
         return value

@@ -148,11 +148,12 @@ def test_people_see_a_table_and_texts(
     [
         (["one", "one"], 2, "the same"),
         (["one", "base:0.5"], 2, "no scale"),
-        (["one:much", "base"], 2, "'much' is no number"),
+        (["one:1x", "base"], 2, "'1x' is no number"),
+        (["one:much", "base"], 1, "one:much"),
         (["one", "nobody"], 1, "nobody"),
         (["one:17", "base"], 1, "16"),
     ],
-    ids=["same", "scaled base", "no number", "unknown", "beyond the limit"],
+    ids=["same", "scaled base", "no number", "a name with a colon", "unknown", "beyond the limit"],
 )
 def test_a_mistake_is_one_line(arguments: list[str], code: int, said: str, live, capsys) -> None:
     words = ["adapters", "compare", *arguments, "--prompts", __file__, "--url", live.url]

@@ -79,7 +79,8 @@ def test_merging_takes_pefts_parameters(tool, peft_adapter, tmp_path: Path) -> N
     ("arguments", "code", "said"),
     [
         (["{a}", "{b}:1"], 2, "no weight"),
-        (["{a}:x", "{b}:1"], 2, "'x' is no number"),
+        (["{a}:1x", "{b}:1"], 2, "'1x' is no number"),
+        (["{a}:x", "{b}:1"], 2, "no weight"),
         (["{a}:nan", "{b}:1"], 2, "finite"),
         (["{a}:1"], 1, "from 2"),
         (["{a}:1", "{b}:1", "--method", "average"], 1, "average"),

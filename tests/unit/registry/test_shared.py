@@ -9,16 +9,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from lorry_adapters.errors import (
     AdapterBroken,
     AdapterConflict,
     AdapterDisabled,
-    AdapterError,
     CatalogUnavailable,
     DigestMismatch,
     HomeUnusable,
@@ -27,8 +22,6 @@ from lorry_adapters.errors import (
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.registry import Registry
-from lorry_adapters.registry.shared.database import Database
-from lorry_adapters.registry.shared.shared_tables import SCHEMA, metadata
 from support.adapter_files import layout, upload
 from support.patience import wait_until
 from support.postgres import Postgres
@@ -342,19 +335,6 @@ def test_a_restored_backup_is_seen(server: Server, files: Files, catalog_url: st
     wait_until(lambda: state(one, "b") is None and state(one, "a") == (1, 1.0, True, False))
 
 
-def test_the_tables_are_what_the_migrations_make(catalog_url: str) -> None:
-    database = Database(catalog_url, SCHEMA)
-    with database.transaction() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"version_table": SCHEMA.version_table}
-        )
-        assert compare_metadata(context, metadata) == []
-    database.close()
-    config = Config()
-    config.set_main_option("script_location", str(SCHEMA.migrations))
-    assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA.head]
-
-
 def test_a_newer_catalog_is_refused_by_name(server: Server, catalog_url: str) -> None:
     server("one")
     with psycopg.connect(catalog_url) as admin:
@@ -383,32 +363,3 @@ def test_a_record_that_cannot_be_read_stops_changes(
     acquire(one, "a").release()
     with pytest.raises(CatalogUnavailable, match="'a'"):
         server("two")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "sqlite:///x",
-        "nonsense",
-        "mysql://u:secret@host/db",
-        "postgresql://u:secret@:notaport/db",
-    ],
-)
-def test_a_url_that_cannot_be_used_is_refused_without_its_password(
-    tmp_path: Path, url: str
-) -> None:
-    with pytest.raises(AdapterError) as refused:
-        Registry(
-            tmp_path / "home", layout(), max_rank=8, max_upload=1, max_host_bytes=1, catalog=url
-        )
-    assert isinstance(refused.value, HomeUnusable | CatalogUnavailable)
-    assert "secret" not in refused.value.message
-
-
-def test_no_database_no_start(tmp_path: Path) -> None:
-    url = f"postgresql://u:secret@/db?host={tmp_path}"
-    with pytest.raises(CatalogUnavailable) as refused:
-        Registry(
-            tmp_path / "home", layout(), max_rank=8, max_upload=1, max_host_bytes=1, catalog=url
-        )
-    assert "secret" not in refused.value.message
