@@ -7,7 +7,6 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from support import killed
 from support.adapter_files import save_adapter
 from support.killed import Change, States
 from support.patience import wait_until
-from support.registries import DAMAGES
+from support.registries import DAMAGES, left_in_store
 
 LIVES = 40
 
@@ -130,18 +129,7 @@ def test_nothing_half_is_served_from_a_store(quick: Path) -> None:
                 registry.weights(lease.refs[0].digest)
                 lease.release()
         wait_until(
-            lambda owned=owned: left_in(store) == owned,
+            lambda owned=owned: left_in_store(store) == owned,
             "the store to have what there is and no more",
         )
         registry.close()
-
-
-def left_in(store: Path) -> set[str]:
-    """The contents of which there is anything."""
-    found = set()
-    for folder in store.glob("sha256-*"):
-        # It may be deleted meanwhile.
-        with suppress(FileNotFoundError):
-            if any(folder.iterdir()):
-                found.add(folder.name.replace("-", ":"))
-    return found

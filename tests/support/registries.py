@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lorry_adapters.registry.record import AdapterChoice, Lease
@@ -19,6 +20,17 @@ def acquire(registry: Registry, *names: str) -> Lease:
 
 def blobs(home: Path) -> set[str]:
     return {path.name.replace("-", ":") for path in (home / "blobs").iterdir()}
+
+
+def left_in_store(store: Path) -> set[str]:
+    """The contents of which a store in a folder has anything, complete or not."""
+    found = set()
+    for folder in store.glob("sha256-*"):
+        # A thread may delete it meanwhile.
+        with suppress(FileNotFoundError):
+            if any(folder.iterdir()):
+                found.add(folder.name.replace("-", ":"))
+    return found
 
 
 def copy_home(home: Path, to: Path) -> None:

@@ -26,7 +26,7 @@ from lorry_adapters.registry.object_store import COMPLETE, ObjectStore
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import upload
 from support.patience import wait_until
-from support.registries import WEIGHTS, Files, Open, acquire, blobs
+from support.registries import WEIGHTS, Files, Open, acquire, blobs, left_in_store
 
 
 @pytest.fixture
@@ -51,11 +51,6 @@ def stored(reopen: Open, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 def complete(bucket: Path) -> set[str]:
     return {path.parent.name.replace("-", ":") for path in bucket.glob("*/" + COMPLETE)}
-
-
-def in_bucket(bucket: Path) -> set[str]:
-    """Whatever is there of contents, complete or not."""
-    return {path.name.replace("-", ":") for path in bucket.glob("sha256-*") if any(path.iterdir())}
 
 
 def marks(home: Path) -> list[str]:
@@ -192,7 +187,7 @@ def test_half_an_upload_is_not_believed_and_goes(
         registry.add("a", upload(files(1)))
     assert registry.records() == () and blobs(home) == set() and complete(bucket) == set()
     monkeypatch.setattr(store._fs, call, works)
-    wait_until(lambda: not in_bucket(bucket) and not marks(home), "the rest to be deleted")
+    wait_until(lambda: not left_in_store(bucket) and not marks(home), "the rest to be deleted")
     registry.add("a", upload(files(1)))
     assert len(complete(bucket)) == 1
 
@@ -212,7 +207,7 @@ def test_a_removal_deletes_from_the_store_after_the_last_lease(
     wait_until(lambda: complete(bucket) == {second}, "the removed content to go")
     wait_until(lambda: not marks(home))
     registry.remove("c")
-    wait_until(lambda: not in_bucket(bucket))
+    wait_until(lambda: not left_in_store(bucket))
 
 
 def test_a_refused_upload_leaves_nothing_in_the_store(
@@ -222,7 +217,7 @@ def test_a_refused_upload_leaves_nothing_in_the_store(
     digest = registry.add("a", upload(files(1)))[0].current.digest
     with pytest.raises(AdapterConflict):
         registry.add("a", upload(files(2)))
-    wait_until(lambda: in_bucket(bucket) == {digest} and not marks(home))
+    wait_until(lambda: left_in_store(bucket) == {digest} and not marks(home))
 
 
 def test_what_a_crash_left_is_deleted_by_the_next_start(
@@ -255,8 +250,8 @@ def test_nothing_is_deleted_by_who_lost_the_records(
     registry = stored()
     other = registry.add("b", upload(files(2)))[0].current.digest
     registry.remove("b")
-    wait_until(lambda: complete(bucket) == {digest})
-    assert other not in in_bucket(bucket)
+    wait_until(lambda: other not in left_in_store(bucket), "what was removed to go")
+    assert complete(bucket) == {digest}
 
 
 def test_another_server_may_need_it(
@@ -273,9 +268,9 @@ def test_another_server_may_need_it(
         registry.add(f"a{seed}", upload(files(seed)))
     for seed in (1, 2):
         registry.remove(f"a{seed}")
-    wait_until(lambda: in_bucket(bucket) == needed)
+    wait_until(lambda: left_in_store(bucket) == needed)
     needed.clear()
-    wait_until(lambda: not in_bucket(bucket))
+    wait_until(lambda: not left_in_store(bucket))
 
 
 def test_contents_that_were_stored_without_it_are_put_into_it(
