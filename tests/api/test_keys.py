@@ -113,6 +113,16 @@ def test_a_key_s_life(keyed: Live) -> None:
     refused(keyed.http.get("/keys/team"), 404, "unknown_key")
 
 
+def test_a_description_that_a_database_does_not_store(keyed: Live, new: Any) -> None:
+    new("generate")
+    for answer in (
+        keyed.http.post("/keys", json={"name": "b", "scopes": ["upload"], "description": "a\0b"}),
+        keyed.http.patch("/keys/key-0", json={"description": "\0"}),
+    ):
+        assert answer.status_code == 422
+        assert "description must be text without NUL" in answer.text
+
+
 def test_an_old_key_ends_with_its_time(keyed: Live, new: Any, monkeypatch: Any) -> None:
     one = new("generate")
     keyed.http.post("/keys/key-0/rotate", json={"keep_old": 60})

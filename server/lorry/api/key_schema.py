@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticCustomError
 
 from lorry.access.api_key import MAX_PATTERNS
 from lorry.api.adapter_schema import Description, Name
@@ -39,6 +40,14 @@ class LimitsBody(Body):
     )
 
 
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "must be text without NUL, which PostgreSQL does not store")
+    return text
+
+
+_Description = Annotated[Description, AfterValidator(_without_nul)]
+
 _ADAPTERS = "Names, and prefixes such as legal-*; null is every adapter."
 
 
@@ -49,7 +58,7 @@ class KeyBody(Body):
     scopes: Scopes = Field(min_length=1)
     adapters: list[str] | None = Field(default=None, max_length=MAX_PATTERNS, description=_ADAPTERS)
     limits: LimitsBody | None = None
-    description: Description | None = None
+    description: _Description | None = None
 
 
 class KeyPatchBody(Body):
@@ -58,7 +67,7 @@ class KeyPatchBody(Body):
     scopes: Scopes | None = Field(default=None, min_length=1)
     adapters: list[str] | None = Field(default=None, max_length=MAX_PATTERNS, description=_ADAPTERS)
     limits: LimitsBody | None = None
-    description: Description | None = None
+    description: _Description | None = None
 
 
 class RotateBody(Body):
