@@ -42,7 +42,7 @@ class LimitsBody(Body):
 
 def _without_nul(text: str) -> str:
     if "\0" in text:
-        raise PydanticCustomError("nul", "must be text without NUL, which PostgreSQL does not store")
+        raise PydanticCustomError("nul", "must be text without NUL, which no database takes")
     return text
 
 
