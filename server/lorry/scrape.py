@@ -42,6 +42,10 @@ class Sources:
     records: Callable[[], Sequence[AdapterRecord]]
     in_host_cache: Callable[[str], bool]
     why_broken: Callable[[str], str | None]
+    ready: Callable[[], bool]
+    """True if requests are accepted, as `/health/ready` answers."""
+    max_num_seqs: int
+    max_queue: int
     catalog_answers: Callable[[], bool | None] = lambda: None
     """None if no other server shares the catalog."""
 
@@ -60,6 +64,11 @@ class Scrape:
     def collect(self) -> Iterator[Metric]:
         stats = self._sources.stats()
         records = self._sources.records()
+        yield _gauge(
+            "lorry_ready",
+            "1 if requests are accepted, as /health/ready says.",
+            self._sources.ready(),
+        )
         yield from self._engine(stats)
         yield from self._adapters(stats, records)
         answers = self._sources.catalog_answers()
@@ -98,6 +107,16 @@ class Scrape:
             family = GaugeMetricFamily(name, help, labels=("model_name", "engine"))
             family.add_metric((self._model_name, "0"), value)
             yield family
+        yield _gauge(
+            "lorry_max_num_seqs",
+            "Most requests in the running batch.",
+            self._sources.max_num_seqs,
+        )
+        yield _gauge(
+            "lorry_max_queue",
+            "Most requests that may wait; more are refused.",
+            self._sources.max_queue,
+        )
         preemptions = CounterMetricFamily(
             "vllm:num_preemptions",
             "Times that a request gave up its KV cache, to compute it again later.",

@@ -151,6 +151,9 @@ def families() -> list[Metric]:
             records=lambda: (_record(),),
             in_host_cache=lambda digest: True,
             why_broken=lambda digest: None,
+            ready=lambda: True,
+            max_num_seqs=1,
+            max_queue=1,
             catalog_answers=lambda: True,
         )
     )

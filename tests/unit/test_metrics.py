@@ -142,10 +142,14 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
             ),
             in_host_cache=lambda digest: digest in ("d1", "d2"),
             why_broken=lambda digest: "odd" if digest == "d2" else None,
+            ready=lambda: stats.running == 0,
+            max_num_seqs=16,
+            max_queue=256,
         )
     )
     # Nothing yet: no division by the blocks that are not there.
     assert value(metrics, "vllm:kv_cache_usage_perc", model_name="base", engine="0") == 0
+    assert value(metrics, "lorry_ready") == 1
     stats = EngineStats(
         running=2,
         waiting=3,
@@ -172,6 +176,9 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
     assert value(metrics, "lorry_adapters", state="enabled") == 2
     assert value(metrics, "lorry_adapters", state="disabled") == 1
     assert value(metrics, "lorry_adapters_broken") == 1
+    assert value(metrics, "lorry_ready") == 0
+    assert value(metrics, "lorry_max_num_seqs") == 16
+    assert value(metrics, "lorry_max_queue") == 256
     assert value(metrics, "lorry_adapter_loads_total") == 7
     assert value(metrics, "lorry_host_cache_capacity_bytes") == 3
     assert value(metrics, "lorry_host_cache_misses_total") == 5

@@ -144,9 +144,24 @@ def test_prometheus_scrapes_the_service_where_it_listens() -> None:
     services = compose("compose.yaml")["services"]
     names = services["lorry"]["environment"]["LORRY_ALLOWED_HOSTS"].split(",")
     assert Hosts(names, bound="0.0.0.0").refusal(job["static_configs"][0]["targets"]) is None
-    mounted = services["prometheus"]["volumes"]
-    source = mounted[0].partition(":")[0]
-    assert (ROOT / "docker" / source).is_file()
+
+
+def test_compose_mounts_files_that_are_there() -> None:
+    content = compose("compose.yaml")
+    found = [
+        ROOT / "docker" / volume.partition(":")[0]
+        for service in content["services"].values()
+        for volume in service["volumes"]
+        if volume.partition(":")[0] not in content["volumes"]
+    ]
+    assert len(found) == 4
+    assert all(path.is_dir() and any(path.iterdir()) for path in found)
+
+
+def test_compose_names_versions_of_other_peoples_images() -> None:
+    images = {name: one["image"] for name, one in compose("compose.yaml")["services"].items()}
+    assert images.pop("lorry") == "lorry"
+    assert all(re.search(r":v?\d+\.\d+\.\d+$", image) for image in images.values())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -155,6 +155,9 @@ def create_app(services: Services) -> FastAPI:
             records=registry.records,
             in_host_cache=registry.in_host_cache,
             why_broken=registry.why_broken,
+            ready=lambda: client.ready and registry.storage.trouble() is None,
+            max_num_seqs=services.settings.max_num_seqs,
+            max_queue=services.settings.max_queue,
             catalog_answers=lambda: registry.storage.catalog_answers(),
         )
     )
