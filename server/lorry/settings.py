@@ -169,6 +169,7 @@ class Settings(AdapterSettings):
         "room that is left. refuse: answer 400 `context_length_exceeded`.",
         choices=("clip", "refuse"),
     )
+    ui: str = setting("on", Kind.CHOICE, "The page at `/`.", choices=("on", "off"))
     unknown_fields: str = setting(
         "warn",
         Kind.CHOICE,

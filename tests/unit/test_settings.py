@@ -47,6 +47,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "max_lora_rank": ("16", 16),
     "max_model_len": ("1024", 1024),
     "beyond_context": ("refuse", "refuse"),
+    "ui": ("off", "off"),
     "unknown_fields": ("refuse", "refuse"),
     "max_num_seqs": ("2", 2),
     "max_num_batched_tokens": ("64", 64),

@@ -14,7 +14,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 import lorry
 from lorry.access.access_control import AccessControl
-from lorry.api import docs, errors
+from lorry.api import docs, errors, page
 from lorry.api.adapter_schema import (
     LoadBody,
     PatchBody,
@@ -255,6 +255,9 @@ def create_app(services: Services) -> FastAPI:
         routes |= _routes(router)
         app.include_router(router)
     own = paths | set(docs.PATHS)
+    if settings.ui == "on":
+        page.install(app)
+        own.add(page.FILES)
     app.add_middleware(Door, client=client, paths=paths - _ASKS_NOTHING, metrics=metrics)
     for other in (
         models,

@@ -1,9 +1,9 @@
 """Access control: keys with their scopes and limits, and refusal of browsers on other sites, by
 origin and host name.
 
-These are open without a key: health (a supervisor has no key), and the documentation, which
-contains no data. `/metrics` shows names and counts, no text; it is open too (a scraper has no key)
-until there are keys for different adapters.
+These are open without a key: health (a supervisor has no key), and the page and the documentation,
+which contain no data. `/metrics` shows names and counts, no text; it is open too (a scraper has no
+key) until there are keys for different adapters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lorry.access.api_key import KeyRecord
 from lorry.access.caller import ANYONE, Caller
 from lorry.access.keyring import Keyring
 from lorry.access.quota import Pass
+from lorry.api import page
 from lorry.api.errors import Unauthorized
 from lorry.api.hosts import Hosts
 from lorry.api.origins import Origins
@@ -84,7 +85,11 @@ class Guard:
         if not keyring.asks:
             caller.enter(Caller(ANYONE, address))
             return None
-        if path in OPEN_PATHS or (path == METRICS and not keyring.has_stored):
+        if (
+            path in OPEN_PATHS
+            or page.is_open(scope["method"], path)
+            or (path == METRICS and not keyring.has_stored)
+        ):
             caller.enter(None)
             return None
         key = _key_of(headers, keyring)

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from lorry.access import caller
 from lorry.api import docs
 from lorry.api.bodies import MAX_JSON
 from lorry.api.bounds import MAX_ANSWERS, MAX_STOPS, MAX_TOP
@@ -46,6 +47,12 @@ class ServerLimits(BaseModel):
     max_stop_sequences: int
 
 
+class ServerCaller(BaseModel):
+    key: str | None = Field(description="The key's name; null if the server asks for none")
+    scopes: list[str]
+    adapters: list[str] | None = Field(description="Those that the key is for; null is all")
+
+
 class ServerInfo(BaseModel):
     version: str
     model_id: str
@@ -69,6 +76,7 @@ class ServerInfo(BaseModel):
     max_lora_rank: int
     memory: dict[str, int] = Field(description="Bytes, by part")
     limits: ServerLimits
+    caller: ServerCaller = Field(description="Who asks")
     max_concurrent_requests: int = Field(description="TGI's name, like those below")
     max_best_of: int
     max_stop_sequences: int
@@ -186,7 +194,7 @@ class Health:
             "max_input_tokens": self._max_model_len - 1,
             "max_total_tokens": self._max_model_len,
         }
-        return JSONResponse({**tgi, **info, "limits": limits})
+        return JSONResponse({**tgi, **info, "limits": limits, "caller": _caller()})
 
     async def metrics(self) -> Response:
         """Every metric in Prometheus' text format."""
@@ -200,3 +208,14 @@ class Health:
 
     async def _apart(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _caller() -> dict[str, object]:
+    who = caller.current()
+    assert who is not None, "/info asks for a key where there are keys"
+    key = who.key
+    return {
+        "key": key.name or None,
+        "scopes": sorted(key.scopes),
+        "adapters": None if key.adapters is None else list(key.adapters),
+    }

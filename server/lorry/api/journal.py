@@ -1,8 +1,8 @@
 """One log line per request: the route, its adapters, the number of tokens, the time, and the reason
 of a refusal.
 
-It contains no part of a prompt, an answer or a query. Successful health checks and scrapes are
-logged at `debug` only.
+It contains no part of a prompt, an answer or a query. Successful health checks, scrapes and
+requests for the page's files are logged at `debug` only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorry.access import caller
+from lorry.api import page
 from lorry.metrics import RequestMeter
 from lorry_adapters.registry.record import AdapterRef
 
@@ -111,7 +112,7 @@ def _write(scope: Scope, status: int, began: float, entry: Entry) -> None:
     level = logging.INFO
     if status >= 500:
         level = logging.WARNING
-    elif status < 400 and path in QUIET:
+    elif status < 400 and (path in QUIET or page.is_open(scope["method"], path)):
         level = logging.DEBUG
     if not logger.isEnabledFor(level):
         return
