@@ -8,6 +8,8 @@
 #   make docs                        writes the parts of README.md and docs/ that come from the code
 #   make clients                     every client there is a test for, from PyPI and npm, against a live server, and
 #                                    the table of clients/README.md; ARGS names groups of them
+#   make crash                       kills a server 200 times, and two servers and what they share, while clients change
+#                                    everything, and checks what is there afterwards; ARGS="--seed 7" repeats a run
 #   make bench                       measures this machine; see benchmarks/README.md
 #   make clean                       removes the venv and every cache in the checkout
 #
@@ -39,7 +41,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 COMPILED := server/build_compiled.py $(wildcard server/lorry/model/compiled/*.[ch]) server/lorry/model/compiled/recipe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt docs pytest clients clients-quick bench install install-dev clean
+.PHONY: help serve test lint fmt docs pytest clients clients-quick crash bench install install-dev clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -56,12 +58,14 @@ lint: $(DEV_STAMP)
 	@echo '==> lint-imports' && $(BIN)/lint-imports
 
 # One torch thread a process: the processes share the cores already.
+QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
 pytest: $(DEV_STAMP)
 	@echo '==> pytest'
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+	$(QUIET) \
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 	@echo '==> pytest tests/api, the engine in a process of its own'
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+	$(QUIET) \
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal tests/api --engine-process on
 
 clients: $(DEV_STAMP)
@@ -71,6 +75,9 @@ clients: $(DEV_STAMP)
 clients-quick: $(DEV_STAMP)
 	@echo '==> clients'
 	@PYTHONPATH=tests $(BIN)/python -m clients --quick
+
+crash: $(DEV_STAMP)
+	@$(QUIET) PYTHONPATH=tests $(BIN)/python -m support.crashes $(ARGS)
 
 docs: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.readme

@@ -121,14 +121,15 @@ def body(inputs: str, adapter: Any = None, tokens: int = 8, **parameters: Any) -
     return {"inputs": inputs, "adapter": adapter, "parameters": asked}
 
 
-def start(
+def launch(
     model: Path,
     home: Path,
     *flags: str,
     env: Mapping[str, str] | None = None,
     wrap: Sequence[str] = (),
-) -> Server:
-    """Starts it and waits until it is ready. Float32 on the CPU unless `flags` say otherwise.
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """Starts it and waits for nothing: the process, and the file with what it says. Float32 on the
+    CPU unless `flags` say otherwise.
 
     `wrap` is a command that the server's own is appended to (`unshare`, `prlimit`).
     """
@@ -146,17 +147,22 @@ def start(
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     environ |= {"HF_HUB_OFFLINE": "1", **(env or {})}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ)
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environ), log
+
+
+def start(model: Path, home: Path, *flags: str, **options: Any) -> Server:
+    """Like `launch`, and waits until it is ready."""
+    process, log = launch(model, home, *flags, **options)
     try:
         wait_until(lambda: process.poll() is not None or _ready(log), "the server to be ready")
     except AssertionError:
         process.kill()
         process.wait()
-        raise AssertionError(f"{shlex.join(command)}\nnot ready:\n{_said(log)}") from None
+        command = shlex.join(map(str, process.args))  # type: ignore[arg-type]
+        raise AssertionError(f"{command}\nnot ready:\n{_said(log)}") from None
     if process.returncode is not None:
-        raise AssertionError(
-            f"{shlex.join(command)}\nended with {process.returncode}:\n{_said(log)}"
-        )
+        command = shlex.join(map(str, process.args))  # type: ignore[arg-type]
+        raise AssertionError(f"{command}\nended with {process.returncode}:\n{_said(log)}")
     return Server(process, _ready(log), log, home)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import Connection, text
 
 from lorry_adapters.errors import (
     AdapterBroken,
@@ -22,6 +23,7 @@ from lorry_adapters.errors import (
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.registry import Registry
+from lorry_adapters.registry.shared.shared_ledger import SharedLedger
 from support.adapter_files import layout, upload
 from support.patience import wait_until
 from support.postgres import Postgres
@@ -303,6 +305,30 @@ def test_changes_while_a_server_heard_nothing(
                 one.add(f"a{number}", upload(files(number)))
     agree(one, two)
     assert len(two.records()) == 5
+
+
+def test_news_are_not_lost_with_the_connection_that_brought_them(
+    server: Server, files: Files, catalog_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database may die after the last row was read and before the transaction ends."""
+    one, two = server("one"), server("two")
+    one.add("a", upload(files(0)))
+    agree(one, two)
+    read, cut = SharedLedger._read, threading.Event()
+
+    def read_then_cut(ledger: SharedLedger, connection: Connection) -> object:
+        found = read(ledger, connection)
+        if ledger is two.storage.ledger and found is not None and not cut.is_set():
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with psycopg.connect(catalog_url, autocommit=True) as admin:
+                admin.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
+            cut.set()
+        return found
+
+    monkeypatch.setattr(SharedLedger, "_read", read_then_cut)
+    one.patch("a", scale=0.5)
+    cut.wait()
+    agree(one, two)
 
 
 def test_a_server_that_hangs_in_a_change_keeps_no_one_out_for_ever(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +49,17 @@ REMOVED: Final = timedelta(seconds=60)
 still use it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Fresh:
+    """What other servers changed since the last look."""
+
+    revision: int
+    found: tuple[Sidecar, ...]
+    removed: tuple[str, ...]
+    fitting: set[str]
+    """Contents that were verified against this server's base."""
+
+
 class SharedLedger:
     """One change at a time in this process; reading is thread-safe."""
 
@@ -67,8 +79,7 @@ class SharedLedger:
         self._server = uuid.uuid4().hex
         self._leased: frozenset[str] = frozenset()
         try:
-            with self.database.transaction(snapshot=True) as connection:
-                self._read(connection)
+            self.news()
             self.began = self._seen > 0
         except BaseException:
             self.database.close()
@@ -105,7 +116,7 @@ class SharedLedger:
         of which it may call one. Yields what they changed before. Raises CatalogUnavailable."""
         with self.database.transaction() as connection:
             connection.execute(select(state.c.revision).with_for_update())
-            news = self._read(connection)
+            news = self._take(self._read(connection))
             self._connection = connection
             try:
                 yield news
@@ -115,7 +126,9 @@ class SharedLedger:
     def news(self) -> News:
         """Look again. Not during `changing`. Raises CatalogUnavailable."""
         with self.database.transaction(snapshot=True) as connection:
-            return self._read(connection)
+            fresh = self._read(connection)
+        # Only now: the end of the transaction may fail, and then nobody would show the news.
+        return self._take(fresh)
 
     def watch(self, look: Callable[[], None]) -> DatabaseWatch:
         """Call `look` when there may be something to look at, in a thread."""
@@ -243,28 +256,35 @@ class SharedLedger:
         self._seen = revision
         self._connection = None
 
-    def _read(self, connection: Connection) -> News:
+    def _read(self, connection: Connection) -> _Fresh | None:
+        """Return what is newer than what is known here; None if nothing is."""
         revision, removal = connection.execute(select(state)).one()
         if revision == self._seen:
-            return News()
+            return None
         # A lower one: somebody restored a backup. Everything may be different.
         seen = self._seen if revision > self._seen else -1
         query = select(adapters.c.name, adapters.c.document).where(adapters.c.revision > seen)
-        found = [self._parsed(*row) for row in connection.execute(query)]
-        removed: list[str] = []
+        found = tuple(self._parsed(*row) for row in connection.execute(query))
+        removed: tuple[str, ...] = ()
         if removal > seen:
             names = set(connection.execute(select(adapters.c.name)).scalars())
-            removed = sorted(self._known.keys() - names)
+            removed = tuple(sorted(self._known.keys() - names))
         digests = {version.digest for one in found for version in one.record.versions}
         ours = select(fits.c.digest).where(
             fits.c.layout == self._layout, fits.c.digest.in_(digests - self._fits)
         )
-        self._fits |= set(connection.execute(ours).scalars())
-        self._known |= {one.record.name: one for one in found}
-        for name in removed:
+        return _Fresh(revision, found, removed, set(connection.execute(ours).scalars()))
+
+    def _take(self, fresh: _Fresh | None) -> News:
+        """Make it known here. Whoever calls this shows the news."""
+        if fresh is None:
+            return News()
+        self._fits |= fresh.fitting
+        self._known |= {one.record.name: one for one in fresh.found}
+        for name in fresh.removed:
             del self._known[name]
-        self._seen = revision
-        return News(tuple(one.record for one in found), tuple(removed))
+        self._seen = fresh.revision
+        return News(tuple(one.record for one in fresh.found), fresh.removed)
 
     def _parsed(self, name: str, document: dict[str, Any]) -> Sidecar:
         try:
