@@ -57,6 +57,10 @@ say 'it is not root, and may write only to its volumes'
 docker exec "$(container)" sh -c 'touch /data/adapters.test && rm /data/adapters.test' || fail "/data is read only"
 if docker exec "$(container)" sh -c 'touch /opt/lorry/test' 2>/dev/null; then fail "the image can be written to"; fi
 
+say 'every line of its log is JSON'
+plain=$(docker logs "$(container)" 2>&1 | grep --invert-match '^{' || true)
+[ -z "$plain" ] || fail "not JSON: $plain"
+
 say 'an adapter is uploaded and answers'
 docker exec "$(container)" lorry adapters list >/dev/null || fail "the command line does not reach the server"
 curl --silent --show-error --fail "$server/adapters" --form name=uploaded \
@@ -76,6 +80,7 @@ for _ in $(seq 60); do
     sleep 2
 done
 curl --silent 'http://127.0.0.1:9090/api/v1/query?query=up' | grep --quiet '"1"\]' || fail "it is not scraped"
+curl --silent http://127.0.0.1:9090/api/v1/rules | grep --quiet '"LorryNotReady"' || fail "Prometheus has no alerts"
 
 say 'a running stream ends before the server does'
 answer=$(mktemp)
