@@ -88,7 +88,9 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
     registry, access = _registry(
         settings, core.base, core.layout, host_cache=core.host_cache_memory
     )
-    metrics = Metrics(CollectorRegistry(), base_name=core.base.name)
+    metrics = Metrics(
+        CollectorRegistry(support_collectors_without_names=True), base_name=core.base.name
+    )
     engine = core.engine(
         registry.weights,
         emit=lambda events: client.emit(events),
@@ -111,7 +113,9 @@ def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None])
         engine.stop()
         raise
     say(f"the engine runs in process {engine.pid}")
-    metrics = Metrics(CollectorRegistry(), base_name=engine.base.name)
+    metrics = Metrics(
+        CollectorRegistry(support_collectors_without_names=True), base_name=engine.base.name
+    )
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     engine.connect(emit=client.emit, on_step=metrics.observe_step, on_broken=on_broken)
     return _server(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -200,9 +200,12 @@ class Metrics:
         """Remove the series of a removed adapter or version."""
         self._adapters.forget(name, None if version is None else str(version))
 
-    def render(self) -> bytes:
-        """Return the scrape's body. Blocks, as it reads the registry."""
-        return generate_latest(self.collectors)
+    def render(self, names: Collection[str] = ()) -> bytes:
+        """Return the scrape's body, or the part of it that has the series of these names
+        (`lorry_ready`, `vllm:prompt_tokens_total`). Blocks, as it reads the registry."""
+        if not names:
+            return generate_latest(self.collectors)
+        return generate_latest(self.collectors.restricted_registry(names))
 
     def _own(self, metric: Counter) -> Counter:
         return metric.labels(self.base_name, "0")

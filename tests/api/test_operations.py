@@ -334,3 +334,12 @@ def test_the_grace_period_ends(
         else:
             assert done.status_code == 503
             assert done.json()["error"]["code"] == "shutting_down"
+
+
+def test_a_scrape_of_some_names_has_those_alone(live: Live) -> None:
+    live.generate()
+    names = ["vllm:prompt_tokens_total", "lorry_slots", "lorry_adapter_requests_total", "none"]
+    answer = live.http.get("/metrics", params=[("name[]", name) for name in names])
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    assert {line.partition("{")[0].partition(" ")[0] for line in lines} == {*names} - {"none"}
+    assert len(answer.text) < len(live.http.get("/metrics").text) / 4

@@ -10,7 +10,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from support.patience import PATIENCE
 
@@ -35,6 +42,7 @@ def found() -> str | None:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         one = playwright.chromium.launch(executable_path=found(), args=[*_FLAGS])
         try:
@@ -92,6 +100,7 @@ def tab(browser: Browser, url: str, **context: Any) -> Iterator[Tab]:
     try:
         one = Tab(profile.new_page(), url)
         yield one
-        assert not one.unexpected()
+        problems = one.unexpected()
+        assert not problems, problems
     finally:
         profile.close()

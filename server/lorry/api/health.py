@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
@@ -196,9 +196,17 @@ class Health:
         }
         return JSONResponse({**tgi, **info, "limits": limits, "caller": _caller()})
 
-    async def metrics(self) -> Response:
+    async def metrics(
+        self,
+        names: Annotated[
+            list[str],
+            Query(
+                alias="name[]", description="Only the series of these names; several are allowed"
+            ),
+        ] = [],  # noqa: B006 - FastAPI copies it
+    ) -> Response:
         """Every metric in Prometheus' text format."""
-        text = await self._apart(self._metrics.render)
+        text = await self._apart(lambda: self._metrics.render(names))
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     def _of_the_disk(self) -> tuple[str | None, str | None]:
