@@ -106,6 +106,25 @@ def test_the_image_is_not_root_and_checks_its_health() -> None:
     assert "ARG TORCH_INDEX=" in text
 
 
+@pytest.mark.parametrize(("index", "compiles"), [("cpu", False), ("cu130", True)])
+def test_the_image_for_a_gpu_has_the_compiler_that_triton_calls(index: str, compiles: bool) -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    final = text[text.rindex("\nFROM ") :]
+    choice = re.search(r"case .* esac", final)
+    assert choice is not None
+    url = f"https://download.pytorch.org/whl/{index}"
+    done = subprocess.run(
+        ["sh", "-c", f'{choice.group()}; echo "$@"'],
+        env={"TORCH_INDEX": url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    packages = done.stdout.split()
+    assert "libgomp1" in packages
+    assert ({"gcc", "libc6-dev"} <= set(packages)) is compiles
+
+
 def test_the_image_copies_only_what_its_context_has() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     let_in = [line[1:] for line in ignored if line.startswith("!")]
