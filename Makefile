@@ -10,6 +10,8 @@
 #                                    the table of clients/README.md; ARGS names groups of them
 #   make crash                       kills a server 200 times, and two servers and what they share, while clients change
 #                                    everything, and checks what is there afterwards; ARGS="--seed 7" repeats a run
+#   make storm                       requests under every change of adapters for 20 minutes, each answer compared with the
+#                                    same request alone; ARGS="--minutes 5 --seed 7"
 #   make bench                       measures this machine; see benchmarks/README.md
 #   make clean                       removes the venv and every cache in the checkout
 #
@@ -41,7 +43,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 COMPILED := server/build_compiled.py $(wildcard server/lorry/model/compiled/*.[ch]) server/lorry/model/compiled/recipe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt docs pytest clients clients-quick crash bench install install-dev clean
+.PHONY: help serve test lint fmt docs pytest clients clients-quick crash storm bench install install-dev clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -78,6 +80,9 @@ clients-quick: $(DEV_STAMP)
 
 crash: $(DEV_STAMP)
 	@$(QUIET) PYTHONPATH=tests $(BIN)/python -m support.crashes $(ARGS)
+
+storm: $(DEV_STAMP)
+	@$(QUIET) PYTHONPATH=tests $(BIN)/python -m support.storm $(ARGS)
 
 docs: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.readme

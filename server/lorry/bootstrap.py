@@ -19,7 +19,7 @@ from lorry import engine_program, home_contents, logs, samples
 from lorry.access.access_control import AccessControl
 from lorry.access.access_database import has_keys
 from lorry.advice import advised
-from lorry.api import http10
+from lorry.api import heads
 from lorry.api.app import Services, create_app, hub_endpoint
 from lorry.core import Base
 from lorry.engine.client import EngineClient
@@ -279,7 +279,7 @@ def serve(settings: Settings) -> None:
             # By default uvicorn trusts all peers on this machine; `create_app` configures the
             # trusted proxies.
             proxy_headers=False,
-            http=http10.Protocol,
+            http=heads.Protocol,
         )
         listener = _Listener(config, server, say)
         listeners.append(listener)

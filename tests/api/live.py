@@ -15,7 +15,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.declared import Declared, declared_by
-from lorry.api import http10
+from lorry.api import heads
 from lorry.bootstrap import KEEP_ALIVE, Server, assemble
 from lorry.settings import Settings
 from support.patience import options, wait_until
@@ -85,7 +85,7 @@ def serve(settings: Settings) -> Iterator[Live]:
         port=0,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE,
-        http=http10.Protocol,
+        http=heads.Protocol,
     )
     web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run)

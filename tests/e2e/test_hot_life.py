@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.history import VARIANTS, History, Manager
+from support.history import VARIANTS, History, Manager, State
 from support.patience import ENDLESS, client, wait_until
 from support.server import Server, body, running
 from support.streams import Refused, read, stream
@@ -90,7 +90,7 @@ def ask(http: httpx.Client, random_: random.Random) -> Told:
     return Told(prompt, spec, began, accepted, 200, seen[0]["adapters"], ids, complete, count)
 
 
-def judge(told: Told, histories: dict[str, History], truth: Truth) -> None:
+def judge(told: Told, histories: dict[str, History[State]], truth: Truth) -> None:
     states = {
         one["name"]: histories[one["name"]].between(told.began, told.ended) for one in told.spec
     }

@@ -1,4 +1,5 @@
-"""Two registries over one catalog and one store, against a model of plain dictionaries.
+"""Two registries over one catalog and one store, against a model of plain dictionaries: versions,
+aliases, splits and leases.
 
 Any sequence of calls at either, with restarts and cut connections. After each step both know what
 the model knows, once they have looked.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from lorry_adapters.errors import (
     AdapterConflict,
     CatalogUnavailable,
     DigestMismatch,
+    InvalidSelection,
     UnknownAdapter,
 )
 from lorry_adapters.registry.blobs import digest_of
@@ -46,6 +48,21 @@ class Adapter:
     last: int
     enabled: bool = True
     scale: float = 1.0
+    split: dict[int, int] = field(default_factory=dict)
+    alias: dict[int, int] = field(default_factory=dict)
+    """What `NAME@prod` means, by version; empty: there is none."""
+
+    def pushed(self, seed: int) -> bool:
+        """Whether a push adds a version; during a trial it is not current."""
+        known = [self.versions.get(self.current)]
+        if self.split:
+            known.append(self.versions[max(self.versions)])
+        if seed in known:
+            return False
+        self.last += 1
+        self.versions[self.last] = seed
+        self.current = self.current if self.split else self.last
+        return True
 
 
 @dataclass(eq=False)
@@ -104,15 +121,10 @@ class SharedMachine(RuleBasedStateMachine):
         except AdapterConflict:
             assert old is not None and old.versions[old.current] != seed and not replace
             return
-        if old is not None and old.versions[old.current] == seed:
-            assert not created
-            return
-        assert created and (old is None or replace)
         adapter = self.adapters.setdefault(name, Adapter({}, 0, 0))
-        adapter.last += 1
-        adapter.current = adapter.last
-        adapter.versions[adapter.last] = seed
-        assert record.current.version == adapter.last
+        assert created == adapter.pushed(seed)
+        assert not created or old is None or replace
+        assert record.current.version == adapter.current
 
     @rule(at=servers, name=names, seed=seeds, expected=seeds)
     def put(self, at: int, name: str, seed: int, expected: int) -> None:
@@ -127,10 +139,7 @@ class SharedMachine(RuleBasedStateMachine):
         except DigestMismatch:
             return
         assert old is not None and old.versions[old.current] == expected
-        if old.versions[old.current] != seed:
-            old.last += 1
-            old.current = old.last
-            old.versions[old.last] = seed
+        old.pushed(seed)
 
     @rule(at=servers, name=names, enabled=st.booleans(), scale=st.sampled_from([0.5, 2.0]))
     def patch(self, at: int, name: str, enabled: bool, scale: float) -> None:
@@ -152,7 +161,45 @@ class SharedMachine(RuleBasedStateMachine):
             assert old is None or version not in old.versions
             return
         assert old is not None
-        old.current = version
+        old.current, old.split = version, {}
+
+    @rule(at=servers, name=names, weights=st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    def begin(self, at: int, name: str, weights: tuple[int, int]) -> None:
+        """A trial of the two newest versions."""
+        old = self.adapters.get(name)
+        if old is None or len(old.versions) < 2:
+            return
+        split = dict(zip(sorted(old.versions)[-2:], weights, strict=True))
+        self.registries[at].patch(name, split=split)
+        current = max(split, key=lambda v: (split[v], v == old.current, -v))
+        old.current, old.split = current, split
+
+    @rule(at=servers, name=names)
+    def withdraw(self, at: int, name: str) -> None:
+        if name in self.adapters:
+            self.registries[at].patch(name, split={})
+            self.adapters[name].split = {}
+
+    @rule(at=servers, name=names, behind=st.integers(0, 2), both=st.booleans())
+    def alias(self, at: int, name: str, behind: int, both: bool) -> None:
+        old = self.adapters.get(name)
+        if old is None:
+            return
+        known = sorted(old.versions)
+        meaning = {known[-1 - behind % len(known)]: 1} | ({known[-1]: 1} if both else {})
+        self.registries[at].patch(name, aliases={f"{name}@prod": meaning})
+        old.alias = meaning
+
+    @rule(at=servers, name=names)
+    def drop_alias(self, at: int, name: str) -> None:
+        old = self.adapters.get(name)
+        try:
+            self.registries[at].remove(f"{name}@prod")
+        except (UnknownAdapter, InvalidSelection):
+            assert old is None or not old.alias
+            return
+        assert old is not None and old.alias
+        old.alias = {}
 
     @rule(at=servers, name=names)
     def remove(self, at: int, name: str) -> None:
@@ -172,23 +219,28 @@ class SharedMachine(RuleBasedStateMachine):
             assert old is None or version not in old.versions
             return
         except AdapterConflict:
-            assert old is not None and old.current == version and len(old.versions) > 1
+            assert old is not None and len(old.versions) > 1
+            assert version in {old.current, *old.split, *old.alias}
             return
         assert old is not None
         del old.versions[version]
         if not old.versions:
             del self.adapters[name]
 
-    @rule(at=servers, name=names)
-    def acquire(self, at: int, name: str) -> None:
+    @rule(at=servers, name=names, by_alias=st.booleans(), key=st.sampled_from("xyz"))
+    def acquire(self, at: int, name: str, by_alias: bool, key: str) -> None:
         self.both_know()
         adapter = self.adapters.get(name)
-        if adapter is not None and adapter.enabled:
-            lease = self.registries[at].acquire([AdapterChoice(name)])
+        if adapter is not None and adapter.enabled and (adapter.alias or not by_alias):
+            choice = AdapterChoice(f"{name}@prod" if by_alias else name, key=key)
+            lease = self.registries[at].acquire([choice])
             (ref,) = lease.refs
-            seed = adapter.versions[adapter.current]
-            assert (ref.version, ref.digest) == (adapter.current, self.digests[seed])
-            assert ref.scale == adapter.scale
+            meaning = adapter.alias if by_alias else adapter.split or [adapter.current]
+            seed = adapter.versions[ref.version]
+            assert ref.version in meaning and ref.digest == self.digests[seed]
+            assert ref.name == name and ref.scale == adapter.scale
+            # The other server draws the same.
+            assert self.registries[1 - at].resolve(choice)[1].version == ref.version
             self.held.append(Held(at, seed, lease))
 
     @rule(which=st.integers(0, 9))
@@ -260,13 +312,15 @@ class SharedMachine(RuleBasedStateMachine):
                 record.current.version,
                 record.enabled,
                 record.scale,
+                {share.version: share.weight for share in record.rules.split},
+                {s.version: s.weight for one in record.rules.aliases for s in one.shares},
             )
             for record in registry.records()
         }
 
     def expected(self) -> dict[str, object]:
         return {
-            name: (one.versions, one.current, one.enabled, one.scale)
+            name: (one.versions, one.current, one.enabled, one.scale, one.split, one.alias)
             for name, one in self.adapters.items()
         }
 

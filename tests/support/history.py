@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -30,26 +30,29 @@ class State:
     enabled: bool
 
 
+S = TypeVar("S")
+
+
 @dataclass
-class Entry:
+class Entry(Generic[S]):
     """From `began` on the state may be current, from `ended` on it is."""
 
     began: float
     ended: float
-    state: State | None
+    state: S | None
 
 
 @dataclass
-class History:
+class History(Generic[S]):
     """All states one name was ever in. Written by one thread, read by others later."""
 
-    entries: list[Entry] = field(default_factory=lambda: [Entry(0.0, 0.0, None)])
+    entries: list[Entry[S]] = field(default_factory=lambda: [Entry(0.0, 0.0, None)])
 
     @property
-    def current(self) -> State | None:
+    def current(self) -> S | None:
         return self.entries[-1].state
 
-    def between(self, begin: float, end: float) -> list[State | None]:
+    def between(self, begin: float, end: float) -> list[S | None]:
         """Every state that may have been current at some moment of this time."""
         nexts = [entry.ended for entry in self.entries[1:]] + [float("inf")]
         return [
@@ -65,7 +68,7 @@ class Manager:
     def __init__(
         self, server: Server, names: list[str], archive: Callable[..., Path], seed: int
     ) -> None:
-        self.histories = {name: History() for name in names}
+        self.histories: dict[str, History[State]] = {name: History() for name in names}
         self.changes = 0
         self._client = client(server.url)
         self._archive = archive
@@ -102,7 +105,7 @@ class Manager:
 
     def _note(self, name: str, send: Callable[[], tuple[httpx.Response, State | None]]) -> None:
         history = self.histories[name]
-        entry = Entry(time.monotonic(), float("inf"), None)
+        entry: Entry[State] = Entry(time.monotonic(), float("inf"), None)
         response, entry.state = send()
         assert response.is_success, (name, response.status_code, response.text)
         entry.ended = time.monotonic()

@@ -9,6 +9,7 @@ from lorry.api import (
     bounds,
     completions,
     grammars,
+    heads,
     mistakes,
     restrictions,
     sampling,
@@ -25,6 +26,7 @@ from lorry_adapters.registry import archive, merges, names, record, version_rule
 def requests() -> str:
     return _table(
         {
+            "the request line and all headers": _size(heads.MAX_HEAD),
             "a JSON body": _size(bodies.MAX_JSON),
             "texts in it; and its lists, objects and keys together": _count(mistakes.MAX_PARTS),
             "items of its lists": _count(mistakes.MAX_NUMBERS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lorry_adapters.errors import InvalidSelection, UnknownAdapter
-from lorry_adapters.registry.names import nearest
+from lorry_adapters.registry.names import MAX_NAME, nearest
 from lorry_adapters.registry.policy import Policy
 from lorry_adapters.registry.record import AdapterChoice, AdapterRecord, VersionRecord
 from lorry_adapters.registry.version_rules import drawn, shares_of, version_of
@@ -22,7 +22,7 @@ class NoSuchName(Exception):
         """Return the error for people. `names`: those that the caller may see."""
         meant = nearest(self.name, names)
         hint = "" if meant is None else f"; did you mean {meant!r}?"
-        error = UnknownAdapter(f"no adapter is named {self.name!r}{hint}")
+        error = UnknownAdapter(f"no adapter is named {self.name[: MAX_NAME + 1]!r}{hint}")
         error.meant = meant
         return error
 

@@ -18,6 +18,11 @@ ALLOWED = {
     ("support/patience.py", "httpx.Client"): "the one client",
     ("support/crashes.py", "time.sleep"): "a kill at a random moment; nothing waits for it",
     ("support/shared_crashes.py", "time.monotonic"): "told by `make crash`, and not checked",
+    (
+        "support/storm.py",
+        "time.monotonic",
+    ): "the order of what happened, and the end of `make storm`",
+    ("support/storm.py", "time.sleep"): "an operator's pauses; nothing waits for them",
     ("support/history.py", "time.monotonic"): "the order of what happened, not how long it took",
     ("support/history.py", "time.sleep"): "an operator's pauses; nothing waits for them",
     ("e2e/test_hot_life.py", "time.monotonic"): "the order of what happened",
