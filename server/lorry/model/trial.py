@@ -42,9 +42,9 @@ UNSTEADY = 0.3
 """How far another sequence in the batch may move transformers' own answers, on average: what is
 farther is no rounding, and nothing could be found beside it."""
 
-FARTHEST, MEAN = 3, 2
+FARTHEST, MEAN = 4, 2
 """How many times as far off as that a right answer may be, and all of them on average.
-Seen: once at most."""
+Seen: once at most, and 3.3 times where a code of 8 bits decides on an expert."""
 
 
 @dataclass(slots=True)
