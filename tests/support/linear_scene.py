@@ -16,6 +16,7 @@ from lorry.model.int8 import Int8Linear
 from lorry_adapters.lora.parts import LoraPair
 from lorry_adapters.lora.vector_deltas import Delta
 from support.compiled_module import NUM_SLOTS, CompiledModule, Uses
+from support.plain_product import PlainProduct
 
 SHAPES = [(16, 16), (64, 48), (80, 208), (576, 192), (48, 528)]
 """In, out: one block and several, even and odd numbers of them."""
@@ -39,7 +40,7 @@ Make = Callable[[Int8Linear, torch.Generator, random.Random], Held]
 def linear_of(inputs: int, outputs: int, *, bias: bool, dice: torch.Generator) -> Int8Linear:
     codes_OI = torch.randint(-127, 128, (outputs, inputs), generator=dice, dtype=torch.int8)
     scale_O = torch.rand(outputs, generator=dice) / 50 + 1e-3
-    return Int8Linear(codes_OI, scale_O, torch.randn(outputs, generator=dice) if bias else None)
+    return PlainProduct(codes_OI, scale_O, torch.randn(outputs, generator=dice) if bias else None)
 
 
 class LinearScene:
@@ -71,8 +72,10 @@ class LinearScene:
             found_TO = module(self.x_TI, self._uses(tokens))
         for token in tokens:
             wanted_O, size = self._expected(token)
-            # Activations and a pair's inside are rounded to 13 bits.
-            assert float((found_TO[token] - wanted_O).norm()) < 3e-3 * size, self.wishes[token]
+            # An adapter's activations and a pair's inside are rounded to 13 bits. What several
+            # change in the base's input is added up there before it is rounded to 8.
+            most = 3e-3 if len(self.wishes[token]) < 2 else 1e-2
+            assert float((found_TO[token] - wanted_O).norm()) < most * size, self.wishes[token]
 
     def check_company(self, built: ctypes.CDLL) -> None:
         """Each token has the same bits alone, among all and among some, on any number of

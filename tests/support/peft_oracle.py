@@ -18,9 +18,11 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from lorry.model.chunks import CHUNK, FAR_8_BITS, rounded
 from lorry.model.expert_layouts import PROJECTIONS, holds_experts
 from lorry.model.expert_stacks import quantized
 from lorry.model.four_bit import FourBitLinear
+from support.half_cache import HalfCache
 
 Adapters = Sequence[tuple[Path, float]]
 """Folders and their scales."""
@@ -57,6 +59,7 @@ class PeftOracle:
             # bitsandbytes would pack it for the processor, and fail.
             if isinstance(module, Linear4bit) and module.out_features % 32:
                 module.support_avx512bf16_for_cpu = False
+        self._is_kept_in_half = False
         self._peft: PeftModel | None = None
         self._names: dict[Path, str] = {}
 
@@ -76,6 +79,15 @@ class PeftOracle:
         rounded_OI = (head.weight.detach() / scale_O1).round() * scale_O1
         head.forward = lambda x: torch.nn.functional.linear(x, rounded_OI, head.bias)
 
+    def multiply_as_compiled(self) -> None:
+        """Exactly, but of activations that are rounded as the compiled step does it in 8 bits, with
+        keys and values in half precision as its cache has them."""
+        self.multiply_exactly()
+        self._is_kept_in_half = True
+        for module in self.base.modules():
+            if isinstance(module, Linear8bitLt) and module.in_features % CHUNK == 0:
+                module.forward = partial(_round_and_call, module.forward)  # type: ignore[method-assign]
+
     def preload(self, folders: Sequence[Path]) -> None:
         """Wrap the base with these adapters, before its first forward pass.
 
@@ -89,7 +101,9 @@ class PeftOracle:
     def logprobs(self, adapters: Adapters, token_ids: Sequence[int]) -> torch.Tensor:
         """Log-softmax [T, V] float32; row t is the distribution of token t + 1."""
         with self._active(adapters) as model:
-            logits = model(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
+            cache = {"past_key_values": HalfCache()} if self._is_kept_in_half else {}
+            ids = torch.tensor([list(token_ids)])
+            logits = model(ids, use_cache=self._is_kept_in_half, **cache).logits[0]
         return torch.log_softmax(logits.float(), dim=-1)
 
     def prompt_logprobs(self, adapters: Adapters, token_ids: Sequence[int]) -> list[float]:
@@ -148,8 +162,8 @@ def round_experts(model: torch.nn.Module, quantization: str) -> None:
             if name not in PROJECTIONS:
                 continue
             weight = parameter.data.transpose(1, 2) if module.is_transposed else parameter.data
-            rounded = quantized(weight, quantization, double_quant=True).dense_weight()
-            parameter.data.copy_(rounded.transpose(1, 2) if module.is_transposed else rounded)
+            worth = quantized(weight, quantization, double_quant=True).dense_weight()
+            parameter.data.copy_(worth.transpose(1, 2) if module.is_transposed else worth)
 
 
 def _exact_int8(module: Linear8bitLt) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -157,6 +171,12 @@ def _exact_int8(module: Linear8bitLt) -> Callable[[torch.Tensor], torch.Tensor]:
     weight_OI = codes_OI.float() * (scale_O.float() / 127).unsqueeze(1)
     # Not a closure: a copy of the module, whose bias somebody trains, must find its own.
     return partial(_multiply, module, weight_OI)
+
+
+def _round_and_call(
+    forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    return forward(rounded(x, FAR_8_BITS))
 
 
 def _multiply(module: Linear8bitLt, weight_OI: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

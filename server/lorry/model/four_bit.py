@@ -8,10 +8,8 @@ of integers.
   for nf4, where the distance between two levels is 8% and more.
 - *Scales.* A block's scale is a half-precision fraction of the largest scale of its output.
   Blocks of more than `CHUNK` weights have their scale several times.
-- *Activations.* `CHUNK` inputs become whole numbers of up to 7 bits and a sign, in units of their
-  largest / 127. On average that is 0.6 % of their standard deviation, where the weights' own 4 bits
-  cost 9 % of theirs. A chunk that is more than `FAR` times as large as its token's chunks on
-  average keeps 15 bits: outliers decide answers, and would blur the numbers beside them.
+- *Activations* are rounded in chunks (`lorry.model.chunks`), which costs a fifteenth of what the
+  weights' own 4 bits do.
 
 `FourBitLinear` is the plain formula over those rounded numbers: what the compiled product
 (`lorry.model.compiled.compiled_linear`) is made from and compared with. It dequantizes the whole
@@ -28,17 +26,11 @@ from bitsandbytes.functional import QuantState, dequantize_blockwise, get_4bit_t
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
+from lorry.model.chunks import CHUNK, FAR_4_BITS, rounded
 from lorry.model.guard import require
 from lorry.model.quantized_linear import QuantizedLinear
 
-CHUNK = 64
-"""Inputs that share a scale; bitsandbytes' smallest block on a CPU."""
-
-FAR = 2
-
 _LARGEST_LEVEL = 127
-_LARGEST_CODE = 127
-_LOW_CODES = 254
 
 
 def levels_of(kind: str) -> tuple[Tensor, float]:
@@ -120,14 +112,7 @@ class FourBitLinear(QuantizedLinear):
         return dense(self.base_tensors())
 
     def forward(self, x: Tensor) -> Tensor:
-        chunks = x.reshape(*x.shape[:-1], -1, CHUNK)
-        absmax = chunks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-        units = chunks * (_LARGEST_CODE / absmax)
-        high = units.round()
-        low = ((units - high) * _LOW_CODES).round() / _LOW_CODES
-        far = absmax > FAR * absmax.mean(-2, keepdim=True)
-        rounded = torch.where(far, high + low, high) * (absmax / _LARGEST_CODE)
-        return F.linear(rounded.flatten(-2), self.dense_weight(), self.bias)
+        return F.linear(rounded(x, FAR_4_BITS), self.dense_weight(), self.bias)
 
 
 def tensors_of(codes: Tensor, state: QuantState, out: int, inputs: int) -> dict[str, Tensor]:

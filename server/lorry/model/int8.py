@@ -14,6 +14,9 @@ of what they left over,
 which brings the error to 0.1% at less than twice the price of one pass. The sums
 are exact integers and every row has its own scale: a row's result does not
 depend on the batch it is in.
+
+The compiled product (`lorry.model.compiled`) has these codes for output heads; most others
+read activations in chunks (`lorry.model.chunks`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 
 class QuantizedLinear(nn.Module, ABC):
-    """y = x W' + bias, on the CPU in fp32; activations are rounded to `lorry.model.int8`'s codes.
+    """y = x W' + bias, on the CPU in fp32, of activations that are rounded as `lorry.model.int8` or
+    `lorry.model.chunks` says.
 
     The weight is never changed, so copies of a module share it.
     """

@@ -8,8 +8,9 @@ from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise, get_4
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
+from lorry.model.chunks import CHUNK
 from lorry.model.dense import dense_weight
-from lorry.model.four_bit import CHUNK, FourBitLinear, convertible, levels_of
+from lorry.model.four_bit import FourBitLinear, convertible, levels_of
 from lorry.model.guard import Unsafe
 
 KINDS = ["nf4", "fp4"]

@@ -1,9 +1,9 @@
 /* What linears multiply: a token's activations as integers.
  *
- * Weights of 8 bits and adapters meet two rows of codes, high and low, of which
- * `lorry.model.int8` has the arithmetic. Weights of 4 bits meet a row of bytes with a scale for
- * each CHUNK of inputs, and a second row of what the first left over, where a chunk is far larger
- * than the others: `lorry.model.four_bit`.
+ * Most linears meet a row of bytes with a scale for each CHUNK of inputs, and a second row of what
+ * the first left over, where a chunk is far larger than the others: `lorry.model.chunks`. Output
+ * heads, adapters and linears whose inputs are not whole chunks meet two rows of codes, high and
+ * low, of which `lorry.model.int8` has the arithmetic.
  */
 #ifndef LORRY_ACTIVATIONS_H
 #define LORRY_ACTIVATIONS_H
@@ -17,28 +17,39 @@
 #define CHUNK 64   /* inputs with one scale */
 #define BYTES 127  /* the largest of a chunk's bytes */
 #define LOW_BYTES 254 /* what one of the high bytes is worth in low ones */
-#define FAR 2 /* a chunk gets low bytes if it is this many times the average of its row */
+/* A chunk gets low bytes if it is this many times the average of its row. */
+#define FAR_4_BITS 2.0f
+#define FAR_8_BITS 1.5f
 
 #define STREAM_AHEAD 4096 /* bytes; half of it is slower, twice of it no faster */
 #define MORE_EVERY 16     /* inputs; 4 asks for more than comes, and everything waits */
 
 #define VECTORS (BLOCK / WIDTH)
 
+/* Whether a linear reads chunks; else it reads codes. */
+INLINE int reads_chunks(const Linear *linear) { return !linear->sum_O; }
+
+/* From how many times the average on a chunk has low bytes, as this linear reads it; 0: it reads
+ * codes. */
+INLINE float far_of(const Linear *linear) {
+    if (!reads_chunks(linear)) return 0;
+    return linear->levels ? FAR_4_BITS : FAR_8_BITS;
+}
+
 /* A chunk of a token's bytes. */
 typedef struct {
-    float scale;     /* what one of the high bytes is worth */
-    int32_t sum;     /* of the high bytes */
-    int32_t low_sum; /* of the low ones, if it has some */
-    int32_t next;    /* chunk of the token that has some; -1: none is left */
+    float scale;       /* what one of the high bytes is worth */
+    int32_t start;     /* `start_of` the sum of the high bytes */
+    int32_t low_start; /* of the low ones, if it has some */
 } Chunk;
 
-/* Of some tokens. Each linear reads one of the two forms. */
+/* Of some tokens, in one of the two forms or in both. */
 typedef struct {
     uint8_t *codes; /* [T, 2, in] */
     float *scale_T; /* of the high row's codes */
     int8_t *high, *low; /* [in / CHUNK, stride, CHUNK]: what tokens side by side meet at once */
     Chunk *chunks;      /* [in / CHUNK, stride] */
-    int32_t *low_T;     /* the first chunk with low bytes; -1: there is none */
+    uint8_t *far;       /* [in / CHUNK, stride]: 255 where a chunk has low bytes, else 0 */
     size_t stride;
 } Activations;
 
@@ -54,9 +65,15 @@ INLINE Activations from_token(Activations x, int in, size_t t) {
         .high = x.high + t * CHUNK,
         .low = x.low + t * CHUNK,
         .chunks = x.chunks + t,
-        .low_T = x.low_T + t,
+        .far = x.far + t,
         .stride = x.stride,
     };
+}
+
+/* Which of the first `tokens` tokens, 16 at most, have low bytes in a chunk: a bit for each. */
+INLINE unsigned far_tokens(Activations x, size_t chunk, int tokens) {
+    const __m128i far = _mm_loadu_si128((const __m128i *)(x.far + chunk * x.stride));
+    return (unsigned)_mm_movemask_epi8(far) & ((1u << tokens) - 1);
 }
 
 typedef uint8_t Codes8 __attribute__((vector_size(WIDTH), aligned(1), may_alias));
@@ -93,36 +110,34 @@ INLINE int32_t encode_chunk(const float *x, Floats factor, int8_t *bytes, float 
     return sum_of_ints(total);
 }
 
-/* x [in] -> one token's bytes and chunks. */
-INLINE void encode_chunks(const float *x, Activations to, int in) {
+/* x [in] -> one token's bytes and chunks, with low bytes from `far` times the average on. */
+INLINE void encode_chunks(const float *x, Activations to, int in, float far) {
     const int count = in / CHUNK;
-    int32_t *next = to.low_T;
     float all = 0;
     for (int c = 0; c < count; c++) {
         const float absmax = at_least_tiny(largest_magnitude(x + c * CHUNK, CHUNK));
         to.chunks[c * to.stride].scale = absmax;
         all += absmax;
     }
-    const float most = FAR * (all / (float)count);
+    const float most = far * (all / (float)count);
     for (int c = 0; c < count; c++) {
         Chunk *chunk = to.chunks + c * to.stride;
         const size_t at = c * to.stride * CHUNK;
         const float absmax = chunk->scale;
         float rest[CHUNK];
         chunk->scale = absmax / BYTES;
-        chunk->sum = encode_chunk(x + c * CHUNK, splat(BYTES / absmax), to.high + at, rest);
-        if (!(absmax > most)) continue;
-        chunk->low_sum = encode_chunk(rest, splat(1.0f), to.low + at, NULL);
-        *next = c;
-        next = &chunk->next;
+        chunk->start =
+            start_of(encode_chunk(x + c * CHUNK, splat(BYTES / absmax), to.high + at, rest));
+        to.far[c * to.stride] = absmax > most ? 255 : 0;
+        if (absmax > most)
+            chunk->low_start = start_of(encode_chunk(rest, splat(1.0f), to.low + at, NULL));
     }
-    *next = -1;
 }
 
-/* One token in the forms that are asked for. */
-INLINE void encode_token(const float *x, Activations to, int in, int codes, int bytes) {
+/* One token in the forms that are asked for: chunks if `far` is not 0. */
+INLINE void encode_token(const float *x, Activations to, int in, int codes, float far) {
     if (codes) *to.scale_T = encode(x, to.codes, in);
-    if (bytes) encode_chunks(x, to, in);
+    if (far > 0) encode_chunks(x, to, in, far);
 }
 
 #define NOTHING ((Range){NULL, 0})

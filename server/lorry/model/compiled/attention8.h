@@ -21,7 +21,7 @@
 #define MAGIC_BITS 0x4b400000
 
 /* Where the product's first operand has no sign, it is stored 128 larger: `signed_dots`. */
-#if defined(LEVEL_OFFSET)
+#if defined(WEIGHT_OFFSET)
 #define SIGN_BITS ((int32_t)0x80808080)
 #else
 #define SIGN_BITS 0

@@ -74,7 +74,7 @@ INLINE void score_keys8(const Room *room, int l, int r, int size, int laned, int
     float *scores = room->scores + (size_t)l * laned + r;
     Ints acc[SCORE_KEYS][QUERY_VECTORS];
     for (int k = 0; k < SCORE_KEYS; k++)
-        for (int i = 0; i < vectors; i++) acc[k][i] = signed_start(key_sum[k]);
+        for (int i = 0; i < vectors; i++) acc[k][i] = (Ints){0} + start_of(key_sum[k]);
     for (int d = 0; d < size; d += FOUR) {
         Ints query[QUERY_VECTORS];
         for (int i = 0; i < vectors; i++)

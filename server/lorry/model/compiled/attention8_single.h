@@ -27,7 +27,7 @@ INLINE void score_heads8(const Room *room, int g, int l, int size, int heads, in
     const uint8_t *keys = (const uint8_t *)room->keys + FOUR * l;
     Ints acc[SCORE8_HEADS][SCORE8_VECTORS];
     for (int h = 0; h < heads; h++)
-        for (int i = 0; i < vectors; i++) acc[h][i] = signed_start(room->query_sum[g + h]);
+        for (int i = 0; i < vectors; i++) acc[h][i] = (Ints){0} + start_of(room->query_sum[g + h]);
     for (int d = 0; d < size; d += FOUR) {
         Ints key[SCORE8_VECTORS];
         for (int i = 0; i < vectors; i++) key[i] = bytes(keys + d * KEYS + FOUR * i * WIDTH);

@@ -153,7 +153,9 @@ def _compiled(module: nn.Module, packer: Packer, multiplier: Multiplier) -> Comp
             packed = packer.int8(codes_OI.contiguous(), absmax_O.float() / 127, module.bias)
         case nn.Linear():
             codes_OI, scale_O = packer.quantized(module.weight.data.contiguous())
-            packed = packer.int8(codes_OI, scale_O, module.bias)
+            # One of another class is a layer's, as Falcon's are.
+            is_head = type(module) is nn.Linear
+            packed = packer.int8(codes_OI, scale_O, module.bias, is_head=is_head)
         case _:
             raise TypeError(type(module).__name__)
     return CompiledLinear(

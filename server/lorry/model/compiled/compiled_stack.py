@@ -12,19 +12,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lorry.model.chunks import CHUNK
 from lorry.model.compiled.multiplier import TRIED, Multiplier, is_close
 from lorry.model.compiled.pack import BLOCK, PackedLinear
 from lorry.model.compiled.packer import Packer
 from lorry.model.expert_stacks import ExpertStack, PlainStack
 from lorry.model.experts import put, stacks_of
-from lorry.model.four_bit import CHUNK
 from lorry.model.guard import require
 
 logger = logging.getLogger(__name__)
 
 
 class CompiledStack(ExpertStack):
-    """Rounds activations to `lorry.model.int8`'s codes."""
+    """Rounds activations as every compiled product does."""
 
     def __init__(self, packed: PackedLinear, experts: int, multiplier: Multiplier) -> None:
         packed.check()

@@ -60,7 +60,7 @@ static void free_activations(Activations x) {
     free(x.high);
     free(x.low);
     free(x.chunks);
-    free(x.low_T);
+    free(x.far);
 }
 
 static int larger(int a, int b) { return a > b ? a : b; }
@@ -79,13 +79,13 @@ static Activations reserve_activations(size_t tokens, size_t widest) {
         .high = reserve(chunks, CHUNK),
         .low = reserve(chunks, CHUNK),
         .chunks = reserve(chunks, sizeof(Chunk)),
-        .low_T = reserve(tokens, sizeof(int32_t)),
+        .far = reserve(chunks, 1),
         .stride = stride,
     };
 }
 
 static int has_memory(Activations x) {
-    return x.codes && x.scale_T && x.high && x.low && x.chunks && x.low_T;
+    return x.codes && x.scale_T && x.high && x.low && x.chunks && x.far;
 }
 
 /* 0, or -1 where memory cannot be had. Nothing is reserved for a model without mixtures. */

@@ -45,7 +45,7 @@ from lorry.model.store import build_once, require_room
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Of `PackedLinear` and of the files. Another number makes every kept base stale."""
 
 METHOD = "lorry_packed"

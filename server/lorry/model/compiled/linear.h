@@ -1,9 +1,9 @@
-/* A linear of either kind of weights. */
+/* A linear of any kind. */
 #ifndef LORRY_LINEAR_H
 #define LORRY_LINEAR_H
 
-#include "linear4.h"
-#include "linear8.h"
+#include "linear_chunks.h"
+#include "linear_codes.h"
 #include "linear_tiles.h"
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. What comes next is fetched
@@ -16,8 +16,10 @@ static void linear_blocks(const Linear *linear, Activations x, float *y, int str
         return;
     }
 #endif
-    if (linear->levels) blocks4(linear, x, y, stride, tokens, first, last, ahead);
-    else blocks8(linear, x.codes, x.scale_T, y, stride, tokens, first, last, ahead);
+    if (!reads_chunks(linear))
+        blocks_of_codes(linear, x.codes, x.scale_T, y, stride, tokens, first, last, ahead);
+    else if (linear->levels) blocks4(linear, x, y, stride, tokens, first, last, ahead);
+    else blocks8(linear, x, y, stride, tokens, first, last, ahead);
 }
 
 /* The same of weights that were just read. */
@@ -29,8 +31,10 @@ static void linear_again(const Linear *linear, Activations x, float *y, int stri
         return;
     }
 #endif
-    if (linear->levels) again4(linear, x, y, stride, tokens, first, last);
-    else again8(linear, x.codes, x.scale_T, y, stride, tokens, first, last);
+    if (!reads_chunks(linear))
+        again_of_codes(linear, x.codes, x.scale_T, y, stride, tokens, first, last);
+    else if (linear->levels) again4(linear, x, y, stride, tokens, first, last);
+    else again8(linear, x, y, stride, tokens, first, last);
 }
 
 #endif

@@ -1,15 +1,16 @@
-/* Linears of many tokens on Intel AMX: eight tokens' rows of codes, high and low, or sixteen
- * tokens' bytes are one tile, and 64 inputs of a block of packed weights are another.
+/* Linears of many tokens on Intel AMX: sixteen tokens' bytes of a chunk, or eight tokens' rows of
+ * codes, high and low, are one tile, and the same 64 inputs of a block of weights are another.
  *
- * Sums of integers are exact in any order, and what comes after them is `tile8`'s and `tile4`'s
- * own: the bits are those of the other instruction sets. Tokens that overlap those of the tile
- * before are computed twice, to the same bits: every tile is whole, and one shape serves all.
+ * Sums of integers are exact in any order, and what comes after them is that of `linear_chunks.h`
+ * and `linear_codes.h`: the bits are those of the other instruction sets. Tokens that overlap those
+ * of the tile before are computed twice, to the same bits: every tile is whole, and one shape serves
+ * all.
  */
 #ifndef LORRY_LINEAR_TILES_H
 #define LORRY_LINEAR_TILES_H
 
-#include "linear4.h"
-#include "linear8.h"
+#include "linear_chunks.h"
+#include "linear_codes.h"
 #include "tiles.h"
 
 #if HAS_TILES
@@ -18,10 +19,14 @@
 #error "a row of a tile of sums is a register"
 #endif
 
+#if CHUNK != TILE_BYTES
+#error "a row of a tile is a chunk of a token"
+#endif
+
 #define EIGHT (TILE_ROWS / 2) /* tokens of a tile of codes */
-#define SIXTEEN TILE_ROWS      /* tokens of a tile of bytes */
+#define SIXTEEN TILE_ROWS     /* tokens of a tile of bytes */
 #define TILE_INPUTS TILE_BYTES
-#define TILES4 4 /* of tokens, that share one unpacking of 4-bit weights */
+#define TILES_MOST 4 /* of bytes, that share one unpacking of weights */
 
 typedef int32_t Sums[TILE_ROWS][BLOCK] __attribute__((aligned(64)));
 
@@ -54,7 +59,7 @@ INLINE Range more_of(const Linear *linear, Ahead *ahead) {
 
 /* `count` groups x `blocks` outputs, 1 or 2 of each, compile-time constants where it is called.
  * `soon`: `soons` blocks of weights that come next. */
-INLINE void tiles8(const Linear *linear, const Group *groups, int stride, int block,
+INLINE void tiles_of_codes(const Linear *linear, const Group *groups, int stride, int block,
                    const uint8_t *soon, int soons, Range more, int count, int blocks) {
     const int in = linear->in, whole = in / TILE_INPUTS * TILE_INPUTS;
     const size_t block_bytes = (size_t)in * BLOCK;
@@ -111,17 +116,18 @@ INLINE void tiles8(const Linear *linear, const Group *groups, int stride, int bl
         for (int g = 0; g < count; g++)
             for (int t = 0; t < EIGHT; t++)
                 store(groups[g].y + (size_t)t * (size_t)stride + o,
-                      answer8(linear, o, bytes(sums[g][b][2 * t]), bytes(sums[g][b][2 * t + 1]),
-                              offset, scale, groups[g].x_scale[t]));
+                      answer_of_codes(linear, o, bytes(sums[g][b][2 * t]),
+                                      bytes(sums[g][b][2 * t + 1]), offset, scale,
+                                      groups[g].x_scale[t]));
     }
 }
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. `ahead` NULL: nothing is
  * fetched. */
-static __attribute__((noinline)) void blocks8_in_tiles(const Linear *linear, const uint8_t *codes,
-                                                       const float *x_scale, float *y, int stride,
-                                                       int tokens, int first, int last,
-                                                       Ahead *ahead) {
+static __attribute__((noinline)) void codes_in_tiles(const Linear *linear, const uint8_t *codes,
+                                                     const float *x_scale, float *y, int stride,
+                                                     int tokens, int first, int last,
+                                                     Ahead *ahead) {
     const size_t block_bytes = (size_t)linear->in * BLOCK;
     const int groups = (tokens + EIGHT - 1) / EIGHT;
     for (int block = first, blocks; block < last; block += blocks) {
@@ -133,98 +139,115 @@ static __attribute__((noinline)) void blocks8_in_tiles(const Linear *linear, con
                 group_of(linear, codes, x_scale, y, stride, tokens, g),
                 group_of(linear, codes, x_scale, y, stride, tokens, g + 1),
             };
-            /* As blocks8 does: one stream, or the next blocks while the first tokens meet these. */
+            /* As blocks_of_codes does: one stream, or the next blocks while the first tokens meet these. */
             const int stream = groups <= 2, soons = !ahead ? 0 : stream ? blocks : pass < blocks;
             const uint8_t *soon = stream ? here + STREAM_AHEAD
                                          : here + (size_t)(blocks + pass) * block_bytes;
             const Range more = more_of(linear, ahead);
-#define TILES8(C, B)                  \
+#define TILES(C, B)                  \
     if (count == C && blocks == B)    \
-        tiles8(linear, two, stride, block, soon, soons, more, C, B);
-            TILES8(1, 1)
-            TILES8(1, 2)
-            TILES8(2, 1)
-            TILES8(2, 2)
-#undef TILES8
+        tiles_of_codes(linear, two, stride, block, soon, soons, more, C, B);
+            TILES(1, 1)
+            TILES(1, 2)
+            TILES(2, 1)
+            TILES(2, 2)
+#undef TILES
         }
     }
 }
 
 /* The first token of tile `number`, or of the last sixteen tokens. */
-INLINE int first_of_tile4(int tokens, int number) {
+INLINE int first_of_tile(int tokens, int number) {
     const int left = tokens - SIXTEEN;
     return SIXTEEN * number < left ? SIXTEEN * number : left;
 }
 
-/* Tiles `number` to `number` + `count` - 1 of the tokens, TILES4 at most, x one block of outputs.
- * `soon`: fetch the weights that far ahead, in bytes; 0: nothing. */
-static void tiles4(const Linear *linear, Activations x, float *y, int stride, int tokens,
-                   int number, int count, int block, int soon, Range more) {
-    const int in = linear->in, chunks = in / CHUNK;
-    const uint8_t *weights = linear->codes + (size_t)block * (size_t)in * (BLOCK / 2);
-    const uint16_t *chunk_scale = linear->chunk_scale + (size_t)block * (size_t)chunks * BLOCK;
-    const Ints table = all_sixteens(linear->levels);
-    Activations met[TILES4];
-    Sums sums[TILES4];
-    Floats total[TILES4][SIXTEEN];
-    for (int g = 0; g < count; g++) {
-        met[g] = from_token(x, in, (size_t)first_of_tile4(tokens, number + g));
-        for (int t = 0; t < SIXTEEN; t++) total[g][t] = splat(0);
+/* A chunk of a block, as a tile: the packed weights themselves or, in 4 bits, `levels`, what `table`
+ * has for them. Fetches what is to be fetched meanwhile. */
+INLINE const void *unpacked(Weights weights, Ints table, Sums levels, int bits) {
+    for (int line = 0; line < TILE_ROWS * bits / 8; line++) {
+        const uint8_t *codes = weights.codes + line * LINE;
+        if (weights.soon) _mm_prefetch((const char *)codes + weights.soon, _MM_HINT_T0);
+        if (bits == 8) continue;
+        const Ints both = bytes(codes);
+        *(Ints *)levels[2 * line] = look_up(table, both & 0x0f0f0f0f);
+        *(Ints *)levels[2 * line + 1] = look_up(table, shifted_down(both) & 0x0f0f0f0f);
     }
-    for (int c = 0; c < chunks; c++) {
-        int32_t levels[TILE_ROWS][BLOCK] __attribute__((aligned(64)));
-        for (int line = 0; line < CHUNK_LINES; line++, weights += LINE) {
-            if (soon) _mm_prefetch((const char *)weights + soon, _MM_HINT_T0);
-            const Ints both = bytes(weights);
-            *(Ints *)levels[2 * line] = look_up(table, both & 0x0f0f0f0f);
-            *(Ints *)levels[2 * line + 1] = look_up(table, shifted_down(both) & 0x0f0f0f0f);
-        }
-        fetch_more(more, c * CHUNK);
-        tile_load(7, levels, TILE_BYTES);
-#define MULTIPLY(G, SUM, ROWS)                                          \
-    if (G < count) {                                                    \
-        tile_load(ROWS, met[G].high + c * x.stride * CHUNK, CHUNK);     \
-        tile_zero(SUM);                                                 \
-        tile_signed_dot(SUM, ROWS, 7);                                  \
-        tile_store(SUM, sums[G], TILE_BYTES);                           \
+    for (int line = 0; line < CHUNK / MORE_EVERY && line < weights.more.lines; line++)
+        _mm_prefetch(weights.more.at + (size_t)line * LINE, _MM_HINT_T1);
+    return bits == 8 ? (const void *)weights.codes : levels;
+}
+
+/* Tiles `number` to `number` + `count` - 1 of the tokens, TILES_MOST at most, x one block of
+ * outputs. `soon`: fetch the weights that far ahead, in bytes; 0: nothing. */
+INLINE void tiles(const Linear *linear, Activations x, float *y, int stride, int tokens, int number,
+                  int count, int block, int soon, Range more, int bits) {
+    Weights weights = weights_of(linear, block, soon, more, bits);
+    const Ints table = bits == 4 ? all_sixteens(linear->levels) : (Ints){0};
+    Activations met[TILES_MOST];
+    Sums sums[TILES_MOST], levels;
+    Floats total[TILES_MOST][SIXTEEN], low[TILES_MOST][SIXTEEN][VECTORS];
+    for (int g = 0; g < count; g++) {
+        met[g] = from_token(x, linear->in, (size_t)first_of_tile(tokens, number + g));
+        for (int t = 0; t < SIXTEEN; t++) total[g][t] = low[g][t][0] = splat(0);
+    }
+    for (size_t c = 0; c < (size_t)(linear->in / CHUNK); c++) {
+        tile_load(7, unpacked(weights, table, levels, bits), TILE_BYTES);
+#define MULTIPLY(G, SUM, ROWS)                                      \
+    if (G < count) {                                                \
+        tile_load(ROWS, met[G].high + c * x.stride * CHUNK, CHUNK); \
+        tile_zero(SUM);                                             \
+        tile_signed_dot(SUM, ROWS, 7);                              \
+        tile_store(SUM, sums[G], TILE_BYTES);                       \
     }
         MULTIPLY(0, 0, 4)
         MULTIPLY(1, 1, 5)
         MULTIPLY(2, 2, 6)
         MULTIPLY(3, 3, 4)
 #undef MULTIPLY
-        const Floats scale = load_half(chunk_scale + c * BLOCK);
-        for (int g = 0; g < count; g++)
+        for (int g = 0; g < count; g++) {
+            const Chunk *of = met[g].chunks + c * x.stride;
             for (int t = 0; t < SIXTEEN; t++)
-                total[g][t] = with_chunk4(total[g][t], bytes(sums[g][t]), scale,
-                                          met[g].chunks[c * x.stride + (size_t)t].scale);
+                total[g][t] = with_chunk(total[g][t], bytes(sums[g][t]), weights, 0, of[t].scale, bits);
+            const unsigned far = far_tokens(met[g], c, SIXTEEN);
+            if (far) add_lows(&weights, met[g], c, far, low[g], bits);
+        }
+        next_chunk(&weights, bits);
     }
     for (int g = 0; g < count; g++) {
-        float *to = y + (size_t)first_of_tile4(tokens, number + g) * (size_t)stride;
+        float *to = y + (size_t)first_of_tile(tokens, number + g) * (size_t)stride + block * BLOCK;
         for (int t = 0; t < SIXTEEN; t++)
-            finish4(linear, from_token(met[g], in, (size_t)t), block, &total[g][t],
-                    to + (size_t)t * (size_t)stride);
+            store(to + (size_t)t * (size_t)stride,
+                  answer_of(linear, block * BLOCK, total[g][t], low[g][t][0]));
     }
 }
 
-/* The same as `blocks8_in_tiles`. */
-static __attribute__((noinline)) void blocks4_in_tiles(const Linear *linear, Activations x,
-                                                       float *y, int stride, int tokens, int first,
-                                                       int last, Ahead *ahead) {
-    const int tiles = (tokens + SIXTEEN - 1) / SIXTEEN;
-    for (int block = first; block < last; block++)
-        for (int number = 0; number < tiles; number += TILES4) {
-            const int count = tiles - number < TILES4 ? tiles - number : TILES4;
-            /* The first tokens wait for the weights' memory; the others find them in a cache. */
-            const int waits = ahead && !number;
-            tiles4(linear, x, y, stride, tokens, number, count, block, waits ? STREAM_AHEAD : 0,
-                   waits ? more_of(linear, ahead) : NOTHING);
-        }
-}
+/* Output blocks `first` to `last` - 1 of every token: y [T, stride]. `ahead` NULL: nothing is
+ * fetched. */
+#define BLOCKS(BITS)                                                                              \
+    static __attribute__((noinline)) void blocks_in_tiles##BITS(                                  \
+        const Linear *linear, Activations x, float *y, int stride, int tokens, int first,         \
+        int last, Ahead *ahead) {                                                                 \
+        const int all = (tokens + SIXTEEN - 1) / SIXTEEN;                                         \
+        for (int block = first; block < last; block++)                                            \
+            for (int number = 0; number < all; number += TILES_MOST) {                            \
+                const int count = all - number < TILES_MOST ? all - number : TILES_MOST;          \
+                /* The first tokens wait for the weights' memory; the others find them near. */   \
+                const int waits = ahead && !number;                                               \
+                const Range more =                                                                \
+                    waits ? ahead_take(ahead, linear->in / MORE_EVERY) : NOTHING;                 \
+                tiles(linear, x, y, stride, tokens, number, count, block,                         \
+                      waits ? STREAM_AHEAD : 0, more, BITS);                                      \
+            }                                                                                     \
+    }
+BLOCKS(4)
+BLOCKS(8)
+#undef BLOCKS
 
 /* Whether `linear_in_tiles` can and should multiply so many tokens. */
 static int fits_tiles(const Linear *linear, int tokens) {
-    return tokens >= (linear->levels ? SIXTEEN : EIGHT) && linear->in >= TILE_INPUTS;
+    if (reads_chunks(linear)) return tokens >= SIXTEEN;
+    return tokens >= EIGHT && linear->in >= TILE_INPUTS;
 }
 
 static void linear_in_tiles(const Linear *linear, Activations x, float *y, int stride, int tokens,
@@ -232,9 +255,10 @@ static void linear_in_tiles(const Linear *linear, Activations x, float *y, int s
     /* Each time: shapes are a thread's own, and somebody else's library may have set others in
      * the caller's. Without them no signal and no switch has 8 KiB of tiles to save. */
     tile_config(&WHOLE_TILES);
-    if (linear->levels) blocks4_in_tiles(linear, x, y, stride, tokens, first, last, ahead);
-    else
-        blocks8_in_tiles(linear, x.codes, x.scale_T, y, stride, tokens, first, last, ahead);
+    if (!reads_chunks(linear))
+        codes_in_tiles(linear, x.codes, x.scale_T, y, stride, tokens, first, last, ahead);
+    else if (linear->levels) blocks_in_tiles4(linear, x, y, stride, tokens, first, last, ahead);
+    else blocks_in_tiles8(linear, x, y, stride, tokens, first, last, ahead);
     tile_release();
 }
 

@@ -234,10 +234,10 @@ static void activate_pairs(Engine *e, const Mixture *m, float *row) {
     }
 }
 
-/* Row s, in the form that the linear reads. */
+/* Row s, as the linear reads it. */
 static void encode_row(MixtureRows *r, const Linear *linear, const float *x, int s) {
     encode_token(x, from_token(r->encoded, linear->in, (size_t)s), linear->in,
-                 linear->levels == NULL, linear->levels != NULL);
+                 !reads_chunks(linear), far_of(linear));
 }
 
 /* answer [T, hidden] of the mixture: this thread's blocks of outputs. x [T, hidden] is what the

@@ -24,28 +24,33 @@ typedef struct {
     const Pairs *pairs;
 } Modules;
 
-/* Whether one of the linears reads bytes. */
-static int reads_bytes(const Modules *m) {
-    for (int part = 0; part < m->parts; part++)
-        if (m->linears[part].levels) return 1;
-    return 0;
+/* `far_of` all of them, which is the smallest: the same chunks serve those in 4 and in 8 bits. 0:
+ * none reads chunks. */
+static float far_of_all(const Modules *m) {
+    float all = 0;
+    for (int part = 0; part < m->parts; part++) {
+        const float far = far_of(m->linears + part);
+        if (far > 0 && (all == 0 || far < all)) all = far;
+    }
+    return all;
 }
 
 /* Whether one of the linears, or an adapter, reads codes. */
 static int reads_codes(const Modules *m) {
     if (m->pairs->num_pairs) return 1;
     for (int part = 0; part < m->parts; part++)
-        if (!m->linears[part].levels) return 1;
+        if (!reads_chunks(m->linears + part)) return 1;
     return 0;
 }
 
 /* What `m` reads of tokens `first` to `last` - 1 of x [T, stride]. */
 static void encode_tokens(Engine *e, const Modules *m, const float *x, int stride, int first,
                           int last) {
-    const int in = m->linears->in, codes = reads_codes(m), bytes = reads_bytes(m);
+    const int in = m->linears->in, codes = reads_codes(m);
+    const float far = far_of_all(m);
     for (int t = first; t < last; t++)
         encode_token(x + (size_t)t * stride, from_token(e->encoded, in, (size_t)t), in, codes,
-                     bytes);
+                     far);
 }
 
 static size_t part_size(const Engine *e) { return (size_t)e->max_pairs * e->model->max_rank; }
@@ -62,8 +67,9 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
                            int last, int thread) {
     const Pairs *pairs = m->pairs;
     const int in = m->slots->in, out = total_out(m);
+    const int codes = reads_codes(m);
+    const float far = far_of_all(m);
     if (!pairs->num_vectored) return;
-    const int codes = reads_codes(m), bytes = reads_bytes(m);
     for (int g = 0; g < pairs->num_vectored; g++) {
         const int t = pairs->vectored[g];
         if (t < first || t >= last) continue;
@@ -74,14 +80,14 @@ static void encode_inwards(Engine *e, const Modules *m, const float *x, int stri
                                   e->products + (size_t)g * out + at, spare);
         if (is_instead(m->slots, pairs, g)) {
             encode_inward(m->slots, pairs, g, x + (size_t)t * stride, spare,
-                          from_token(e->encoded, in, (size_t)t), codes, bytes);
+                          from_token(e->encoded, in, (size_t)t), codes, far);
             continue;
         }
         for (int part = 0; part < m->parts; part++) {
             if (!is_inward(m->slots + part, pairs, g)) continue;
             const size_t at = (size_t)part * e->max_tokens + g;
             encode_inward(m->slots + part, pairs, g, x + (size_t)t * stride, spare,
-                          from_token(e->inward, in, at), codes, bytes);
+                          from_token(e->inward, in, at), codes, far);
         }
     }
 }

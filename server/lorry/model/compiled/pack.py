@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lorry.model.chunks import CHUNK
 from lorry.model.compiled.structs import Linear
-from lorry.model.four_bit import CHUNK, FourBitLinear
+from lorry.model.four_bit import FourBitLinear
 from lorry.model.guard import require
 from lorry.model.int8 import Int8Linear
 
@@ -40,7 +41,9 @@ class PackedLinear:
     in_features: int
     bias_O: Tensor | None = None
     sum_O: Tensor | None = None
-    """8 bits: int32, of each output's codes."""
+    """8 bits: int32, of each output's codes, where activations are codes, too
+    (`lorry.model.int8`). None: they are bytes in chunks (`lorry.model.chunks`), and inputs are
+    whole chunks."""
     levels: Tensor | None = None
     """4 bits: int8 `[16]`."""
     chunk_scale: Tensor | None = None
@@ -78,7 +81,7 @@ class PackedLinear:
             "chunk_scale": (out * inputs // CHUNK, torch.float16),
         }
         needed = {"codes", "scale_O"}
-        needed |= {"levels", "chunk_scale"} if four_bits else {"sum_O"}
+        needed |= {"levels", "chunk_scale"} if four_bits else set()
         for name, (size, dtype) in wanted.items():
             tensor: Tensor | None = getattr(self, name)
             if tensor is None:
@@ -86,7 +89,8 @@ class PackedLinear:
                 continue
             found = (tensor.numel(), tensor.dtype, tensor.is_contiguous())
             require(found == (size, dtype, True), f"{name}: {found}, not {size} of {dtype}")
-        require(not four_bits or inputs % CHUNK == 0, f"{inputs} inputs, not whole chunks")
+        in_chunks = four_bits or self.sum_O is None
+        require(not in_chunks or inputs % CHUNK == 0, f"{inputs} inputs, not whole chunks")
 
     def part(self, first: int, out_features: int) -> PackedLinear:
         """Return a linear of some of its outputs, in whole blocks. It shares the memory."""
@@ -152,7 +156,7 @@ def _pack8(linear: Int8Linear) -> PackedLinear:
     return PackedLinear(
         codes=blocks.permute(0, 2, 1, 3).contiguous(),
         scale_O=tensors["scale"].float().contiguous(),
-        sum_O=codes_OI.sum(1, dtype=torch.int32).contiguous(),
+        sum_O=codes_OI.sum(1, dtype=torch.int32).contiguous() if inputs % CHUNK else None,
         bias_O=tensors.get("bias"),
         out_features=out,
         in_features=inputs,

@@ -4,7 +4,7 @@
 #ifndef LORRY_PACK_WEIGHTS_H
 #define LORRY_PACK_WEIGHTS_H
 
-#include "linear4.h"
+#include "activations.h"
 #include "step.h"
 #include "vectors.h"
 #include <math.h>

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from lorry.model.chunks import CHUNK
 from lorry.model.compiled.pack import BLOCK, PackedLinear
-from lorry.model.four_bit import CHUNK
 from lorry.model.guard import require
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,8 +52,11 @@ class Packer:
         self._in_parts(out, some)
         return codes_OI, scale_O
 
-    def int8(self, codes_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> PackedLinear:
-        """`O` of any number: outputs up to a whole block are zeros."""
+    def int8(
+        self, codes_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None, *, is_head: bool = False
+    ) -> PackedLinear:
+        """`O` of any number: outputs up to a whole block are zeros. `is_head`: it reads two rows of
+        codes, as do linears whose inputs are not whole chunks."""
         out, inputs = codes_OI.shape
         require(
             codes_OI.dtype is torch.int8 and codes_OI.is_contiguous() and inputs % BLOCK == 0,
@@ -73,7 +76,7 @@ class Packer:
         return PackedLinear(
             codes=packed,
             scale_O=_filled(scale_O.float(), blocks * BLOCK, 1),
-            sum_O=sum_O,
+            sum_O=sum_O if is_head or inputs % CHUNK else None,
             bias_O=None if bias_O is None else _filled(bias_O.float(), blocks * BLOCK, 0),
             out_features=blocks * BLOCK,
             in_features=inputs,

@@ -17,11 +17,12 @@
 typedef struct {
     const uint8_t *codes;
     const float *scale_O;
-    const int32_t *sum_O;  /* 8 bits: of each output's codes; undoes the activations' offset */
+    const int32_t *sum_O;  /* of each output's codes; undoes the activations' offset where these are
+                            * codes, too; NULL: they are bytes in chunks */
     const float *bias_O;   /* or NULL */
     const int8_t *levels;  /* [16]; NULL: 8 bits */
     const uint16_t *chunk_scale;
-    int32_t out, in; /* multiples of 16; in 4 bits, `in` of CHUNK */
+    int32_t out, in; /* multiples of 16; without `sum_O`, `in` of CHUNK */
 } Linear;
 
 /* One adapter's part of one linear, as adapter.py packs it. */

@@ -106,7 +106,7 @@ static void add_products(const Slots *slots, const Pairs *pairs, const float *pr
 
 /* (1 + the sum of inward) x, encoded; scaled: room for [in]. */
 static void encode_inward(const Slots *slots, const Pairs *pairs, int g, const float *x,
-                          float *scaled, Activations to, int codes, int bytes) {
+                          float *scaled, Activations to, int codes, float far) {
     const int in = slots->in;
     memcpy(scaled, x, sizeof(float) * (size_t)in);
     for (int use = pairs->first[g]; use < pairs->first[g + 1]; use++) {
@@ -117,7 +117,7 @@ static void encode_inward(const Slots *slots, const Pairs *pairs, int g, const f
         for (int i = 0; i < in; i += WIDTH)
             store(scaled + i, fused(load(inward + i), load(x + i), load(scaled + i)));
     }
-    encode_token(scaled, to, in, codes, bytes);
+    encode_token(scaled, to, in, codes, far);
 }
 
 /* y += more * base + shift for outputs `first` to `last` - 1. base may be y itself. */

@@ -64,15 +64,16 @@ INLINE Ints look_up(Ints table, Ints indices);
 /* Each byte's upper half in its lower; the upper half is undefined. */
 INLINE Ints shifted_down(Ints v);
 /* acc += in each of WIDTH lanes, the dot product of 4 unsigned and 4 signed bytes. AVX2 adds
- * two products in 16 bits: those of codes up to 127 and 127, or 255 and 64, stay exact. */
+ * two products in 16 bits: those up to 128 and 127, or 255 and 64, stay exact. */
 INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign);
 
-/* acc += in each of WIDTH lanes, the dot product of 4 levels of weights and 4 bytes, both with a
- * sign: exact for magnitudes up to 127. Levels are looked up in `signed_table`, and acc begins as
- * `signed_start` of the sum of all bytes that it will meet. */
+/* acc += in each of WIDTH lanes, the dot product of 4 weights and 4 bytes, both with a sign: exact
+ * for bytes up to 127. Weights are `signed_weights` or looked up in `signed_table`, and acc begins
+ * as `start_of` the sum of all bytes that it will meet. */
+INLINE Ints signed_weights(Ints weights);
 INLINE Ints signed_table(const int8_t *levels);
-INLINE Ints signed_start(int32_t sum);
-INLINE Ints signed_dots(Ints acc, Ints levels, Ints x);
+INLINE int32_t start_of(int32_t sum);
+INLINE Ints signed_dots(Ints acc, Ints weights, Ints x);
 
 /* A bit for each lane that is all ones. */
 INLINE unsigned lanes_of(Ints mask);
@@ -288,26 +289,28 @@ INLINE Ints dots(Ints acc, Ints without_sign, Ints with_sign) {
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
-/* The instruction takes one side without a sign: levels are 128 too large, which the start makes
+/* The instruction takes one side without a sign: weights are 128 too large, which the start makes
  * good. */
-#define LEVEL_OFFSET 128
-INLINE Ints signed_table(const int8_t *levels) { return all_sixteens(levels) ^ (int32_t)0x80808080; }
-INLINE Ints signed_start(int32_t sum) { return (Ints){0} - LEVEL_OFFSET * sum; }
-INLINE Ints signed_dots(Ints acc, Ints levels, Ints x) { return dots(acc, levels, x); }
+#define WEIGHT_OFFSET 128
+INLINE Ints signed_weights(Ints weights) { return weights ^ (int32_t)0x80808080; }
+INLINE int32_t start_of(int32_t sum) { return -WEIGHT_OFFSET * sum; }
+INLINE Ints signed_dots(Ints acc, Ints weights, Ints x) { return dots(acc, weights, x); }
 
 #else
 
-INLINE Ints signed_table(const int8_t *levels) { return all_sixteens(levels); }
-INLINE Ints signed_start(int32_t sum) {
+INLINE Ints signed_weights(Ints weights) { return weights; }
+INLINE int32_t start_of(int32_t sum) {
     (void)sum;
-    return (Ints){0};
+    return 0;
 }
-/* Levels without their sign, which the bytes take on. */
-INLINE Ints signed_dots(Ints acc, Ints levels, Ints x) {
-    return dots(acc, (Ints)_mm256_abs_epi8((__m256i)levels),
-                (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)levels));
+/* Weights without their sign, which the bytes take on. */
+INLINE Ints signed_dots(Ints acc, Ints weights, Ints x) {
+    return dots(acc, (Ints)_mm256_abs_epi8((__m256i)weights),
+                (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)weights));
 }
 
 #endif
+
+INLINE Ints signed_table(const int8_t *levels) { return signed_weights(all_sixteens(levels)); }
 
 #endif

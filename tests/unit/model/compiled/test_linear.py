@@ -1,4 +1,4 @@
-"""The compiled linear against `Int8Linear` and `FourBitLinear`, the same integers by plain
+"""The compiled linear against `PlainProduct` and `FourBitLinear`, the same integers by plain
 operations."""
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from lorry.model import int8
+from lorry.model.chunks import CHUNK
 from lorry.model.compiled import structs
 from lorry.model.compiled.pack import pack
-from lorry.model.four_bit import CHUNK, FourBitLinear, levels_of
+from lorry.model.four_bit import FourBitLinear, levels_of
 from lorry.model.int8 import Int8Linear
 from support.compiled import compiled, runnable
+from support.plain_product import PlainProduct
 
 TOKENS = (*range(1, 10), 16, 65)
 MOST_TOKENS = 70
@@ -25,6 +27,9 @@ WIDEST = 576
 
 SHAPES = [(16, 16), (64, 48), (576, 1552), (80, 176), (48, 16), (256, 33 * 16)]
 """In and out: multiples of 16; out of 16 and 32, even and odd numbers of blocks."""
+
+IN_CHUNKS = [shape for shape in SHAPES if shape[0] % CHUNK == 0]
+IN_CODES = [shape for shape in SHAPES if shape[0] % CHUNK]
 
 needs_reference = pytest.mark.skipif(
     not int8.available(), reason="this torch has no int8 kernel to compare with"
@@ -70,7 +75,7 @@ def linear_of(fan_in: int, out: int, *, bias: bool = False, seed: int = 0) -> In
     random = torch.Generator().manual_seed(seed)
     codes_OI = torch.randint(-127, 128, (out, fan_in), generator=random, dtype=torch.int8)
     scale_O = torch.rand(out, generator=random) / 50 + 1e-3
-    return Int8Linear(codes_OI, scale_O, torch.randn(out, generator=random) if bias else None)
+    return PlainProduct(codes_OI, scale_O, torch.randn(out, generator=random) if bias else None)
 
 
 def four_bits_of(
@@ -101,7 +106,7 @@ def inputs(tokens: int, fan_in: int, seed: int = 1) -> Tensor:
 
 
 @needs_reference
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", IN_CODES, ids=str)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 def test_the_numbers_of_the_generic_path(
     kernel: Kernel, shape: tuple[int, int], bias: bool
@@ -112,6 +117,20 @@ def test_the_numbers_of_the_generic_path(
         expected, got = linear(x_TI), kernel(linear, x_TI)
         largest_T1 = expected.abs().amax(1, keepdim=True)
         assert ((got - expected).abs() <= 1e-6 * largest_T1).all(), tokens
+
+
+@pytest.mark.parametrize("shape", IN_CHUNKS, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_the_numbers_of_activations_in_chunks(
+    kernel: Kernel, shape: tuple[int, int], bias: bool
+) -> None:
+    linear = linear_of(*shape, bias=bias)
+    for tokens in TOKENS:
+        x_TI = inputs(tokens, shape[0])
+        expected, got = linear(x_TI), kernel(linear, x_TI)
+        largest_T1 = expected.abs().amax(1, keepdim=True)
+        # The sums of chunks are of floats, in an order of their own.
+        assert ((got - expected).abs() <= 2e-5 * largest_T1).all(), tokens
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -130,7 +149,7 @@ def test_the_numbers_of_the_plain_formula_in_4_bits(
 
 
 def test_instruction_sets_agree_to_the_bit(tmp_path: Path) -> None:
-    linears = [four_bits_of(*shape, bias=True) for shape in SHAPES if shape[0] % CHUNK == 0]
+    linears = [four_bits_of(*shape, bias=True) for shape in IN_CHUNKS]
     linears += [four_bits_of(576, 176, kind="fp4")]
     linears += [linear_of(*shape, bias=True) for shape in (*SHAPES, (112, 80))]
     answers = []
@@ -162,23 +181,48 @@ def test_the_largest_sums_are_exact_in_4_bits(
 
 
 @pytest.mark.parametrize("weight", [127, -127, -128])
-@pytest.mark.parametrize("code", [63, -63])
-def test_the_largest_sums_are_exact(kernel: Kernel, weight: int, code: int) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("fan_in", "code"), [(64, 127), (80, 63)], ids=["chunks", "codes"])
+@pytest.mark.parametrize("tokens", [13, 33])
+def test_the_largest_sums_are_exact(
+    kernel: Kernel, weight: int, sign: int, fan_in: int, code: int, tokens: int
+) -> None:
     # Where AVX2's 16-bit sums would saturate if an activation code were one larger.
-    codes_OI = torch.full((32, 64), weight, dtype=torch.int8)
+    codes_OI = torch.full((32, fan_in), weight, dtype=torch.int8)
     linear = Int8Linear(codes_OI, torch.ones(32), None)
-    assert (kernel(linear, torch.full((13, 64), float(code))) == 64.0 * weight * code).all()
+    x_TI = torch.full((tokens, fan_in), float(sign * code))
+    assert (kernel(linear, x_TI) == float(fan_in * weight * sign * code)).all()
 
 
-def test_sums_of_integers_are_exact(kernel: Kernel) -> None:
+@pytest.mark.parametrize(("fan_in", "code"), [(576, 127), (560, 63)], ids=["chunks", "codes"])
+def test_sums_of_integers_are_exact(kernel: Kernel, fan_in: int, code: int) -> None:
     random = torch.Generator().manual_seed(5)
-    codes_OI = torch.randint(-127, 128, (48, 576), generator=random, dtype=torch.int8)
-    x_TI = torch.randint(-62, 63, (9, 576), generator=random)
-    x_TI[:, 7] = 63  # the largest of each row: a code is worth 1
+    codes_OI = torch.randint(-127, 128, (48, fan_in), generator=random, dtype=torch.int8)
+    x_TI = torch.randint(1 - code, code, (23, fan_in), generator=random)
+    x_TI[:, 7::CHUNK] = code  # the largest of each chunk: a code is worth 1
     expected = x_TI @ codes_OI.long().t()
     assert expected.abs().max() < 2**24
     got = kernel(Int8Linear(codes_OI, torch.ones(48), None), x_TI.float())
     assert torch.equal(got.long(), expected) and torch.equal(got, got.round())
+
+
+def test_a_far_chunk_has_low_bytes(kernel: Kernel) -> None:
+    # In units of 1 / 254: a byte is worth 254 and what it leaves over is a whole number.
+    random = torch.Generator().manual_seed(6)
+    codes_OI = torch.randint(-2, 3, (48, 576), generator=random, dtype=torch.int8)
+    x_TI = torch.randint(-126, 127, (23, 576), generator=random)
+    x_TI[:, 5::CHUNK] = 127
+    for token in range(23):
+        # Of some tokens no chunk, of others one or two of nine, and not the same ones.
+        for chunk in [[], [token % 9], [3, (token + 5) % 9]][token % 3]:
+            own = torch.randint(-127 * 254, 127 * 254 + 1, (CHUNK,), generator=random)
+            own[token] = 127 * 254
+            x_TI[token, CHUNK * chunk : CHUNK * (chunk + 1)] = own
+    expected = x_TI @ codes_OI.long().t()
+    assert expected.abs().max() < 2**24
+    got = kernel(Int8Linear(codes_OI, torch.ones(48), None), x_TI.float())
+    # Without low bytes an input is up to 127 off.
+    assert (got.double() - expected).abs().max() < 1
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -18,7 +18,7 @@ from lorry.model.compiled.packer import Packer
 from lorry.model.guard import Unsafe
 from lorry_adapters.lora import weights
 from lorry_adapters.lora.matrix_deltas import OwnLinear
-from support.compiled import CompiledDriver, forbid_packed
+from support.compiled import CompiledDriver, forbid_packed, in_codes
 from support.executor_driver import Ask, ExecutorDriver, token_ids
 from support.peft_kinds import KINDS
 from support.peft_made import make
@@ -49,7 +49,8 @@ def test_it_is_packed_as_the_bases_head(built: ctypes.CDLL, words: int, dtype: t
     bias_O = torch.randn(words, generator=dice)
     head = pack_own_head(built, own(weight_OI, bias_O), 32, 5000)
     with closing(Packer(built, 1)) as packer:
-        expected = packer.int8(*packer.quantized(weight_OI.float().contiguous()), bias_O)
+        codes_OI, scale_O = packer.quantized(weight_OI.float().contiguous())
+        expected = packer.int8(codes_OI, scale_O, bias_O, is_head=True)
     for name, tensor in expected.tensors().items():
         assert torch.equal(head.packed.tensors()[name], tensor), name
     assert head.packed.sum_O is not None and expected.sum_O is not None
@@ -146,7 +147,8 @@ def ground(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def driver(built: ctypes.CDLL, tiny_model: Callable[[str], Path]) -> Iterator[CompiledDriver]:
-    made = CompiledDriver(tiny_model("llama"), built, num_threads=2)
+    with in_codes():
+        made = CompiledDriver(tiny_model("llama"), built, num_threads=2)
     yield made
     made.close()
 

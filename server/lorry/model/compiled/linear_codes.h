@@ -1,10 +1,11 @@
-/* Weights of 8 bits: the arithmetic of `lorry.model.int8.Int8Linear`, integer for integer.
+/* Linears in 8 bits that read codes, heads above all: the arithmetic of
+ * `lorry.model.int8.Int8Linear`, integer for integer.
  *
  * A token's activations are two rows of codes, high and low; both meet the same
  * weights, so they are neighbours and one load of the weights serves both.
  */
-#ifndef LORRY_LINEAR8_H
-#define LORRY_LINEAR8_H
+#ifndef LORRY_LINEAR_CODES_H
+#define LORRY_LINEAR_CODES_H
 
 #include "activations.h"
 #include "ahead.h"
@@ -23,8 +24,8 @@
 #endif
 
 /* WIDTH outputs from `o` on of one token, of its rows' sums; offset: OFFSET times the weights' sum. */
-INLINE Floats answer8(const Linear *linear, int o, Ints high, Ints low, Ints offset, Floats scale,
-                      float x_scale) {
+INLINE Floats answer_of_codes(const Linear *linear, int o, Ints high, Ints low, Ints offset,
+                              Floats scale, float x_scale) {
     const Floats h = to_floats(high - offset), l = to_floats(low - offset);
     Floats out = fused(l, splat(1.0f / CODES), h) * scale * splat(x_scale);
     if (linear->bias_O) out += load(linear->bias_O + o);
@@ -34,9 +35,9 @@ INLINE Floats answer8(const Linear *linear, int o, Ints high, Ints low, Ints off
 /* `tokens` x `blocks` outputs, both compile-time constants where it is called. `soon`: weights
  * that come next, or NULL: a line for every four inputs. `more`: what else to fetch meanwhile,
  * a line for every `MORE_EVERY`. */
-INLINE void tile8(const Linear *linear, const uint8_t *codes, const float *x_scale, float *y,
-                  int stride, int block, const uint8_t *soon, Range more, int tokens,
-                  int blocks) {
+INLINE void tile_of_codes(const Linear *linear, const uint8_t *codes, const float *x_scale,
+                          float *y, int stride, int block, const uint8_t *soon, Range more,
+                          int tokens, int blocks) {
     const int in = linear->in, rows = 2 * tokens;
     const size_t block_bytes = (size_t)in * BLOCK;
     const uint8_t *weights = linear->codes + block * block_bytes;
@@ -64,21 +65,21 @@ INLINE void tile8(const Linear *linear, const uint8_t *codes, const float *x_sca
         Ints offset = *(const Ints *)(linear->sum_O + o) * OFFSET;
         Floats scale = load(linear->scale_O + o);
         for (int t = 0; t < tokens; t++)
-            store(y + (size_t)t * stride + o, answer8(linear, o, acc[2 * t][b][v],
-                                                      acc[2 * t + 1][b][v], offset, scale,
-                                                      x_scale[t]));
+            store(y + (size_t)t * stride + o,
+                  answer_of_codes(linear, o, acc[2 * t][b][v], acc[2 * t + 1][b][v], offset, scale,
+                                  x_scale[t]));
     }
 }
 
 /* `blocks` of outputs from `block` on, of every token; nothing is fetched. A function of its own:
  * a compiler that sees both makes the other one slower. */
-static __attribute__((noinline)) void rest8(const Linear *linear, const uint8_t *codes,
-                                            const float *x_scale, float *y, int stride, int block,
-                                            int blocks, int tokens) {
+static __attribute__((noinline)) void rest_of_codes(const Linear *linear, const uint8_t *codes,
+                                                    const float *x_scale, float *y, int stride,
+                                                    int block, int blocks, int tokens) {
     const size_t row = 2 * (size_t)linear->in;
 #define TILE(T, B)                                                                               \
-    tile8(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, NULL, \
-                NOTHING, T, B)
+    tile_of_codes(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, NULL, \
+                  NOTHING, T, B)
 #define TILES(T)                                         \
     if (count == T) {                                    \
         if (blocks == TILE_BLOCKS) TILE(T, TILE_BLOCKS); \
@@ -99,8 +100,8 @@ static __attribute__((noinline)) void rest8(const Linear *linear, const uint8_t 
 }
 
 /* Output blocks `first` to `last` - 1 of every token: y [T, stride]. */
-static void blocks8(const Linear *linear, const uint8_t *codes, const float *x_scale, float *y,
-                    int stride, int tokens, int first, int last, Ahead *ahead) {
+static void blocks_of_codes(const Linear *linear, const uint8_t *codes, const float *x_scale,
+                            float *y, int stride, int tokens, int first, int last, Ahead *ahead) {
     const size_t row = 2 * (size_t)linear->in, block_bytes = (size_t)linear->in * BLOCK;
     /* Tokens that fit in one tile read the weights as one stream. More of them take several
      * blocks at a time, as that spares loads of their codes; the tile that comes next is then
@@ -113,8 +114,8 @@ static void blocks8(const Linear *linear, const uint8_t *codes, const float *x_s
         const uint8_t *here = linear->codes + block * block_bytes;
         for (int t = 0, pass = 0; t < tokens; pass++) {
             if (pass == 2) {
-                rest8(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride,
-                            block, blocks, tokens - t);
+                rest_of_codes(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride,
+                              block, blocks, tokens - t);
                 break;
             }
             const int left = tokens - t, count = left < TILE_TOKENS ? left : TILE_TOKENS;
@@ -122,8 +123,8 @@ static void blocks8(const Linear *linear, const uint8_t *codes, const float *x_s
                                  : pass < blocks ? here + (size_t)(blocks + pass) * block_bytes
                                                  : NULL;
 #define TILE(T, B)                                                                              \
-    tile8(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, soon, \
-                ahead_take(ahead, linear->in / MORE_EVERY), T, B)
+    tile_of_codes(linear, codes + t * row, x_scale + t, y + (size_t)t * stride, stride, block, soon, \
+                  ahead_take(ahead, linear->in / MORE_EVERY), T, B)
 #define TILES(T)                                       \
     if (count == T) {                                  \
         if (blocks == TILE_BLOCKS) TILE(T, TILE_BLOCKS); \
@@ -144,11 +145,11 @@ static void blocks8(const Linear *linear, const uint8_t *codes, const float *x_s
 }
 
 /* The same without fetching anything. */
-static void again8(const Linear *linear, const uint8_t *codes, const float *x_scale, float *y,
-                   int stride, int tokens, int first, int last) {
+static void again_of_codes(const Linear *linear, const uint8_t *codes, const float *x_scale,
+                           float *y, int stride, int tokens, int first, int last) {
     for (int block = first; block < last; block += TILE_BLOCKS)
-        rest8(linear, codes, x_scale, y, stride, block,
-              last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, tokens);
+        rest_of_codes(linear, codes, x_scale, y, stride, block,
+                      last - block < TILE_BLOCKS ? 1 : TILE_BLOCKS, tokens);
 }
 
 #endif
