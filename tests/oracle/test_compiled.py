@@ -1,13 +1,14 @@
 """The compiled step against PEFT over the same int8 and nf4 weights, and against itself.
 
 `tests/oracle/test_quantized.py` says where its tolerances come from: 14 bits of an
-activation on our side, exact products on theirs. In nf4 both sides round activations alike.
+activation on our side, exact products on theirs. So it is with `CODES`, int8 with activations as
+heads read them. In int8 and nf4 as they are served both sides round activations alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from lorry.model.compiled import library, recipe
 from lorry.model.memory import digest_of_base
 from support.company import check_company
-from support.compiled import require_compiled_step
+from support.compiled import in_codes, require_compiled_step
 from support.described_families import COMPILED
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver, drawn, load_tiny, token_ids
 from support.peft_adapters import VARIANTS
@@ -33,6 +34,8 @@ CASES = [
     *((family, "int8") for family in FAMILIES),
     *((family, "nf4") for family in ("llama", "qwen2", "phi3", "gemma3", "gpt2")),
 ]
+CODES = "codes"
+EXACT = [*CASES, *((family, CODES) for family in FAMILIES)]
 WORST, MEAN = 0.03, 0.006
 LOUD = {"llama_tied": 2, "granite_odd": 3, "nemotron": 4}
 """How many times as far two right answers are apart. Tied, the logits are louder, and a square
@@ -40,7 +43,7 @@ doubles an error: PyTorch's int8 path, too, is 1.7 and 2.7 times as far from exa
 Llama."""
 
 FLIPPED = 20
-"""The same for nf4, whose activations have 8 bits: both sides round alike, but the half-precision
+"""The same where activations have 8 bits: both sides round alike, but the half-precision
 cache moves some numbers to the next code. 15 times seen."""
 
 
@@ -66,13 +69,14 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def compiled(
     folder: Path, threads: int = 1, quantization: str = "int8", is_checked: bool = False
 ) -> Iterator[ExecutorDriver]:
-    driver = ExecutorDriver(
-        folder,
-        quantization=quantization,
-        kernels="compiled",
-        threads=threads,
-        is_checked=is_checked,
-    )
+    with in_codes() if quantization == CODES else nullcontext():
+        driver = ExecutorDriver(
+            folder,
+            quantization="int8" if quantization == CODES else quantization,
+            kernels="compiled",
+            threads=threads,
+            is_checked=is_checked,
+        )
     yield driver
     driver.close()
 
@@ -84,7 +88,7 @@ def check(
     quantization: str = "int8",
 ) -> None:
     times = LOUD[family] if family in LOUD else 1  # noqa: SIM401, a limit in `get` reads as a timeout
-    times *= FLIPPED if quantization == "nf4" else 1
+    times *= 1 if quantization == CODES else FLIPPED
     for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         wrong = [abs(x - y) for x, y in zip(a, b, strict=True)]
         assert max(wrong) < times * WORST, f"row {index}"
@@ -123,15 +127,18 @@ def exact(tiny_model: Callable[[str], Path], tmp_path: Path) -> Exact:
     return scored
 
 
-def unrounded(base: Path, asks: list[Ask], quantization: str = "int8") -> list[list[float]]:
-    oracle = PeftOracle(base, quantization)
-    oracle.multiply_exactly()
+def unrounded(base: Path, asks: list[Ask], quantization: str = CODES) -> list[list[float]]:
+    oracle = PeftOracle(base, "int8" if quantization == CODES else quantization)
+    if quantization == "int8":
+        oracle.multiply_as_compiled()
+    else:
+        oracle.multiply_exactly()
     return [oracle.prompt_logprobs(*ask.both) for ask in asks]
 
 
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("family", "quantization"), CASES)
+@pytest.mark.parametrize(("family", "quantization"), EXACT)
 def test_mixed_batch(
     family: str,
     quantization: str,
@@ -147,7 +154,7 @@ def test_mixed_batch(
             check(driver.score(asks, chunk=chunk), theirs, family, quantization)
 
 
-@pytest.mark.parametrize(("family", "quantization"), CASES)
+@pytest.mark.parametrize(("family", "quantization"), EXACT)
 def test_every_variant(
     family: str,
     quantization: str,
@@ -215,7 +222,7 @@ def test_rounded_adapters_are_near_the_exact_ones(
     """Against PEFT with the files' own numbers: a delta is off by 0.5 to 1 % of itself
     (`tests/unit/model/compiled/test_adapter.py`), and so is what it does to an answer."""
     asks = mixed(partial(peft_adapter, family))[1:]
-    with compiled(tiny_model(family)) as driver:
+    with compiled(tiny_model(family), quantization=CODES) as driver:
         mine = driver.score(asks)
     theirs = unrounded(tiny_model(family), asks)
     base = unrounded(tiny_model(family), [Ask([], ask.token_ids) for ask in asks])

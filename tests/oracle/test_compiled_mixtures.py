@@ -16,6 +16,7 @@ import pytest
 
 from lorry.model.memory import digest_of_base
 from oracle.test_compiled import (
+    CODES,
     FLIPPED,
     MEAN,
     WORST,
@@ -38,6 +39,7 @@ from support.prompts import random_prompt
 __all__ = ("_built", "exact", "instructions")
 
 CASES = [(family, kind) for family in MIXTURES for kind in ("int8", "nf4")]
+EXACT = [*CASES, *((family, CODES) for family in MIXTURES)]
 KEPT = 0.8
 """Of a row's tokens."""
 LOUD = {"granitemoe": 2, "phimoe": 2}
@@ -53,7 +55,7 @@ def check(
     family: str,
     quantization: str,
 ) -> None:
-    times = (LOUD.get(family) or 1) * (FLIPPED if quantization == "nf4" else 1)
+    times = (LOUD.get(family) or 1) * (1 if quantization == CODES else FLIPPED)
     for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         off = sorted(abs(x - y) for x, y in zip(a, b, strict=True))
         near = off[: round(KEPT * len(off))]
@@ -72,7 +74,7 @@ def asks(peft_adapter: Adapter) -> Callable[[str], list[Ask]]:
 
 
 @pytest.mark.usefixtures("instructions")
-@pytest.mark.parametrize(("family", "quantization"), CASES)
+@pytest.mark.parametrize(("family", "quantization"), EXACT)
 def test_mixed_batch(
     family: str,
     quantization: str,
@@ -114,7 +116,7 @@ def test_a_row_does_not_know_its_neighbours(
         assert digest_of_base(driver.loaded.model) == before
 
 
-@pytest.mark.parametrize(("family", "quantization"), CASES)
+@pytest.mark.parametrize(("family", "quantization"), EXACT)
 def test_adapters_of_experts_run_beside_it(
     family: str,
     quantization: str,
@@ -127,7 +129,7 @@ def test_adapters_of_experts_run_beside_it(
     kind = KINDS["target_parameters, router" if has_gate else "target_parameters"]
     made = peft_made.make(kind, family, tiny.build_model(family), tmp_path / "experts").folder
     rows, ids = asks(family), random_prompt(40, 9)
-    oracle = PeftOracle(tiny_model(family), quantization)
+    oracle = PeftOracle(tiny_model(family), "int8" if quantization == CODES else quantization)
     oracle.multiply_exactly()
     theirs = oracle.prompt_logprobs([(made, 1.0)], ids)
     with compiled(tiny_model(family), 1, quantization) as driver:

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,7 @@ import torch
 from lorry.model import int8
 from lorry_adapters.tools.convert import convert
 from support import former_experts, peft_made
+from support.compiled import in_codes
 from support.expert_orders import UNSLOTH, exchange, regroup
 from support.fire import alone, together, token_ids
 from support.former_experts import FormerAdapter
@@ -229,7 +231,8 @@ def test_on_a_quantized_base(
 ) -> None:
     """Linears and experts are quantized, and the router is what it was. The deltas are PEFT's over
     the same weights: those of the experts dequantized, the same bitsandbytes linears, or with
-    int8 and with our own product the same integers, multiplied exactly. Tolerances are those of
+    int8 and with our own product the same integers, multiplied exactly; int8 on the compiled step
+    reads codes (`support.compiled.in_codes`). Tolerances are those of
     test_matrix_quantized.py."""
     oracle = PeftOracle(tiny_model(family), quantization)
     same_product = quantization != "int8" and kernels == "torch"
@@ -240,7 +243,8 @@ def test_on_a_quantized_base(
         # Activations of 8 bits (`test_compiled.FLIPPED`), and now and then another expert.
         mean, worst = 0.12, 1.0
     options = {"quantize": quantization, "kernels": kernels}
-    with bench(tiny_model(family), family, tmp_path, base=oracle.base, **options) as lorry:
+    bits = in_codes() if quantization == "int8" else nullcontext()
+    with bits, bench(tiny_model(family), family, tmp_path, base=oracle.base, **options) as lorry:
         made = lorry.make(KINDS["target_parameters, router"])
         only_experts = {"router": False, "linears": False}
         former = former_experts.make(family, oracle.base, tmp_path / "former", **only_experts)

@@ -31,8 +31,9 @@ CASES = [
 ]
 """With windows and caps among them."""
 
-WORST, MEAN = 1.5, 0.12
-"""Of log-probabilities, which are 10 on average here: seen 1.0 and 0.08. Keys and values in bytes
+WORST, MEAN = 1.5, 0.17
+"""Of log-probabilities, which are 10 on average here: seen 1.2 and 0.135, and 0.08 on average where
+activations have 14 bits. Keys and values in bytes
 alone, on PyTorch's operations, move them by 0.03 on average, and queries and weights in bytes by as
 much again. `tests/unit/model/compiled/test_attention_in_bytes.py` has the formulas, exactly."""
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from lorry_adapters.lora import weights
-from support.compiled import require_compiled_step
+from support.compiled import in_codes, require_compiled_step
 from support.executor_driver import Ask, ExecutorDriver, token_ids
 from support.peft_kinds import KINDS
 from support.peft_made import make
@@ -42,7 +42,8 @@ def folder(family: str, tiny_model: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="module")
 def compiled(folder: Path) -> Iterator[ExecutorDriver]:
     require_compiled_step()
-    driver = ExecutorDriver(folder, quantization="int8", kernels="compiled", threads=2)
+    with in_codes():
+        driver = ExecutorDriver(folder, quantization="int8", kernels="compiled", threads=2)
     yield driver
     driver.close()
 

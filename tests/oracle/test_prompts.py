@@ -19,7 +19,7 @@ import torch
 from peft import MultitaskPromptTuningConfig, PeftModel
 
 from lorry.errors import InvocationMissing
-from support.compiled import forbid_packed, require_compiled_step
+from support.compiled import forbid_packed, in_codes, require_compiled_step
 from support.kind import INVOCATION, VIRTUAL, Kind, invocation_tokens
 from support.peft_kinds import KINDS
 from support.peft_made import Made, load_base, make
@@ -300,7 +300,8 @@ def on_step(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def compiled(on_step: str, tiny_model: Callable[[str], Path]) -> Iterator[House]:
     require_compiled_step()
-    house = House(tiny_model(on_step), quantization="int8", kernels="compiled")
+    with in_codes():
+        house = House(tiny_model(on_step), quantization="int8", kernels="compiled")
     yield house
     house.executor.paths.close()
 

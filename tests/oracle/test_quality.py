@@ -4,7 +4,8 @@ Real weights, prose and questions, where the other files have random ones: bench
 has the table over the whole text, from which the distances here leave some room.
 
 int8    bitsandbytes rounds activations to 8 bits, and loses 4 % of perplexity with it; ours
-        keep 14 bits. Served may not be worse than its own, and stays within 1 % of fp32.
+        keep 14 bits, or on the compiled step 8 with more scales. Served may not be worse than its
+        own, and stays within 1 % of fp32.
 nf4     The same kernel on both sides, but on the compiled step, which rounds levels, scales
         and activations.
 """
@@ -108,4 +109,5 @@ def test_a_cache_in_bytes_is_near_one_in_half_precision(
 
 
 def test_both_paths_of_int8_say_the_same(served: Callable[[str, str], Said]) -> None:
-    check(served("int8", "compiled"), served("int8", "torch"), Limits(0.998, 1.002, 0.02, 0.97))
+    """But for what 8 bits of activations cost on the compiled step, where PyTorch's keeps 14."""
+    check(served("int8", "compiled"), served("int8", "torch"), Limits(0.99, 1.01, 0.06, 0.95))
