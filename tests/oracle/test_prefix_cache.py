@@ -336,7 +336,8 @@ PARTS: dict[str, tuple[Ask, Ask]] = {
     "adapter or base": (Ask(0, 1, PLAIN, 6), Ask(0, 1, 0, 6)),
     "tokens": (Ask(0, 1, 0, 6), Ask(1, 3, 0, 6)),
     "the call": (Ask(0, 3, CALLED, 6), Ask(0, 3, CALLED, 6)),
-    "path": (Ask(0, 1, 0, 0, pooling=Pooling.LAST), Ask(0, 1, 0, 6)),
+    # With an adapter, which the paths round otherwise; their bases mostly have the same codes.
+    "path": (Ask(0, 1, PLAIN, 0, pooling=Pooling.LAST), Ask(0, 1, PLAIN, 6)),
 }
 
 

@@ -22,6 +22,8 @@
 
 #define LOW_TOKENS 4 /* that share a reading of the weights */
 
+#define NONE (-1)
+
 /* A chunk of weights of one block. `bits`, here and below: a compile-time constant where it is
  * called. */
 typedef struct {
@@ -125,6 +127,29 @@ static __attribute__((noinline)) void add_lows(const Weights *weights, Activatio
     }
 }
 
+/* The only chunk of a token that is far; NONE: there is none, or there are several. */
+INLINE int only_far(Activations x, int in) {
+    int found = NONE;
+    for (int c = 0; c < in / CHUNK; c++) {
+        if (!x.far[(size_t)c * x.stride]) continue;
+        if (found != NONE) return NONE;
+        found = c;
+    }
+    return found;
+}
+
+/* What the low bytes of one token's chunk add to a block of 4 bits. A function of its own: it keeps
+ * no register from the chunks before. */
+static __attribute__((noinline)) void low_of_only(const Linear *linear, Activations x, int block,
+                                                  int chunk, Floats (*low)[VECTORS]) {
+    static const int first[1] = {0};
+    Weights weights = weights_of(linear, block, 0, NOTHING, 4);
+    weights.codes += (size_t)chunk * chunk_bytes(4);
+    weights.scale += chunk * BLOCK;
+    for (int v = 0; v < VECTORS; v++) low[0][v] = splat(0);
+    add_low(weights, x, (size_t)chunk, first, low, 1, 4);
+}
+
 /* WIDTH outputs from `o` on of one token. */
 INLINE Floats answer_of(const Linear *linear, int o, Floats total, Floats low) {
     Floats out = (total + low) * load(linear->scale_O + o);
@@ -134,9 +159,10 @@ INLINE Floats answer_of(const Linear *linear, int o, Floats total, Floats low) {
 
 /* `tokens` x one block of outputs; `tokens` is a compile-time constant where it is called. `soon`:
  * fetch the weights that far ahead, in bytes; 0: nothing. `more`: what else to fetch meanwhile, a
- * line for every `MORE_EVERY` inputs. */
+ * line for every `MORE_EVERY` inputs. `only`: the token's only far chunk, whose low bytes are then
+ * multiplied last; NONE: they are multiplied chunk by chunk. The bits are the same. */
 INLINE void tile(const Linear *linear, Activations x, float *y, int stride, int block, int soon,
-                 Range more, int tokens, int bits) {
+                 Range more, int only, int tokens, int bits) {
     Weights weights = weights_of(linear, block, soon, more, bits);
     Floats total[CHUNK_TOKENS][VECTORS], low[CHUNK_TOKENS][VECTORS];
     for (int t = 0; t < tokens; t++)
@@ -155,12 +181,17 @@ INLINE void tile(const Linear *linear, Activations x, float *y, int stride, int 
                 total[t][v] = with_chunk(total[t][v], acc[t][v], weights, v, of[t].scale, bits);
         /* Now, as the weights are near: read again later, they would stop the stream from memory. */
         const unsigned far = far_tokens(x, c, tokens);
-        if (__builtin_expect(far != 0, 0)) {
+        if (__builtin_expect(far != 0, 0) && only == NONE) {
             static const int first[1] = {0};
             if (tokens == 1) add_low(weights, x, c, first, low, 1, bits);
             else add_lows(&weights, x, c, far, low, bits);
         }
         next_chunk(&weights, bits);
+    }
+    if (bits == 4 && tokens == 1 && only != NONE) {
+        Floats last[1][VECTORS];
+        low_of_only(linear, x, block, only, last);
+        for (int v = 0; v < VECTORS; v++) low[0][v] = last[0][v];
     }
     for (int t = 0; t < tokens; t++)
         for (int v = 0; v < VECTORS; v++) {
@@ -172,7 +203,7 @@ INLINE void tile(const Linear *linear, Activations x, float *y, int stride, int 
 #define TILE(T, BITS)                                                                             \
     if (count == T)                                                                               \
         tile(linear, from_token(x, linear->in, t), y + (size_t)t * stride, stride, block, soon,   \
-             more, T, BITS);
+             more, only, T, BITS);
 #if CHUNK_TOKENS > 4
 #define TILES(B)                                                                            \
     TILE(1, B) TILE(2, B) TILE(3, B) TILE(4, B) TILE(5, B) TILE(6, B) TILE(7, B) TILE(8, B) \
@@ -188,7 +219,7 @@ INLINE void tile(const Linear *linear, Activations x, float *y, int stride, int 
     static __attribute__((noinline)) void again##BITS(const Linear *linear, Activations x,      \
                                                       float *y, int stride, int tokens,         \
                                                       int first, int last) {                    \
-        const int soon = 0;                                                                     \
+        const int soon = 0, only = NONE;                                                        \
         const Range more = NOTHING;                                                             \
         for (int block = first; block < last; block++)                                          \
             for (int t = 0, count; t < tokens; t += count) {                                    \
@@ -201,6 +232,8 @@ INLINE void tile(const Linear *linear, Activations x, float *y, int stride, int 
                                                        int first, int last, Ahead *ahead) {     \
         const int count = tokens < CHUNK_TOKENS ? tokens : CHUNK_TOKENS, t = 0;                 \
         const int soon = STREAM_AHEAD;                                                          \
+        /* One token of 4 bits waits for memory, which comes sooner so. */                      \
+        const int only = BITS == 4 && tokens == 1 ? only_far(x, linear->in) : NONE;             \
         for (int block = first; block < last; block++) {                                        \
             /* The first tokens wait for the weights' memory; the others find them near. */     \
             const Range more = ahead_take(ahead, linear->in / MORE_EVERY);                      \
