@@ -48,6 +48,9 @@ ROUNDED = Limits(0.995, 1.005, 0.08, 0.92)
 """Of nf4 on the compiled step: levels are whole numbers (decision 0033), activations have 8 bits
 and more (decision 0039). bitsandbytes' own nf4 is 0.56 and 78 % from fp32."""
 
+SAME_INT8 = Limits(0.997, 1.003, 0.045, 0.97)
+"""Of int8 on the compiled step from PyTorch's path: 0.9992, 0.033 and 98.8 % seen."""
+
 IN_BYTES = Limits(0.99, 1.01, 0.1, 0.92)
 """Of a KV cache in bytes from one in half precision. Over the whole text and over long contexts:
 benchmarks/README.md."""
@@ -110,4 +113,4 @@ def test_a_cache_in_bytes_is_near_one_in_half_precision(
 
 def test_both_paths_of_int8_say_the_same(served: Callable[[str, str], Said]) -> None:
     """But for what 8 bits of activations cost on the compiled step, where PyTorch's keeps 14."""
-    check(served("int8", "compiled"), served("int8", "torch"), Limits(0.99, 1.01, 0.06, 0.95))
+    check(served("int8", "compiled"), served("int8", "torch"), SAME_INT8)
