@@ -42,6 +42,8 @@ class Remedy(StrEnum):
     """Add a new version under the same name."""
     RAISE_MAX_RANK = "raise_max_rank"
     """The server's limit: needed, limit."""
+    RAISE_ADAPTER_MEMORY = "raise_adapter_memory"
+    """The server's limit on the memory of all adapters: needed, limit, in bytes."""
     RAISE_MAX_UPLOAD = "raise_max_upload"
     """The server's limit: limit, in bytes."""
     OTHER_HOME = "other_home"

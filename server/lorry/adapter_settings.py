@@ -18,6 +18,13 @@ class AdapterSettings:
     max_loras: int = setting(
         8, Kind.INT, "Most adapters on the device at once.", minimum=1, maximum=4096
     )
+    adapter_memory: int | None = setting(
+        None,
+        Kind.SIZE,
+        "Most memory for all adapters together: in slots, on their way there, and in host memory.",
+        minimum=0,
+        default_text="half of what is free beside the base and the KV cache",
+    )
     max_cpu_loras: int = setting(
         64, Kind.INT, "Most adapters kept in host memory.", minimum=1, maximum=1_000_000
     )

@@ -19,6 +19,8 @@ ADVICE: Final[Mapping[StrEnum, str]] = {
     Remedy.REPLACE: "replace it (lorry adapters push FOLDER --replace, or replace=true), or "
     "choose another name",
     Remedy.RAISE_MAX_RANK: "--max-lora-rank {needed} (LORRY_MAX_LORA_RANK) allows it",
+    Remedy.RAISE_ADAPTER_MEMORY: "start the server with more --adapter-memory "
+    "(LORRY_ADAPTER_MEMORY)",
     Remedy.RAISE_MAX_UPLOAD: "--max-upload (LORRY_MAX_UPLOAD) raises that limit",
     Remedy.OTHER_HOME: "--home (LORRY_HOME) names another one",
     Remedy.MOVE_CATALOG: "lorry catalog move, with this server's --home and --catalog, does that",

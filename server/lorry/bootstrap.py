@@ -35,6 +35,7 @@ from lorry.model.base_loader import tokenizer_of
 from lorry.retiring import Retiring
 from lorry.settings import Settings
 from lorry.watched_folder import WatchedFolder
+from lorry_adapters.lora.adapter_memory import AdapterMemory
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.registry.host_cache import AdapterCache
 from lorry_adapters.registry.registry import Registry
@@ -86,13 +87,18 @@ def assemble(settings: Settings, say: Say, *, on_broken: Callable[[], None]) -> 
         return _assemble_apart(settings, say, on_broken)
     core = load_core(settings, say)
     registry, access = _registry(
-        settings, core.base, core.layout, host_cache=core.host_cache_memory
+        settings,
+        core.base,
+        core.layout,
+        host_cache=core.host_cache_memory,
+        memory=core.adapter_memory,
     )
     metrics = Metrics(
         CollectorRegistry(support_collectors_without_names=True), base_name=core.base.name
     )
     engine = core.engine(
         registry.weights,
+        registry.size_of,
         emit=lambda events: client.emit(events),
         on_step=metrics.observe_step,
         on_broken=on_broken,
@@ -129,10 +135,11 @@ def _registry(
     layout: BaseLayout,
     *,
     host_cache: int = 0,
+    memory: AdapterMemory | None = None,
     cache: AdapterCache | None = None,
 ) -> tuple[Registry, AccessControl]:
     """Open the home folder: its adapters, and who may use them. Either `host_cache`, its most
-    bytes, or the engine's `cache`."""
+    bytes within `memory`, or the engine's `cache`."""
     access = AccessControl(settings.api_key)
     registry = Registry(
         settings.home,
@@ -141,6 +148,8 @@ def _registry(
         max_upload=settings.max_upload,
         max_host_bytes=host_cache,
         max_host_adapters=settings.max_cpu_loras,
+        memory=memory,
+        why_never=base.adapter_needs.why_never,
         reserved_names=base.names,
         allowed_roots=settings.adapter_roots,
         keep_unclaimed=timedelta(days=settings.keep_unclaimed),

@@ -13,10 +13,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from lorry.adapter_needs import AdapterNeeds
 from lorry.constraint import Constraint
 from lorry.failure import Failure as Failure
 from lorry.failure import FailureCode as FailureCode
@@ -61,6 +62,8 @@ class Base:
     """Tokens that it has embeddings and logits for."""
     about: Mapping[str, Any]
     """The JSON for `/info`."""
+    adapter_needs: AdapterNeeds = field(default_factory=AdapterNeeds)
+    """The memory of all adapters, and how much of it one needs."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -349,3 +352,5 @@ class EngineStats:
     failed_steps: int = 0
     slot_bytes: int = 0
     """Bytes reserved for the slots so far."""
+    adapter_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the adapters in memory, by `lorry_adapters.lora.adapter_memory.PARTS`."""

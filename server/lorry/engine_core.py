@@ -12,7 +12,8 @@ import psutil
 import torch
 
 import lorry
-from lorry.cache_memory import for_host_cache, for_kv_cache
+from lorry.adapter_needs import AdapterNeeds
+from lorry.cache_memory import for_adapters, for_host_cache, for_kv_cache
 from lorry.core import Base, EngineStats, TokenEvent
 from lorry.engine.blocks import BlockPool
 from lorry.engine.constraints import Constraints, compilers
@@ -21,7 +22,7 @@ from lorry.engine.limits import Limits
 from lorry.engine.loop import Engine
 from lorry.engine.prefix_cache import PrefixCache
 from lorry.engine.recent_answers import MEMORY, AnswerBook
-from lorry.engine.residency import SlotResidency
+from lorry.engine.residency import Accounts, SlotResidency
 from lorry.engine.scheduler import Scheduler
 from lorry.engine.speculation import Speculation
 from lorry.errors import ModelError, SettingsError
@@ -36,6 +37,8 @@ from lorry.model.threads import use_threads
 from lorry.option import format_size
 from lorry.settings import Settings
 from lorry_adapters.lora import memory_limit
+from lorry_adapters.lora.adapter_memory import AdapterMemory
+from lorry_adapters.lora.adapter_size import AdapterSize
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.slot_table import SlotTable
 from lorry_adapters.lora.weights import AdapterWeights
@@ -58,6 +61,8 @@ class EngineCore:
     """`lorry.model.decode_speed.fixed_tokens`."""
     host_cache_memory: int
     """Most bytes of the host cache."""
+    adapter_memory: AdapterMemory
+    """Of all adapters, those of the host cache included."""
 
     @property
     def layout(self) -> BaseLayout:
@@ -66,6 +71,7 @@ class EngineCore:
     def engine(
         self,
         weights: Callable[[str], AdapterWeights],
+        size_of: Callable[[str], AdapterSize],
         *,
         emit: Callable[[Sequence[TokenEvent]], None],
         on_step: Callable[[int, float], None],
@@ -73,8 +79,8 @@ class EngineCore:
         on_stats: Callable[[EngineStats], None] = lambda stats: None,
         pinned: Callable[[], Collection[str]] = tuple,
     ) -> Engine:
-        """Not started yet. `weights(digest)` reads an adapter, in a thread; AdapterError. `pinned`:
-        as for `SlotResidency`."""
+        """Not started yet. `weights(digest)` reads an adapter and `size_of(digest)` its header, in
+        a thread; AdapterError. `pinned`: as for `SlotResidency`."""
         settings, placement = self.settings, self.executor.placement
         mailbox = Mailbox()
         residency = SlotResidency(
@@ -82,8 +88,16 @@ class EngineCore:
             fetch=lambda digest: placement.prepare(weights(digest)),
             place=placement.place,
             wake=mailbox.wake,
+            clear=placement.clear,
             pinned=pinned,
+            accounts=Accounts(
+                self.adapter_memory,
+                self.base.adapter_needs,
+                size_of,
+                lambda prepared: prepared.size,
+            ),
         )
+        placement.grow = residency.grow
         blocks = BlockPool(self.executor.paths.cache.num_blocks, BLOCK_SIZE)
         limits = Limits(
             max_num_seqs=settings.max_num_seqs,
@@ -124,6 +138,7 @@ class EngineCore:
             Constraints(compiler_of, wake=mailbox.wake),
             emit=emit,
             slot_bytes=lambda: self.executor.paths.slot_bytes,
+            adapter_memory=self.adapter_memory,
             on_step=on_step,
             on_stats=on_stats,
             on_broken=on_broken,
@@ -145,7 +160,13 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
     home = settings.home if settings.keep_packed else None
     loaded = load(settings, say, replacer=paths.replacer(settings.kernels, home, say))
     executor = _executor(settings, loaded, say)
-    host_cache = for_host_cache(settings, memory_limit.free())
+    served = executor.paths
+    adapters = for_adapters(settings, _free(loaded.device), served.cache.nbytes)
+    host_cache = min(adapters, for_host_cache(settings, memory_limit.free()))
+    say(
+        f"adapters take at most {format_size(adapters)}, "
+        f"of which {format_size(host_cache)} in the host cache"
+    )
     base = Base(
         name=loaded.name,
         other_names=loaded.other_names,
@@ -155,7 +176,10 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         eos_token_ids=loaded.eos_token_ids,
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.config.get_text_config().vocab_size,
-        about=_about(settings, loaded, executor.paths, host_cache),
+        about=_about(settings, loaded, served, host_cache, adapters),
+        adapter_needs=AdapterNeeds(
+            adapters, packed=served.compiled is not None, itemsize=served.dtype.itemsize
+        ),
     )
     drafts = settings.speculative != "off"
     fixed = decode_speed.fixed_tokens(executor) if drafts else decode_speed.FIXED_TOKENS
@@ -163,7 +187,7 @@ def load_core(settings: Settings, say: Say) -> EngineCore:
         say(f"drafts: eight tokens take {(fixed + 8) / (fixed + 1):.1f} times as long as one")
     if settings.speculative == "ngram+answers":
         say(f"recent answers to draft from take at most {format_size(MEMORY)}")
-    return EngineCore(settings, loaded, executor, base, fixed, host_cache)
+    return EngineCore(settings, loaded, executor, base, fixed, host_cache, AdapterMemory(adapters))
 
 
 def _executor(settings: Settings, loaded: LoadedModel, say: Say) -> Executor:
@@ -249,7 +273,7 @@ def _free(device: torch.device) -> int:
 
 
 def _about(
-    settings: Settings, loaded: LoadedModel, served: PathSet, host_cache: int
+    settings: Settings, loaded: LoadedModel, served: PathSet, host_cache: int, adapters: int
 ) -> Mapping[str, object]:
     """What `/info` says of the model and of the memory, bytes by part."""
     return {
@@ -274,5 +298,6 @@ def _about(
             **loaded.memory,
             "kv_cache": served.cache.nbytes,
             "host_cache_limit": host_cache,
+            "adapter_limit": adapters,
         },
     }

@@ -83,14 +83,17 @@ class _Served:
     def __init__(self, core: EngineCore, server: _Server) -> None:
         settings = core.settings
         self._server = server
+        reader = ContentReader(settings.home, core.layout, _store_of(settings))
         self._cache = HostCache(
-            ContentReader(settings.home, core.layout, _store_of(settings)).load,
+            reader.load,
             max_bytes=core.host_cache_memory,
             max_entries=settings.max_cpu_loras,
+            memory=core.adapter_memory,
         )
         self._told: tuple[int, ...] = ()
         self.engine = core.engine(
             self._cache.get,
+            reader.size,
             emit=self._emit,
             on_step=lambda tokens, seconds: server.send(StepTaken(tokens, seconds)),
             on_stats=self._show,

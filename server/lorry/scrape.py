@@ -13,6 +13,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lorry.core import EngineStats
+from lorry_adapters.lora.adapter_memory import PARTS
 from lorry_adapters.registry.record import AdapterRecord
 
 
@@ -48,6 +49,8 @@ class Sources:
     max_queue: int
     catalog_answers: Callable[[], bool | None] = lambda: None
     """None if no other server shares the catalog."""
+    adapter_limit: int = 0
+    """Most bytes of all adapters in memory."""
 
 
 class Scrape:
@@ -76,6 +79,17 @@ class Scrape:
             yield _gauge(
                 "lorry_catalog_up", "1 if the catalog that servers share answers.", answers
             )
+        memory = GaugeMetricFamily(
+            "lorry_adapter_memory_bytes", "Bytes of the adapters in memory.", labels=("part",)
+        )
+        for part in PARTS:
+            memory.add_metric((part,), stats.adapter_bytes.get(part, 0))
+        yield memory
+        yield _gauge(
+            "lorry_adapter_memory_limit_bytes",
+            "Most bytes of all adapters in memory.",
+            self._sources.adapter_limit,
+        )
         cache = self._sources.host_cache()
         yield _gauge("lorry_host_cache_adapters", "Adapters in host memory.", cache.entries)
         yield _gauge("lorry_host_cache_bytes", "Bytes of the adapters in host memory.", cache.bytes)

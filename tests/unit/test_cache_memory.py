@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from lorry.bootstrap import assemble
-from lorry.cache_memory import USUAL_HOST, USUAL_KV, for_host_cache, for_kv_cache
+from lorry.cache_memory import (
+    USUAL_HOST,
+    USUAL_KV,
+    for_adapters,
+    for_host_cache,
+    for_kv_cache,
+)
 from lorry.settings import Settings
 from lorry_adapters.lora import control_groups
 from support.container import write_groups
@@ -23,12 +29,18 @@ def test_a_quarter_of_the_memory_is_left_for_everything_else(free: int) -> None:
     assert kv == min(USUAL_KV, free // 2)
     assert host == min(USUAL_HOST, free // 4)
     assert kv + host <= free * 3 // 4
+    adapters = for_adapters(settings, free, kv)
+    assert host <= adapters <= free // 2
+    assert kv + adapters <= free * 3 // 4 or adapters == (free - kv) // 2
 
 
 def test_a_setting_counts_whatever_is_free() -> None:
     settings = Settings(kv_cache_memory=64 * MIB, host_cache_memory=0)
     assert for_kv_cache(settings, 0) == 64 * MIB
     assert for_host_cache(settings, 100 << 30) == 0
+    assert for_adapters(Settings(adapter_memory=5), 100 << 30, 0) == 5
+    # A host cache that was asked for is not cut by what nobody asked for.
+    assert for_adapters(Settings(host_cache_memory=1 << 30), MIB, 0) >= 1 << 30
 
 
 def test_a_server_in_a_small_container_has_smaller_caches(
@@ -47,5 +59,6 @@ def test_a_server_in_a_small_container_has_smaller_caches(
         assert MIB < about["kv_cache"] < 2.1 * MIB
         assert about["host_cache_limit"] == MIB
         assert server.registry.host_cache_stats().capacity_bytes == MIB
+        assert about["adapter_limit"] == server.base.adapter_needs.limit == MIB
     finally:
         server.close()

@@ -43,6 +43,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "threads": ("3", 3),
     "max_loras": ("4", 4),
     "max_cpu_loras": ("5", 5),
+    "adapter_memory": ("96MiB", 96 << 20),
     "host_cache_memory": ("64MiB", 64 << 20),
     "max_lora_rank": ("16", 16),
     "max_model_len": ("1024", 1024),

@@ -4,8 +4,8 @@
 an adapter is placed and a plan names its slot.
 
 Slot arrays are reserved at the largest rank allowed when a module first gets an adapter. On a
-CPU the pages beyond an adapter's own rank are never written, so they cost address space, not
-memory.
+CPU the pages beyond an adapter's own rank are not written, or given back, so they cost address
+space, not memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from lorry_adapters.lora.arrays import zeros
+from lorry_adapters.lora.arrays import empty, zeros
 from lorry_adapters.lora.base import BaseLayout, ModuleKind
 from lorry_adapters.lora.effects import EffectTarget
 from lorry_adapters.lora.expert_effects import LoraExperts, LoraRouter
@@ -109,9 +109,13 @@ class LoraLinear(nn.Module):
             # alpha / r is multiplied into B in fp32, before B is rounded to the compute dtype.
             b_RO[:rank].copy_((pair.b_OR.to(self._device, torch.float32) * pair.scaling).t())
             # A batch runs at its largest rank, so the rows beyond this one must be zero.
-            a_RI[rank:filled].zero_()
-            b_RO[rank:filled].zero_()
+            empty(a_RI[rank:filled])
+            empty(b_RO[rank:filled])
             self._filled[slot] = rank
+        elif self._a_SRI is not None and self._b_SRO is not None and self._device.type == "cpu":
+            filled, self._filled[slot] = self._filled[slot], 0
+            empty(self._a_SRI[slot, :filled])
+            empty(self._b_SRO[slot, :filled])
         if rank != self.ranks[slot]:
             self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
             if self._rank_S is not None:
@@ -232,6 +236,11 @@ class LoraModel:
     @property
     def layers(self) -> Mapping[str, LoraLinear]:
         return self._layers
+
+    @property
+    def model(self) -> nn.Module:
+        """The base, wrapped."""
+        return self._model
 
     def use(self, kernel: Kernel | None) -> None:
         """Add pairs of matrices with `kernel` from now on; None for torch's operations."""

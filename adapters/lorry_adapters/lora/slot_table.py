@@ -77,14 +77,19 @@ class SlotTable:
         assert digest not in self._places
         evicted = None
         if not self._free:
-            idle = [d for d, place in self._places.items() if place.pins == 0 and d not in keep]
-            if not idle:
+            evicted = next(iter(self.idle(keep=keep, last=last)), None)
+            if evicted is None:
                 return None
-            evicted = next((d for d in idle if d not in last), idle[0])
             self._release(evicted)
         slot = self._free.pop()
         self._places[digest] = _Place(slot)
         return Claim(slot, evicted)
+
+    def idle(self, *, keep: Collection[str] = (), last: Collection[str] = ()) -> list[str]:
+        """Return the digests that may be evicted, in this order: neither pinned nor in `keep`, the
+        least recently used first, and those in `last` after all others."""
+        idle = [d for d, place in self._places.items() if place.pins == 0 and d not in keep]
+        return sorted(idle, key=last.__contains__)
 
     def pin(self, digest: str) -> int:
         """Count one more user of a resident adapter and return its slot."""
@@ -94,24 +99,26 @@ class SlotTable:
         self._places.move_to_end(digest)
         return place.slot
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, digest: str) -> int | None:
+        """Return the slot if it is free now, because its adapter was removed."""
         place = self._places[digest]
         assert place.pins > 0
         place.pins -= 1
-        if place.pins == 0 and place.forgotten:
-            self._release(digest)
+        return self._release(digest) if place.pins == 0 and place.forgotten else None
 
-    def forget(self, digest: str) -> None:
-        """Free the slot of a removed adapter, now or when its last row has ended."""
+    def forget(self, digest: str) -> int | None:
+        """Free the slot of a removed or evicted adapter, now or when its last row has ended. Return
+        the slot if it is free now."""
         place = self._places.get(digest)
         if place is None:
-            return
+            return None
         if place.pins:
             place.forgotten = True
-        else:
-            self._release(digest)
+            return None
+        return self._release(digest)
 
-    def _release(self, digest: str) -> None:
+    def _release(self, digest: str) -> int:
         place = self._places.pop(digest)
         self._free.append(place.slot)
         self._free.sort(reverse=True)
+        return place.slot

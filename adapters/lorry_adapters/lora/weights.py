@@ -7,24 +7,26 @@ defines the meaning of its keys (`methods/`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lorry_adapters.errors import InvalidAdapter, Problem, Remedy
 from lorry_adapters.lora import room
+from lorry_adapters.lora.adapter_size import AdapterSize, PairSize
 from lorry_adapters.lora.aliases import as_named, foreign, resolve
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.config import MAX_CONFIG, read_config
 from lorry_adapters.lora.expert_effects import AnyEffect
 from lorry_adapters.lora.extremes import extreme, too_strong
 from lorry_adapters.lora.idle import leave_out_unseen, why_apart, why_idle
+from lorry_adapters.lora.methods.method import Method, VirtualTokenKind
 from lorry_adapters.lora.methods.method_table import METHODS
 from lorry_adapters.lora.parts import AdapterSpec, ClassifierHead, FileContents, LoraPair
 from lorry_adapters.lora.problems import refusal, some
 from lorry_adapters.lora.spelling import spelled
-from lorry_adapters.lora.tensor_file import DTYPES, TensorFile
+from lorry_adapters.lora.tensor_file import DTYPES, TensorEntry, TensorFile
 from lorry_adapters.lora.vocabulary_size import grown, known_of
 
 if TYPE_CHECKING:
@@ -98,7 +100,13 @@ class AdapterFacts:
     """Notes for people about things that were accepted but may be mistakes."""
 
 
-def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
+WhyNever = Callable[[AdapterSize], Problem | None]
+"""Returns why a server can never hold an adapter of such a size, or None."""
+
+
+def inspect(
+    folder: Path, layout: BaseLayout, max_rank: int, why_never: WhyNever = lambda size: None
+) -> AdapterFacts:
     """Verify everything and return the facts.
 
     Raises InvalidAdapter with all problems, OutOfMemory, and OSError if the disk fails."""
@@ -121,6 +129,10 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
         contents = None if spec is None else spec.contents(file, known, problems, sound=sound)
         if contents is not None:
             problems.extend(_over_limit(contents, max_rank))
+            assert spec is not None
+            size = _size_from(file, contents, spelling.layout, METHODS[spec.peft_type])
+            never = why_never(size)
+            problems.extend([] if never is None else [never])
         for key, entry in file.entries.items():
             if entry.dtype in DTYPES:
                 wrong = extreme(key, file.read(key), places=key in file.places)
@@ -152,6 +164,23 @@ def inspect(folder: Path, layout: BaseLayout, max_rank: int) -> AdapterFacts:
             tokens=known_of(file, known),
             warnings=tuple(warnings),
         )
+
+
+def size_of(folder: Path, layout: BaseLayout) -> AdapterSize:
+    """Return what an accepted adapter's memory depends on. Reads the header and the config.
+
+    Raises InvalidAdapter or OSError if the files have changed.
+    """
+    problems: list[str] = []
+    spec = _config(folder, problems)
+    if spec is None or problems:
+        raise refusal(problems)
+    with _open(folder) as file:
+        layout = spelled(as_named(layout, file.entries), file.entries).layout
+        contents = spec.contents(file, foreign(layout), problems, sound=False)
+        if problems:
+            raise refusal(problems)
+        return _size_from(file, contents, layout, METHODS[spec.peft_type])
 
 
 def load(folder: Path, digest: str, layout: BaseLayout) -> AdapterWeights:
@@ -221,3 +250,36 @@ def _open(folder: Path) -> TensorFile:
         return TensorFile(folder / WEIGHTS_FILE)
     except FileNotFoundError:
         raise InvalidAdapter([f"{WEIGHTS_FILE} is missing"]) from None
+
+
+def _size_from(
+    file: TensorFile, contents: FileContents, layout: BaseLayout, method: Method
+) -> AdapterSize:
+    numbers = sum(entry.elements for entry in file.entries.values())
+    if method.virtual_tokens is not VirtualTokenKind.NONE:
+        return AdapterSize(file.memory, virtual_tokens=file.memory)
+    modules = [m for name in contents.modules if (m := layout.modules.get(name)) is not None]
+    pairs = tuple(
+        PairSize(rank, module.in_features, module.out_features)
+        for name, rank in contents.ranks.items()
+        if (module := layout.modules.get(name)) is not None
+    )
+    paired = sum(pair.numbers for pair in pairs)
+    tables = sum(entry.elements for entry in file.entries.values() if _is_table(entry, layout))
+    return AdapterSize(
+        # Some methods make pairs of fewer numbers than they have.
+        weights=max(file.memory, 4 * paired if paired > numbers else 0),
+        pairs=pairs,
+        others=max(0, numbers - paired - tables),
+        tables=tables,
+        widths=sum(module.in_features + module.out_features for module in modules),
+        full=sum(module.in_features * module.out_features for module in modules)
+        if method.full_weights
+        else 0,
+    )
+
+
+def _is_table(entry: TensorEntry, layout: BaseLayout) -> bool:
+    """Return whether a tensor has a row for more than half of the base's tokens."""
+    table = layout.modules.get(layout.input_embedding or "")
+    return table is not None and len(entry.shape) == 2 and 2 * entry.shape[0] > table.in_features

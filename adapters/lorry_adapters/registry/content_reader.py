@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lorry_adapters.errors import AdapterBroken, InvalidAdapter, Problem
 from lorry_adapters.lora import room, spot_check
+from lorry_adapters.lora.adapter_size import AdapterSize
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import AdapterWeights, load
+from lorry_adapters.lora.weights import AdapterWeights, load, size_of
 from lorry_adapters.registry.blobs import Blobs, folder_in, intact
+
+Found = TypeVar("Found")
 
 
 class ContentReader:
@@ -38,9 +42,22 @@ class ContentReader:
             OutOfMemory: there is too little memory to read them now.
             StoreUnavailable, StorageFull, HomeUnusable: they cannot be fetched now.
         """
+
+        def read(folder: Path) -> AdapterWeights:
+            weights = load(folder, digest, self._layout)
+            spot_check.check(folder, weights)
+            return weights
+
+        return self._read(digest, read)
+
+    def size(self, digest: str) -> AdapterSize:
+        """Return what its memory depends on, and read no tensor. Raises as `load` does."""
+        return self._read(digest, lambda folder: size_of(folder, self._layout))
+
+    def _read(self, digest: str, read: Callable[[Path], Found]) -> Found:
         while True:
             try:
-                weights = self._loaded(folder_in(self._home, digest), digest)
+                found = self._found(folder_in(self._home, digest), digest, read)
             except InvalidAdapter as error:
                 why = Problem.within(f"its files no longer load: {error.message}", error.message)
                 raise AdapterBroken(why, bad_files=digest) from error
@@ -49,18 +66,16 @@ class ContentReader:
                 raise AdapterBroken(
                     f"the adapter {digest} cannot be read: {error}; try again, or upload it again"
                 ) from error
-            if weights is not None:
-                return weights
+            if found is not None:
+                return found
 
-    def _loaded(self, folder: Path, digest: str) -> AdapterWeights | None:
+    def _found(self, folder: Path, digest: str, read: Callable[[Path], Found]) -> Found | None:
         """Return None if the files left the cache meanwhile, as the request has ended."""
         if not intact(folder, digest) and not (self._store and self._store().fetch(digest)):
             raise AdapterBroken("its files are missing or were changed on disk", bad_files=digest)
         try:
             with room.named(f"loading the adapter {digest}"):
-                weights = load(folder, digest, self._layout)
-                spot_check.check(folder, weights)
-                return weights
+                return read(folder)
         except (InvalidAdapter, OSError):
             if self._store is None or folder.exists():
                 raise

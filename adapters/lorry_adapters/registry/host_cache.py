@@ -8,8 +8,12 @@ Rules, in this order:
 - A digest is loaded once at a time: a concurrent call waits for that load and shares its result
   or its error. An error is not remembered; the next call tries again.
 
-Returned weights live as long as somebody holds them, even after eviction. The budget does not
+Returned weights live as long as somebody holds them, even after eviction. This budget does not
 cover them.
+
+The cache is a part of the memory of all adapters (`lorry_adapters.lora.adapter_memory`), and gives
+way to slots: it keeps nothing that does not fit there, and drops the least recently used if a slot
+needs the room, pinned digests last.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from lorry_adapters.lora.adapter_memory import AdapterMemory
 
 if TYPE_CHECKING:
     # Only needed for the annotation: this module does not import torch.
@@ -68,8 +74,10 @@ class HostCache:
         *,
         max_bytes: int,
         max_entries: int | None = None,
+        memory: AdapterMemory | None = None,
     ) -> None:
-        """At most `max_bytes` of tensors and `max_entries` adapters (None: any number) are kept."""
+        """At most `max_bytes` of tensors and `max_entries` adapters (None: any number) are kept,
+        within `memory`."""
         assert max_bytes >= 0 and (max_entries is None or max_entries >= 0)
         self._load = load
         self._max_bytes = max_bytes
@@ -83,6 +91,9 @@ class HostCache:
         self._hits = 0
         self._misses = 0
         self._evictions = 0
+        # Its lock is taken below ours.
+        self._memory = memory or AdapterMemory()
+        self._memory.use_cache(self.shrink)
 
     def get(self, digest: str) -> AdapterWeights:
         """Return the weights, loading them if necessary. Raises whatever `load` raises."""
@@ -126,6 +137,20 @@ class HostCache:
         with self._lock:
             return self._pinned
 
+    def shrink(self, enough: Callable[[], bool], pinned: bool) -> bool:
+        """Drop what no slot holds until `enough()`: the least recently used first, and pinned ones
+        only if `pinned`, and last. Returns whether it is enough."""
+        with self._lock:
+            order = [one for one in self._entries if one not in self._pinned]
+            order += [one for one in self._entries if one in self._pinned] if pinned else []
+            for digest in order:
+                if enough():
+                    return True
+                if self._memory.frees(digest):
+                    self._drop(digest)
+                    self._evictions += 1
+            return enough()
+
     def discard(self, digest: str) -> None:
         """Forget an adapter, even one that is being loaded."""
         with self._lock:
@@ -161,6 +186,14 @@ class HostCache:
             if not self._fits(sum(pinned) + weights.bytes, len(pinned) + 1):
                 return
         self._make_room(weights.bytes, 1)
+        for other in [one for one in self._entries if one not in self._pinned]:
+            if self._memory.keep(digest, weights.bytes):
+                break
+            if self._memory.frees(other):
+                self._drop(other)
+                self._evictions += 1
+        if not self._memory.keep(digest, weights.bytes):
+            return
         self._entries[digest] = weights
         self._bytes += weights.bytes
 
@@ -177,3 +210,4 @@ class HostCache:
 
     def _drop(self, digest: str) -> None:
         self._bytes -= self._entries.pop(digest).bytes
+        self._memory.drop(digest)

@@ -14,7 +14,7 @@ from pathlib import Path
 from lorry_adapters.lora import room, words
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.merge import Part, Recipe, merge
-from lorry_adapters.lora.weights import inspect
+from lorry_adapters.lora.weights import WhyNever, inspect
 from lorry_adapters.registry.archive import Upload, unpack
 from lorry_adapters.registry.blobs import digest_of, size_of, storage_full_named
 from lorry_adapters.registry.catalog import StoredContent
@@ -38,8 +38,10 @@ class Intake:
         inventory: Inventory,
         max_rank: int,
         max_upload: int,
+        why_never: WhyNever,
     ) -> None:
-        """`max_upload`: the largest size of an adapter's unpacked files, in bytes."""
+        """`max_upload`: the largest size of an adapter's unpacked files, in bytes. `why_never`: see
+        `inspect`."""
         self._home = home
         self._layout = layout
         self._fingerprint = fingerprint(layout)
@@ -48,6 +50,7 @@ class Intake:
         self._inventory = inventory
         self._max_rank = max_rank
         self._max_upload = max_upload
+        self._why_never = why_never
 
     @contextmanager
     def staged(self, upload: Upload) -> Iterator[Staged]:
@@ -87,7 +90,7 @@ class Intake:
     @contextmanager
     def _verified(self, folder: Path) -> Iterator[Staged]:
         with room.named("checking the adapter"):
-            facts = inspect(folder, self._layout, self._max_rank)
+            facts = inspect(folder, self._layout, self._max_rank, self._why_never)
         found, passed_over = words.read(folder)
         with storage_full_named(self._home):
             words.write(found, folder)

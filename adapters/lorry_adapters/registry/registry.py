@@ -29,9 +29,11 @@ from lorry_adapters.errors import (
     Remedy,
     UnknownAdapter,
 )
+from lorry_adapters.lora.adapter_memory import AdapterMemory
+from lorry_adapters.lora.adapter_size import AdapterSize
 from lorry_adapters.lora.base import BaseLayout
 from lorry_adapters.lora.merge import Recipe
-from lorry_adapters.lora.weights import AdapterWeights
+from lorry_adapters.lora.weights import AdapterWeights, WhyNever
 from lorry_adapters.registry.archive import Upload
 from lorry_adapters.registry.blobs import Blobs
 from lorry_adapters.registry.follower import follow
@@ -80,6 +82,8 @@ class Registry:
         max_upload: int,
         max_host_bytes: int,
         max_host_adapters: int | None = None,
+        memory: AdapterMemory | None = None,
+        why_never: WhyNever = lambda size: None,
         reserved_names: frozenset[str] = frozenset(),
         allowed_roots: tuple[Path, ...] = (),
         keep_unclaimed: timedelta = timedelta(days=7),
@@ -92,11 +96,12 @@ class Registry:
     ) -> None:
         """Open or create `home`, which no other process may use until `close`.
 
-        `max_upload`: bytes of an adapter's unpacked files. `max_host_bytes`, `max_host_adapters`:
-        see `host_cache`. `reserved_names`: the base's names. `allowed_roots`: folders that
-        `upload_from` may read. `keep_unclaimed`: how long contents without an adapter are kept.
-        `words`: see `Inventory`. `cache`: the engine's, if that is in another process. `catalog`:
-        URL of a database that servers share. `retention`: for adapters that have none of their own.
+        `max_upload`: bytes of an adapter's unpacked files. `max_host_bytes`, `max_host_adapters`,
+        `memory`: see `host_cache`. `why_never`: see `inspect`. `reserved_names`: the base's names.
+        `allowed_roots`: folders that `upload_from` may read. `keep_unclaimed`: how long contents
+        without an adapter are kept. `words`: see `Inventory`. `cache`: the engine's, if that is in
+        another process. `catalog`: URL of a database that servers share. `retention`: for adapters
+        that have none of their own.
         `make_blobs`: opens the contents of a home. Raises HomeUnusable, CatalogUnavailable.
         """
         self._reserved = reserved_names
@@ -111,10 +116,12 @@ class Registry:
             """The folder itself: its state, and what the start found there."""
             opened.callback(self.storage.close)
             self._blobs, self._ledger = self.storage.blobs, self.storage.ledger
+            self._loader = Loader(layout, self.storage, self._inventory)
             self._cache: AdapterCache = cache or HostCache(
-                Loader(layout, self.storage, self._inventory).load,
+                self._loader.load,
                 max_bytes=max_host_bytes,
                 max_entries=max_host_adapters,
+                memory=memory,
             )
             broken = check_at_startup(self._ledger, self._blobs, layout, max_rank)
             for record in self._ledger.adapters():
@@ -130,7 +137,9 @@ class Registry:
                 retention or Retention(),
                 lambda: self._cache.pin(self._inventory.pinned()),
             )
-            self._intake = Intake(home, layout, self.storage, self._inventory, max_rank, max_upload)
+            self._intake = Intake(
+                home, layout, self.storage, self._inventory, max_rank, max_upload, why_never
+            )
             opened.callback(self._inventory.close)
             self.storage.begin(self._inventory)
             self._follower = follow(self.storage, self._inventory, self._cache, layout, max_rank)
@@ -328,6 +337,12 @@ class Registry:
         with self._inventory.holding(digest):
             assert isinstance(self._cache, HostCache), "the engine's process has its own"
             return self._cache.get(digest)
+
+    def size_of(self, digest: str) -> AdapterSize:
+        """Return what a content's memory depends on, from its header. Call it with a lease on
+        `digest`. Raises AdapterBroken."""
+        with self._inventory.holding(digest):
+            return self._loader.size(digest)
 
     def mark_broken(self, digest: str, why: str) -> AdapterBroken:
         """Refuse a held content until the same files are uploaded again or the server restarts.

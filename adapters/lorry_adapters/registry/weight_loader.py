@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
 from lorry_adapters.errors import AdapterBroken, HomeUnusable, InvalidAdapter, Problem
 from lorry_adapters.lora import room, spot_check
+from lorry_adapters.lora.adapter_size import AdapterSize
 from lorry_adapters.lora.base import BaseLayout
-from lorry_adapters.lora.weights import AdapterWeights, load
+from lorry_adapters.lora.weights import AdapterWeights, load, size_of
 from lorry_adapters.registry.inventory import Inventory
 from lorry_adapters.registry.startup_check import FILES_GONE
 from lorry_adapters.registry.storage import Storage
+
+Found = TypeVar("Found")
 
 
 class Loader:
@@ -24,6 +31,19 @@ class Loader:
         """Return the weights of a held content, fetched from the store if they are not here.
 
         Raises AdapterBroken, HomeUnusable, OutOfMemory, StorageFull or StoreUnavailable."""
+
+        def read(folder: Path) -> AdapterWeights:
+            weights = load(folder, digest, self._layout)
+            spot_check.check(folder, weights)
+            return weights
+
+        return self._read(digest, read)
+
+    def size(self, digest: str) -> AdapterSize:
+        """Return what its memory depends on, and read no tensor. Raises as `load` does."""
+        return self._read(digest, lambda folder: size_of(folder, self._layout))
+
+    def _read(self, digest: str, read: Callable[[Path], Found]) -> Found:
         while True:
             generation = self._inventory.generation(digest)
             try:
@@ -31,9 +51,7 @@ class Loader:
                     folder = self._blobs.folder(digest)
                     # Not remembered: there may be enough memory later.
                     with room.named(f"loading the adapter {digest}"):
-                        weights = load(folder, digest, self._layout)
-                        spot_check.check(folder, weights)
-                        return weights
+                        return read(folder)
                 why = FILES_GONE
             except InvalidAdapter as error:
                 said = f"its files no longer load: {error.message}; upload it again"

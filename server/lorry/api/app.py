@@ -159,6 +159,7 @@ def create_app(services: Services) -> FastAPI:
             max_num_seqs=services.settings.max_num_seqs,
             max_queue=services.settings.max_queue,
             catalog_answers=lambda: registry.storage.catalog_answers(),
+            adapter_limit=services.base.adapter_needs.limit,
         )
     )
     base = BaseNames(services.base.name, services.base.other_names, services.base.repository)
@@ -220,7 +221,7 @@ def create_app(services: Services) -> FastAPI:
         trouble=lambda: registry.storage.trouble(),
         warning=lambda: registry.storage.warning(),
         about=services.base.about,
-        slot_bytes=lambda: client.stats.slot_bytes,
+        stats=lambda: client.stats,
         metrics=metrics,
         settings=services.settings,
         max_model_len=services.base.max_model_len,

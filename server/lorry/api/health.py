@@ -16,6 +16,7 @@ from lorry.api import docs
 from lorry.api.bodies import MAX_JSON
 from lorry.api.bounds import MAX_ANSWERS, MAX_STOPS, MAX_TOP
 from lorry.api.errors import UNREADY_RETRY, documented
+from lorry.core import EngineStats
 from lorry.metrics import CONTENT_TYPE, Metrics
 from lorry.settings import Settings
 from lorry_adapters.registry.record import MAX_SCALE, MAX_SELECTION
@@ -92,7 +93,7 @@ class Health:
         trouble: Callable[[], str | None],
         warning: Callable[[], str | None],
         about: Mapping[str, Any],
-        slot_bytes: Callable[[], int],
+        stats: Callable[[], EngineStats],
         metrics: Metrics,
         settings: Settings,
         max_model_len: int,
@@ -101,7 +102,7 @@ class Health:
         self._trouble = trouble
         self._warning = warning
         self._about = about
-        self._slot_bytes = slot_bytes
+        self._stats = stats
         self._metrics = metrics
         self._settings = settings
         self._max_model_len = max_model_len
@@ -181,7 +182,10 @@ class Health:
             "max_top_tokens": MAX_TOP,
             "max_stop_sequences": MAX_STOPS,
         }
-        memory = {**self._about["memory"], "adapter_slots_reserved": self._slot_bytes()}
+        stats = self._stats()
+        adapters = {f"adapter_{part}": count for part, count in stats.adapter_bytes.items()}
+        reserved = {"adapter_slots_reserved": stats.slot_bytes}
+        memory = {**self._about["memory"], **adapters, **reserved}
         info = {**self._about, "memory": memory}
         # TGI's names for some of it.
         tgi = {

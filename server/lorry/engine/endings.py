@@ -59,6 +59,9 @@ def adapter_failure(error: AdapterError) -> Failure:
 
 def step_failure(error: Exception) -> Failure:
     """Return the failure of a row for which no adapter is blamed."""
+    if isinstance(error, OutOfMemory) and isinstance(error.message, Problem):
+        # The memory of adapters, with what to do.
+        return adapter_failure(error)
     return Failure(FailureCode.STEP_FAILED, type(error).__name__)
 
 

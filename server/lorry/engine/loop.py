@@ -33,6 +33,7 @@ from lorry.engine.isolation import Fault, Isolated, isolate
 from lorry.engine.letters import Cancel, Forget, Letter, Mailbox, Submit
 from lorry.engine.residency import SlotResidency
 from lorry.engine.scheduler import Scheduler
+from lorry_adapters.lora.adapter_memory import AdapterMemory
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Engine:
         *,
         emit: Callable[[list[TokenEvent]], None],
         slot_bytes: Callable[[], int] = lambda: 0,
+        adapter_memory: AdapterMemory | None = None,
         on_step: Callable[[int, float], None] = lambda tokens, seconds: None,
         on_stats: Callable[[EngineStats], None] = lambda stats: None,
         on_broken: Callable[[], None] = lambda: None,
@@ -79,6 +81,7 @@ class Engine:
         self._constraints = constraints
         self._emit = emit
         self._slot_bytes = slot_bytes
+        self._adapter_memory = adapter_memory or AdapterMemory()
         self._on_step = on_step
         self._on_stats = on_stats
         self._on_broken = on_broken
@@ -247,6 +250,7 @@ class Engine:
             residency.loads,
             residency.evictions,
             self._failed_steps,
+            self._adapter_memory.changes,
         )
         stats = self._snapshot[0]
         if seen != self._seen:
@@ -258,6 +262,7 @@ class Engine:
                 evictions=residency.evictions,
                 failed_steps=self._failed_steps,
                 slot_bytes=self._slot_bytes(),
+                adapter_bytes=self._adapter_memory.by_part(),
             )
         self._seen = seen
         before = self._snapshot

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lorry.core import Row, SlotUse
+from lorry.model.adapter_bytes import general_bytes, memory_of_base, placed_bytes
 from lorry.model.compiled.adapter import PackedAdapter
 from lorry.model.path_set import PathSet
+from lorry_adapters.lora.adapter_memory import AdapterBytes
 from lorry_adapters.lora.layers import BoundAdapter
 from lorry_adapters.lora.parts import ClassifierHead
 from lorry_adapters.lora.weights import AdapterWeights
@@ -23,6 +25,10 @@ class Prepared:
     bound: BoundAdapter
     compiled: PackedAdapter | None
     """For the compiled step; None where that cannot apply it, or does not run."""
+    size: AdapterBytes
+    """What it takes on its way to a slot."""
+    in_slot: AdapterBytes
+    """What it takes there."""
 
     @property
     def weights(self) -> AdapterWeights:
@@ -48,6 +54,8 @@ class Held:
     score: ScoreOnDevice | None
     known_tokens: int
     """The first so many tokens of the vocabulary exist for it; 0: all of them."""
+    size: AdapterBytes
+    """What it takes now."""
 
 
 class Placement:
@@ -57,6 +65,11 @@ class Placement:
         self._paths = paths
         self._held: dict[int, Held] = {}
         self._slot_of: dict[str, int] = {}
+        self._base = memory_of_base(paths.lora.model)
+        layout = paths.layout
+        self._ends = [p for p in (layout.input_embedding, layout.output_embedding) if p is not None]
+        self.grow: Callable[[str, AdapterBytes], None] = lambda digest, size: None
+        """Counts what an adapter takes from now on. Raises OutOfMemory if there is no room."""
 
     @torch.inference_mode()
     def prepare(self, weights: AdapterWeights) -> Prepared:
@@ -65,13 +78,18 @@ class Placement:
             weights = self._paths.upload(weights)
         bound = self._paths.lora.prepare(weights)
         compiled = self._paths.compiled
-        return Prepared(bound, None if compiled is None else compiled.prepare(bound))
+        packed = None if compiled is None else compiled.prepare(bound)
+        size, in_slot = placed_bytes(
+            bound, packed, self._base, self._paths.dtype.itemsize, ends=self._ends
+        )
+        return Prepared(bound, packed, size, in_slot)
 
     # In inference mode, as a step is, which also copies adapters to slots: a tensor made in
     # inference mode cannot be changed in place outside of it.
     @torch.inference_mode()
-    def place(self, slot: int, prepared: Prepared) -> None:
+    def place(self, slot: int, prepared: Prepared) -> AdapterBytes:
         """Copy an adapter's weights to a slot; whatever it held is gone. Between two steps only.
+        Returns what it takes there.
 
         Raises:
             AdapterBroken: its prefix has other shapes than the cache.
@@ -98,18 +116,33 @@ class Placement:
             bound=prepared.bound if on_compiled else None,
             score=None if weights.score is None else self._on_device(weights.score),
             known_tokens=weights.tokens or 0,
+            size=prepared.in_slot,
         )
         self._slot_of[weights.digest] = slot
+        return prepared.in_slot
+
+    @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Let go of everything that a slot holds. Between two steps only."""
+        held = self._held.pop(slot, None)
+        if held is not None and self._slot_of.get(held.digest) == slot:
+            del self._slot_of[held.digest]
+        self._paths.virtual_tokens.place(slot, None)
+        self._paths.lora.clear(slot)
+        if self._paths.compiled is not None:
+            self._paths.compiled.clear(slot)
 
     def bring_to_general(self, rows: Iterable[Row]) -> None:
         """Copy the adapters of `rows` to the general path's slots, where they lie in the compiled
-        step's alone. Between two steps only."""
+        step's alone. Between two steps only. Raises OutOfMemory."""
         for slot in {use.slot for row in rows for use in row.adapters}:
             held = self._held[slot]
             if not held.general:
                 assert held.bound is not None
+                size = held.size.plus(general_bytes(held.bound, self._paths.dtype.itemsize))
+                self.grow(held.digest, size)
                 self._paths.lora.place(slot, held.bound)
-                self._held[slot] = replace(held, general=True)
+                self._held[slot] = replace(held, general=True, size=size)
 
     def all_compiled(self, uses: Sequence[SlotUse]) -> bool:
         """Whether the compiled step can apply each of them."""

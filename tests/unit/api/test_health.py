@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 
 from lorry.api.health import Health
+from lorry.core import EngineStats
 from lorry.metrics import Metrics
 from lorry.settings import Settings
 from support.patience import PATIENCE
@@ -21,7 +22,7 @@ def health(trouble: str | None = None, warning: str | None = None) -> Health:
         trouble=lambda: trouble,
         warning=lambda: warning,
         about={},
-        slot_bytes=lambda: 0,
+        stats=EngineStats,
         metrics=Metrics(CollectorRegistry(), base_name="base"),
         settings=Settings(),
         max_model_len=128,

@@ -140,4 +140,4 @@ def read_frod(fields: Fields, name: str) -> FrodSpec:
     return FrodSpec(name, base_model, task_type, targets, own)
 
 
-METHODS: Final = (Method("FROD", "FRoD", read_frod, ("frod_",)),)
+METHODS: Final = (Method("FROD", "FRoD", read_frod, ("frod_",), full_weights=True),)

@@ -164,7 +164,7 @@ def _is_plain(value: Any) -> bool:
 
 
 METHODS: Final = tuple(
-    Method(name, title, read_measured, (f"{name.lower()}_",))
+    Method(name, title, read_measured, (f"{name.lower()}_",), full_weights=True)
     for name, title in (
         ("BOFT", "BOFT"),
         ("C3A", "C3A"),

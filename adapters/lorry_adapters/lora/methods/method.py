@@ -51,6 +51,8 @@ class Method:
     virtual_tokens: VirtualTokenKind = VirtualTokenKind.NONE
     scalable: bool = True
     """False if only the scales 0 and 1 have a meaning."""
+    full_weights: bool = False
+    """True if a step may need a whole matrix for each changed linear."""
     recognizes: Callable[[Mapping[str, Any]], bool] | None = None
     """For a format whose configs have no `peft_type`: returns whether a config has that format."""
 

@@ -228,6 +228,6 @@ def _one_of(*names: str) -> Any:
 
 
 METHODS: Final = (
-    Method("OSF", "OSF", read_osf, ("osf_",)),
+    Method("OSF", "OSF", read_osf, ("osf_",), full_weights=True),
     Method("PSOFT", "PSOFT", read_psoft, ("psoft_",)),
 )

@@ -139,10 +139,20 @@ class VectorDeltas:
     @property
     def nbytes(self) -> int:
         """With what is bound now."""
+        return self._unbound_nbytes + sum(one.nbytes for one in list(self._known.values()))
+
+    @property
+    def most_nbytes(self) -> int:
+        """With as many scales as are kept beside those in use."""
+        table = len(self.places_M3) * _VECTOR_DELTA.itemsize
+        each = self.w_P.nbytes + self.slope_Q.nbytes + table
+        return self._unbound_nbytes + KNOWN_SCALES * each
+
+    @property
+    def _unbound_nbytes(self) -> int:
         parts = (self.magnitude_P, self.w_P, self.c_P, self.d_P, self.fixed_Q, self.slope_Q)
-        bound = sum(one.nbytes for one in list(self._known.values()))
         matrices = 0 if self.matrices is None else self.matrices.nbytes
-        return bound + matrices + sum(part.nbytes for part in parts)
+        return matrices + sum(part.nbytes for part in parts)
 
 
 def fits(
