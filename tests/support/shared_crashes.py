@@ -209,7 +209,9 @@ def left_over(parts: Company, believed: Believed) -> set[str]:
     wrong = {key.split("/")[1] for key in parts.store.found() if "sha256-" in key} ^ owned
     for server in parts.servers:
         wrong |= {path.name for path in (server.home / "blobs").iterdir()} - owned
-        for folder in ("staging", "expendable", "expendable-in-store"):
+        # A mark stays if the other server has stored the content again; it deletes nothing then.
+        wrong |= {path.name for path in (server.home / "expendable-in-store").iterdir()} - owned
+        for folder in ("staging", "expendable"):
             wrong |= {str(path) for path in (server.home / folder).iterdir()}
     return wrong
 
