@@ -9,6 +9,8 @@ let box = null;
 export function show(element, token) {
   if (!token) return;
   box ??= made();
+  const home = element.closest("main");
+  if (box.parentNode !== home) home.append(box);
   render(html`<${Alternatives} token=${token} />`, box);
   box.hidden = false;
   document.querySelector(`[aria-describedby="${ID}"]`)?.removeAttribute("aria-describedby");
@@ -29,7 +31,6 @@ function made() {
   element.id = ID;
   element.setAttribute("role", "tooltip");
   element.hidden = true;
-  document.body.append(element);
   addEventListener("scroll", hide, { capture: true, passive: true });
   return element;
 }

@@ -26,6 +26,7 @@ export class Sheet {
     if (!text) return;
     const full = this.#length > MOST || (this.#length > ENOUGH && this.#last.endsWith("\n"));
     if (!this.#block || full) {
+      this.#block?.classList.add("full");
       this.#block = document.createElement("div");
       this.#block.className = "block";
       this.#root.append(this.#block);

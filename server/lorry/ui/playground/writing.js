@@ -81,7 +81,7 @@ class Text {
   }
 }
 
-/** One element for each token. */
+/** One element for each token that shows something: the first bytes of a character do not. */
 class Tokens {
   #next = 0;
   #at = 0;
@@ -97,7 +97,7 @@ class Tokens {
     const element = document.createElement("span");
     element.className = `token level-${level(token.logprob)}`;
     element.dataset.at = this.#next;
-    if (this.#next === 0) element.tabIndex = 0;
+    if (token.text && !this.#at) element.tabIndex = 0;
     const end = this.#at + token.text.length;
     while (this.#range < ranges.length && ranges[this.#range][1] <= this.#at) this.#range += 1;
     if (ranges[this.#range]?.[0] < end) element.classList.add("differs");
