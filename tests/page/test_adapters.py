@@ -157,10 +157,13 @@ def test_it_goes_back_to_a_version_and_removes_one(
     server: Server, tab: Tabs, named: Callable[..., str]
 ) -> None:
     name = named("fiddler", 1, 2, 3)
-    shown = tab(server).open(f"#/adapters/{name}")
+    one = tab(server, viewport=PHONE)
+    shown = one.open(f"#/adapters/{name}")
     current = shown.locator("tr[aria-current]")
     expect(current).to_contain_text("3")
     expect(current).to_contain_text("127.0.0.1")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert one.barriers() == []
     shown.get_by_role("button", name="Roll back to 1").click()
     expect(current.get_by_role("rowheader")).to_contain_text("1")
     assert server.client.get(f"/adapters/{name}").json()["version"] == 1

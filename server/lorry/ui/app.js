@@ -5,6 +5,8 @@ import { place, address } from "./place.js";
 import { connect, forgetKey, info, keyed, may, reason, state, useKey } from "./session.js";
 import { THEMES, theme } from "./theme.js";
 import { Adapters } from "./adapters/adapters.js";
+import { Audit } from "./audit/audit.js";
+import { Keys } from "./keys/keys.js";
 import { Live } from "./live/live.js";
 import { Playground } from "./playground/playground.js";
 
@@ -12,6 +14,8 @@ const PAGES = [
   { name: "playground", title: "Playground", view: Playground, shown: () => may("generate") },
   { name: "adapters", title: "Adapters", view: Adapters, shown: () => true },
   { name: "live", title: "Live", view: Live, shown: () => true },
+  { name: "keys", title: "Keys", view: Keys, shown: () => keyed.value && may("admin") },
+  { name: "audit", title: "Audit", view: Audit, shown: () => may("admin") },
 ];
 
 function Header() {
