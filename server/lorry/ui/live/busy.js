@@ -22,8 +22,8 @@ export function Busy({ all, long, base }) {
               <th scope="col">Adapter</th>
               <th scope="col" class="number">Tokens/s</th>
               <th scope="col" class="number">Requests/min</th>
-              <th scope="col" class="number">First token, half / 95 %</th>
-              <th scope="col" class="number">Each token, half / 95 %</th>
+              <th scope="col" class="number">First token, median / 95 %</th>
+              <th scope="col" class="number">Each token, median / 95 %</th>
             </tr>
           </thead>
           <tbody>

@@ -4,7 +4,7 @@ import { html, useEffect, useId, useRef } from "../html.js";
 import { theme } from "../theme.js";
 import uPlot from "../vendor/uplot.js";
 
-const HEIGHT = 150;
+const HEIGHT = 160; // pixels
 
 /** `times`: seconds. `lines`: `[{ label, values }]`. `shown(value)`: a value as text. */
 export function Chart({ title, note, times, lines, shown, most }) {
@@ -62,7 +62,7 @@ function options(box, lines, shown, most) {
     cursor: { y: false, points: { size: 6 } },
     scales: { y: { range: (plot, low, high) => [0, most ?? (high > 0 ? high * 1.1 : 1)] } },
     axes: [
-      { ...axis, space: 90, values: (plot, at) => at.map(clock) },
+      { ...axis, size: 28, space: 90, values: (plot, at) => at.map(clock) },
       { ...axis, size: 62, space: 34, values: (plot, at) => at.map((value) => shown(value)) },
     ],
     series: [

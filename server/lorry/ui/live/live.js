@@ -135,7 +135,7 @@ function percentiles(all, name) {
       return quantile(q, buckets(reading.series, name), buckets(then.series, name));
     });
   return [
-    { label: "half", values: at(0.5) },
+    { label: "median", values: at(0.5) },
     { label: "95 %", values: at(0.95) },
   ];
 }
