@@ -231,8 +231,14 @@ class _Listener(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
+            everywhere = host in ("0.0.0.0", "::")
             host = f"[{host}]" if ":" in host else host
             self._say(f"lorry serves {self._server.base.name} on http://{host}:{port}")
+            settings = self._server.settings
+            if settings.ui == "on":
+                # A browser cannot go to the address that stands for all.
+                where = f"http://{'localhost' if everywhere else host}:{port}{settings.root_path}/"
+                self._say(f"open {where} in a browser to try it")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain is not None:

@@ -117,6 +117,7 @@ def test_it_works_under_a_proxy_s_prefix(
         for address in ("llm", "llm/", "llm/#/live"):
             expect(one.open(address).get_by_role("link", name="Live")).to_be_visible()
         assert one.page.evaluate("document.baseURI") == f"{server.url}/llm/"
+        assert f"open {server.url}/llm/ in a browser" in server.tail()
 
 
 def test_off_is_off(started: Callable[..., AbstractContextManager[Server]]) -> None:
@@ -124,6 +125,7 @@ def test_off_is_off(started: Callable[..., AbstractContextManager[Server]]) -> N
         answer = server.client.get("/")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         assert server.client.get("/ui/app.js").status_code == 404
+        assert "browser" not in server.tail()
 
 
 def test_it_says_that_the_server_is_gone_and_goes_on_when_it_is_back(
