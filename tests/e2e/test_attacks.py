@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from support.attacks import KEY, attacks
+from support.attack import KEY
+from support.attacks import attacks
 from support.https_server import HttpsServer, serve_https
 from support.patience import wait_until
 from support.server import body, running

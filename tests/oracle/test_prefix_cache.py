@@ -382,8 +382,7 @@ def differs(pair: Pair, part: str) -> bool:
 
 def run_ids(engine: Engine, ids: Sequence[int]) -> list[tuple[int, float]]:
     """Of a prompt for the activated LoRA."""
-    name = str(len(engine.asks))
-    ref = engine.house.ref(engine._folders("alora"), 1.0)
+    name, ref = str(len(engine.asks)), engine.house.ref(engine._folders("alora"), 1.0)
     engine.asks[name], engine.answers[name] = PARTS["the call"][0], Answer()
     uses = uses_of([ref], ids)
     engine.scheduler.add(Request(name, tuple(ids), SamplingParams(6), uses, 0.0))

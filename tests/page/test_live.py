@@ -55,7 +55,9 @@ def test_it_shows_what_the_server_does(server: Server, tab: Tabs, scheme: str) -
         chart = shown.get_by_role("img", name="Tokens a second")
         expect(chart).to_have_accessible_name(re.compile(r"generated [1-9]"))
         first = shown.get_by_role("img", name="Time to the first token")
-        expect(first).to_have_accessible_name(re.compile(r"median [\d.]+ (ms|s), 95 % [\d.]+ (ms|s)"))
+        expect(first).to_have_accessible_name(
+            re.compile(r"median [\d.]+ (ms|s), 95 % [\d.]+ (ms|s)")
+        )
         assert one.barriers() == []
     assert re.fullmatch(r"\d+ of 16", tile(shown, "Running"))
     assert tile(shown, "Failed steps") == "0"

@@ -1,67 +1,20 @@
-"""Attacks on a server, each of them one row: what is sent, the status it must have, and a word that
-the answer must say. Uploads that are wrong are in `bad_uploads`; those that are to cost the server
-its time or memory in `hostile_archives`, `hostile_files` and `hostile_requests`.
+"""Attacks on a server, each of them one row. Uploads that are wrong are in `bad_uploads`; those
+that are to cost the server its time or memory in `hostile_archives`, `hostile_files` and
+`hostile_requests`.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
-
+from support.attack import KEY, LONG, Attack, Call, Raw
 from support.bad_uploads import bad_uploads
-from support.https_server import HttpsServer, redirect
-from support.https_server import send as https_send
-from support.patience import PATIENCE
+from support.https_server import HttpsServer
+from support.source_attacks import redirects, sources
 
-KEY = "key-of-tests"
 _JSON = {"content-type": "application/json"}
-_LONG = "x" * 7000
-
-
-@dataclass(frozen=True)
-class Attack:
-    name: str
-    status: int
-    says: str
-    send: Callable[[httpx.Client], tuple[int, str]]
-    """Returns the answer's status and text."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    method: str
-    path: str
-    more: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, http: httpx.Client) -> tuple[int, str]:
-        answer = http.request(self.method, self.path, **self.more)
-        return answer.status_code, answer.text
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """Bytes as no client library would send them. `KEY` and `HOST` are filled in."""
-
-    text: str
-
-    def __call__(self, http: httpx.Client) -> tuple[int, str]:
-        at = urlsplit(str(http.base_url))
-        text = self.text.replace("KEY", KEY).replace("HOST", at.netloc).replace("\n", "\r\n")
-        with socket.create_connection((at.hostname, at.port), PATIENCE) as connection:
-            # It may have been answered, and hung up on, before all of it was sent.
-            with suppress(ConnectionError):
-                connection.sendall(text.encode("latin-1"))
-            answer = b""
-            while piece := connection.recv(65536):
-                answer += piece
-        return int(answer.split()[1]), answer.decode("latin-1")
 
 
 def attacks(adapter: Path, origin: HttpsServer, max_rank: int) -> list[Attack]:
@@ -78,8 +31,8 @@ def attacks(adapter: Path, origin: HttpsServer, max_rank: int) -> list[Attack]:
         *_origins(),
         *_hosts(),
         *_heads(),
-        *_sources(origin),
-        *_redirects(origin),
+        *sources(origin),
+        *redirects(origin),
     ]
     assert len({row.name for row in rows}) == len(rows)
     return rows
@@ -88,7 +41,7 @@ def attacks(adapter: Path, origin: HttpsServer, max_rank: int) -> list[Attack]:
 def _uploads(adapter: Path, max_rank: int) -> Iterator[Attack]:
     for name, bad in bad_uploads(adapter, max_rank=max_rank).items():
         files = {"file": (bad.filename, bad.content)}
-        call = _Call("POST", "/adapters", {"data": {"name": "bad"}, "files": files})
+        call = Call("POST", "/adapters", {"data": {"name": "bad"}, "files": files})
         yield Attack(f"upload: {name}", bad.status, bad.says, call)
 
 
@@ -119,23 +72,23 @@ def _forms() -> Iterator[Attack]:
     ]  # fmt: skip
     for name, status, says, content in rows:
         more = {"headers": form, "content": content.encode()}
-        yield Attack(f"form: {name}", status, says, _Call("POST", "/adapters", more))
+        yield Attack(f"form: {name}", status, says, Call("POST", "/adapters", more))
 
 
 def _requests() -> Iterator[Attack]:
     def generate(name: str, status: int, says: str, **body: Any) -> Attack:
-        call = _Call("POST", "/generate", {"json": {"inputs": "x", **body}})
+        call = Call("POST", "/generate", {"json": {"inputs": "x", **body}})
         return Attack(f"request: {name}", status, says, call)
 
     def raw(name: str, status: int, says: str, content: bytes) -> Attack:
-        call = _Call("POST", "/generate", {"content": content, "headers": _JSON})
+        call = Call("POST", "/generate", {"content": content, "headers": _JSON})
         return Attack(f"request: {name}", status, says, call)
 
     def grammar(name: str, says: str, kind: str, value: Any) -> Attack:
         return generate(name, 422, says, parameters={"grammar": {"type": kind, "value": value}})
 
     def openai(name: str, status: int, says: str, path: str, **body: Any) -> Attack:
-        call = _Call("POST", path, {"json": {"model": "good", **body}})
+        call = Call("POST", path, {"json": {"model": "good", **body}})
         return Attack(f"request: {name}", status, says, call)
 
     def chat(name: str, says: str, content: Any = "x", role: str = "user", **more: Any) -> Attack:
@@ -144,7 +97,7 @@ def _requests() -> Iterator[Attack]:
 
     yield generate("an adapter that is a path", 404, "../../etc/passwd", adapter="../../etc/passwd")
     yield generate("an adapter that is a URL", 404, "https", adapter="https://evil.example/a.zip")
-    yield generate("an adapter of 7,000 characters", 404, "", adapter=_LONG)
+    yield generate("an adapter of 7,000 characters", 404, "", adapter=LONG)
     yield generate("an adapter with NUL", 404, "", adapter="good\0")
     yield generate("nine adapters", 422, "8", adapter=["good"] * 9)
     yield generate("a scale of a million", 422, "16", adapter={"name": "good", "scale": 1e6})
@@ -175,7 +128,7 @@ def _requests() -> Iterator[Attack]:
     yield openai("a million logprobs", 400, "logprobs", path, prompt="x", logprobs=10**6)
     yield openai("tokens that are no tokens", 400, "", path, prompt=[-1, 10**9])
     numbers = {"json": {"tokens": [-5, 2**40]}}
-    call = _Call("POST", "/detokenize", numbers)
+    call = Call("POST", "/detokenize", numbers)
     yield Attack("request: tokens to text that are none", 400, "token", call)
 
 
@@ -185,7 +138,7 @@ def _names() -> Iterator[Attack]:
         ("GET", "/adapters/%2e%2e/%2e%2e/etc", 404),
         ("GET", "/adapters/good%00", 404),
         ("GET", "/adapters/good%0d%0aX-Evil:1", 404),
-        ("GET", f"/adapters/{_LONG}", 404),
+        ("GET", f"/adapters/{LONG}", 404),
         ("GET", "/adapters/good/content?version=-1", 404),
         ("GET", "/adapters/good/content?version=99999999999999999999999", 404),
         ("GET", "/adapters/good@9/content", 422),
@@ -202,11 +155,11 @@ def _names() -> Iterator[Attack]:
         ("POST", "/adapters/good", 405),
     ]
     for method, path, status in paths:
-        yield Attack(f"path: {method} {path[:60]}", status, "", _Call(method, path))
-    for name in ("../a", ".a", "-a", "a b", "a\0b", "a\nb", "ä", "a@1", "base", _LONG, "/a",
+        yield Attack(f"path: {method} {path[:60]}", status, "", Call(method, path))
+    for name in ("../a", ".a", "-a", "a b", "a\0b", "a\nb", "ä", "a@1", "base", LONG, "/a",
                  "a//b", "a/content", "CON\\a"):  # fmt: skip
         files = {"file": ("a.zip", b"PK")}
-        call = _Call("POST", "/adapters", {"data": {"name": name}, "files": files})
+        call = Call("POST", "/adapters", {"data": {"name": name}, "files": files})
         # A file comes first in no message: the name is looked at before it is unpacked.
         yield Attack(f"name: {name[:20]!r}", 422, "name", call)
 
@@ -237,12 +190,12 @@ def _versions() -> Iterator[Attack]:
         ("a digest", 422, "digest", {"digest": "sha256:" + "0" * 64}),
     ]
     for name, status, says, body in rows:
-        call = _Call("PATCH", "/adapters/good", {"json": body})
+        call = Call("PATCH", "/adapters/good", {"json": body})
         yield Attack(f"change: {name}", status, says, call)
     stale = {"json": {"scale": 2.0}, "headers": {"if-match": '"sha256:0"'}}
-    yield Attack("change: a stale digest", 412, "digest", _Call("PATCH", "/adapters/good", stale))
+    yield Attack("change: a stale digest", 412, "digest", Call("PATCH", "/adapters/good", stale))
     broken = {"json": {"digest": "../../etc"}}
-    yield Attack("change: recover a path", 404, "digest", _Call("POST", "/unclaimed", broken))
+    yield Attack("change: recover a path", 404, "digest", Call("POST", "/unclaimed", broken))
 
 
 def _key_bodies() -> Iterator[Attack]:
@@ -253,7 +206,7 @@ def _key_bodies() -> Iterator[Attack]:
         ("an unknown scope", 422, "scopes", {**one, "scopes": ["root"]}),
         ("a name with a path", 422, "name", {**one, "name": "../team"}),
         ("an empty name", 422, "name", {**one, "name": ""}),
-        ("a name of 7,000", 422, "name", {**one, "name": _LONG}),
+        ("a name of 7,000", 422, "name", {**one, "name": LONG}),
         ("the settings' own name", 409, "another name", {**one, "name": "LORRY_API_KEY"}),
         ("a text of its own", 422, "key", {**one, "key": "lorry-000000000000-weak"}),
         ("an id of its own", 422, "id", {**one, "id": "000000000000"}),
@@ -273,13 +226,13 @@ def _key_bodies() -> Iterator[Attack]:
         ("a list", 422, "object", [one]),
     ]  # fmt: skip
     for name, status, says, body in rows:
-        yield Attack(f"key: {name}", status, says, _Call("POST", "/keys", {"json": body}))
+        yield Attack(f"key: {name}", status, says, Call("POST", "/keys", {"json": body}))
     yield Attack(
-        "key: rotate nobody's", 404, "nobody", _Call("POST", "/keys/nobody/rotate", {"json": {}})
+        "key: rotate nobody's", 404, "nobody", Call("POST", "/keys/nobody/rotate", {"json": {}})
     )
-    yield Attack("key: revoke nobody's", 404, "nobody", _Call("DELETE", "/keys/nobody"))
+    yield Attack("key: revoke nobody's", 404, "nobody", Call("DELETE", "/keys/nobody"))
     yield Attack(
-        "key: revoke the settings'", 404, "LORRY_API_KEY", _Call("DELETE", "/keys/LORRY_API_KEY")
+        "key: revoke the settings'", 404, "LORRY_API_KEY", Call("DELETE", "/keys/LORRY_API_KEY")
     )
 
 
@@ -305,13 +258,13 @@ def _keys() -> Iterator[Attack]:
         head = "".join(f"{key}: {value}\n" for key, value in headers.items())
         text = f"GET /adapters HTTP/1.1\nHost: HOST\nConnection: close\n{head}\n"
         # The value itself, not a name that is filled in.
-        yield Attack(f"key form: {name}", 401, "key", _Raw(text))
+        yield Attack(f"key form: {name}", 401, "key", Raw(text))
     text = "GET /adapters?x-api-key=KEY&api_key=KEY HTTP/1.1\nHost: HOST\nConnection: close\n\n"
-    yield Attack("key form: in the URL", 401, "key", _Raw(text))
+    yield Attack("key form: in the URL", 401, "key", Raw(text))
 
 
-def _post(head: str, path: str = "/adapters/good", method: str = "DELETE") -> _Raw:
-    return _Raw(f"{method} {path} HTTP/1.1\nx-api-key: KEY\nConnection: close\n{head}\n")
+def _post(head: str, path: str = "/adapters/good", method: str = "DELETE") -> Raw:
+    return Raw(f"{method} {path} HTTP/1.1\nx-api-key: KEY\nConnection: close\n{head}\n")
 
 
 def _origins() -> Iterator[Attack]:
@@ -360,7 +313,7 @@ def _hosts() -> Iterator[Attack]:
         ("two in one", "localhost, evil.example", 400, "malformed_host"),
         ("a bracket alone", "[::1", 400, "malformed_host"),
         ("a port that is none", "localhost:http", 400, "malformed_host"),
-        ("7,000 characters", _LONG, 403, "foreign_host"),
+        ("7,000 characters", LONG, 403, "foreign_host"),
     ):
         yield Attack(f"host: {name}", status, says, _post(f"Host: {host}\n"))
     twice = "Host: localhost\nHost: evil.example\n"
@@ -401,76 +354,4 @@ def _heads() -> Iterator[Attack]:
         ("a form's type", 415,
          f"{head}Content-Type: application/x-www-form-urlencoded\nContent-Length: 1\n\na"),
     ):  # fmt: skip
-        yield Attack(f"head: {name}", status, "", _Raw(text))
-
-
-def _fetch(source: str) -> _Call:
-    return _Call("POST", "/adapters", {"json": {"name": "fetched", "source": source}})
-
-
-def _sources(origin: HttpsServer) -> Iterator[Attack]:
-    here = origin.port
-    for source, status in (
-        ("https://example.com/a.zip", 403),
-        ("https://localhost/a.zip", 403),
-        (f"https://127.0.0.1:{here}/good.zip", 403),
-        (f"https://[::1]:{here}/good.zip", 403),
-        (f"https://2130706433:{here}/good.zip", 403),
-        (f"https://0x7f.1:{here}/good.zip", 403),
-        (f"https://localhost.:{here + 1}/good.zip", 403),
-        ("https://169.254.169.254/latest/meta-data", 403),
-        ("https://metadata.google.internal/a", 403),
-        ("s3://bucket/legal", 403),
-        ("gs://bucket/legal", 403),
-        ("org/name", 403),
-        ("hf://org/name", 403),
-        ("/etc", 403),
-        ("/proc/self/environ", 403),
-        ("file:///etc/passwd", 403),
-        ("/../../etc/shadow", 403),
-        (f"http://localhost:{here}/good.zip", 422),
-        (f"ftp://localhost:{here}/good.zip", 422),
-        ("gopher://localhost/", 422),
-        ("data:application/zip;base64,UEs=", 422),
-        ("", 422),
-        ("../good", 422),
-        (f"https://user:secret@localhost:{here}/good.zip", 422),
-        (f"https://localhost:{here}/good.zip#x", 422),
-        (f"https://localhost:{here}\\@example.com/a.zip", 422),
-        (f"https://localhost:{here}/good.zip\r\nX-Evil: 1", 422),
-        ("https://localhost:99999/good.zip", 422),
-        ("https://", 422),
-        (f"https://localhost:{here}/{_LONG * 2}", 422),
-    ):
-        yield Attack(f"source: {source[:60]!r}", status, "source", _fetch(source))
-    answers: dict[str, tuple[int, str, bytes]] = {
-        "a page": (415, "no archive", b"<html>sign in</html>"),
-        "a pickle": (415, "pickle", b"\x80\x02}q\x00."),
-        "nothing": (415, "empty", b""),
-        "too much": (413, "larger than", bytes(5 << 20)),
-    }
-    for name, (status, says, content) in answers.items():
-        path = f"/{name.replace(' ', '-')}.zip"
-        origin.answers[path] = lambda handler, body=content: https_send(handler, 200, body)
-        yield Attack(f"source: {name}", status, says, _fetch(origin.url + path))
-
-
-def _redirects(origin: HttpsServer) -> Iterator[Attack]:
-    for number, (to, status) in enumerate((
-        ("https://example.com/good.zip", 302),
-        (f"https://127.0.0.1:{origin.port}/good.zip", 301),
-        ("https://localhost/good.zip", 307),
-        (f"http://localhost:{origin.port}/good.zip", 308),
-        (f"https://user:secret@localhost:{origin.port}/good.zip", 302),
-        ("//169.254.169.254/latest", 303),
-        ("https://[::ffff:169.254.169.254]/latest", 302),
-        ("https://10.0.0.1/good.zip", 302),
-        ("file:///etc/passwd", 302),
-        ("s3://bucket/good.zip", 302),
-        ("https://[broken", 302),
-        ("https://2130706433/good.zip", 301),
-    )):  # fmt: skip
-        path = f"/away{number}.zip"
-        origin.answers[path] = redirect(to, status)
-        name = f"redirect: {status} to {to.replace(str(origin.port), 'PORT')}"
-        yield Attack(name, 403, "source", _fetch(origin.url + path))
+        yield Attack(f"head: {name}", status, "", Raw(text))
