@@ -47,11 +47,19 @@ class Raw:
     def __call__(self, http: httpx.Client) -> tuple[int, str]:
         at = urlsplit(str(http.base_url))
         text = self.text.replace("KEY", KEY).replace("HOST", at.netloc).replace("\n", "\r\n")
-        with socket.create_connection((at.hostname, at.port), PATIENCE) as connection:
+        # The end of the connection may overtake the answer where not all was read: rarely.
+        for _ in range(5):
+            answer = self._answer((at.hostname or "", at.port or 0), text.encode("latin-1"))
+            if answer:
+                break
+        return int(answer.split()[1]), answer.decode("latin-1")
+
+    def _answer(self, address: tuple[str, int], content: bytes) -> bytes:
+        answer = b""
+        with socket.create_connection(address, PATIENCE) as connection, suppress(ConnectionError):
             # It may have been answered, and hung up on, before all of it was sent.
             with suppress(ConnectionError):
-                connection.sendall(text.encode("latin-1"))
-            answer = b""
+                connection.sendall(content)
             while piece := connection.recv(65536):
                 answer += piece
-        return int(answer.split()[1]), answer.decode("latin-1")
+        return answer
