@@ -6,6 +6,7 @@
 #   make lint                        the part of it that runs no test
 #   make fmt                         sorts imports, formats, mends what ruff can
 #   make docs                        writes the parts of README.md and docs/ that come from the code
+#   make picture                     writes README's picture of the page, from a server on :8000
 #   make clients                     every client there is a test for, from PyPI and npm, against a live server, and
 #                                    the table of clients/README.md; ARGS names groups of them
 #   make crash                       kills a server 200 times, and two servers and what they share, while clients change
@@ -43,7 +44,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 COMPILED := server/build_compiled.py $(wildcard server/lorry/model/compiled/*.[ch]) server/lorry/model/compiled/recipe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt docs pytest clients clients-quick crash storm bench install install-dev clean
+.PHONY: help serve test lint fmt docs picture pytest clients clients-quick crash storm bench install install-dev clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -88,6 +89,9 @@ docs: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.readme
 	@PYTHONPATH=tests $(BIN)/python -m support.matrix --write
 	@PYTHONPATH=tests $(BIN)/python -m support.decoder_outcomes --write
+
+picture: $(DEV_STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m support.picture http://localhost:8000
 
 fmt: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
