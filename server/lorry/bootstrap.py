@@ -294,7 +294,7 @@ def serve(settings: Settings) -> None:
             # By default uvicorn trusts all peers on this machine; `create_app` configures the
             # trusted proxies.
             proxy_headers=False,
-            http=heads.Protocol,
+            http=heads.BoundedProtocol,
         )
         listener = _Listener(config, server, say)
         listeners.append(listener)

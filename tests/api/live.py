@@ -85,7 +85,7 @@ def serve(settings: Settings) -> Iterator[Live]:
         port=0,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE,
-        http=heads.Protocol,
+        http=heads.BoundedProtocol,
     )
     web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run)

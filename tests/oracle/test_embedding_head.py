@@ -14,7 +14,7 @@ from statistics import fmean
 import pytest
 from transformers import AutoModelForCausalLM
 
-from support.compiled import forbid_packed, require_compiled_step
+from support.compiled import forbid_packed, in_codes, require_compiled_step
 from support.executor_driver import Ask, ExecutorDriver
 from support.kind import trained_tokens
 from support.peft_kinds import KINDS
@@ -74,7 +74,8 @@ def ground(
         name: make(KINDS[name], request.param, model, root / str(i)).folder
         for i, name in enumerate(EMBEDDINGS + HEADS)
     }
-    compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
+    with in_codes():
+        compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
     packed = ExecutorDriver(base, quantization="int8")
     plain = make(KINDS["lora"], request.param, model, root / "plain").folder
     yield Ground(compiled, packed, made, plain, request.param)

@@ -17,7 +17,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from support.company import check_company
-from support.compiled import forbid_packed, require_compiled_step
+from support.compiled import forbid_packed, in_codes, require_compiled_step
 from support.executor_driver import NUM_SLOTS, Ask, ExecutorDriver
 from support.families import FAMILIES as KNOWN
 from support.peft_kinds import KINDS
@@ -94,7 +94,8 @@ def ground(
         if name not in without
     }
     plain = make(KINDS["lora"], family, model, root / "plain").folder
-    compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
+    with in_codes():
+        compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
     yield Ground(compiled, ExecutorDriver(base, quantization="int8"), made, plain)
     compiled.close()
 

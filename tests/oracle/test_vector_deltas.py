@@ -18,7 +18,7 @@ import peft
 import pytest
 
 from support.company import check_company
-from support.compiled import forbid_packed, require_compiled_step
+from support.compiled import forbid_packed, in_codes, require_compiled_step
 from support.executor_driver import Ask, ExecutorDriver
 from support.kind import Kind
 from support.lora_kinds import lora_config
@@ -124,7 +124,8 @@ def ground(
         round_pairs(made.model)
         rounded[made.folder] = root / f"{index}" / "rounded"
         made.model.save_pretrained(rounded[made.folder])
-    compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
+    with in_codes():
+        compiled = ExecutorDriver(base, quantization="int8", kernels="compiled", threads=2)
     yield Ground(compiled, ExecutorDriver(base, quantization="int8"), found, rounded)
     compiled.close()
 

@@ -17,7 +17,7 @@ MAX_HEAD: Final = 64 << 10
 _REFUSAL: Final = f"the request line and headers have more than {MAX_HEAD >> 10} KiB"
 
 
-class Protocol(http10.Protocol):
+class BoundedProtocol(http10.Protocol):
     """uvicorn's protocol, for its `http` setting."""
 
     _since = 0

@@ -63,6 +63,7 @@ def start(folder: Path, home: Path, said: list[str] | None = None, **more: Any) 
         device="cpu",
         dtype="float32",
         quantize="nf4",
+        adapter_memory=64 << 20,  # the usual limit follows the free memory
         **{**TINY, **more},
     )
     core = load_core(settings, (said if said is not None else []).append)
