@@ -1,6 +1,6 @@
 // Light, dark, or as the system is.
 
-import { effect, signal } from "./html.js";
+import { computed, effect, signal } from "./html.js";
 
 const NAME = "lorry.theme";
 export const THEMES = ["system", "light", "dark"];
@@ -16,8 +16,20 @@ function stored() {
 
 export const theme = signal(stored());
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const systemDark = signal(dark.matches);
+dark.addEventListener("change", (event) => (systemDark.value = event.matches));
+
+/** "light" or "dark": what is shown, which the style sheets go by. */
+export const shown = computed(() =>
+  theme.value === "system" ? (systemDark.value ? "dark" : "light") : theme.value,
+);
+
 effect(() => {
-  document.documentElement.dataset.theme = theme.value;
+  document.documentElement.dataset.theme = shown.value;
+});
+
+effect(() => {
   try {
     localStorage.setItem(NAME, theme.value);
   } catch {

@@ -1,7 +1,7 @@
 // A line chart of uPlot's in the page's colours, which says its last values to who cannot see it.
 
 import { html, useEffect, useId, useRef } from "../html.js";
-import { theme } from "../theme.js";
+import { shown as colours } from "../theme.js";
 import uPlot from "../vendor/uplot.js";
 
 const HEIGHT = 160; // pixels
@@ -24,7 +24,7 @@ export function Chart({ title, note, times, lines, shown, most }) {
       made.destroy();
     };
     // A line more, or other colours: another chart.
-  }, [theme.value, lines.map(({ label }) => label).join()]);
+  }, [colours.value, lines.map(({ label }) => label).join()]);
 
   useEffect(() => plot.current?.setData(data), [times]);
 
