@@ -122,6 +122,21 @@ def zip_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
+def archives(
+    peft_adapter: Callable[..., Path], zip_of: Callable[..., Path]
+) -> Callable[[int], Path]:
+    """`archives(seed)`: a zip of an adapter for the tiny Llama."""
+    made: dict[int, Path] = {}
+
+    def archive(seed: int) -> Path:
+        if seed not in made:
+            made[seed] = zip_of(peft_adapter("llama", "plain", seed=seed))
+        return made[seed]
+
+    return archive
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A server of its own, running."""
     from support.postgres import Postgres, why_not

@@ -41,21 +41,6 @@ def settings_for(
 
 
 @pytest.fixture(scope="session")
-def archives(
-    peft_adapter: Callable[..., Path], zip_of: Callable[..., Path]
-) -> Callable[[int], Path]:
-    """`archives(seed)`: a zip of an adapter for the tiny Llama."""
-    made: dict[int, Path] = {}
-
-    def archive(seed: int) -> Path:
-        if seed not in made:
-            made[seed] = zip_of(peft_adapter("llama", "plain", seed=seed))
-        return made[seed]
-
-    return archive
-
-
-@pytest.fixture(scope="session")
 def live(
     tmp_path_factory: pytest.TempPathFactory,
     settings_for: Callable[..., Settings],

@@ -105,18 +105,23 @@ def inputs(tokens: int, fan_in: int, seed: int = 1) -> Tensor:
     return x_TI
 
 
+def compare(kernel: Kernel, shape: tuple[int, int], bias: bool, *, apart: float) -> None:
+    """`apart`: of a token's largest output."""
+    linear = linear_of(*shape, bias=bias)
+    for tokens in TOKENS:
+        x_TI = inputs(tokens, shape[0])
+        expected, got = linear(x_TI), kernel(linear, x_TI)
+        largest_T1 = expected.abs().amax(1, keepdim=True)
+        assert ((got - expected).abs() <= apart * largest_T1).all(), tokens
+
+
 @needs_reference
 @pytest.mark.parametrize("shape", IN_CODES, ids=str)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 def test_the_numbers_of_the_generic_path(
     kernel: Kernel, shape: tuple[int, int], bias: bool
 ) -> None:
-    linear = linear_of(*shape, bias=bias)
-    for tokens in TOKENS:
-        x_TI = inputs(tokens, shape[0])
-        expected, got = linear(x_TI), kernel(linear, x_TI)
-        largest_T1 = expected.abs().amax(1, keepdim=True)
-        assert ((got - expected).abs() <= 1e-6 * largest_T1).all(), tokens
+    compare(kernel, shape, bias, apart=1e-6)
 
 
 @pytest.mark.parametrize("shape", IN_CHUNKS, ids=str)
@@ -124,13 +129,8 @@ def test_the_numbers_of_the_generic_path(
 def test_the_numbers_of_activations_in_chunks(
     kernel: Kernel, shape: tuple[int, int], bias: bool
 ) -> None:
-    linear = linear_of(*shape, bias=bias)
-    for tokens in TOKENS:
-        x_TI = inputs(tokens, shape[0])
-        expected, got = linear(x_TI), kernel(linear, x_TI)
-        largest_T1 = expected.abs().amax(1, keepdim=True)
-        # The sums of chunks are of floats, in an order of their own.
-        assert ((got - expected).abs() <= 2e-5 * largest_T1).all(), tokens
+    # The sums of chunks are of floats, in an order of their own.
+    compare(kernel, shape, bias, apart=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
