@@ -282,6 +282,7 @@ def _about(
         "model_source": loaded.source,
         "model_revision": loaded.revision,
         "architecture": loaded.layout.architecture,
+        "parameters": loaded.layout.weights(),
         "quantization": loaded.quantization,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "kv_cache_dtype": str(served.cache.dtype).removeprefix("torch."),

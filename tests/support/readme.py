@@ -117,7 +117,7 @@ def openapi() -> dict[str, Any]:
             eos_token_ids=frozenset({EOS}),
             max_model_len=128,
             vocab_size=VOCAB_SIZE,
-            about={},
+            about={"parameters": 1},
         ),
         access=AccessControl(None),
     )

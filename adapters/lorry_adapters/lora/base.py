@@ -99,3 +99,17 @@ class BaseLayout:
     aliases: Mapping[str, tuple[AliasPart, ...]] = field(default_factory=dict)
     """Paths that adapters know and this model does not have, each with the modules that compute its
     outputs now, in order."""
+
+    def weights(self) -> int:
+        """Return the number of the base's weights, as they were before any quantization."""
+        owners = {one.owner for one in self.parameters.values()}
+        count = sum(_weights_of(one.shape) for one in self.parameters.values())
+        for path, module in self.modules.items():
+            if path not in owners and not (self.tied and path == self.output_embedding):
+                count += _weights_of(module)
+        return count
+
+
+def _weights_of(module: BaseModule) -> int:
+    inputs = 1 if module.kind is ModuleKind.OTHER else module.in_features
+    return module.experts * module.out_features * inputs + module.bias * module.out_features

@@ -266,9 +266,16 @@ class Registry:
 
     def content(self, name: str, version: int | None = None) -> Tarball:
         """Return the files as a tar in chunks. Raises UnknownAdapter, AdapterBroken."""
+        with self.files(name, version) as (found, folder):
+            return Tarball(folder, found.digest)
+
+    @contextmanager
+    def files(self, name: str, version: int | None = None) -> Iterator[tuple[VersionRecord, Path]]:
+        """Yield a version, enabled or not, and its folder, which stays during the block. Raises
+        UnknownAdapter, and AdapterBroken if the files cannot be read in the block."""
         with self._inventory.holding_version(name, version) as found:
             try:
-                return Tarball(self._blobs.present(found.digest), found.digest)
+                yield found, self._blobs.present(found.digest)
             except (OSError, ValueError, InvalidAdapter) as error:
                 text = f"adapter {name!r} (version {found.version}): {FILES_GONE}"
                 raise AdapterBroken(text) from error

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lorry_adapters.errors import InvalidAdapter, Problem, Remedy, ToolError
-from lorry_adapters.lora.peft_folder import PeftFolder
+from lorry_adapters.lora.peft_folder import Pair, PeftFolder
 from lorry_adapters.lora.problems import some
 
 _ROWS: Final = 1024
@@ -64,15 +64,20 @@ def norms(folder: PeftFolder, base: Mapping[str, float] | None = None) -> list[M
         )
     found = []
     for module, pair in pairs.items():
-        norm = folder.strength(module, pair.rank) * product_norm(
-            folder.read_b(pair), folder.read(pair.a_key), pair.experts
-        )
-        if not math.isfinite(norm):
-            raise InvalidAdapter([f"{module} contains NaN or infinite numbers"])
         layer, part = place(module)
         weight = None if base is None else base.get(module)
-        found.append(ModuleNorm(module, layer, part, pair.rank, abs(norm), weight))
+        norm = pair_norm(folder, pair)
+        found.append(ModuleNorm(module, layer, part, pair.rank, norm, weight))
     return found
+
+
+def pair_norm(folder: PeftFolder, pair: Pair) -> float:
+    """Return ||s·B·A||, s the trained strength. Raises InvalidAdapter if a number is not finite."""
+    strength = folder.strength(pair.module, pair.rank)
+    norm = strength * product_norm(folder.read_b(pair), folder.read(pair.a_key), pair.experts)
+    if not math.isfinite(norm):
+        raise InvalidAdapter([f"{pair.module} contains NaN or infinite numbers"])
+    return abs(norm)
 
 
 def place(module: str) -> tuple[int | None, str]:

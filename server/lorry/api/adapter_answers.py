@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from lorry.advice import advised
 from lorry.api.adapter_schema import version_view
 from lorry.api.fetches import Fetches
+from lorry.api.inspections import Inspections
 from lorry.api.residencies import Residencies
 from lorry.api.voices import Voices
 from lorry_adapters.registry.record import AdapterRecord, Share
@@ -24,24 +25,33 @@ class AdapterAnswers:
         voices: Voices,
         fetches: Fetches,
         watched: Callable[[], Mapping[str, str]] | None,
+        base_parameters: int,
     ) -> None:
         self._registry = registry
         self._residencies = residencies
         self._voices = voices
         self._fetches = fetches
         self._watched = watched
+        self._inspections = Inspections(registry, base_parameters)
 
     async def one(
-        self, record: AdapterRecord, status: int = 200, *, name: str | None = None
+        self,
+        record: AdapterRecord,
+        status: int = 200,
+        *,
+        name: str | None = None,
+        inspect: bool = False,
     ) -> Response:
         """Return a response with a record, and its digest as `ETag`. `name`: the name that was
-        asked for, perhaps an alias."""
+        asked for, perhaps an alias. `inspect`: read the files, too; raises as `Inspections.of`."""
         headers = {"ETag": f'"{record.current.digest}"'}
         view = self._view(record)
         if name is not None and name != record.name:
             view["alias"] = name
         if record.current.words:
             view["words_left_out"] = await self._voices.left_out(record.name, record.current)
+        if inspect:
+            view["inspection"] = await self._inspections.of(record)
         return JSONResponse(view, status_code=status, headers=headers)
 
     def all(self) -> Response:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from lorry.advice import advised
 from lorry.api.bodies import Body
+from lorry.api.inspections import InspectionView
 from lorry_adapters.registry.names import NAME
 from lorry_adapters.registry.record import MAX_SCALE, VersionRecord
 
@@ -137,6 +138,9 @@ class AdapterView(BaseModel):
     words_left_out: list[str] | None = Field(
         default=None,
         description="Words that are not used, and why; not in lists",
+    )
+    inspection: InspectionView | None = Field(
+        default=None, description="With `?inspect=true` alone"
     )
     residency: str = Field(description="device, host or disk: where the weights are")
     broken: str | None = Field(description="Why it cannot be served; null if it can")

@@ -7,9 +7,9 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -67,6 +67,7 @@ class Adapters:
         fetcher: Fetcher,
         hub_endpoint: str,
         watched: Callable[[], Mapping[str, str]] | None,
+        base_parameters: int,
     ) -> None:
         self._fetcher = fetcher
         self._hub_endpoint = hub_endpoint
@@ -74,7 +75,9 @@ class Adapters:
         self._fetching = asyncio.Semaphore(_AT_A_TIME)
         self._registry = registry
         self._metrics = metrics
-        self.answers = AdapterAnswers(registry, residencies, voices, self._fetches, watched)
+        self.answers = AdapterAnswers(
+            registry, residencies, voices, self._fetches, watched, base_parameters
+        )
         self._max_upload = max_upload
         self._verifying = asyncio.Semaphore(_AT_A_TIME)
 
@@ -125,7 +128,7 @@ class Adapters:
         add("GET", files, self.content, title, {200: tar}, (404, 422, 503))
         coming = {"model": FetchingView, "description": "It is being fetched"}
         shown: dict[int | str, dict[str, Any]] = {200: record, 202: coming}
-        add("GET", one, self.show, "Show an adapter", shown, (404,))
+        add("GET", one, self.show, "Show an adapter", shown, (404, 422, 503))
         add(
             "PUT",
             one,
@@ -158,10 +161,17 @@ class Adapters:
         """Every adapter's record, disabled ones too."""
         return self.answers.all()
 
-    async def show(self, name: str) -> Response:
+    async def show(
+        self,
+        name: str,
+        inspect: Annotated[
+            bool, Query(description="Add `inspection`: what the current version's files tell")
+        ] = False,
+    ) -> Response:
         """An adapter's record with all its versions; `ETag` is the digest of the current one."""
         try:
-            return await self.answers.one(self._registry.get(name), name=name)
+            record = self._registry.get(name)
+            return await self.answers.one(record, name=name, inspect=inspect)
         except UnknownAdapter as error:
             if not self._registry.policy.sees(name):
                 raise

@@ -197,6 +197,7 @@ def create_app(services: Services) -> FastAPI:
         fetcher=_fetcher(services.settings),
         hub_endpoint=hub_endpoint(services.settings),
         watched=services.watched,
+        base_parameters=services.base.about["parameters"],
     )
     if services.settings.adapter_resolvers:
         resolvers, retry = services.settings.adapter_resolvers, services.settings.resolve_retry

@@ -61,6 +61,7 @@ class ServerInfo(BaseModel):
     model_revision: str | None
     model_sha: str | None = Field(description="TGI's name for `model_revision`")
     architecture: str
+    parameters: int = Field(description="The base's, as before any quantization")
     quantization: str
     dtype: str
     model_dtype: str = Field(description="TGI's name for `dtype`")

@@ -68,7 +68,11 @@ def url(tmp_path: Path, tiny_model, request: pytest.FixtureRequest) -> Iterator[
                 eos_token_ids=frozenset({EOS}),
                 max_model_len=128,
                 vocab_size=VOCAB_SIZE,
-                about={"max_lora_rank": settings.max_lora_rank, "memory": {}},
+                about={
+                    "max_lora_rank": settings.max_lora_rank,
+                    "memory": {},
+                    "parameters": 1,
+                },
             ),
             access=access,
         )

@@ -53,6 +53,12 @@ def test_the_output_head_is_found(name: str) -> None:
     assert model.get_submodule(head) is model.get_output_embeddings()
 
 
+@pytest.mark.parametrize("name", (*REQUIRED, "mixtral"))
+def test_it_has_the_number_of_weights(name: str) -> None:
+    model = build_model(name)
+    assert layout_of(model, "base").weights() == sum(one.numel() for one in model.parameters())
+
+
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 @pytest.mark.parametrize("name", REQUIRED)
 def test_quantizing_does_not_change_the_layout(name: str, quantize: str, tmp_path: Path) -> None:

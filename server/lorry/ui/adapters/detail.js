@@ -5,6 +5,7 @@ import { address } from "../place.js";
 import { may } from "../session.js";
 import { StateBadge, Residency } from "./badges.js";
 import { bytes, moment, number, precise } from "./figures.js";
+import { Inspection } from "./inspection.js";
 import { Names } from "./names.js";
 import { byName, records } from "./records.js";
 import { leaving, removeLater } from "./removals.js";
@@ -44,6 +45,7 @@ export function Detail({ name }) {
       <div class="panels">
         ${may("upload") && html`<${Settings} record=${record} />`}
         <${Facts} record=${record} />
+        <${Inspection} record=${record} />
         <${Versions} record=${record} />
         <${Names} record=${record} />
       </div>
@@ -63,16 +65,14 @@ function Warnings({ texts }) {
 function Facts({ record }) {
   const facts = [
     ["Kind", record.peft_type],
-    ["Rank", record.rank || "–"],
+    record.rank && ["Rank", record.rank],
     ["Default scale", precise(record.scale)],
     ["Parameters", number(record.parameters)],
     ["Size", bytes(record.bytes)],
-    ["Modules", record.target_modules.join(", ")],
-    ["Trained for", record.base_model ?? "not said"],
+    record.target_modules.length && ["Modules", record.target_modules.join(", ")],
     ["Task", record.task_type],
     record.virtual_tokens && ["Virtual tokens", number(record.virtual_tokens)],
     record.invocation.length && ["Invocation", record.invocation.join(" ")],
-    record.words.length && ["Brings", record.words.join(", ")],
     ["Digest", html`<code class="digest">${record.digest}</code>`],
     ["Added", moment(record.created_at)],
     ["Changed", moment(record.updated_at)],

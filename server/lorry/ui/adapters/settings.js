@@ -25,8 +25,10 @@ function Truth({ record, field, label, note }) {
   };
   return html`
     <div>
-      <${Switch} named label=${label} checked=${record[field]} disabled=${busy} onChange=${set} />
-      ${note && html`<span class="faint"> ${note}</span>`}
+      <div class="row">
+        <${Switch} named label=${label} checked=${record[field]} disabled=${busy} onChange=${set} />
+        ${note && html`<span class="faint">${note}</span>`}
+      </div>
       <${Refusal} error=${error} />
     </div>
   `;
