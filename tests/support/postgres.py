@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -81,6 +82,19 @@ class Postgres:
             self._process = None
             wait_until(self._alone, "the end of PostgreSQL's children")
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its processes during the block. It accepts connections, and answers nothing."""
+        # The postmaster first, which would take a child that stops for one that hangs.
+        assert self._process is not None
+        for pid in (self._process.pid, *self._processes()):
+            _signal(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in self._processes():
+                _signal(pid, signal.SIGCONT)
+
     def url(self, database: str) -> str:
         return f"postgresql://lorry@/{database}?host={self._folder}"
 
@@ -118,14 +132,21 @@ class Postgres:
 
     def _alone(self) -> bool:
         # A new one would refuse the shared memory that an old child still has.
+        return not self._processes()
+
+    def _processes(self) -> list[int]:
         data = str(self._data)
+        found = []
         for entry in Path("/proc").glob("[0-9]*/cwd"):
-            try:
+            with suppress(OSError):
                 if str(entry.readlink()) == data:
-                    return False
-            except OSError:
-                continue
-        return True
+                    found.append(int(entry.parent.name))
+        return found
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -2,7 +2,7 @@
 
 Whoever stores something in it brings its own tables and migrations (`Schema`); two of them may live
 in one database. The connections are given up early on purpose: a server that waits for a lost
-database would be worse than one that refuses changes.
+or frozen database would be worse than one that refuses changes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lorry_adapters.errors import CatalogUnavailable, HomeUnusable
 
-SILENCE: Final = 15.0
-"""Seconds without an answer after which the database counts as lost."""
+QUIET: Final = 15.0
+"""Seconds without an answer after which `warning` says that the database is lost."""
+
+REFUSING: Final = 1.0
+"""Seconds for which a silent database is not asked again: changes that waited for one another must
+not each wait for it."""
 
 _DRIVER: Final = "postgresql+psycopg"
 
@@ -34,7 +38,8 @@ _CONNECT: Final = {
 }
 
 _SESSION: Final = (
-    "SET statement_timeout = '20s'",
+    # Both below what a connection waits for an answer (`limited_connection`).
+    "SET statement_timeout = '12s'",
     # Another server's change takes milliseconds, or as long as it stores its files.
     "SET lock_timeout = '10s'",
     # A server that hangs in the middle of a change must not keep the others out.
@@ -65,7 +70,16 @@ class Database:
         """What anyone may know of the URL."""
         self._trouble: str | None = None
         self._heard = time.monotonic()
+        self._silent: tuple[float, str] | None = None
+        """When the database was last found silent, and the refusal."""
         try:
+            # psycopg is an extra.
+            from lorry_adapters.registry.shared.limited_connection import (
+                SILENCES,
+                LimitedConnection,
+            )
+
+            self._silences = SILENCES
             self._engine = create_engine(
                 parsed, connect_args=_CONNECT, pool_size=4, pool_recycle=600, pool_use_lifo=True
             )
@@ -73,6 +87,11 @@ class Database:
             raise HomeUnusable(
                 "a catalog in PostgreSQL needs psycopg: pip install 'lorry[postgres]'"
             ) from error
+        event.listen(
+            self._engine,
+            "do_connect",
+            lambda dialect, record, args, options: LimitedConnection.connect(*args, **options),
+        )
         event.listen(self._engine, "connect", _set_up)
         try:
             with self.transaction() as connection:
@@ -91,6 +110,7 @@ class Database:
     def transaction(self, *, snapshot: bool = False) -> Iterator[Connection]:
         """Yield a connection with a transaction, which is rolled back after the block unless it
         was committed. `snapshot`: every statement sees the state of the first."""
+        self._refuse_while_silent()
         with self.translated(), self._engine.connect() as connection:
             if snapshot:
                 connection.execution_options(isolation_level="REPEATABLE READ")
@@ -98,6 +118,7 @@ class Database:
 
     @contextmanager
     def listening(self, channel: str) -> Iterator[Listener]:
+        self._refuse_while_silent()
         with self.translated(), self._engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.execute(text(f"LISTEN {channel}"))
@@ -124,19 +145,28 @@ class Database:
             # The other connections are probably lost too.
             self._engine.dispose()
             self._trouble = f"the catalog {self.name} cannot be used now"
-            why = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise CatalogUnavailable(
+            original = getattr(error, "orig", None) or error
+            why = " ".join(str(original).split())
+            refusal = (
                 f"the catalog {self.name} cannot be used ({why[:300]}); adapters that are known "
                 "here are served, and changes are refused until it is back"
-            ) from error
-        self._trouble = None
+            )
+            if isinstance(original, self._silences):
+                self._silent = (time.monotonic(), refusal)
+            raise CatalogUnavailable(refusal) from error
+        self._trouble = self._silent = None
         self._heard = time.monotonic()
+
+    def _refuse_while_silent(self) -> None:
+        silent = self._silent
+        if silent is not None and time.monotonic() - silent[0] < REFUSING:
+            raise CatalogUnavailable(silent[1])
 
     def warning(self) -> str | None:
         """Return what anyone may know of why changes are refused, or None. Needs someone who asks
         the database all the time."""
         trouble, silent = self._trouble, time.monotonic() - self._heard
-        if trouble is None and silent > SILENCE:
+        if trouble is None and silent > QUIET:
             trouble = f"the catalog {self.name} has not answered for {silent:.0f} s"
         return None if trouble is None else f"{trouble}: changes are refused; the log has more"
 
