@@ -5,8 +5,8 @@ here are looked at. One that is missing or does not fit the base is marked as br
 reading it fails, so it is never served as something else. What is in a store is fetched when it
 is needed.
 
-If the servers share a store of contents, the thread also says in the catalog which of them running
-requests use here.
+The thread also says in the catalog which contents running requests use here: they stay in a store
+that the servers share, and no server retires their versions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from lorry_adapters.registry.shared.shared_ledger import SharedLedger
 
 RENEWAL: Final = 10.0
-"""Seconds after which the leases on contents are renewed. They last longer."""
+"""Seconds after which the leases on contents are renewed. They last longer. What is newly used is
+leased at the next look."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +99,9 @@ class _Follower:
             with self._storage.lock:
                 self._show(self._ledger.news())
         self._check_arrived()
-        if self._storage.blobs.elsewhere and time.monotonic() - self._renewed > RENEWAL:
-            self._ledger.lease(self._inventory.in_use())
+        used = self._inventory.in_use()
+        if used - self._ledger.leased or time.monotonic() - self._renewed > RENEWAL:
+            self._ledger.lease(used)
             self._renewed = time.monotonic()
 
     def _show(self, news: News) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +106,10 @@ class Ledger:
             self._sidecars.remove(name, self._catalog.revision())
         except OSError:
             self._behind(name)
+
+    def used_elsewhere(self, digests: Collection[str]) -> frozenset[str]:
+        """Return nothing: only this process uses the home."""
+        return frozenset()
 
     @contextmanager
     def deleting(self, digest: str) -> Iterator[bool]:

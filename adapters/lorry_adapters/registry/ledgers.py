@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,10 @@ class AdapterLedger(Protocol):
 
     def forget(self, name: str) -> None:
         """Remove an adapter with all its versions. Raises as `save`."""
+
+    def used_elsewhere(self, digests: Collection[str]) -> frozenset[str]:
+        """Return those of the contents that other servers use. Within `changing`. Raises
+        CatalogUnavailable."""
 
     def deleting(self, digest: str) -> AbstractContextManager[bool]:
         """Guard the deletion of a content that this server does not need from a store that servers

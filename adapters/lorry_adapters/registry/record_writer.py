@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from lorry_adapters.errors import AdapterBroken, AdapterConflict
@@ -97,10 +97,11 @@ class RecordWriter:
         """Remove the versions that are no longer kept. Called now and then, as they grow old; a
         push does it for its adapter."""
         for record in self._inventory.every():
-            if self._expired(record, now):
+            # Without asking for other servers' leases.
+            if self._expired(record, now, self._inventory.held):
                 with self._storage.changing():
                     again = self._inventory.find(record.name)
-                    if again is not None and self._expired(again, now):
+                    if again is not None and self._expired(again, now, self._held):
                         self.save(again, now=now)
 
     def save(
@@ -110,7 +111,7 @@ class RecordWriter:
         now: datetime | None = None,
     ) -> AdapterRecord:
         """Store and show a record, without the versions that are no longer kept. Return it."""
-        if gone := self._expired(record, now):
+        if gone := self._expired(record, now, self._held):
             record = without_versions(record, gone)
         old = self._inventory.find(record.name)
         kept = {version.version for version in record.versions}
@@ -125,9 +126,18 @@ class RecordWriter:
         return record
 
     def _expired(
-        self, record: AdapterRecord, now: datetime | None = None
+        self,
+        record: AdapterRecord,
+        now: datetime | None,
+        held: Callable[[Iterable[str]], frozenset[str]],
     ) -> tuple[VersionRecord, ...]:
-        return expired(record, self._retention, now or datetime.now(UTC), self._inventory.held)
+        return expired(record, self._retention, now or datetime.now(UTC), held)
+
+    def _held(self, digests: Iterable[str]) -> frozenset[str]:
+        """Return those of the digests that leases hold, here or on another server."""
+        asked = frozenset(digests)
+        ours = self._inventory.held(asked)
+        return ours | self._storage.ledger.used_elsewhere(asked - ours)
 
     def own(self, name: str) -> AdapterRecord:
         """Return the record. Raises UnknownAdapter, and AdapterConflict for an alias."""

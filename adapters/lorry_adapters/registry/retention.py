@@ -48,7 +48,8 @@ def expired(
     now: datetime,
     held: Callable[[Iterable[str]], frozenset[str]],
 ) -> tuple[VersionRecord, ...]:
-    """Return the versions to remove. `held(digests)` returns those that leases hold."""
+    """Return the versions to remove. `held(digests)` returns those that leases hold, on any server
+    that shares the catalog."""
     rules = record.rules
     count = default.versions if rules.keep_versions is None else rules.keep_versions
     days = default.days if rules.keep_days is None else rules.keep_days

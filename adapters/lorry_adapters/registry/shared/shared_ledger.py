@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from lorry_adapters.errors import CatalogUnavailable
@@ -77,7 +77,8 @@ class SharedLedger:
         self._fits: set[str] = set()
         self._connection: Connection | None = None
         self._server = uuid.uuid4().hex
-        self._leased: frozenset[str] = frozenset()
+        self.leased: frozenset[str] = frozenset()
+        """The contents that `lease` was last called with."""
         try:
             self.news()
             self.began = self._seen > 0
@@ -191,6 +192,12 @@ class SharedLedger:
             self._let_go(connection, digests)
         del self._known[name]
 
+    def used_elsewhere(self, digests: Collection[str]) -> frozenset[str]:
+        """Return those of the contents on which other servers have a lease. Within `changing`."""
+        assert self._connection is not None, "outside of `changing`"
+        leased = select(leases.c.digest).where(leases.c.digest.in_(digests), self._others())
+        return frozenset(self._connection.execute(leased).scalars())
+
     @contextmanager
     def deleting(self, digest: str) -> Iterator[bool]:
         """Guard the deletion of a content from the store. Yields true if no record names it, no
@@ -199,11 +206,7 @@ class SharedLedger:
             connection.execute(select(state.c.revision).with_for_update())
             needed = (
                 select(versions.c.digest).where(versions.c.digest == digest),
-                select(leases.c.digest).where(
-                    leases.c.digest == digest,
-                    leases.c.until > func.now(),
-                    leases.c.server != self._server,
-                ),
+                select(leases.c.digest).where(leases.c.digest == digest, self._others()),
                 select(unnamed.c.digest).where(
                     unnamed.c.digest == digest, unnamed.c.until > func.now()
                 ),
@@ -217,7 +220,7 @@ class SharedLedger:
     def lease(self, digests: Collection[str]) -> None:
         """Say that this server uses these contents, and no others, for a while. Raises
         CatalogUnavailable."""
-        if not digests and not self._leased:
+        if not digests and not self.leased:
             return
         until = func.now() + LEASE
         with self.database.transaction() as connection:
@@ -233,7 +236,7 @@ class SharedLedger:
                     )
                 )
             connection.commit()
-        self._leased = frozenset(digests)
+        self.leased = frozenset(digests)
 
     def warning(self) -> str | None:
         """Return why changes are refused, or None."""
@@ -241,6 +244,10 @@ class SharedLedger:
 
     def close(self) -> None:
         self.database.close()
+
+    def _others(self) -> ColumnElement[bool]:
+        """The leases of other servers that are not over."""
+        return (leases.c.until > func.now()) & (leases.c.server != self._server)
 
     @contextmanager
     def _committing(self, *, removal: bool) -> Iterator[tuple[Connection, int]]:
