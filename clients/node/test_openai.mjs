@@ -76,6 +76,10 @@ test("adapter", async () => {
   const pirate = await said({ model: ADAPTER });
   assert.notEqual(pirate, await said());
   assert.equal(await said({ adapter: [{ name: ADAPTER }] }), pirate);
+  const routed = client.withOptions({ defaultHeaders: { "x-lorry-adapter": ADAPTER } });
+  const answer = await routed.chat.completions.create({ ...given, model: ADAPTER });
+  assert.equal(answer.choices[0].message.content, pirate);
+  await assert.rejects(routed.chat.completions.create(given), OpenAI.BadRequestError);
 });
 
 test("completion", async () => {

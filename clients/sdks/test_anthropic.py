@@ -112,6 +112,11 @@ def test_adapter_by_model(client: anthropic.Anthropic) -> None:
     pirate = client.messages.create(**given(model=ADAPTER))
     assert pirate.model == ADAPTER
     assert text(pirate) != text(client.messages.create(**given()))
+    header = {"x-lorry-adapter": ADAPTER}
+    told = client.messages.create(**given(model=ADAPTER, extra_headers=header))
+    assert text(told) == text(pirate)
+    with pytest.raises(anthropic.BadRequestError, match="X-Lorry-Adapter"):
+        client.messages.create(**given(extra_headers=header))
 
 
 def test_adapter_by_extra_body(client: anthropic.Anthropic) -> None:

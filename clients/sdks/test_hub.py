@@ -84,6 +84,11 @@ def test_adapter(client: InferenceClient, url: str) -> None:
     by_url = InferenceClient(base_url=url, api_key="none")
     answer = by_url.chat_completion(MESSAGES, model=ADAPTER, max_tokens=12)
     assert answer.model == ADAPTER
+    header = {"x-lorry-adapter": ADAPTER}
+    routed = InferenceClient(base_url=url, api_key="none", headers=header)
+    assert routed.chat_completion(MESSAGES, model=ADAPTER, max_tokens=12).model == ADAPTER
+    with pytest.raises(HfHubHTTPError, match="X-Lorry-Adapter"):
+        routed.chat_completion(MESSAGES, max_tokens=12)
 
 
 def test_completion(client: InferenceClient) -> None:

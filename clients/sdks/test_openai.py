@@ -133,6 +133,12 @@ def test_adapter_by_model(client: openai.OpenAI) -> None:
     base, pirate = ask(client), ask(client, model=ADAPTER)
     assert pirate.choices[0].message.content != base.choices[0].message.content
     assert pirate.model == ADAPTER
+    # A balancer finds the adapter's server by it.
+    header = {"x-lorry-adapter": ADAPTER}
+    told = ask(client, model=ADAPTER, extra_headers=header)
+    assert told.choices[0].message.content == pirate.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="X-Lorry-Adapter"):
+        ask(client.with_options(default_headers=header))
 
 
 def test_adapter_by_extra_body(client: openai.OpenAI) -> None:

@@ -6,6 +6,7 @@
     │   └── UnsupportedModel    it can be read, but not served correctly
     └── RequestError            one request, refused; `param` names the field
         ├── InvalidRequest      a value that makes no sense
+        ├── HeaderMismatch      `X-Lorry-Adapter` names another adapter than the body
         ├── UnsupportedParameter a field of other servers that is not served here
         ├── ModelNotFound       `model` names neither the base nor an adapter
         ├── PromptTooLong       prompt and answer exceed the model's length
@@ -74,6 +75,10 @@ class RequestError(LorryError):
 
 class InvalidRequest(RequestError):
     pass
+
+
+class HeaderMismatch(RequestError):
+    param = "X-Lorry-Adapter"
 
 
 class UnsupportedParameter(RequestError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +35,11 @@ class Answer:
 
 
 @contextmanager
-def stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+def stream(
+    client: httpx.Client, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> Iterator[Iterator[dict[str, Any]]]:
     """The parsed events of one request; leaving the block early hangs up."""
-    with client.stream("POST", "/generate_stream", json=body) as response:
+    with client.stream("POST", "/generate_stream", json=body, headers=headers) as response:
         if response.status_code != 200:
             response.read()
             raise Refused(response.status_code, response.json())

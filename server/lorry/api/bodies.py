@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Never, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
+from lorry.api.adapter_header import HEADER as ADAPTER_HEADER
+from lorry.api.adapter_header import check_header
 from lorry.api.arrival import arriving, check_encoding
 from lorry.api.errors import (
     BodyTooLarge,
@@ -59,6 +61,7 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
 
     Raises:
         UnsupportedMediaType, BodyTooLarge, BodyTooSlow, MalformedBody, InvalidFields.
+        HeaderMismatch: `X-Lorry-Adapter` names another adapter than the body.
         ClientDisconnect: the client went away in the middle.
         QueueFull, ShuttingDown: before the body is parsed.
     """
@@ -75,6 +78,7 @@ async def read_one_of(request: Request, choose: Callable[[dict[str, Any]], type[
         body = await asyncio.to_thread(_make, data, choose, remarks)
     else:
         body = _make(data, choose, remarks)
+    check_header(request.headers.getlist(ADAPTER_HEADER), body)
     resolving = getattr(request.app.state, RESOLVING, None)
     if resolving is not None:
         await resolving.prepare(body)

@@ -127,6 +127,7 @@ _SERVER = "server_error"
 TABLE: Mapping[type[Exception], ErrorRow] = {
     MalformedBody: ErrorRow(400, "malformed_body", _REQUEST, "validation"),
     MalformedHost: ErrorRow(400, "malformed_host", _REQUEST, "validation"),
+    served.HeaderMismatch: ErrorRow(400, "adapter_header_mismatch", _REQUEST, "validation"),
     PreviousNotFound: ErrorRow(400, "previous_response_not_found", _REQUEST, "validation"),
     Unauthorized: ErrorRow(401, "unauthorized", "authentication_error", "unauthorized"),
     ForeignHost: ErrorRow(403, "foreign_host", "permission_error", "forbidden"),

@@ -11,9 +11,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
+from lorry.api.adapter_header import named_by
 from lorry.api.adapter_state import State
 from lorry.api.adapters import Adapters
 from lorry.api.errors import message_of
@@ -97,7 +98,8 @@ class Resolving:
         Raises ModelNotFound or UnknownAdapter if fetching one failed, KeyLimitExceeded,
         ForbiddenAdapter, QueueFull, and the errors of this server's disk and memory.
         """
-        for field, name in _names(body):
+        for field, text in named_by(body):
+            name = text.partition("@")[0]
             if self._is_wanted(name):
                 try:
                     await self._resolve(name)
@@ -171,20 +173,3 @@ class Resolving:
         self._failures[name] = (self._clock() + self._retry, why)
         while len(self._failures) > _REMEMBERED:
             self._failures.popitem(last=False)
-
-
-def _names(body: object) -> Iterator[tuple[str, str]]:
-    """Yield fields and the names of adapters that they may have, without versions."""
-    parameters = getattr(body, "parameters", None)
-    merged = getattr(parameters, "merged_adapters", None)
-    specs: list[tuple[str, Any]] = [
-        ("model", getattr(body, "model", None)),
-        ("adapter", getattr(body, "adapter", None)),
-        ("adapter", getattr(parameters, "adapter_id", None)),
-        ("adapter", getattr(merged, "ids", None)),
-    ]
-    for field, spec in specs:
-        for one in spec[:8] if isinstance(spec, list) else (spec,):
-            name = one.get("name") if isinstance(one, dict) else one
-            if isinstance(name, str) and name:
-                yield field, name.partition("@")[0]

@@ -86,6 +86,10 @@ class Talk:
             asked["temperature"] = self.temperature
         return asked
 
+    def headers(self) -> dict[str, str]:
+        """Return the header by which a balancer finds the adapter's server."""
+        return {} if self.adapter is None else {"x-lorry-adapter": self.adapter.partition("@")[0]}
+
 
 def chat(
     adapter: Adapter = None,
@@ -138,7 +142,8 @@ def ask(
     with Connection(url, api_key) as server:
         if as_json:
             body = {**talk.body(), "stream": False}
-            write_json(server.request("POST", "/v1/chat/completions", json=body))
+            path = "/v1/chat/completions"
+            write_json(server.request("POST", path, json=body, headers=talk.headers()))
         else:
             _answer(server, talk)
 
@@ -161,7 +166,7 @@ def _turn(server: Connection, talk: Talk, line: str) -> None:
 def _answer(server: Connection, talk: Talk) -> str:
     """Write the answer as it arrives and return all of it. Raises ServerError."""
     said, reason = "", None
-    for choice in _choices(server, talk.body()):
+    for choice in _choices(server, talk):
         delta = choice["delta"].get("content") or ""
         typer.echo(delta, nl=False)
         sys.stdout.flush()
@@ -176,9 +181,10 @@ def _answer(server: Connection, talk: Talk) -> str:
     return said
 
 
-def _choices(server: Connection, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _choices(server: Connection, talk: Talk) -> Iterator[dict[str, Any]]:
     """Yield the choices of a stream's chunks."""
-    with server.stream("POST", "/v1/chat/completions", json=body) as response:
+    path = "/v1/chat/completions"
+    with server.stream("POST", path, json=talk.body(), headers=talk.headers()) as response:
         for line in response.iter_lines():
             data = line.removeprefix("data:").strip()
             if not line.startswith("data:") or data == "[DONE]":
