@@ -4,6 +4,7 @@
     ├── SettingsError           a flag, variable or key with a bad value; named
     ├── ModelError              the base cannot be found, read or verified
     │   └── UnsupportedModel    it can be read, but not served correctly
+    ├── TrainingError           a training run's data, settings or state
     └── RequestError            one request, refused; `param` names the field
         ├── InvalidRequest      a value that makes no sense
         ├── HeaderMismatch      `X-Lorry-Adapter` names another adapter than the body
@@ -61,6 +62,10 @@ class ModelError(LorryError):
 
 
 class UnsupportedModel(ModelError):
+    pass
+
+
+class TrainingError(LorryError):
     pass
 
 

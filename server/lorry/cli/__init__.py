@@ -1,5 +1,5 @@
 """The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `keys`,
-`catalog`, `audit`, `bench`, `doctor`.
+`catalog`, `audit`, `bench`, `doctor`, `train`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -29,6 +29,7 @@ from lorry.cli import (
     model_commands,
     ps_command,
     serve_command,
+    train_command,
 )
 from lorry.cli.output import in_a_line, report_error
 from lorry.errors import LorryError, SettingsError
@@ -68,6 +69,7 @@ def build_app() -> typer.Typer:
     audit_command.register(app)
     bench_command.register(app)
     doctor_command.register(app)
+    train_command.register(app)
     return app
 
 

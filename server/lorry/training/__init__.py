@@ -1,0 +1,13 @@
+"""Trains adapters: examples become token ids, transformers' Trainer and PEFT do the rest, and out
+come the two files of an adapter with a record of how they were made.
+
+    examples.py     what the user wrote, line by line
+    rendering.py    an example as token ids, with the tokens that are learned marked
+    survey.py       counts and warnings about the examples
+    recipe.py       every setting of a run, its defaults and presets
+    job.py          a run
+    monitor.py      what the run tells, and when it has to stop
+    record.py       how an adapter was made
+
+Nothing of the server imports this package.
+"""
