@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
     train: Train, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=r"no number at step \d+; lower --learning-rate"):
-        train("a", steps=20, learning_rate=1e30)
+        train("a", steps=10, learning_rate=1e30)
     for checkpoint in (tmp_path / "a" / job.CHECKPOINTS).glob("checkpoint-*"):
         tensors = load_file(checkpoint / "adapter_model.safetensors")
         assert all(tensor.isfinite().all() for tensor in tensors.values())
