@@ -151,9 +151,7 @@ def test_grafana_comes_only_when_it_is_asked_for() -> None:
     assert all(port.startswith("127.0.0.1:") for port in compose["grafana"]["ports"])
 
 
-def test_the_documentation_explains_every_alert_and_dashboard() -> None:
+def test_the_documentation_explains_every_dashboard() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
-    explained = set(re.findall(r"^\| `(Lorry\w+)` \|", text, re.MULTILINE))
-    assert explained == {rule.name for rule in dashboards.rules()}
     for file in dashboards.FILES:
         assert f"| {file.stem} |" in text

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, insert, select
@@ -30,6 +31,22 @@ KEY: Final = "key"
 MAX_PAGE: Final = 1000
 """Entries of one answer."""
 
+
+class Action(StrEnum):
+    """docs/operations.md explains each."""
+
+    ADDED = "added"
+    REPLACED = "replaced"
+    """An adapter has a new version."""
+    CHANGED = "changed"
+    """An adapter or a key."""
+    REMOVED = "removed"
+    CREATED = "created"
+    """A key, as the next two."""
+    ROTATED = "rotated"
+    REVOKED = "revoked"
+
+
 _STATE: Final = ("enabled", "scale", "pinned", "description")
 
 logger = logging.getLogger(__name__)
@@ -38,6 +55,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     action: str
+    """One of `Action`, or what a newer server wrote."""
     kind: str
     """`adapter` or `key`."""
     name: str
@@ -116,7 +134,7 @@ def of_adapters(before: AdapterRecord | None, after: AdapterRecord | None) -> Au
     assert record is not None
     digest_before = None if before is None else before.current.digest
     if after is None:
-        return AuditEntry("removed", ADAPTER, record.name, digest_before)
+        return AuditEntry(Action.REMOVED, ADAPTER, record.name, digest_before)
     versions = [] if before is None else [one.version for one in before.versions]
     detail: dict[str, Any] = {}
     if before is None or before.current.version != after.current.version:
@@ -133,11 +151,11 @@ def of_adapters(before: AdapterRecord | None, after: AdapterRecord | None) -> Au
     gone = sorted(set(versions) - {one.version for one in after.versions})
     if gone:
         detail["removed_versions"] = gone
-    action = "changed"
+    action = Action.CHANGED
     if before is None:
-        action = "added"
+        action = Action.ADDED
     elif after.versions[-1].version not in versions:
-        action = "replaced"
+        action = Action.REPLACED
         if after.versions[-1] != after.current:
             # As the name is split.
             detail["new_version"] = after.versions[-1].version
@@ -171,7 +189,7 @@ def _values(entry: AuditEntry) -> dict[str, Any]:
         "key_id": "" if who is None else who.key.id,
         "key_name": "" if who is None else who.key.name,
         "address": "" if who is None else who.address[:100],
-        "action": entry.action,
+        "action": str(entry.action),
         "kind": entry.kind,
         "name": entry.name,
         "digest_before": entry.digest_before,

@@ -26,7 +26,7 @@ from lorry.access.api_key import (
     new_id,
     new_secret,
 )
-from lorry.access.audit import KEY, Audit, AuditEntry, log
+from lorry.access.audit import KEY, Action, Audit, AuditEntry, log
 from lorry.errors import KeyConflict, KeyNotFound
 
 SETTINGS_KEY: Final = KeyRecord("settings", "LORRY_API_KEY", frozenset({Scope.ADMIN}))
@@ -135,7 +135,7 @@ class Keyring:
             now = datetime.now(UTC)
             shown = None if adapters is None else tuple(adapters)
             record = KeyRecord(id, name, scopes, shown, limits, description, now, now)
-            entry = AuditEntry("created", KEY, name, detail=_new(record))
+            entry = AuditEntry(Action.CREATED, KEY, name, detail=_new(record))
             with self._changing(entry) as connection:
                 connection.execute(
                     insert(table).values(
@@ -160,7 +160,7 @@ class Keyring:
                 self._check_admin_without(old)
             before, after = _shown(old), _shown(record)
             detail = {key: [before[key], after[key]] for key in after if before[key] != after[key]}
-            entry = AuditEntry("changed", KEY, old.name, detail=detail)
+            entry = AuditEntry(Action.CHANGED, KEY, old.name, detail=detail)
             with self._changing(entry) as connection:
                 connection.execute(
                     update(table).where(table.c.id == old.id).values(**_columns(record))
@@ -174,7 +174,7 @@ class Keyring:
             stored = self._find(name)
             record = replace(stored.record, updated_at=datetime.now(UTC))
             text = new_secret(record.id)
-            entry = AuditEntry("rotated", KEY, record.name, detail={"keep_old": keep_old})
+            entry = AuditEntry(Action.ROTATED, KEY, record.name, detail={"keep_old": keep_old})
             with self._changing(entry) as connection:
                 connection.execute(
                     update(table)
@@ -193,7 +193,7 @@ class Keyring:
         with self._exclusive():
             record = self._find(name).record
             self._check_admin_without(record)
-            with self._changing(AuditEntry("revoked", KEY, record.name)) as connection:
+            with self._changing(AuditEntry(Action.REVOKED, KEY, record.name)) as connection:
                 connection.execute(delete(table).where(table.c.id == record.id))
             return record
 
