@@ -185,7 +185,7 @@ def train(
         report(f"warning: {warning}")
     folder.mkdir(parents=True, exist_ok=True)
     with _display() as tell:
-        trained = job.run(prepared, folder, tell, resume=resume)
+        trained = job.run(prepared, folder, tell, say=report, resume=resume)
     _say_trained(trained, as_json)
     if push:
         _push(trained, name or folder.name, url, api_key, disabled=disabled)

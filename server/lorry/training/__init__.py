@@ -5,6 +5,7 @@ come the two files of an adapter with a record of how they were made.
     rendering.py    an example as token ids, with the tokens that are learned marked
     survey.py       counts and warnings about the examples
     recipe.py       every setting of a run, its defaults and presets
+    memory.py       what a run takes beside the base, before it takes it
     job.py          a run
     monitor.py      what the run tells, and when it has to stop
     record.py       how an adapter was made

@@ -34,12 +34,9 @@ def loaded(folder: Path, recipe: Recipe) -> Any:
         **_quantized(recipe, dtype),
     )
     if recipe.quantize != "none":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=recipe.checkpointing
-        )
-    elif recipe.checkpointing:
-        # Without an input that wants gradients, a checkpointed layer computes none.
-        model.enable_input_require_grads()
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if recipe.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 

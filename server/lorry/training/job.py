@@ -30,8 +30,9 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from lorry.errors import TrainingError
+from lorry.model.progress import Say
 from lorry.model.quiet import quiet
-from lorry.training import record
+from lorry.training import memory, record
 from lorry.training.adapter_model import loaded, save_adapter, with_adapter
 from lorry.training.examples import Example, read_examples
 from lorry.training.monitor import Monitor, Tell
@@ -129,8 +130,10 @@ def prepare(
     )
 
 
-def run(prepared: Prepared, folder: Path, tell: Tell, *, resume: bool = False) -> Trained:
-    """Train, and write the adapter and its record into `folder`.
+def run(
+    prepared: Prepared, folder: Path, tell: Tell, *, say: Say = lambda _: None, resume: bool = False
+) -> Trained:
+    """Train, and write the adapter and its record into `folder`. `say` gets the memory it takes.
 
     With `resume` a run that was interrupted goes on from its last checkpoint, if there is one.
     Raises TrainingError.
@@ -144,6 +147,9 @@ def run(prepared: Prepared, folder: Path, tell: Tell, *, resume: bool = False) -
     started = time.monotonic()
     with quiet():
         model = with_adapter(loaded(prepared.source.folder, recipe), recipe)
+    needed = memory.need(model, recipe, max(len(one.ids) for one in prepared.training))
+    say(f"training takes {needed.line}")
+    memory.check(needed, recipe)
     trainable, every = model.get_nb_trainable_parameters()
     monitor = Monitor(tell)
     steps = _steps(recipe, len(prepared.training))
@@ -181,6 +187,7 @@ def run(prepared: Prepared, folder: Path, tell: Tell, *, resume: bool = False) -
         },
         "examples": prepared.survey.as_json(),
         "parameters": {"trained": trainable, "all": every, "share": trainable / every},
+        "memory": needed.bytes,
         "steps": trainer.state.global_step,
         "curve": [one.as_json() for one in monitor.curve],
         "seconds": time.monotonic() - started,

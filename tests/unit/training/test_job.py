@@ -125,6 +125,13 @@ def test_twenty_steps_equal_the_same_loop_by_hand(
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_recomputed_activations_give_the_same_weights(train: Train, quantize: str) -> None:
+    kept = weights(train("a", steps=5, quantize=quantize))
+    for name, tensor in weights(train("b", steps=5, quantize=quantize, checkpointing=True)).items():
+        torch.testing.assert_close(tensor, kept[name], rtol=0, atol=1e-6)
+
+
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(train: Train) -> None:
     first, again, other = (
         (
