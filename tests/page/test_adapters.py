@@ -173,6 +173,84 @@ def test_it_goes_back_to_a_version_and_removes_one(
     assert [one["version"] for one in versions] == [1, 3]
 
 
+def test_how_long_versions_are_kept(server: Server, tab: Tabs, named: Callable[..., str]) -> None:
+    name = named("fiddler", 1, 2, 3, 4)
+
+    def kept() -> tuple[int | None, float | None]:
+        record = server.client.get(f"/adapters/{name}").json()
+        return record["keep_versions"], record["keep_days"]
+
+    one = tab(server)
+    one.expected.append("422")
+    shown = one.open(f"#/adapters/{name}")
+    save = shown.get_by_role("button", name="Save how long versions are kept")
+    expect(save).to_be_disabled()
+    shown.get_by_label("Versions kept").fill("1")
+    save.click()
+    expect(shown.get_by_role("alert")).to_contain_text("keep_versions must be")
+    shown.get_by_label("Versions kept").fill("3")
+    shown.get_by_label("Days kept").fill("0.5")
+    save.click()
+    expect(shown.get_by_role("button", name="Roll back to 1")).to_be_hidden()
+    assert kept() == (3, 0.5)
+    versions = server.client.get(f"/adapters/{name}").json()["versions"]
+    assert [one["version"] for one in versions] == [2, 3, 4]
+    shown.get_by_label("Versions kept").fill("")
+    shown.get_by_label("Days kept").fill("0")
+    save.click()
+    wait_until(lambda: kept() == (None, 0), "the server's default and no end")
+    expect(save).to_be_disabled()
+
+
+def test_the_files_of_a_version_are_downloaded_with_the_key(
+    started: Started, archives: Archives, tab: Tabs, tmp_path: Path
+) -> None:
+    with started("--api-key", "sesame") as server:
+        server.client.headers["authorization"] = "Bearer sesame"
+        for seed in (1, 2):
+            server.upload("org/pirate", archives(seed), replace="true").raise_for_status()
+        one = tab(server)
+        one.expected.append("401")
+        shown = one.open("#/adapters/org%2Fpirate")
+        shown.get_by_label("Key").fill("sesame")
+        shown.keyboard.press("Enter")
+        for button, file, version in (
+            ("Download org/pirate", "org-pirate.tar", 2),
+            ("Download version 1", "org-pirate-1.tar", 1),
+        ):
+            with shown.expect_download() as found:
+                shown.get_by_role("button", name=button).click()
+            assert found.value.suggested_filename == file
+            asked = {"version": version}
+            content = server.client.get("/adapters/org/pirate/content", params=asked).content
+            assert Path(found.value.path()).read_bytes() == content
+
+
+@pytest.mark.parametrize("width", [360, 768, 1024, 1280, 1920])
+def test_the_table_fits_whatever_is_in_it(
+    server: Server, tab: Tabs, named: Callable[..., str], width: int
+) -> None:
+    long = "It reads contracts and says which of their clauses are unusual, one by one. " * 20
+    name = named("a-team-with-a-long-name/" + "contracts-" * 6 + "reviewer", description=long)
+    for tokens in (1, 2):
+        server.generate("hello", name, tokens=tokens)
+    one = tab(server, viewport={"width": width, "height": 900})
+    shown = one.open("#/adapters")
+    expect(shown.get_by_role("row").filter(has_text=name)).to_contain_text("2")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    table = shown.locator(".scroller")
+    assert table.evaluate("(one) => one.scrollWidth - one.clientWidth") <= 0
+    lines = table.locator("[data-title=Size]").evaluate_all(
+        """(all) => all.map((one) => {
+          const range = document.createRange();
+          range.selectNodeContents(one);
+          return range.getClientRects().length;
+        })"""
+    )
+    assert set(lines) == {1}
+    assert one.barriers() == []
+
+
 def test_what_is_deleted_can_be_kept_until_the_request_is_sent(
     server: Server, tab: Tabs, named: Callable[..., str]
 ) -> None:

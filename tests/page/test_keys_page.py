@@ -55,6 +55,49 @@ def test_keys_are_made_rotated_and_revoked_and_all_is_in_the_audit(
         assert one.barriers() == []
 
 
+def test_what_a_key_may_is_changed(
+    started: Callable[..., AbstractContextManager[Server]], tab: Tabs
+) -> None:
+    with started("--api-key", "sesame") as server:
+        server.client.headers["authorization"] = "Bearer sesame"
+        body = {
+            "name": "legal-team",
+            "scopes": ["generate"],
+            "adapters": ["legal-*"],
+            "limits": {"requests_per_minute": 60, "max_scale": 2.5},
+        }
+        server.client.post("/keys", json=body).raise_for_status()
+        one = tab(server, viewport=PHONE)
+        one.expected += ["401", "422"]
+        shown = one.open("#/keys")
+        shown.get_by_label("Key").fill("sesame")
+        shown.keyboard.press("Enter")
+        shown.get_by_role("button", name="Change legal-team").click()
+        expect(shown.get_by_role("heading", name="Change legal-team")).to_be_focused()
+        form = shown.locator("section.card form")
+        expect(form.get_by_label("Adapters", exact=True).first).to_have_value("legal-*")
+        expect(form.get_by_label("generate")).to_be_checked()
+        form.get_by_label("generate").uncheck()
+        form.get_by_role("button", name="Save").click()
+        expect(form.get_by_role("alert")).to_contain_text("scopes")
+        form.get_by_label("upload").check()
+        form.get_by_label("Adapters", exact=True).first.fill("")
+        form.get_by_label("Requests a minute").fill("")
+        form.get_by_label("Share when busy").fill("0.5")
+        form.get_by_label("Description").fill("for the build")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert one.barriers() == []
+        form.get_by_role("button", name="Save").click()
+        row = shown.get_by_role("row").filter(has_text="legal-team")
+        expect(row).to_contain_text("Share when busy: 0.5")
+        expect(row).not_to_contain_text("Requests a minute")
+        (record,) = server.client.get("/keys").json()["keys"]
+        assert (record["scopes"], record["adapters"]) == (["upload"], None)
+        limits = {name: value for name, value in record["limits"].items() if value is not None}
+        assert limits == {"max_scale": 2.5, "weight": 0.5}
+        assert record["description"] == "for the build"
+
+
 def test_the_audit_is_filtered_and_paged(
     server: Server, tab: Tabs, archives: Callable[[int], Path]
 ) -> None:

@@ -75,6 +75,11 @@ export async function text(path, given) {
   return (await answer("GET", path, given)).text();
 }
 
+/** Returns an answer's bytes, which the browser may keep on the disk. */
+export async function blob(path, given) {
+  return (await answer("GET", path, given)).blob();
+}
+
 /** Yields the `data` of each event, parsed, until the stream ends or `signal` is aborted. */
 export async function* stream(path, body, signal) {
   const response = await answer("POST", path, { body, signal });

@@ -4,6 +4,7 @@ import { html, useEffect, useRef } from "../html.js";
 import { address } from "../place.js";
 import { may } from "../session.js";
 import { StateBadge, Residency } from "./badges.js";
+import { Download } from "./download.js";
 import { bytes, moment, number, precise } from "./figures.js";
 import { Inspection } from "./inspection.js";
 import { Names } from "./names.js";
@@ -37,7 +38,8 @@ export function Detail({ name }) {
         <${Residency} where=${record.residency} />
         <span class="grow"></span>
         ${may("upload") &&
-        html`<button class="danger" disabled=${leaving(name)} onClick=${() => removeLater(name)}>Delete</button>`}
+        html`<${Download} name=${name} label=${name} />
+        <button class="danger" disabled=${leaving(name)} onClick=${() => removeLater(name)}>Delete</button>`}
       </div>
       ${record.description && html`<p class="description-full">${record.description}</p>`}
       ${record.broken && html`<div class="refusal"><p>${record.broken}</p></div>`}

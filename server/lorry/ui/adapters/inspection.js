@@ -1,6 +1,7 @@
 // What an adapter's files tell: where it acts, how large it is beside the base, and the words it brings.
 
 import { html, useEffect, useState } from "../html.js";
+import { Listing } from "../listing.js";
 import { ask } from "../server.js";
 import { Refusal } from "./action.js";
 import { number, percent, precise } from "./figures.js";
@@ -59,6 +60,9 @@ function Acts({ record, seen }) {
   `;
 }
 
+const NUMBERS = ["Times", "Rank", "Strength", "Parameters", "Norm"].map((title) => ({ title, number: true }));
+const COLUMNS = ["Module", "Tensors", ...NUMBERS];
+
 /** The same figures as a table: a row for each module of a layer, all layers together. */
 function ByModule({ modules }) {
   const groups = new Map();
@@ -72,36 +76,21 @@ function ByModule({ modules }) {
   return html`
     <details>
       <summary>Figures by module</summary>
-      <div class="scroller" tabindex="0" role="region" aria-label="Table of modules">
-        <table class="plain">
-          <thead>
-            <tr>
-              <th scope="col">Module</th>
-              <th scope="col">Tensors</th>
-              <th scope="col" class="number">Times</th>
-              <th scope="col" class="number">Rank</th>
-              <th scope="col" class="number">Strength</th>
-              <th scope="col" class="number">Parameters</th>
-              <th scope="col" class="number">Norm</th>
+      <${Listing} label="Table of modules" columns=${COLUMNS}>
+        ${[...groups].map(
+          ([part, mine]) => html`
+            <tr key=${part}>
+              <th scope="row"><code>${part}</code></th>
+              <td>${[...new Set(mine.flatMap(({ kinds }) => kinds))].join(", ")}</td>
+              <td class="number">${number(mine.length)}</td>
+              <td class="number">${range(mine.map(({ rank }) => rank))}</td>
+              <td class="number">${range(mine.map(({ strength }) => strength))}</td>
+              <td class="number">${number(mine.reduce((sum, { parameters }) => sum + parameters, 0))}</td>
+              <td class="number">${range(mine.map(({ norm }) => norm))}</td>
             </tr>
-          </thead>
-          <tbody>
-            ${[...groups].map(
-              ([part, mine]) => html`
-                <tr key=${part}>
-                  <th scope="row"><code>${part}</code></th>
-                  <td>${[...new Set(mine.flatMap(({ kinds }) => kinds))].join(", ")}</td>
-                  <td class="number">${number(mine.length)}</td>
-                  <td class="number">${range(mine.map(({ rank }) => rank))}</td>
-                  <td class="number">${range(mine.map(({ strength }) => strength))}</td>
-                  <td class="number">${number(mine.reduce((sum, { parameters }) => sum + parameters, 0))}</td>
-                  <td class="number">${range(mine.map(({ norm }) => norm))}</td>
-                </tr>
-              `,
-            )}
-          </tbody>
-        </table>
-      </div>
+          `,
+        )}
+      <//>
     </details>
   `;
 }

@@ -14,6 +14,7 @@ export function Settings({ record }) {
       <${Truth} record=${record} field="pinned" label="Pinned" note="Its weights stay on the device." />
       <${Scale} record=${record} />
       <${Description} record=${record} />
+      <${Kept} record=${record} />
     </section>
   `;
 }
@@ -107,6 +108,48 @@ function Description({ record }) {
       <button type="submit" disabled=${draft === record.description || busy}>
         Save<span class="unseen"> the description</span>
       </button>
+      <${Refusal} error=${error} />
+    </form>
+  `;
+}
+
+/** Returns what a field means for the server: nothing is its default. */
+const kept = (draft) => (String(draft).trim() === "" ? "default" : Number(draft));
+
+function Kept({ record }) {
+  const { run, busy, error } = useAction();
+  const [versions, setVersions] = useDraft(String(record.keep_versions ?? ""));
+  const [days, setDays] = useDraft(String(record.keep_days ?? ""));
+  const changed =
+    kept(versions) !== (record.keep_versions ?? "default") || kept(days) !== (record.keep_days ?? "default");
+  const submit = (event) => {
+    event.preventDefault();
+    run(() => change(record.name, { keep_versions: kept(versions), keep_days: kept(days) }));
+  };
+  const field = (title, value, set, step) => html`
+    <label>
+      ${title}
+      <input
+        type="number"
+        class="narrow"
+        min="0"
+        step=${step}
+        placeholder="default"
+        value=${value}
+        onInput=${(event) => set(event.target.value)}
+      />
+    </label>
+  `;
+  return html`
+    <form onSubmit=${submit}>
+      <div class="row">
+        ${field("Versions kept", versions, setVersions, 1)} ${field("Days kept", days, setDays, "any")}
+        <button type="submit" disabled=${!changed || busy}>Save<span class="unseen"> how long versions are kept</span></button>
+      </div>
+      <p class="faint note">
+        Older ones are removed at once, but none that is current, in use, in a trial or behind an alias, nor the newest
+        two. 0 keeps all; if empty, the server's default counts.
+      </p>
       <${Refusal} error=${error} />
     </form>
   `;

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useState } from "../html.js";
 import { address, go, place } from "../place.js";
+import { Listing } from "../listing.js";
 import { ask } from "../server.js";
 import { Refusal, useAction } from "../adapters/action.js";
 import { brief, moment } from "../adapters/figures.js";
@@ -54,30 +55,18 @@ function Filter({ adapter, of }) {
 
 function Entries({ entries }) {
   return html`
-    <div class="scroller" tabindex="0" role="region" aria-label="Table of changes">
-      <table class="plain">
-        <thead>
-          <tr>
-            <th scope="col">When</th>
-            <th scope="col">Who</th>
-            <th scope="col">What</th>
-            <th scope="col">Changes</th>
+    <${Listing} label="Table of changes" columns=${["When", "Who", "What", "Changes"]}>
+      ${entries.map(
+        (one) => html`
+          <tr key=${one.id}>
+            <td>${moment(one.at)}</td>
+            <td>${[one.key, one.address].filter(Boolean).join(" · ") || "the server"}</td>
+            <td>${one.kind} <strong>${one.name}</strong> ${one.action}</td>
+            <td class="long">${changesOf(one)}</td>
           </tr>
-        </thead>
-        <tbody>
-          ${entries.map(
-            (one) => html`
-              <tr key=${one.id}>
-                <td>${moment(one.at)}</td>
-                <td>${[one.key, one.address].filter(Boolean).join(" · ") || "the server"}</td>
-                <td>${one.kind} <strong>${one.name}</strong> ${one.action}</td>
-                <td class="long">${changesOf(one)}</td>
-              </tr>
-            `,
-          )}
-        </tbody>
-      </table>
-    </div>
+        `,
+      )}
+    <//>
   `;
 }
 

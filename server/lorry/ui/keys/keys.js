@@ -3,14 +3,14 @@
 import { html, useEffect, useState } from "../html.js";
 import { ask } from "../server.js";
 import { Refusal, useAction } from "../adapters/action.js";
-import { moment } from "../adapters/figures.js";
-import { NewKey } from "./new_key.js";
-
-export const pathOf = (name) => `/keys/${encodeURIComponent(name)}`;
+import { moment, number } from "../adapters/figures.js";
+import { ACTIONS, Listing } from "../listing.js";
+import { ChangeKey, LIMITS, NewKey, pathOf } from "./key_form.js";
 
 export function Keys() {
   const [keys, setKeys] = useState(null);
   const [made, setMade] = useState(null);
+  const [changing, setChanging] = useState(null);
   const { run, error } = useAction();
   const read = () => run(async () => setKeys((await ask("GET", "/keys")).keys));
   useEffect(() => void read(), []);
@@ -18,15 +18,20 @@ export function Keys() {
     setMade(key);
     read();
   };
+  const onChanged = () => {
+    setChanging(null);
+    read();
+  };
   return html`
     <div class="adapters-page">
       <h1>Keys</h1>
       <${NewKey} onMade=${onMade} />
       ${made && html`<${Once} made=${made} close=${() => setMade(null)} />`}
+      ${changing && html`<${ChangeKey} key=${changing.id} one=${changing} onDone=${onChanged} />`}
       <${Refusal} error=${error} />
       ${keys &&
       (keys.length
-        ? html`<${List} keys=${keys} onMade=${onMade} onGone=${read} />`
+        ? html`<${List} keys=${keys} onMade=${onMade} onGone=${read} onChange=${setChanging} />`
         : html`<p class="empty">There is no key but the server's own.</p>`)}
     </div>
   `;
@@ -47,29 +52,17 @@ function Once({ made, close }) {
   `;
 }
 
-function List({ keys, onMade, onGone }) {
+const COLUMNS = ["Name", "Scopes", "Adapters", "Limits", "Made", ACTIONS];
+
+function List({ keys, ...on }) {
   return html`
-    <div class="scroller" tabindex="0" role="region" aria-label="Table of keys">
-      <table class="plain">
-        <thead>
-          <tr>
-            <th scope="col">Name</th>
-            <th scope="col">Scopes</th>
-            <th scope="col">Adapters</th>
-            <th scope="col">Limits</th>
-            <th scope="col">Made</th>
-            <th scope="col"><span class="unseen">Actions</span></th>
-          </tr>
-        </thead>
-        <tbody>
-          ${keys.map((one) => html`<${Row} key=${one.id} one=${one} onMade=${onMade} onGone=${onGone} />`)}
-        </tbody>
-      </table>
-    </div>
+    <${Listing} label="Table of keys" columns=${COLUMNS}>
+      ${keys.map((one) => html`<${Row} key=${one.id} one=${one} ...${on} />`)}
+    <//>
   `;
 }
 
-function Row({ one, onMade, onGone }) {
+function Row({ one, onMade, onGone, onChange }) {
   const { run, busy, error } = useAction();
   const [asked, setAsked] = useState(false);
   const limits = Object.entries(one.limits).filter(([, value]) => value !== null);
@@ -84,7 +77,7 @@ function Row({ one, onMade, onGone }) {
       <th scope="row" title=${one.description}>${one.name}</th>
       <td>${one.scopes.map((scope) => html`<span class="badge enabled">${scope}</span> `)}</td>
       <td class="long">${one.adapters ? one.adapters.join(", ") : "all"}</td>
-      <td class="long">${limits.map(([name, value]) => `${name} ${value}`).join(", ") || "none"}</td>
+      <td class="long">${limits.map(([name, value]) => `${LIMITS[name] ?? name}: ${number(value)}`).join(", ") || "none"}</td>
       <td>${moment(one.created_at)}</td>
       <td>
         <div class="row">
@@ -94,6 +87,7 @@ function Row({ one, onMade, onGone }) {
                 <button onClick=${() => setAsked(false)}>Keep<span class="unseen"> ${one.name}</span></button>
               `
             : html`
+                <button onClick=${() => onChange(one)}>Change<span class="unseen"> ${one.name}</span></button>
                 <button disabled=${busy} onClick=${rotate}>Rotate<span class="unseen"> ${one.name}</span></button>
                 <button class="danger" onClick=${() => setAsked(true)}>Revoke…<span class="unseen"> ${one.name}</span></button>
               `}
