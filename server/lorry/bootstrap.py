@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,8 +22,8 @@ from lorry.access.access_database import has_keys
 from lorry.advice import advised
 from lorry.api import heads
 from lorry.api.app import Services, create_app, hub_endpoint
-from lorry.core import Base
-from lorry.engine.client import EngineClient
+from lorry.core import Base, TokenEvent
+from lorry.engine.client import EngineClient, Link
 from lorry.engine.loop import Engine
 from lorry.engine.remote import RemoteEngine
 from lorry.engine_core import EngineCore, load_core
@@ -33,6 +34,7 @@ from lorry.metrics import Metrics
 from lorry.model import memory
 from lorry.model.base_loader import tokenizer_of
 from lorry.retiring import Retiring
+from lorry.scrape import EngineNumbers
 from lorry.settings import Settings
 from lorry.watched_folder import WatchedFolder
 from lorry_adapters.lora.adapter_memory import AdapterMemory
@@ -50,6 +52,28 @@ to 60. A client that sends on a connection while it is closed here sees a reset,
 repeats a POST by itself."""
 
 
+class EngineElsewhere(Link, Protocol):
+    """An engine in another process, or several of them."""
+
+    base: Base
+    layout: BaseLayout
+
+    @property
+    def cache(self) -> AdapterCache: ...
+
+    def connect(
+        self,
+        *,
+        emit: Callable[[Sequence[TokenEvent]], None],
+        on_step: Callable[[int, float], None],
+        on_broken: Callable[[], None],
+    ) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Server:
     """The parts of a running server; made by `assemble`, ended by `close`."""
@@ -59,11 +83,11 @@ class Server:
     tokenizer: PreTrainedTokenizerFast
     registry: Registry
     access: AccessControl
-    engine: Engine | RemoteEngine
+    engine: Engine | EngineElsewhere
     client: EngineClient
     app: FastAPI
     core: EngineCore | None
-    """None if the engine is in another process."""
+    """None if the engine is elsewhere."""
     watched: WatchedFolder | None
 
     def close(self) -> None:
@@ -113,19 +137,37 @@ def _assemble_apart(settings: Settings, say: Say, on_broken: Callable[[], None])
     """Start the engine in a process of its own."""
     engine = RemoteEngine(engine_program.run, settings, say)
     try:
-        registry, access = _registry(settings, engine.base, engine.layout, cache=engine.cache)
-        tokenizer = tokenizer_of(settings)
+        server = assemble_around(engine, settings, on_broken=on_broken)
     except BaseException:
         engine.stop()
         raise
     say(f"the engine runs in process {engine.pid}")
+    return server
+
+
+def assemble_around(
+    engine: EngineElsewhere,
+    settings: Settings,
+    *,
+    on_broken: Callable[[], None],
+    numbers: Callable[[], Sequence[EngineNumbers]] | None = None,
+) -> Server:
+    """Build the HTTP side of an engine that runs elsewhere. `numbers`: as `Services.engines`.
+    Raises as `assemble` does."""
+    registry, access = _registry(settings, engine.base, engine.layout, cache=engine.cache)
+    try:
+        tokenizer = tokenizer_of(settings)
+    except BaseException:
+        access.close()
+        registry.close()
+        raise
     metrics = Metrics(
         CollectorRegistry(support_collectors_without_names=True), base_name=engine.base.name
     )
     client = EngineClient(engine, registry, max_queue=settings.max_queue)
     engine.connect(emit=client.emit, on_step=metrics.observe_step, on_broken=on_broken)
     return _server(
-        settings, engine.base, tokenizer, registry, access, engine, client, metrics, None
+        settings, engine.base, tokenizer, registry, access, engine, client, metrics, None, numbers
     )
 
 
@@ -174,10 +216,11 @@ def _server(
     tokenizer: PreTrainedTokenizerFast,
     registry: Registry,
     access: AccessControl,
-    engine: Engine | RemoteEngine,
+    engine: Engine | EngineElsewhere,
     client: EngineClient,
     metrics: Metrics,
     core: EngineCore | None,
+    numbers: Callable[[], Sequence[EngineNumbers]] | None = None,
 ) -> Server:
     registry.subscribe(client.forget)
     registry.subscribe_to_versions(metrics.forget)
@@ -193,6 +236,7 @@ def _server(
             access=access,
             give_back=memory.give_back_freed,
             watched=None if watched is None else watched.problems,
+            engines=numbers,
         )
     )
     if watched is not None:
@@ -269,20 +313,14 @@ def serve(settings: Settings) -> None:
     """
     logs.setup(settings.log_level, settings.log_format)
     say = logs.news(settings.log_format)
-    _check_reach(settings)
+    check_reach(settings)
     # Before the model: a port in use should not cost the time of a load.
     listening = _bind(settings)
     listeners: list[_Listener] = []
     server = assemble(settings, say, on_broken=lambda: listeners[0].give_up())
     retiring = Retiring(server.registry)
     try:
-        if settings.samples:
-            added = samples.offer(server.registry, server.base.source, settings.home)
-            if added:
-                say(f"sample adapters: {', '.join(added)}")
-        # After the samples, which may have been among the lost adapters.
-        for line in server.registry.story():
-            say(advised(line))
+        offer_samples(server, say)
         config = uvicorn.Config(
             server.app,
             log_config=None,
@@ -312,7 +350,18 @@ def serve(settings: Settings) -> None:
         raise GenerationFailed("the engine broke, see the log above; the server has stopped")
 
 
-def _check_reach(settings: Settings) -> None:
+def offer_samples(server: Server, say: Say) -> None:
+    """Register the samples that are new, and say what was found in the home folder."""
+    if server.settings.samples:
+        added = samples.offer(server.registry, server.base.source, server.settings.home)
+        if added:
+            say(f"sample adapters: {', '.join(added)}")
+    # After the samples, which may have been among the lost adapters.
+    for line in server.registry.story():
+        say(advised(line))
+
+
+def check_reach(settings: Settings) -> None:
     """Refuse to serve other machines without a key. Raises SettingsError, HomeUnusable,
     CatalogUnavailable."""
     if settings.open_to_anyone or settings.api_key is not None or is_loopback(settings.host):

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 
 from lorry import home_contents, logs
 from lorry.core import EngineStats, TokenEvent
+from lorry.engine.letters import Letter
 from lorry.engine.wire import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -52,10 +53,13 @@ def run(connection: Connection, settings: Settings) -> None:
     except LorryError as error:
         server.send(StartRefused(type(error).__name__, error.message))
         return
-    served = _Served(core, server)
-    server.send(Ready(core.base, core.layout, served.engine.capacity))
-    served.until_told(connection)
-    core.close()
+    served = ServedEngine(core, server.send)
+    server.send(served.ready)
+    served.start()
+    with suppress(EOFError, OSError):
+        while not isinstance(message := TO_ENGINE.decode(connection.recv_bytes()), Stop):
+            served.take(message)
+    served.stop()
 
 
 def _store_of(settings: Settings) -> Callable[[], Blobs] | None:
@@ -77,12 +81,14 @@ class _Server:
             self._connection.send_bytes(FROM_ENGINE.encode(message))
 
 
-class _Served:
-    """The engine, and its host cache."""
+class ServedEngine:
+    """The engine and its host cache, for a server elsewhere: messages in and messages out."""
 
-    def __init__(self, core: EngineCore, server: _Server) -> None:
+    def __init__(self, core: EngineCore, send: Callable[[object], None]) -> None:
+        """`send` takes a message to the server, in any thread."""
         settings = core.settings
-        self._server = server
+        self._core = core
+        self._send = send
         reader = ContentReader(settings.home, core.layout, _store_of(settings))
         self._cache = HostCache(
             reader.load,
@@ -95,39 +101,43 @@ class _Served:
             self._cache.get,
             reader.size,
             emit=self._emit,
-            on_step=lambda tokens, seconds: server.send(StepTaken(tokens, seconds)),
+            on_step=lambda tokens, seconds: send(StepTaken(tokens, seconds)),
             on_stats=self._show,
-            on_broken=lambda: server.send(Broke()),
+            on_broken=lambda: send(Broke()),
             pinned=self._cache.pinned,
         )
+        self.ready = Ready(core.base, core.layout, self.engine.capacity)
 
-    def until_told(self, connection: Connection) -> None:
-        """Run the engine until the server tells it to stop, or is gone."""
+    def start(self) -> None:
         self._show(self.engine.stats)
         self.engine.start()
-        with suppress(EOFError, OSError):
-            while True:
-                match TO_ENGINE.decode(connection.recv_bytes()):
-                    case Pin(digests):
-                        self._cache.pin(frozenset(digests))
-                    case Stop():
-                        break
-                    case Discard(digest):
-                        self._cache.discard(digest)
-                    case letter:
-                        self.engine.offer(letter)
+
+    def take(self, message: Pin | Discard | Letter) -> bool:
+        """Return False if the engine has ended and nobody will read the letter."""
+        match message:
+            case Pin(digests):
+                self._cache.pin(frozenset(digests))
+            case Discard(digest):
+                self._cache.discard(digest)
+            case letter:
+                return self.engine.offer(letter)
+        return True
+
+    def stop(self) -> None:
+        """End after the current step; remaining requests get an error."""
         self.engine.stop()
+        self._core.close()
 
     def _emit(self, events: Sequence[TokenEvent]) -> None:
-        self._server.send(TokenEvents(tuple(events)))
+        self._send(TokenEvents(tuple(events)))
 
     def _show(self, stats: EngineStats) -> None:
-        self._server.send(Stats(stats))
+        self._send(Stats(stats))
         now = self._cache.stats()
         seen = (now.hits, now.misses, now.evictions, now.entries, now.bytes)
         if seen != self._told:
             self._told = seen
             digests = self._cache.digests()
-            self._server.send(
+            self._send(
                 Cached(now.hits, now.misses, now.evictions, now.bytes, now.capacity_bytes, digests)
             )

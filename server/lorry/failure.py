@@ -42,6 +42,8 @@ class FailureCode(StrEnum):
     """The engine ended before the request did."""
     ENGINE_LOST = "engine_lost"
     """The engine's process ended before the request did."""
+    REPLICA_LOST = "replica_lost"
+    """The replica ended before the request did, and others run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The names are vLLM's for vLLM's meanings, as in `metrics`. Nothing is kept betwe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,13 +35,22 @@ class CacheStats(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineNumbers:
+    """The numbers of one engine."""
+
+    stats: EngineStats
+    host_cache: CacheStats
+    in_host_cache: Callable[[str], bool]
+    replica: str = ""
+    """Its name, if there are several."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """The sources of a scrape. Called in the scrape's thread."""
 
-    stats: Callable[[], EngineStats]
-    host_cache: Callable[[], CacheStats]
+    engines: Callable[[], Sequence[EngineNumbers]]
     records: Callable[[], Sequence[AdapterRecord]]
-    in_host_cache: Callable[[str], bool]
     why_broken: Callable[[str], str | None]
     ready: Callable[[], bool]
     """True if requests are accepted, as `/health/ready` answers."""
@@ -65,32 +74,46 @@ class Scrape:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._sources.stats()
-        records = self._sources.records()
+        sources = self._sources
+        records = sources.records()
         yield _gauge(
-            "lorry_ready",
-            "1 if requests are accepted, as /health/ready says.",
-            self._sources.ready(),
+            "lorry_ready", "1 if requests are accepted, as /health/ready says.", sources.ready()
         )
-        yield from self._engine(stats)
-        yield from self._adapters(stats, records)
-        answers = self._sources.catalog_answers()
+        yield from _in_one(
+            (engine.replica, self._of_engine(engine, records)) for engine in sources.engines()
+        )
+        yield _gauge(
+            "lorry_max_num_seqs", "Most requests in the running batch.", sources.max_num_seqs
+        )
+        yield _gauge(
+            "lorry_max_queue",
+            "Most requests that may wait; more are refused.",
+            sources.max_queue,
+        )
+        yield from self._registered(records)
+        answers = sources.catalog_answers()
         if answers is not None:
             yield _gauge(
                 "lorry_catalog_up", "1 if the catalog that servers share answers.", answers
             )
+        yield _gauge(
+            "lorry_adapter_memory_limit_bytes",
+            "Most bytes of all adapters in memory.",
+            sources.adapter_limit,
+        )
+
+    def _of_engine(
+        self, engine: EngineNumbers, records: Sequence[AdapterRecord]
+    ) -> Iterator[Metric]:
+        yield from self._engine(engine.stats)
+        yield from self._adapters(engine, records)
         memory = GaugeMetricFamily(
             "lorry_adapter_memory_bytes", "Bytes of the adapters in memory.", labels=("part",)
         )
         for part in PARTS:
-            memory.add_metric((part,), stats.adapter_bytes.get(part, 0))
+            memory.add_metric((part,), engine.stats.adapter_bytes.get(part, 0))
         yield memory
-        yield _gauge(
-            "lorry_adapter_memory_limit_bytes",
-            "Most bytes of all adapters in memory.",
-            self._sources.adapter_limit,
-        )
-        cache = self._sources.host_cache()
+        cache = engine.host_cache
         yield _gauge("lorry_host_cache_adapters", "Adapters in host memory.", cache.entries)
         yield _gauge("lorry_host_cache_bytes", "Bytes of the adapters in host memory.", cache.bytes)
         yield _gauge(
@@ -121,16 +144,6 @@ class Scrape:
             family = GaugeMetricFamily(name, help, labels=("model_name", "engine"))
             family.add_metric((self._model_name, "0"), value)
             yield family
-        yield _gauge(
-            "lorry_max_num_seqs",
-            "Most requests in the running batch.",
-            self._sources.max_num_seqs,
-        )
-        yield _gauge(
-            "lorry_max_queue",
-            "Most requests that may wait; more are refused.",
-            self._sources.max_queue,
-        )
         preemptions = CounterMetricFamily(
             "vllm:num_preemptions",
             "Times that a request gave up its KV cache, to compute it again later.",
@@ -161,7 +174,10 @@ class Scrape:
         yield _counter("lorry_engine_steps", "Forward passes (steps) run.", stats.steps)
         yield _counter("lorry_engine_failed_steps", "Steps that raised.", stats.failed_steps)
 
-    def _adapters(self, stats: EngineStats, records: Sequence[AdapterRecord]) -> Iterator[Metric]:
+    def _adapters(
+        self, engine: EngineNumbers, records: Sequence[AdapterRecord]
+    ) -> Iterator[Metric]:
+        stats = engine.stats
         resident = set(stats.resident)
         loaded = GaugeMetricFamily(
             "vllm:lora_adapter_loaded",
@@ -169,13 +185,11 @@ class Scrape:
             labels=("model_name", "engine", "adapter_name", "level", "pinned", "rank"),
         )
         on_device: set[str] = set()
-        enabled = 0
         for record in records:
-            enabled += record.enabled
             digest = record.current.digest
             if digest in resident:
                 on_device.add(record.name)
-            elif not self._sources.in_host_cache(digest):
+            elif not engine.in_host_cache(digest):
                 continue
             loaded.add_metric(
                 (
@@ -204,6 +218,9 @@ class Scrape:
             time.time(),
         )
         yield info
+
+    def _registered(self, records: Sequence[AdapterRecord]) -> Iterator[Metric]:
+        enabled = sum(record.enabled for record in records)
         registered = GaugeMetricFamily(
             "lorry_adapters", "Adapters registered, by state.", labels=("state",)
         )
@@ -212,6 +229,24 @@ class Scrape:
         yield registered
         broken = sum(self._sources.why_broken(one.current.digest) is not None for one in records)
         yield _gauge("lorry_adapters_broken", "Adapters that cannot be served.", broken)
+
+
+def _in_one(engines: Iterable[tuple[str, Iterable[Metric]]]) -> Iterator[Metric]:
+    """The metrics of engines, each sample with its engine's name as `replica` unless that is
+    empty."""
+    families: dict[str, Metric] = {}
+    for replica, metrics in engines:
+        for metric in metrics:
+            if replica:
+                metric.samples = [
+                    sample._replace(labels={**sample.labels, "replica": replica})
+                    for sample in metric.samples
+                ]
+            if metric.name in families:
+                families[metric.name].samples += metric.samples
+            else:
+                families[metric.name] = metric
+    yield from families.values()
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -23,7 +23,7 @@ from lorry.api.completions_schema import CompletionsBody
 from lorry.api.fields import markdown_table as markdown_table_of_fields
 from lorry.core import Base, EngineStats
 from lorry.metrics import Metrics
-from lorry.scrape import Sources
+from lorry.scrape import EngineNumbers, Sources
 from lorry.settings import Settings
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
@@ -146,10 +146,10 @@ def families() -> list[Metric]:
     metrics = Metrics(collectors, base_name="base")
     metrics.watch(
         Sources(
-            stats=EngineStats,
-            host_cache=lambda: HostCacheStats(0, 0, 0, 0, 0, 0),
+            engines=lambda: [
+                EngineNumbers(EngineStats(), HostCacheStats(0, 0, 0, 0, 0, 0), lambda digest: True)
+            ],
             records=lambda: (_record(),),
-            in_host_cache=lambda digest: True,
             why_broken=lambda digest: None,
             ready=lambda: True,
             max_num_seqs=1,

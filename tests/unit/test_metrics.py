@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from lorry.core import EngineStats
 from lorry.counters import PlainCounter, PlainHistogram
 from lorry.metrics import Metrics
-from lorry.scrape import Sources
+from lorry.scrape import EngineNumbers, Sources
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, AdapterRef, VersionRecord
 
@@ -133,14 +133,18 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
     stats = EngineStats()
     metrics.watch(
         Sources(
-            stats=lambda: stats,
-            host_cache=lambda: HostCacheStats(1, 2, 3, 4, 5, 6),
+            engines=lambda: [
+                EngineNumbers(
+                    stats,
+                    HostCacheStats(1, 2, 3, 4, 5, 6),
+                    in_host_cache=lambda digest: digest in ("d1", "d2"),
+                )
+            ],
             records=lambda: (
                 record("on-device", "d1"),
                 record("in-host", "d2", enabled=False),
                 record("on-disk", "d3"),
             ),
-            in_host_cache=lambda digest: digest in ("d1", "d2"),
             why_broken=lambda digest: "odd" if digest == "d2" else None,
             ready=lambda: stats.running == 0,
             max_num_seqs=16,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -76,7 +76,7 @@ from lorry.fetch.allowed import Allowed
 from lorry.fetch.download import Downloader
 from lorry.fetch.fetcher import Fetcher
 from lorry.metrics import Metrics
-from lorry.scrape import Sources
+from lorry.scrape import EngineNumbers, Sources
 from lorry.settings import Settings
 from lorry_adapters.registry.registry import Registry
 
@@ -133,6 +133,8 @@ class Services:
     """Returns freed memory to the system. Blocks."""
     watched: Callable[[], Mapping[str, str]] | None = None
     """Returns the problems of the watched folder, if there is one, by name."""
+    engines: Callable[[], Sequence[EngineNumbers]] | None = None
+    """Returns the numbers of each engine, if there are several."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -150,10 +152,13 @@ def create_app(services: Services) -> FastAPI:
     )
     metrics.watch(
         Sources(
-            stats=lambda: client.stats,
-            host_cache=registry.host_cache_stats,
+            engines=services.engines
+            or (
+                lambda: [
+                    EngineNumbers(client.stats, registry.host_cache_stats(), registry.in_host_cache)
+                ]
+            ),
             records=registry.records,
-            in_host_cache=registry.in_host_cache,
             why_broken=registry.why_broken,
             ready=lambda: client.ready and registry.storage.trouble() is None,
             max_num_seqs=services.settings.max_num_seqs,

@@ -68,6 +68,10 @@ def error_of(failure: Failure, refs: Sequence[AdapterRef]) -> Exception:
                 "the engine's process ended while it held this request; send it again once the "
                 "server has restarted"
             )
+        case FailureCode.REPLICA_LOST:
+            return GenerationFailed(
+                "the replica that ran this request ended before the answer did; send it again"
+            )
 
 
 def _of_request(failure: Failure, refs: Sequence[AdapterRef]) -> str:

@@ -1,5 +1,5 @@
 """The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `keys`,
-`catalog`, `audit`, `bench`, `doctor`, `train`.
+`catalog`, `ray`, `audit`, `bench`, `doctor`, `train`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -28,6 +28,7 @@ from lorry.cli import (
     key_commands,
     model_commands,
     ps_command,
+    ray_command,
     serve_command,
     train_command,
 )
@@ -66,6 +67,7 @@ def build_app() -> typer.Typer:
     app.add_typer(model_commands.build_app(), name="models")
     app.add_typer(key_commands.build_app(), name="keys")
     app.add_typer(catalog_commands.build_app(), name="catalog")
+    app.add_typer(ray_command.build_app(), name="ray")
     audit_command.register(app)
     bench_command.register(app)
     doctor_command.register(app)
