@@ -18,6 +18,21 @@ def acquire(registry: Registry, *names: str) -> Lease:
     return registry.acquire([AdapterChoice(name) for name in names])
 
 
+def with_lease(registry: Registry, name: str) -> None:
+    """Read an adapter's weights as a request does."""
+    lease = acquire(registry, name)
+    try:
+        assert registry.weights(lease.refs[0].digest).digest == lease.refs[0].digest
+    finally:
+        lease.release()
+
+
+def leave_cache(home: Path) -> None:
+    """Empty the folder that is the store's cache."""
+    shutil.rmtree(home / "blobs")
+    (home / "blobs").mkdir()
+
+
 def blobs(home: Path) -> set[str]:
     return {path.name.replace("-", ":") for path in (home / "blobs").iterdir()}
 

@@ -242,6 +242,11 @@ class Blobs:
         Raises StoreUnavailable, InvalidAdapter if the store's copy is damaged, StorageFull."""
         return False
 
+    def in_store(self) -> dict[str, int]:
+        """Return the bytes of each content in the store, without those that it need not keep.
+        Raises StoreUnavailable."""
+        return {}
+
     def present(self, digest: str) -> Path:
         """Return the folder of a held content, fetched if it is missing. Raises as `fetch`."""
         folder = self.folder(digest)

@@ -126,6 +126,12 @@ class CachedBlobs(Blobs):
         self.expend(digest)
         self._wake.set()
 
+    def in_store(self) -> dict[str, int]:
+        found = self._ask(self._store.contents)
+        for digest in self._marked() - self._spared:
+            found.pop(digest, None)
+        return found
+
     # The thread
 
     def begin(self, users: Users, owned: Callable[[], Collection[str]], *, sure: bool) -> None:
@@ -172,7 +178,14 @@ class CachedBlobs(Blobs):
 
     def _put_missing(self, owned: Collection[str]) -> None:
         """Put contents into the store that were stored without it."""
-        missing = (self.digests() & set(owned)) - self._ask(self._store.digests)
+        stored = self.in_store().keys()
+        if lost := stored - set(owned):
+            _log.info(
+                "contents in the store that no adapter has: %d; `lorry adapters recover --list` "
+                "lists them",
+                len(lost),
+            )
+        missing = (self.digests() & set(owned)) - stored
         for digest in sorted(missing):
             with self._only(digest):
                 if self._over or not self.intact(digest):

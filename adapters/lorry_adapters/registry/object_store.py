@@ -97,19 +97,23 @@ class ObjectStore:
                 "update this server, or choose another store"
             )
 
-    def digests(self) -> frozenset[str]:
-        """Return the contents that are complete. Raises StoreUnavailable."""
+    def contents(self) -> dict[str, int]:
+        """Return the bytes of each content that is complete. Raises StoreUnavailable."""
         with self._reached():
             try:
-                paths = self._fs.find(self._root, maxdepth=2)
+                found = self._fs.find(self._root, maxdepth=2, detail=True)
             except FileNotFoundError:
-                return frozenset()
-        parts = [path.rsplit("/", 2)[1:] for path in paths]
-        return frozenset(
-            folder.replace("-", ":", 1)
-            for folder, name in filter(lambda part: len(part) == 2, parts)
-            if name == COMPLETE and _FOLDER.fullmatch(folder)
-        )
+                return {}
+        sizes: dict[str, Sizes] = {}
+        for path, info in found.items():
+            folder, name = ["", *path.split("/")][-2:]
+            if _FOLDER.fullmatch(folder):
+                sizes.setdefault(folder.replace("-", ":", 1), {})[name] = int(info["size"])
+        return {
+            digest: sum(files.values()) - files[COMPLETE]
+            for digest, files in sizes.items()
+            if COMPLETE in files
+        }
 
     def sizes(self, digest: str) -> Sizes | None:
         """Return the files of a complete content, or None. Raises StoreUnavailable, and

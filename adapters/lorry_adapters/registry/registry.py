@@ -228,13 +228,14 @@ class Registry:
         Without `name` it is named by its digest. Raises UnknownAdapter if there is no such content,
         and what `add` raises.
         """
-        if digest not in {content.digest for content in self.unclaimed()}:
+        if digest not in {content.digest for content in self.unclaimed(in_store=True)}:
             text = f"no stored content {digest[:80]!r} is without an adapter"
             raise UnknownAdapter(text, param="digest")
-        if not self._blobs.intact(digest):
-            raise InvalidAdapter([f"the stored files {digest} were changed on disk"])
-        files = stored_upload(self._blobs.folder(digest))
-        record, _ = self.add(name or f"recovered-{digest.partition(':')[2][:12]}", files)
+        with self._inventory.admitting(digest):
+            if not (self._blobs.intact(digest) or self._blobs.fetch(digest)):
+                raise InvalidAdapter([f"the stored files {digest} were changed on disk"])
+            files = stored_upload(self._blobs.folder(digest))
+            record, _ = self.add(name or f"recovered-{digest.partition(':')[2][:12]}", files)
         return record
 
     # Asking
@@ -280,10 +281,12 @@ class Registry:
                 text = f"adapter {name!r} (version {found.version}): {FILES_GONE}"
                 raise AdapterBroken(text) from error
 
-    def unclaimed(self) -> tuple[UnclaimedContent, ...]:
-        """Return the stored contents without an adapter or request; `recover` can restore each."""
+    def unclaimed(self, *, in_store: bool = False) -> tuple[UnclaimedContent, ...]:
+        """Return the stored contents without an adapter or request; `recover` can restore each.
+        `in_store`: also those that are only in the store. Raises StoreUnavailable."""
+        elsewhere = self.storage.unclaimed_in_store(self._inventory) if in_store else ()
         with self.storage.writing():
-            return self.storage.unclaimed(self._inventory.digests())
+            return (*self.storage.unclaimed(self._inventory.digests()), *elsewhere)
 
     def story(self) -> tuple[str, ...]:
         """Return lines for people about what the start found."""

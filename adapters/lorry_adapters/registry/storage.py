@@ -154,8 +154,19 @@ class Storage:
         self.blobs.forget(digest)
 
     def unclaimed(self, known: Collection[str]) -> tuple[UnclaimedContent, ...]:
-        """Return the stored contents that are not among `known`."""
+        """Return the contents in the home folder that are not among `known`."""
         return self._unclaimed.listing(self.blobs.digests().difference(known))
+
+    def unclaimed_in_store(self, users: Users) -> tuple[UnclaimedContent, ...]:
+        """Return the contents that are only in the store and that nothing here knows. Raises
+        StoreUnavailable."""
+        # In this order: what gets an adapter meanwhile is known then.
+        found = self.blobs.in_store()
+        known = users.digests() | self.blobs.digests()
+        return tuple(
+            UnclaimedContent(digest, found[digest], None, None)
+            for digest in sorted(found.keys() - known)
+        )
 
     def close(self) -> None:
         self._opened.close()

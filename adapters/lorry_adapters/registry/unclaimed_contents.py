@@ -35,10 +35,10 @@ class UnclaimedContent:
     digest: str
     bytes: int
     """Total size of its files."""
-    since: datetime
-    """When a start first found it without an owner."""
-    until: datetime
-    """The first start after this time may delete it."""
+    since: datetime | None
+    """When a start first found it without an owner. None if it is only in the store."""
+    until: datetime | None
+    """The first start after this time may delete it. None: nothing does."""
 
 
 class UnclaimedContents:

@@ -180,8 +180,12 @@ class AdapterList(BaseModel):
 class UnclaimedView(BaseModel):
     digest: str
     bytes: int
-    since: str = Field(description="When a start first saw that no adapter has them")
-    kept_until: str = Field(description="The first start after this time may delete them")
+    since: str | None = Field(
+        description="When a start first saw that no adapter has them; null: only in the store"
+    )
+    kept_until: str | None = Field(
+        description="The first start after this time may delete them; null: nothing deletes them"
+    )
 
 
 class UnclaimedList(BaseModel):

@@ -44,16 +44,17 @@ class Unclaimed:
         return router
 
     async def listing(self) -> Response:
-        """Stored files whose records were lost, and how long they are kept."""
-        contents = await asyncio.to_thread(self._registry.unclaimed)
+        """Files whose records were lost, in the home folder and in the store, and how long they
+        are kept."""
+        contents = await asyncio.to_thread(self._registry.unclaimed, in_store=True)
         return JSONResponse(
             {
                 "unclaimed": [
                     {
                         "digest": content.digest,
                         "bytes": content.bytes,
-                        "since": content.since.isoformat(),
-                        "kept_until": content.until.isoformat(),
+                        "since": content.since and content.since.isoformat(),
+                        "kept_until": content.until and content.until.isoformat(),
                     }
                     for content in contents
                 ]

@@ -89,8 +89,10 @@ def _show(found: list[dict[str, Any]], as_json: bool) -> None:
     else:
         write_table(
             ("digest", "size", "without since", "kept until"),
-            [
-                (c["digest"], format_size(c["bytes"]), c["since"][:16], c["kept_until"][:16])
-                for c in found
-            ],
+            [(c["digest"], format_size(c["bytes"]), *_times(c)) for c in found],
         )
+
+
+def _times(content: dict[str, Any]) -> tuple[str | None, str]:
+    since, until = content["since"], content["kept_until"]
+    return since and since[:16], "in the store" if until is None else until[:16]

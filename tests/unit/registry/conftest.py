@@ -1,12 +1,15 @@
 """What the registry's tests share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lorry_adapters.lora.base import BaseLayout
+from lorry_adapters.registry import cached_blobs
+from lorry_adapters.registry.cached_blobs import CachedBlobs
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import layout, save_adapter
 from support.registries import Files, Open
@@ -54,3 +57,23 @@ def into(tmp_path: Path) -> Path:
 @pytest.fixture
 def upload(tmp_path: Path) -> Path:
     return tmp_path / "upload"
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def stored(reopen: Open, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry]:
+    """Opens the registry of `home` with the store."""
+    monkeypatch.setattr(cached_blobs, "RETRY", 0.01)
+    monkeypatch.setattr(cached_blobs, "PROBE", 0.05)
+
+    def open_it(max_bytes: int | None = None, **options: Any) -> Registry:
+        make = partial(
+            CachedBlobs, url=f"file://{bucket}", max_content=1 << 20, max_bytes=max_bytes
+        )
+        return reopen(make_blobs=make, **options)
+
+    return open_it

@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,23 @@ from lorry_adapters.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from lorry_adapters.registry import cached_blobs, object_store
+from lorry_adapters.registry import object_store
 from lorry_adapters.registry.blobs import digest_of
 from lorry_adapters.registry.cached_blobs import CachedBlobs
 from lorry_adapters.registry.object_store import COMPLETE, ObjectStore
 from lorry_adapters.registry.registry import Registry
 from support.adapter_files import upload
 from support.patience import wait_until
-from support.registries import WEIGHTS, Files, Open, acquire, blobs, left_in_store
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Path:
-    return tmp_path / "bucket"
-
-
-@pytest.fixture
-def stored(reopen: Open, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry]:
-    """Opens the registry of `home` with the store."""
-    monkeypatch.setattr(cached_blobs, "RETRY", 0.01)
-    monkeypatch.setattr(cached_blobs, "PROBE", 0.05)
-
-    def open_it(max_bytes: int | None = None, **options: Any) -> Registry:
-        make = partial(
-            CachedBlobs, url=f"file://{bucket}", max_content=1 << 20, max_bytes=max_bytes
-        )
-        return reopen(make_blobs=make, **options)
-
-    return open_it
+from support.registries import (
+    WEIGHTS,
+    Files,
+    Open,
+    acquire,
+    blobs,
+    leave_cache,
+    left_in_store,
+    with_lease,
+)
 
 
 def complete(bucket: Path) -> set[str]:
@@ -55,11 +43,6 @@ def complete(bucket: Path) -> set[str]:
 
 def marks(home: Path) -> list[str]:
     return [path.name for path in (home / "expendable-in-store").iterdir()]
-
-
-def leave_cache(home: Path) -> None:
-    shutil.rmtree(home / "blobs")
-    (home / "blobs").mkdir()
 
 
 def test_an_upload_is_in_both_places(
@@ -97,14 +80,6 @@ def test_what_is_not_here_is_fetched(
     (registry.folder(digest) / WEIGHTS).write_bytes(b"x")
     with_lease(registry, "a")
     assert digest_of(registry.folder(digest)) == digest
-
-
-def with_lease(registry: Registry, name: str) -> None:
-    lease = acquire(registry, name)
-    try:
-        assert registry.weights(lease.refs[0].digest).digest == lease.refs[0].digest
-    finally:
-        lease.release()
 
 
 def test_many_who_need_it_fetch_it_once(
