@@ -27,6 +27,7 @@ def requests() -> str:
     return _table(
         {
             "the request line and all headers": _size(heads.MAX_HEAD),
+            "the time for them": f"{heads.HEAD_PATIENCE:.0f} s",
             "a JSON body": _size(bodies.MAX_JSON),
             "texts in it; and its lists, objects and keys together": _count(mistakes.MAX_PARTS),
             "items of its lists": _count(mistakes.MAX_NUMBERS),

@@ -120,13 +120,13 @@ def media_type(request: Request) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse strict JSON: neither NaN nor Infinity nor half of a surrogate pair.
+    """Parse strict JSON: neither NaN nor Infinity nor half of a surrogate pair, and no key twice.
 
     Raises MalformedBody, BodyTooLarge.
     """
     check_size(data)
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_without_twins)
         if b"\\u" in data:
             # A lone surrogate is not text: tokenizers and encoders would fail on it later.
             json.dumps(value, ensure_ascii=False).encode()
@@ -186,6 +186,20 @@ async def _read(request: Request) -> bytes:
             await drop_rest(request)
             raise refusal
     return bytes(data)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            # Parsers keep the first or the last, and a proxy before us may have read the other.
+            shown = json.dumps(key[:80])
+            raise MalformedBody(f"the body has the key {shown} twice in one object; send it once")
+        seen.add(key)
+    raise AssertionError
 
 
 def _refuse_constant(name: str) -> Never:
