@@ -4,9 +4,8 @@
     .venv/bin/python -m benchmarks.kinds --kernels torch without the compiled step
 
 Eight adapters of one kind, a row each, on the seven projections where the kind has a choice;
-steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. SHiRA runs
-on the packed model beside the compiled step, at what PyTorch's operations cost, the others on the
-compiled step; a mixed step says what that costs its plain rows.
+steps of the kinds in turn, the median of each: all rows decode, or all read a prompt. All run on
+the compiled step; mixed steps say what kinds cost each other.
 """
 
 from __future__ import annotations

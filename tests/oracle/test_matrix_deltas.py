@@ -1,4 +1,4 @@
-"""LoKr, VeRA, OFT and every measured kind on the compiled step, against the packed model alone.
+"""LoKr, VeRA, OFT, sparse and measured kinds on the compiled step, against the packed model alone.
 
 What is compared with PEFT is the packed model (`test_matrix.py`, `test_matrix_quantized.py`); here
 both paths say the same. An adapter is in 8 bits on one of them, so they may be apart by a few
@@ -47,9 +47,11 @@ NAMES = (
     "road",
     "vblora",
     "gralora",
+    "shira",
+    "supertuning",
 )
 NOT_ON_CONV1D = {"lokr", "lokr, both decomposed", "oft", "hra", "loha", "boft", "c3a", "delora"}
-NOT_ON_CONV1D |= {"miss", "osf", "road"}
+NOT_ON_CONV1D |= {"miss", "osf", "road", "shira", "supertuning"}
 APART, SHARE = 0.006, 0.04
 """In the mean: of a log-probability, as without adapters, and of what an adapter does to it. LoRA's
 share is 0.007 to 0.013 here, and most kinds' is no larger."""

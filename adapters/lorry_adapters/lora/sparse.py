@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorry_adapters.lora.effects import Delta, EffectTarget
+from lorry_adapters.lora.effects import EffectTarget
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,7 @@ class Sparse:
         rows_N, columns_N = self.rows_N[mine_N] - start, self.columns_N[mine_N]
         return Sparse(rows_N, columns_N, self.values_N[mine_N], (stop - start, self.shape[1]))
 
-    def bind(self, base: EffectTarget) -> Delta:
+    def bind(self, base: EffectTarget) -> BoundSparse:
         places_2N = torch.stack([self.rows_N, self.columns_N]).long()
         summed = torch.sparse_coo_tensor(
             places_2N, self.values_N.float(), self.shape, check_invariants=True
@@ -42,11 +42,17 @@ class Sparse:
             # torch warns once that compressed rows are a new feature.
             warnings.simplefilter("ignore", UserWarning)
             # By rows: fifteen times as fast on a CPU as by indices.
-            sparse_OI = summed.to(base.device).to_sparse_csr()
+            return BoundSparse(summed.to(base.device).to_sparse_csr())
 
-        def delta(x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
-            # In fp32, as not every device multiplies sparse matrices of smaller dtypes.
-            changed_MO = (sparse_OI @ x_MI.float().T).T
-            return (changed_MO * scale_M1).to(y_MO.dtype)
 
-        return delta
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundSparse:
+    """s S x."""
+
+    sparse_OI: Tensor
+    """fp32, by rows, the columns of each in order and none twice. On the device."""
+
+    def __call__(self, x_MI: Tensor, y_MO: Tensor, scale_M1: Tensor) -> Tensor:
+        # In fp32, as not every device multiplies sparse matrices of smaller dtypes.
+        changed_MO: Tensor = (self.sparse_OI @ x_MI.float().T).T
+        return (changed_MO * scale_M1).to(y_MO.dtype)

@@ -16,6 +16,7 @@ from lorry.model.guard import Unsafe, require
 from lorry.model.inputs import Inputs
 from lorry_adapters.lora.matrix_deltas import BoundChange, BoundKronecker, BoundShared, BoundTurn
 from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.sparse import BoundSparse
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -132,6 +133,9 @@ def _shape(delta: Delta, outputs: int) -> tuple[int, int] | None:
             return a * b, c * d
         case BoundChange():
             rows, columns = delta.change_OI.shape
+            return rows, columns
+        case BoundSparse():
+            rows, columns = delta.sparse_OI.shape
             return rows, columns
         case _:
             return None

@@ -12,6 +12,7 @@
 #include "linear.h"
 #include "lora.h"
 #include "pool.h"
+#include "sparse.h"
 #include "step.h"
 
 #define SHARE(total, thread, threads) ((int)((int64_t)(total) * (thread) / (threads)))
@@ -183,6 +184,8 @@ static void add_deltas(Engine *e, const Modules *m, float *y, int stride, int th
         add_products(m->slots + part, m->pairs, e->products + at, total_out(m), y + at, stride,
                      first, last);
         add_dense(e, m->slots + part, m->pairs, y + at, stride, first, last, thread);
+        add_sparse(m->slots + part, m->pairs, e->encoded.codes, e->encoded.scale_T, y + at, stride,
+                   e->dense + (size_t)thread * DENSE_TOKENS * e->widest_out, first, last);
         at += m->slots[part].out;
     }
     barrier(&e->pool); /* until every h is there */

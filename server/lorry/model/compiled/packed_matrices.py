@@ -4,6 +4,7 @@ At one scale s such an adapter adds to a linear's answer
 
     s * (w1 (x) w2) x           LoKr, in fp32: two small products
     base(x + s * M x) - base(x) OFT: M of blocks along its diagonal, in half precision
+    s * S x                     a change of a few numbers: codes of 8 bits and their places
     s * D x                     any other change of a weight: D in 8 bits, a scale for each output
 
 None of them depends on the scale; a bound table has it beside their addresses (`packed_vectors`).
@@ -22,19 +23,23 @@ from torch import Tensor
 
 from lorry.model.compiled import structs
 from lorry.model.compiled.pack import BLOCK, PackedLinear
+from lorry.model.compiled.packed_sparse import MEANWHILE as SPARSE_MEANWHILE
+from lorry.model.compiled.packed_sparse import MOST as SPARSE_MOST
+from lorry.model.compiled.packed_sparse import pack_sparse
 from lorry.model.compiled.widened import widened
 from lorry.model.guard import require
 from lorry_adapters.lora import room
 from lorry_adapters.lora.matrix_deltas import BoundChange, BoundKronecker, BoundTurn
+from lorry_adapters.lora.sparse import BoundSparse
 from lorry_adapters.lora.vector_deltas import Delta
 
-FIELDS = ("turn", "kronecker", "dense")
+FIELDS = ("turn", "kronecker", "dense", "sparse")
 """Of `structs.VectorDelta`."""
 
 ROOM = 4096
 """Floats that every step has for a Kronecker product: `PRODUCT_ROOM` of `engine.h`."""
 
-MATRICES = (BoundTurn, BoundKronecker, BoundChange)
+MATRICES = (BoundTurn, BoundKronecker, BoundChange, BoundSparse)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +71,12 @@ def pack_matrices(
     nbytes = 0
     changes = [d for mine in deltas.values() for d in mine if isinstance(d, BoundChange)]
     room.require(sum(d.change_OI.numel() for d in changes), "an adapter's changes of weights")
+    sparse = [d for mine in deltas.values() for d in mine if isinstance(d, BoundSparse)]
+    numbers = [d.sparse_OI.values().numel() for d in sparse]
+    room.require(
+        SPARSE_MOST * sum(numbers) + SPARSE_MEANWHILE * max(numbers, default=0),
+        "an adapter's changes of a few numbers",
+    )
     for module, name in enumerate(names):
         for delta in deltas.get(name, ()):
             if isinstance(delta, BoundTurn):
@@ -74,6 +85,8 @@ def pack_matrices(
                 column, (struct, held, size) = 1, _kronecker(delta)
             elif isinstance(delta, BoundChange):
                 column, (struct, held, size) = 2, _dense(library, delta)
+            elif isinstance(delta, BoundSparse):
+                column, (struct, held, size) = 3, _sparse(delta)
             else:
                 continue
             addresses_M3[module, column] = ctypes.addressof(struct)
@@ -107,6 +120,11 @@ def _kronecker(delta: BoundKronecker) -> Packed:
 def _dense(library: ctypes.CDLL, delta: BoundChange) -> Packed:
     linear = quantized(library, delta.change_OI)
     return linear.struct, linear, linear.nbytes
+
+
+def _sparse(delta: BoundSparse) -> Packed:
+    packed = pack_sparse(delta.sparse_OI)
+    return packed.struct, packed, packed.nbytes
 
 
 def quantized(library: ctypes.CDLL, weight_OI: Tensor) -> PackedLinear:

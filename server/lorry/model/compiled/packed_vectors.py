@@ -36,6 +36,7 @@ from lorry_adapters.lora.matrix_deltas import (
     BoundTurn,
 )
 from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.sparse import BoundSparse
 from lorry_adapters.lora.vector_deltas import BoundDora, Delta, InwardGain, OutwardGain, Shift
 
 KNOWN_SCALES = 4
@@ -208,7 +209,7 @@ def pairs_of(deltas: Mapping[str, Sequence[Delta]]) -> dict[str, LoraPair]:
     }
 
 
-_READ_X = (BoundPair, BoundShared, BoundKronecker, BoundChange)
+_READ_X = (BoundPair, BoundShared, BoundKronecker, BoundChange, BoundSparse)
 
 
 def vector_deltas_of(

@@ -52,6 +52,17 @@ typedef struct {
     int32_t size, wide;
 } Turn;
 
+/* y += S x, S zero at most places. Windows of SPARSE_WINDOW outputs, the last may be smaller; in each,
+ * groups of BLOCK outputs, those with the most numbers first. A lane of a group is one output, and
+ * a step of it two rows of bytes: how many columns further the next number of each lane is, and its
+ * code. */
+typedef struct {
+    const uint8_t *steps;     /* [steps of all groups, 2, 16] */
+    const int32_t *start_G;   /* the first step of each group, and the end of the last */
+    const uint8_t *place_O;   /* of each lane of each group: its output's place in the window */
+    const float *scale_O;     /* of each output's codes */
+} Sparse;
+
 /* What an adapter does to one linear beside its pair, at one scale; each a vector or NULL. */
 typedef struct {
     const float *more_O;   /* y += more * base(x) */
@@ -60,6 +71,7 @@ typedef struct {
     const Turn *turn;      /* the same, with scale * M in place of inward */
     const Kronecker *kronecker; /* scale times; also the next */
     const Linear *dense;
+    const Sparse *sparse;
     float scale;
     int32_t dora;    /* its pair counts 1 + more times, the base's bias once */
     int32_t instead; /* inward or turn, and nothing else of it reads x or base(x) */

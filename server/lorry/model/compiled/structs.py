@@ -48,6 +48,15 @@ class TurnBlocks(Structure):
     ]
 
 
+class SparseChange(Structure):
+    _fields_ = [
+        ("steps", c_void_p),
+        ("start_G", c_void_p),
+        ("place_O", c_void_p),
+        ("scale_O", c_void_p),
+    ]
+
+
 class VectorDelta(Structure):
     _fields_ = [
         ("more_O", c_void_p),
@@ -56,6 +65,7 @@ class VectorDelta(Structure):
         ("turn", c_void_p),
         ("kronecker", c_void_p),
         ("dense", c_void_p),
+        ("sparse", c_void_p),
         ("scale", c_float),
         ("dora", c_int32),
         ("instead", c_int32),

@@ -8,6 +8,7 @@
 
 #include "ahead.h"
 #include "linear.h"
+#include "sparse.h"
 #include "step.h"
 #include "vectors.h"
 #include <stddef.h>
@@ -169,6 +170,7 @@ static void fetch_vector_deltas(Ahead *ahead, const Slots *slots, const Pairs *p
         const size_t bytes = sizeof(float) * (size_t)(last - first);
         if (vectors->more_O) fetch(ahead, vectors->more_O + first, bytes);
         if (vectors->shift_O) fetch(ahead, vectors->shift_O + first, bytes);
+        if (vectors->sparse) fetch_sparse(ahead, vectors->sparse, first, last);
     }
 }
 

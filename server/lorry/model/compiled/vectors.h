@@ -51,6 +51,8 @@ INLINE Floats load_bfloat(const uint16_t *p);
 /* Half precision to single, and single to the nearest half, to even between two. */
 INLINE Floats load_half(const uint16_t *p);
 INLINE void store_half(uint16_t *p, Floats v);
+/* The floats at WIDTH places. */
+INLINE Floats gather(const float *p, Ints places);
 /* The sums of WIDTH vectors, each in its lane. */
 INLINE Floats sums(const Floats *v);
 /* As many bytes as a register holds; 4 or 8 bytes, again and again. */
@@ -160,6 +162,9 @@ INLINE Ints greater_int(Ints a, Ints b) {
 INLINE unsigned lanes_of(Ints mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
+INLINE Floats gather(const float *p, Ints places) {
+    return (Floats)_mm512_i32gather_ps((__m512i)places, p, 4);
+}
 INLINE Floats load_bfloat(const uint16_t *p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return (Floats)_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -225,6 +230,9 @@ INLINE Ints greater_int(Ints a, Ints b) {
 }
 INLINE unsigned lanes_of(Ints mask) {
     return (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps((__m256i)mask));
+}
+INLINE Floats gather(const float *p, Ints places) {
+    return (Floats)_mm256_i32gather_ps(p, (__m256i)places, 4);
 }
 INLINE Floats load_bfloat(const uint16_t *p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from lorry.model.compiled.adapter import codes_of
 from lorry.model.compiled.packed_matrices import ROOM, quantized, room_of
+from lorry.model.compiled.packed_sparse import codes_of as codes_of_sparse
+from lorry.model.compiled.packed_sparse import pack_sparse
 from lorry.model.compiled.packed_vectors import fits
 from lorry.model.dense import dense_weight
+from lorry.model.guard import Unsafe
 from lorry.model.int8 import Int8Linear
 from lorry_adapters.lora.effects import EffectTarget, InputGain, OutputGain, OwnBias
 from lorry_adapters.lora.matrix_deltas import (
@@ -28,8 +31,9 @@ from lorry_adapters.lora.matrix_deltas import (
     BoundTurn,
 )
 from lorry_adapters.lora.parts import LoraPair
+from lorry_adapters.lora.sparse import BoundSparse
 from lorry_adapters.lora.vector_deltas import Delta
-from support.compiled_module import CompiledModule
+from support.compiled_module import CompiledModule, silent
 from support.linear_scene import Held, LinearScene, check_a_slot_forgets, linear_of
 
 PAIR = "a pair"
@@ -38,10 +42,13 @@ KINDS = (
     (BoundKronecker,),
     (BoundTurn,),
     (BoundChange,),
+    (BoundSparse,),
     (BoundPair,),
     (BoundShared,),
     (PAIR, BoundKronecker, OwnBias),
     (PAIR, BoundChange, BoundTurn),
+    (PAIR, BoundSparse, OutputGain),
+    (BoundSparse, BoundKronecker, OwnBias),
     (BoundShared, OwnBias, BoundKronecker),
     (BoundTurn, OutputGain),
     (BoundPair, BoundTurn, BoundKronecker, BoundChange, OwnBias),
@@ -77,6 +84,14 @@ def made(part: object, linear: Int8Linear, dice: torch.Generator, luck: random.R
         return BoundTurn(draw(inputs // size, size, size) / size**0.5, linear, *CPU)
     if part is BoundChange:
         return BoundChange(draw(outputs, inputs) / inputs**0.5)
+    if part is BoundSparse:
+        kept = torch.rand(outputs, inputs, generator=dice) < luck.choice([0.0, 0.01, 0.1, 1.0])
+        # Some outputs have all, some none, some only what is far behind.
+        kept[luck.randrange(outputs)] = True
+        kept[luck.randrange(outputs)] = False
+        kept[luck.randrange(outputs), : inputs // 2] = False
+        change_OI = torch.where(kept, draw(outputs, inputs), 0)
+        return BoundSparse((change_OI / inputs**0.5).to_sparse_csr())
     if part is BoundPair:
         return BoundPair(draw(5, inputs) / inputs**0.5, draw(outputs, 5), *CPU)
     if part is BoundShared:
@@ -103,6 +118,11 @@ def held_in_fewer_bits(built: ctypes.CDLL, delta: Delta, inputs: int) -> Delta:
     if isinstance(delta, BoundChange):
         tensors = quantized(built, delta.change_OI).tensors()
         return BoundChange((tensors["codes"] * tensors["scale"][:, None]).float())
+    if isinstance(delta, BoundSparse):
+        code_N, scale_O = map(torch.from_numpy, codes_of_sparse(delta.sparse_OI))
+        exact_OI = delta.sparse_OI.to_dense()
+        exact_OI[exact_OI != 0] = code_N.float()
+        return BoundChange(exact_OI * scale_O[:, None])
     if isinstance(delta, BoundTurn):
         return dataclasses.replace(delta, blocks_NSS=delta.blocks_NSS.half().float(), _held=[])
     if isinstance(delta, BoundShared):
@@ -166,6 +186,36 @@ def test_adapters_with_the_same_matrices_share_them(built: ctypes.CDLL) -> None:
         assert module.slot_bytes > 2 * first
 
 
+def far_apart(inputs: int, outputs: int) -> BoundSparse:
+    """The first output has its first and last numbers, the second none, the third all."""
+    change_OI = torch.zeros(outputs, inputs)
+    change_OI[0, 0], change_OI[0, -1], change_OI[2] = 1, 2, 3
+    return BoundSparse(change_OI.to_sparse_csr())
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4, 20])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1024, 16), (272, 48), (16, 80)])
+def test_a_few_numbers_far_from_each_other(
+    built: ctypes.CDLL, inputs: int, outputs: int, tokens: int
+) -> None:
+    dice = torch.Generator().manual_seed(3)
+    x_TI = torch.randn(tokens, inputs, generator=dice)
+    wanted_TO = torch.zeros(tokens, outputs)
+    wanted_TO[:, 0], wanted_TO[:, 2] = x_TI[:, 0] + 2 * x_TI[:, -1], 3 * x_TI.sum(1)
+    with closing(CompiledModule(built, silent(inputs, outputs), 2)) as module:
+        module.place(1, None, [far_apart(inputs, outputs)])
+        found_TO = module(x_TI, [(1, token, 0.5) for token in range(tokens)])
+    # The first output's numbers are codes of 8 bits: one of 1 in units of 2 / 127.
+    assert float((2 * found_TO - wanted_TO).abs().max()) < 0.01 * float(wanted_TO.abs().max())
+
+
+def test_places_outside_the_weight_are_refused() -> None:
+    places = torch.tensor([0, 1, *[1] * 15]), torch.tensor([64])
+    wrong = torch.sparse_csr_tensor(*places, torch.ones(1), (16, 64), check_invariants=False)
+    with pytest.raises(Unsafe, match="outside"):
+        pack_sparse(wrong)
+
+
 # ---- what the step knows
 
 
@@ -174,7 +224,9 @@ def some(part: object) -> Delta:
     return made(part, linear, torch.Generator().manual_seed(1), random.Random(1))
 
 
-@pytest.mark.parametrize("part", [BoundTurn, BoundKronecker, BoundChange, BoundPair, BoundShared])
+@pytest.mark.parametrize(
+    "part", [BoundTurn, BoundKronecker, BoundChange, BoundSparse, BoundPair, BoundShared]
+)
 def test_one_of_each_fits_on_a_linear_of_a_layer(part: Callable[..., Delta]) -> None:
     delta = some(part)
 
