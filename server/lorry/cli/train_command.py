@@ -250,6 +250,14 @@ def _say_trained(trained: job.Trained, as_json: bool) -> None:
         + (f", validation {validations[0]:.3f} to {validations[-1]:.3f}" if validations else "")
         + f"; {parameters['trained']:,} parameters, {100 * parameters['share']:.2f} % of the base"
     )
+    if found := made["evaluation"]:
+        write_line(
+            f"on the validation's examples the base's loss is {found['base_loss']:.3f} and the "
+            f"adapter's {found['loss']:.3f}; {found['drift']:.3f} nats a token from the base; "
+            f"{100 * found['ends']:.0f} % of the answers end where they should"
+        )
+        for one in found["answers"]:
+            write_facts([("prompt", one["prompt"]), ("base", one["base"]), ("now", one["adapter"])])
 
 
 def _push(trained: job.Trained, name: str, url: str, key: str | None, *, disabled: bool) -> None:

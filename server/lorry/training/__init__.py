@@ -8,6 +8,7 @@ come the two files of an adapter with a record of how they were made.
     memory.py       what a run takes beside the base, before it takes it
     job.py          a run
     monitor.py      what the run tells, and when it has to stop
+    evaluation.py   the adapter beside its base, on examples that it did not learn
     record.py       how an adapter was made
 
 Nothing of the server imports this package.

@@ -34,6 +34,7 @@ from lorry.model.progress import Say
 from lorry.model.quiet import quiet
 from lorry.training import memory, record
 from lorry.training.adapter_model import loaded, save_adapter, with_adapter
+from lorry.training.evaluation import evaluate
 from lorry.training.examples import Example, read_examples
 from lorry.training.monitor import Monitor, Tell
 from lorry.training.recipe import Preset, Recipe
@@ -178,6 +179,10 @@ def run(
             f"({recipe.learning_rate:g}). "
             + (f"The last good checkpoint is {kept}" if kept else "No checkpoint came before it")
         )
+    evaluation = None
+    if prepared.validation:
+        with quiet():
+            evaluation = evaluate(model, prepared.tokenizer, prepared.validation).as_json()
     made = {
         "recipe": recipe.as_json(),
         "base": prepared.source.given,
@@ -189,6 +194,7 @@ def run(
         "parameters": {"trained": trainable, "all": every, "share": trainable / every},
         "memory": needed.bytes,
         "steps": trainer.state.global_step,
+        "evaluation": evaluation,
         "curve": [one.as_json() for one in monitor.curve],
         "seconds": time.monotonic() - started,
         "threads": torch.get_num_threads(),
