@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,8 +124,12 @@ class MergedAdapter:
         write(folder, self.config, self.tensors)
 
 
-def merge(parts: Sequence[Part], recipe: Recipe) -> MergedAdapter:
-    """Merge the adapters of `parts`.
+def merge(
+    parts: Sequence[Part],
+    recipe: Recipe,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> MergedAdapter:
+    """Merge the adapters of `parts`. `tell` is given the modules that are done, and all.
 
     Raises InvalidAdapter with every problem that prevents a merge, ToolError for a bad weight.
     """
@@ -151,7 +155,7 @@ def merge(parts: Sequence[Part], recipe: Recipe) -> MergedAdapter:
         # The functions of dare draw from torch's own generator, which is restored afterwards.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            tensors = _merged(sources, recipe, rank)
+            tensors = _merged(sources, recipe, rank, tell)
         return MergedAdapter(_config(sources, rank), tensors, rank, len(tensors) // 2)
 
 
@@ -251,10 +255,14 @@ def _rank(sources: Sequence[_Source], recipe: Recipe) -> int:
     )
 
 
-def _merged(sources: Sequence[_Source], recipe: Recipe, rank: int) -> dict[str, Tensor]:
+def _merged(
+    sources: Sequence[_Source], recipe: Recipe, rank: int, tell: Callable[[int, int], None]
+) -> dict[str, Tensor]:
     dtype = _dtype(sources)
     tensors = {}
-    for module in _modules(sources):
+    modules = _modules(sources)
+    for done, module in enumerate(modules):
+        tell(done, len(modules))
         pair = next(s.pairs[module] for s in sources if module in s.pairs)
         deltas = [_delta(s, s.pairs[module]) for s in sources if module in s.pairs]
         if recipe.method == "cat":

@@ -44,8 +44,12 @@ class Baked:
     """Modules of the base whose weights changed."""
 
 
-def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Baked:
+def bake(
+    base: Path, adapter: Path, scale: float, dtype: str, out: Path, *, bars: bool = False
+) -> Baked:
     """Bake `adapter` at `scale` times its trained strength into a copy of `base` in `out`.
+
+    `bars` shows PEFT's progress on standard error.
 
     The sum is computed in float32 and stored as `dtype`, a name of DTYPES. Raises ToolError, and
     InvalidAdapter if PEFT cannot load the whole adapter on this base.
@@ -69,7 +73,7 @@ def bake(base: Path, adapter: Path, scale: float, dtype: str, out: Path) -> Bake
         changed = _scaled(wrapped, scale)
         _untie(wrapped)
         with _by_peft("merge it into"):
-            merged = wrapped.merge_and_unload(safe_merge=True)
+            merged = wrapped.merge_and_unload(progressbar=bars, safe_merge=True)
         merged = merged.to(DTYPES[dtype])
         try:
             merged.save_pretrained(partial)

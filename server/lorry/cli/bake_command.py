@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -54,10 +55,12 @@ def bake(
                 f"{source.given} is a first Qwen, whose files only its own code can load; bake "
                 "into a model that transformers knows, or serve it with the adapter beside it"
             )
-        with quiet(), warnings.catch_warnings():
-            # PEFT remarks that the base is called otherwise than where the adapter was trained.
-            warnings.simplefilter("ignore")
-            result = baked(source.folder, folder, 1.0 if scale is None else scale, dtype, out)
+        # The libraries' own bars: loading, merging and writing are theirs.
+        bars = sys.stderr.isatty()
+        # PEFT remarks that the base is called otherwise than where the adapter was trained.
+        with warnings.catch_warnings(action="ignore"), quiet(bars=bars):
+            strength = 1.0 if scale is None else scale
+            result = baked(source.folder, folder, strength, dtype, out, bars=bars)
     if as_json:
         write_json(
             {

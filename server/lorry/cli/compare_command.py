@@ -13,6 +13,7 @@ from lorry.cli.adapter_source import weighed
 from lorry.cli.divergence import BASE, Comparison, Side
 from lorry.cli.divergence import compare as compared
 from lorry.cli.output import AsJson, report, write_json, write_line, write_table
+from lorry.cli.progress import steps
 from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Connection, Url
 from lorry.cli.transfer import LocalFileError
 from lorry.errors import SettingsError
@@ -60,7 +61,8 @@ def compare(
     with Connection(url, api_key) as server:
         if not as_json:
             report(f"{len(texts)} prompts, answers of at most {tokens} tokens, on {url}")
-        result = compared(server, sides, texts, tokens, seed)
+        with steps("comparing on prompts") as tell:
+            result = compared(server, sides, texts, tokens, seed, tell)
     if as_json:
         write_json(
             {

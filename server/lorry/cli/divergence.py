@@ -19,8 +19,8 @@ others, q generates one token after each prefix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,15 @@ class _Judged:
 
 
 def compare(
-    server: Connection, sides: Sequence[Side], prompts: Sequence[str], tokens: int, seed: int
+    server: Connection,
+    sides: Sequence[Side],
+    prompts: Sequence[str],
+    tokens: int,
+    seed: int,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Measure both ways between the first two sides, and from each to a third, if there is one.
+    `tell` is given the prompts that are done, and all.
 
     Raises ServerError.
     """
@@ -116,6 +122,9 @@ def compare(
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         work = [pool.submit(one, index) for index in range(len(prompts))]
         try:
+            for count, item in enumerate(as_completed(work), start=1):
+                item.result()
+                tell(count, len(work))
             done = [item.result() for item in work]
         except BaseException:
             pool.shutdown(cancel_futures=True)

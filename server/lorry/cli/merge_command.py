@@ -10,6 +10,7 @@ import typer
 
 from lorry.cli.adapter_source import opened, weighed
 from lorry.cli.output import AsJson, write_json, write_line
+from lorry.cli.progress import steps
 from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Url
 from lorry.errors import SettingsError
 
@@ -68,7 +69,8 @@ def merge(
             Part(stack.enter_context(opened(name, url, api_key)), weight or 0.0, name)
             for name, weight in wanted
         ]
-        result = merged(parts, recipe)
+        with steps("merging modules") as tell:
+            result = merged(parts, recipe, tell)
     result.save(out)
     if as_json:
         write_json(

@@ -4,6 +4,7 @@ making room in one for an adapter's own tokens."""
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -124,8 +125,7 @@ def extend(
     except OSError as error:
         raise ToolError(f"{adapter / WEIGHTS_FILE} cannot be read: {error.strerror}") from error
     source = offline.find(settings)
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), quiet(bars=sys.stderr.isatty()):
         result = extended(source.folder, tokenizer or adapter, tokens, out)
     if as_json:
         write_json(

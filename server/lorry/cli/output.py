@@ -5,35 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
-
-from lorry.model.progress import Meter, Say, meter_of
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for scripts.")]
 
 PIPE_WIDTH = 1000
 """Columns where nobody looks: a script's lines are not to be wrapped."""
-
-
-class Advance(Protocol):
-    def __call__(self, count: int) -> None: ...
 
 
 def report_error(message: str) -> None:
@@ -91,42 +75,6 @@ def write_facts(facts: Sequence[tuple[str, object]]) -> None:
     for name, value in facts:
         table.add_row(Text(name), Text(_cell(value)))
     console.print(table)
-
-
-@contextmanager
-def transfer(title: str, total: int | None) -> Iterator[Advance]:
-    """A progress bar of bytes on standard error, in a terminal only."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
-    ) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-@contextmanager
-def metered() -> Iterator[tuple[Say, Meter]]:
-    """Where slow work tells how far it is: bars in a terminal, a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        yield report, meter_of(report)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def meter(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total, visible=done < total)
-
-        yield lambda line: progress.console.print(Text(line)), meter
 
 
 def _stdout() -> Console:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from lorry.option import format_size
 
@@ -20,12 +21,19 @@ _EVERY = 2.0
 
 def meter_of(say: Say) -> Meter:
     """A meter for where no bar can be drawn: a line every two seconds, none for quick work."""
+    first: dict[str, tuple[float, int]] = {}
     last: dict[str, float] = {}
 
     def tell(what: str, done: int, total: int) -> None:
         now = time.monotonic()
+        first.setdefault(what, (now, done))
         if now - last.setdefault(what, now) >= _EVERY and total:
             last[what] = now
-            say(f"{what}: {format_size(done)} of {format_size(total)} ({100 * done // total} %)")
+            start, already = first[what]
+            line = f"{what}: {format_size(done)} of {format_size(total)} ({100 * done // total} %)"
+            if done > already:
+                left = (total - done) * (now - start) / (done - already)
+                line += f", {timedelta(seconds=round(left))} left"
+            say(line)
 
     return tell

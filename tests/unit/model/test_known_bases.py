@@ -167,8 +167,8 @@ def test_a_meter_without_a_terminal_speaks_only_of_slow_work(
         now[0] = float(second)
         meter("downloading x", second << 20, 10 << 20)
     assert said == [
-        "downloading x: 2.0 MiB of 10.0 MiB (20 %)",
-        "downloading x: 4.0 MiB of 10.0 MiB (40 %)",
+        "downloading x: 2.0 MiB of 10.0 MiB (20 %), 0:00:08 left",
+        "downloading x: 4.0 MiB of 10.0 MiB (40 %), 0:00:06 left",
     ]
 
 
