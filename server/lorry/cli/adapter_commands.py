@@ -12,6 +12,7 @@ from lorry.cli.adapter_source import path_of
 from lorry.cli.bake_command import bake
 from lorry.cli.check_command import check
 from lorry.cli.compare_command import compare
+from lorry.cli.completion import adapter_names
 from lorry.cli.convert_command import convert
 from lorry.cli.group import new_group
 from lorry.cli.inspect_command import inspect
@@ -22,8 +23,14 @@ from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Connection, Url
 from lorry.cli.version_commands import register
 from lorry.option import format_size
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="One or more names.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The adapter's name.", autocompletion=adapter_names),
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="One or more names.", autocompletion=adapter_names),
+]
 
 
 def build_app() -> typer.Typer:

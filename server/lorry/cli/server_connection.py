@@ -41,7 +41,7 @@ class Connection:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._url = _base_of(url)
+        self._url = base_of(url)
         try:
             self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
         except httpx.InvalidURL as error:
@@ -98,7 +98,7 @@ class Connection:
         return ServerError(f"the connection to {self._url} broke: {error or type(error).__name__}")
 
 
-def _base_of(url: str) -> str:
+def base_of(url: str) -> str:
     """Return the server's URL from one that a person or a client's setting has: `host:port`, or
     with OpenAI's `/v1` behind it."""
     if "://" not in url:

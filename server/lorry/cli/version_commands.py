@@ -7,11 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from lorry.cli.adapter_source import path_of
+from lorry.cli.completion import adapter_names
 from lorry.cli.output import AsJson, write_json, write_line
 from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Connection, Url
 from lorry.errors import SettingsError
 
-Named = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name, or an alias.")]
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The adapter's name, or an alias.", autocompletion=adapter_names
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
