@@ -1,5 +1,5 @@
 """The command line: `lorry serve`, `chat`, `ask`, `ps`, `adapters`, `models`, `keys`,
-`catalog`, `ray`, `audit`, `bench`, `doctor`, `train`.
+`catalog`, `ray`, `audit`, `bench`, `plan`, `doctor`, `train`.
 
 Every command ends in one of three ways: 0, and what was asked for on standard output;
 1, and one line on standard error that says what is wrong and what to do; 2, the same for
@@ -27,6 +27,7 @@ from lorry.cli import (
     doctor_command,
     key_commands,
     model_commands,
+    plan_command,
     ps_command,
     ray_command,
     serve_command,
@@ -70,6 +71,7 @@ def build_app() -> typer.Typer:
     app.add_typer(ray_command.build_app(), name="ray")
     audit_command.register(app)
     bench_command.register(app)
+    plan_command.register(app)
     doctor_command.register(app)
     train_command.register(app)
     return app
