@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import trustme
 from api.fetching import PROMPT, fetch, staged
 from api.live import Live, refused, serve
 from lorry.settings import Settings
-from support.https_server import HttpsServer, redirect
+from support.https_server import HttpsServer, Slow, redirect
 from support.patience import wait_until
 
 
@@ -67,23 +65,6 @@ def test_a_url_of_ones_own_gets_no_token(good: Live, origin: HttpsServer) -> Non
 
 
 # ---- while it is fetched
-
-
-class Slow:
-    """Sends a file's first half, and the rest when it may."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.go_on = threading.Event()
-
-    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
-        half = len(self._body) // 2
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(self._body)))
-        handler.end_headers()
-        handler.wfile.write(self._body[:half])
-        self.go_on.wait()
-        handler.wfile.write(self._body[half:])
 
 
 @pytest.fixture
@@ -173,3 +154,20 @@ def test_a_server_that_never_ends_its_answer_is_left(
             error = refused(fetch(own, f"{origin.url}/slow.zip"), 502, "source_failed")
             assert "--fetch-timeout" in error["message"]
             wait_until(lambda: not staged(own), "staging to be empty")
+
+
+def test_a_fetch_alone_is_cancelled(
+    good: Live,
+    origin: HttpsServer,
+    slow: Slow,
+    pool: ThreadPoolExecutor,
+    archives: Callable[[int], Path],
+) -> None:
+    before = good.upload("legal", archives(2)).json()
+    only = {"fetch": "true"}
+    refused(good.http.delete("/adapters/legal", params=only), 404, "unknown_adapter")
+    answer = pool.submit(fetch, good, f"{origin.url}/slow.zip", replace=True)
+    wait_until(lambda: (good.http.get("/adapters/legal").json()["fetch"] or {}).get("bytes"))
+    assert good.http.delete("/adapters/legal", params=only).status_code == 204
+    refused(answer.result(), 409, "adapter_conflict")
+    assert good.http.get("/adapters/legal").json()["versions"] == before["versions"]

@@ -12,9 +12,8 @@ import trustme
 
 from api.fetching import fetch
 from api.live import Live, refused, serve
-from api.test_fetched import Slow
 from lorry.settings import Settings
-from support.https_server import HttpsServer
+from support.https_server import HttpsServer, Slow
 from support.patience import client, wait_until
 
 

@@ -107,6 +107,34 @@ def test_a_chosen_folder_of_folders_is_several_adapters(
     }
 
 
+def test_a_folder_is_dropped(
+    server: Server, tab: Tabs, folder: Path, tmp_path: Path, gone: list[str]
+) -> None:
+    """As the browser does it: a drop that has entries of a real folder, not files."""
+    gone += ["tax", "labour"]
+    shutil.copytree(folder, tmp_path / "runs" / "tax" / "checkpoint-500")
+    shutil.copytree(folder, tmp_path / "runs" / "labour")
+    for number in range(150):  # more than a reader of a folder gives at once
+        (tmp_path / "runs" / "tax" / f"log-{number}.txt").write_text("nothing")
+    one = tab(server)
+    shown = opened(one)
+    expect(shown.get_by_text("Drop an adapter anywhere")).to_be_visible()
+    drag = shown.context.new_cdp_session(shown)
+    carried = {"items": [], "files": [str(tmp_path / "runs")], "dragOperationsMask": 1}
+    at = {"x": 300, "y": 300, "data": carried}
+    drag.send("Input.dispatchDragEvent", {"type": "dragEnter", **at})
+    drag.send("Input.dispatchDragEvent", {"type": "dragOver", **at})
+    expect(shown.get_by_text("Let go to upload.")).to_be_visible()
+    # What lies under the pointer is another element by now.
+    drag.send("Input.dispatchDragEvent", {"type": "dragOver", **at})
+    drag.send("Input.dispatchDragEvent", {"type": "drop", **at})
+    names = shown.get_by_label("Name", exact=True)
+    expect(names).to_have_count(2)
+    assert {names.nth(0).input_value(), names.nth(1).input_value()} == {"tax", "labour"}
+    shown.get_by_role("button", name="Upload all 2").click()
+    expect(shown.get_by_text("is there as version")).to_have_count(2)
+
+
 def test_every_problem_of_a_refused_upload_is_listed_where_it_occurred(
     server: Server, tab: Tabs, folder: Path, tmp_path: Path
 ) -> None:

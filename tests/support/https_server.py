@@ -46,6 +46,23 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: s
     handler.wfile.write(body)
 
 
+class Slow:
+    """Sends a file's first half, and the rest when it may."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.go_on = threading.Event()
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        half = len(self._body) // 2
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(self._body)))
+        handler.end_headers()
+        handler.wfile.write(self._body[:half])
+        self.go_on.wait()
+        handler.wfile.write(self._body[half:])
+
+
 @contextmanager
 def serve_https(root: Path, authority: trustme.CA) -> Iterator[HttpsServer]:
     """A server with a certificate for localhost and 127.0.0.1."""

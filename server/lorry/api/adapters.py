@@ -245,11 +245,22 @@ class Adapters:
         )
         return await self.answers.one(seen_as(record, name), name=name)
 
-    async def remove(self, name: str, version: int | None = None) -> Response:
+    async def remove(
+        self,
+        name: str,
+        version: int | None = None,
+        fetch: Annotated[
+            bool, Query(description="Only cancel its fetch; the adapter stays as it is")
+        ] = False,
+    ) -> Response:
         """It is gone for new requests at once; running ones finish. A fetch is cancelled. An alias
         is removed alone."""
         mine = version is None and self._registry.policy.sees(name)
         cancelled = mine and await self._fetches.cancel(name)
+        if fetch:
+            if not cancelled:
+                raise UnknownAdapter(f"no fetch of adapter {name[:128]!r} can be cancelled")
+            return Response(status_code=204)
         try:
             await self.drop(name, version)
         except UnknownAdapter:

@@ -21,6 +21,7 @@ function useDrop() {
     const drag = (event) => {
       if (!files(event)) return;
       event.preventDefault();
+      event.dataTransfer.dropEffect = "copy";
       setOver(true);
     };
     const leave = (event) => {
@@ -122,6 +123,7 @@ const SAID = {
   sending: "Sending",
   verifying: "The server verifies it",
   fetching: "The server fetches it",
+  cancelling: "Cancelling",
   done: "Uploaded",
   refused: "Refused",
 };
@@ -150,7 +152,7 @@ function Upload({ one }) {
       <span class="faint grow" role="status">
         ${SAID[one.state]}${known && one.state !== "verifying" ? ` · ${Math.round(one.share * 100)} %` : ""}
       </span>
-      <button onClick=${() => stop(one)}>Cancel<span class="unseen"> ${one.name}</span></button>
+      <button disabled=${one.state === "cancelling"} onClick=${() => stop(one)}>Cancel<span class="unseen"> ${one.name}</span></button>
     </div>
   `;
 }

@@ -50,7 +50,8 @@ export async function send(one) {
     set(one.id, { state: "done", record });
     show(record);
   } catch (error) {
-    if (error.name === "AbortError") discard(one.id);
+    const now = uploads.value.find(({ id }) => id === one.id);
+    if (error.name === "AbortError" || now?.state === "cancelling") discard(one.id);
     else set(one.id, { state: "refused", error });
     refresh();
   }
@@ -79,13 +80,19 @@ async function sendSource(one, replace) {
     const { fetch } = await ask("GET", pathOf(one.name)).catch(() => ({}));
     if (!fetch || over) continue;
     const share = fetch.total ? fetch.bytes / fetch.total : null;
-    set(one.id, { state: fetch.state, share });
+    const now = uploads.value.find(({ id }) => id === one.id);
+    if (now?.state !== "cancelling") set(one.id, { state: fetch.state, share });
   }
   return asked;
 }
 
-/** Stops one that is on its way. */
+/** Stops one that is on its way. An adapter that was there stays as it is. */
 export async function stop(one) {
-  if (one.parts) one.controller.abort();
-  else await ask("DELETE", pathOf(one.name)).catch((error) => set(one.id, { error }));
+  if (one.parts) {
+    one.controller.abort();
+    return;
+  }
+  set(one.id, { state: "cancelling" });
+  // If it cannot be cancelled any more, its end is near, and is shown.
+  await ask("DELETE", `${pathOf(one.name)}?fetch=true`).catch(() => set(one.id, { state: "verifying" }));
 }
