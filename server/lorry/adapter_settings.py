@@ -147,6 +147,13 @@ class AdapterSettings:
         minimum=0,
         maximum=MOST,
     )
+    keep_audit_days: float = setting(
+        0.0,
+        Kind.FLOAT,
+        "Days to keep the audit's entries; 0 keeps them for ever.",
+        minimum=0,
+        maximum=MOST_DAYS,
+    )
     keep_version_days: float = setting(
         0.0,
         Kind.FLOAT,

@@ -318,7 +318,7 @@ def serve(settings: Settings) -> None:
     listening = _bind(settings)
     listeners: list[_Listener] = []
     server = assemble(settings, say, on_broken=lambda: listeners[0].give_up())
-    retiring = Retiring(server.registry)
+    retiring = Retiring(server.registry, server.access.audit, settings.keep_audit_days)
     try:
         offer_samples(server, say)
         config = uvicorn.Config(

@@ -80,6 +80,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "watch_removed": ("remove", "remove"),
     "keep_unclaimed": ("0.5", 0.5),
     "keep_versions": ("20", 20),
+    "keep_audit_days": ("365", 365.0),
     "keep_version_days": ("7", 7.0),
     "samples": ("no", False),
     "tool_prompt": ("template", "template"),

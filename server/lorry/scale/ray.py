@@ -103,7 +103,9 @@ class Ingress:
             replicas, self._settings, on_broken=lambda: None, numbers=replicas.numbers
         )
         offer_samples(server, logs.news(self._settings.log_format))
-        self._retiring = Retiring(server.registry)
+        self._retiring = Retiring(
+            server.registry, server.access.audit, self._settings.keep_audit_days
+        )
         self._retiring.start()
         replicas.start()
         self._server = server
