@@ -16,11 +16,11 @@ from lorry.bench.preset import Stage
 from lorry.bench.served_base import ServedBase
 from lorry.bench.targets import Sampling
 from lorry.bench.workload import WorkloadRow
+from lorry.cli.bars import campaign as show
+from lorry.cli.bars import metered
 from lorry.cli.bench_arguments import names_of, popularity_of, preset_of, span_of
 from lorry.cli.output import report as tell
 from lorry.cli.output import report_error, write_line, write_table
-from lorry.cli.progress import campaign as show
-from lorry.cli.progress import metered
 from lorry.cli.server_connection import ApiKey
 from lorry.configuration import load_settings
 from lorry.errors import SettingsError

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from lorry.cli.adapter_source import weighed
+from lorry.cli.bars import steps
 from lorry.cli.divergence import BASE, Comparison, Side
 from lorry.cli.divergence import compare as compared
 from lorry.cli.output import AsJson, report, write_json, write_line, write_table
-from lorry.cli.progress import steps
 from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Connection, Url
 from lorry.cli.transfer import LocalFileError
 from lorry.errors import SettingsError

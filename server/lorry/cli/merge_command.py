@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from lorry.cli.adapter_source import opened, weighed
+from lorry.cli.bars import steps
 from lorry.cli.output import AsJson, write_json, write_line
-from lorry.cli.progress import steps
 from lorry.cli.server_connection import DEFAULT_URL, ApiKey, Url
 from lorry.errors import SettingsError
 

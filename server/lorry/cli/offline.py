@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorry.cli.progress import metered
+from lorry.cli.bars import metered
 from lorry.configuration import load_settings
 from lorry.settings import Settings
 

@@ -11,8 +11,8 @@ import typer
 from lorry.adapter_needs import AdapterNeeds
 from lorry.bench.served_base import ServedBase
 from lorry.capacity import RECORDED, CapacityPlan, Load, ReplicaLimits, StepTimes, Unplannable, plan
+from lorry.cli.bars import metered
 from lorry.cli.output import AsJson, write_facts, write_json, write_line
-from lorry.cli.progress import metered
 from lorry.configuration import load_settings
 from lorry.errors import SettingsError
 from lorry.option import format_size, parse_size

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lorry.advice import message_of
-from lorry.cli.progress import metered
+from lorry.cli.bars import metered
 from lorry.configuration import load_settings
 from lorry.errors import LorryError, SettingsError
 from lorry.model.naming import missing_path

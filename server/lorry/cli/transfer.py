@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from lorry.cli.progress import Advance, transfer
+from lorry.cli.bars import Advance, transfer
 from lorry.cli.server_connection import Connection
 from lorry.errors import LorryError
 from lorry_adapters.errors import Problem

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from lorry.cli import progress
+from lorry.cli import bars
 
 PROGRAM = [sys.executable, "-m", "lorry"]
 
@@ -92,15 +92,15 @@ def test_what_is_told_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     with terminal() as (descriptor, parts), os.fdopen(os.dup(descriptor), "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with progress.metered() as (say, meter):
+        with bars.metered() as (say, meter):
             meter("downloading x", 1 << 20, 4 << 20)
             say("news")
-        with progress.steps("comparing") as tell:
+        with bars.steps("comparing") as tell:
             tell(3, 8)
-        with progress.campaign("bench", 6) as ticker:
+        with bars.campaign("bench", 6) as ticker:
             ticker.began("base")
             ticker.done()
-        with progress.transfer("pushing", 4 << 20) as advance:
+        with bars.transfer("pushing", 4 << 20) as advance:
             advance(1 << 20)
     said = b"".join(parts).decode()
     for words in ("downloading x", "1.0/4.0 MiB", "news", "comparing", "3/8", "bench: base", "1/6"):
@@ -111,11 +111,11 @@ def test_what_is_told_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_terminal_only_news_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.metered() as (say, meter):
+    with bars.metered() as (say, meter):
         meter("downloading x", 1, 4)
         say("news")
-    with progress.steps("comparing") as tell:
+    with bars.steps("comparing") as tell:
         tell(3, 8)
-    with progress.transfer("pushing", 4) as advance:
+    with bars.transfer("pushing", 4) as advance:
         advance(1)
     assert capsys.readouterr().err == "news\n"
