@@ -63,6 +63,9 @@ lint: $(DEV_STAMP)
 # One torch thread a process: the processes share the cores already.
 QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
+# Those that only ask the shared server, and count on no engine having seen what they sent before.
+ON_RAY := generate completions grammars vllm_fields adapter_header clients stored_responses
+
 pytest: $(DEV_STAMP)
 	@echo '==> pytest'
 	$(QUIET) \
@@ -70,6 +73,9 @@ pytest: $(DEV_STAMP)
 	@echo '==> pytest tests/api, the engine in a process of its own'
 	$(QUIET) \
 	  $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal tests/api --engine-process on
+	@echo '==> pytest tests/api, two engines on Ray'
+	$(QUIET) \
+	  $(BIN)/pytest $(ON_RAY:%=tests/api/test_%.py) --engine-process ray
 
 clients: $(DEV_STAMP)
 	@PYTHONPATH=tests TORCH_INDEX=$(TORCH_INDEX) $(BIN)/python -m clients $(ARGS)

@@ -39,9 +39,10 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine-process",
-        choices=("off", "on"),
+        choices=("off", "on", "ray"),
         default="off",
-        help="where the engine of the servers in tests/api runs: in the test's process, or apart",
+        help="where the engine of the servers in tests/api runs: in the test's process, apart, or, "
+        "for the tests that ask nothing but the shared server, as two replicas on Ray",
     )
     parser.addoption(
         "--whole-matrix",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.fetching import authority, cdn, fetching, good, origin
-from api.live import BASE, MAX_UPLOAD, Live, serve
+from api.live import BASE, MAX_UPLOAD, Live, serve, serve_on_ray
 from lorry.settings import Settings
 
 __all__ = ("authority", "cdn", "fetching", "good", "origin")
@@ -20,6 +20,7 @@ def settings_for(
     tiny_model: Callable[[str], Path], pytestconfig: pytest.Config
 ) -> Callable[..., Settings]:
     """`settings_for(home, **fields)`: the tiny Llama in float32 on the CPU."""
+    option = pytestconfig.getoption("engine_process")
 
     def make(home: Path, **fields: Any) -> Settings:
         given: dict[str, Any] = {
@@ -33,7 +34,7 @@ def settings_for(
             "samples": False,
             "max_loras": 4,
             "host_cache_memory": 64 << 20,
-            "engine_process": pytestconfig.getoption("engine_process"),
+            "engine_process": "on" if option == "on" else "off",
         }
         return Settings(**{**given, **fields})
 
@@ -46,12 +47,14 @@ def live(
     settings_for: Callable[..., Settings],
     archives: Callable[[int], Path],
     peft_adapter: Callable[..., Path],
+    pytestconfig: pytest.Config,
 ) -> Iterator[Live]:
     """The server that most tests share, with `pirate` and `legal` registered. Tests that
     change adapters bring their own."""
     home = tmp_path_factory.mktemp("home")
     root = peft_adapter("llama", "plain", seed=1).parent
-    with serve(settings_for(home, adapter_roots=(root,))) as one:
+    start = serve_on_ray if pytestconfig.getoption("engine_process") == "ray" else serve
+    with start(settings_for(home, adapter_roots=(root,))) as one:
         for seed, name in ((1, "pirate"), (2, "legal")):
             answer = one.upload(name, archives(seed))
             assert answer.status_code == 201, answer.text

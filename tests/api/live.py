@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -42,9 +43,16 @@ class Checking(httpx.Client):
 class Live:
     """A running server and a client for it."""
 
-    server: Server
+    inside: Server | None
+    """None if it is in another process."""
     url: str
     http: httpx.Client
+
+    @property
+    def server(self) -> Server:
+        if self.inside is None:
+            pytest.skip("looks into the server, which is in another process")
+        return self.inside
 
     def generate(self, inputs: str = "Ahoy there", **body: Any) -> dict[str, Any]:
         """The answer of `/generate` with details; keyword `parameters` are merged."""
@@ -102,6 +110,16 @@ def serve(settings: Settings) -> Iterator[Live]:
         web.should_exit = True
         thread.join()
         server.close()
+
+
+@contextmanager
+def serve_on_ray(settings: Settings) -> Iterator[Live]:
+    """Two engines behind one HTTP side."""
+    from support.ray_cluster import running
+
+    with running(settings) as on_ray, Checking(base_url=on_ray.url, **options()) as http:
+        http.declared = Declared(http.get("/openapi.json").json())
+        yield Live(None, on_ray.url, http)
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
