@@ -68,7 +68,10 @@ def test_the_code_imports_nothing_that_is_not_asked_for() -> None:
     ours = {"lorry", "lorry_adapters", "starlette", "pydantic_core"} | sys.stdlib_module_names
     # PyTorch's CUDA builds bring it, and only where there is a device is it imported.
     ours |= {"triton"}
-    scale = ROOT / "server/lorry/scale"
+    extras = {
+        ("ray", ROOT / "server/lorry/scale"),
+        ("psycopg", ROOT / "adapters/lorry_adapters/registry/shared"),
+    }
     strangers: dict[str, str] = {}
     for file in [
         *(ROOT / "server/lorry").rglob("*.py"),
@@ -83,8 +86,8 @@ def test_the_code_imports_nothing_that_is_not_asked_for() -> None:
                 continue
             for name in names:
                 top = name.partition(".")[0]
-                if top == "ray" and file.parent == scale:
-                    continue  # an extra's room
+                if (top, file.parent) in extras:
+                    continue
                 if top not in ours and DISTRIBUTIONS.get(top, canonical(top)) not in asked:
                     strangers[top] = str(file.relative_to(ROOT))
     assert strangers == {}

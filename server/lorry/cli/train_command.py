@@ -140,10 +140,10 @@ def train(
     folder = out or Path(name or "")
     if not check and not resume and (folder / "adapter_config.json").exists():
         raise SettingsError(f"{folder} has an adapter already; choose another --out, or remove it")
-    from lorry.training.recipe import Method, Preset, Schedule
+    from lorry.training.training_recipe import Preset, Schedule, TrainingMethod
 
     given: dict[str, Any] = {
-        "method": _one_of(Method, "--method", method),
+        "method": _one_of(TrainingMethod, "--method", method),
         "schedule": _one_of(Schedule, "--schedule", schedule),
         "quantize": quantize,
         "rank": rank,
@@ -210,8 +210,8 @@ def _validation(given: str | None) -> Path | float | None:
         return Path(given)
 
 
-def _say_survey(prepared: job.Prepared, as_json: bool) -> None:
-    from lorry.training.survey import marked
+def _say_survey(prepared: job.PreparedRun, as_json: bool) -> None:
+    from lorry.training.data_survey import marked
 
     survey = prepared.survey
     first = marked(prepared.training[0], prepared.tokenizer)
@@ -275,7 +275,7 @@ def _display() -> Iterator[monitor.Tell]:
     if not sys.stderr.isatty():
         last = -1
 
-        def line(progress: monitor.Progress) -> None:
+        def line(progress: monitor.TrainingProgress) -> None:
             nonlocal last
             tenth = 10 * progress.step // progress.steps
             if progress.validation_loss is not None or tenth != last:
@@ -293,7 +293,7 @@ def _display() -> Iterator[monitor.Tell]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("")
 
-        def bar(progress: monitor.Progress) -> None:
+        def bar(progress: monitor.TrainingProgress) -> None:
             bars.update(
                 task,
                 completed=progress.step,
@@ -304,7 +304,7 @@ def _display() -> Iterator[monitor.Tell]:
         yield bar
 
 
-def _told(progress: monitor.Progress) -> str:
+def _told(progress: monitor.TrainingProgress) -> str:
     step = f"step {progress.step} of {progress.steps}"
     if progress.validation_loss is not None:
         return f"{step}: validation loss {progress.validation_loss:.3f}"

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lorry.errors import TrainingError
-from lorry.training.recipe import ALL_LINEAR, Method, Recipe
+from lorry.training.training_recipe import ALL_LINEAR, TrainingMethod, TrainingRecipe
 
 
-def loaded(folder: Path, recipe: Recipe) -> Any:
+def loaded(folder: Path, recipe: TrainingRecipe) -> Any:
     """The base, quantized as the recipe says, its own weights frozen."""
     dtype = _dtype()
     model = AutoModelForCausalLM.from_pretrained(
@@ -40,7 +40,7 @@ def loaded(folder: Path, recipe: Recipe) -> Any:
     return model
 
 
-def with_adapter(model: Any, recipe: Recipe) -> Any:
+def with_adapter(model: Any, recipe: TrainingRecipe) -> Any:
     """The PEFT model; its adapter's weights are in float32. Raises TrainingError."""
     try:
         return get_peft_model(model, _config(recipe))
@@ -66,16 +66,16 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _config(recipe: Recipe) -> PeftConfig:
+def _config(recipe: TrainingRecipe) -> PeftConfig:
     targets: Any = list(recipe.targets)
     if targets == [ALL_LINEAR]:
         targets = ALL_LINEAR
     match recipe.method:
-        case Method.PROMPT:
+        case TrainingMethod.PROMPT:
             return PromptTuningConfig(
                 task_type="CAUSAL_LM", num_virtual_tokens=recipe.virtual_tokens
             )
-        case Method.IA3:
+        case TrainingMethod.IA3:
             chosen = None if targets == ALL_LINEAR else targets
             return IA3Config(task_type="CAUSAL_LM", target_modules=chosen, feedforward_modules=None)
     return LoraConfig(
@@ -84,8 +84,8 @@ def _config(recipe: Recipe) -> PeftConfig:
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         target_modules=targets,
-        use_rslora=recipe.method is Method.RSLORA,
-        use_dora=recipe.method is Method.DORA,
+        use_rslora=recipe.method is TrainingMethod.RSLORA,
+        use_dora=recipe.method is TrainingMethod.DORA,
     )
 
 
@@ -97,7 +97,7 @@ def _dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _quantized(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
+def _quantized(recipe: TrainingRecipe, dtype: torch.dtype) -> dict[str, Any]:
     match recipe.quantize:
         case "nf4":
             config = BitsAndBytesConfig(

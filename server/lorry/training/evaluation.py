@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lorry.training.rendering import Tokens
+from lorry.training.rendering import LearnedTokens
 
 _MOST = 64
 """Sequences that are compared."""
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: Any, tokenizer: Any, sequences: Sequence[Tokens]) -> Evaluation:
+def evaluate(model: Any, tokenizer: Any, sequences: Sequence[LearnedTokens]) -> Evaluation:
     """`model`: a PEFT model. `sequences`: at least one."""
     model.eval()
     loss = base_loss = drift = 0.0
@@ -70,7 +70,7 @@ def evaluate(model: Any, tokenizer: Any, sequences: Sequence[Tokens]) -> Evaluat
     )
 
 
-def _logprobs(model: Any, tokens: Tokens, at: list[int], *, base: bool) -> torch.Tensor:
+def _logprobs(model: Any, tokens: LearnedTokens, at: list[int], *, base: bool) -> torch.Tensor:
     """Log-probabilities before the tokens at these places, [N, V] in float32."""
     ids_1T = torch.tensor([tokens.ids], device=model.device)
     with model.disable_adapter() if base else nullcontext():
@@ -80,7 +80,7 @@ def _logprobs(model: Any, tokens: Tokens, at: list[int], *, base: bool) -> torch
     return F.log_softmax(logits_TV[[place - 1 for place in at]].float(), dim=-1)
 
 
-def _answers(model: Any, tokenizer: Any, tokens: Tokens) -> Answers:
+def _answers(model: Any, tokenizer: Any, tokens: LearnedTokens) -> Answers:
     prompt = list(tokens.ids[: max(1, tokens.learned.index(True))])
     said = []
     for base in (True, False):

@@ -27,7 +27,7 @@ _MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatExample:
     """A conversation. `learned` has the places of the messages that carry loss."""
 
     where: str
@@ -37,7 +37,7 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairExample:
     """A prompt and its completion, of which the completion carries loss."""
 
     where: str
@@ -46,14 +46,14 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextExample:
     """A text, all of which carries loss."""
 
     where: str
     text: str
 
 
-Example = Chat | Pair | Text
+Example = ChatExample | PairExample | TextExample
 
 
 class _Unfit(Exception):
@@ -74,7 +74,7 @@ def read_examples(path: Path) -> list[Example]:
     if path.suffix == ".txt":
         if not text.strip():
             raise TrainingError(f"{path} is empty")
-        return [Text(path.name, text)]
+        return [TextExample(path.name, text)]
     examples: list[Example] = []
     problems: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -100,7 +100,8 @@ def _mixed(examples: Sequence[Example]) -> list[str]:
     kinds = {type(example): example for example in reversed(examples)}
     if len(kinds) < 2:
         return []
-    firsts = ", ".join(f"{kind.__name__.lower()} at {one.where}" for kind, one in kinds.items())
+    names = {ChatExample: "chat", PairExample: "pair", TextExample: "text"}
+    firsts = ", ".join(f"{names[kind]} at {one.where}" for kind, one in kinds.items())
     return [f"the file mixes shapes ({firsts}); put each shape in a file of its own"]
 
 
@@ -116,7 +117,7 @@ def _example(line: str, where: str) -> Example:
     if "preferred_output" in row or "chosen" in row:
         raise _Unfit("has preferences; only supervised examples are learned from")
     if "text" in row and "completion" not in row:
-        return Text(where, _text(row, "text"))
+        return TextExample(where, _text(row, "text"))
     prompt = next((name for name in _PROMPTS if name in row), None)
     completion = next((name for name in _COMPLETIONS if name in row), None)
     if prompt is None or completion is None:
@@ -124,7 +125,7 @@ def _example(line: str, where: str) -> Example:
     if isinstance(row[prompt], list) and isinstance(row[completion], list):
         before = [_unlearned(message) for message in row[prompt]]
         return _chat({**row, "messages": before + row[completion]}, where)
-    return Pair(where, _prompt(row, prompt), _text(row, completion))
+    return PairExample(where, _prompt(row, prompt), _text(row, completion))
 
 
 def _unlearned(message: object) -> object:
@@ -149,7 +150,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _chat(row: Mapping[str, Any], where: str) -> Chat:
+def _chat(row: Mapping[str, Any], where: str) -> ChatExample:
     given = row["messages"]
     if not isinstance(given, list) or not given:
         raise _Unfit("'messages' is not a list of messages")
@@ -164,7 +165,7 @@ def _chat(row: Mapping[str, Any], where: str) -> Chat:
     tools = row.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise _Unfit("'tools' is not a list of objects")
-    return Chat(where, tuple(messages), learned, tuple(tools))
+    return ChatExample(where, tuple(messages), learned, tuple(tools))
 
 
 def _weight(message: Mapping[str, Any], place: int) -> bool:

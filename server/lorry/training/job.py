@@ -32,14 +32,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from lorry.errors import TrainingError
 from lorry.model.progress import Say
 from lorry.model.quiet import quiet
-from lorry.training import memory, record
+from lorry.training import step_memory, training_record
 from lorry.training.adapter_model import loaded, save_adapter, with_adapter
+from lorry.training.data_survey import Survey, survey
 from lorry.training.evaluation import evaluate
 from lorry.training.examples import Example, read_examples
 from lorry.training.monitor import Monitor, Tell
-from lorry.training.recipe import Preset, Recipe
-from lorry.training.rendering import PairForm, Renderer, Tokens
-from lorry.training.survey import Survey, survey
+from lorry.training.rendering import LearnedTokens, PairForm, Renderer
+from lorry.training.training_recipe import Preset, TrainingRecipe
 
 if TYPE_CHECKING:
     from lorry.model.base_source import BaseSource
@@ -58,14 +58,14 @@ _UNLEARNED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedRun:
     """What a run will see."""
 
     source: BaseSource
     tokenizer: Any
-    recipe: Recipe
-    training: list[Tokens]
-    validation: list[Tokens]
+    recipe: TrainingRecipe
+    training: list[LearnedTokens]
+    validation: list[LearnedTokens]
     survey: Survey
     digests: dict[str, str | None]
 
@@ -85,7 +85,7 @@ def prepare(
     *,
     preset: Preset = Preset.GENERAL,
     validation: Path | float | None = None,
-) -> Prepared:
+) -> PreparedRun:
     """Read and render everything. `given` are settings of the recipe; `validation` is a file, or
     the share of the examples that is held back.
 
@@ -101,7 +101,9 @@ def prepare(
     elif validation:
         examples, held = _split(examples, validation, given.get("seed", 0))
     longest = min(given.pop("max_length", 2048), getattr(text, "max_position_embeddings", 2048))
-    recipe = Recipe.chosen(len(examples), text.hidden_size, preset, **given, max_length=longest)
+    recipe = TrainingRecipe.chosen(
+        len(examples), text.hidden_size, preset, **given, max_length=longest
+    )
     form = None if recipe.form == "auto" else PairForm(recipe.form)
     renderer = Renderer(tokenizer, _stop_ids(source.folder, tokenizer), form)
     sequences = renderer.sequences(examples)
@@ -115,7 +117,7 @@ def prepare(
     validated = [one for one in renderer.sequences(held) if len(one.ids) <= recipe.max_length]
     if held and not validated:
         raise TrainingError(f"all validation sequences are longer than {recipe.max_length} tokens")
-    return Prepared(
+    return PreparedRun(
         source,
         tokenizer,
         recipe,
@@ -123,16 +125,23 @@ def prepare(
         validated,
         found,
         {
-            "data": record.digest_of(data),
-            "validation": record.digest_of(validation) if isinstance(validation, Path) else None,
-            "tokenizer": record.digest_of(source.folder / "tokenizer.json"),
-            "chat_template": record.digest_of_text(tokenizer.chat_template),
+            "data": training_record.digest_of(data),
+            "validation": training_record.digest_of(validation)
+            if isinstance(validation, Path)
+            else None,
+            "tokenizer": training_record.digest_of(source.folder / "tokenizer.json"),
+            "chat_template": training_record.digest_of_text(tokenizer.chat_template),
         },
     )
 
 
 def run(
-    prepared: Prepared, folder: Path, tell: Tell, *, say: Say = lambda _: None, resume: bool = False
+    prepared: PreparedRun,
+    folder: Path,
+    tell: Tell,
+    *,
+    say: Say = lambda _: None,
+    resume: bool = False,
 ) -> Trained:
     """Train, and write the adapter and its record into `folder`. `say` gets the memory it takes.
 
@@ -142,15 +151,15 @@ def run(
     recipe = prepared.recipe
     checkpoints = folder / CHECKPOINTS
     last = _last_checkpoint(checkpoints, recipe, resume=resume)
-    record.write_json(checkpoints / _RECIPE, recipe.as_json())
+    training_record.write_json(checkpoints / _RECIPE, recipe.as_json())
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     set_seed(recipe.seed)
     started = time.monotonic()
     with quiet():
         model = with_adapter(loaded(prepared.source.folder, recipe), recipe)
-    needed = memory.need(model, recipe, max(len(one.ids) for one in prepared.training))
+    needed = step_memory.need(model, recipe, max(len(one.ids) for one in prepared.training))
     say(f"training takes {needed.line}")
-    memory.check(needed, recipe)
+    step_memory.check(needed, recipe)
     trainable, every = model.get_nb_trainable_parameters()
     monitor = Monitor(tell)
     steps = _steps(recipe, len(prepared.training))
@@ -188,7 +197,7 @@ def run(
         "base": prepared.source.given,
         "digests": {
             **prepared.digests,
-            "base": record.digest_of_base(prepared.source.folder),
+            "base": training_record.digest_of_base(prepared.source.folder),
         },
         "examples": prepared.survey.as_json(),
         "parameters": {"trained": trainable, "all": every, "share": trainable / every},
@@ -198,10 +207,10 @@ def run(
         "curve": [one.as_json() for one in monitor.curve],
         "seconds": time.monotonic() - started,
         "threads": torch.get_num_threads(),
-        "versions": record.versions(),
+        "versions": training_record.versions(),
     }
     save_adapter(model, prepared.source.given, folder)
-    record.write_json(folder / record.RECORD, made)
+    training_record.write_json(folder / training_record.RECORD, made)
     shutil.rmtree(checkpoints)
     return Trained(folder, made)
 
@@ -229,7 +238,7 @@ def _stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _last_checkpoint(checkpoints: Path, recipe: Recipe, *, resume: bool) -> Path | None:
+def _last_checkpoint(checkpoints: Path, recipe: TrainingRecipe, *, resume: bool) -> Path | None:
     """Where to go on; the folder is emptied for a new run."""
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -248,14 +257,14 @@ def _last_checkpoint(checkpoints: Path, recipe: Recipe, *, resume: bool) -> Path
     return Path(last)
 
 
-def _steps(recipe: Recipe, sequences: int) -> int:
+def _steps(recipe: TrainingRecipe, sequences: int) -> int:
     if recipe.steps is not None:
         return recipe.steps
     return max(1, math.ceil(recipe.epochs * math.ceil(sequences / recipe.batch)))
 
 
 def _arguments(
-    recipe: Recipe, steps: int, checkpoints: Path, *, validated: bool
+    recipe: TrainingRecipe, steps: int, checkpoints: Path, *, validated: bool
 ) -> TrainingArguments:
     every = max(1, steps // _VALIDATIONS)
     patient = recipe.patience is not None and validated
@@ -300,7 +309,7 @@ class _Collator:
         self._pad = tokenizer.eos_token_id if pad is None else pad
         self._monitor = monitor
 
-    def __call__(self, sequences: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+    def __call__(self, sequences: Sequence[LearnedTokens]) -> dict[str, torch.Tensor]:
         width = max(len(one.ids) for one in sequences)
         ids_BT = torch.full((len(sequences), width), self._pad or 0)
         labels_BT = torch.full((len(sequences), width), _UNLEARNED)

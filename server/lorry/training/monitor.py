@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """The state of a run after a step."""
 
     step: int
@@ -29,7 +29,7 @@ class Progress:
         return asdict(self)
 
 
-Tell = Callable[[Progress], None]
+Tell = Callable[[TrainingProgress], None]
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self._first = 0
         self.tokens = 0
         """Tokens that were put into batches."""
-        self.curve: list[Progress] = []
+        self.curve: list[TrainingProgress] = []
         self.failed_at: int | None = None
         """The step whose loss was no number."""
 
@@ -64,7 +64,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             return
         spent = max(time.monotonic() - self._started, 1e-9)
         done = max(state.global_step - self._first, 1)
-        progress = Progress(
+        progress = TrainingProgress(
             step=state.global_step,
             steps=state.max_steps,
             loss=None if loss is None else float(loss),

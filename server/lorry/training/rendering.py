@@ -22,7 +22,7 @@ from typing import Any
 
 from lorry.api.chat_template import REFUSALS, ChatTemplate
 from lorry.errors import TrainingError
-from lorry.training.examples import Chat, Example, Pair, Text
+from lorry.training.examples import ChatExample, Example, PairExample, TextExample
 
 
 class PairForm(StrEnum):
@@ -38,7 +38,7 @@ class PairForm(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class LearnedTokens:
     """Token ids of a sequence; `learned[i]` is true if token i carries loss."""
 
     where: str
@@ -79,7 +79,7 @@ class Renderer:
             )
         self._pair_form = pair_form
 
-    def sequences(self, examples: Sequence[Example]) -> list[Tokens]:
+    def sequences(self, examples: Sequence[Example]) -> list[LearnedTokens]:
         """Raises TrainingError naming the first example that the template refuses."""
         return [
             self._sequence(example.where, pieces)
@@ -89,20 +89,20 @@ class Renderer:
 
     def _pieces(self, example: Example, index: int) -> Iterator[list[_Piece]]:
         match example:
-            case Text():
+            case TextExample():
                 yield [_Piece(example.text, True, start=True, end=True)]
-            case Chat():
+            case ChatExample():
                 yield from self._chat(example)
-            case Pair():
+            case PairExample():
                 yield from self._pair(example, index)
 
-    def _pair(self, pair: Pair, index: int) -> Iterator[list[_Piece]]:
+    def _pair(self, pair: PairExample, index: int) -> Iterator[list[_Piece]]:
         if self._pair_form is not PairForm.RAW:
             messages = (
                 {"role": "user", "content": pair.prompt},
                 {"role": "assistant", "content": pair.completion},
             )
-            yield from self._chat(Chat(pair.where, messages, (1,)))
+            yield from self._chat(ChatExample(pair.where, messages, (1,)))
         prompt, completion = pair.prompt, pair.completion
         if self._pair_form is PairForm.MIXED:
             # In turns: a blank belongs to the answer's first word, a line's end to the question.
@@ -115,7 +115,7 @@ class Renderer:
                 _Piece(completion, True, end=True),
             ]
 
-    def _chat(self, chat: Chat) -> Iterator[list[_Piece]]:
+    def _chat(self, chat: ChatExample) -> Iterator[list[_Piece]]:
         if self._template is None:
             raise TrainingError(
                 f"{chat.where} is a chat, and this base has no chat template; use prompts with "
@@ -155,7 +155,7 @@ class Renderer:
             )
         )
 
-    def _sequence(self, where: str, pieces: Sequence[_Piece]) -> Tokens:
+    def _sequence(self, where: str, pieces: Sequence[_Piece]) -> LearnedTokens:
         ids: list[int] = []
         learned: list[bool] = []
         for piece in pieces:
@@ -166,7 +166,7 @@ class Renderer:
                 tokens = self._stopped(tokens)
             ids += tokens
             learned += [piece.learned] * len(tokens)
-        return Tokens(where, tuple(ids), tuple(learned))
+        return LearnedTokens(where, tuple(ids), tuple(learned))
 
     def _beginning(self) -> list[int]:
         """What the tokenizer puts before a prompt."""

@@ -11,16 +11,16 @@ import torch
 from lorry.model.base_source import BaseSource
 from lorry.training.adapter_model import loaded, with_adapter
 from lorry.training.evaluation import evaluate
-from lorry.training.recipe import Method, Recipe
-from lorry.training.rendering import Tokens
+from lorry.training.rendering import LearnedTokens
+from lorry.training.training_recipe import TrainingMethod, TrainingRecipe
 
 SEQUENCES = [
-    Tokens("a:1", (5, 40, 77, 9, 200), (False, False, True, True, True)),
-    Tokens("a:2", (31, 8, 90), (False, True, True)),
+    LearnedTokens("a:1", (5, 40, 77, 9, 200), (False, False, True, True, True)),
+    LearnedTokens("a:2", (31, 8, 90), (False, True, True)),
 ]
 
 
-def model(source: BaseSource, recipe: Recipe, *, strength: float) -> Any:
+def model(source: BaseSource, recipe: TrainingRecipe, *, strength: float) -> Any:
     torch.manual_seed(0)
     made = with_adapter(loaded(source.folder, recipe), recipe).float()
     with torch.no_grad():
@@ -36,14 +36,14 @@ def distribution(made: Any, ids: tuple[int, ...]) -> list[list[float]]:
 
 
 def test_an_untrained_adapter_is_its_base(source: BaseSource, tokenizer) -> None:
-    found = evaluate(model(source, Recipe(), strength=0.0), tokenizer, SEQUENCES)
+    found = evaluate(model(source, TrainingRecipe(), strength=0.0), tokenizer, SEQUENCES)
     assert found.loss == pytest.approx(found.base_loss, abs=1e-5)
     assert found.drift == pytest.approx(0, abs=1e-6)
     assert all(one.base == one.adapter for one in found.answers)
 
 
 def test_the_figures_are_what_they_are_called(source: BaseSource, tokenizer) -> None:
-    made = model(source, Recipe(), strength=0.05)
+    made = model(source, TrainingRecipe(), strength=0.05)
     found = evaluate(made, tokenizer, SEQUENCES)
     losses, bases, drifts, ends = [], [], [], []
     for one in SEQUENCES:
@@ -64,7 +64,7 @@ def test_the_figures_are_what_they_are_called(source: BaseSource, tokenizer) -> 
 
 
 def test_virtual_tokens_are_no_positions_of_the_example(source: BaseSource, tokenizer) -> None:
-    recipe = Recipe(method=Method.PROMPT)
+    recipe = TrainingRecipe(method=TrainingMethod.PROMPT)
     made = with_adapter(loaded(source.folder, recipe), recipe).float()
     found = evaluate(made, tokenizer, SEQUENCES)
     with made.disable_adapter():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorry.errors import TrainingError
-from lorry.training.examples import Chat, Pair, Text, read_examples
+from lorry.training.examples import ChatExample, PairExample, TextExample, read_examples
 
 CALL = {"id": "1", "function": {"name": "find", "arguments": '{"what": "rice"}'}}
 
@@ -36,7 +36,7 @@ CHAT = {
 
 def test_a_fine_tuning_file_of_openai(lines) -> None:
     (chat,) = read_examples(lines(CHAT))
-    assert isinstance(chat, Chat)
+    assert isinstance(chat, ChatExample)
     assert chat.learned == (4,)
     assert chat.messages[1]["content"] == "Rice?"
     assert chat.messages[2]["tool_calls"][0]["function"]["arguments"] == {"what": "rice"}
@@ -54,21 +54,21 @@ def test_a_fine_tuning_file_of_openai(lines) -> None:
     ],
 )
 def test_pairs_under_the_names_that_people_use(lines, row, prompt: str) -> None:
-    assert read_examples(lines(row)) == [Pair("data.jsonl:1", prompt, "b")]
+    assert read_examples(lines(row)) == [PairExample("data.jsonl:1", prompt, "b")]
 
 
 def test_a_pair_of_chats_is_a_chat_whose_completion_is_learned(lines) -> None:
     prompt = [{"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "a"}]
     row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "b"}]}
     (chat,) = read_examples(lines(row))
-    assert isinstance(chat, Chat)
+    assert isinstance(chat, ChatExample)
     assert chat.learned == (2,)
 
 
 def test_texts(lines, tmp_path: Path) -> None:
-    assert read_examples(lines({"text": "a"})) == [Text("data.jsonl:1", "a")]
+    assert read_examples(lines({"text": "a"})) == [TextExample("data.jsonl:1", "a")]
     (tmp_path / "book.txt").write_text("Once upon a time")
-    assert read_examples(tmp_path / "book.txt") == [Text("book.txt", "Once upon a time")]
+    assert read_examples(tmp_path / "book.txt") == [TextExample("book.txt", "Once upon a time")]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_byte_order_mark_and_other_line_ends_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b\xe2\x80\xa8c"}\r\n')
-    assert read_examples(path) == [Pair("windows.jsonl:1", "a", "b\u2028c")]
+    assert read_examples(path) == [PairExample("windows.jsonl:1", "a", "b\u2028c")]
 
 
 JSON = st.recursive(

@@ -18,8 +18,8 @@ from lorry.cli import main
 from lorry.errors import TrainingError
 from lorry.model.base_source import BaseSource
 from lorry.training import job
-from lorry.training.monitor import Progress
-from lorry.training.recipe import Method, Schedule
+from lorry.training.monitor import TrainingProgress
+from lorry.training.training_recipe import Schedule, TrainingMethod
 
 PAIRS = [
     {"prompt": f"How do I cook {what}?", "completion": f"Arr, boil the {what}, matey."}
@@ -32,7 +32,7 @@ FULL = {"batch": 6, "schedule": Schedule.CONSTANT, "warm_up": 0.0, "learning_rat
 Train = Callable[..., job.Trained]
 
 
-def silent(progress: Progress) -> None:
+def silent(progress: TrainingProgress) -> None:
     pass
 
 
@@ -49,7 +49,7 @@ def train(source: BaseSource, lines, tmp_path: Path) -> Train:
         name: str,
         *,
         rows: Any = PAIRS,
-        tell: Callable[[Progress], None] = silent,
+        tell: Callable[[TrainingProgress], None] = silent,
         resume: bool = False,
         validation: Any = None,
         **given: Any,
@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(train: Train, at: int) -> 
     }
     undisturbed = train("a", **settings)
 
-    def kill(progress: Progress) -> None:
+    def kill(progress: TrainingProgress) -> None:
         if progress.step == at:
             raise Killed
 
@@ -174,7 +174,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(train: Train, at: int) -> 
 
 
 def test_another_recipe_does_not_go_on_with_a_run(train: Train) -> None:
-    def kill(progress: Progress) -> None:
+    def kill(progress: TrainingProgress) -> None:
         if progress.step == 2:
             raise Killed
 
@@ -187,11 +187,16 @@ def test_another_recipe_does_not_go_on_with_a_run(train: Train) -> None:
 
 def test_at_step_0_the_model_is_the_base(source: BaseSource) -> None:
     from lorry.training.adapter_model import loaded, with_adapter
-    from lorry.training.recipe import Recipe
+    from lorry.training.training_recipe import TrainingRecipe
 
     ids_1T = torch.arange(5, 25)[None]
-    for method in (Method.LORA, Method.RSLORA, Method.DORA, Method.IA3):
-        recipe = Recipe(method=method)
+    for method in (
+        TrainingMethod.LORA,
+        TrainingMethod.RSLORA,
+        TrainingMethod.DORA,
+        TrainingMethod.IA3,
+    ):
+        recipe = TrainingRecipe(method=method)
         base = loaded(source.folder, recipe)
         with torch.no_grad():
             expected = base(ids_1T).logits
@@ -204,7 +209,7 @@ def test_only_the_adapter_learns(train: Train, source: BaseSource, quantize: str
     """No byte of the base changes, whatever it is quantized to."""
     kept: dict[str, Any] = {}
 
-    def look(progress: Progress) -> None:
+    def look(progress: TrainingProgress) -> None:
         kept.setdefault("first", _base_bytes())
         kept["last"] = _base_bytes()
 
@@ -250,9 +255,9 @@ def test_two_adapters_answer_each_in_its_way(train: Train, source: BaseSource) -
     assert said == answers
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("method", list(TrainingMethod))
 def test_the_server_takes_what_comes_out(
-    train: Train, source: BaseSource, method: Method, capsys: pytest.CaptureFixture[str]
+    train: Train, source: BaseSource, method: TrainingMethod, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = train("a", steps=2, method=method)
     code = main(["adapters", "check", str(trained.folder), "--base", str(source.folder), "--json"])

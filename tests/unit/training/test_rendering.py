@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lorry.errors import TrainingError
-from lorry.training.examples import Chat, Pair, Text
-from lorry.training.rendering import PairForm, Renderer, Tokens
-from lorry.training.survey import marked
+from lorry.training.data_survey import marked
+from lorry.training.examples import ChatExample, PairExample, TextExample
+from lorry.training.rendering import LearnedTokens, PairForm, Renderer
 from support.tokenizer import BOS, EOS, build_tokenizer
 
 FORGETFUL = (
@@ -20,15 +20,15 @@ FORGETFUL = (
 """Like a template that shows reasoning in the last turn alone."""
 
 
-def chat(*contents: str, learned: tuple[int, ...] | None = None) -> Chat:
+def chat(*contents: str, learned: tuple[int, ...] | None = None) -> ChatExample:
     """User and assistant in turns."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
     odd = tuple(range(1, len(contents), 2))
-    return Chat("data.jsonl:1", tuple(messages), odd if learned is None else learned)
+    return ChatExample("data.jsonl:1", tuple(messages), odd if learned is None else learned)
 
 
-def rendered(tokenizer: Any, example: Any, form: PairForm | None = None) -> list[Tokens]:
+def rendered(tokenizer: Any, example: Any, form: PairForm | None = None) -> list[LearnedTokens]:
     return Renderer(tokenizer, frozenset({EOS}), form).sequences([example])
 
 
@@ -100,12 +100,12 @@ def test_what_a_template_refuses_is_named() -> None:
     ],
 )
 def test_forms_of_a_pair(tokenizer, form: PairForm | None, expected: list[str]) -> None:
-    found = rendered(tokenizer, Pair("data.jsonl:1", "a", "b"), form)
+    found = rendered(tokenizer, PairExample("data.jsonl:1", "a", "b"), form)
     assert [marked(one, tokenizer) for one in found] == expected
 
 
 def test_a_text_begins_and_ends_as_one(tokenizer) -> None:
-    (tokens,) = rendered(tokenizer, Text("a.txt", "Once"))
+    (tokens,) = rendered(tokenizer, TextExample("a.txt", "Once"))
     assert tokens.ids[0] == BOS
     assert tokens.ids[-1] == EOS
     assert all(tokens.learned)
@@ -114,9 +114,9 @@ def test_a_text_begins_and_ends_as_one(tokenizer) -> None:
 def test_a_base_without_a_template_learns_pairs_raw_and_refuses_chats() -> None:
     tokenizer = build_tokenizer(add_bos=False)
     tokenizer.chat_template = None
-    (tokens,) = rendered(tokenizer, Pair("data.jsonl:1", "a", "b"))
+    (tokens,) = rendered(tokenizer, PairExample("data.jsonl:1", "a", "b"))
     assert marked(tokens, tokenizer) == "a»b</s>«"
     with pytest.raises(TrainingError, match="no chat template"):
         rendered(tokenizer, chat("a", "b"))
     with pytest.raises(TrainingError, match="--form mixed"):
-        rendered(tokenizer, Pair("", "a", "b"), PairForm.MIXED)
+        rendered(tokenizer, PairExample("", "a", "b"), PairForm.MIXED)

@@ -16,12 +16,16 @@ from lorry.errors import SettingsError
 ALL_LINEAR = "all-linear"
 
 
-class Method(StrEnum):
+class TrainingMethod(StrEnum):
     LORA = "lora"
     RSLORA = "rslora"
     DORA = "dora"
     IA3 = "ia3"
     PROMPT = "prompt"
+
+
+_FASTER = {TrainingMethod.IA3: 20.0, TrainingMethod.PROMPT: 40.0}
+"""Few numbers learn at a higher rate."""
 
 
 class Schedule(StrEnum):
@@ -41,10 +45,10 @@ class Preset(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingRecipe:
     """The settings of a run; a run with the same recipe and data writes the same bytes."""
 
-    method: Method = Method.LORA
+    method: TrainingMethod = TrainingMethod.LORA
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
@@ -101,19 +105,20 @@ class Recipe:
             Preset.COMPLEX: (64, 0.5, 8, 10.0),
             Preset.LARGE_DATA: (32, 0.5, 32, 1.0),
         }[preset]
-        method = given.get("method", Method.LORA)
+        method = given.get("method", TrainingMethod.LORA)
         batch = min(given.get("batch", batch), max(1, examples))
         rate = learning * 2e-4 * max(1.0, 2000 / hidden) ** 0.781
         values: dict[str, Any] = {
             "rank": rank,
-            "learning_rate": rate * {Method.IA3: 20.0, Method.PROMPT: 40.0}.get(method, 1.0),
+            "learning_rate": rate
+            * {TrainingMethod.IA3: 20.0, TrainingMethod.PROMPT: 40.0}.get(method, 1.0),
             "batch": batch,
             # About 200 steps, where the data is small.
             "epochs": min(most_epochs, max(1.0, round(200 * batch / max(1, examples)))),
         }
         values |= given
         values.setdefault(
-            "alpha", values["rank"] if method is Method.RSLORA else 2 * values["rank"]
+            "alpha", values["rank"] if method is TrainingMethod.RSLORA else 2 * values["rank"]
         )
         return cls(**values)
 

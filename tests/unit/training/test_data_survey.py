@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from lorry.training.examples import Pair
-from lorry.training.rendering import Tokens
-from lorry.training.survey import survey
+from lorry.training.data_survey import survey
+from lorry.training.examples import PairExample
+from lorry.training.rendering import LearnedTokens
 
 
-def pair(number: int, prompt: str, completion: str = "b") -> Pair:
-    return Pair(f"data.jsonl:{number}", prompt, completion)
+def pair(number: int, prompt: str, completion: str = "b") -> PairExample:
+    return PairExample(f"data.jsonl:{number}", prompt, completion)
 
 
-def tokens(number: int, length: int, learned: int) -> Tokens:
+def tokens(number: int, length: int, learned: int) -> LearnedTokens:
     marks = (False,) * (length - learned) + (True,) * learned
-    return Tokens(f"data.jsonl:{number}", tuple(range(length)), marks)
+    return LearnedTokens(f"data.jsonl:{number}", tuple(range(length)), marks)
 
 
 def test_counts() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from lorry.errors import TrainingError
 from lorry.option import format_size
-from lorry.training.recipe import Recipe
+from lorry.training.training_recipe import TrainingRecipe
 from lorry_adapters.lora import memory_limit
 
 _SHORT, _LONG = 32, 64
@@ -48,7 +48,7 @@ class Need:
         )
 
 
-def need(model: Any, recipe: Recipe, longest: int) -> Need:
+def need(model: Any, recipe: TrainingRecipe, longest: int) -> Need:
     """`longest`: tokens of the longest sequence."""
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     short, long = _kept(model, _SHORT), _kept(model, _LONG)
@@ -59,7 +59,7 @@ def need(model: Any, recipe: Recipe, longest: int) -> Need:
     return Need(state=trained * _STATE, activations=int(activations))
 
 
-def check(need: Need, recipe: Recipe) -> None:
+def check(need: Need, recipe: TrainingRecipe) -> None:
     """Raises TrainingError if so much is not free."""
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else memory_limit.free()
     if need.bytes <= free:

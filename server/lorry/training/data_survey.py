@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from lorry.training.examples import Chat, Example, Pair, Text
-from lorry.training.rendering import Tokens
+from lorry.training.examples import ChatExample, Example, PairExample, TextExample
+from lorry.training.rendering import LearnedTokens
 
 _NAMED = 3
 """Examples that a warning names."""
@@ -35,7 +35,7 @@ class Survey:
 
 def survey(
     examples: Sequence[Example],
-    sequences: Sequence[Tokens],
+    sequences: Sequence[LearnedTokens],
     max_length: int,
     validation: Sequence[Example] = (),
 ) -> Survey:
@@ -70,7 +70,7 @@ def survey(
     )
 
 
-def marked(tokens: Tokens, tokenizer: Any) -> str:
+def marked(tokens: LearnedTokens, tokenizer: Any) -> str:
     """The text of a sequence, what is learned of it between » and «."""
     parts: list[str] = []
     start = 0
@@ -91,20 +91,20 @@ def _warning(what: str, places: Sequence[str]) -> str:
 
 def _key(example: Example) -> Any:
     match example:
-        case Chat():
+        case ChatExample():
             return repr((example.messages, example.learned, example.tools))
-        case Pair():
+        case PairExample():
             return (example.prompt, example.completion)
-        case Text():
+        case TextExample():
             return example.text
 
 
 def _is_empty(example: Example) -> bool:
     match example:
-        case Chat():
+        case ChatExample():
             learned = [example.messages[place] for place in example.learned]
             return any(not one["content"].strip() and "tool_calls" not in one for one in learned)
-        case Pair():
+        case PairExample():
             return not example.completion.strip()
-        case Text():
+        case TextExample():
             return not example.text.strip()
