@@ -6,7 +6,7 @@ The names are vLLM's for vLLM's meanings, as in `metrics`. Nothing is kept betwe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from lorry.core import EngineStats
 from lorry_adapters.lora.adapter_memory import PARTS
 from lorry_adapters.registry.record import AdapterRecord
+from lorry_adapters.registry.store_counts import Operation, StoreCount
 
 
 class CacheStats(Protocol):
@@ -58,6 +59,8 @@ class Sources:
     max_queue: int
     catalog_answers: Callable[[], bool | None] = lambda: None
     """None if no other server shares the catalog."""
+    store: Callable[[], Mapping[Operation, StoreCount]] = dict
+    """What this process has asked of the object store; empty without one."""
     adapter_limit: int = 0
     """Most bytes of all adapters in memory."""
 
@@ -96,6 +99,8 @@ class Scrape:
             yield _gauge(
                 "lorry_catalog_up", "1 if the catalog that servers share answers.", answers
             )
+        if counts := sources.store():
+            yield from _of_store(counts)
         yield _gauge(
             "lorry_adapter_memory_limit_bytes",
             "Most bytes of all adapters in memory.",
@@ -229,6 +234,31 @@ class Scrape:
         yield registered
         broken = sum(self._sources.why_broken(one.current.digest) is not None for one in records)
         yield _gauge("lorry_adapters_broken", "Adapters that cannot be served.", broken)
+
+
+def _of_store(counts: Mapping[Operation, StoreCount]) -> Iterator[Metric]:
+    calls = CounterMetricFamily(
+        "lorry_store_operations",
+        "Calls of the object store, by operation and outcome.",
+        labels=("operation", "outcome"),
+    )
+    seconds = CounterMetricFamily(
+        "lorry_store_operation_seconds",
+        "Time of the calls of the object store, failed ones included.",
+        labels=("operation",),
+    )
+    moved = CounterMetricFamily(
+        "lorry_store_bytes",
+        "Bytes read from and written to the object store.",
+        labels=("operation",),
+    )
+    for operation, count in counts.items():
+        calls.add_metric((operation, "ok"), count.ok)
+        calls.add_metric((operation, "failed"), count.failed)
+        seconds.add_metric((operation,), count.seconds)
+    for operation in (Operation.READ, Operation.WRITE):
+        moved.add_metric((operation,), counts[operation].bytes)
+    yield from (calls, seconds, moved)
 
 
 def _in_one(engines: Iterable[tuple[str, Iterable[Metric]]]) -> Iterator[Metric]:

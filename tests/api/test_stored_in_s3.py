@@ -135,6 +135,36 @@ def test_a_store_that_goes_away_and_comes_back(
     assert stored.upload("third", archives(3)).status_code == 201
 
 
+def test_what_the_store_was_asked_is_in_the_metrics(
+    stored: Live, two: dict[str, str], s3: S3
+) -> None:
+    def read() -> float:
+        return stored.metric("lorry_store_bytes_total", operation="read")
+
+    def count(operation: str, outcome: str) -> float:
+        name = "lorry_store_operations_total"
+        return stored.metric(name, operation=operation, outcome=outcome)
+
+    text_of(stored, "legal")
+    before = read()
+    folder = leave_cache(stored, two["pirate"])
+    text_of(stored, "pirate")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    assert read() - before >= size
+    assert stored.metric("lorry_store_bytes_total", operation="write") >= 2 * size
+    assert count("write", "ok") >= 6
+    assert stored.metric("lorry_store_operation_seconds_total", operation="write") > 0
+    failed = count("read", "failed")
+    s3.leave()
+    try:
+        wait_until(lambda: count("read", "failed") > failed)
+    finally:
+        s3.come_back()
+    wait_until(lambda: "warning" not in stored.http.get("/health/ready").json())
+    answered = count("read", "ok")
+    wait_until(lambda: count("read", "ok") > answered)
+
+
 def test_others_go_on_while_one_is_fetched(
     stored: Live, two: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

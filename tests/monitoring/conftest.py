@@ -42,6 +42,7 @@ def scene(
         model=str(tiny_model("llama")),
         served_model_name="tiny",
         home=tmp_path_factory.mktemp("home"),
+        store=f"file://{tmp_path_factory.mktemp('store')}",
         device="cpu",
         dtype="float32",
         quantize="none",

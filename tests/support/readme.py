@@ -27,6 +27,7 @@ from lorry.scrape import EngineNumbers, Sources
 from lorry.settings import Settings
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, VersionRecord
+from lorry_adapters.registry.store_counts import StoreCounts
 from support import limits, scopes, speed
 from support.settings_table import markdown_table
 from support.tokenizer import EOS, VOCAB_SIZE, build_tokenizer
@@ -155,6 +156,7 @@ def families() -> list[Metric]:
             max_num_seqs=1,
             max_queue=1,
             catalog_answers=lambda: True,
+            store=StoreCounts().now,
         )
     )
     meter = metrics.accepted((), prompt_tokens=1, max_tokens=1)

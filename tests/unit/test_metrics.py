@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -15,6 +16,7 @@ from lorry.metrics import Metrics
 from lorry.scrape import EngineNumbers, Sources
 from lorry_adapters.registry.host_cache import HostCacheStats
 from lorry_adapters.registry.record import AdapterRecord, AdapterRef, VersionRecord
+from lorry_adapters.registry.store_counts import Operation, StoreCounts
 
 LEGAL = AdapterRef("legal", 1, "sha256:" + "a" * 64, 1.0)
 NEWER = AdapterRef("legal", 2, "sha256:" + "b" * 64, 1.0)
@@ -187,6 +189,44 @@ def test_a_scrape_asks_the_sources(metrics: Metrics) -> None:
     assert value(metrics, "lorry_host_cache_capacity_bytes") == 3
     assert value(metrics, "lorry_host_cache_misses_total") == 5
     assert b"# TYPE vllm:num_requests_running gauge" in metrics.render()
+
+
+def test_a_scrape_tells_what_the_store_was_asked(metrics: Metrics) -> None:
+    counts = StoreCounts()
+    with counts.counting(Operation.READ) as call:
+        call.bytes = 7
+    with pytest.raises(ValueError, match="away"), counts.counting(Operation.READ):
+        raise ValueError("away")
+    with counts.counting(Operation.WRITE) as call:
+        call.bytes = 9
+    seconds = counts.now()[Operation.READ].seconds
+    metrics.watch(sources(store=counts.now))
+    name = "lorry_store_operations_total"
+    assert value(metrics, name, operation="read", outcome="ok") == 1
+    assert value(metrics, name, operation="read", outcome="failed") == 1
+    assert value(metrics, name, operation="write", outcome="failed") == 0
+    assert value(metrics, name, operation="list", outcome="ok") == 0
+    assert value(metrics, "lorry_store_operation_seconds_total", operation="read") == seconds > 0
+    assert value(metrics, "lorry_store_bytes_total", operation="read") == 7
+    assert value(metrics, "lorry_store_bytes_total", operation="write") == 9
+    assert value(metrics, "lorry_store_bytes_total", operation="list") is None
+
+
+def test_without_a_store_a_scrape_tells_nothing_of_one(metrics: Metrics) -> None:
+    metrics.watch(sources())
+    assert b"lorry_ready" in metrics.render() and b"lorry_store" not in metrics.render()
+
+
+def sources(**more: Any) -> Sources:
+    return Sources(
+        engines=list,
+        records=tuple,
+        why_broken=lambda digest: None,
+        ready=lambda: True,
+        max_num_seqs=1,
+        max_queue=1,
+        **more,
+    )
 
 
 def test_what_every_token_counts_looks_as_prometheus_would_have_it() -> None:

@@ -27,7 +27,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,7 @@ from lorry_adapters.errors import StorageFull
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 from lorry_adapters.lora.words import WORDS_FILE
 from lorry_adapters.registry.document import sync
+from lorry_adapters.registry.store_counts import Operation, StoreCount
 
 
 def files_in(folder: Path) -> tuple[str, ...]:
@@ -241,6 +242,10 @@ class Blobs:
 
         Raises StoreUnavailable, InvalidAdapter if the store's copy is damaged, StorageFull."""
         return False
+
+    def store_counts(self) -> Mapping[Operation, StoreCount]:
+        """Return what this process has asked of the store; empty without one."""
+        return {}
 
     def in_store(self) -> dict[str, int]:
         """Return the bytes of each content in the store, without those that it need not keep.

@@ -17,7 +17,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -25,6 +25,7 @@ from typing import Final, ParamSpec, TypeVar
 from lorry_adapters.errors import AdapterError, InvalidAdapter, StoreUnavailable
 from lorry_adapters.registry.blobs import DIGEST, Blobs, Users, size_of, storage_full_named
 from lorry_adapters.registry.object_store import ObjectStore
+from lorry_adapters.registry.store_counts import Operation, StoreCount
 
 _MARKS: Final = "expendable-in-store"
 
@@ -125,6 +126,9 @@ class CachedBlobs(Blobs):
     def forget(self, digest: str) -> None:
         self.expend(digest)
         self._wake.set()
+
+    def store_counts(self) -> Mapping[Operation, StoreCount]:
+        return self._store.counts.now()
 
     def in_store(self) -> dict[str, int]:
         found = self._ask(self._store.contents)

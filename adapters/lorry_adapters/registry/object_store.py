@@ -24,6 +24,7 @@ from lorry_adapters.errors import HomeUnusable, InvalidAdapter, StoreUnavailable
 from lorry_adapters.lora.weights import CONFIG_FILE, WEIGHTS_FILE
 from lorry_adapters.lora.words import WORDS_FILE
 from lorry_adapters.registry.blobs import digest_of, files_in
+from lorry_adapters.registry.store_counts import Operation, StoreCall, StoreCounts
 
 COMPLETE: Final = "complete.json"
 FORMAT_FILE: Final = "lorry-store.json"
@@ -58,6 +59,7 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         """Connects to nothing yet. Raises HomeUnusable if nothing here can read such a URL."""
         self.url = url
+        self.counts = StoreCounts()
         scheme = url.partition("://")[0]
         try:
             # Most starts have no store.
@@ -81,12 +83,10 @@ class ObjectStore:
         """Raises StoreUnavailable if the store does not answer or cannot be written, and
         HomeUnusable if a newer version wrote it."""
         path = f"{self._root}/{FORMAT_FILE}"
-        with self._reached():
-            try:
-                text = self._fs.cat_file(path, start=0, end=_MAX_MARKER)
-            except FileNotFoundError:
-                self._fs.pipe_file(path, json.dumps({"format": FORMAT}).encode())
-                return
+        text = self._read(path, 0, _MAX_MARKER)
+        if text is None:
+            self._write(path, json.dumps({"format": FORMAT}).encode())
+            return
         try:
             found = json.loads(text)["format"]
         except (ValueError, KeyError, TypeError) as error:
@@ -99,7 +99,7 @@ class ObjectStore:
 
     def contents(self) -> dict[str, int]:
         """Return the bytes of each content that is complete. Raises StoreUnavailable."""
-        with self._reached():
+        with self._reached(Operation.LIST):
             try:
                 found = self._fs.find(self._root, maxdepth=2, detail=True)
             except FileNotFoundError:
@@ -118,11 +118,9 @@ class ObjectStore:
     def sizes(self, digest: str) -> Sizes | None:
         """Return the files of a complete content, or None. Raises StoreUnavailable, and
         InvalidAdapter for a damaged `complete.json`."""
-        with self._reached():
-            try:
-                text = self._fs.cat_file(self._path(digest, COMPLETE), start=0, end=_MAX_MARKER)
-            except FileNotFoundError:
-                return None
+        text = self._read(self._path(digest, COMPLETE), 0, _MAX_MARKER)
+        if text is None:
+            return None
         try:
             found = json.loads(text)
             names = set(found)
@@ -138,10 +136,11 @@ class ObjectStore:
         """Store the files of `folder`, whatever is there of them. Raises StoreUnavailable."""
         sizes = {name: (folder / name).stat().st_size for name in files_in(folder)}
         self._remove(self._path(digest, COMPLETE))
-        with self._reached():
-            for name in sizes:
+        for name, size in sizes.items():
+            with self._reached(Operation.WRITE) as call:
                 self._fs.put_file(str(folder / name), self._path(digest, name))
-            self._fs.pipe_file(self._path(digest, COMPLETE), json.dumps(sizes).encode())
+                call.bytes = size
+        self._write(self._path(digest, COMPLETE), json.dumps(sizes).encode())
 
     def get(self, digest: str, folder: Path, *, limit: int) -> bool:
         """Write a content's files to the empty `folder`. Return False if it is not in the store.
@@ -163,11 +162,9 @@ class ObjectStore:
             with (folder / name).open("xb") as out:
                 for start in range(0, size, CHUNK):
                     end = min(start + CHUNK, size)
-                    with self._reached():
-                        try:
-                            data = self._fs.cat_file(self._path(digest, name), start=start, end=end)
-                        except FileNotFoundError:
-                            raise self._damaged(digest, f"{name} is missing") from None
+                    data = self._read(self._path(digest, name), start, end)
+                    if data is None:
+                        raise self._damaged(digest, f"{name} is missing")
                     if len(data) != end - start:
                         raise self._damaged(digest, f"{name} is shorter than it was")
                     out.write(data)
@@ -185,8 +182,24 @@ class ObjectStore:
             with suppress(OSError):
                 self._fs.rmdir(f"{self._root}/{digest.replace(':', '-', 1)}")
 
+    def _read(self, path: str, start: int, end: int) -> bytes | None:
+        """Return the bytes from `start` to `end`, fewer if the file ends before, or None if there
+        is no such file."""
+        with self._reached(Operation.READ) as call:
+            try:
+                data: bytes = self._fs.cat_file(path, start=start, end=end)
+            except FileNotFoundError:
+                return None
+            call.bytes = len(data)
+            return data
+
+    def _write(self, path: str, data: bytes) -> None:
+        with self._reached(Operation.WRITE) as call:
+            self._fs.pipe_file(path, data)
+            call.bytes = len(data)
+
     def _remove(self, path: str) -> None:
-        with self._reached(), suppress(FileNotFoundError):
+        with self._reached(Operation.DELETE), suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
     def _path(self, digest: str, name: str) -> str:
@@ -196,12 +209,11 @@ class ObjectStore:
         return InvalidAdapter([f"its copy in the store {self.url} is damaged: {why}"])
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Name the store in errors of its back end, which may be of any class."""
+    def _reached(self, operation: Operation) -> Iterator[StoreCall]:
+        """Count a call, and name the store in errors of its back end, which may be of any class."""
         try:
-            yield
-        except (StoreUnavailable, InvalidAdapter):
-            raise
+            with self.counts.counting(operation) as call:
+                yield call
         except Exception as error:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise StoreUnavailable(f"the store {self.url} cannot be used now: {said}") from error

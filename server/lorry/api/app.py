@@ -164,6 +164,7 @@ def create_app(services: Services) -> FastAPI:
             max_num_seqs=services.settings.max_num_seqs,
             max_queue=services.settings.max_queue,
             catalog_answers=lambda: registry.storage.catalog_answers(),
+            store=lambda: registry.storage.blobs.store_counts(),
             adapter_limit=services.base.adapter_needs.limit,
         )
     )
