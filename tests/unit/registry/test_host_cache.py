@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lorry_adapters.lora.adapter_memory import AdapterBytes, AdapterMemory
 from lorry_adapters.registry.host_cache import HostCache
 from support.patience import PATIENCE, wait_until
 
@@ -179,3 +180,34 @@ def test_a_discard_during_the_load_wins(disk: Disk) -> None:
     disk.before = lambda digest: None
     cache.get("a40")
     assert "a40" in cache
+
+
+@pytest.fixture
+def memory() -> AdapterMemory:
+    return AdapterMemory(100)
+
+
+@pytest.fixture
+def sharing(disk: Disk, memory: AdapterMemory) -> HostCache:
+    """Has two adapters. A slot holds the older one's tensors, so that dropping it frees nothing."""
+    cache = HostCache(disk, max_bytes=1000, memory=memory)
+    for digest in ("a40", "b40"):
+        cache.get(digest)
+    assert memory.take("a40", AdapterBytes(weights=40)) and memory.total == 80
+    return cache
+
+
+def test_a_slot_takes_nothing_from_the_cache_that_frees_nothing(
+    sharing: HostCache, memory: AdapterMemory
+) -> None:
+    assert memory.take("c50", AdapterBytes(weights=50))
+    assert held(sharing, "a40", "b40") == {"a40"}
+    assert sharing.stats().evictions == 1 and memory.total == 90
+
+
+def test_an_entry_replaces_nothing_in_the_cache_that_frees_nothing(
+    sharing: HostCache, memory: AdapterMemory
+) -> None:
+    sharing.get("c50")
+    assert held(sharing, "a40", "b40", "c50") == {"a40", "c50"}
+    assert sharing.stats().evictions == 1 and memory.total == 90
