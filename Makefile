@@ -7,6 +7,7 @@
 #   make fmt                         sorts imports, formats, mends what ruff can
 #   make docs                        writes the parts of README.md and docs/ that come from the code
 #   make picture                     writes README's picture of the page, from a server on :8000
+#   make recording                   writes README's recording of a terminal, from a server on :8000 with only the samples
 #   make clients                     every client there is a test for, from PyPI and npm, against a live server, and
 #                                    the table of clients/README.md; ARGS names groups of them
 #   make crash                       kills a server 200 times, and two servers and what they share, while clients change
@@ -44,7 +45,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 COMPILED := server/build_compiled.py $(wildcard server/lorry/model/compiled/*.[ch]) server/lorry/model/compiled/recipe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint fmt docs picture pytest clients clients-quick crash storm bench install install-dev clean
+.PHONY: help serve test lint fmt docs picture recording pytest clients clients-quick crash storm bench install install-dev clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -98,6 +99,9 @@ docs: $(DEV_STAMP)
 
 picture: $(DEV_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m support.picture http://localhost:8000
+
+recording: $(DEV_STAMP)
+	@PYTHONPATH=tests $(BIN)/python -m support.recording http://localhost:8000
 
 fmt: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from typer.main import get_command
 
 from lorry.cli import build_app
 from lorry.settings import options
-from support import readme
+from support import readme, recording
 
 ROOT = readme.ROOT
 PAGES = [
@@ -69,8 +71,55 @@ def test_every_command_is_in_the_docs() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_docs_exist(page: str) -> None:
+    exist(shell_lines((ROOT / page).read_text()))
+
+
+def test_the_recording_is_of_commands_that_exist() -> None:
+    turns = list(shown_turns())
+    assert [command for command, _ in turns] == list(recording.SCENE), "run: make recording"
+    assert all(lines for _, lines in turns)
+    exist(recording.SCENE)
+    exist(recording.AFTERWARDS)
+    samples = json.loads((ROOT / "adapters/samples/samples.json").read_text())["samples"]
+    listed = {line.split()[0] for line in turns[0][1][2:]}
+    assert listed == {sample["name"] for sample in samples}, "run: make recording"
+
+
+def test_the_recording_is_drawn_as_the_script_draws() -> None:
+    turns = [(command, "\n".join(lines)) for command, lines in shown_turns()]
+    assert recording.drawn(turns) == recording.FILE.read_text(), "run: make recording"
+
+
+def test_the_recording_is_a_picture_and_nothing_else() -> None:
+    text = recording.FILE.read_text()
+    assert len(text) < 150_000
+    kinds = {element.tag.rpartition("}")[2] for element in ET.fromstring(text).iter()}
+    assert kinds == {"svg", "title", "style", "rect", "text"}
+    without_namespace = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"://|\bon\w+=|href|@import|url\(|javascript:", without_namespace)
+    assert "prefers-reduced-motion: reduce" in text
+
+
+def shown_turns() -> Iterator[tuple[str, list[str]]]:
+    """The commands that the recording shows, and the lines that each wrote."""
+    turn: tuple[str, list[str]] | None = None
+    for element in ET.parse(recording.FILE).getroot().iter("{http://www.w3.org/2000/svg}text"):
+        line = element.text or ""
+        if element.get("class") == "typed":
+            if turn:
+                yield turn
+            turn = (line.removeprefix("$ "), [])
+        else:
+            assert turn is not None, line
+            turn[1].append(line)
+    if turn:
+        yield turn
+
+
+def exist(lines: Iterable[str]) -> None:
+    """Every `lorry` command among the lines, and every flag of it, is one."""
     known = commands()
-    for line in shell_lines((ROOT / page).read_text()):
+    for line in lines:
         line = line.removeprefix("$ ")
         if not line.startswith("lorry "):
             continue
