@@ -60,6 +60,25 @@ def test_the_table_tells_of_each(server: Server, tab: Tabs, named: Callable[...,
     assert one.barriers() == []
 
 
+def rows_touched(server: Server, shown: Page, name: str) -> list[str]:
+    """The rows in which anything changes on the page when another client changes one adapter."""
+    shown.evaluate(
+        """() => {
+          window.touched = new Set();
+          const near = ({ target }) => (target.closest ? target : target.parentElement);
+          const rowOf = (change) => near(change).closest("tr");
+          const name = (row) => row?.querySelector("th a")?.textContent ?? "the table";
+          const note = (changes) => changes.forEach((one) => touched.add(name(rowOf(one))));
+          const all = { childList: true, characterData: true, attributes: true, subtree: true };
+          new MutationObserver(note).observe(document.querySelector(".adapters tbody"), all);
+        }"""
+    )
+    server.client.patch(f"/adapters/{name}", json={"scale": 0.625}).raise_for_status()
+    row = shown.get_by_role("row").filter(has=shown.get_by_role("link", name=name, exact=True))
+    expect(row).to_contain_text("0.625")
+    return shown.evaluate("[...touched]")  # type: ignore[no-any-return]
+
+
 def test_two_hundred_are_searched_and_sorted(
     started: Started, archives: Archives, tab: Tabs
 ) -> None:
@@ -72,6 +91,11 @@ def test_two_hundred_are_searched_and_sorted(
         shown = one.open("#/adapters")
         expect(shown.get_by_text(f"{MANY} adapters")).to_be_visible()
         assert len(names(shown)) == MANY
+        expect(shown.get_by_role("columnheader", name="Requests")).to_be_visible()
+        table = shown.locator("table.adapters")
+        elements = table.evaluate("(one) => one.getElementsByTagName('*').length")
+        assert elements <= 25 * MANY
+        assert rows_touched(server, shown, "team-050") == ["team-050"]
         search = shown.get_by_label("Search adapters")
         search.fill("team-17")
         expect(shown.get_by_text(f"10 of {MANY}")).to_be_visible()

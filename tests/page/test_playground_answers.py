@@ -148,6 +148,13 @@ def test_twenty_thousand_tokens_are_only_ever_appended(
           const count = (changes) => changes.forEach((one) => (taken += one.removedNodes.length));
           const all = { childList: true, subtree: true };
           new MutationObserver(count).observe(document.querySelector(".columns"), all);
+          Object.assign(window, { drawn: 0, frames: 0 });
+          const written = (changes) =>
+            (drawn += changes.some((one) => one.target.parentElement?.closest(".writing")));
+          const letters = { ...all, characterData: true };
+          new MutationObserver(written).observe(document.querySelector(".columns"), letters);
+          const frame = () => requestAnimationFrame(frame, (frames += 1));
+          frame();
         }"""
     )
     run(page)
@@ -156,6 +163,10 @@ def test_twenty_thousand_tokens_are_only_ever_appended(
     assert ended(page, 1) == "".join(words)
     blocks = answer(page, 1).locator(".block")
     assert blocks.count() > 20
+    # One element a token at most, and drawn by frames: not once for each of the 20,000 events.
+    elements = answer(page, 1).evaluate("(one) => one.getElementsByTagName('*').length")
+    assert elements == blocks.count() + (20_000 if tokens else 0)
+    assert page.evaluate("drawn <= 2 * frames + 5"), page.evaluate("[drawn, frames]")
     # A few parts of the page come and go as the answer begins and ends; what was written stays.
     assert page.evaluate("taken") < 20
     if tokens:

@@ -148,6 +148,7 @@ function Head({ column, order }) {
   `;
 }
 
+// `null`, not "", where there is nothing: Preact writes an empty text anew whenever it looks at it.
 function Row({ record, moved }) {
   const { run, busy, error } = useAction();
   const toggle = async (enabled, field) => {
@@ -159,7 +160,7 @@ function Row({ record, moved }) {
       <th scope="row" class="name">
         <a href=${address("adapters", [record.name])}>${record.name}</a>
         ${aliases.map((alias) => html`<span class="alias" title="An alias of it">${alias}</span>`)}
-        ${record.description && html`<span class="description">${record.description}</span>`}
+        ${record.description ? html`<span class="description">${record.description}</span>` : null}
         <${Refusal} error=${error} />
       </th>
       <td data-title="State">
