@@ -79,7 +79,12 @@ def _advised(record: logging.LogRecord) -> bool:
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
     """Return the fields from `extra`, and the request's id."""
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    # Libraries put fields of their own into every record of the process, as Ray does.
+    return {
+        key: value
+        for key, value in vars(record).items()
+        if key not in _STANDARD and not key.startswith("_")
+    }
 
 
 def news(format: str) -> Callable[[str], None]:

@@ -112,9 +112,14 @@ def test_metrics_count_what_was_done(live: Live) -> None:
     assert not any("nobody" in key for key in after)
 
 
-def test_metrics_of_the_engine(live: Live) -> None:
-    live.generate(PROMPT, adapter=["pirate", "legal"])
-    now = values(live)
+def test_metrics_of_the_engine(
+    settings_for: Callable[..., Settings], archives: Callable[[int], Path], tmp_path: Path
+) -> None:
+    with serve(settings_for(tmp_path)) as own:
+        for seed, name in ((1, "pirate"), (2, "legal")):
+            assert own.upload(name, archives(seed)).status_code == 201
+        own.generate(PROMPT, adapter=["pirate", "legal"])
+        now = values(own)
     engine = "[('engine', '0'), ('model_name', 'tiny')]"
     for name, value in {
         f"vllm:num_requests_running{engine}": 0,

@@ -22,7 +22,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from lorry_adapters.errors import AdapterError, InvalidAdapter, StoreUnavailable
+from lorry_adapters.errors import (
+    AdapterError,
+    InvalidAdapter,
+    Problem,
+    Remedy,
+    StoreUnavailable,
+)
 from lorry_adapters.registry.blobs import DIGEST, Blobs, Users, size_of, storage_full_named
 from lorry_adapters.registry.object_store import ObjectStore
 from lorry_adapters.registry.store_counts import Operation, StoreCount
@@ -184,11 +190,8 @@ class CachedBlobs(Blobs):
         """Put contents into the store that were stored without it."""
         stored = self.in_store().keys()
         if lost := stored - set(owned):
-            _log.info(
-                "contents in the store that no adapter has: %d; `lorry adapters recover --list` "
-                "lists them",
-                len(lost),
-            )
+            text = f"contents in the store that no adapter has: {len(lost)}"
+            _log.info("%s", Problem(text, Remedy.ADOPT, count=len(lost)))
         missing = (self.digests() & set(owned)) - stored
         for digest in sorted(missing):
             with self._only(digest):

@@ -159,10 +159,11 @@ class Storage:
 
     def unclaimed_in_store(self, users: Users) -> tuple[UnclaimedContent, ...]:
         """Return the contents that are only in the store and that nothing here knows. Raises
-        StoreUnavailable."""
+        StoreUnavailable, HomeUnusable."""
         # In this order: what gets an adapter meanwhile is known then.
         found = self.blobs.in_store()
-        known = users.digests() | self.blobs.digests()
+        with self.writing():
+            known = users.digests() | self.blobs.digests()
         return tuple(
             UnclaimedContent(digest, found[digest], None, None)
             for digest in sorted(found.keys() - known)
