@@ -8,7 +8,6 @@ instructions), the adapter's own weights in float32; they are rounded once, when
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -24,12 +23,12 @@ from peft import (
     PeftConfig,
     PromptTuningConfig,
     get_peft_model,
-    get_peft_model_state_dict,
 )
 from plans import KINDS, PLANS, Plan, of_kind
 from prompts import FORMS, Encoded, Example, encode, read_examples
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lorry.training.adapter_model import save_adapter
 
 SAMPLES = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
@@ -145,26 +144,6 @@ def train(plan: Plan, base: Path) -> Any:
     return model
 
 
-def save(model: Any, plan: Plan, folder: Path) -> None:
-    """Write the two files of a PEFT adapter, with nothing of this machine in them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = getattr(torch, plan.dtype)
-    tensors = {
-        key: tensor.detach().to(dtype).contiguous()
-        for key, tensor in sorted(get_peft_model_state_dict(model).items())
-    }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = ALIAS
-    config["inference_mode"] = True
-    # PEFT keeps a set here, whose order changes from one process to the next.
-    for key in ("target_modules", "feedforward_modules"):
-        if key in config and not isinstance(config[key], str):
-            config[key] = sorted(config[key])
-    text = json.dumps(config, indent=2, sort_keys=True, default=str)
-    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"any of {', '.join(PLANS)}; none means all")
@@ -182,7 +161,8 @@ def main() -> None:
     into = options.into or (SAMPLES if options.kind == "lora" else SAMPLES / "kinds")
     for name in options.names or PLANS:
         plan = of_kind(PLANS[name], options.kind)
-        save(train(plan, base), plan, into / plan.name)
+        dtype = getattr(torch, plan.dtype)
+        save_adapter(train(plan, base), ALIAS, into / plan.name, dtype)
 
 
 if __name__ == "__main__":

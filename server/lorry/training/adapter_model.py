@@ -48,10 +48,11 @@ def with_adapter(model: Any, recipe: TrainingRecipe) -> Any:
         raise TrainingError(f"--targets {','.join(recipe.targets)}: {error}") from None
 
 
-def save_adapter(model: Any, base: str, folder: Path) -> None:
+def save_adapter(model: Any, base: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the two files of a PEFT adapter, with nothing of this machine in them."""
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        key: tensor.detach().to(torch.float32).contiguous()
+        key: tensor.detach().to(dtype).contiguous()
         for key, tensor in sorted(get_peft_model_state_dict(model).items())
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
