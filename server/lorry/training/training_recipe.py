@@ -71,7 +71,7 @@ class TrainingRecipe:
     """Parts in which a step's sequences are computed, so that less memory is needed."""
     max_length: int = 2048
     checkpointing: bool = False
-    """Recomputes activations instead of keeping them: less memory, a third more time."""
+    """Recomputes activations instead of keeping them: less memory, more time."""
     patience: int | None = None
     """Validations without a gain before the run stops."""
     seed: int = 0
